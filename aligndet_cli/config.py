@@ -1,0 +1,228 @@
+"""Stage configs: strict pydantic models, filled from TOML < `--set a.b=v` < flags, with errors a person can read."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aligndet_cli.errors import ConfigError
+
+STAGES = ("proposals", "cluster", "pretrain-box", "finetune", "evaluate")
+
+
+class Frozen(BaseModel):
+    """A group of settings: unknown keys are errors and values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class DataConfig(Frozen):
+    """Where the images and labels are.
+
+    `split` None is the stage's own choice: the training split, or the validation split for `evaluate`.
+    `root` and the explicit paths are not part of the config hash: the data itself is hashed as an input.
+    """
+
+    root: Path | None = None
+    format: Literal["auto", "coco", "voc", "yolo", "folder"] = "auto"
+    split: str | None = None
+    annotations: Path | None = None
+    images: Path | None = None
+    limit: int | None = Field(None, ge=1)
+
+
+class RuntimeConfig(Frozen):
+    """How and where to run. Nothing here but `precision` and `deterministic` may change the result."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: str = "auto"
+    num_nodes: int = Field(1, ge=1)
+    num_workers: int | Literal["auto"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
+    deterministic: bool = False
+
+
+class StageConfig(Frozen):
+    """Base of the five stages' configs."""
+
+    # Dotted paths that say where to find or run things, not what is computed: kept out of the hash.
+    UNHASHED: ClassVar[frozenset[str]] = frozenset(
+        {
+            "name",
+            "data.root",
+            "data.format",
+            "data.annotations",
+            "data.images",
+            "runtime.accelerator",
+            "runtime.devices",
+            "runtime.num_nodes",
+            "runtime.num_workers",
+            "runtime.compile",
+        }
+    )
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved config as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def hashed_settings(self) -> dict[str, Any]:
+        """Flat `{dotted.path: value}` of every setting that decides the result."""
+        return {key: value for key, value in flatten(self.to_json()) if key not in self.UNHASHED}
+
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where settings come from, weakest first; `flags` is `{dotted.path: (flag name, value)}`."""
+
+    file: Path | None = None
+    assignments: tuple[str, ...] = ()
+    flags: Mapping[str, tuple[str, Any]] | None = None
+
+
+def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tuple[ConfigT, dict[str, str]]:
+    """Validated config of one stage and `{dotted.path: where it was set}` for all but the defaults.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (with the nearest known one), or a value that does not fit;
+            one line per field.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for path, value, origin in _settings(stage, sources):
+        _assign(values, path, value)
+        origins[path] = origin
+    try:
+        return config_class.model_validate(values), origins
+    except ValidationError as error:
+        raise ConfigError(_readable(error, config_class, origins)) from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(dotted.path, leaf)` of nested mappings in order; an empty mapping is a leaf."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def hash_json(value: Any) -> str:
+    """Hex digest of any JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """`"; did you mean 'x'?"` when a known word is near, else the list of known words."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def _settings(stage: str, sources: Sources) -> Iterator[tuple[str, Any, str]]:
+    if sources.file is not None:
+        for path, value in flatten(_read_toml(sources.file, stage)):
+            yield path, value, str(sources.file)
+    for assignment in sources.assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path.strip():
+            raise ConfigError(f"--set {assignment}: write it as --set some.key=value")
+        yield path.strip(), _parse_value(text.strip()), "--set"
+    for path, (flag, value) in (sources.flags or {}).items():
+        yield path, value, flag
+
+
+def _read_toml(file: Path, stage: str) -> dict[str, Any]:
+    """Settings of `stage` from a TOML file: its table `[stage]`, or the whole file if it has no such tables."""
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--config {file}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file}: not valid TOML: {error}") from None
+    if not any(key in STAGES for key in content):
+        return content
+    for key in content:
+        if key not in STAGES:
+            raise ConfigError(f"{file}: '{key}' is not a stage{did_you_mean(key, list(STAGES))}")
+    table = content.get(stage, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{file}: '{stage}' must be a table: write [{stage}]")
+    return table
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value; anything that is not one is taken as a string, so that quotes are not needed."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    node = values
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{path}: '{parent}' was already set to a plain value")
+        node = child
+    node[leaf] = value
+
+
+def _readable(error: ValidationError, config_class: type[BaseModel], origins: Mapping[str, str]) -> str:
+    lines = [_readable_line(item, config_class, origins) for item in error.errors()]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _readable_line(item: Any, config_class: type[BaseModel], origins: Mapping[str, str]) -> str:
+    # A discriminated union adds its tag to the location: keep only what the user can write.
+    location = [str(part) for part in item["loc"]]
+    known = _fields_at(config_class, location[:-1]) if location else {}
+    path = ".".join(part for part in location if not _is_union_tag(part, location))
+    origin = next((origins[key] for key in (path, *origins) if key == path and key in origins), None)
+    where = f" (from {origin})" if origin else ""
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown key{where}{did_you_mean(location[-1], list(known))}"
+    if item["type"] == "literal_error":
+        choices = [choice.strip(" '") for choice in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        return f"{path}: {item['input']!r} is not a choice{where}{did_you_mean(str(item['input']), choices)}"
+    if item["type"] == "union_tag_invalid":
+        choices = [choice.strip(" '") for choice in item["ctx"]["expected_tags"].split(",")]
+        tag, key = item["ctx"]["tag"], item["ctx"]["discriminator"].strip("'")
+        return f"{path}.{key}: '{tag}' is not a choice{where}{did_you_mean(tag, choices)}"
+    return f"{path or config_class.__name__}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}{where}"
+
+
+def _is_union_tag(part: str, location: list[str]) -> bool:
+    return location[0] == "detector" and len(location) > 1 and part == location[1] and len(location) > 2
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> dict[str, Any]:
+    """Fields of the settings group found by walking `location` from `model`; union members are merged."""
+    groups = [model]
+    for part in location:
+        named = [group.model_fields[part].annotation for group in groups if part in group.model_fields]
+        if named:
+            groups = [member for annotation in named for member in _model_members(annotation)]
+    return {name: field for group in groups for name, field in group.model_fields.items()}
+
+
+def _model_members(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    is_container = get_origin(annotation) is not None or isinstance(annotation, Union)  # type: ignore[arg-type]
+    return [model for arg in get_args(annotation) for model in _model_members(arg)] if is_container else []

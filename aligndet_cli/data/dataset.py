@@ -1,0 +1,108 @@
+"""One split of a data set behind one record, whatever its format on disk. Free of torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of the data set: the id used in its own files, and its name."""
+
+    category_id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image and its labels. N = boxes.
+
+    Attributes:
+        image_id: id in the data set's own files (COCO), else the position in the sorted list of all images.
+        path: the image file.
+        file_name: the path relative to the image folder, with `/`.
+        size_hw: height and width in pixels after EXIF rotation; None where the format does not say.
+        boxes: (N, 4) float32, xyxy, absolute pixels, inside the image where its size is known.
+        class_ids: (N,) int64, 0..K-1, the position in `ImageSet.categories`.
+        areas: (N,) float32 square pixels; COCO's own `area`, else that of the box.
+        is_crowd: (N,) bool; COCO `iscrowd`, VOC `difficult`: not trained on, ignored in evaluation.
+        segmentations: COCO polygons or RLE per box, `[]` where missing; empty list when not asked for.
+    """
+
+    image_id: int
+    path: Path
+    file_name: str
+    size_hw: tuple[int, int] | None
+    boxes: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+    areas: NDArray[np.float32]
+    is_crowd: NDArray[np.bool_]
+    segmentations: list[Any]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split of a data set, held in flat arrays so that 118k images cost one allocation each, not millions.
+
+    Attributes:
+        format: `coco`, `voc`, `yolo` or `folder`.
+        root: what the user named.
+        split: name of the split as found, e.g. `train2017`.
+        images_dir: folder that `file_names` are relative to.
+        file_names: per image, relative to `images_dir`, in file order (the order of the COCO json, else sorted).
+        image_ids: (B,) int64.
+        sizes_hw: (B, 2) int32; 0 where the format does not say.
+        offsets: (B + 1,) int64; boxes of image i are rows offsets[i]:offsets[i + 1].
+        boxes, class_ids, areas, is_crowd: all boxes, see `ImageRecord`.
+        segmentations: one entry per box, or empty when masks were not asked for.
+        categories: the classes; position = class id. Empty when there are no labels (`has_labels` False).
+        fingerprint: hash of the label files and of the image list; the same data anywhere gives the same one.
+        problems: counts by kind of what was corrected or left out while reading, e.g. `{"degenerate boxes": 2}`.
+        annotations: the COCO json, when that is what the labels came from.
+    """
+
+    format: str
+    root: Path
+    split: str
+    images_dir: Path
+    file_names: list[str]
+    image_ids: NDArray[np.int64]
+    sizes_hw: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+    areas: NDArray[np.float32]
+    is_crowd: NDArray[np.bool_]
+    segmentations: list[Any]
+    categories: tuple[Category, ...]
+    fingerprint: str
+    problems: dict[str, int]
+    annotations: Path | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.file_names)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether boxes with classes were found for this split."""
+        return bool(self.categories)
+
+    def record(self, index: int) -> ImageRecord:
+        """The image at a position, with views (no copies) of its boxes."""
+        rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        height, width = (int(value) for value in self.sizes_hw[index])
+        return ImageRecord(
+            image_id=int(self.image_ids[index]),
+            path=self.images_dir / self.file_names[index],
+            file_name=self.file_names[index],
+            size_hw=(height, width) if height else None,
+            boxes=self.boxes[rows],
+            class_ids=self.class_ids[rows],
+            areas=self.areas[rows],
+            is_crowd=self.is_crowd[rows],
+            segmentations=self.segmentations[rows] if self.segmentations else [],
+        )

@@ -1,0 +1,127 @@
+"""What the stages and the detectors say to each other.
+
+Letters in shape comments: B images, N boxes, S candidates, C channels, D embedding, H W pixels or cells,
+K classes, L levels, A anchors, Q queries.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+PAD_DIVISOR = 32
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Normalised images of different sizes in one tensor.
+
+    Attributes:
+        pixels: (B, 3, H, W), ImageNet-normalised RGB, zero-padded at the bottom and right.
+        sizes_hw: per image, the content's height and width in pixels, without padding.
+    """
+
+    pixels: Tensor
+    sizes_hw: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the backbone makes of an `ImageBatch`.
+
+    Attributes:
+        maps: `{"c2": (B, C2, H/4, W/4), ..., "c5": (B, C5, H/32, W/32)}`, the levels the backbone was asked for.
+        sizes_hw: as in `ImageBatch`.
+        batch_hw: height and width of the padded batch in pixels.
+    """
+
+    maps: dict[str, Tensor]
+    sizes_hw: tuple[tuple[int, int], ...]
+    batch_hw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class BoxTargets:
+    """Boxes of one image that a detector is trained on, in the pixels of the current view.
+
+    Attributes:
+        boxes: (N, 4) xyxy.
+        class_ids: (N,) int64, 0..K-1; all 0 ("object") in the pretext, or the cluster id for DETR.
+        instance_ids: (N,) int64, which proposal this is, unique in the batch; only the pretext has them.
+        masks: (N, H, W) bool, when the detector trains on masks.
+    """
+
+    boxes: Tensor
+    class_ids: Tensor
+    instance_ids: Tensor | None = None
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first, in the pixels of the batch image (not padded, not rescaled).
+
+    Attributes:
+        boxes: (N, 4) xyxy, clipped to the image.
+        scores: (N,) in 0..1.
+        class_ids: (N,) int64, 0..K-1.
+        masks: (N, H, W) bool, for detectors that predict them.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    class_ids: Tensor
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BoxCandidates:
+    """What one view of a batch offers the pretext. S = anchors, points, RoIs or queries that were sampled.
+
+    Attributes:
+        features: (S, C) classification-branch features, before the class predictor.
+        slots: (S,) int64, which of the predictor's outputs at that place this is (RetinaNet: anchor 0..8 at a
+            location; others: 0).
+        instance_ids: (S,) int64, id of the matched proposal, unique in the batch; -1 = background.
+        losses: scalar box losses of this view by name; empty when not asked for.
+    """
+
+    features: Tensor
+    slots: Tensor
+    instance_ids: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Detector(Protocol):
+    """A detector family. An `nn.Module` with these members; nothing else is asked of it.
+
+    Attributes:
+        backbone: the body only, frozen by the pretext. The FPN belongs to `neck` and is trained.
+        class_predictor: last classification layer; restarted by finetune, not trained by the pretext.
+        feature_dim: C of `BoxCandidates.features`.
+        num_slots: how many different slots `BoxCandidates.slots` can name.
+    """
+
+    backbone: nn.Module
+    class_predictor: nn.Module
+    feature_dim: int
+    num_slots: int
+
+    def extract(self, images: ImageBatch) -> Features:
+        """Backbone features of a batch."""
+        ...
+
+    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        """Fine-tuning losses by name, already weighted. Images without boxes are negatives."""
+        ...
+
+    def detect(self, images: ImageBatch) -> list[Detections]:
+        """Detections of each image."""
+        ...
+
+    def box_candidates(
+        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    ) -> BoxCandidates:
+        """Sampled candidates of a view with the instance each was assigned, and the box losses if asked for."""
+        ...

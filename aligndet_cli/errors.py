@@ -1,0 +1,52 @@
+"""What can go wrong for a user, one class per exit code.
+
+An `AlignDetError` is something the user can fix: its message is one line that names the place and the next
+action. Anything else that is raised is a bug of ours and shows its traceback.
+"""
+
+
+class AlignDetError(Exception):
+    """Base of all errors shown to users as one line."""
+
+    exit_code = 1
+
+
+class RunError(AlignDetError):
+    """The run itself failed: out of memory, diverged, disk full."""
+
+    exit_code = 1
+
+
+class ConfigError(AlignDetError):
+    """Wrong usage or configuration, including refusing to overwrite a finished artifact."""
+
+    exit_code = 2
+
+
+class DataError(AlignDetError):
+    """Something is wrong with the user's images or labels."""
+
+    exit_code = 3
+
+
+class WeightsError(AlignDetError):
+    """A weights file cannot be read or does not fit the model."""
+
+    exit_code = 4
+
+
+class GateError(AlignDetError):
+    """A gate the user asked for was not passed (`--fail-under`, `doctor --strict`)."""
+
+    exit_code = 6
+
+
+class Preempted(AlignDetError):
+    """SIGTERM or SIGUSR1 arrived; everything is saved and the same command continues."""
+
+    exit_code = 75
+
+
+ERROR_BY_EXIT_CODE: dict[int, type[AlignDetError]] = {
+    cls.exit_code: cls for cls in (RunError, ConfigError, DataError, WeightsError, GateError, Preempted)
+}

@@ -1,0 +1,1 @@
+"""Boxes -> pre-trained neck and head."""

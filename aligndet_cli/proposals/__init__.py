@@ -1,0 +1,1 @@
+"""Unlabelled images -> boxes."""

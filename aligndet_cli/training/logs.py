@@ -1,0 +1,137 @@
+"""What people see while something runs: a bar on a terminal, one plain line every few seconds elsewhere."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Literal, Self, TextIO, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+ProgressMode = Literal["auto", "bar", "plain", "none"]
+Item = TypeVar("Item")
+
+logger = logging.getLogger("aligndet")
+
+
+def setup_logging(verbosity: int) -> None:
+    """Send the package's log to stderr: -1 warnings only, 0 information, 1 debugging."""
+    level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainFormatter())
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return prefix + record.getMessage()
+
+
+def resolve_progress_mode(mode: ProgressMode, stream: TextIO) -> ProgressMode:
+    """`auto` becomes `bar` on a real terminal and `plain` in CI, files, pipes and dumb terminals."""
+    if mode != "auto":
+        return mode
+    is_interactive = stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
+    return "bar" if is_interactive else "plain"
+
+
+class Progress:
+    """Shows how far a loop is, its speed, the time left, and any fields of the moment.
+
+    Args:
+        title: what is being done, e.g. `proposals`.
+        total: number of units in all.
+        unit: what is counted, e.g. `images`, `steps`.
+        start: units already done by an earlier, interrupted run; not counted in the speed.
+        mode: see `resolve_progress_mode`; `none` shows nothing (also for ranks other than the main one).
+        interval_s: seconds between plain lines.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        unit: str = "images",
+        *,
+        start: int = 0,
+        mode: ProgressMode = "auto",
+        interval_s: float = 5.0,
+    ) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done, self.start = start, start
+        self.mode = resolve_progress_mode(mode, sys.stderr)
+        self.interval_s = interval_s
+        self._bar: RichProgress | None = None
+        self._fields = ""
+
+    def __enter__(self) -> Self:
+        self._began = self._last_line = time.monotonic()
+        if self.mode == "bar":
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=False)
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, text="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, text=self._text())
+            self._bar.stop()
+        elif self.mode == "plain" and kind is None:
+            self._line()
+
+    def advance(self, count: int = 1, **fields: float | str) -> None:
+        """Count `count` more units as done; `fields` are shown beside them (numbers with four digits)."""
+        self.done += count
+        if fields:
+            self._fields = "  ".join(f"{key} {_short(value)}" for key, value in fields.items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, text=self._text())
+        elif self.mode == "plain" and time.monotonic() - self._last_line >= self.interval_s:
+            self._line()
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield `items`, counting one unit after each."""
+        for item in items:
+            yield item
+            self.advance()
+
+    @property
+    def rate(self) -> float:
+        """Units per second since this run began."""
+        return (self.done - self.start) / max(time.monotonic() - self._began, 1e-9)
+
+    def _text(self) -> str:
+        return f"{self.rate:.3g} {self.unit}/s  {self._fields}"
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
+        eta = f"  eta {_clock(left)}" if self.done < self.total and self.rate > 0 else ""
+        print(f"{self.title}: {self.done}/{self.total} {self.unit}{eta}  {self._text()}".rstrip(), file=sys.stderr)
+        sys.stderr.flush()
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,310 @@
+"""The folder in which stages meet: finished artifacts with manifests, and partial ones that can be resumed."""
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from aligndet_cli.config import STAGES, StageConfig, flatten, hash_json
+from aligndet_cli.errors import ConfigError, RunError
+
+FORMAT_VERSION = 1
+_PACKAGES = ("aligndet", "torch", "torchvision", "numpy", "opencv-contrib-python", "scikit-learn", "pycocotools")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: a folder and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the run, e.g. `retinanet-resnet18`."""
+        return self.folder.name
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of what the stage produced; later stages record it as their input."""
+        return str(self.manifest["content_hash"])
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Summary of the result, as printed by `--json`."""
+        return dict(self.manifest["result"])
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config of the run."""
+        return dict(read_json(self.folder / "config.json"))
+
+
+@dataclass(frozen=True)
+class Output:
+    """The place a stage writes to, and what `prepare` decided about it. Picklable, so workers can hold it.
+
+    Attributes:
+        action: `start` (nothing there), `resume` (an interrupted run is there) or `complete` (nothing to do).
+        folder: the artifact, which exists only once the stage has finished.
+        partial: where the stage works until then.
+        header: manifest fields known before the run.
+    """
+
+    action: Literal["start", "resume", "complete"]
+    folder: Path
+    partial: Path
+    header: dict[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the partial folder for this process; the lock ends with the process, however it dies.
+
+        Raises:
+            RunError: another process is writing this artifact.
+        """
+        self.partial.mkdir(parents=True, exist_ok=True)
+        with (self.partial / "lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise RunError(
+                    f"{self.folder}: another aligndet process ({owner}) is writing it; "
+                    "wait for it, or choose another --workspace or --name"
+                ) from None
+            handle.truncate(0)
+            handle.write(f"pid {os.getpid()} on {platform.node()}")
+            handle.flush()
+            yield
+
+    def begin(self, config: StageConfig) -> None:
+        """Clear away what may not be resumed and write what a later resume checks against, before the work."""
+        if self.action == "start":
+            for leftover in self.partial.iterdir():
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                elif leftover.name != "lock":
+                    leftover.unlink()
+        write_json(self.partial / "config.json", config.to_json())
+        write_json(self.partial / "manifest.json", self.header)
+
+    def complete(self, result: Mapping[str, Any], content: Sequence[str]) -> Artifact:
+        """Turn the partial folder into the artifact.
+
+        Args:
+            result: JSON summary of the outcome.
+            content: names of the files that later stages read; their bytes make the content hash.
+        """
+        manifest = {
+            **self.header,
+            "content_hash": hash_files([self.partial / name for name in content]),
+            "finished": now(),
+            "result": dict(result),
+        }
+        write_json(self.partial / "manifest.json", manifest)
+        (self.partial / "lock").unlink(missing_ok=True)
+        shutil.rmtree(self.partial / "resume", ignore_errors=True)
+        if self.folder.exists():  # --force: the old artifact stays until the new one is ready
+            retired = self.folder.with_name(f".{self.folder.name}.old")
+            shutil.rmtree(retired, ignore_errors=True)
+            self.folder.rename(retired)
+            self.partial.rename(self.folder)
+            shutil.rmtree(retired)
+        else:
+            self.partial.rename(self.folder)
+        return Artifact(self.folder, manifest)
+
+
+class Workspace:
+    """A folder of artifacts: `<stage>/<name>/`, and `workspace.json` with the remembered data."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def locate(cls, folder: Path | None) -> "Workspace":
+        """The workspace at `folder`, else `$ALIGNDET_WORKSPACE`, else `./workspace`."""
+        return cls(folder or Path(os.environ.get("ALIGNDET_WORKSPACE") or "workspace"))
+
+    def remember(self, key: str, value: Any) -> None:
+        """Store a value that later commands use as their default."""
+        content = self._read_state()
+        if content.get(key) == value:
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(self.root / "workspace.json", {**content, key: value})
+
+    def recall(self, key: str) -> Any:
+        """The remembered value, or None."""
+        return self._read_state().get(key)
+
+    def artifacts(self, stage: str) -> list[Artifact]:
+        """Finished artifacts of a stage, oldest first."""
+        found = [
+            Artifact(manifest.parent, dict(read_json(manifest)))
+            for manifest in self.root.glob(f"{stage}/*/manifest.json")
+            if not manifest.parent.name.startswith(".")
+        ]
+        return sorted(found, key=lambda artifact: (artifact.manifest.get("finished", ""), artifact.name))
+
+    def partials(self, stage: str) -> list[Path]:
+        """Folders of interrupted or running runs of a stage."""
+        return sorted(self.root.glob(f"{stage}/.*.partial"))
+
+    def find(self, stage: str, name: str | None = None) -> Artifact | None:
+        """The artifact of that name, or the newest of the stage; None when there is none."""
+        found = [artifact for artifact in self.artifacts(stage) if name is None or artifact.name == name]
+        return found[-1] if found else None
+
+    def require(self, stage: str, name: str | None = None) -> Artifact:
+        """Like `find`, but a missing artifact is an error that names the command to run.
+
+        Raises:
+            ConfigError: not found.
+        """
+        artifact = self.find(stage, name)
+        if artifact is not None:
+            return artifact
+        others = ", ".join(other.name for other in self.artifacts(stage))
+        if name is not None and others:
+            raise ConfigError(f"{self.root / stage / name}: not found; finished {stage} runs here: {others}")
+        place = self.root / stage / (name or "")
+        raise ConfigError(f"{place} not found: run `aligndet {stage}{' DATA' * (stage == STAGES[0])}` first")
+
+    def plan_output(
+        self,
+        stage: str,
+        name: str,
+        config: StageConfig,
+        inputs: Mapping[str, str],
+        *,
+        resume: bool = True,
+        force: bool = False,
+    ) -> Output:
+        """Decide between start, resume, already complete and refuse; nothing is written.
+
+        Args:
+            inputs: `{what: hash}` of everything the stage reads.
+            resume: continue an interrupted run; False throws its partial folder away.
+            force: redo a finished run (or restart an interrupted one) although it exists.
+
+        Raises:
+            ConfigError: a finished or interrupted run of this name had another config or other inputs; the
+                message lists the differences and the flag to use.
+        """
+        folder = self.root / stage / name
+        partial = folder.with_name(f".{name}.partial")
+        _finish_interrupted_swap(folder, partial)
+        settings = config.hashed_settings()
+        header = {
+            "stage": stage,
+            "name": name,
+            "format_version": FORMAT_VERSION,
+            "seed": config.seed,
+            "config_hash": hash_json(settings),
+            "settings": settings,
+            "inputs": dict(inputs),
+            "packages": _package_versions(),
+            "started": now(),
+        }
+        if (folder / "manifest.json").exists() and not force:
+            _refuse_if_changed(folder, header, "is complete", "--force to redo it, or --name for a second run")
+            return Output("complete", folder, partial)
+        if (partial / "manifest.json").exists() and resume and not force:
+            _refuse_if_changed(partial, header, "was interrupted", "--no-resume to start over")
+            return Output(
+                "resume", folder, partial, {**header, "started": read_json(partial / "manifest.json")["started"]}
+            )
+        return Output("start", folder, partial, header)
+
+    def _read_state(self) -> dict[str, Any]:
+        file = self.root / "workspace.json"
+        if not file.exists():
+            return {"format_version": FORMAT_VERSION}
+        content = dict(read_json(file))
+        if content.get("format_version") != FORMAT_VERSION:
+            raise ConfigError(
+                f"{file}: format version {content.get('format_version')}, this aligndet reads {FORMAT_VERSION}"
+            )
+        return content
+
+
+def read_json(file: Path) -> Any:
+    """Parsed content of a JSON file of ours.
+
+    Raises:
+        ConfigError: not readable as JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: damaged ({error}); delete its folder and run the stage again") from None
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON so that a crash leaves the old file or the new one, never half of one."""
+    write_bytes(file, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file atomically: temporary name, fsync, rename."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(file)
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """Hex digest over names and bytes of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(f"{file.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def now() -> str:
+    """UTC time in ISO form, to the microsecond, so that artifacts sort by age."""
+    return datetime.datetime.now(datetime.UTC).isoformat()
+
+
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One `key: old -> new` per difference of two flat mappings."""
+    keys = [*old, *(key for key in new if key not in old)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _refuse_if_changed(folder: Path, header: Mapping[str, Any], state: str, remedy: str) -> None:
+    old = read_json(folder / "manifest.json")
+    changes = describe_differences(dict(flatten(old["settings"])), dict(flatten(header["settings"])))
+    changes += [f"input {change}" for change in describe_differences(old["inputs"], header["inputs"])]
+    if changes:
+        final = folder.name.removeprefix(".").removesuffix(".partial")
+        raise ConfigError(f"{folder.parent / final} {state} with other settings: {'; '.join(changes)}. Use {remedy}")
+
+
+def _finish_interrupted_swap(folder: Path, partial: Path) -> None:
+    """A crash between the two renames of a forced redo leaves only `.old`: bring it back."""
+    retired = folder.with_name(f".{folder.name}.old")
+    if retired.exists() and not folder.exists():
+        retired.rename(folder)
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
