@@ -1,1 +1,1 @@
-"""Boxes -> pseudo classes."""
+"""Boxes -> pseudo classes: features of every proposal, PCA, k-means."""

@@ -101,12 +101,21 @@ class Detector(Protocol):
         class_predictor: last classification layer; restarted by finetune, not trained by the pretext.
         feature_dim: C of `BoxCandidates.features`.
         num_slots: how many different slots `BoxCandidates.slots` can name.
+        class_branch: modules that only the contrastive task trains in the pretext.
+        box_branch: modules that only the box losses train in the pretext.
     """
 
-    backbone: nn.Module
-    class_predictor: nn.Module
     feature_dim: int
     num_slots: int
+
+    @property
+    def backbone(self) -> nn.Module: ...  # noqa: D102  (described above)
+    @property
+    def class_predictor(self) -> nn.Module: ...  # noqa: D102
+    @property
+    def class_branch(self) -> Sequence[nn.Module]: ...  # noqa: D102
+    @property
+    def box_branch(self) -> Sequence[nn.Module]: ...  # noqa: D102
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""

@@ -1,8 +1,24 @@
 """One function on one process or many: spawned by torch's elastic launcher, or joined under torchrun and Slurm."""
 
+import contextlib
+import datetime
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
-from aligndet_cli.training.logs import ProgressMode
+from aligndet_cli.config import RuntimeConfig
+from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, RunError
+from aligndet_cli.training.logs import ProgressMode, setup_logging
+
+PlanT = TypeVar("PlanT")
+_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -23,3 +39,212 @@ class Process:
     def is_main(self) -> bool:
         """Whether this process writes files."""
         return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The processes a run will use, resolved from `RuntimeConfig`.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        per_node: processes on this machine.
+        visible: GPU numbers to use, when the user listed them.
+    """
+
+    kind: str = "cpu"
+    per_node: int = 1
+    num_nodes: int = 1
+    visible: tuple[int, ...] | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.per_node * self.num_nodes
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How much a run tells: passed to spawned processes, which start without the command's settings."""
+
+    progress: ProgressMode = "auto"
+    verbosity: int = 0
+
+
+def joined_world_size() -> int | None:
+    """Number of processes when this one was started by torchrun or Slurm as one of many, else None."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and int(os.environ.get(world, "1")) > 1:
+            return int(os.environ[world])
+    return None
+
+
+def resolve_devices(runtime: RuntimeConfig) -> Devices:
+    """What `--accelerator`, `--devices` and `--num-nodes` mean on this machine.
+
+    Raises:
+        ConfigError: GPUs asked for that are not there, or something that is neither a number nor a list.
+    """
+    import torch
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind = "cuda" if runtime.accelerator == "gpu" or (runtime.accelerator == "auto" and num_gpus) else "cpu"
+    if kind == "cuda" and not num_gpus:
+        raise ConfigError("--accelerator gpu: no GPU is visible to torch here; use --accelerator cpu")
+    visible = None
+    if runtime.devices == "auto":
+        per_node = max(num_gpus, 1) if kind == "cuda" else 1
+    else:
+        try:
+            numbers = [int(part) for part in runtime.devices.split(",")]
+        except ValueError:
+            raise ConfigError(f"--devices {runtime.devices}: write auto, a number, or a list like 0,1") from None
+        if "," in runtime.devices:
+            per_node, visible = len(numbers), tuple(numbers)
+        else:
+            per_node = numbers[0]
+    if per_node < 1 or (kind == "cuda" and max(visible or (per_node - 1,)) >= num_gpus):
+        raise ConfigError(f"--devices {runtime.devices}: this machine has {num_gpus} GPUs; 1 process at least")
+    joined = joined_world_size()
+    if joined is not None:
+        return Devices(kind, joined // runtime.num_nodes, runtime.num_nodes, visible)
+    if runtime.num_nodes > 1:
+        raise ConfigError("--num-nodes: start the command on every machine with torchrun or srun; it joins by itself")
+    return Devices(kind, per_node, 1, visible)
+
+
+def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
+    """Call `run(plan, process)` on every process of `devices` and return when all are done.
+
+    Raises:
+        AlignDetError: what the first failing process reported, in this process.
+    """
+    if joined_world_size() is not None:
+        run(plan, _joined_process(devices, shown))
+        return
+    if devices.visible is not None and devices.kind == "cuda":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices.visible))
+    if devices.world_size == 1:
+        device = "cuda:0" if devices.kind == "cuda" else "cpu"
+        run(plan, Process(device=device, progress=shown.progress))
+        return
+    _spawn(run, plan, devices, shown)
+
+
+@contextlib.contextmanager
+def one_for_all(devices_kind: str = "cpu") -> Iterator[Callable[[Callable[[], PlanT]], PlanT]]:
+    """Under torchrun or Slurm, let only rank 0 prepare and give every rank its plan or its error.
+
+    Yields a function that takes `prepare` and returns the plan. Without such a launcher it just calls it.
+    """
+    if joined_world_size() is None:
+        yield lambda prepare: prepare()
+        return
+    import torch.distributed as dist
+
+    _init_process_group(devices_kind)
+    try:
+        yield _prepare_on_main
+    finally:
+        dist.destroy_process_group()
+
+
+def _prepare_on_main(prepare: Callable[[], PlanT]) -> PlanT:
+    import torch.distributed as dist
+
+    message: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            message[0] = prepare()
+        except AlignDetError as error:
+            message[1] = (error.exit_code, str(error))
+    dist.broadcast_object_list(message, src=0)
+    if message[1] is not None:
+        code, text = message[1]
+        raise ERROR_BY_EXIT_CODE[code](text)
+    return message[0]
+
+
+def _joined_process(devices: Devices, shown: Shown) -> Process:
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    device = f"cuda:{local_rank}" if devices.kind == "cuda" else "cpu"
+    return Process(rank, dist.get_world_size(), device, shown.progress if rank == 0 else "none")
+
+
+def _init_process_group(kind: str) -> None:
+    """Join the group that the environment names: torchrun's variables, or Slurm's translated to them."""
+    import torch
+    import torch.distributed as dist
+
+    if "RANK" not in os.environ:
+        os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"])
+        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+        if "MASTER_ADDR" not in os.environ:
+            raise ConfigError("under Slurm, export MASTER_ADDR (first node) and MASTER_PORT before srun")
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=_COLLECTIVE_TIMEOUT)
+
+
+def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
+    import torch.distributed.elastic.multiprocessing.api as elastic_api
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Slurm's advance warning ends the agent the way SIGTERM does: workers get the signal, save and leave with 75.
+    previous = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="aligndet-") as reports:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=devices.per_node,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+        )
+        try:
+            elastic_launch(config, _worker)(run, plan, devices.kind, shown, Path(reports))
+        except (ChildFailedError, elastic_api.SignalException) as error:
+            raise _root_cause(Path(reports), error) from None
+        finally:
+            signal.signal(signal.SIGUSR1, previous)
+
+
+def _worker(run: Callable[[Any, Process], None], plan: Any, kind: str, shown: Shown, reports: Path) -> None:
+    """Body of a spawned process: join the group, run, and leave a report of what went wrong."""
+    import torch
+    import torch.distributed as dist
+
+    setup_logging(shown.verbosity)
+    world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    if kind == "cpu":
+        torch.set_num_threads(max((os.cpu_count() or 1) // world_size, 1))
+    try:
+        _init_process_group(kind)
+        device = f"cuda:{local_rank}" if kind == "cuda" else "cpu"
+        progress = shown.progress if dist.get_rank() == 0 else "none"
+        run(plan, Process(dist.get_rank(), world_size, device, progress))
+        dist.destroy_process_group()
+    except AlignDetError as error:
+        _report(reports, local_rank, error.exit_code, str(error))
+    except BaseException as error:
+        traceback.print_exc()
+        _report(reports, local_rank, 1, f"rank {local_rank}: {type(error).__name__}: {error}")
+
+
+def _report(reports: Path, rank: int, exit_code: int, message: str) -> None:
+    (reports / f"{rank}.json").write_text(json.dumps({"exit_code": exit_code, "message": message}))
+    sys.exit(exit_code)
+
+
+def _root_cause(reports: Path, error: BaseException) -> AlignDetError:
+    """The error of the process that failed first; the others only lost their partner."""
+    found = sorted(reports.glob("*.json"), key=lambda file: file.stat().st_mtime)
+    if found:
+        report = json.loads(found[0].read_text())
+        return ERROR_BY_EXIT_CODE.get(report["exit_code"], RunError)(report["message"])
+    failures = getattr(error, "failures", {})
+    codes = ", ".join(f"rank {rank} exit code {failure.exitcode}" for rank, failure in failures.items())
+    return RunError(f"a training process died ({codes or error}); exit code -9 usually means out of memory")

@@ -1,0 +1,174 @@
+"""Backbone features of every proposal: one row per box, written to disk batch by batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.loaders import evaluation_batches
+from aligndet_cli.detectors.interface import ImageBatch
+from aligndet_cli.errors import RunError
+from aligndet_cli.proposals.store import ProposalStore
+from aligndet_cli.training.launch import Process
+
+# A box is read at 14 x 14 points and averaged: the mean over a 7 x 7 RoIAlign with 2 x 2 points per bin, which is
+# the common RoI head, at a fiftieth of its memory.
+_POINTS_PER_SIDE = 14
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How to look at the images.
+
+    Attributes:
+        level: which backbone map, `c2`..`c5`.
+        short_side, long_side: images are resized so that the short side is `short_side`, unless the long side
+            would pass `long_side`.
+        autocast: reduced precision of the backbone, or None.
+        num_workers: processes that read images ahead; does not change the result.
+    """
+
+    level: str
+    short_side: int
+    long_side: int
+    autocast: torch.dtype | None = None
+    num_workers: int = 0
+
+
+@dataclass(frozen=True)
+class ProposalImages:
+    """The images that have proposals, in the order of the store, in fixed batches.
+
+    Attributes:
+        images: the data set.
+        store: its proposals.
+        places: (B, 2) int64, per image with proposals its position in the store and in the data set.
+        batch_size: images per batch. Batches are part of the result: padding depends on the neighbours.
+    """
+
+    images: ImageSet
+    store: ProposalStore
+    places: NDArray[np.int64]
+    batch_size: int
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches; the last may be smaller."""
+        return -(-len(self.places) // self.batch_size)
+
+    def batch(self, index: int) -> NDArray[np.int64]:
+        """(b, 2) places of a batch."""
+        return self.places[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def rows_of(self, index: int) -> tuple[int, int]:
+        """First and last + 1 row of the store's boxes in a batch: images without boxes in between have no rows."""
+        batch = self.batch(index)
+        return int(self.store.offsets[batch[0, 0]]), int(self.store.offsets[batch[-1, 0] + 1])
+
+
+def find_places(store: ProposalStore, images: ImageSet) -> NDArray[np.int64]:
+    """(B, 2) int64: positions in the store and in the data set of all images with proposals, in store order.
+
+    Raises:
+        KeyError: the store has an image that the data set does not.
+    """
+    position_of = {int(image_id): position for position, image_id in enumerate(images.image_ids)}
+    with_boxes = np.flatnonzero(np.diff(store.offsets))
+    found = [(int(index), position_of[int(store.image_ids[index])]) for index in with_boxes]
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def extract_features(
+    backbone: nn.Module,
+    source: ProposalImages,
+    features: RowFile,
+    marks: DoneMarks,
+    extraction: Extraction,
+    process: Process,
+    watch: Watch,
+) -> None:
+    """Fill `features` with one row per proposal, skipping the batches marked as done.
+
+    Each process takes every `world_size`-th batch. A row depends only on its own batch, so neither the number of
+    processes nor interruptions change it.
+
+    Args:
+        backbone: on the process's device, in eval mode; returns maps by level.
+        features: (M, C) float16 rows, in the order of the store.
+        watch: told the number of images after every batch on disk.
+
+    Raises:
+        RunError: the features are not finite numbers.
+        DataError: an image cannot be read.
+    """
+    mine = range(process.rank, source.num_batches, process.world_size)
+    is_done = marks.read()
+    watch.resumed(sum(len(source.batch(index)) for index in mine if is_done[index]))
+    todo = [index for index in mine if not is_done[index]]
+    batches = evaluation_batches(
+        source.images,
+        # Only the very last batch can be short, and it is last here too: the loader cuts at the same places.
+        indices=[int(position) for index in todo for position in source.batch(index)[:, 1]],
+        batch_size=source.batch_size,
+        short_side=extraction.short_side,
+        long_side=extraction.long_side,
+        num_workers=extraction.num_workers,
+        device=torch.device(process.device),
+    )
+    for index, (positions, images, sizes_hw) in zip(todo, batches, strict=True):
+        boxes_per_image = [
+            _scaled_boxes(source.store.boxes_of(int(in_store)), size_hw, resized_hw)
+            for in_store, size_hw, resized_hw in zip(source.batch(index)[:, 0], sizes_hw, images.sizes_hw, strict=True)
+        ]
+        features.write(source.rows_of(index)[0], _rows_of(backbone, images, boxes_per_image, extraction))
+        marks.mark(index)
+        watch.finished(len(positions))
+
+
+def pool_boxes(feature_map: Tensor, boxes_per_image: Sequence[Tensor], batch_hw: tuple[int, int]) -> Tensor:
+    """Average of a feature map inside each box (RoIAlign with `aligned=True`).
+
+    Args:
+        feature_map: (B, C, H, W).
+        boxes_per_image: per image (N, 4) xyxy in pixels of the padded batch.
+        batch_hw: height and width of the padded batch in pixels.
+
+    Returns:
+        (sum of N, C).
+    """
+    scale = feature_map.shape[-2] / batch_hw[0]
+    pooled = roi_align(
+        feature_map, list(boxes_per_image), 1, spatial_scale=scale, sampling_ratio=_POINTS_PER_SIDE, aligned=True
+    )
+    return pooled.flatten(1)  # (N, C, 1, 1) -> (N, C)
+
+
+def _scaled_boxes(boxes: NDArray[np.float32], size_hw: tuple[int, int], resized_hw: tuple[int, int]) -> Tensor:
+    """(N, 4) xyxy boxes in the pixels of the resized image."""
+    scale_y, scale_x = (new / old for new, old in zip(resized_hw, size_hw, strict=True))
+    return torch.from_numpy(boxes.copy()) * torch.tensor([scale_x, scale_y, scale_x, scale_y], dtype=torch.float32)
+
+
+@torch.inference_mode()
+def _rows_of(
+    backbone: nn.Module, images: ImageBatch, boxes_per_image: Sequence[Tensor], extraction: Extraction
+) -> NDArray[np.float16]:
+    """(N, C) features of all boxes of a batch."""
+    device, batch_hw = images.pixels.device, (images.pixels.shape[-2], images.pixels.shape[-1])
+    pixels = images.pixels.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, dtype=extraction.autocast, enabled=extraction.autocast is not None):
+        feature_map: Tensor = backbone(pixels)[extraction.level]
+    boxes_per_image = [boxes.to(device) for boxes in boxes_per_image]
+    rows = pool_boxes(feature_map.float(), boxes_per_image, batch_hw).to(torch.float16)
+    if not torch.isfinite(rows).all():
+        raise RunError(
+            "cluster: the backbone's features are not finite numbers in float16; "
+            "check --backbone-weights, or use --precision 32-true"
+        )
+    return rows.cpu().numpy()

@@ -1,0 +1,280 @@
+"""PCA and k-means over features on disk: a few thousand rows in memory at a time, resumable after every step.
+
+All linear algebra runs on one BLAS thread: the sums inside a matrix product depend on how it is split over
+threads, and the clusters shall not depend on the number of cores. Passes whose blocks are independent
+(projection, assignment) spread the blocks over threads instead. (What remains is the kind of CPU: BLAS picks
+kernels by it.)
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import IncrementalPCA
+from threadpoolctl import threadpool_limits
+
+from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, map_in_order, row_ranges, save_arrays, shuffled_batches
+from aligndet_cli.errors import ConfigError
+
+# Rows per incremental PCA step, each an SVD of (rows + pca_dim, C) in float64. Fewer rows take less memory, more rows
+# less time per row: at C = 2,048, 8,192 rows take 0.8 GB and 1.1 ms a row, 4,096 rows 0.6 GB and 1.5 ms.
+_PCA_ROWS = 8192
+_KMEANS_ROWS = 4096
+# Rows per independent block. With several threads, as many blocks are in memory, in float16 and float32.
+_BLOCK_ROWS = 2048
+_PCA_STATE = ("components_", "mean_", "var_", "singular_values_", "n_samples_seen_", "n_components_")
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """How to cluster.
+
+    Attributes:
+        k: number of clusters.
+        pca_dim: D, dimensions kept.
+        pca_samples: fit the PCA on about this many rows drawn from all places; None = all rows.
+        epochs: passes of mini-batch k-means over all rows.
+        seed: of the order of the rows and of the first centroids.
+        num_threads: threads for the passes whose blocks are independent; does not change the result.
+    """
+
+    k: int
+    pca_dim: int
+    pca_samples: int | None = None
+    epochs: int = 20
+    seed: int = 0
+    num_threads: int = 0
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A fitted PCA.
+
+    Attributes:
+        mean: (C,) float32.
+        components: (D, C) float32, orthonormal rows.
+        explained: (D,) float64, share of the features' variance along each component.
+    """
+
+    mean: NDArray[np.float32]
+    components: NDArray[np.float32]
+    explained: NDArray[np.float64]
+
+    def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """(N, C) any float -> (N, D) float32."""
+        centred: NDArray[np.float32] = features.astype(np.float32) - self.mean
+        return np.asarray(centred @ self.components.T, np.float32)
+
+
+def check_sizes(num_rows: int, num_channels: int, settings: ClusterSettings) -> None:
+    """Whether there is enough to cluster.
+
+    Raises:
+        ConfigError: fewer proposals than clusters, or more PCA dimensions than proposals or channels.
+    """
+    if num_rows < settings.k:
+        raise ConfigError(
+            f"cluster: {num_rows:,} proposals cannot make {settings.k} clusters; use --k {max(num_rows, 1)} or less, "
+            "or make proposals for more images"
+        )
+    if settings.pca_dim > num_channels:
+        raise ConfigError(
+            f"cluster: the backbone's features have {num_channels} dimensions; "
+            f"use --pca-dim {num_channels} or less instead of {settings.pca_dim}"
+        )
+    if settings.pca_dim > num_rows:
+        raise ConfigError(
+            f"cluster: {num_rows:,} proposals span fewer than {settings.pca_dim} dimensions; "
+            f"use --pca-dim {num_rows} or less, or make proposals for more images"
+        )
+
+
+def num_pca_rows(num_rows: int, settings: ClusterSettings) -> int:
+    """Rows that `fit_pca` will look at."""
+    return sum(stop - start for batch in _pca_batches(num_rows, settings) for start, stop in batch)
+
+
+def fit_pca(features: RowFile, settings: ClusterSettings, folder: Path, watch: Watch) -> Projection:
+    """Incremental PCA (scikit-learn) of the features, continued after the last saved step.
+
+    Args:
+        features: (M, C) rows.
+        folder: holds `pca-state.npz` between steps.
+        watch: told the number of rows after every saved step.
+    """
+    batches = _pca_batches(features.num_rows, settings)
+    state_file = folder / "pca-state.npz"
+    estimator, done = IncrementalPCA(settings.pca_dim), 0
+    if state_file.exists():
+        with np.load(state_file) as state:
+            done = int(state["done"])
+            for name in _PCA_STATE:
+                setattr(estimator, name, state[name][()])
+        watch.resumed(_num_rows_of(batches[:done]))
+    with threadpool_limits(1, user_api="blas"):
+        for batch in batches[done:]:
+            rows = features.read_ranges(batch).astype(np.float32)
+            with np.errstate(invalid="ignore"):  # 0 / 0 in a share we do not use, when all features are the same
+                estimator.partial_fit(rows, check_input=False)
+            done += 1
+            save_arrays(state_file, {"done": done, **{name: getattr(estimator, name) for name in _PCA_STATE}})
+            watch.finished(len(rows))
+    return Projection(
+        np.ascontiguousarray(estimator.mean_, dtype=np.float32),
+        np.ascontiguousarray(estimator.components_, dtype=np.float32),
+        _explained_share(estimator),
+    )
+
+
+def project(
+    features: RowFile, projection: Projection, projected: RowFile, settings: ClusterSettings, watch: Watch
+) -> None:
+    """Write the projection of all rows to `projected`, skipping the blocks an earlier run finished."""
+    blocks = row_ranges(features.num_rows, _BLOCK_ROWS)
+    marks = DoneMarks(projected.path.with_suffix(".done"), len(blocks))
+    if not marks.path.exists():
+        projected.create()
+        marks.create()
+    is_done = marks.read()
+    watch.resumed(_num_rows_of([[block for block, done in zip(blocks, is_done, strict=True) if done]]))
+    todo = np.flatnonzero(~is_done).tolist()
+    threads = settings.num_threads
+    with threadpool_limits(1, user_api="blas"):
+        rows_in_order = map_in_order(
+            lambda index: projection(features.read(*blocks[index])), todo, num_threads=threads, ahead=threads + 1
+        )
+        for index, rows in zip(todo, rows_in_order, strict=True):
+            projected.write(blocks[index][0], rows)
+            marks.mark(index)
+            watch.finished(len(rows))
+
+
+def fit_kmeans(projected: RowFile, settings: ClusterSettings, folder: Path, watch: Watch) -> NDArray[np.float32]:
+    """Centroids of mini-batch k-means (scikit-learn), continued after the last finished epoch.
+
+    Clusters with hardly any members are restarted at random rows, as scikit-learn does, except in the last epoch,
+    whose updates settle what there is.
+
+    Args:
+        projected: (M, D) float32 rows.
+        folder: holds `kmeans-state.npz` between epochs.
+        watch: told the number of rows after every step.
+
+    Returns:
+        (k, D) float32.
+    """
+    state_file = folder / "kmeans-state.npz"
+    estimator, done = _new_kmeans(settings), 0
+    if state_file.exists():
+        done = _restore_kmeans(estimator, state_file)
+        watch.resumed(done * projected.num_rows)
+    with threadpool_limits(1, user_api="blas"):
+        for epoch in range(done, settings.epochs):
+            estimator.reassignment_ratio = 0.01 if epoch < settings.epochs - 1 else 0.0
+            rng = np.random.default_rng((settings.seed, 1, epoch))
+            for batch in shuffled_batches(projected.num_rows, max(_KMEANS_ROWS, 16 * settings.k), rng):
+                rows = projected.read_ranges(batch)
+                estimator.partial_fit(rows)
+                watch.finished(len(rows))
+            save_arrays(state_file, {"done": epoch + 1, **_kmeans_state(estimator)})
+    return np.ascontiguousarray(estimator.cluster_centers_, dtype=np.float32)
+
+
+def assign(
+    projected: RowFile, centroids: NDArray[np.float32], settings: ClusterSettings, watch: Watch
+) -> tuple[NDArray[np.int32], NDArray[np.float32], float]:
+    """Nearest centroid of every row.
+
+    Returns:
+        labels (M,) int32; squared distances to the centroids (M,) float32; the mean squared distance of the rows
+        to their own mean, which is what the distances would be with one cluster.
+    """
+    labels = np.empty(projected.num_rows, np.int32)
+    distances = np.empty(projected.num_rows, np.float32)
+    blocks = row_ranges(projected.num_rows, _BLOCK_ROWS)
+    half_norms = 0.5 * np.einsum("kd,kd->k", centroids, centroids)  # (k,)
+    total, total_squares = np.zeros(projected.num_columns), 0.0
+
+    def nearest(block: tuple[int, int]) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float64], float]:
+        rows = projected.read(*block)
+        # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2): the nearest has the largest bracket
+        block_labels = np.argmax(rows @ centroids.T - half_norms, axis=1)
+        offsets = rows - centroids[block_labels]  # exact distances: the shortcut above loses digits near 0
+        block_distances = np.einsum("nd,nd->n", offsets, offsets)
+        return (
+            block_labels,
+            block_distances,
+            rows.sum(axis=0, dtype=np.float64),
+            float(np.square(rows).sum(dtype=np.float64)),
+        )
+
+    threads = settings.num_threads
+    with threadpool_limits(1, user_api="blas"):
+        found = map_in_order(nearest, blocks, num_threads=threads, ahead=threads + 1)
+        for (start, stop), (block_labels, block_distances, block_sum, block_squares) in zip(blocks, found, strict=True):
+            labels[start:stop], distances[start:stop] = block_labels, block_distances
+            total += block_sum
+            total_squares += block_squares
+            watch.finished(stop - start)
+    mean = total / projected.num_rows
+    return labels, distances, max(total_squares / projected.num_rows - float(mean @ mean), 0.0)
+
+
+def _pca_batches(num_rows: int, settings: ClusterSettings) -> list[list[tuple[int, int]]]:
+    # The first step needs pca_dim rows or more; a shuffled batch is never under half its size.
+    batch_rows = max(_PCA_ROWS, 4 * settings.pca_dim)
+    batches = shuffled_batches(num_rows, batch_rows, np.random.default_rng((settings.seed, 0)))
+    limit = num_rows if settings.pca_samples is None else settings.pca_samples
+    return batches[: max(1, -(-limit // batch_rows))]
+
+
+def _num_rows_of(batches: list[list[tuple[int, int]]]) -> int:
+    return sum(stop - start for batch in batches for start, stop in batch)
+
+
+def _explained_share(estimator: IncrementalPCA) -> NDArray[np.float64]:
+    # scikit-learn divides by the total variance, which is 0 when all features are the same.
+    total = float(np.sum(estimator.var_)) * float(estimator.n_samples_seen_)
+    squares = np.asarray(estimator.singular_values_, np.float64) ** 2
+    return squares / total if total > 0 else np.zeros_like(squares)
+
+
+def _new_kmeans(settings: ClusterSettings) -> MiniBatchKMeans:
+    rows = max(_KMEANS_ROWS, 16 * settings.k)
+    return MiniBatchKMeans(
+        settings.k, batch_size=rows, init_size=rows, compute_labels=False, random_state=settings.seed, n_init=1
+    )
+
+
+def _kmeans_state(estimator: MiniBatchKMeans) -> dict[str, Any]:
+    """Everything the next `partial_fit` depends on, as arrays (no pickle)."""
+    _, keys, position, has_gauss, gauss = estimator._random_state.get_state()
+    return {
+        "centers": estimator.cluster_centers_,
+        "counts": estimator._counts,
+        "since_reassign": estimator._n_since_last_reassign,
+        "num_steps": estimator.n_steps_,
+        "num_threads": estimator._n_threads,
+        "batch_size": estimator._batch_size,
+        "random_keys": keys,
+        "random_rest": np.array([position, has_gauss, gauss]),
+    }
+
+
+def _restore_kmeans(estimator: MiniBatchKMeans, file: Path) -> int:
+    """Bring an estimator to a saved state; returns the number of finished epochs."""
+    with np.load(file) as state:
+        estimator.cluster_centers_ = state["centers"]
+        estimator._counts = state["counts"]
+        estimator._n_since_last_reassign = int(state["since_reassign"])
+        estimator.n_steps_ = int(state["num_steps"])
+        estimator._n_threads = int(state["num_threads"])
+        estimator._batch_size = int(state["batch_size"])
+        estimator.n_features_in_ = state["centers"].shape[1]
+        position, has_gauss, gauss = state["random_rest"]
+        estimator._random_state = np.random.RandomState()
+        estimator._random_state.set_state(("MT19937", state["random_keys"], int(position), int(has_gauss), gauss))
+        return int(state["done"])

@@ -1,0 +1,124 @@
+"""Numbers that say whether clusters are any good, for `report.json`, the log and the manifest."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aligndet_cli.cluster.kmeans import Projection
+
+# Rules of thumb of ours for the warnings; the paper gives none.
+_MANY_DEAD = 0.05
+_HUGE_CLUSTER = 0.25
+_BAR_WIDTH = 32
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The outcome. M = proposals, k = clusters, D = PCA dimensions.
+
+    Attributes:
+        labels: (M,) int32 cluster id of each row of the proposals.
+        distances: (M,) float32 squared distance to its centroid.
+        centroids: (k, D) float32.
+        variance: mean squared distance of the rows to their own mean, in the D dimensions.
+    """
+
+    labels: NDArray[np.int32]
+    distances: NDArray[np.float32]
+    centroids: NDArray[np.float32]
+    variance: float
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(k,) members of each cluster."""
+        return np.bincount(self.labels, minlength=len(self.centroids)).astype(np.int64)
+
+
+def build_report(clustering: Clustering, projection: Projection, num_images: int) -> dict[str, Any]:
+    """Everything worth knowing, as JSON values.
+
+    `inertia` is the sum of squared distances to the centroids. It has no scale of its own, so three readable
+    numbers stand beside it: `explained_by_clusters` is 1 - inertia / total variance (0: clusters say nothing about
+    the features, 1: all members are equal), `explained_by_pca` what of the features the PCA kept, and
+    `effective_clusters` = exp(entropy of the sizes), k when all are of one size.
+    """
+    sizes = clustering.sizes
+    inertia = float(clustering.distances.sum(dtype=np.float64))
+    num_rows = len(clustering.labels)
+    sums = np.bincount(clustering.labels, weights=clustering.distances, minlength=len(sizes))
+    mean_distances = sums / np.maximum(sizes, 1)
+    dead = np.flatnonzero(sizes == 0)
+    return {
+        "num_proposals": num_rows,
+        "num_images_with_proposals": num_images,
+        "k": len(sizes),
+        "pca_dim": len(projection.components),
+        "feature_dim": len(projection.mean),
+        "inertia": inertia,
+        "inertia_per_proposal": inertia / num_rows,
+        "explained_by_pca": float(projection.explained.sum()),
+        "explained_by_clusters": 1 - inertia / (clustering.variance * num_rows) if clustering.variance > 0 else 0.0,
+        "effective_clusters": float(np.exp(-np.sum(_plogp(sizes / num_rows)))),
+        "dead_clusters": dead.tolist(),
+        "size_quantiles": {
+            name: float(np.quantile(sizes, share))
+            for name, share in (("min", 0), ("p10", 0.1), ("median", 0.5), ("p90", 0.9), ("max", 1))
+        },
+        "size_histogram": size_histogram(sizes),
+        "clusters": [
+            {"cluster_id": index, "size": int(size), "share": float(size / num_rows), "mean_squared_distance": float(d)}
+            for index, (size, d) in enumerate(zip(sizes, mean_distances, strict=True))
+        ],
+    }
+
+
+def size_histogram(sizes: NDArray[np.int64]) -> list[dict[str, int]]:
+    """Clusters by size, in bins that double: 0, 1, 2-3, 4-7, ... up to the largest.
+
+    Returns:
+        per bin `{"from", "to", "clusters"}`, both ends included; together they count every cluster.
+    """
+    num_bins = int(sizes.max()).bit_length() + 1
+    # 0 -> bin 0, 1 -> 1, 2-3 -> 2, 4-7 -> 3, ...: the number of binary digits
+    bins = np.array([int(size).bit_length() for size in sizes])
+    counts = np.bincount(bins, minlength=num_bins)
+    return [
+        {"from": 2 ** (index - 1) if index else 0, "to": 2**index - 1, "clusters": int(count)}
+        for index, count in enumerate(counts)
+    ]
+
+
+def histogram_lines(histogram: list[dict[str, int]]) -> Iterator[str]:
+    """The histogram as text, one bar per bin, without the empty bins at the small end."""
+    most = max(entry["clusters"] for entry in histogram)
+    first = next(index for index, entry in enumerate(histogram) if entry["clusters"])
+    for entry in histogram[first:]:
+        low, high = f"{entry['from']:,}", f"{entry['to']:,}"
+        label = low if low == high else f"{low}-{high}"
+        bar = "#" * -(-entry["clusters"] * _BAR_WIDTH // most)
+        yield f"  {label:>19} proposals  {entry['clusters']:>5} clusters  {bar}".rstrip()
+
+
+def find_problems(report: dict[str, Any]) -> list[str]:
+    """What a user should know before using these clusters, one line each."""
+    problems = []
+    num_dead, k = len(report["dead_clusters"]), report["k"]
+    if num_dead > _MANY_DEAD * k:
+        problems.append(
+            f"{num_dead} of {k} clusters have no members: the proposals are less varied than --k asks for; lower --k"
+        )
+    largest = report["size_quantiles"]["max"] / report["num_proposals"]
+    if largest > max(_HUGE_CLUSTER, 2 / k):
+        problems.append(
+            f"one cluster holds {largest:.0%} of all proposals: features that tell little apart are usual with "
+            "an untrained backbone; check --backbone-weights and sheet.jpg"
+        )
+    return problems
+
+
+def _plogp(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    kept = shares[shares > 0]
+    return np.asarray(kept * np.log(kept))

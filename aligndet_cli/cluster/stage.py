@@ -1,0 +1,272 @@
+"""`aligndet cluster`: proposals -> one pseudo class per proposal, from backbone features, PCA and k-means.
+
+Source: FACTS §1, §8: RoIAlign features of the proposals, PCA to 256, k-means to 256 clusters. The authors never
+published their code; what they left open (which features, which resolution) is named where it is decided below.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights, locate_backbone_weights
+from aligndet_cli.cluster.features import Extraction, ProposalImages, extract_features, find_places
+from aligndet_cli.cluster.kmeans import (
+    ClusterSettings,
+    Projection,
+    assign,
+    check_sizes,
+    fit_kmeans,
+    fit_pca,
+    num_pca_rows,
+    project,
+)
+from aligndet_cli.cluster.report import Clustering, build_report, find_problems, histogram_lines
+from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, save_array, save_arrays
+from aligndet_cli.cluster.sheet import draw_sheet
+from aligndet_cli.config import StageConfig
+from aligndet_cli.data.loaders import resolve_workers
+from aligndet_cli.data.proposal_source import open_proposals
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.training.distributed import wait_for_all
+from aligndet_cli.training.launch import Process
+from aligndet_cli.training.logs import Progress, logger
+from aligndet_cli.training.signals import StopSignal, stop_on_signal
+from aligndet_cli.workspace import Output, Workspace, hash_files, write_json
+
+ARTIFACT_FILES = ("labels.npy", "centroids.npy", "pca.npz", "report.json", "sheet.jpg")
+_MAX_THREADS = 8  # each holds blocks of some 40 MB
+_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class ClusterConfig(StageConfig):
+    """Settings of the stage `cluster`."""
+
+    # The proposals and the weights are inputs, hashed by content; split and limit of the data are the proposals'.
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
+        "proposals",
+        "data.split",
+        "data.limit",
+        "backbone.weights",
+        "backbone.frozen_stages",
+        "backbone.norm_eval",
+    }
+
+    proposals: str | None = None  # name of the artifact; None = the newest
+    k: int = Field(256, ge=2)  # FACTS §1
+    pca_dim: int = Field(256, ge=1)  # FACTS §8
+    backbone: BackboneConfig = BackboneConfig()
+    # Ours: the last map, averaged inside the box, is what a classifier's pooled feature is.
+    level: Literal["c2", "c3", "c4", "c5"] = "c5"
+    short_side: int = Field(800, ge=32)  # the detectors' test resolution, mmdetection
+    long_side: int = Field(1333, ge=32)
+    batch_size: int = Field(16, ge=1)  # images, per process
+    # Ours: the PCA is fitted on this many rows from all over the data (None: on all). 128 rows per dimension settle
+    # the first 256 components; each further million costs 18 minutes of CPU.
+    pca_samples: int | None = Field(262_144, ge=1)
+    kmeans_epochs: int = Field(20, ge=1)  # ours: later epochs lower the inertia by less than 0.1 % each
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` resolved.
+
+    Attributes:
+        source: images with proposals, in batches.
+        proposals_name: the artifact they come from.
+        weights: the file with the backbone's weights; None = untrained.
+        num_channels: C of the features.
+    """
+
+    config: ClusterConfig
+    output: Output
+    source: ProposalImages
+    proposals_name: str
+    weights: Path | None
+    num_channels: int
+
+    @property
+    def num_rows(self) -> int:
+        """M, the number of proposals."""
+        return self.source.store.total
+
+    @property
+    def settings(self) -> ClusterSettings:
+        """The part of the config that PCA and k-means read."""
+        config = self.config
+        threads = config.runtime.num_workers
+        return ClusterSettings(
+            k=config.k,
+            pca_dim=config.pca_dim,
+            pca_samples=config.pca_samples,
+            epochs=config.kmeans_epochs,
+            seed=config.seed,
+            num_threads=min(len(os.sched_getaffinity(0)) if threads == "auto" else threads, _MAX_THREADS),
+        )
+
+
+def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
+    """Open proposals, images and weights and decide what to do; nothing is written.
+
+    Raises:
+        ConfigError: no proposals, too few of them for `k` or `pca_dim`, other data, or a finished run with other
+            settings.
+        WeightsError: the backbone's weights cannot be found.
+    """
+    for setting in ("frozen_stages", "norm_eval"):
+        if getattr(config.backbone, setting) != "auto":
+            raise ConfigError(f"backbone.{setting}: no effect here, nothing is trained; leave it out")
+    store, images, artifact = open_proposals(workspace, config.proposals, config.data)
+    if store.total == 0:
+        raise ConfigError(f"{artifact.folder}: holds no proposals at all; make some with looser filters")
+    backbone = build_backbone(config.backbone)
+    num_channels = backbone.channels[config.level]
+    check_sizes(store.total, num_channels, ClusterSettings(config.k, config.pca_dim))
+    weights = locate_backbone_weights(config.backbone.weights, config.backbone.name, offline=False)
+    inputs = {
+        "data": images.fingerprint,
+        "proposals": artifact.content_hash,
+        "weights": hash_files([weights]) if weights else "none",
+    }
+    name = config.name or f"{artifact.name}-k{config.k}"
+    output = workspace.plan_output("cluster", name, config, inputs, resume=resume, force=force)
+    if weights is None and output.action != "complete":
+        logger.warning(
+            "cluster: the backbone is untrained (--backbone-weights none): clusters will follow colour and texture, "
+            "not objects; name trained weights for anything but a trial"
+        )
+    source = ProposalImages(images, store, find_places(store, images), config.batch_size)
+    return Plan(config, output, source, artifact.name, weights, num_channels)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Effective settings by name, for people."""
+    config, images = plan.config, plan.source.images
+    return {
+        "data": f"{images.root} ({images.format}, split {images.split}, {len(images)} images)",
+        "proposals": f"{plan.proposals_name} ({plan.num_rows:,} in {len(plan.source.places):,} images)",
+        "backbone": f"{config.backbone.name}, weights {plan.weights or 'none (untrained)'}",
+        "features": f"{config.level}, {plan.num_channels} channels, RoIAlign averaged over the box",
+        "resolution": f"short side {config.short_side}, long side at most {config.long_side}",
+        "batch_size": f"{config.batch_size} images per process",
+        "pca_dim": f"{config.pca_dim}, fitted on {num_pca_rows(plan.num_rows, plan.settings):,} proposals",
+        "k": f"{config.k}, {config.kmeans_epochs} epochs of mini-batch k-means",
+        "seed": config.seed,
+        "disk": f"{_bytes_needed(plan) / 1e9:.2f} GB while it runs",
+        "output": str(plan.output.folder),
+    }
+
+
+def run(plan: Plan, process: Process) -> None:
+    """Extract features on every process, then cluster on the main one.
+
+    Raises:
+        Preempted: stopped by a signal; the same command continues.
+        RunError: no room on disk, or features that are not finite.
+    """
+    resume = plan.output.partial / "resume"
+    features = RowFile(resume / "features.f16", "<f2", plan.num_rows, plan.num_channels)
+    marks = DoneMarks(resume / "features.done", plan.source.num_batches)
+    if process.is_main:
+        plan.output.begin(plan.config)
+        resume.mkdir(exist_ok=True)
+        if not marks.path.exists():
+            features.create()
+            marks.create()
+    wait_for_all(process)
+    with stop_on_signal() as stop:
+        _extract(plan, process, features, marks, stop)
+        wait_for_all(process)
+        if process.is_main:
+            clustering, projection = _cluster(plan, process, features, stop)
+            result = _write_artifact(plan, clustering, projection)
+            plan.output.complete(result, content=("labels.npy", "centroids.npy"))
+
+
+def _extract(plan: Plan, process: Process, features: RowFile, marks: DoneMarks, stop: StopSignal) -> None:
+    config = plan.config
+    if marks.read()[process.rank :: process.world_size].all():
+        return
+    extraction = Extraction(
+        level=config.level,
+        short_side=config.short_side,
+        long_side=config.long_side,
+        autocast=_AUTOCAST[config.runtime.precision],
+        num_workers=resolve_workers(config.runtime.num_workers, process),
+    )
+    batches = range(process.rank, plan.source.num_batches, process.world_size)
+    num_images = sum(len(plan.source.batch(index)) for index in batches)
+    backbone = _load_backbone(plan, process)
+    with Progress("cluster: features", num_images, "images", mode=process.progress) as progress:
+        extract_features(backbone, plan.source, features, marks, extraction, process, Watch(progress, stop))
+
+
+def _load_backbone(plan: Plan, process: Process) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.config.seed)  # an untrained backbone must be the same after a restart
+        backbone = build_backbone(plan.config.backbone)
+    load_backbone_weights(backbone, str(plan.weights or "none"), offline=True)
+    backbone.eval().requires_grad_(False)
+    return backbone.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _cluster(plan: Plan, process: Process, features: RowFile, stop: StopSignal) -> tuple[Clustering, Projection]:
+    settings, num_rows = plan.settings, plan.num_rows
+    folder = features.path.parent
+    projected = RowFile(folder / "projected.f32", "<f4", num_rows, settings.pca_dim)
+
+    @contextlib.contextmanager
+    def watched(title: str, total: int) -> Iterator[Watch]:
+        with Progress(f"cluster: {title}", total, "proposals", mode=process.progress) as progress:
+            yield Watch(progress, stop)
+
+    with watched("PCA", num_pca_rows(num_rows, settings)) as watch:
+        projection = fit_pca(features, settings, folder, watch)
+    with watched("projection", num_rows) as watch:
+        project(features, projection, projected, settings, watch)
+    with watched("k-means", num_rows * settings.epochs) as watch:
+        centroids = fit_kmeans(projected, settings, folder, watch)
+    with watched("assignment", num_rows) as watch:
+        labels, distances, variance = assign(projected, centroids, settings, watch)
+    return Clustering(labels, distances, centroids, variance), projection
+
+
+def _write_artifact(plan: Plan, clustering: Clustering, projection: Projection) -> dict[str, Any]:
+    """Write all files; returns the summary for the manifest and tells people."""
+    folder = plan.output.partial
+    dtype = np.int16 if plan.config.k <= np.iinfo(np.int16).max + 1 else np.int32
+    save_array(folder / "labels.npy", clustering.labels.astype(dtype))
+    save_array(folder / "centroids.npy", clustering.centroids)
+    save_arrays(
+        folder / "pca.npz",
+        {"mean": projection.mean, "components": projection.components, "explained": projection.explained},
+    )
+    report = build_report(clustering, projection, len(plan.source.places))
+    problems = find_problems(report)
+    write_json(folder / "report.json", {**report, "warnings": problems})
+    draw_sheet(folder / "sheet.jpg", plan.source, clustering)
+    logger.info(
+        f"cluster: {report['num_proposals']:,} proposals in {report['k']} clusters, inertia {report['inertia']:.4g} "
+        f"({report['inertia_per_proposal']:.4g} per proposal); clusters explain {report['explained_by_clusters']:.1%} "
+        f"of the variance, the PCA keeps {report['explained_by_pca']:.1%}; {len(report['dead_clusters'])} dead"
+    )
+    for line in histogram_lines(report["size_histogram"]):
+        logger.info(line)
+    for problem in problems:
+        logger.warning(f"cluster: {problem}")
+    kept = ("num_proposals", "k", "pca_dim", "inertia", "inertia_per_proposal", "explained_by_pca")
+    return {name: report[name] for name in (*kept, "explained_by_clusters", "effective_clusters")} | {
+        "dead_clusters": len(report["dead_clusters"]),
+        "warnings": problems,
+    }
+
+
+def _bytes_needed(plan: Plan) -> int:
+    return plan.num_rows * (2 * plan.num_channels + 4 * plan.config.pca_dim)

@@ -1,0 +1,264 @@
+"""From what a format's reader found to an `ImageSet`: the policies that all formats share, once.
+
+Images without boxes are kept (negatives). Boxes are clipped to their image; those without area, before or
+after, are left out and counted. Non-finite boxes, missing files, and names that leave the image folder are errors.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aligndet_cli.data.dataset import Category, ImageSet
+from aligndet_cli.data.findings import Findings
+
+# Annotation tools round to the next pixel: less than this beyond the border is not worth a word.
+_CLIP_TOLERANCE_PX = 1.0
+
+
+@dataclass
+class BoxTable:
+    """Boxes of all images in any order. N = boxes.
+
+    Attributes:
+        image_index: (N,) int64, position of the box's image in `Labels.file_names`.
+        boxes: (N, 4) float64, xyxy, absolute pixels, unchecked.
+        class_ids: (N,) int64.
+        areas: (N,) float64; NaN where the format has none.
+        is_crowd: (N,) bool.
+        segmentations: N entries, or empty when not asked for.
+    """
+
+    image_index: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    class_ids: NDArray[np.int64]
+    areas: NDArray[np.float64]
+    is_crowd: NDArray[np.bool_]
+    segmentations: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Labels:
+    """What a reader found; `label_digest` is the hash of its label files, other fields as in `ImageSet`."""
+
+    format: str
+    root: Path
+    split: str
+    images_dir: Path
+    file_names: list[str]
+    image_ids: NDArray[np.int64]
+    sizes_hw: NDArray[np.int32]
+    table: BoxTable
+    categories: tuple[Category, ...]
+    label_digest: str
+    annotations: Path | None = None
+
+    @property
+    def source(self) -> Path:
+        """The file or folder to name in messages."""
+        return self.annotations or self.images_dir
+
+
+def box_table(
+    image_index: Sequence[int],
+    boxes: Sequence[Sequence[float]],
+    class_ids: Sequence[int],
+    is_crowd: Sequence[bool],
+    segmentations: list[Any] | None = None,
+) -> BoxTable:
+    """A `BoxTable` from plain lists (N entries each, boxes xyxy), for formats without areas of their own."""
+    return BoxTable(
+        image_index=np.array(image_index, dtype=np.int64),
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        class_ids=np.array(class_ids, dtype=np.int64),
+        areas=np.full(len(image_index), np.nan),
+        is_crowd=np.array(is_crowd, dtype=np.bool_),
+        segmentations=segmentations or [],
+    )
+
+
+def assemble(labels: Labels, *, limit: int | None, findings: Findings) -> ImageSet:
+    """Check and correct what a reader found, keep the first `limit` images, and lay it out flat.
+
+    Raises:
+        DataError: (strict findings) no images, an image missing on disk, a file name that leaves the image
+            folder, or a box that is not finite.
+    """
+    is_kept = _inside_folder(labels, findings)
+    if limit is not None:
+        is_kept &= np.cumsum(is_kept) <= limit
+    file_sizes = _file_sizes(labels.images_dir, labels.file_names, is_kept)
+    is_kept &= _exists(labels, file_sizes, is_kept, findings)
+    images = np.flatnonzero(is_kept)
+    if not len(images):
+        findings.error("no-images", f"{labels.source}: no images in split '{labels.split}'; check the path")
+    file_names = [labels.file_names[index] for index in images]
+    sizes_hw = labels.sizes_hw[images]
+    table = _valid_boxes(_select_images(labels.table, is_kept), file_names, sizes_hw, labels, findings)
+    counts = np.bincount(table.image_index, minlength=len(images))
+    return ImageSet(
+        format=labels.format,
+        root=labels.root,
+        split=labels.split,
+        images_dir=labels.images_dir,
+        file_names=file_names,
+        image_ids=labels.image_ids[images],
+        sizes_hw=sizes_hw,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=table.boxes.astype(np.float32),
+        class_ids=table.class_ids,
+        areas=table.areas.astype(np.float32),
+        is_crowd=table.is_crowd,
+        segmentations=table.segmentations,
+        categories=labels.categories,
+        fingerprint=_fingerprint(labels.label_digest, file_names, file_sizes[images], limit),
+        problems=findings.problem_counts(),
+        annotations=labels.annotations,
+    )
+
+
+def _inside_folder(labels: Labels, findings: Findings) -> NDArray[np.bool_]:
+    bad = [index for index, name in enumerate(labels.file_names) if _leaves_folder(name)]
+    if bad:
+        example = labels.file_names[bad[0]]
+        findings.error(
+            "unsafe-file-names",
+            f"{labels.source}: file name {example!r} points outside the image folder {labels.images_dir}; "
+            "make it relative and without '..'",
+            count=len(bad),
+            example=example,
+        )
+    is_kept = np.ones(len(labels.file_names), dtype=np.bool_)
+    is_kept[bad] = False
+    return is_kept
+
+
+def _leaves_folder(name: str) -> bool:
+    if not name or "\0" in name:
+        return True
+    # Windows paths too: the file may have been written there.
+    return name.startswith(("/", "\\")) or name[1:2] == ":" or ".." in PurePosixPath(name.replace("\\", "/")).parts
+
+
+def _file_sizes(images_dir: Path, file_names: list[str], is_wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Bytes of each wanted file, -1 where missing or not wanted. Lists each folder once instead of asking per file."""
+    sizes = np.full(len(file_names), -1, dtype=np.int64)
+    listings: dict[str, dict[str, os.DirEntry[str]]] = {}
+    for index in np.flatnonzero(is_wanted):
+        folder, _, name = file_names[index].rpartition("/")
+        if folder not in listings:
+            listings[folder] = _list_folder(images_dir / folder)
+        entry = listings[folder].get(name)
+        if entry is not None and entry.is_file():
+            sizes[index] = entry.stat().st_size
+    return sizes
+
+
+def _list_folder(folder: Path) -> dict[str, os.DirEntry[str]]:
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry for entry in entries}
+
+
+def _exists(
+    labels: Labels, file_sizes: NDArray[np.int64], is_wanted: NDArray[np.bool_], findings: Findings
+) -> NDArray[np.bool_]:
+    is_there = file_sizes >= 0
+    missing = np.flatnonzero(is_wanted & ~is_there)
+    if len(missing):
+        example = str(labels.images_dir / labels.file_names[missing[0]])
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        findings.error(
+            "missing-images",
+            f"{example}: image listed in the labels is not on disk{others}; "
+            "complete the download, or name the folder with --images",
+            count=len(missing),
+            example=example,
+        )
+    return is_there
+
+
+def _select_images(table: BoxTable, is_kept: NDArray[np.bool_]) -> BoxTable:
+    """The boxes of the kept images, with `image_index` counted among those, sorted by it (stable)."""
+    new_index = np.cumsum(is_kept) - 1
+    rows = np.flatnonzero(is_kept[table.image_index])
+    selected = select_rows(table, rows)
+    selected.image_index = new_index[selected.image_index].astype(np.int64)
+    return select_rows(selected, np.argsort(selected.image_index, kind="stable"))
+
+
+def select_rows(table: BoxTable, rows: NDArray[np.int64]) -> BoxTable:
+    """The table with only these rows, in this order."""
+    segmentations = [table.segmentations[row] for row in rows] if table.segmentations else []
+    return BoxTable(
+        image_index=table.image_index[rows],
+        boxes=table.boxes[rows],
+        class_ids=table.class_ids[rows],
+        areas=table.areas[rows],
+        is_crowd=table.is_crowd[rows],
+        segmentations=segmentations,
+    )
+
+
+def _valid_boxes(
+    table: BoxTable, file_names: list[str], sizes_hw: NDArray[np.int32], labels: Labels, findings: Findings
+) -> BoxTable:
+    """The boxes that have an area inside their image, clipped to it; what was done is reported."""
+
+    def first(mask: NDArray[np.bool_]) -> str:
+        return file_names[int(table.image_index[int(np.argmax(mask))])]
+
+    boxes = table.boxes
+    is_finite: NDArray[np.bool_] = np.isfinite(boxes).all(axis=1)
+    if not is_finite.all():
+        is_bad = np.logical_not(is_finite)
+        count, example = int(is_bad.sum()), first(is_bad)
+        findings.error(
+            "non-finite-boxes",
+            f"{labels.source}: box of image {example} is NaN or infinite ({count} in all); repair or remove it",
+            count=count,
+            example=example,
+        )
+    clipped = _clip(boxes, sizes_hw[table.image_index])
+    is_degenerate = is_finite & ~_has_area(boxes)
+    is_outside = is_finite & ~is_degenerate & ~_has_area(clipped)
+    is_kept = is_finite & ~is_degenerate & ~is_outside
+    is_clipped = is_kept & (np.abs(boxes - clipped) > _CLIP_TOLERANCE_PX).any(axis=1)
+    for mask, code, what in (
+        (is_degenerate, "degenerate-boxes", "boxes without area were left out"),
+        (is_outside, "boxes-outside-the-image", "boxes wholly outside their image were left out"),
+        (is_clipped, "boxes-clipped-to-the-image", "boxes reached beyond their image and were clipped"),
+    ):
+        if mask.any():
+            count = int(mask.sum())
+            findings.warn(code, f"{count} {what}, first in {first(mask)}", count=count, example=first(mask))
+    table.boxes = clipped
+    areas = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
+    table.areas = np.where(np.isfinite(table.areas), table.areas, areas)
+    return select_rows(table, np.flatnonzero(is_kept))
+
+
+def _clip(boxes: NDArray[np.float64], sizes_hw: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Boxes (N, 4) xyxy limited to their images (N, 2); an unknown size (0) limits nothing but below 0."""
+    limits = np.where(sizes_hw > 0, sizes_hw, np.inf)[:, [1, 0, 1, 0]]  # (N, 4) as xyxy
+    return np.clip(boxes, 0.0, limits)
+
+
+def _has_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    # In float32, as the boxes are stored: a side that vanishes there must not survive.
+    stored = boxes.astype(np.float32)
+    return (stored[:, 2] > stored[:, 0]) & (stored[:, 3] > stored[:, 1])
+
+
+def _fingerprint(label_digest: str, file_names: list[str], file_sizes: NDArray[np.int64], limit: int | None) -> str:
+    """Hash of the label files' bytes and of names and sizes of the images; not of where they lie."""
+    digest = hashlib.sha256(f"labels {label_digest} limit {limit}\n".encode())
+    for name, size in sorted(zip(file_names, file_sizes.tolist(), strict=True)):
+        digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:16]

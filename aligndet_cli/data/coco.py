@@ -1,0 +1,313 @@
+"""COCO: `annotations/instances_<split>.json` with the images in `<split>/`; and the way back to such a json."""
+
+import contextlib
+import gc
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aligndet_cli.data.assembly import BoxTable, Labels, select_rows
+from aligndet_cli.data.dataset import Category, ImageSet
+from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.images import read_size_hw
+from aligndet_cli.errors import DataError
+
+_PREFIX = "instances_"
+_ROBOFLOW_NAME = "_annotations.coco.json"
+
+
+@dataclass(frozen=True)
+class CocoSplit:
+    """A label file and the folders its images may lie in, most likely first."""
+
+    name: str
+    annotations: Path
+    image_dirs: tuple[Path, ...]
+
+
+def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
+    """Splits of a root by name: `annotations/instances_*.json`, or Roboflow's `<split>/_annotations.coco.json`."""
+    splits = {}
+    for file in sorted((root / "annotations").glob(f"{_PREFIX}*.json")):
+        name = file.stem.removeprefix(_PREFIX)
+        folders = (root / name, root / "images" / name, root / "images", root)
+        splits[name] = CocoSplit(name, file, folders)
+    for file in sorted(root.glob(f"*/{_ROBOFLOW_NAME}")):
+        splits.setdefault(file.parent.name, CocoSplit(file.parent.name, file, (file.parent,)))
+    return splits
+
+
+def read_coco(split: CocoSplit, root: Path, *, with_masks: bool, findings: Findings) -> Labels:
+    """Images and boxes of one COCO json; boxes become xyxy, class ids follow ascending category ids.
+
+    Raises:
+        DataError: the file is missing, is not (all of) a COCO json, or (strict findings) contradicts itself.
+    """
+    content, digest = _load(split.annotations, with_masks=with_masks)
+    with _paused_gc():
+        images, annotations = _entries(content, split.annotations, findings)
+        file_names = [image["file_name"] for image in images]
+        image_ids = _id_array([image["id"] for image in images], split.annotations)
+        sizes_hw = np.array([_size_hw(image) for image in images], dtype=np.int32).reshape(-1, 2)
+        categories = _categories(content["categories"], split.annotations, findings)
+        table = _boxes(annotations, image_ids, categories, split.annotations, findings)
+        if with_masks:
+            table.segmentations = [entry.get("segmentation") or [] for entry in annotations]
+        table = _known_only(table)
+        del content, images, annotations  # millions of small objects: free them before anything else grows
+    return Labels(
+        format="coco",
+        root=root,
+        split=split.name,
+        images_dir=_images_dir(split, file_names),
+        file_names=file_names,
+        image_ids=image_ids,
+        sizes_hw=sizes_hw,
+        table=table,
+        categories=categories,
+        label_digest=digest,
+        annotations=split.annotations,
+    )
+
+
+def to_coco_dict(image_set: ImageSet) -> dict[str, Any]:
+    """The data set as a COCO json for pycocotools, with the original image and category ids.
+
+    Boxes are those of the image set (clipped, degenerate ones left out); annotation ids count from 1, since
+    pycocotools takes 0 for "unmatched". Sizes the format did not give are read from the files.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    category_ids = [category.category_id for category in image_set.categories]
+    for index in range(len(image_set)):
+        record = image_set.record(index)
+        height, width = record.size_hw or read_size_hw(record.path)
+        images.append({"id": record.image_id, "file_name": record.file_name, "height": height, "width": width})
+        for row, (x1, y1, x2, y2) in enumerate(record.boxes.astype(np.float64).tolist()):
+            entry = {
+                "id": len(annotations) + 1,
+                "image_id": record.image_id,
+                "category_id": category_ids[record.class_ids[row]],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": float(record.areas[row]),
+                "iscrowd": int(record.is_crowd[row]),
+            }
+            if record.segmentations:
+                entry["segmentation"] = record.segmentations[row]
+            annotations.append(entry)
+    categories = [{"id": category.category_id, "name": category.name} for category in image_set.categories]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+@contextlib.contextmanager
+def _paused_gc() -> Iterator[None]:
+    """Without this the collector walks the growing heap again and again: reading takes nearly twice as long."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _load(file: Path, *, with_masks: bool) -> tuple[dict[str, Any], str]:
+    """Parsed json and the hash of its bytes. Polygons, most of the bytes, are dropped while parsing if unwanted."""
+
+    def without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
+        entry.pop("segmentation", None)
+        return entry
+
+    try:
+        raw = file.read_bytes()
+        digest = hashlib.sha256(raw).hexdigest()
+        text = raw.decode("utf-8-sig")
+        del raw
+        with _paused_gc():
+            content = json.loads(text, object_hook=None if with_masks else without_polygons)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file; check --annotations") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise DataError(f"{file}: not valid JSON ({error}); is the download complete?") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{file}: no list '{key}' at its top level; expected a COCO instances json")
+    return content, digest
+
+
+def _entries(
+    content: dict[str, Any], file: Path, findings: Findings
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The images (unique ids) and annotations that have the keys and types needed."""
+    images = _well_formed(content["images"], {"id": int, "file_name": str}, f"{file}: images", findings)
+    kinds: dict[str, type] = {"image_id": int, "category_id": int, "bbox": list}
+    annotations = _well_formed(content["annotations"], kinds, f"{file}: annotations", findings)
+    by_id: dict[int, dict[str, Any]] = {}
+    duplicates = []
+    for image in images:
+        if by_id.setdefault(image["id"], image) is not image:
+            duplicates.append(image["id"])
+    if duplicates:
+        findings.error(
+            "duplicate-image-ids",
+            f"{file}: image id {duplicates[0]} occurs more than once ({len(duplicates)} duplicates in all); "
+            "make the ids unique",
+            count=len(duplicates),
+            example=f"image id {duplicates[0]}",
+        )
+        images = list(by_id.values())
+    return images, annotations
+
+
+def _well_formed(entries: list[Any], kinds: dict[str, type], where: str, findings: Findings) -> list[dict[str, Any]]:
+    """The entries that are objects with the wanted keys of the wanted types; others are reported."""
+    wanted = tuple(kinds.items())
+    good = [
+        entry for entry in entries if type(entry) is dict and all(type(entry.get(key)) is kind for key, kind in wanted)
+    ]
+    if len(good) < len(entries):
+        kept = set(map(id, good))
+        position = next(index for index, entry in enumerate(entries) if id(entry) not in kept)
+        bad = entries[position]
+        key, kind = next(
+            (pair for pair in wanted if type(bad) is not dict or type(bad.get(pair[0])) is not pair[1]), wanted[0]
+        )
+        state = "has no" if type(bad) is not dict or key not in bad else f"has a bad ({type(bad[key]).__name__})"
+        count = len(entries) - len(good)
+        findings.error(
+            "malformed-entries",
+            f"{where}[{position}] {state} '{key}', expected {kind.__name__} ({count} such entries); "
+            "repair or remove it",
+            count=count,
+            example=f"{where}[{position}]",
+        )
+    return good
+
+
+def _size_hw(image: dict[str, Any]) -> tuple[int, int]:
+    """Height and width, (0, 0) where the json does not say."""
+    height, width = image.get("height"), image.get("width")
+    if type(height) is int and type(width) is int and 0 < height < 2**31 and 0 < width < 2**31:
+        return height, width
+    return 0, 0
+
+
+def _categories(entries: list[Any], file: Path, findings: Findings) -> tuple[Category, ...]:
+    found = {
+        entry["id"]: Category(entry["id"], str(entry.get("name", entry["id"])))
+        for entry in _well_formed(entries, {"id": int}, f"{file}: categories", findings)
+    }
+    if len(found) < len(entries):
+        findings.error("duplicate-category-ids", f"{file}: categories have equal ids; make them unique")
+    return tuple(found[category_id] for category_id in sorted(found))
+
+
+def _boxes(
+    annotations: list[dict[str, Any]],
+    image_ids: NDArray[np.int64],
+    categories: tuple[Category, ...],
+    file: Path,
+    findings: Findings,
+) -> BoxTable:
+    """All annotations as arrays; `image_index` or `class_ids` is -1 where the id is unknown."""
+    category_ids = _id_array([category.category_id for category in categories], file)
+    image_column = _id_array([entry["image_id"] for entry in annotations], file)
+    category_column = _id_array([entry["category_id"] for entry in annotations], file)
+    image_index = _positions(image_column, image_ids)
+    class_ids = _positions(category_column, category_ids)
+    for code, positions, column, what in (
+        ("unknown-image-ids", image_index, image_column, "image"),
+        ("unknown-category-ids", class_ids, category_column, "category"),
+    ):
+        unknown = np.flatnonzero(positions < 0)
+        if len(unknown):
+            value = int(column[unknown[0]])
+            findings.error(
+                code,
+                f"{file}: annotations[{unknown[0]}] has {what} id {value}, which is not listed "
+                f"({len(unknown)} such annotations); add the {what} or remove them",
+                count=len(unknown),
+                example=f"{what} id {value}",
+            )
+    boxes = _box_array([entry["bbox"] for entry in annotations], file, findings)  # (N, 4) xywh
+    boxes[:, 2:] += boxes[:, :2]
+    return BoxTable(
+        image_index=image_index,
+        boxes=boxes,
+        class_ids=class_ids,
+        areas=_number_array([entry.get("area", np.nan) for entry in annotations]),
+        is_crowd=_number_array([entry.get("iscrowd", 0) for entry in annotations]) == 1,
+    )
+
+
+def _id_array(ids: list[int], file: Path) -> NDArray[np.int64]:
+    try:
+        return np.array(ids, dtype=np.int64)
+    except OverflowError:
+        raise DataError(f"{file}: an id does not fit into 64 bits ({max(ids, key=abs)}); renumber it") from None
+
+
+def _positions(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of each value in `known` (unique, any order), -1 where absent."""
+    if not len(known):
+        return np.full(len(values), -1, dtype=np.int64)
+    order = np.argsort(known)
+    slots = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
+    found = order[slots]
+    return np.where(known[found] == values, found, -1)
+
+
+def _box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:
+    """(N, 4) float64; a row that is not four numbers is reported and becomes zeros (an empty box)."""
+    try:
+        return np.array(rows, dtype=np.float64).reshape(len(rows), 4)
+    except (ValueError, TypeError):
+        bad = [index for index, row in enumerate(rows) if not _is_four_numbers(row)]
+        findings.error(
+            "malformed-boxes",
+            f"{file}: annotations: 'bbox' {rows[bad[0]]} is not [x, y, width, height] "
+            f"({len(bad)} such boxes); repair or remove it",
+            count=len(bad),
+            example=str(rows[bad[0]]),
+        )
+        for index in bad:
+            rows[index] = [0.0, 0.0, 0.0, 0.0]
+        return np.array(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def _is_four_numbers(row: Any) -> bool:
+    return len(row) == 4 and all(isinstance(value, int | float) for value in row)
+
+
+def _number_array(values: list[Any]) -> NDArray[np.float64]:
+    """(N,) float64, NaN for what is not a number."""
+    try:
+        return np.array(values, dtype=np.float64).reshape(len(values))
+    except (ValueError, TypeError):
+        return np.array([value if isinstance(value, int | float) else np.nan for value in values], dtype=np.float64)
+
+
+def _known_only(table: BoxTable) -> BoxTable:
+    rows = np.flatnonzero((table.image_index >= 0) & (table.class_ids >= 0))
+    return table if len(rows) == len(table.image_index) else select_rows(table, rows)
+
+
+def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:
+    """The first folder that holds the first image, else the first that exists.
+
+    Raises:
+        DataError: none of the folders exists.
+    """
+    existing = [folder for folder in split.image_dirs if folder.is_dir()]
+    if not existing:
+        raise DataError(f"{split.image_dirs[0]}: no such image folder for {split.annotations}; name it with --images")
+    holding = [folder for folder in existing if file_names and (folder / file_names[0]).is_file()]
+    return (holding or existing)[0]

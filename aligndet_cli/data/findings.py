@@ -1,0 +1,64 @@
+"""What is wrong with a data set: raised at once when a stage reads it, collected when `doctor` does."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from aligndet_cli.errors import DataError
+
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of problem.
+
+    Attributes:
+        code: stable word for programs, e.g. `degenerate-boxes`.
+        message: one line for people: place, what is wrong, what to do.
+        count: how often it occurs.
+        example: a file (or `file: entry`) where it can be seen.
+    """
+
+    severity: Severity
+    code: str
+    message: str
+    count: int = 1
+    example: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+class Findings:
+    """Collects findings, or raises the first error.
+
+    Readers report every error here and then go on without the entries concerned, so that the same code serves
+    the stages (`is_strict`: stop) and `doctor` (collect).
+    """
+
+    def __init__(self, *, is_strict: bool) -> None:
+        self.is_strict = is_strict
+        self.items: list[Finding] = []
+
+    def error(self, code: str, message: str, *, count: int = 1, example: str = "") -> None:
+        """Report something that must be repaired.
+
+        Raises:
+            DataError: with `message`, if strict.
+        """
+        if self.is_strict:
+            raise DataError(message)
+        self.items.append(Finding("error", code, message, count, example))
+
+    def warn(self, code: str, message: str, *, count: int = 1, example: str = "") -> None:
+        """Report something that was corrected, left out, or looks wrong."""
+        self.items.append(Finding("warning", code, message, count, example))
+
+    def info(self, code: str, message: str, *, count: int = 1, example: str = "") -> None:
+        """Report something worth knowing."""
+        self.items.append(Finding("info", code, message, count, example))
+
+    def problem_counts(self) -> dict[str, int]:
+        """Counts by kind, e.g. `{"degenerate boxes": 2}`."""
+        return {item.code.replace("-", " "): item.count for item in self.items}

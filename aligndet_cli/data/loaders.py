@@ -1,0 +1,195 @@
+"""Images and boxes on disk -> samples, in an order that depends on the seed alone."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.images import read_image
+from aligndet_cli.data.transforms import Sample, mix_seed, normalise, pad_to_batch, resize, resized_hw
+from aligndet_cli.detectors.interface import ImageBatch
+from aligndet_cli.errors import DataError
+from aligndet_cli.training.launch import Process
+
+OnError = Literal["skip", "fail"]
+
+
+class BoxSource(Protocol):
+    """Where the boxes of an image come from. Picklable."""
+
+    def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """(N, 4) xyxy boxes and (N,) class ids of image `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelBoxes:
+    """The labelled boxes, crowds left out (they are not trained on)."""
+
+    image_set: ImageSet
+
+    def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """See `BoxSource`."""
+        record = self.image_set.record(index)
+        kept = ~record.is_crowd
+        return record.boxes[kept], record.class_ids[kept]
+
+
+class SampleStream(Dataset[Sample]):
+    """Decoded images by `(position, index)`; one that cannot be read is replaced by the next one, and named.
+
+    Args:
+        indices: which images of the set take part.
+        on_error: `fail` raises at the first unreadable image instead.
+    """
+
+    def __init__(self, image_set: ImageSet, indices: Sequence[int], boxes: BoxSource, on_error: OnError) -> None:
+        self.image_set, self.indices, self.boxes, self.on_error = image_set, list(indices), boxes, on_error
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
+        """Sample at a place `(position in the run, row of indices)`.
+
+        Raises:
+            DataError: the image cannot be read and `on_error` is `fail`, or no image can be read.
+        """
+        position, row = place
+        skipped: list[tuple[str, str]] = []
+        for attempt in range(len(self.indices)):
+            index = self.indices[(row + attempt) % len(self.indices)]
+            try:
+                sample = self._load(position, index)
+            except DataError as error:
+                if self.on_error == "fail":
+                    raise
+                skipped.append((self.image_set.file_names[index], str(error)))
+                continue
+            return replace(sample, skipped=tuple(skipped))
+        raise DataError(f"{self.image_set.images_dir}: none of the {len(self.indices)} images can be read")
+
+    def _load(self, position: int, index: int) -> Sample:
+        image = load_image(self.image_set, index)
+        boxes, class_ids = self.boxes.boxes_and_classes(index)
+        # The arrays are read-only views of a memory map: copy, a sample must own its few boxes.
+        return Sample(position, index, image, torch.from_numpy(boxes.copy()), torch.from_numpy(class_ids.copy()))
+
+
+def load_image(image_set: ImageSet, index: int) -> Tensor:
+    """(3, H, W) uint8 RGB of an image.
+
+    Raises:
+        DataError: unreadable, or of another size than its labels say.
+    """
+    record = image_set.record(index)
+    pixels = read_image(record.path)
+    if record.size_hw is not None and pixels.shape[:2] != record.size_hw:
+        raise DataError(
+            f"{record.path}: is {pixels.shape[1]}x{pixels.shape[0]} pixels but its labels say "
+            f"{record.size_hw[1]}x{record.size_hw[0]} (rotated by EXIF?); fix the file or its labels"
+        )
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+class StreamSampler(Sampler[list[tuple[int, int]]]):
+    """Places of the samples of every step of one rank, from `start_step` to `num_steps`.
+
+    The stream is endless: one permutation of the images after the other. Step s takes positions
+    [s * batch_size, (s + 1) * batch_size) of it, and rank r a contiguous part of those, so the images of a step
+    do not depend on the number of processes.
+    """
+
+    def __init__(
+        self, num_images: int, batch_size: int, *, seed: int, start_step: int, num_steps: int, process: Process
+    ) -> None:
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.start_step, self.num_steps, self.process = start_step, num_steps, process
+
+    def __len__(self) -> int:
+        return self.num_steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        part = self.batch_size // self.process.world_size
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start_step, self.num_steps):
+            first = step * self.batch_size + self.process.rank * part
+            places = []
+            for position in range(first, first + part):
+                if position // self.num_images != epoch:
+                    epoch = position // self.num_images
+                    order = np.random.default_rng(mix_seed(self.seed, epoch)).permutation(self.num_images)
+                places.append((position, int(order[position % self.num_images])))
+            yield places
+
+
+def training_batches(stream: SampleStream, sampler: StreamSampler, num_workers: int) -> Iterator[list[Sample]]:
+    """Batches of one rank, one per step, decoded by `num_workers` processes (0: in this one)."""
+    loader: DataLoader[Sample] = DataLoader(
+        stream,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=_single_threaded if num_workers else None,
+        prefetch_factor=4 if num_workers else None,
+    )
+    return iter(loader)
+
+
+def resolve_workers(num_workers: int | Literal["auto"], process: Process) -> int:
+    """Decoding processes per rank: what was asked for, else a few beside a GPU, and none where the CPU trains."""
+    if num_workers != "auto":
+        return num_workers
+    if process.device == "cpu":
+        return 0
+    return max(min((os.cpu_count() or 1) // process.world_size - 1, 8), 1)
+
+
+def evaluation_batches(
+    image_set: ImageSet,
+    *,
+    indices: Sequence[int],
+    batch_size: int,
+    short_side: int,
+    long_side: int,
+    num_workers: int,
+    device: torch.device,
+) -> Iterator[tuple[list[int], ImageBatch, list[tuple[int, int]]]]:
+    """Batches in the given order as `(indices, images, original (height, width) of each)`.
+
+    Raises:
+        DataError: an image cannot be read. Evaluating without it would change the metric, so it is never skipped.
+    """
+    chunks = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
+    loader: DataLoader[list[Tensor]] = DataLoader(
+        _ImageChunks(image_set, chunks),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_single_threaded if num_workers else None,
+    )
+    for chunk, images in zip(chunks, loader, strict=True):
+        sizes_hw = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        resized = [
+            normalise(resize(image.to(device), resized_hw(size_hw, short_side, long_side)))
+            for image, size_hw in zip(images, sizes_hw, strict=True)
+        ]
+        yield chunk, pad_to_batch(resized), sizes_hw
+
+
+class _ImageChunks(Dataset[list[Tensor]]):
+    def __init__(self, image_set: ImageSet, chunks: list[list[int]]) -> None:
+        self.image_set, self.chunks = image_set, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, row: int) -> list[Tensor]:
+        return [load_image(self.image_set, index) for index in self.chunks[row]]
+
+
+def _single_threaded(_worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,224 @@
+"""A small data set drawn from a seed: textured shapes on cluttered backgrounds, in COCO format.
+
+Classes differ by outline and by texture, never by colour. The set is awkward on purpose, in small ways: no two
+sides need be equal, objects overlap and touch the border, and one image of each split has no object at all.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from aligndet_cli.errors import RunError
+from aligndet_cli.workspace import write_bytes
+
+Pixels = NDArray[np.float32]
+
+# COCO-like ids with gaps, so that a class id taken for a category id cannot go unnoticed.
+CATEGORIES = {2: "disc", 3: "square", 5: "triangle", 7: "star", 11: "cross"}
+
+_MAX_OBJECTS = 6
+_ATTEMPTS_PER_OBJECT = 8
+_SIDE_RANGE = (0.17, 0.6)  # of the shorter image side; log-uniform, median some 55 px of 180
+_MIN_VISIBLE = 0.5  # of an object's area; less would be too hard to tell by its outline
+_SIZE_JITTER = 0.12
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A placed object: its outline (P, 2) x, y in pixels, its class by category id, and its colours."""
+
+    category_id: int
+    outline: NDArray[np.float64]
+    center: tuple[float, float]
+    side: float
+    angle: float
+    colors: tuple[Pixels, Pixels]
+
+
+def draw_toy_data(
+    folder: Path, *, seed: int, num_train: int, num_val: int, size_hw: tuple[int, int] = (176, 208)
+) -> None:
+    """Draw the data set into `folder`: `train/`, `val/` and `annotations/instances_{train,val}.json`.
+
+    The same arguments give the same bytes; every image has a generator of its own, so that image 5 does not
+    depend on how many there are.
+
+    Args:
+        size_hw: typical height and width; each image differs from it by up to 12 % on either side.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    try:
+        for number, (split, num_images) in enumerate((("train", num_train), ("val", num_val))):
+            (folder / split).mkdir(parents=True, exist_ok=True)
+            _draw_split(folder, split, num_images, (seed, number), size_hw)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from None
+
+
+def _draw_split(folder: Path, split: str, num_images: int, seed: tuple[int, int], size_hw: tuple[int, int]) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(num_images):
+        rng = np.random.default_rng([*seed, index])
+        # Image 3 stays empty: late enough for sets of three images to have objects in all.
+        pixels, objects = draw_toy_image(rng, size_hw, max_objects=0 if index == 3 else _MAX_OBJECTS)
+        file_name = f"{index:06d}.jpg"
+        image_id = 100 * seed[1] * 1000 + 10 * index + 7  # not a position, as in COCO
+        _, encoded = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+        write_image(folder / split / file_name, encoded.tobytes())
+        height, width = pixels.shape[:2]
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        for entry in objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})
+    categories = [{"id": category_id, "name": name} for category_id, name in CATEGORIES.items()]
+    content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations").mkdir(exist_ok=True)
+    write_bytes(folder / "annotations" / f"instances_{split}.json", json.dumps(content).encode())
+
+
+def write_image(file: Path, content: bytes) -> None:
+    """Plain write: hundreds of fsyncs would dominate; the json, written last, tells that all are there."""
+    file.write_bytes(content)
+
+
+def draw_toy_image(
+    rng: np.random.Generator, size_hw: tuple[int, int], *, max_objects: int
+) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """One image, (H, W, 3) uint8 RGB, and its objects as COCO annotations without ids (boxes xywh)."""
+    height, width = (round(side * rng.uniform(1 - _SIZE_JITTER, 1 + _SIZE_JITTER)) for side in size_hw)
+    canvas = _background(rng, height, width)
+    owner = np.zeros((height, width), dtype=np.int16)  # number of the object seen at each pixel, 0 background
+    placed: list[_Object] = []
+    for _ in range(int(rng.integers(1, max_objects + 1)) if max_objects else 0):
+        for _ in range(_ATTEMPTS_PER_OBJECT):
+            item = _random_object(rng, height, width)
+            mask = _fill(item.outline, (height, width))
+            if _may_cover(owner, mask, item):
+                placed.append(item)
+                owner[mask] = len(placed)
+                canvas[mask] = _textured(item, mask)
+                break
+    canvas = cv2.GaussianBlur(canvas, (3, 3), 0.6)
+    canvas += rng.normal(0, 4, canvas.shape).astype(np.float32)
+    pixels = np.clip(canvas, 0, 255).astype(np.uint8)
+    return pixels, [_annotation(item, owner == number) for number, item in enumerate(placed, start=1)]
+
+
+def _background(rng: np.random.Generator, height: int, width: int) -> Pixels:
+    """(H, W, 3) float32: two octaves of smooth colour, with untextured slabs and lines as clutter."""
+    canvas = np.full((height, width, 3), rng.uniform(70, 180, 3), dtype=np.float32)
+    for cells, amplitude in ((3, 38), (9, 14)):
+        noise = rng.normal(0, amplitude, (cells, cells, 3)).astype(np.float32)
+        canvas += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(int(rng.integers(5, 11))):
+        center = rng.uniform(0, 1, 2) * (width, height)
+        angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 6))))
+        radii = rng.uniform(5, 0.16 * min(height, width), len(angles))
+        outline = center + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        color = rng.uniform(40, 215, 3)
+        cv2.fillPoly(canvas, [np.round(outline).astype(np.int32)], color.tolist(), lineType=cv2.LINE_AA)
+    for _ in range(int(rng.integers(3, 7))):
+        ends = np.round(rng.uniform(0, 1, (2, 2)) * (width, height)).astype(int)
+        color = rng.uniform(30, 225, 3).tolist()
+        cv2.line(canvas, ends[0].tolist(), ends[1].tolist(), color, int(rng.integers(1, 3)), cv2.LINE_AA)
+    return canvas
+
+
+def _random_object(rng: np.random.Generator, height: int, width: int) -> _Object:
+    category_id = int(rng.choice(list(CATEGORIES)))
+    low, high = np.log(_SIDE_RANGE)
+    side = float(np.exp(rng.uniform(low, high))) * min(height, width)
+    angle = float(rng.uniform(0, 2 * np.pi))
+    # Centres come close enough to the border for about one object in five to be cut by it.
+    center = tuple(rng.uniform(0.35 * side, limit - 0.35 * side) for limit in (width, height))
+    outline = _OUTLINES[category_id]() * (side / 2) * rng.uniform(0.8, 1.0, 2)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    base = rng.uniform(45, 210, 3).astype(np.float32)
+    contrast = rng.choice([-1, 1]) * rng.uniform(38, 70) * rng.uniform(0.7, 1.0, 3)
+    colors = (base, np.clip(base + contrast, 0, 255).astype(np.float32))
+    return _Object(category_id, outline @ turn.T + center, (center[0], center[1]), side, angle, colors)
+
+
+def _regular(num_corners: int, radii: tuple[float, ...] = (1.0,)) -> NDArray[np.float64]:
+    """Corners (P, 2) on the unit circle; with several radii they alternate."""
+    angles = np.arange(num_corners) * (2 * np.pi / num_corners)
+    radius = np.resize(np.array(radii), num_corners)
+    return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+
+
+def _cross() -> NDArray[np.float64]:
+    arm, end = 0.34, 1.0
+    quarter = np.array([[end, -arm], [end, arm], [arm, arm]])
+    turns = [np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), power) for power in range(4)]
+    return np.concatenate([quarter @ turn.T for turn in turns])
+
+
+_OUTLINES: dict[int, Callable[[], NDArray[np.float64]]] = {
+    2: lambda: _regular(32),
+    3: lambda: _regular(4),
+    5: lambda: _regular(3),
+    7: lambda: _regular(10, (1.0, 0.5)),
+    11: _cross,
+}
+
+
+def _fill(outline: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    mask = np.zeros(size_hw, dtype=np.uint8)
+    cv2.fillPoly(mask, [np.round(outline).astype(np.int32)], 1)
+    return mask.astype(np.bool_)
+
+
+def _may_cover(owner: NDArray[np.int16], mask: NDArray[np.bool_], item: _Object) -> bool:
+    """Whether the object is large enough inside the image and leaves those below it visible."""
+    x, y = item.outline.T
+    full_area = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))  # shoelace formula
+    if mask.sum() < _MIN_VISIBLE * full_area:
+        return False
+    # An object may already be partly hidden: two thirds of what is seen of it now must stay.
+    before = np.bincount(owner.ravel())
+    hidden = np.bincount(owner[mask], minlength=len(before))
+    return bool((hidden[1:] <= before[1:] / 3).all())
+
+
+def _textured(item: _Object, mask: NDArray[np.bool_]) -> Pixels:
+    """Colours (P, 3) of the object's pixels; the texture turns and scales with the object."""
+    y, x = np.nonzero(mask)
+    cos, sin = np.cos(item.angle), np.sin(item.angle)
+    dx, dy = x - item.center[0], y - item.center[1]
+    scale = 2 / item.side
+    u, v = (cos * dx + sin * dy) * scale, (cos * dy - sin * dx) * scale  # (P,) each, -1..1 within the outline
+    weight = np.clip(0.5 + 2 * _TEXTURES[item.category_id](u, v), 0, 1)[:, None].astype(np.float32)
+    return item.colors[0] * (1 - weight) + item.colors[1] * weight
+
+
+_TEXTURES: dict[int, Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]] = {
+    2: lambda u, v: np.sin(14 * np.hypot(u, v)),  # rings
+    3: lambda u, v: np.sin(9 * (u + v)) * np.sin(9 * (u - v)),  # checks, along the sides
+    5: lambda u, v: np.sin(16 * v),  # stripes
+    7: lambda u, v: np.cos(13 * u) + np.cos(13 * v) - 0.8,  # dots
+    11: lambda u, v: np.sin(8 * np.arctan2(v, u)),  # wedges
+}
+
+
+def _annotation(item: _Object, visible: NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO annotation of what can be seen of an object: box, pixel area, and a polygon per visible part."""
+    y, x = np.nonzero(visible)
+    contours, _ = cv2.findContours(visible.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    polygons = [contour.ravel().tolist() for contour in contours if len(contour) >= 3]
+    left, top = int(x.min()), int(y.min())
+    return {
+        "category_id": item.category_id,
+        "bbox": [left, top, int(x.max()) - left + 1, int(y.max()) - top + 1],
+        "area": len(x),
+        "iscrowd": 0,
+        "segmentation": polygons,
+    }

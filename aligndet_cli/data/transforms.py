@@ -1,0 +1,196 @@
+"""Raw samples -> batches on the training device: resize, flip, colour, normalise, pad.
+
+Everything random is drawn beforehand on the CPU (`ViewParams`), from the seed and the sample's place in the run.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from aligndet_cli.detectors.interface import PAD_DIVISOR, BoxTargets, ImageBatch
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in 0..1
+STD = (0.229, 0.224, 0.225)
+
+ColourOp = Literal[
+    "identity",
+    "autocontrast",
+    "equalize",
+    "solarize",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "posterize",
+]
+COLOUR_OPS: tuple[ColourOp, ...] = ColourOp.__args__  # type: ignore[attr-defined]  # the values of a Literal
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as decoded, with its boxes in its own pixels.
+
+    Attributes:
+        position: place in the endless stream of samples of a run; seeds its augmentation.
+        index: place in the `ImageSet`.
+        image: (3, H, W) uint8 RGB.
+        boxes: (N, 4) xyxy.
+        class_ids: (N,) int64.
+        masks: (N, H, W) bool, or None.
+        skipped: `(file, reason)` of images that could not be read and that this one stands in for.
+    """
+
+    position: int
+    index: int
+    image: Tensor
+    boxes: Tensor
+    class_ids: Tensor
+    masks: Tensor | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ViewParams:
+    """What is done to one image to make one view of it.
+
+    Attributes:
+        short_side, long_side: the short side is resized to the first unless the long one would exceed the second.
+        flip: mirror left and right.
+        colour: the colour operation; exactly one.
+        strength: its magnitude in 0..1.
+    """
+
+    short_side: int
+    long_side: int
+    flip: bool = False
+    colour: ColourOp = "identity"
+    strength: float = 0.0
+
+
+def draw_view(seed: tuple[int, ...], short_sides: Sequence[int], long_side: int, *, with_colour: bool) -> ViewParams:
+    """Random view parameters that depend on `seed` alone.
+
+    Source: FACTS 3 (AlignDet 4.1): one of the short sides, flip with p = 0.5, exactly one colour operation.
+    """
+    generator = torch.Generator().manual_seed(mix_seed(*seed))
+    choice, op = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    flip, strength = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    return ViewParams(
+        short_side=short_sides[int(choice * len(short_sides))],
+        long_side=long_side,
+        flip=flip < 0.5,
+        colour=COLOUR_OPS[int(op * len(COLOUR_OPS))] if with_colour else "identity",
+        strength=strength,
+    )
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, different for every different tuple (in practice)."""
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = (mixed ^ (number + 0x632BE59BD9B4E019)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed ^= mixed >> 31
+    return mixed % 2**63
+
+
+def resized_hw(size_hw: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
+    """Height and width after the keep-ratio resize.
+
+    Source: mmdetection's `Resize`: scale = min(long/max, short/min), sides rounded half up.
+    """
+    scale = min(long_side / max(size_hw), short_side / min(size_hw))
+    height, width = (max(math.floor(side * scale + 0.5), 1) for side in size_hw)
+    return height, width
+
+
+def resize(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """(3, H, W) uint8 resized, bilinear without antialiasing as mmdetection's cv2 does it."""
+    if tuple(image.shape[-2:]) == size_hw:
+        return image
+    return F.resize(image, list(size_hw), InterpolationMode.BILINEAR, antialias=False)
+
+
+def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One view of a sample: normalised pixels (3, h, w), boxes (N, 4) in them, masks (N, h, w) if it has any.
+
+    No box is dropped, so row i of the boxes stays proposal i. The image is flipped before it is padded: the
+    official pipeline pads first and its boxes are off by the padding.
+    """
+    height, width = sample.image.shape[-2:]
+    new_hw = resized_hw((height, width), params.short_side, params.long_side)
+    image = resize(sample.image.to(device, non_blocking=True), new_hw)
+    scale = torch.tensor([new_hw[1] / width, new_hw[0] / height] * 2, device=device)
+    boxes = sample.boxes.to(device, non_blocking=True) * scale  # (N, 4)
+    masks = sample.masks
+    if masks is not None:
+        masks = F.resize(masks.to(device), list(new_hw), InterpolationMode.NEAREST)
+    if params.flip:
+        image = image.flip(-1)
+        masks = masks.flip(-1) if masks is not None else None
+        boxes = torch.stack([new_hw[1] - boxes[:, 2], boxes[:, 1], new_hw[1] - boxes[:, 0], boxes[:, 3]], dim=1)
+    return normalise(change_colour(image, params.colour, params.strength)), boxes, masks
+
+
+def change_colour(image: Tensor, op: ColourOp, strength: float) -> Tensor:
+    """One colour operation on a (3, H, W) uint8 image; `strength` 0..1 spans the range of FACTS 3."""
+    factor = 0.1 + 1.8 * strength  # PIL's enhance factor, 0.1..1.9
+    operations = {
+        "identity": lambda: image,
+        "autocontrast": lambda: F.autocontrast(image),
+        "equalize": lambda: F.equalize(image),
+        "solarize": lambda: F.solarize(image, threshold=min(256.0 * strength, 255.0)),
+        "color": lambda: F.adjust_saturation(image, factor),
+        "contrast": lambda: F.adjust_contrast(image, factor),
+        "brightness": lambda: F.adjust_brightness(image, factor),
+        "sharpness": lambda: F.adjust_sharpness(image, factor),
+        "posterize": lambda: F.posterize(image, bits=min(int(5 * strength), 4)),
+    }
+    return operations[op]()
+
+
+def normalise(image: Tensor) -> Tensor:
+    """(3, H, W) uint8 -> float32 with ImageNet mean and deviation."""
+    return F.normalize(image.float() / 255.0, list(MEAN), list(STD))
+
+
+def pad_to_batch(images: Sequence[Tensor]) -> ImageBatch:
+    """Normalised images (3, h, w) in one tensor, padded with zeros at the bottom and right.
+
+    The batch is as high and wide as its largest image, rounded up to a multiple of 32.
+    """
+    sizes_hw = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
+    height, width = (math.ceil(max(sides) / PAD_DIVISOR) * PAD_DIVISOR for sides in zip(*sizes_hw, strict=True))
+    pixels = torch.stack([pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images])
+    return ImageBatch(pixels, sizes_hw)
+
+
+def make_batch(
+    samples: Sequence[Sample], params: Sequence[ViewParams], device: torch.device, *, instance_offset: int | None = None
+) -> tuple[ImageBatch, list[BoxTargets]]:
+    """One view of every sample, as a batch on the device with its targets.
+
+    Args:
+        instance_offset: id of the first box of the batch; ids then run over the whole batch in order, whatever
+            images have no boxes, and are the same in every view. None: the targets have no instance ids.
+    """
+    images, targets = [], []
+    for sample, view in zip(samples, params, strict=True):
+        image, boxes, masks = apply_view(sample, view, device)
+        ids = None
+        if instance_offset is not None:
+            ids = torch.arange(instance_offset, instance_offset + len(boxes), device=device)
+            instance_offset += len(boxes)
+        images.append(image)
+        targets.append(BoxTargets(boxes, sample.class_ids.to(device, non_blocking=True), ids, _pad_masks(masks)))
+    return pad_to_batch(images), targets
+
+
+def _pad_masks(masks: Tensor | None) -> Tensor | None:
+    return None if masks is None else masks.bool()

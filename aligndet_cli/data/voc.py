@@ -1,0 +1,224 @@
+"""Pascal VOC: `JPEGImages/ Annotations/ ImageSets/Main/`, alone or as years of a `VOCdevkit`.
+
+Coordinates in the files are 1-based pixel indices with both ends inside the box. They become 0-based edges:
+xmin - 1, ymin - 1, xmax, ymax, so that a box from 1 to W covers the whole image (detectron2 does the same,
+mmdetection subtracts 1 from all four). A box whose ends coincide in the file is taken as having no area.
+"""
+
+import hashlib
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aligndet_cli.data.assembly import BoxTable, Labels, box_table
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.images import is_image_file
+from aligndet_cli.errors import DataError
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+ALL = "all"  # the split of a root without ImageSets/Main
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """One labelled object; `box` is xyxy as explained at the top of this file."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    is_difficult: bool
+
+
+@dataclass(frozen=True)
+class VocAnnotation:
+    """One XML file; `size_hw` is (0, 0) where it does not say."""
+
+    size_hw: tuple[int, int]
+    objects: list[VocObject]
+
+
+def find_voc_roots(root: Path) -> list[Path]:
+    """The folders with `JPEGImages/` and `Annotations/`: the root itself, or the years of a devkit."""
+    candidates = [[root], sorted(root.glob("VOC[0-9]*")), sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
+    for folders in candidates:
+        found = [folder for folder in folders if _is_voc_root(folder)]
+        if found:
+            return found
+    return []
+
+
+def find_voc_splits(root: Path) -> list[str]:
+    """Names of the image lists in any year whose images are annotated; `all` where there are none."""
+    years = find_voc_roots(root)
+    names = {file.stem for year in years for file in _lists(year) if _is_annotated(year, file)}
+    return sorted(names) or [ALL]
+
+
+def read_voc(root: Path, split: str, findings: Findings) -> Labels:
+    """Images and boxes of one split, all years together; `difficult` becomes `is_crowd`.
+
+    Classes are VOC's 20 if no other occurs, else all names found in the whole data set, sorted; category ids
+    count from 1. Image ids are positions in the sorted list of all images, whatever their split.
+
+    Raises:
+        DataError: (strict findings) an image without annotation file, or a damaged one.
+    """
+    years = find_voc_roots(root)
+    images_dir, prefixes = _image_base(years)
+    all_images = {prefix + stem: prefix + name for prefix, year in prefixes for stem, name in _images_of(year).items()}
+    positions = {key: index for index, key in enumerate(sorted(all_images, key=all_images.__getitem__))}
+    keys: list[str] = []
+    annotations: list[VocAnnotation] = []
+    digest = hashlib.sha256()
+    names: set[str] = set()
+    used: set[Path] = set()
+    for prefix, year in prefixes:
+        for stem in _listed(year, split):
+            file = year / "Annotations" / f"{stem}.xml"
+            used.add(file)
+            annotation = _read(file, findings, digest)
+            if annotation is not None:
+                keys.append(prefix + stem)
+                annotations.append(annotation)
+                names.update(item.name for item in annotation.objects)
+    categories = _categories(names, years, used, findings)
+    # A listed image that is not on disk keeps a place and a likely name, so that it is reported as missing.
+    return Labels(
+        format="voc",
+        root=root,
+        split=split,
+        images_dir=images_dir,
+        file_names=[all_images.get(key, f"{key}.jpg") for key in keys],
+        image_ids=np.array([positions.get(key, -1) for key in keys], dtype=np.int64),
+        sizes_hw=np.array([annotation.size_hw for annotation in annotations], dtype=np.int32).reshape(-1, 2),
+        table=_table(annotations, categories),
+        categories=categories,
+        label_digest=digest.hexdigest(),
+    )
+
+
+def parse_voc_annotation(content: bytes, file: Path) -> VocAnnotation:
+    """One annotation file.
+
+    Raises:
+        DataError: not XML, or an object without name or box.
+    """
+    try:
+        tree = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise DataError(f"{file}: not valid XML ({error}); repair or remove it") from None
+    size = [_number(tree, f"size/{key}") for key in ("height", "width")]
+    height, width = (int(value) if value is not None and 0 < value < 2**31 else 0 for value in size)
+    objects = [_parse_object(element, number, file) for number, element in enumerate(tree.iter("object"), start=1)]
+    return VocAnnotation((height, width) if height and width else (0, 0), objects)
+
+
+def _parse_object(element: ElementTree.Element, number: int, file: Path) -> VocObject:
+    name = (element.findtext("name") or "").strip()
+    ends = [_number(element, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+    x1, y1, x2, y2 = (float("nan") if end is None else end for end in ends)
+    if not name or None in ends:
+        missing = "name" if not name else "bndbox with four numbers"
+        raise DataError(f"{file}: object {number} has no {missing}; repair or remove it")
+    has_extent = not (x2 <= x1 or y2 <= y1)  # so that NaN goes on and is reported as such
+    box = (x1 - 1, y1 - 1, x2, y2) if has_extent else (x1, y1, x1, y1)
+    return VocObject(name, box, is_difficult=_number(element, "difficult") == 1)
+
+
+def _number(element: ElementTree.Element, path: str) -> float | None:
+    try:
+        return float(element.findtext(path) or "")
+    except ValueError:
+        return None
+
+
+def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None) -> VocAnnotation | None:
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        message = f"{file}: annotation file of a listed image is missing; complete the data or shorten the list"
+        findings.error("missing-annotations", message, example=str(file))
+        return None
+    try:
+        annotation = parse_voc_annotation(content, file)
+    except DataError as error:
+        findings.error("bad-annotations", str(error), example=str(file))
+        return None
+    if digest is not None:
+        digest.update(f"{file.name}\0{len(content)}\n".encode() + content)
+    return annotation
+
+
+def _is_voc_root(folder: Path) -> bool:
+    return (folder / "JPEGImages").is_dir() and (folder / "Annotations").is_dir()
+
+
+def _lists(year: Path) -> list[Path]:
+    """The image lists of a year, without VOC's 80 per-class lists (`cat_train.txt`)."""
+    files = sorted((year / "ImageSets" / "Main").glob("*.txt"))
+    return [file for file in files if file.stem.rpartition("_")[0] not in VOC_CLASSES]
+
+
+def _is_annotated(year: Path, file: Path) -> bool:
+    """Whether the first image of a list has an annotation: VOC2012 lists a test split without labels."""
+    stems = _stems(file)
+    return not stems or any((year / "Annotations" / f"{stem}.xml").is_file() for stem in stems[:20])
+
+
+def _stems(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not a text file; expected one image name per line") from None
+    # Per-class lists have a second column; names may carry a suffix in home-made lists.
+    words = [line.split()[0] for line in lines if line.strip()]
+    return [word.rsplit(".", 1)[0] if is_image_file(word) else word for word in words]
+
+
+def _listed(year: Path, split: str) -> list[str]:
+    if split == ALL and not _lists(year):
+        return sorted(file.stem for file in (year / "Annotations").glob("*.xml"))
+    file = year / "ImageSets" / "Main" / f"{split}.txt"
+    return list(dict.fromkeys(_stems(file))) if file.is_file() and _is_annotated(year, file) else []
+
+
+def _image_base(years: list[Path]) -> tuple[Path, list[tuple[str, Path]]]:
+    """The folder that file names are relative to, and the prefix of the names of each year."""
+    if len(years) == 1:
+        return years[0] / "JPEGImages", [("", years[0])]
+    return years[0].parent, [(f"{year.name}/JPEGImages/", year) for year in years]
+
+
+def _images_of(year: Path) -> dict[str, str]:
+    """`{stem: file name}` of the images of a year."""
+    names = sorted((name for name in os.listdir(year / "JPEGImages") if is_image_file(name)), reverse=True)  # noqa: PTH208
+    return {name.rsplit(".", 1)[0]: name for name in names}
+
+
+def _categories(names: set[str], years: list[Path], used: set[Path], findings: Findings) -> tuple[Category, ...]:
+    if not names <= set(VOC_CLASSES):
+        # Classes of its own: those of every split count, so that class ids agree between splits.
+        for year in years:
+            for file in sorted(set((year / "Annotations").glob("*.xml")) - used):
+                annotation = _read(file, findings)
+                names = names | {item.name for item in annotation.objects} if annotation else names
+    classes: Iterable[str] = VOC_CLASSES if names <= set(VOC_CLASSES) else sorted(names)
+    return tuple(Category(number, name) for number, name in enumerate(classes, start=1))
+
+
+def _table(annotations: list[VocAnnotation], categories: tuple[Category, ...]) -> BoxTable:
+    class_ids = {category.name: class_id for class_id, category in enumerate(categories)}
+    rows = [(index, item) for index, annotation in enumerate(annotations) for item in annotation.objects]
+    return box_table(
+        image_index=[index for index, _ in rows],
+        boxes=[item.box for _, item in rows],
+        class_ids=[class_ids[item.name] for _, item in rows],
+        is_crowd=[item.is_difficult for _, item in rows],
+    )

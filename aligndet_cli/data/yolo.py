@@ -1,0 +1,231 @@
+"""YOLO as written by ultralytics and Roboflow: a `data.yaml`, `images/` and, beside them, `labels/`."""
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aligndet_cli.data.assembly import Labels, box_table
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.folder import list_images
+from aligndet_cli.data.images import is_image_file, read_size_hw
+from aligndet_cli.data.yaml_subset import read_yaml_keys
+from aligndet_cli.errors import DataError
+
+SPLITS = ("train", "val", "test")
+_KEYS = ("path", "train", "val", "test", "names", "nc")
+
+
+@dataclass(frozen=True)
+class YoloConfig:
+    """What a data.yaml says: the image folders or lists of each split, and the classes."""
+
+    file: Path
+    splits: dict[str, list[Path]]
+    categories: tuple[Category, ...]
+
+
+@dataclass
+class _Rows:
+    """Boxes gathered so far, see `BoxTable`."""
+
+    image_index: list[int] = field(default_factory=list)
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    class_ids: list[int] = field(default_factory=list)
+    segmentations: list[Any] = field(default_factory=list)
+
+
+def find_yolo_file(root: Path) -> Path | None:
+    """The yaml of a YOLO data set: the root itself, `data.yaml`, or another one with classes and splits."""
+    if root.is_file():
+        return root if root.suffix in (".yaml", ".yml") else None
+    files = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
+    return next((file for file in files if _describes_data(file)), None)
+
+
+def read_yolo_config(file: Path) -> YoloConfig:
+    """Folders and classes of a data.yaml.
+
+    Raises:
+        DataError: not readable, or without classes or splits.
+    """
+    values = read_yaml_keys(file, _KEYS)
+    base = _base(file, values.get("path"))
+    splits = {name: _places(file, base, values[name]) for name in SPLITS if values.get(name)}
+    if not splits:
+        raise DataError(f"{file}: names no 'train' or 'val' images; add e.g. 'train: images/train'")
+    return YoloConfig(file, splits, _categories(values, file))
+
+
+def read_yolo(config: YoloConfig, root: Path, split: str, *, with_masks: bool, findings: Findings) -> Labels:
+    """Images and boxes of one split; polygons become their bounding box (and segmentations when asked for).
+
+    Boxes are relative to the image size, so the header of every image is read. An image whose header cannot be
+    read keeps its place without boxes; whoever decodes it later reports it.
+
+    Raises:
+        DataError: an image folder is missing, or (strict findings) a label line is wrong.
+    """
+    files = _image_files(config, split)
+    images_dir = Path(os.path.commonpath([file.parent for file in files])) if files else config.file.parent
+    files = sorted(files, key=lambda file: file.relative_to(images_dir).as_posix())
+    digest = hashlib.sha256(repr(config.categories).encode())
+    sizes_hw = np.zeros((len(files), 2), dtype=np.int32)
+    rows = _Rows()
+    unreadable = []
+    for index, file in enumerate(files):
+        label_file = _label_file(file)
+        content = label_file.read_bytes() if label_file.is_file() else b""
+        digest.update(f"{label_file.name}\0{len(content)}\n".encode() + content)
+        try:
+            sizes_hw[index] = read_size_hw(file)
+        except DataError:
+            unreadable += [file] if file.exists() else []
+            continue
+        _read_labels(content, label_file, index, (sizes_hw[index, 0], sizes_hw[index, 1]), config, rows, findings)
+    if unreadable:
+        message = f"{len(unreadable)} images cannot be read and have no boxes, first {unreadable[0]}"
+        findings.warn("unreadable-headers", message, count=len(unreadable), example=str(unreadable[0]))
+    num_boxes = len(rows.boxes)
+    return Labels(
+        format="yolo",
+        root=root,
+        split=split,
+        images_dir=images_dir,
+        file_names=[file.relative_to(images_dir).as_posix() for file in files],
+        image_ids=np.arange(len(files), dtype=np.int64),
+        sizes_hw=sizes_hw,
+        table=box_table(
+            rows.image_index,
+            rows.boxes,
+            rows.class_ids,
+            [False] * num_boxes,
+            rows.segmentations if with_masks else None,
+        ),
+        categories=config.categories,
+        label_digest=digest.hexdigest(),
+    )
+
+
+def _describes_data(file: Path) -> bool:
+    try:
+        values = read_yaml_keys(file, _KEYS)
+    except DataError:
+        return file.stem == "data"  # so that what is wrong with it is told when it is read
+    return ("names" in values or "nc" in values) and any(values.get(split) for split in SPLITS)
+
+
+def _base(file: Path, path: Any) -> Path:
+    """The folder that split paths are relative to: `path`, from the yaml's own folder, else that folder."""
+    if path is None:
+        return file.parent
+    candidate = file.parent / str(path)
+    # A relative `path` is often meant from ultralytics' own datasets folder: then the yaml lies in the data set.
+    return candidate if candidate.is_dir() else file.parent
+
+
+def _places(file: Path, base: Path, value: Any) -> list[Path]:
+    places = []
+    for name in value if isinstance(value, list) else [value]:
+        place = base / str(name)
+        if not place.exists() and str(name).startswith("../"):
+            place = base / str(name)[3:]  # Roboflow writes '../train/images' for 'train/images'
+        places.append(place)
+    return places
+
+
+def _categories(values: dict[str, Any], file: Path) -> tuple[Category, ...]:
+    names = values.get("names")
+    if names is None and isinstance(values.get("nc"), int):
+        names = [f"class {number}" for number in range(values["nc"])]
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names or not all(isinstance(key, int) and key >= 0 for key in names):
+        raise DataError(f"{file}: 'names' must list the classes, e.g. names: [cat, dog]")
+    if isinstance(values.get("nc"), int) and values["nc"] != len(names):
+        raise DataError(f"{file}: 'nc' is {values['nc']} but 'names' lists {len(names)} classes; correct one")
+    return tuple(Category(number, str(names[number])) for number in sorted(names))
+
+
+def _image_files(config: YoloConfig, split: str) -> list[Path]:
+    """Images of all folders, lists and single files named for a split."""
+    files: list[Path] = []
+    for place in config.splits[split]:
+        if place.is_dir():
+            files += [place / name for name in list_images(place)]
+        elif place.suffix == ".txt" and place.is_file():
+            lines = place.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            files += [Path(os.path.normpath(place.parent / line.strip())) for line in lines if line.strip()]
+        elif is_image_file(place.name) and place.is_file():
+            files.append(place)
+        else:
+            raise DataError(f"{config.file}: '{split}' names {place}, which is not there; correct 'path' or '{split}'")
+    return list(dict.fromkeys(files))
+
+
+def _label_file(image_file: Path) -> Path:
+    """`.../images/a/b.jpg` -> `.../labels/a/b.txt`, at the last `images`; beside the image if there is none."""
+    parts = list(image_file.parts)
+    places = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    if places:
+        parts[places[-1]] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _read_labels(
+    content: bytes,
+    file: Path,
+    index: int,
+    size_hw: tuple[int, int],
+    config: YoloConfig,
+    rows: _Rows,
+    findings: Findings,
+) -> None:
+    """Append the boxes of one label file to `rows`."""
+    class_ids = {category.category_id: class_id for class_id, category in enumerate(config.categories)}
+    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        where = f"{file}:{number}"
+        try:
+            category_id, points = _parse_line(words)
+        except ValueError as error:
+            findings.error("bad-label-lines", f"{where}: {error}; repair or remove the line", example=where)
+            continue
+        if category_id not in class_ids:
+            message = f"{where}: class {category_id} is not among the {len(class_ids)} classes of {config.file.name}"
+            findings.error("unknown-category-ids", f"{message}; correct the line or 'names'", example=where)
+            continue
+        absolute = points * np.array([size_hw[1], size_hw[0]])  # (P, 2) x, y
+        (x1, y1), (x2, y2) = absolute.min(axis=0).tolist(), absolute.max(axis=0).tolist()
+        rows.image_index.append(index)
+        rows.boxes.append((x1, y1, x2, y2))
+        rows.class_ids.append(class_ids[category_id])
+        rows.segmentations.append([absolute.ravel().tolist()] if len(points) > 2 else [])
+
+
+def _parse_line(words: list[str]) -> tuple[int, "np.ndarray[Any, np.dtype[np.float64]]"]:
+    """Class index and points (P, 2), normalised: the two corners of a box, or the vertices of a polygon.
+
+    Raises:
+        ValueError: neither `class cx cy w h` nor `class x1 y1 x2 y2 x3 y3 ...`, or numbers that are not finite.
+    """
+    category_id, values = float(words[0]), [float(word) for word in words[1:]]
+    if not all(math.isfinite(value) for value in (category_id, *values)):
+        raise ValueError("a number is NaN or infinite")
+    if category_id != int(category_id):
+        raise ValueError(f"class {words[0]} is not a whole number")
+    if len(values) == 4:
+        cx, cy, width, height = values
+        if width <= 0 or height <= 0:  # min and max of the corners would hide a negative size
+            width = height = 0.0
+        values = [cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]
+    elif len(values) < 6 or len(values) % 2:
+        raise ValueError(f"{len(words)} numbers, expected 'class cx cy w h' or 'class x1 y1 x2 y2 x3 y3 ...'")
+    return int(category_id), np.array(values).reshape(-1, 2)

@@ -1,0 +1,120 @@
+"""`weights.pt`: a detector on disk, with what it takes to build it again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.errors import WeightsError
+from aligndet_cli.training.checkpoint import serialise
+from aligndet_cli.workspace import write_bytes
+
+KIND = "aligndet-detector"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DetectorFile:
+    """Content of a `weights.pt`.
+
+    Attributes:
+        stage: `pretrain-box` (no class predictor in `state_dict`) or `finetune`.
+        categories: the classes, position = class id; empty after pre-training.
+        resolution: short and long side to test at; None after pre-training.
+        extra: other state dicts by name (the projector of pre-training).
+    """
+
+    stage: str
+    detector: DetectorConfig
+    backbone: BackboneConfig
+    categories: tuple[Category, ...]
+    resolution: tuple[int, int] | None
+    state_dict: dict[str, Tensor]
+    extra: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """A fine-tuned detector, ready to use: in evaluation mode on the CPU."""
+
+    model: AnyDetector
+    categories: tuple[Category, ...]
+    resolution: tuple[int, int]
+
+
+def save_detector(
+    file: Path,
+    model: AnyDetector,
+    *,
+    stage: str,
+    configs: tuple[DetectorConfig, BackboneConfig],
+    categories: Sequence[Category] = (),
+    resolution: tuple[int, int] | None = None,
+    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write a detector; after pre-training its class predictor, which nothing has trained, is left out."""
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    if stage == "pretrain-box":
+        state = {name: value for name, value in state.items() if not name.startswith("class_predictor.")}
+    content = {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "stage": stage,
+        "detector": configs[0].model_dump(mode="json"),
+        "backbone": configs[1].model_dump(mode="json"),
+        "categories": [{"category_id": category.category_id, "name": category.name} for category in categories],
+        "resolution": resolution,
+        "state_dict": state,
+        "extra": {
+            name: {key: value.cpu().contiguous() for key, value in part.items()} for name, part in (extra or {}).items()
+        },
+    }
+    write_bytes(file, serialise(content))
+
+
+def read_detector(file: Path) -> DetectorFile:
+    """Content of a `weights.pt` of ours.
+
+    Raises:
+        WeightsError: missing, damaged, or something else.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{file}: no such weights file") from None
+    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
+        raise WeightsError(f"{file}: not a readable weights file ({type(error).__name__})") from None
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise WeightsError(f"{file}: not a detector of aligndet; name a weights.pt of pretrain-box or finetune")
+    if content["format_version"] != FORMAT_VERSION:
+        raise WeightsError(f"{file}: format {content['format_version']}, this aligndet reads {FORMAT_VERSION}")
+    adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
+    return DetectorFile(
+        stage=content["stage"],
+        detector=adapter.validate_python(content["detector"]),
+        backbone=BackboneConfig.model_validate(content["backbone"]),
+        categories=tuple(Category(**category) for category in content["categories"]),
+        resolution=tuple(content["resolution"]) if content["resolution"] else None,
+        state_dict=content["state_dict"],
+        extra=content["extra"],
+    )
+
+
+def load_detector(file: Path) -> LoadedDetector:
+    """A fine-tuned detector from its file.
+
+    Raises:
+        WeightsError: unreadable, or a pre-trained one, which cannot detect anything yet.
+    """
+    content = read_detector(file)
+    if content.stage != "finetune" or content.resolution is None:
+        raise WeightsError(f"{file}: only pre-trained, it has no classes yet; run `aligndet finetune` first")
+    model = build_detector(content.detector, build_backbone(content.backbone), len(content.categories))
+    model.load_state_dict(content.state_dict)
+    return LoadedDetector(model.eval(), content.categories, content.resolution)

@@ -1,0 +1,209 @@
+"""COCO metrics. pycocotools is the only source of every number here."""
+
+import contextlib
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from aligndet_cli.data.coco import to_coco_dict
+from aligndet_cli.data.dataset import ImageSet
+
+IouType = Literal["bbox", "segm"]
+
+# The order of pycocotools' `COCOeval.stats`.
+COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass(frozen=True)
+class CocoEvaluation:
+    """What pycocotools says about a set of predictions. K = classes.
+
+    Attributes:
+        metrics: JSON values, see `coco_metrics`.
+        precision: (T, R, K) interpolated precision over all sizes and at most 100 boxes per image; -1 where a class
+            has no ground truth.
+        iou_thresholds: (T,) 0.5, 0.55 ... 0.95.
+        recall_thresholds: (R,) 0, 0.01 ... 1.
+    """
+
+    metrics: dict[str, Any]
+    precision: NDArray[np.float64]
+    iou_thresholds: NDArray[np.float64]
+    recall_thresholds: NDArray[np.float64]
+
+
+def coco_metrics(
+    ground_truth: Mapping[str, Any],
+    predictions: Sequence[Mapping[str, Any]],
+    *,
+    image_ids: Collection[int] | None = None,
+    iou_type: IouType = "bbox",
+) -> dict[str, Any]:
+    """The numbers of pycocotools as JSON values; see `evaluate_coco` for the arguments.
+
+    Returns:
+        The 12 numbers by name (0..1, null where nothing could be found), `per_class` (in the order of the category
+        ids: `category_id`, `name`, `AP`, `AP50`, `ground_truths` without crowds), `counts`, `max_dets` and
+        `iou_type`.
+    """
+    return evaluate_coco(ground_truth, predictions, image_ids=image_ids, iou_type=iou_type).metrics
+
+
+def evaluate_coco(
+    ground_truth: Mapping[str, Any],
+    predictions: Sequence[Mapping[str, Any]],
+    *,
+    image_ids: Collection[int] | None = None,
+    iou_type: IouType = "bbox",
+) -> CocoEvaluation:
+    """Run pycocotools, quietly.
+
+    Args:
+        ground_truth: a COCO json dict.
+        predictions: COCO results with the category ids of `ground_truth`; `bbox` is xywh.
+        image_ids: evaluate these images only; None = all.
+        iou_type: `segm` compares `segmentation` (RLE); ground truths without one are left out and counted.
+    """
+    chosen = {int(image["id"]) for image in ground_truth["images"]}
+    chosen = chosen if image_ids is None else chosen & set(image_ids)
+    annotations = [entry for entry in ground_truth["annotations"] if entry["image_id"] in chosen]
+    num_without_mask = 0
+    if iou_type == "segm":
+        with_mask = [entry for entry in annotations if entry.get("segmentation")]
+        num_without_mask = len(annotations) - len(with_mask)
+        annotations = with_mask
+    predictions = [entry for entry in predictions if entry["image_id"] in chosen]
+    dataset = {
+        "images": [image for image in ground_truth["images"] if image["id"] in chosen],
+        "categories": list(ground_truth["categories"]),
+        "annotations": _with_usable_ids(annotations),
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints, and stdout is for the result
+        evaluator = _run_pycocotools(dataset, predictions, iou_type)
+    metrics = _summary(evaluator, dataset, predictions, iou_type)
+    if iou_type == "segm":
+        metrics["counts"]["ground_truths_without_mask"] = num_without_mask
+    return CocoEvaluation(
+        metrics=metrics,
+        precision=evaluator.eval["precision"][:, :, :, 0, -1],
+        iou_thresholds=np.asarray(evaluator.params.iouThrs),
+        recall_thresholds=np.asarray(evaluator.params.recThrs),
+    )
+
+
+def coco_ground_truth(image_set: ImageSet, *, with_masks: bool = False) -> dict[str, Any]:
+    """What pycocotools is to compare with: the original COCO annotations of these images, or their equal.
+
+    A COCO json is read again rather than rebuilt from `ImageSet`, whose float32 corners would move boxes by a
+    rounding error and which has no boxes without area. Only annotations that no program could use (no four finite
+    numbers, an unknown class) are left out; a missing `area` is that of the box and a missing `iscrowd` is 0.
+    """
+    if image_set.annotations is None:
+        return to_coco_dict(image_set)
+    # The reader of the data set has checked this file.
+    content = json.loads(image_set.annotations.read_bytes().decode("utf-8-sig"))
+    image_ids = {int(image_id) for image_id in image_set.image_ids}
+    category_ids = {category.category_id for category in image_set.categories}
+    return {
+        "images": [image for image in content["images"] if image.get("id") in image_ids],
+        "categories": [{"id": entry.category_id, "name": entry.name} for entry in image_set.categories],
+        "annotations": [
+            _complete(entry, with_masks=with_masks)
+            for entry in content["annotations"]
+            if entry.get("image_id") in image_ids and entry.get("category_id") in category_ids and _has_box(entry)
+        ],
+    }
+
+
+def _has_box(annotation: Mapping[str, Any]) -> bool:
+    box = annotation.get("bbox")
+    is_four_numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
+    return is_four_numbers and all(math.isfinite(value) for value in box or ())
+
+
+def _complete(annotation: Mapping[str, Any], *, with_masks: bool) -> dict[str, Any]:
+    _, _, width, height = annotation["bbox"]
+    kept = {key: value for key, value in annotation.items() if with_masks or key != "segmentation"}
+    return {"area": width * height, "iscrowd": 0, **kept}
+
+
+def _with_usable_ids(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Copies of the annotations, renumbered if their ids would mislead pycocotools.
+
+    It stores the id of the matched ground truth and reads 0 as "not matched", so a box with id 0 (common in
+    converted data) can never be found; and of two boxes with one id it sees the second twice.
+    """
+    ids = [annotation.get("id") for annotation in annotations]
+    if None not in ids and 0 not in ids and len(set(ids)) == len(ids):
+        return [dict(annotation) for annotation in annotations]
+    return [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
+
+
+def _run_pycocotools(dataset: dict[str, Any], predictions: Sequence[Mapping[str, Any]], iou_type: IouType) -> COCOeval:
+    truth = COCO()
+    truth.dataset = dataset
+    truth.createIndex()
+    # With both keys pycocotools would take a mask's size from its box.
+    unused = "bbox" if iou_type == "segm" else "segmentation"
+    entries = [{key: value for key, value in entry.items() if key != unused} for entry in predictions]
+    if entries:
+        found = truth.loadRes(entries)
+    else:  # `loadRes` looks at the first entry
+        found = COCO()
+        found.dataset = {**dataset, "annotations": []}
+        found.createIndex()
+    evaluator = COCOeval(truth, found, iou_type)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return evaluator
+
+
+def _summary(
+    evaluator: COCOeval, dataset: dict[str, Any], predictions: Sequence[Mapping[str, Any]], iou_type: IouType
+) -> dict[str, Any]:
+    names = {entry["id"]: entry["name"] for entry in dataset["categories"]}
+    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # (T, R, K)
+    is_crowd = [bool(entry.get("iscrowd", 0)) for entry in dataset["annotations"]]
+    truths = Counter(entry["category_id"] for entry in dataset["annotations"] if not entry.get("iscrowd", 0))
+    per_class = [
+        {
+            "category_id": int(category_id),
+            "name": names[category_id],
+            "AP": _mean(precision[:, :, index]),
+            "AP50": _mean(precision[0, :, index]),
+            "ground_truths": truths[category_id],
+        }
+        for index, category_id in enumerate(evaluator.params.catIds)
+    ]
+    return {
+        **{name: _number(value) for name, value in zip(COCO_NUMBERS, evaluator.stats, strict=True)},
+        "per_class": per_class,
+        "counts": {
+            "images": len(dataset["images"]),
+            "ground_truths": len(is_crowd) - sum(is_crowd),
+            "ignored_ground_truths": sum(is_crowd),
+            "predictions": len(predictions),
+        },
+        "max_dets": [int(count) for count in evaluator.params.maxDets],
+        "iou_type": iou_type,
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Mean over what could be measured: pycocotools marks the rest with -1."""
+    measured = values[values > -1]
+    return float(measured.mean()) if measured.size else None
+
+
+def _number(value: float) -> float | None:
+    return None if value == -1 else float(value)

@@ -1,0 +1,31 @@
+"""Picking single cells out of a pyramid, so that nothing of full resolution is rearranged."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def gather_cells(maps: Sequence[Tensor], image_index: Tensor, cell_index: Tensor) -> Tensor:
+    """Vectors of chosen cells.
+
+    Every map takes part in the graph even if none of its cells is chosen, so its gradient is zero and not missing
+    (distributed training waits for a gradient of every parameter).
+
+    Args:
+        maps: (B, C, H, W) each, finest first.
+        image_index: (S,) int64, which image of the batch.
+        cell_index: (S,) int64, counted over all maps of an image: levels, then rows, then columns.
+
+    Returns:
+        (S, C), in the order of the indices.
+    """
+    picked, places, start = [], [], 0
+    for level in maps:
+        rows, columns = level.shape[-2:]
+        place = ((cell_index >= start) & (cell_index < start + rows * columns)).nonzero().squeeze(1)
+        cell = cell_index[place] - start
+        picked.append(level[image_index[place], :, cell // columns, cell % columns])  # (s, C)
+        places.append(place)
+        start += rows * columns
+    return torch.cat(picked)[torch.cat(places).argsort()]

@@ -1,0 +1,81 @@
+"""Feature pyramid from torchvision's FPN with mmdetection's norms, extra levels and initial weights."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+NormName = Literal["none", "batch", "group"]
+NUM_GROUPS = 32  # mmdetection's GN configs, and the group norm paper
+
+
+def norm_layer(name: NormName) -> Callable[[int], nn.Module] | None:
+    """Builder of a norm over that many channels; None where a bias takes its place."""
+    if name == "batch":
+        return nn.BatchNorm2d
+    return partial(nn.GroupNorm, NUM_GROUPS) if name == "group" else None
+
+
+class ExtraLevels(ExtraFPNBlock):
+    """P6 from the backbone's last map and P7 from P6, both by a 3x3 convolution of stride 2.
+
+    Source: mmdetection FPN `add_extra_convs="on_input"`. torchvision's `LastLevelP6P7` differs: it has a ReLU
+    between the two and no norms.
+
+    Args:
+        in_channels: width of the backbone's last map.
+        channels: width of the pyramid.
+        norm: the same norm as in the rest of the pyramid.
+    """
+
+    def __init__(self, in_channels: int, channels: int, norm: NormName) -> None:
+        super().__init__()
+        conv = partial(
+            Conv2dNormActivation, kernel_size=3, stride=2, norm_layer=norm_layer(norm), activation_layer=None
+        )
+        self.p6 = conv(in_channels, channels)
+        self.p7 = conv(channels, channels)
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Append P6 and P7; the signature is torchvision's.
+
+        Args:
+            results: pyramid maps, (B, C, H, W) each, finest first.
+            x: the backbone's maps they were made of.
+            names: one per map of `results`.
+        """
+        p6 = self.p6(x[-1])
+        return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
+
+
+class FPN(nn.Module):
+    """Maps of equal width at several strides, with top-down context.
+
+    Source: Lin et al., CVPR 2017, as in mmdetection: with a norm, every convolution has one and no bias, the extra
+    levels included; Xavier uniform weights (torchvision: Kaiming uniform).
+
+    Args:
+        in_channels: width per backbone level that is used, e.g. `{"c3": 512, "c4": 1024, "c5": 2048}`.
+        channels: width of all outputs.
+        norm: norm of all convolutions.
+        extra_levels: whether P6 and P7 follow.
+    """
+
+    def __init__(self, in_channels: dict[str, int], channels: int, norm: NormName, *, extra_levels: bool) -> None:
+        super().__init__()
+        self.levels = tuple(in_channels)
+        widths = list(in_channels.values())
+        extra = ExtraLevels(widths[-1], channels, norm) if extra_levels else None
+        self.pyramid = FeaturePyramidNetwork(widths, channels, extra_blocks=extra, norm_layer=norm_layer(norm))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, maps: dict[str, Tensor]) -> list[Tensor]:
+        """Pyramid maps, finest first, each (B, C, H, W), of the backbone's maps by level."""
+        return list(self.pyramid({level: maps[level] for level in self.levels}).values())

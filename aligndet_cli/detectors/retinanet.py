@@ -1,0 +1,370 @@
+"""RetinaNet from torchvision's parts with mmdetection's defaults.
+
+Source: Lin et al., ICCV 2017; mmdetection `retinanet_r50_fpn`, which AlignDet's configs build on.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, sigmoid_focal_loss
+
+from aligndet_cli.backbones import Backbone
+from aligndet_cli.config import Frozen
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
+from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
+from aligndet_cli.detectors.parts.cells import gather_cells
+from aligndet_cli.detectors.parts.fpn import FPN, NUM_GROUPS, NormName, norm_layer
+from aligndet_cli.detectors.parts.matching import IGNORED, match_by_iou
+from aligndet_cli.detectors.parts.postprocess import select_detections
+from aligndet_cli.detectors.parts.sampling import sample_positives_first
+from aligndet_cli.training.schedules import Rates, Recipe
+
+LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
+STRIDES = (8, 16, 32, 64, 128)  # P3..P7
+SCALES = tuple(4 * 2 ** (octave / 3) for octave in range(3))  # anchor sides 4, 5.04 and 6.35 strides
+RATIOS = (0.5, 1.0, 2.0)
+PRIOR = 0.01  # every class's score in every place at the start, paper §4.1
+INIT_STD = 0.01  # all convolutions of the head, paper §4.1
+
+
+class RetinaNetConfig(Frozen):
+    """RetinaNet; defaults are mmdetection's unless said otherwise."""
+
+    RECIPE: ClassVar[Recipe] = Recipe(
+        pretrain=Rates(0.01, 1e-4, "RetinaNet pre-training recipe"),
+        finetune=Rates(0.015, 5e-5, "RetinaNet recipe after pre-training"),
+        plain=Rates(0.01, 1e-4, "RetinaNet recipe"),
+    )
+
+    family: Literal["retinanet"] = "retinanet"
+    neck_channels: int = Field(256, ge=1)
+    head_convs: int = Field(4, ge=0)
+    # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
+    neck_norm: Literal["auto", "none", "batch", "group"] = "auto"
+    head_norm: NormName = "none"
+    positive_iou: float = Field(0.5, gt=0, le=1)
+    negative_iou: float = Field(0.4, gt=0, le=1)
+    focal_alpha: float = Field(0.25, ge=0, le=1)
+    focal_gamma: float = Field(2.0, ge=0)
+    pretext_samples: int = Field(2048, ge=1)  # anchors per image for the contrast; official selfsup_retinanet config
+    score_threshold: float = Field(0.05, ge=0, le=1)
+    detections_per_level: int = Field(1000, ge=1)  # kept before NMS
+    nms_iou: float = Field(0.5, ge=0, le=1)
+    max_detections: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if self.negative_iou > self.positive_iou:
+            raise ValueError("negative_iou must not be above positive_iou")
+        if "group" in (self.neck_norm, self.head_norm) and self.neck_channels % NUM_GROUPS:
+            raise ValueError(f"neck_channels must be a multiple of {NUM_GROUPS} for group norm")
+        return self
+
+
+@dataclass(frozen=True)
+class RetinaNetRules:
+    """The numbers of `RetinaNetConfig` that assignment, losses, sampling and post-processing go by."""
+
+    positive_iou: float
+    negative_iou: float
+    focal_alpha: float
+    focal_gamma: float
+    pretext_samples: int
+    score_threshold: float
+    detections_per_level: int
+    nms_iou: float
+    max_detections: int
+
+
+class RetinaNetHead(nn.Module):
+    """Two towers of 3x3 convolutions, shared by all levels: one for classes, one for boxes.
+
+    Args:
+        channels: width in and out.
+        num_convs: length of each tower.
+        norm: norm after each convolution, in place of its bias.
+    """
+
+    def __init__(self, channels: int, num_convs: int, norm: NormName) -> None:
+        super().__init__()
+        self.class_tower = self._tower(channels, num_convs, norm)
+        self.box_tower = self._tower(channels, num_convs, norm)
+
+    @staticmethod
+    def _tower(channels: int, num_convs: int, norm: NormName) -> nn.Sequential:
+        convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
+        return nn.Sequential(*convs)
+
+
+class RetinaNet(nn.Module):
+    """A `Detector`: one class score per anchor and class, one box per anchor.
+
+    Anchors and per-anchor results of an image are ordered as `AnchorGrid` says, 9 to a cell.
+
+    Args:
+        backbone: returns maps c3, c4, c5.
+        neck: makes P3..P7 of them.
+        head: runs on each of these.
+        num_classes: K, background not counted.
+        rules: the numbers to go by.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        neck: FPN,
+        head: RetinaNetHead,
+        *,
+        channels: int,
+        num_classes: int,
+        rules: RetinaNetRules,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS)
+        self.feature_dim = channels
+        self.num_slots = self.anchors.num_per_cell
+        self.num_classes = num_classes
+        self.rules = rules
+        # channel = anchor * K + class, and anchor * 4 + (dx, dy, dw, dh), as in mmdetection and torchvision
+        self.class_predictor = nn.Conv2d(channels, self.num_slots * num_classes, 3, padding=1)
+        self.box_predictor = nn.Conv2d(channels, self.num_slots * 4, 3, padding=1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for part in (self.head, self.class_predictor, self.box_predictor):
+            for module in part.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.normal_(module.weight, std=INIT_STD)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+        assert self.class_predictor.bias is not None
+        nn.init.constant_(self.class_predictor.bias, -math.log((1 - PRIOR) / PRIOR))
+
+    @property
+    def class_branch(self) -> list[nn.Module]:
+        """What only the contrastive task trains."""
+        return [self.head.class_tower]
+
+    @property
+    def box_branch(self) -> list[nn.Module]:
+        """What only the box losses train."""
+        return [self.head.box_tower, self.box_predictor]
+
+    def extract(self, images: ImageBatch) -> Features:
+        """Backbone features of a batch."""
+        height, width = images.pixels.shape[-2:]
+        return Features(self.backbone(images.pixels), images.sizes_hw, (height, width))
+
+    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        """Losses `loss_cls` and `loss_box_reg` of a labelled batch; images without boxes are negatives."""
+        pyramid = self.neck(self.extract(images).maps)
+        anchors, matched = self.assign(_grids(pyramid), images.sizes_hw, targets)
+        logits = [self.class_predictor(self.head.class_tower(level)) for level in pyramid]
+        normaliser = (matched >= 0).sum(dim=1).clamp(min=1).sum()
+        return {
+            "loss_cls": self.class_loss(logits, matched, targets) / normaliser,
+            "loss_box_reg": self.box_loss(self.predict_deltas(pyramid), anchors, matched, targets) / normaliser,
+        }
+
+    @torch.no_grad()
+    def detect(self, images: ImageBatch) -> list[Detections]:
+        """Detections of each image, best first."""
+        pyramid = self.neck(self.extract(images).maps)
+        logits = [self.class_predictor(self.head.class_tower(level)) for level in pyramid]
+        deltas = self.predict_deltas(pyramid)
+        anchors = self.anchors(_grids(pyramid))
+        return [
+            self.postprocess([level[i] for level in logits], [level[i] for level in deltas], anchors, size_hw)
+            for i, size_hw in enumerate(images.sizes_hw)
+        ]
+
+    def box_candidates(
+        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    ) -> BoxCandidates:
+        """Sampled anchors of all images, image by image, positives before background.
+
+        The box loss counts all positives, sampled or not. The class predictor is not used, and the box branch only
+        for the loss.
+
+        Args:
+            features: of the backbone; gradients stop where they do.
+            proposals: one per image, with `instance_ids`.
+            with_losses: whether `loss_box_reg` is asked for.
+        """
+        pyramid = self.neck(features.maps)
+        anchors, matched = self.assign(_grids(pyramid), features.sizes_hw, proposals)
+        samples = [sample_positives_first(of_image, self.rules.pretext_samples) for of_image in matched]
+        image_index = _image_index([len(of_image) for of_image in samples], matched.device)
+        anchor_index = torch.cat(samples)
+        class_maps = [self.head.class_tower(level) for level in pyramid]
+        losses = {}
+        if with_losses:
+            normaliser = (matched >= 0).sum(dim=1).clamp(min=1).sum()
+            losses["loss_box_reg"] = (
+                self.box_loss(self.predict_deltas(pyramid), anchors, matched, proposals) / normaliser
+            )
+        return BoxCandidates(
+            features=gather_cells(class_maps, image_index, anchor_index // self.num_slots),
+            slots=anchor_index % self.num_slots,
+            instance_ids=torch.cat(
+                [_instance_ids(m[s], targets) for m, s, targets in zip(matched, samples, proposals, strict=True)]
+            ),
+            losses=losses,
+        )
+
+    def predict_deltas(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Box offsets of every anchor: (B, A*4, H, W) per level."""
+        return [self.box_predictor(self.head.box_tower(level)) for level in pyramid]
+
+    @torch.no_grad()
+    def assign(
+        self, grids_hw: list[SizeHW], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
+    ) -> tuple[Tensor, Tensor]:
+        """Anchors of the batch, and which box of its image each is matched to.
+
+        Args:
+            grids_hw: rows and columns of each level.
+            sizes_hw: of each image in pixels, without padding.
+            targets: boxes of each image.
+
+        Returns:
+            (A, 4) anchors, the same for all images, and (B, A) int64: index of the box in its image, `BACKGROUND`
+            or `IGNORED`.
+        """
+        anchors = self.anchors(grids_hw)
+        matched = [
+            match_by_iou(
+                anchors,
+                of_image.boxes,
+                positive_iou=self.rules.positive_iou,
+                negative_iou=self.rules.negative_iou,
+                min_claim_iou=0.0,
+                valid=self.anchors.inside(grids_hw, size_hw),
+            )
+            for of_image, size_hw in zip(targets, sizes_hw, strict=True)
+        ]
+        return anchors, torch.stack(matched)
+
+    def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
+        """Focal loss summed over all anchors that are not ignored and all classes.
+
+        Args:
+            logits: (B, A*K, H, W) per level.
+            matched: (B, anchors) as from `assign`.
+            targets: boxes of each image with `class_ids`.
+        """
+        class_ids = torch.stack([_look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
+        known = torch.arange(self.num_classes, device=matched.device)[:, None, None]  # (K, 1, 1)
+        total = logits[0].new_zeros((), dtype=torch.float32)
+        sizes = [level.shape[-2] * level.shape[-1] * self.num_slots for level in logits]
+        for level, ids in zip(logits, class_ids.split(sizes, dim=1), strict=True):
+            rows, columns = level.shape[-2:]
+            # The small ids are moved to the layout of the logits, not the other way round.
+            ids = ids.view(-1, rows, columns, self.num_slots).permute(0, 3, 1, 2)[:, :, None]  # (B, A, 1, H, W)
+            loss = sigmoid_focal_loss(
+                level.float().unflatten(1, (self.num_slots, self.num_classes)),  # (B, A, K, H, W)
+                (ids == known).float(),
+                alpha=self.rules.focal_alpha,
+                gamma=self.rules.focal_gamma,
+            )
+            total = total + (loss * (ids != IGNORED)).sum()
+        return total
+
+    def box_loss(self, deltas: list[Tensor], anchors: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
+        """L1 distance of predicted and true offsets, summed over the positive anchors; 0 if there are none.
+
+        Args:
+            deltas: (B, A*4, H, W) per level.
+            anchors: (anchors, 4) xyxy.
+            matched: (B, anchors) as from `assign`.
+            targets: boxes of each image.
+        """
+        image_index, anchor_index = (matched >= 0).nonzero(as_tuple=True)  # (P,) each, image by image
+        boxes = torch.cat([of_image.boxes[m[m >= 0]] for m, of_image in zip(matched, targets, strict=True)])
+        cell, slot = anchor_index // self.num_slots, anchor_index % self.num_slots
+        cells = gather_cells(deltas, image_index, cell).unflatten(1, (self.num_slots, 4))  # (P, A, 4)
+        predicted = cells[torch.arange(len(slot), device=slot.device), slot].float()
+        return (predicted - encode_boxes(boxes, anchors[anchor_index])).abs().sum()
+
+    def postprocess(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, size_hw: SizeHW) -> Detections:
+        """Detections of one image.
+
+        Args:
+            logits: (A*K, H, W) per level.
+            deltas: (A*4, H, W) per level.
+            anchors: (anchors, 4) xyxy.
+            size_hw: of the image in pixels, without padding.
+        """
+        boxes, scores, class_ids = [], [], []
+        sizes = [level.shape[-2] * level.shape[-1] * self.num_slots for level in logits]
+        for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors.split(sizes), strict=True):
+            score = level_logits.float().sigmoid().unflatten(0, (self.num_slots, -1)).permute(2, 3, 0, 1).flatten()
+            passed = (score > self.rules.score_threshold).nonzero().squeeze(1)
+            order = score[passed].argsort(descending=True, stable=True)[: self.rules.detections_per_level]
+            chosen = passed[order]
+            anchor_index = chosen // self.num_classes
+            delta = level_deltas.float().permute(1, 2, 0).reshape(-1, 4)[anchor_index]
+            boxes.append(decode_boxes(delta, level_anchors[anchor_index], size_hw))
+            scores.append(score[chosen])
+            class_ids.append(chosen % self.num_classes)
+        return select_detections(
+            torch.cat(boxes),
+            torch.cat(scores),
+            torch.cat(class_ids),
+            nms_iou=self.rules.nms_iou,
+            max_detections=self.rules.max_detections,
+        )
+
+
+def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: int) -> RetinaNet:
+    """A RetinaNet on `backbone` with fresh neck, head and predictors."""
+    neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
+    widths = {level: backbone.channels[level] for level in LEVELS}
+    return RetinaNet(
+        backbone,
+        FPN(widths, config.neck_channels, neck_norm, extra_levels=True),
+        RetinaNetHead(config.neck_channels, config.head_convs, config.head_norm),
+        channels=config.neck_channels,
+        num_classes=num_classes,
+        rules=RetinaNetRules(
+            positive_iou=config.positive_iou,
+            negative_iou=config.negative_iou,
+            focal_alpha=config.focal_alpha,
+            focal_gamma=config.focal_gamma,
+            pretext_samples=config.pretext_samples,
+            score_threshold=config.score_threshold,
+            detections_per_level=config.detections_per_level,
+            nms_iou=config.nms_iou,
+            max_detections=config.max_detections,
+        ),
+    )
+
+
+def _grids(pyramid: list[Tensor]) -> list[SizeHW]:
+    return [(level.shape[-2], level.shape[-1]) for level in pyramid]
+
+
+def _image_index(counts: list[int], device: torch.device) -> Tensor:
+    index = torch.arange(len(counts), device=device)
+    return index.repeat_interleave(torch.tensor(counts, device=device))
+
+
+def _look_up(matched: Tensor, values: Tensor) -> Tensor:
+    """`values` of the matched boxes, (A,) int64; negative entries of `matched` stay as they are."""
+    if not len(values):
+        return matched
+    return torch.where(matched >= 0, values[matched.clamp(min=0)], matched)
+
+
+def _instance_ids(matched: Tensor, proposals: BoxTargets) -> Tensor:
+    assert proposals.instance_ids is not None, "the pretext gives every proposal an instance id"
+    return _look_up(matched, proposals.instance_ids)

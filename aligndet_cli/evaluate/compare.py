@@ -1,0 +1,40 @@
+"""Two evaluations of the same images side by side."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aligndet_cli.detectors.metrics import COCO_NUMBERS
+
+VOC_NUMBERS = ("AP07", "AP12")
+
+
+def compare_runs(metrics_a: Mapping[str, Any], metrics_b: Mapping[str, Any]) -> dict[str, Any]:
+    """How A differs from B: `{"this", "other", "delta"}` per number, delta = A - B (null where one has no value).
+
+    Args:
+        metrics_a, metrics_b: contents of two `metrics.json`.
+
+    Returns:
+        The COCO numbers by name; `voc` and `segm` where both have them; `per_class` AP by class name.
+    """
+    comparison: dict[str, Any] = _compare_numbers(metrics_a, metrics_b, COCO_NUMBERS)
+    for group, names in (("voc", VOC_NUMBERS), ("segm", COCO_NUMBERS)):
+        if metrics_a.get(group) and metrics_b.get(group):
+            comparison[group] = _compare_numbers(metrics_a[group], metrics_b[group], names)
+    others = {entry["name"]: entry for entry in metrics_b["per_class"]}
+    comparison["per_class"] = {
+        entry["name"]: _difference(entry["AP"], others[entry["name"]]["AP"])
+        for entry in metrics_a["per_class"]
+        if entry["name"] in others
+    }
+    return comparison
+
+
+def _compare_numbers(
+    first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, ...]
+) -> dict[str, dict[str, float | None]]:
+    return {name: _difference(first[name], second[name]) for name in names}
+
+
+def _difference(this: float | None, other: float | None) -> dict[str, float | None]:
+    return {"this": this, "other": other, "delta": None if this is None or other is None else this - other}

@@ -1,0 +1,330 @@
+"""The stage `evaluate`: a fine-tuned detector and labelled images become metrics, predictions and pictures."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from aligndet_cli.config import StageConfig
+from aligndet_cli.data.dataset import Category, ImageSet
+from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
+from aligndet_cli.data.open import open_images
+from aligndet_cli.detectors.checkpoint import load_detector
+from aligndet_cli.detectors.metrics import COCO_NUMBERS, coco_ground_truth, coco_metrics, evaluate_coco
+from aligndet_cli.detectors.predict import predict_each
+from aligndet_cli.errors import ConfigError, DataError, GateError, RunError
+from aligndet_cli.evaluate.compare import compare_runs
+from aligndet_cli.evaluate.plots import Drawing, draw_plots
+from aligndet_cli.evaluate.voc_metrics import voc_metrics
+from aligndet_cli.training.distributed import wait_for_all
+from aligndet_cli.training.launch import Devices, Process, resolve_devices
+from aligndet_cli.training.logs import Progress, logger
+from aligndet_cli.training.signals import stop_on_signal
+from aligndet_cli.workspace import Artifact, Output, Workspace, read_json, write_bytes, write_json
+
+# Images per durable piece of work: what a crash can cost, and how work is dealt to processes.
+CHUNK_IMAGES = 32
+
+
+class EvaluateConfig(StageConfig):
+    """Settings of `evaluate`."""
+
+    # `run` and the split are inputs, hashed by what is in them, and name the folder; the last two only read the result.
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"run", "data.split", "compare", "fail_under"}
+
+    run: str | None = None  # name of a finetune run; None = the newest
+    # Images per forward pass on each process. One is mmdetection's default for tests: an image's padding, and so its
+    # result to the last bit, depends on nothing but itself.
+    batch_size: int = Field(1, ge=1)
+    short_side: int | None = Field(None, ge=32)  # None = the run's own test resolution
+    long_side: int | None = Field(None, ge=32)
+    metric: Literal["auto", "coco", "voc"] = "auto"  # auto: voc for VOC data; the COCO numbers are always there
+    compare: str | None = None
+    fail_under: float | None = Field(None, ge=0, le=1)
+    plots: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation needs to know.
+
+    Attributes:
+        run: the fine-tuned run.
+        categories: the model's classes; position = class id.
+        resolution: short and long side that images are resized to.
+        metric: `coco` or `voc`, resolved.
+        other: finished evaluation of the same images to compare with.
+    """
+
+    config: EvaluateConfig
+    output: Output
+    devices: Devices
+    run: Artifact
+    image_set: ImageSet
+    categories: tuple[Category, ...]
+    resolution: tuple[int, int]
+    metric: Literal["coco", "voc"]
+    other: Artifact | None
+
+
+def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
+    """Find the run and the images and check that they fit together.
+
+    Raises:
+        ConfigError: no such run, or one to compare with that was not evaluated on these images.
+        DataError: images without labels, or classes other than those the run was trained on.
+        WeightsError: the run's weights cannot be read.
+    """
+    if config.runtime.compile:
+        raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
+    devices = resolve_devices(config.runtime)
+    run_artifact = workspace.require("finetune", config.run)
+    image_set = open_images(config.data, purpose="val")
+    if not image_set.has_labels:
+        raise DataError(f"{image_set.root}: no labels found for '{image_set.split}', and evaluate needs them")
+    loaded = load_detector(run_artifact.folder / "weights.pt")
+    check_categories(run_artifact.name, loaded.categories, image_set)
+    inputs = {"data": image_set.fingerprint, "weights": run_artifact.content_hash}
+    name = config.name or f"{run_artifact.name}-{image_set.split}"
+    output = workspace.plan_output("evaluate", name, config, inputs, resume=resume, force=force)
+    is_voc = config.metric == "voc" or (config.metric == "auto" and image_set.format == "voc")
+    return Plan(
+        config=config,
+        output=output,
+        devices=devices,
+        run=run_artifact,
+        image_set=image_set,
+        categories=tuple(loaded.categories),
+        resolution=(
+            config.short_side or loaded.resolution["short_side"],
+            config.long_side or loaded.resolution["long_side"],
+        ),
+        metric="voc" if is_voc else "coco",
+        other=_find_other(config, workspace, image_set) if config.compare is not None else None,
+    )
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """The effective settings and where they come from."""
+    config, image_set = plan.config, plan.image_set
+    own_resolution = "own setting" if config.short_side or config.long_side else f"from {plan.run.name}"
+    return {
+        "run": f"{plan.run.name} ({'--run' if config.run else 'newest finetune run'})",
+        "data": f"{image_set.root} ({image_set.format}, {image_set.split}, {len(image_set)} images)",
+        "classes": len(plan.categories),
+        "resolution": f"{plan.resolution[0]} to {plan.resolution[1]} ({own_resolution})",
+        "batch_size": config.batch_size,
+        "metric": f"{plan.metric} ({'by the data' if config.metric == 'auto' else '--metric'})",
+        "compare": plan.other.name if plan.other else None,
+        "fail_under": config.fail_under,
+        "output": str(plan.output.folder),
+    }
+
+
+def run(plan: Plan, process: Process) -> None:
+    """Detect in all images, then measure and draw on the main process.
+
+    Every finished chunk of images is a file under `resume/`, so that a killed run continues after the last one and
+    any number of processes gives the same bytes.
+    """
+    if process.is_main:
+        plan.output.begin(plan.config)
+        (plan.output.partial / "resume").mkdir(exist_ok=True)
+    wait_for_all(process)
+    _predict_missing(plan, process)
+    wait_for_all(process)
+    if process.is_main:
+        _finish(plan)
+
+
+def conclude(plan: Plan) -> dict[str, Any]:
+    """What is said about a finished evaluation, new or old: the comparison and the gate. Call once it is complete.
+
+    Returns:
+        `{"compare": ...}` (see `compare_runs`) where one was asked for.
+
+    Raises:
+        GateError: the number is below `fail_under`.
+    """
+    metrics = read_json(plan.output.folder / "metrics.json")
+    conclusion = {}
+    if plan.other is not None:
+        comparison = compare_runs(metrics, read_json(plan.other.folder / "metrics.json"))
+        conclusion["compare"] = {"with": plan.other.name, **comparison}
+        for line in _comparison_lines(plan, comparison):
+            logger.info(line)
+    name, value = _headline(metrics, plan.metric)
+    limit = plan.config.fail_under
+    if limit is not None and (value is None or value < limit):
+        shown = "not measurable" if value is None else f"{value:.4f}"
+        raise GateError(f"{plan.output.folder.name}: {name} is {shown}, below --fail-under {limit:g}")
+    return conclusion
+
+
+def check_categories(run_name: str, trained: Sequence[Category], image_set: ImageSet) -> None:
+    """Compare the classes a run was trained on with those of the data, by id and name.
+
+    Raises:
+        DataError: they differ; AP would be that of other classes.
+    """
+    ours = {category.category_id: category.name for category in trained}
+    theirs = {category.category_id: category.name for category in image_set.categories}
+    differences = [
+        f"id {category_id} is {_quoted(ours.get(category_id))} in the run "
+        f"and {_quoted(theirs.get(category_id))} in the data"
+        for category_id in sorted({**ours, **theirs})
+        if ours.get(category_id) != theirs.get(category_id)
+    ]
+    if differences:
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise DataError(
+            f"{image_set.root}: classes differ from those of run '{run_name}': {'; '.join(differences[:3])}{more}. "
+            "Evaluate on data with the same classes, or fine-tune on these"
+        )
+
+
+def _quoted(name: str | None) -> str:
+    return "missing" if name is None else f"'{name}'"
+
+
+def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSet) -> Artifact:
+    """The evaluation that `--compare` names: itself, or that of a finetune run on this split."""
+    asked = str(config.compare)
+    for name in (asked, f"{asked}-{image_set.split}"):
+        found = workspace.find("evaluate", name)
+        if found is not None:
+            if found.manifest["inputs"].get("data") != image_set.fingerprint:
+                raise ConfigError(f"--compare {asked}: {found.folder} was evaluated on other images or labels")
+            return found
+    if workspace.find("finetune", asked) is None:
+        known = ", ".join(artifact.name for artifact in workspace.artifacts("finetune"))
+        raise ConfigError(f"--compare {asked}: no run of that name; finetune runs here: {known}")
+    raise ConfigError(
+        f"--compare {asked}: not evaluated on {image_set.split} yet: "
+        f"run `aligndet evaluate --run {asked} --split {image_set.split}` first"
+    )
+
+
+def _predict_missing(plan: Plan, process: Process) -> None:
+    """Write the chunks of this process that are not there yet. Chunk i belongs to rank i modulo the world size."""
+    chunk_size = _chunk_size(plan)
+    num_images = len(plan.image_set)
+    own = range(process.rank, len(_chunk_files(plan)), process.world_size)
+    missing = [chunk for chunk in own if not _chunk_files(plan)[chunk].exists()]
+    sizes = {chunk: min(chunk_size, num_images - chunk * chunk_size) for chunk in own}
+    if not missing:
+        return
+    # Chunks hold whole batches and only the last of all may be short: one pass over what is missing
+    # makes the batches that an uninterrupted run makes.
+    indices = [index for chunk in missing for index in range(chunk * chunk_size, chunk * chunk_size + sizes[chunk])]
+    loaded = load_detector(plan.run.folder / "weights.pt")
+    model = loaded.model.to(process.device).eval()
+    batches = evaluation_batches(
+        plan.image_set,
+        indices=indices,
+        batch_size=plan.config.batch_size,
+        short_side=plan.resolution[0],
+        long_side=plan.resolution[1],
+        num_workers=resolve_workers(plan.config.runtime.num_workers, process),
+        device=torch.device(process.device),
+    )
+    done = sum(sizes.values()) - len(indices)
+    progress = Progress("evaluate", sum(sizes.values()), start=done, mode=process.progress)
+    finished: dict[int, list[dict[str, Any]]] = {}
+    with stop_on_signal() as stop, progress, _forward_pass(plan, process):
+        for index, found in predict_each(model, batches, plan.image_set, plan.categories):
+            finished[index] = found
+            progress.advance()
+            if len(finished) == sizes[index // chunk_size]:
+                entries = [entry for position in sorted(finished) for entry in finished[position]]
+                write_bytes(_chunk_files(plan)[index // chunk_size], json.dumps(entries).encode())
+                finished = {}
+                stop.raise_if_requested()
+
+
+def _chunk_size(plan: Plan) -> int:
+    batch_size = plan.config.batch_size
+    return batch_size * max(CHUNK_IMAGES // batch_size, 1)
+
+
+def _chunk_files(plan: Plan) -> list[Path]:
+    num_chunks = -(-len(plan.image_set) // _chunk_size(plan))
+    return [plan.output.partial / "resume" / f"predictions-{chunk:06d}.json" for chunk in range(num_chunks)]
+
+
+@contextlib.contextmanager
+def _forward_pass(plan: Plan, process: Process) -> Iterator[None]:
+    """The precision asked for, and running out of GPU memory as an error with a way out."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(plan.config.runtime.precision)
+    try:
+        with torch.autocast(torch.device(process.device).type, dtype=dtype, enabled=dtype is not None):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise RunError("out of GPU memory: lower --batch-size or --short-side and --long-side") from error
+
+
+def _finish(plan: Plan) -> None:
+    """Measure what is in the files, not what was in memory: the numbers can be had from `predictions.json` alone."""
+    partial = plan.output.partial
+    predictions = [entry for file in _chunk_files(plan) for entry in read_json(file)]
+    with_masks = any("segmentation" in entry for entry in predictions)
+    ground_truth = coco_ground_truth(plan.image_set, with_masks=with_masks)
+    lines = ",\n".join(json.dumps(entry) for entry in predictions)
+    write_bytes(partial / "predictions.json", f"[\n{lines}\n]\n".encode())
+    write_json(partial / "ground_truth.json", ground_truth)
+    evaluation = evaluate_coco(ground_truth, predictions)
+    metrics: dict[str, Any] = {**evaluation.metrics, "run": plan.run.name, "split": plan.image_set.split}
+    if with_masks:
+        metrics["segm"] = coco_metrics(ground_truth, predictions, iou_type="segm")
+    if plan.metric == "voc":
+        metrics["voc"] = voc_metrics(ground_truth, predictions)
+    write_json(partial / "metrics.json", metrics)
+    if plan.config.plots:
+        title = f"{plan.run.name} on {plan.image_set.split}"
+        draw_plots(partial / "plots", Drawing(evaluation, ground_truth, predictions, plan.image_set, title))
+    _warn_if_nothing_found(metrics)
+    plan.output.complete(_result(metrics, plan.metric), content=["metrics.json", "predictions.json"])
+
+
+def _warn_if_nothing_found(metrics: dict[str, Any]) -> None:
+    counts = metrics["counts"]
+    if metrics["AP"] is None:
+        logger.warning("no number could be measured: none of the %d images has a labelled box", counts["images"])
+    elif metrics["AP"] == 0:
+        logger.warning(
+            "AP is exactly 0 with %d predictions on %d images: look at plots/detections.png, and at whether the "
+            "run was trained long enough",
+            counts["predictions"],
+            counts["images"],
+        )
+
+
+def _result(metrics: dict[str, Any], metric: Literal["coco", "voc"]) -> dict[str, Any]:
+    name, value = _headline(metrics, metric)
+    return {
+        "metric": name,
+        "value": value,
+        **{key: metrics[key] for key in COCO_NUMBERS[:3]},
+        **({key: metrics["voc"][key] for key in ("AP07", "AP12")} if metric == "voc" else {}),
+        **metrics["counts"],
+    }
+
+
+def _headline(metrics: dict[str, Any], metric: Literal["coco", "voc"]) -> tuple[str, float | None]:
+    """Name and value of the number that gates and tables are about."""
+    return ("VOC AP12", metrics["voc"]["AP12"]) if metric == "voc" else ("AP", metrics["AP"])
+
+
+def _comparison_lines(plan: Plan, comparison: dict[str, Any]) -> Iterator[str]:
+    assert plan.other is not None
+    yield f"{plan.output.folder.name} against {plan.other.name}:"
+    rows = [(name, comparison[name]) for name in COCO_NUMBERS]
+    rows += [(f"VOC {name}", entry) for name, entry in comparison.get("voc", {}).items()]
+    for name, entry in rows:
+        if entry["delta"] is not None:
+            yield f"  {name:<8} {entry['this']:.4f}  {entry['other']:.4f}  {entry['delta']:+.4f}"

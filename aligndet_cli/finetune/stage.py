@@ -1,0 +1,340 @@
+"""`aligndet finetune`: labels and a pre-trained detector -> a fine-tuned detector."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights
+from aligndet_cli.config import DataConfig, Frozen, StageConfig
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.loaders import (
+    LabelBoxes,
+    OnError,
+    SampleStream,
+    StreamSampler,
+    evaluation_batches,
+    resolve_workers,
+    training_batches,
+)
+from aligndet_cli.data.open import open_images
+from aligndet_cli.data.transforms import Sample, draw_view, make_batch
+from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.detectors.checkpoint import read_detector, save_detector
+from aligndet_cli.detectors.metrics import coco_ground_truth, coco_metrics
+from aligndet_cli.detectors.predict import predict_images
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.finetune.initial import Initial, find_initial
+from aligndet_cli.finetune.transfer import CLASS_PREDICTOR, LoadReport, parse_modules, transfer
+from aligndet_cli.training.curves import plot_curves
+from aligndet_cli.training.distributed import place, wait_for_all, wrap
+from aligndet_cli.training.launch import Devices, Process, resolve_devices
+from aligndet_cli.training.logs import logger
+from aligndet_cli.training.loop import Learner, LoopSettings, merge_skipped, train
+from aligndet_cli.training.optimizer import (
+    TrainingConfig,
+    build_sgd,
+    check_batch_split,
+    describe_settings,
+    resolve_settings,
+)
+from aligndet_cli.training.schedules import Rates, steps_per_epoch
+from aligndet_cli.workspace import Output, Workspace, write_json
+
+MULTI_SCALE = (640, 672, 704, 736, 768, 800)  # FACTS 5, self-supervised backbones
+VOC_MULTI_SCALE = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # FACTS 5
+SINGLE_SCALE = (800,)  # FACTS 5, supervised backbones
+
+
+class ResolutionConfig(Frozen):
+    """Training resolution; the test resolution is its largest short side. None: by backbone and data (FACTS 5)."""
+
+    short_side: tuple[int, ...] | None = None
+    long_side: int = Field(1333, ge=1)
+
+
+class FinetuneConfig(StageConfig):
+    """Settings of `finetune`; defaults are the paper's (FACTS 5)."""
+
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
+        "init",
+        "backbone.weights",
+        "training.checkpoint.every_steps",
+        "training.checkpoint.every_seconds",
+    }
+
+    detector: DetectorConfig = RetinaNetConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    # pretrain: the newest fitting run; backbone: plain fine-tuning, the control; scratch; or a weights.pt.
+    init: str = "pretrain"
+    load_modules: tuple[str, ...] = ("backbone", "neck", "rpn", "head")
+    keep_box_predictor: bool = True  # the official converter drops it
+    min_match: float = Field(0.9, ge=0, le=1)
+    fraction: float = Field(100.0, gt=0, le=100)  # percent of the training images
+    fold: int = Field(1, ge=0)
+    resolution: ResolutionConfig = ResolutionConfig()
+    on_error: OnError = "skip"
+    evaluate_every: int | None = Field(None, ge=1)  # epochs
+    training: TrainingConfig = TrainingConfig()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` found out; everything `run` needs.
+
+    Attributes:
+        initial: where the weights come from, and the detector and backbone that follow from it.
+        short_sides: training resolutions.
+        evaluation: the images of `--evaluate-every`, or None.
+    """
+
+    config: FinetuneConfig
+    output: Output
+    devices: Devices
+    settings: LoopSettings
+    rates: Rates
+    image_set: ImageSet
+    indices: list[int]
+    initial: Initial
+    short_sides: tuple[int, ...]
+    evaluation: ImageSet | None
+
+
+def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
+    """Find data and weights, work out the recipe, and decide what to do.
+
+    Raises:
+        AlignDetError: whatever the user has to put right.
+    """
+    devices = resolve_devices(config.runtime)
+    check_batch_split(config.training, devices)
+    parse_modules(config.load_modules)
+    image_set = open_images(config.data, purpose="train")
+    if not image_set.has_labels:
+        raise DataError(f"{image_set.root}: no labels for split '{image_set.split}'; finetune needs labelled images")
+    indices = fraction_of(len(image_set), config.fraction, config.fold)
+    initial = find_initial(config, workspace)
+    recipe = initial.detector.RECIPE
+    rates = recipe.finetune if initial.is_pretrained else recipe.plain
+    settings = resolve_settings(
+        config.training,
+        rates,
+        num_images=len(indices),
+        seed=config.seed,
+        runtime=config.runtime,
+        clip_norm=recipe.clip_norm,
+    )
+    inputs = {"data": image_set.fingerprint, "weights": initial.content_hash}
+    output = workspace.plan_output("finetune", _name(config, initial), config, inputs, resume=resume, force=force)
+    return Plan(
+        config=config,
+        output=output,
+        devices=devices,
+        settings=settings,
+        rates=rates,
+        image_set=image_set,
+        indices=indices,
+        initial=initial,
+        short_sides=config.resolution.short_side or _default_scales(initial, image_set),
+        evaluation=_evaluation_images(config),
+    )
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Effective settings, for people."""
+    config, initial = plan.config, plan.initial
+    num_boxes = int(sum(plan.image_set.offsets[i + 1] - plan.image_set.offsets[i] for i in plan.indices))
+    chosen = "" if config.fraction == 100 else f" ({config.fraction:g} %, fold {config.fold})"
+    frozen, norm_eval = initial.backbone.frozen_stages, initial.backbone.norm_eval
+    return {
+        "run": f"finetune/{plan.output.folder.name}",
+        "data": f"{plan.image_set.root} ({plan.image_set.split}), {len(plan.image_set.categories)} classes",
+        "images": f"{len(plan.indices)}{chosen}, {num_boxes} boxes",
+        "detector": f"{initial.detector.family}, neck norm {initial.detector.neck_norm}, {initial.backbone.name}",
+        "weights": initial.origin,
+        "backbone": f"frozen stages {frozen}, norms {'fixed' if norm_eval else 'trained'} ({initial.freeze_origin})",
+        "resolution": f"short side {list(plan.short_sides)}, long side {config.resolution.long_side}",
+        **describe_settings(config.training, plan.rates, plan.settings, plan.devices),
+    }
+
+
+def run(plan: Plan, process: Process) -> None:
+    """Load, train, and write weights, load report and curves."""
+    config, folder = plan.config, plan.output.partial
+    if process.is_main:
+        plan.output.begin(config)
+    wait_for_all(process)
+    model, report = build_model(plan)
+    if process.is_main and report is not None:
+        write_json(folder / "load_report.json", report.to_json())
+        for line in report.table():
+            logger.info(line)
+    place(model, process)
+    task = _Supervised(model, plan.short_sides, config.resolution.long_side, config.seed)
+    recipe = plan.initial.detector.RECIPE
+    learner = Learner(
+        model=wrap(task, process),
+        optimizer=build_sgd(
+            model,
+            plan.settings,
+            process,
+            bias_lr_scale=recipe.bias_lr_scale,
+            bias_decay_scale=recipe.bias_decay_scale,
+        ),
+        state={"model": model},
+        between=lambda done: _evaluate_now_and_then(plan, model, done, process),
+    )
+    train(learner, lambda step: _batches(plan, step, process), plan.settings, folder, process)
+    wait_for_all(process)
+    if process.is_main:
+        _finish(plan, model, report)
+    wait_for_all(process)
+
+
+class _Supervised(nn.Module):
+    """Labelled samples -> augmented batch -> the detector's losses."""
+
+    def __init__(self, model: AnyDetector, short_sides: Sequence[int], long_side: int, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.short_sides, self.long_side, self.seed = short_sides, long_side, seed
+        self.train()
+
+    def forward(self, samples: Sequence[Sample], _step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        params = [
+            draw_view((self.seed, sample.position, 0), self.short_sides, self.long_side, with_colour=False)
+            for sample in samples
+        ]
+        device = next(self.model.parameters()).device
+        with torch.no_grad():
+            images, targets = make_batch(samples, params, device)
+        return self.model(images, targets), {}
+
+
+def fraction_of(num_images: int, percent: float, fold: int) -> list[int]:
+    """Positions of the images of a low-data fold, in the order they were drawn; all of them at 100 %.
+
+    Source: FACTS 6, the field's `instances_train2017.{fold}@{percent}.json`: NumPy's legacy generator, seeded with
+        the fold.
+    """
+    if percent == 100:
+        return list(range(num_images))
+    count = int(percent / 100 * num_images)
+    if count == 0:
+        raise ConfigError(f"--fraction {percent:g}: leaves none of the {num_images} images")
+    return [int(index) for index in np.random.RandomState(fold).choice(num_images, count, replace=False)]
+
+
+def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
+    """The detector with its initial weights, and what became of them (None when it starts from scratch).
+
+    Raises:
+        WeightsError: too little of the source fits.
+    """
+    config, initial = plan.config, plan.initial
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(initial.backbone)
+    model = build_detector(initial.detector, backbone, len(plan.image_set.categories))
+    if initial.file is None:
+        load_backbone_weights(backbone, initial.backbone.weights, offline=False)
+        return model, None
+    source = read_detector(initial.file)
+    restart = set() if source.categories == plan.image_set.categories else {CLASS_PREDICTOR}
+    if not config.keep_box_predictor:
+        restart.add("box_predictor")
+    report = transfer(model, source.state_dict, modules=parse_modules(config.load_modules), restart=restart)
+    report.check(config.min_match, str(initial.file))
+    return model, report
+
+
+def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
+    sampler = StreamSampler(
+        len(plan.indices),
+        plan.config.training.batch_size,
+        seed=plan.config.seed,
+        start_step=step,
+        num_steps=plan.settings.schedule.num_steps,
+        process=process,
+    )
+    stream = SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), plan.config.on_error)
+    return training_batches(stream, sampler, resolve_workers(plan.config.runtime.num_workers, process))
+
+
+def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: Process) -> dict[str, float] | None:
+    """COCO numbers after every so many epochs, on the main process; the others wait."""
+    config, images = plan.config, plan.evaluation
+    if images is None or config.evaluate_every is None:
+        return None
+    period = config.evaluate_every * steps_per_epoch(len(plan.indices), config.training.batch_size)
+    if done % period and done != plan.settings.schedule.num_steps:
+        return None
+    numbers = None
+    if process.is_main:
+        model.eval()
+        batches = evaluation_batches(
+            images,
+            indices=range(len(images)),
+            batch_size=1,
+            short_side=max(plan.short_sides),
+            long_side=config.resolution.long_side,
+            num_workers=0,
+            device=torch.device(process.device),
+        )
+        predictions = predict_images(model, batches, images, images.categories)
+        metrics = coco_metrics(coco_ground_truth(images), predictions)
+        numbers = {key: metrics[key] for key in ("AP", "AP50", "AP75") if metrics[key] is not None}
+        logger.info(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
+        model.train()
+    wait_for_all(process)
+    return numbers
+
+
+def _finish(plan: Plan, model: AnyDetector, report: LoadReport | None) -> None:
+    config, folder = plan.config, plan.output.partial
+    save_detector(
+        folder / "weights.pt",
+        model,
+        stage="finetune",
+        configs=(plan.initial.detector, plan.initial.backbone),
+        categories=plan.image_set.categories,
+        resolution=(max(plan.short_sides), config.resolution.long_side),
+    )
+    merge_skipped(folder)
+    plot_curves(folder / "metrics.jsonl", folder / "plots")
+    result = {
+        "steps": plan.settings.schedule.num_steps,
+        "images": len(plan.indices),
+        "init": plan.initial.kind,
+        "matched_share": None if report is None else round(report.share, 6),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+    plan.output.complete(result, content=["weights.pt"])
+
+
+def _name(config: FinetuneConfig, initial: Initial) -> str:
+    if config.name:
+        return config.name
+    name = f"{initial.detector.family.replace('_', '-')}-{initial.backbone.name}"
+    if initial.kind != "pretrain":
+        name += f"-{initial.kind}"
+    return name if config.fraction == 100 else f"{name}-f{config.fold}-p{config.fraction:g}"
+
+
+def _default_scales(initial: Initial, image_set: ImageSet) -> tuple[int, ...]:
+    if image_set.format == "voc":
+        return VOC_MULTI_SCALE
+    return SINGLE_SCALE if initial.is_supervised_backbone else MULTI_SCALE
+
+
+def _evaluation_images(config: FinetuneConfig) -> ImageSet | None:
+    if config.evaluate_every is None:
+        return None
+    data = DataConfig.model_validate({**config.data.model_dump(), "split": None, "limit": None})
+    if data.annotations is not None:
+        raise ConfigError("--evaluate-every: does not go with --annotations, there is no validation split to find")
+    return open_images(data, purpose="val")

@@ -1,0 +1,149 @@
+"""Which weights of a pre-trained detector arrive where, written down module by module."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aligndet_cli.errors import ConfigError, WeightsError
+
+# Words of `--load-modules`; a detector's top-level modules that are none of the first three make its head.
+MODULE_NAMES = ("backbone", "neck", "rpn", "head")
+CLASS_PREDICTOR = "class_predictor"
+
+
+@dataclass
+class ModuleReport:
+    """Tensors of one top-level module of the detector, by what became of them.
+
+    Attributes:
+        matched: copied.
+        restarted: fresh on purpose: class predictor, norms the source does not have, modules not asked for.
+        missing: fresh because the source lacks them.
+        unexpected: in the source only.
+        mismatched: fresh because the shapes differ.
+        matched_values, wanted_values: numbers of single weights, for the share that arrived.
+    """
+
+    matched: int = 0
+    restarted: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    matched_values: int = 0
+    wanted_values: int = 0
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a detector got from a source, by top-level module."""
+
+    modules: dict[str, ModuleReport]
+
+    @property
+    def share(self) -> float:
+        """Share of the wanted weights that arrived, 0..1; what restarts on purpose is not wanted."""
+        wanted = sum(report.wanted_values for report in self.modules.values())
+        return sum(report.matched_values for report in self.modules.values()) / max(wanted, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `load_report.json`."""
+        modules = {name: asdict(report) for name, report in self.modules.items()}
+        return {"matched_share": round(self.share, 6), "modules": modules}
+
+    def table(self) -> list[str]:
+        """One line per module, for people."""
+        head = f"{'module':<16} {'matched':>8} {'restarted':>10} {'missing':>8} {'unexpected':>11} {'shape':>6}"
+        lines = [
+            f"{name:<16} {report.matched:>8} {len(report.restarted):>10} {len(report.missing):>8} "
+            f"{len(report.unexpected):>11} {len(report.mismatched):>6}"
+            for name, report in self.modules.items()
+        ]
+        return [head, *lines, f"{self.share:.1%} of the weights that should arrive did"]
+
+    def check(self, min_match: float, source: str) -> None:
+        """Refuse a source that fits badly.
+
+        Raises:
+            WeightsError: naming the first tensors that did not arrive.
+        """
+        if self.share >= min_match:
+            return
+        lost = [name for report in self.modules.values() for name in (*report.missing, *report.mismatched)]
+        raise WeightsError(
+            f"{source}: only {self.share:.1%} of the weights match (need {min_match:.0%}); not filled: "
+            f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}; use the settings it was trained with, "
+            "or lower --min-match"
+        )
+
+
+def parse_modules(words: Collection[str]) -> frozenset[str]:
+    """Validated words of `--load-modules`; the backbone is always loaded.
+
+    Raises:
+        ConfigError: an unknown word.
+    """
+    unknown = [word for word in words if word not in MODULE_NAMES]
+    if unknown:
+        raise ConfigError(f"--load-modules: '{unknown[0]}' is not one of {', '.join(MODULE_NAMES)}")
+    return frozenset({*words, "backbone"})
+
+
+@torch.no_grad()
+def transfer(
+    model: nn.Module, source: Mapping[str, Tensor], *, modules: Collection[str], restart: Collection[str]
+) -> LoadReport:
+    """Copy what fits from `source` into `model`, in place.
+
+    A convolution's bias that the model has replaced by a norm becomes the norm's shift, so nothing learned is lost
+    (the official converter drops it).
+
+    Args:
+        modules: words of `MODULE_NAMES` that are loaded; the others stay fresh.
+        restart: top-level modules that stay fresh whatever the source has.
+    """
+    target = model.state_dict()
+    source = _biases_into_norms(source, target)
+    norms = {name for name, module in model.named_modules() if hasattr(module, "running_mean")}
+    reports: dict[str, ModuleReport] = defaultdict(ModuleReport)
+    for key, value in target.items():
+        report, owner = reports[_module_of(key)], key.rpartition(".")[0]
+        has_new_norm = owner in norms and f"{owner}.weight" not in source
+        if _module_of(key) in restart or _word_of(key) not in modules or (has_new_norm and key not in source):
+            report.restarted.append(key)
+            continue
+        report.wanted_values += value.numel()
+        if key not in source:
+            report.missing.append(key)
+        elif source[key].shape != value.shape:
+            report.mismatched.append(f"{key} {tuple(source[key].shape)} -> {tuple(value.shape)}")
+        else:
+            value.copy_(source[key])
+            report.matched += 1
+            report.matched_values += value.numel()
+    for key in source:
+        if key not in target:
+            reports[_module_of(key)].unexpected.append(key)
+    return LoadReport(dict(reports))
+
+
+def _module_of(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def _word_of(key: str) -> str:
+    module = _module_of(key)
+    return module if module in MODULE_NAMES else "head"
+
+
+def _biases_into_norms(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename `<block>.0.bias` (convolution) to `<block>.1.bias` (norm) where only the target has that norm."""
+    renamed = {}
+    for key, value in source.items():
+        shift = f"{key.removesuffix('.0.bias')}.1.bias"
+        is_replaced = key.endswith(".0.bias") and key not in target and shift in target and shift not in source
+        renamed[shift if is_replaced else key] = value
+    return renamed

@@ -1,0 +1,170 @@
+"""The pretext task of AlignDet, once for all detectors: projector, momentum copy, losses, update."""
+
+import copy
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Features, ImageBatch
+from aligndet_cli.pretrain_box.contrastive import contrastive_loss, effective_rank
+
+Tasks = Literal["both", "contrastive", "regression"]
+View = tuple[ImageBatch, Sequence[BoxTargets]]
+
+
+class Projector(nn.Module):
+    """Two-layer MLP from classification features to embeddings, with an output layer of its own per slot.
+
+    Args:
+        num_slots: candidates at one place that must not share an embedding (RetinaNet: 9 anchors).
+
+    Source: FACTS 4.2. The official projector starts with the class predictor's bias of -4.6, which makes all
+        embeddings alike at first; ours starts without bias, so that they differ as the features do.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_slots: int) -> None:
+        super().__init__()
+        self.out_dim, self.num_slots = out_dim, num_slots
+        self.hidden = nn.Linear(in_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, num_slots * out_dim)  # row slot * out_dim + d
+        for layer in (self.hidden, self.output):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor, slots: Tensor) -> Tensor:
+        """(S, C) features and their (S,) slots -> (S, D) L2-normalised embeddings in float32."""
+        hidden = self.hidden(features).relu()  # (S, hidden)
+        if self.num_slots == 1:
+            return normalize(self.output(hidden).float(), dim=1)
+        # Grouped by slot: every row meets only its own (D, hidden) part of the output layer.
+        order = slots.argsort(stable=True)
+        counts = torch.bincount(slots, minlength=self.num_slots).tolist()
+        weights = self.output.weight.view(self.num_slots, self.out_dim, -1)
+        biases = self.output.bias.view(self.num_slots, self.out_dim)
+        parts = hidden[order].split(counts)
+        outputs = torch.cat(
+            [nn.functional.linear(part, weights[slot], biases[slot]) for slot, part in enumerate(parts)]
+        )
+        return normalize(outputs[order.argsort()].float(), dim=1)
+
+
+class BoxPretext(nn.Module):
+    """Online detector and projector, their momentum copies, and the losses between two views.
+
+    The backbone of the detector is frozen and shared by both sides unless `freeze_backbone` is False.
+
+    Args:
+        detector: trained in place; afterwards its neck and head are what this stage is for.
+        temperature: tau of the contrastive loss.
+        tasks: which losses are used. Parts that only the other task trains are frozen.
+    """
+
+    def __init__(
+        self,
+        detector: AnyDetector,
+        *,
+        embedding_dim: int,
+        hidden_dim: int,
+        temperature: float,
+        tasks: Tasks,
+        freeze_backbone: bool,
+    ) -> None:
+        super().__init__()
+        self.temperature, self.tasks, self.freeze_backbone = temperature, tasks, freeze_backbone
+        self.online = detector
+        self.projector = Projector(detector.feature_dim, hidden_dim, embedding_dim, detector.num_slots)
+        _freeze(detector.class_predictor)
+        if freeze_backbone:
+            _freeze(detector.backbone)
+        if tasks == "contrastive":
+            _freeze(*detector.box_branch)
+        if tasks == "regression":
+            _freeze(*detector.class_branch, self.projector)
+        # A memo entry makes deepcopy keep the frozen backbone shared instead of copying it.
+        memo = {id(detector.backbone): detector.backbone} if freeze_backbone else {}
+        self.momentum = copy.deepcopy(detector, memo)
+        self.momentum_projector = copy.deepcopy(self.projector)
+        _freeze(self.momentum, self.momentum_projector)
+        self.train()
+
+    def train(self, mode: bool = True) -> "BoxPretext":
+        """Training mode for all but a frozen backbone, whose norms keep their statistics."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.online.backbone.eval()
+        return self
+
+    def forward(
+        self, online_view: View, momentum_view: View, *, with_health: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses of the pretext task, and numbers that only tell how it goes.
+
+        Args:
+            online_view: images and proposals of view 1; their instance ids are unique in the batch.
+            momentum_view: the same proposals in view 2.
+            with_health: also return the spread and the effective rank of the online embeddings.
+
+        Source: Algorithm 1; view 1 always goes through the online side, as in the official code.
+        """
+        online = self._candidates(self.online, online_view, with_losses=self.tasks != "contrastive")
+        losses = dict(online.losses)
+        if self.tasks == "regression":
+            return losses, {}
+        embeddings = self.projector(online.features, online.slots)  # (S1, D)
+        with torch.no_grad():
+            momentum = self._candidates(self.momentum, momentum_view, with_losses=False)
+            momentum_embeddings = self.momentum_projector(momentum.features, momentum.slots)  # (S2, D)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            contrast = contrastive_loss(
+                embeddings,
+                online.instance_ids,
+                momentum_embeddings,
+                momentum.instance_ids,
+                temperature=self.temperature,
+            )
+        shown = {
+            "chance": contrast.chance,
+            "positive_similarity": contrast.positive_similarity,
+            "negative_similarity": contrast.negative_similarity,
+            "contrast_accuracy": contrast.accuracy,
+        }
+        if with_health:
+            shown |= _embedding_health(embeddings.detach())
+        return {"loss_contrastive": contrast.loss, **losses}, shown
+
+    @torch.no_grad()
+    def update_momentum(self, coefficient: float) -> None:
+        """Move the momentum parameters towards the online ones: k = m * k + (1 - m) * q.
+
+        Parameters only, as in the official hook; norm statistics follow from the momentum side's own forwards.
+        """
+        online = [*self.online.parameters(), *self.projector.parameters()]
+        momentum = [*self.momentum.parameters(), *self.momentum_projector.parameters()]
+        pairs = [(k, q) for k, q in zip(momentum, online, strict=True) if k is not q and q.requires_grad]
+        torch._foreach_lerp_([k for k, _ in pairs], [q for _, q in pairs], 1.0 - coefficient)
+
+    def _candidates(self, detector: AnyDetector, view: View, *, with_losses: bool) -> BoxCandidates:
+        images, proposals = view
+        return detector.box_candidates(self._extract(detector, images), proposals, with_losses=with_losses)
+
+    def _extract(self, detector: AnyDetector, images: ImageBatch) -> Features:
+        if not self.freeze_backbone:
+            return detector.extract(images)
+        # Not inference mode: the neck must be able to save these maps for its weight gradients.
+        with torch.no_grad():
+            return detector.extract(images)
+
+
+def _freeze(*modules: nn.Module) -> None:
+    for module in modules:
+        module.requires_grad_(False)
+
+
+def _embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
+    """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings."""
+    spread = embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5
+    return {"embedding_spread": spread, "embedding_rank": effective_rank(embeddings)}

@@ -1,0 +1,250 @@
+"""`aligndet pretrain-box`: proposals -> a detector whose neck and head are pre-trained."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights, locate_backbone_weights
+from aligndet_cli.config import DataConfig, Frozen, StageConfig
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.loaders import (
+    OnError,
+    SampleStream,
+    StreamSampler,
+    resolve_workers,
+    training_batches,
+)
+from aligndet_cli.data.proposal_source import open_proposals
+from aligndet_cli.detectors import DetectorConfig, build_detector
+from aligndet_cli.detectors.checkpoint import save_detector
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.errors import DataError
+from aligndet_cli.pretrain_box.health import judge
+from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
+from aligndet_cli.pretrain_box.views import TwoViews
+from aligndet_cli.proposals.store import ProposalStore
+from aligndet_cli.training.curves import plot_curves
+from aligndet_cli.training.distributed import place, wait_for_all, wrap
+from aligndet_cli.training.launch import Devices, Process, resolve_devices
+from aligndet_cli.training.logs import logger
+from aligndet_cli.training.loop import Learner, LoopSettings, merge_skipped, train
+from aligndet_cli.training.optimizer import (
+    TrainingConfig,
+    build_sgd,
+    check_batch_split,
+    describe_settings,
+    resolve_settings,
+)
+from aligndet_cli.training.schedules import momentum_at
+from aligndet_cli.workspace import Output, Workspace, hash_files
+
+
+class ViewsConfig(Frozen):
+    """Resolution of the two views."""
+
+    short_side: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # FACTS 3
+    long_side: int = Field(1333, ge=1)
+
+
+class ProjectorConfig(Frozen):
+    """Size of the MLP behind the classification features."""
+
+    hidden_dim: int = Field(256, ge=1)  # official selfsup configs
+    embedding_dim: int = Field(256, ge=1)
+
+
+class PretrainBoxConfig(StageConfig):
+    """Settings of `pretrain-box`; defaults are the paper's (FACTS 3 to 5)."""
+
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
+        "proposals",
+        "backbone.weights",
+        "training.checkpoint.every_steps",
+        "training.checkpoint.every_seconds",
+    }
+
+    detector: DetectorConfig = RetinaNetConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    proposals: str | None = None
+    topk: int | None = Field(None, ge=1)
+    views: ViewsConfig = ViewsConfig()
+    projector: ProjectorConfig = ProjectorConfig()
+    temperature: float = Field(0.5, gt=0)  # official selfsup configs
+    momentum: float = Field(0.996, ge=0, le=1)  # official selfsup configs
+    tasks: Tasks = "both"
+    freeze_backbone: bool = True
+    on_error: OnError = "skip"
+    training: TrainingConfig = TrainingConfig()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` found out; everything `run` needs."""
+
+    config: PretrainBoxConfig
+    output: Output
+    devices: Devices
+    settings: LoopSettings
+    image_set: ImageSet
+    boxes: "ProposalBoxes"
+    indices: list[int]
+    proposals_name: str
+
+
+@dataclass(frozen=True)
+class ProposalBoxes:
+    """Proposals as the boxes of an image, all of the one class "object"; see `BoxSource`."""
+
+    store: ProposalStore
+    rows: NDArray[np.int64]  # (images,) row of each image of the set in the store
+    topk: int | None
+
+    def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The best `topk` proposals of an image."""
+        boxes = self.store.boxes_of(int(self.rows[index]))[: self.topk]
+        return boxes, np.zeros(len(boxes), dtype=np.int64)
+
+
+def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
+    """Find proposals and weights, work out steps and learning rate, and decide what to do.
+
+    Raises:
+        AlignDetError: whatever the user has to put right.
+    """
+    devices = resolve_devices(config.runtime)
+    check_batch_split(config.training, devices)
+    unlimited = DataConfig.model_validate({**config.data.model_dump(), "limit": None})
+    store, image_set, artifact = open_proposals(workspace, config.proposals, unlimited)
+    rows = np.array([store.index_of(int(image_id)) for image_id in image_set.image_ids], dtype=np.int64)
+    counts = np.array([len(store.boxes_of(int(row))) for row in rows[: config.data.limit]])
+    indices = [int(index) for index in counts.nonzero()[0]]
+    if not indices:
+        raise DataError(f"{artifact.folder}: none of its {len(counts)} images has a proposal; lower --min-size there")
+    weights = locate_backbone_weights(config.backbone.weights, config.backbone.name, offline=False)
+    inputs = {
+        "data": image_set.fingerprint,
+        "proposals": artifact.content_hash,
+        "backbone weights": hash_files([weights]) if weights else "none",
+    }
+    name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
+    settings = resolve_settings(
+        config.training,
+        config.detector.RECIPE.pretrain,
+        num_images=len(indices),
+        seed=config.seed,
+        runtime=config.runtime,
+        clip_norm=None,
+    )
+    output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
+    boxes = ProposalBoxes(store, rows, config.topk)
+    return Plan(config, output, devices, settings, image_set, boxes, indices, artifact.name)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Effective settings, for people."""
+    config = plan.config
+    return {
+        "run": f"pretrain-box/{plan.output.folder.name}",
+        "data": f"{plan.image_set.root} ({plan.image_set.split}), proposals/{plan.proposals_name}",
+        "images": f"{len(plan.indices)} with proposals, of {min(len(plan.image_set), config.data.limit or 10**12)}",
+        "detector": f"{config.detector.family}, {config.backbone.name}, weights {config.backbone.weights}, "
+        f"backbone {'frozen' if config.freeze_backbone else 'trained'}",
+        "views": f"short side {list(config.views.short_side)}, long side {config.views.long_side}",
+        **describe_settings(config.training, config.detector.RECIPE.pretrain, plan.settings, plan.devices),
+    }
+
+
+def run(plan: Plan, process: Process) -> None:
+    """Train, and write weights, curves and verdict."""
+    config, folder = plan.config, plan.output.partial
+    if process.is_main:
+        plan.output.begin(config)
+        if config.backbone.weights == "none" and config.freeze_backbone:
+            logger.warning("the frozen backbone has random weights: give --backbone-weights, or --no-freeze-backbone")
+    wait_for_all(process)
+    pretext = build_pretext(config, process)
+    task = TwoViews(
+        pretext,
+        short_sides=config.views.short_side,
+        long_side=config.views.long_side,
+        seed=config.seed,
+        log_every=plan.settings.log_every,
+    )
+    num_steps = plan.settings.schedule.num_steps
+    learner = Learner(
+        model=wrap(task, process),
+        optimizer=build_sgd(task, plan.settings, process),
+        state={"pretext": pretext},
+        after_step=lambda step: pretext.update_momentum(momentum_at(step, num_steps, config.momentum)),
+    )
+    stream = SampleStream(plan.image_set, plan.indices, plan.boxes, config.on_error)
+    workers = resolve_workers(config.runtime.num_workers, process)
+
+    def batches_from(step: int) -> Any:
+        sampler = StreamSampler(
+            len(plan.indices),
+            config.training.batch_size,
+            seed=config.seed,
+            start_step=step,
+            num_steps=num_steps,
+            process=process,
+        )
+        return training_batches(stream, sampler, workers)
+
+    train(learner, batches_from, plan.settings, folder, process)
+    wait_for_all(process)
+    if process.is_main:
+        _finish(plan, pretext)
+    wait_for_all(process)
+
+
+def build_pretext(config: PretrainBoxConfig, process: Process) -> BoxPretext:
+    """Detector with its backbone's weights, projector and momentum copies, on the device of the process."""
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.backbone)
+    load_backbone_weights(backbone, config.backbone.weights, offline=False)
+    # One class: the predictor is not trained here and is left out of the weights.
+    detector = build_detector(pretrain_detector(config), backbone, num_classes=1)
+    pretext = BoxPretext(
+        detector,
+        embedding_dim=config.projector.embedding_dim,
+        hidden_dim=config.projector.hidden_dim,
+        temperature=config.temperature,
+        tasks=config.tasks,
+        freeze_backbone=config.freeze_backbone,
+    )
+    place(pretext, process)
+    return pretext
+
+
+def pretrain_detector(config: PretrainBoxConfig) -> DetectorConfig:
+    """The detector as pre-trained: without norm in the neck unless one is asked for (official configs)."""
+    if config.detector.neck_norm != "auto":
+        return config.detector
+    return config.detector.model_copy(update={"neck_norm": "none"})
+
+
+def _finish(plan: Plan, pretext: BoxPretext) -> None:
+    config, folder = plan.config, plan.output.partial
+    save_detector(
+        folder / "weights.pt",
+        pretext.online,
+        stage="pretrain-box",
+        configs=(pretrain_detector(config), config.backbone),
+        extra={"projector": pretext.projector.state_dict()},
+    )
+    merge_skipped(folder)
+    plot_curves(folder / "metrics.jsonl", folder / "plots")
+    health = judge(folder / "metrics.jsonl")
+    logger.info(f"{health['verdict']}: {health['explanation']}")
+    result = {
+        "steps": plan.settings.schedule.num_steps,
+        "images": len(plan.indices),
+        "trained_parameters": sum(p.numel() for p in pretext.parameters() if p.requires_grad),
+        **health,
+    }
+    plan.output.complete(result, content=["weights.pt"])

@@ -1,0 +1,41 @@
+"""From samples to the two views of the pretext, on the training device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from aligndet_cli.data.transforms import Sample, draw_view, make_batch
+from aligndet_cli.pretrain_box.pretext import BoxPretext
+
+
+class TwoViews(nn.Module):
+    """Draws two independent views of every sample and runs the pretext on them.
+
+    Args:
+        short_sides: resolutions to choose from, one per image and view.
+        log_every: steps between the health numbers, which cost an eigendecomposition.
+    """
+
+    def __init__(
+        self, pretext: BoxPretext, *, short_sides: Sequence[int], long_side: int, seed: int, log_every: int
+    ) -> None:
+        super().__init__()
+        self.pretext = pretext
+        self.short_sides, self.long_side = tuple(short_sides), long_side
+        self.seed, self.log_every = seed, log_every
+
+    def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses and shown numbers of one batch. Proposal i of view 1 is proposal i of view 2."""
+        views = []
+        for number in (1, 2):
+            params = [
+                draw_view((self.seed, sample.position, number), self.short_sides, self.long_side, with_colour=True)
+                for sample in samples
+            ]
+            with torch.no_grad():
+                views.append(make_batch(samples, params, self._device(), instance_offset=0))
+        return self.pretext(*views, with_health=(step + 1) % self.log_every == 0)
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device

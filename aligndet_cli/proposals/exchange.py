@@ -1,0 +1,218 @@
+"""Proposals in the COCO-json form of the field: reading them for some images, and writing a store that way."""
+
+import collections
+import hashlib
+import json
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.proposals.store import ImageEntry, ProposalStore
+from aligndet_cli.training.logs import logger
+
+CATEGORY = {"id": 1, "name": "selective_search"}  # the one category of the authors' file
+
+
+@dataclass(frozen=True)
+class GivenBoxes:
+    """Boxes that are taken over for the images of an `ImageSet`, in its order.
+
+    Attributes:
+        boxes: (M, 4) float32, xyxy, absolute pixels.
+        offsets: (B + 1,) int64; boxes of image i are rows offsets[i]:offsets[i + 1].
+    """
+
+    boxes: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+
+    def of(self, index: int) -> NDArray[np.float32]:
+        """(N, 4) boxes of the image at a position."""
+        return self.boxes[self.offsets[index] : self.offsets[index + 1]]
+
+
+def boxes_from_labels(image_set: ImageSet) -> GivenBoxes:
+    """Ground-truth boxes without their classes; crowds are left out, since they are not one object each.
+
+    Raises:
+        DataError: the data has no labels.
+    """
+    if not image_set.has_labels:
+        raise DataError(f"{image_set.root}: has no labels for split '{image_set.split}', so there are no boxes to take")
+    single = ~image_set.is_crowd
+    num_before = np.concatenate([[0], np.cumsum(single)]).astype(np.int64)
+    return GivenBoxes(image_set.boxes[single], num_before[image_set.offsets])
+
+
+def boxes_from_coco(file: Path, image_set: ImageSet) -> GivenBoxes:
+    """Boxes of a COCO json for the images of a data set, by falling `score` where there is one, else in file order.
+
+    Images are matched by id, or by file name where the file's ids mean other images.
+
+    Args:
+        file: `{"images": [...], "annotations": [...]}`, or a bare list of annotations or predictions.
+
+    Raises:
+        DataError: not such a file, or none of its images is in the data set.
+    """
+    annotations, images = _read_annotations(file)
+    file_ids, boxes, scores = _columns(file, annotations)
+    position_by_file_id = _match(np.unique(file_ids).tolist(), images, image_set)
+    _report_match(file, position_by_file_id, file_ids, image_set)
+    positions = np.array([position_by_file_id.get(file_id, -1) for file_id in file_ids.tolist()], dtype=np.int64)
+    matched = np.flatnonzero(positions >= 0)
+    # By image, then by falling score; stable, so that equal scores keep the order of the file.
+    order = matched[np.lexsort((-scores[matched], positions[matched]))]
+    counts = np.bincount(positions[matched], minlength=len(image_set))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return GivenBoxes(boxes[order], offsets)
+
+
+def hash_file(file: Path) -> str:
+    """Hex digest of a file's bytes.
+
+    Raises:
+        ConfigError: no such file.
+    """
+    try:
+        with file.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ConfigError(f"--import {file}: {(error.strerror or 'cannot be read').lower()}") from None
+
+
+def export_coco(folder: Path, file: Path) -> None:
+    """Write the store in `folder` as one COCO json, entry by entry: memory does not grow with the boxes.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    store = ProposalStore.open(folder)
+    part = file.with_name(f".{file.name}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as handle:
+            handle.write('{"images": [\n')
+            handle.writelines(_joined(_image_dict(entry) for entry in store.images()))
+            handle.write('],\n"annotations": [\n')
+            handle.writelines(_joined(_annotation_dicts(store)))
+            handle.write(f'],\n"categories": [{json.dumps(CATEGORY)}]}}\n')
+        part.replace(file)
+    except OSError as error:
+        raise ConfigError(f"--export {file}: {(error.strerror or 'cannot be written').lower()}") from None
+
+
+def _image_dict(entry: ImageEntry) -> dict[str, Any]:
+    height, width = entry.size_hw
+    return {"id": entry.image_id, "file_name": entry.file_name, "height": height, "width": width}
+
+
+def _annotation_dicts(store: ProposalStore) -> Iterator[dict[str, Any]]:
+    annotation_id = 0
+    for index, image_id in enumerate(store.image_ids.tolist()):
+        # In float64 the differences of float32 coordinates are exact, so that an import gives the same boxes.
+        for x1, y1, x2, y2 in store.boxes_of(index).astype(np.float64).tolist():
+            annotation_id += 1
+            width, height = x2 - x1, y2 - y1
+            yield {
+                "id": annotation_id,
+                "image_id": image_id,
+                "category_id": CATEGORY["id"],
+                "bbox": [x1, y1, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+            }
+
+
+def _joined(entries: Iterator[dict[str, Any]]) -> Iterator[str]:
+    separator = ""
+    for entry in entries:
+        yield separator + json.dumps(entry)
+        separator = ",\n"
+    yield "\n"
+
+
+def _read_annotations(file: Path) -> tuple[list[Any], list[Any]]:
+    """The annotations and the images of a json file; no images for a bare list."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not valid JSON ({error}); import needs a COCO json of boxes") from None
+    if isinstance(content, list):
+        return content, []
+    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+        raise DataError(f"{file}: no list 'annotations' in it; import needs a COCO json of boxes")
+    images = content.get("images") or []
+    if not isinstance(images, list) or not all(isinstance(image, dict) and "id" in image for image in images):
+        raise DataError(f"{file}: 'images' must be a list of objects with an 'id'")
+    return content["annotations"], images
+
+
+def _columns(
+    file: Path, annotations: Sequence[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
+    """Image ids (M,), boxes (M, 4) xyxy and scores (M,), 0 where there is none."""
+    file_ids = np.zeros(len(annotations), dtype=np.int64)
+    boxes_xywh = np.zeros((len(annotations), 4))
+    scores = np.zeros(len(annotations))
+    for row, annotation in enumerate(annotations):
+        try:
+            file_ids[row] = operator.index(annotation["image_id"])
+            x, y, width, height = annotation["bbox"]
+            boxes_xywh[row] = x, y, width, height
+            scores[row] = annotation.get("score", 0.0)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise DataError(
+                f"{file}: annotation {row} needs a whole 'image_id' and a 'bbox' of [x, y, width, height]"
+            ) from None
+    boxes = boxes_xywh.copy()
+    boxes[:, 2:] += boxes_xywh[:, :2]
+    return file_ids, boxes.astype(np.float32), scores
+
+
+def _match(file_ids: list[int], images: Sequence[Mapping[str, Any]], image_set: ImageSet) -> dict[int, int]:
+    """Position in the data set by image id of the file, for the images that are in both.
+
+    The same path is the same image. Otherwise an id counts only if the names agree as well, where the file has
+    names: data sets without ids of their own number their images from 0, and would meet another image's boxes.
+    """
+    position_by_id = {image_id: position for position, image_id in enumerate(image_set.image_ids.tolist())}
+    position_by_path = {name: position for position, name in enumerate(image_set.file_names)}
+    our_names = [PurePosixPath(path).name for path in image_set.file_names]
+    num_by_name = collections.Counter(our_names)
+    position_by_name = {name: position for position, name in enumerate(our_names) if num_by_name[name] == 1}
+    path_by_file_id = {image["id"]: str(image.get("file_name", "")) for image in images}
+    matched: dict[int, int] = {}
+    for file_id in file_ids:
+        path = path_by_file_id.get(file_id, "")
+        name = PurePosixPath(path).name
+        position = position_by_path.get(path)
+        if position is None:
+            position = position_by_id.get(file_id)
+            if position is None or name not in ("", our_names[position]):
+                position = position_by_name.get(name)
+        if position is not None:
+            matched[file_id] = position
+    return matched
+
+
+def _report_match(file: Path, matched: Mapping[int, int], file_ids: NDArray[np.int64], image_set: ImageSet) -> None:
+    num_file_images = len(np.unique(file_ids))
+    if not matched:
+        raise DataError(
+            f"{file}: none of its {num_file_images} images with boxes is among the {len(image_set)} images of "
+            f"split '{image_set.split}', neither by id nor by file name; check --split"
+        )
+    if len(matched) < num_file_images:
+        logger.warning(
+            "%s: %d of its %d images are not in the data", file, num_file_images - len(matched), num_file_images
+        )
+    num_without = len(image_set) - len(set(matched.values()))
+    if num_without:
+        logger.warning("%s: has no boxes for %d of the %d images", file, num_without, len(image_set))

@@ -1,0 +1,115 @@
+"""SoCo's proposal filters: minimum side, aspect ratio, maximum size, then greedy NMS. Free of torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Pairs of boxes compared at once in NMS: bounds its memory at 4 float32 arrays of this many elements (64 MB).
+_NMS_PAIRS = 4_000_000
+
+
+@dataclass(frozen=True)
+class FilterRules:
+    """What a proposal must fulfil.
+
+    Attributes:
+        min_size: least width and height in pixels.
+        max_ratio: width / height must be in [1 / max_ratio, max_ratio].
+        max_size: greatest sqrt(box area) / sqrt(image area).
+        nms: a box is left out if its IoU with an earlier, kept box is greater than this; 1 keeps all.
+        max_per_image: keep the first so many; None keeps all.
+    """
+
+    min_size: float
+    max_ratio: float
+    max_size: float
+    nms: float
+    max_per_image: int | None = None
+
+
+def filter_proposals(boxes: NDArray[np.float32], size_hw: tuple[int, int], rules: FilterRules) -> NDArray[np.float32]:
+    """Boxes that pass the rules, in the given order (best first).
+
+    An image left with nothing falls back as in SoCo: first without the size rules, then without the ratio rule.
+
+    Args:
+        boxes: (N, 4) float32, xyxy, absolute pixels.
+
+    Returns:
+        (M, 4) float32, a subset of `boxes` in the same order.
+
+    Source: paper §3.2 and D.1 (`ratio3size0008@0.5`); the thresholds are part of the allowed range.
+    """
+    valid = boxes[is_valid(boxes)]
+    good_ratio = has_allowed_ratio(valid, rules.max_ratio)
+    good = good_ratio & has_allowed_size(valid, size_hw, rules.min_size, rules.max_size)
+    if good.any():
+        kept = valid[good]
+    elif good_ratio.any():
+        kept = valid[good_ratio]
+    else:
+        kept = valid
+    return kept[nms(kept, rules.nms)][: rules.max_per_image]
+
+
+def is_valid(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N,) bool: finite and with a width and a height. Args: boxes (N, 4) xyxy."""
+    ordered = np.asarray(boxes[:, 2:] > boxes[:, :2])
+    return np.asarray(np.isfinite(boxes).all(axis=1) & ordered.all(axis=1), dtype=bool)
+
+
+def has_allowed_ratio(boxes: NDArray[np.float32], max_ratio: float) -> NDArray[np.bool_]:
+    """(N,) bool: neither side is more than `max_ratio` times the other. Args: boxes (N, 4) xyxy."""
+    width, height = _sides(boxes)
+    return (width <= max_ratio * height) & (height <= max_ratio * width)
+
+
+def has_allowed_size(
+    boxes: NDArray[np.float32], size_hw: tuple[int, int], min_size: float, max_size: float
+) -> NDArray[np.bool_]:
+    """(N,) bool: both sides reach `min_size` px and sqrt(area) is at most `max_size` of the image's."""
+    width, height = _sides(boxes)
+    relative = np.sqrt(width * height) / np.sqrt(float(size_hw[0]) * size_hw[1])
+    return (width >= min_size) & (height >= min_size) & (relative <= max_size)
+
+
+def nms(boxes: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
+    """Positions of the boxes that no earlier kept box overlaps by more than `threshold`, ascending.
+
+    Args:
+        boxes: (N, 4) xyxy, best first. Boxes whose IoU equals the threshold are both kept.
+    """
+    num_boxes = len(boxes)
+    alive = np.ones(num_boxes, dtype=bool)
+    block = max(1, _NMS_PAIRS // max(num_boxes, 1))
+    for start in range(0, num_boxes, block):
+        stop = min(start + block, num_boxes)
+        # (block, N - start): earlier blocks are done, so only what follows can still be suppressed.
+        overlaps = pairwise_iou(boxes[start:stop], boxes[start:]) > threshold
+        for row in range(stop - start):
+            if alive[start + row]:
+                alive[start + row + 1 :] &= ~overlaps[row, row + 1 :]
+    return np.flatnonzero(alive)
+
+
+def pairwise_iou(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N, M) IoU of every pair, 0 where both are empty. Args: boxes (N, 4) and others (M, 4), xyxy."""
+    first, second = boxes.astype(np.float64), others.astype(np.float64)
+    # Minimum of the right edges minus maximum of the left ones, one axis at a time to save memory.
+    width = np.minimum(first[:, None, 2], second[None, :, 2]) - np.maximum(first[:, None, 0], second[None, :, 0])
+    height = np.minimum(first[:, None, 3], second[None, :, 3]) - np.maximum(first[:, None, 1], second[None, :, 1])
+    intersection = np.clip(width, 0, None) * np.clip(height, 0, None)
+    union = areas_of(boxes)[:, None] + areas_of(others)[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+
+
+def areas_of(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N,) areas in square pixels. Args: boxes (N, 4) xyxy."""
+    width, height = _sides(boxes)
+    return width * height
+
+
+def _sides(boxes: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
+    return sides[:, 0], sides[:, 1]

@@ -1,0 +1,116 @@
+"""Pictures of a store: a contact sheet of images with their proposals, and histograms."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from aligndet_cli.data.images import read_image
+from aligndet_cli.errors import DataError
+from aligndet_cli.proposals.filters import areas_of
+from aligndet_cli.proposals.store import ProposalStore
+from aligndet_cli.workspace import write_bytes
+
+_NUM_TILES, _NUM_COLUMNS = 12, 4
+_TILE_HW = (300, 400)
+_STRIP = 22  # pixels for a line of text
+_BOXES_PER_TILE = 40  # more hide the image
+# Box colour (RGB) by size: sqrt(box area) / sqrt(image area) up to the limit.
+_COLOURS: tuple[tuple[float, tuple[int, int, int]], ...] = (
+    (0.15, (255, 80, 80)),
+    (0.30, (255, 200, 40)),
+    (0.50, (70, 220, 90)),
+    (np.inf, (80, 160, 255)),
+)
+
+
+def draw_sheet(file: Path, store: ProposalStore, path_by_id: dict[int, Path]) -> None:
+    """Write a JPEG of up to 12 images, evenly spread over those with proposals, with their first 40 boxes."""
+    with_boxes = np.flatnonzero(store.counts > 0)
+    candidates = with_boxes if len(with_boxes) else np.arange(len(store))
+    picks = np.unique(np.linspace(0, len(candidates) - 1, _NUM_TILES).round().astype(int))
+    tiles = [_draw_tile(store, int(index), path_by_id) for index in candidates[picks]]
+    blank = np.full_like(tiles[0], 255)
+    num_columns = min(_NUM_COLUMNS, len(tiles))
+    tiles += [blank] * (-len(tiles) % num_columns)
+    rows = [np.hstack(tiles[start : start + num_columns]) for start in range(0, len(tiles), num_columns)]
+    sheet = np.vstack([*rows, _legend(rows[0].shape[1])])
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    write_bytes(file, encoded.tobytes())
+
+
+def draw_histograms(folder: Path, store: ProposalStore) -> None:
+    """Write `count.png`, `size.png` and `aspect.png`: boxes per image, square roots of areas, widths / heights."""
+    folder.mkdir(exist_ok=True)
+    sides = store.boxes[:, 2:] - store.boxes[:, :2]
+    ratios = np.log2(sides[:, 0] / sides[:, 1])
+    _draw_histogram(folder / "count.png", store.counts, "proposals per image", "images")
+    _draw_histogram(folder / "size.png", np.sqrt(areas_of(store.boxes)), "sqrt(area) in pixels", "proposals")
+    _draw_histogram(folder / "aspect.png", ratios, "log2(width / height)", "proposals")
+
+
+def _draw_tile(store: ProposalStore, index: int, path_by_id: dict[int, Path]) -> NDArray[np.uint8]:
+    """(tile height + strip, tile width, 3) uint8 RGB: one image, its boxes and a line of text."""
+    image_id, boxes = int(store.image_ids[index]), store.boxes_of(index)
+    tile = np.full((_TILE_HW[0] + _STRIP, _TILE_HW[1], 3), 255, dtype=np.uint8)
+    path = path_by_id[image_id]
+    try:
+        image = read_image(path)
+    except DataError:  # it could be read a while ago; a picture is not worth failing for
+        return _write_text(tile, f"{path.name}: unreadable", 4)
+    height, width = image.shape[:2]
+    scale = min((_TILE_HW[1] - 8) / width, (_TILE_HW[0] - 4) / height)
+    small_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
+    resized = cv2.resize(image, small_hw[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    small = np.asarray(resized, dtype=np.uint8)
+    _draw_boxes(small, boxes[:_BOXES_PER_TILE] * scale)
+    top, left = (_TILE_HW[0] - small_hw[0]) // 2, (_TILE_HW[1] - small_hw[1]) // 2
+    tile[top : top + small_hw[0], left : left + small_hw[1]] = small
+    shown = f"first {_BOXES_PER_TILE} of {len(boxes)}" if len(boxes) > _BOXES_PER_TILE else f"{len(boxes)}"
+    name = path.name if len(path.name) <= 28 else f"...{path.name[-25:]}"
+    return _write_text(tile, f"{name}  {width}x{height}  {shown} boxes", 4)
+
+
+def _draw_boxes(image: NDArray[np.uint8], boxes: NDArray[np.float32]) -> None:
+    """Draw (N, 4) xyxy boxes, large ones first so that small ones stay visible."""
+    relative = np.sqrt(areas_of(boxes)) / np.sqrt(float(image.shape[0] * image.shape[1]))
+    for position in np.argsort(-relative, kind="stable"):
+        colour = next(colour for limit, colour in _COLOURS if relative[position] <= limit)
+        x1, y1, x2, y2 = np.rint(boxes[position]).astype(int).tolist()
+        cv2.rectangle(image, (x1, y1), (max(x1, x2 - 1), max(y1, y2 - 1)), colour, 1)
+
+
+def _legend(width: int) -> NDArray[np.uint8]:
+    strip = np.full((_STRIP + 8, width, 3), 255, dtype=np.uint8)
+    left, low = 8, 0.0
+    for limit, colour in _COLOURS:
+        cv2.rectangle(strip, (left, 8), (left + 14, 22), colour, -1)
+        text = f"> {low:.0%}" if np.isinf(limit) else f"{low:.0%}-{limit:.0%}"
+        _write_text(strip, text, left + 20, bottom=20)
+        left, low = left + 95, limit
+    return _write_text(strip, "sqrt(box area / image area)", left, bottom=20)
+
+
+def _write_text(image: NDArray[np.uint8], text: str, left: int, bottom: int | None = None) -> NDArray[np.uint8]:
+    # cv2's font knows ASCII only and shows anything else as "??".
+    ascii_text = text.encode("ascii", "replace").decode()
+    baseline = image.shape[0] - 7 if bottom is None else bottom
+    cv2.putText(image, ascii_text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (30, 30, 30), 1, cv2.LINE_AA)
+    return image
+
+
+def _draw_histogram(file: Path, values: NDArray, x_label: str, y_label: str) -> None:
+    figure = Figure(figsize=(5, 3.2), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(values, bins=40, color="#4477aa")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if values.size:
+        axes.axvline(float(np.median(values)), color="#cc3311", linestyle="--", label=f"median {np.median(values):.3g}")
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(file, buffer.getvalue())

@@ -1,0 +1,45 @@
+"""Where an interrupted run goes on: checkpoints that are complete or not there, the last two kept."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aligndet_cli.errors import WeightsError
+from aligndet_cli.workspace import write_bytes
+
+KEPT = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write the state after `step` finished steps and drop all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / f"step-{step:09d}.pt", serialise(state))
+    for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
+        old.unlink()
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Newest checkpoint as `(finished steps, state)` on the CPU, or None when there is none.
+
+    Raises:
+        WeightsError: the file cannot be read; the message says how to go on.
+    """
+    files = sorted(folder.glob("step-*.pt"))
+    if not files:
+        return None
+    try:
+        state = torch.load(files[-1], map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(
+            f"{files[-1]}: cannot be read ({type(error).__name__}); delete it to go on from the one before"
+        ) from error
+    return int(files[-1].stem.removeprefix("step-")), state
+
+
+def serialise(state: dict[str, Any]) -> bytes:
+    """Bytes of `torch.save`, the same for the same state (a file's own name would become part of them)."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,54 @@
+"""The few collectives the rest of the code needs; each is the identity in a single process."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from aligndet_cli.training.launch import Process
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def any_rank(flag: bool, process: Process) -> bool:
+    """Whether the flag is set on any process, so that all of them act on it in the same step."""
+    if process.world_size == 1:
+        return flag
+    value = torch.tensor(float(flag))
+    dist.all_reduce(value)
+    return bool(value.item() > 0)
+
+
+def wait_for_all(process: Process) -> None:
+    """Return once every process is here."""
+    if process.world_size > 1:
+        dist.barrier()
+
+
+def wrap(model: nn.Module, process: Process) -> nn.Module:
+    """The module with gradients averaged over processes; unchanged in a single process.
+
+    Every trainable parameter must get a gradient in every step: unused ones are a bug that this makes visible.
+    """
+    if process.world_size == 1:
+        return model
+    device_ids = [torch.device(process.device)] if process.device.startswith("cuda") else None
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def place(model: nn.Module, process: Process) -> None:
+    """Move a model to the device of the process, in place: channels last, SyncBN where GPUs share a batch.
+
+    SyncBN is exact for batches spread over GPUs; on CPU processes batch norms stay local (DESIGN 2).
+    """
+    if process.world_size > 1 and process.device.startswith("cuda"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(torch.device(process.device))
+    model.to(memory_format=torch.channels_last)

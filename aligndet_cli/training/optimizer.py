@@ -1,0 +1,126 @@
+"""From what was asked for to what is used: steps, learning rate, weight decay, and where each comes from."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from aligndet_cli.config import Frozen, RuntimeConfig
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.training.launch import Devices, Process
+from aligndet_cli.training.loop import CheckpointConfig, LoopSettings
+from aligndet_cli.training.schedules import REFERENCE_BATCH, Rates, ScheduleName, build_schedule, scaled_lr
+
+SGD_MOMENTUM = 0.9  # FACTS 5
+
+
+class TrainingConfig(Frozen):
+    """Length and optimizer of a training stage. None: the recipe of the detector (FACTS 5)."""
+
+    schedule: ScheduleName = "1x"
+    epochs: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(REFERENCE_BATCH, ge=1)
+    accumulate: int = Field(1, ge=1)
+    lr: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    log_every: int = Field(10, ge=1)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+def resolve_settings(
+    training: TrainingConfig,
+    rates: Rates,
+    *,
+    num_images: int,
+    seed: int,
+    runtime: RuntimeConfig,
+    clip_norm: float | None,
+) -> LoopSettings:
+    """Numbers of the run. An explicit learning rate is used as it is; the recipe's is scaled to the batch size.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+    schedule = build_schedule(
+        training.schedule,
+        epochs=training.epochs,
+        steps=training.steps,
+        num_images=num_images,
+        batch_size=training.batch_size,
+    )
+    return LoopSettings(
+        schedule=schedule,
+        base_lr=scaled_lr(rates.lr, training.batch_size) if training.lr is None else training.lr,
+        weight_decay=rates.weight_decay if training.weight_decay is None else training.weight_decay,
+        seed=seed,
+        precision=runtime.precision,
+        clip_norm=clip_norm if training.clip_norm is None else training.clip_norm,
+        accumulate=training.accumulate,
+        log_every=training.log_every,
+        checkpoint=training.checkpoint,
+    )
+
+
+def check_batch_split(training: TrainingConfig, devices: Devices) -> None:
+    """Make sure that every process and micro-batch gets the same number of images.
+
+    Raises:
+        ConfigError: the batch cannot be divided.
+    """
+    parts = devices.world_size * training.accumulate
+    if training.batch_size % parts:
+        raise ConfigError(
+            f"--batch-size {training.batch_size}: must be a multiple of processes x --accumulate "
+            f"({devices.world_size} x {training.accumulate})"
+        )
+
+
+def describe_settings(
+    training: TrainingConfig, rates: Rates, settings: LoopSettings, devices: Devices
+) -> dict[str, Any]:
+    """Effective values with their origin, for people."""
+    schedule = settings.schedule
+    lr_origin = "given" if training.lr is not None else f"{rates.origin}, {rates.lr:g} x {training.batch_size}/16"
+    decay_origin = "given" if training.weight_decay is not None else rates.origin
+    per_process = training.batch_size // devices.world_size
+    return {
+        "steps": f"{schedule.num_steps} (warm-up {schedule.warmup_steps}, /10 at {list(schedule.drop_steps)})",
+        "batch size": f"{training.batch_size} ({devices.world_size} {devices.kind} process(es) x {per_process})",
+        "learning rate": f"{settings.base_lr:g} ({lr_origin})",
+        "weight decay": f"{settings.weight_decay:g} ({decay_origin})",
+        "gradient clipping": "off" if settings.clip_norm is None else f"{settings.clip_norm:g}",
+        "precision": settings.precision,
+    }
+
+
+def build_sgd(
+    model: nn.Module,
+    settings: LoopSettings,
+    process: Process,
+    *,
+    bias_lr_scale: float = 1.0,
+    bias_decay_scale: float = 1.0,
+) -> torch.optim.SGD:
+    """SGD over all trainable parameters, biases in a group of their own (FCOS treats them differently)."""
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for name, parameter in _trainable(model):
+        (biases if name.endswith(".bias") else weights).append(parameter)
+    groups = [
+        {"params": weights, "weight_decay": settings.weight_decay, "lr_scale": 1.0},
+        {"params": biases, "weight_decay": settings.weight_decay * bias_decay_scale, "lr_scale": bias_lr_scale},
+    ]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=settings.base_lr,
+        momentum=SGD_MOMENTUM,
+        fused=process.device.startswith("cuda") or None,
+    )
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)

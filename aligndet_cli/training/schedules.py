@@ -1,0 +1,123 @@
+"""Learning rate, momentum and length of a run: pure functions of the step, and the recipes they start from."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from aligndet_cli.errors import ConfigError
+
+ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "100e", "150e"]
+WARMUP_STEPS = 500  # FACTS 5, from 0.001 of the learning rate
+WARMUP_START = 0.001
+REFERENCE_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a named schedule is and where the learning rate drops by ten."""
+
+    epochs: int | None
+    steps: int | None
+    drops: tuple[float, ...]  # fractions of the whole
+
+
+LENGTHS: dict[ScheduleName, Length] = {
+    "12k": Length(None, 12_000, (9 / 12, 11 / 12)),
+    "90k": Length(None, 90_000, (60 / 90, 82.5 / 90)),
+    "1x": Length(12, None, (8 / 12, 11 / 12)),
+    "2x": Length(24, None, (16 / 24, 22 / 24)),
+    "3x": Length(36, None, (24 / 36, 33 / 36)),
+    "4x": Length(48, None, (32 / 48, 44 / 48)),
+    "50e": Length(50, None, (40 / 50,)),
+    "100e": Length(100, None, (70 / 100,)),
+    "150e": Length(150, None, (100 / 150,)),
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A run's learning-rate curve, in optimizer steps.
+
+    Attributes:
+        num_steps: length of the run.
+        warmup_steps: linear rise from `WARMUP_START` to 1.
+        drop_steps: steps from which the rate is ten times lower.
+    """
+
+    num_steps: int
+    warmup_steps: int
+    drop_steps: tuple[int, ...]
+
+    def lr_factor(self, step: int) -> float:
+        """Factor on the base learning rate at a step (0-based)."""
+        drop = 0.1 ** sum(step >= drop_step for drop_step in self.drop_steps)
+        if step >= self.warmup_steps:
+            return drop
+        return drop * (WARMUP_START + (1 - WARMUP_START) * step / self.warmup_steps)
+
+
+def momentum_at(step: int, num_steps: int, start: float) -> float:
+    """EMA coefficient of the momentum network: `start` at step 0, 1.0 at the end, on a cosine.
+
+    Source: FACTS 4.5; the official `momentum_update_hook.py`.
+    """
+    return 1.0 - (1.0 - start) * (math.cos(math.pi * step / num_steps) + 1.0) / 2.0
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Optimizer steps that see every image once; the last, short batch is filled from the next epoch."""
+    return max(math.ceil(num_images / batch_size), 1)
+
+
+def build_schedule(
+    name: ScheduleName, *, epochs: int | None, steps: int | None, num_images: int, batch_size: int
+) -> Schedule:
+    """The curve of a named schedule, shortened or lengthened to `epochs` or `steps` when one of them is given.
+
+    Warm-up is 500 steps but never more than a tenth of the run, so that short runs train at their full rate.
+
+    Raises:
+        ConfigError: both `epochs` and `steps` are given.
+    """
+    if epochs is not None and steps is not None:
+        raise ConfigError("--epochs and --steps: give one of them")
+    length = LENGTHS[name]
+    if steps is None and epochs is None:
+        steps, epochs = length.steps, length.epochs
+    num_steps = steps or (epochs or 0) * steps_per_epoch(num_images, batch_size)
+    drops = tuple(round(fraction * num_steps) for fraction in length.drops)
+    return Schedule(num_steps, min(WARMUP_STEPS, num_steps // 10), drops)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rate and weight decay for a batch of 16, and where they come from."""
+
+    lr: float
+    weight_decay: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimizer settings of a detector family (FACTS 5).
+
+    Attributes:
+        pretrain: box-domain pre-training.
+        finetune: fine-tuning after it.
+        plain: fine-tuning without it.
+        clip_norm: largest gradient norm in fine-tuning; None does not clip.
+        bias_lr_scale, bias_decay_scale: factors on both for biases, in fine-tuning.
+    """
+
+    pretrain: Rates
+    finetune: Rates
+    plain: Rates
+    clip_norm: float | None = None
+    bias_lr_scale: float = 1.0
+    bias_decay_scale: float = 1.0
+
+
+def scaled_lr(lr: float, batch_size: int) -> float:
+    """Linear scaling from the reference batch of 16."""
+    return lr * batch_size / REFERENCE_BATCH

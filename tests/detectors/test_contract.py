@@ -1,0 +1,214 @@
+"""What every detector family promises, see detectors/interface.py."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.detectors import BUILDERS, build_detector
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detector, Features, ImageBatch
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+
+NUM_CLASSES = 3
+# One small configuration per family; a family without one here fails the first test.
+SMALL = {"retinanet": RetinaNetConfig(neck_channels=32, head_convs=1, pretext_samples=128)}
+
+# 61 x 83 and 96 x 64 pixels in a 96 x 96 batch: nothing is square, nothing fits the stride
+SIZES_HW = ((61, 83), (96, 64))
+
+
+def make_images(seed: int = 0) -> ImageBatch:
+    pixels = torch.zeros(len(SIZES_HW), 3, 96, 96)
+    generator = torch.Generator().manual_seed(seed)
+    for image, (height, width) in zip(pixels, SIZES_HW, strict=True):
+        image[:, :height, :width] = torch.randn(3, height, width, generator=generator)
+    return ImageBatch(pixels, SIZES_HW)
+
+
+def make_targets(counts: tuple[int, ...], seed: int = 0) -> list[BoxTargets]:
+    """`counts[i]` random boxes of sides 16..48 in image i; instance ids start at 0 and run over the batch."""
+    generator = torch.Generator().manual_seed(seed)
+    targets, start = [], 0
+    for count, (height, width) in zip(counts, SIZES_HW, strict=True):
+        sides = 16 + 32 * torch.rand(count, 2, generator=generator)
+        corner = torch.rand(count, 2, generator=generator) * (torch.tensor([width, height]) - sides)
+        class_ids = torch.randint(NUM_CLASSES, (count,), generator=generator)
+        targets.append(
+            BoxTargets(torch.cat([corner, corner + sides], 1), class_ids, torch.arange(start, start + count))
+        )
+        start += count
+    return targets
+
+
+@pytest.fixture(params=sorted(BUILDERS))
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    return build_detector(SMALL[request.param], build_backbone(BackboneConfig(name="resnet18")), NUM_CLASSES)
+
+
+def candidates(model: Detector, targets: list[BoxTargets], *, with_losses: bool = True) -> BoxCandidates:
+    features = model.extract(make_images())
+    return model.box_candidates(features, targets, with_losses=with_losses)
+
+
+def test_the_backbone_is_shared_and_not_copied(model: nn.Module) -> None:
+    backbone = build_backbone(BackboneConfig(name="resnet18"))
+    assert build_detector(SMALL["retinanet"], backbone, NUM_CLASSES).backbone is backbone
+
+
+def test_features_carry_sizes(model: Detector) -> None:
+    features = model.extract(make_images())
+    assert (features.sizes_hw, features.batch_hw) == (SIZES_HW, (96, 96))
+    assert {name: tuple(tensor.shape[-2:]) for name, tensor in features.maps.items()} == {
+        "c2": (24, 24),
+        "c3": (12, 12),
+        "c4": (6, 6),
+        "c5": (3, 3),
+    }
+
+
+@pytest.mark.parametrize("counts", [(5, 3), (0, 3), (5, 0), (0, 0), (200, 113)])
+def test_losses_are_finite_and_reach_every_trainable_parameter(model: nn.Module, counts: tuple[int, int]) -> None:
+    losses = model(make_images(), make_targets(counts))
+    assert all(name.startswith("loss_") and loss.shape == () for name, loss in losses.items())
+    assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_an_unfamiliar_class_id_changes_the_class_loss_only(model: nn.Module) -> None:
+    images, targets = make_images(), make_targets((5, 3))
+    renamed = [BoxTargets(t.boxes, (t.class_ids + 1) % NUM_CLASSES) for t in targets]
+    nn.init.normal_(model.class_predictor.weight)
+    model.eval()
+    before, after = model(images, targets), model(images, renamed)
+    assert before["loss_box_reg"].item() == after["loss_box_reg"].item()
+    assert before["loss_cls"].item() != after["loss_cls"].item()
+
+
+@pytest.mark.parametrize("counts", [(5, 3), (0, 3), (5, 0), (0, 0), (200, 113)])
+def test_candidates_have_consistent_shapes_and_known_ids(model: Detector, counts: tuple[int, int]) -> None:
+    found = candidates(model, make_targets(counts))
+    num = len(found.features)
+    assert found.features.shape == (num, model.feature_dim)
+    assert found.slots.shape == found.instance_ids.shape == (num,)
+    assert found.slots.dtype == found.instance_ids.dtype == torch.int64
+    assert set(found.slots.tolist()) <= set(range(model.num_slots))
+    assert set(found.instance_ids.tolist()) <= set(range(-1, sum(counts)))
+    assert all(torch.isfinite(loss) for loss in found.losses.values())
+    assert (found.instance_ids >= 0).any() == (sum(counts) > 0)
+
+
+def test_more_than_256_instances_stay_apart(model: Detector) -> None:
+    # The authors use id 256 as background, so the 257th proposal of a batch vanishes there (DIFFERENCES, bug 4).
+    targets = [BoxTargets(t.boxes, t.class_ids, t.instance_ids + 200) for t in make_targets((60, 41))]
+    ids = set(candidates(model, targets).instance_ids.tolist())
+    assert 256 in ids and max(ids) > 280
+
+
+def test_candidates_without_losses_have_none(model: Detector) -> None:
+    assert candidates(model, make_targets((5, 3)), with_losses=False).losses == {}
+
+
+@pytest.mark.parametrize("counts", [(5, 3), (0, 0)])
+def test_pretext_reaches_all_but_the_class_predictor(model: nn.Module, counts: tuple[int, int]) -> None:
+    model.backbone.requires_grad_(False)
+    found = candidates(model, make_targets(counts))
+    (found.features.square().sum() + sum(found.losses.values())).backward()
+    without = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert without == {n for n, _ in model.named_parameters() if n.startswith("class_predictor.")}
+
+
+def test_an_image_is_not_affected_by_the_other_or_by_padding(model: Detector) -> None:
+    model.eval()
+    images, targets = make_images(), make_targets((5, 3))
+    both = candidates(model, targets, with_losses=False)
+    wider = nn.functional.pad(images.pixels, (0, 32, 0, 0))
+    alone = model.box_candidates(
+        model.extract(ImageBatch(wider[1:, :, :, :96], SIZES_HW[1:])), targets[1:], with_losses=False
+    )
+    ids = set(targets[1].instance_ids.tolist())
+    mine = torch.tensor([i in ids for i in both.instance_ids.tolist()])
+    torch.testing.assert_close(both.features[mine], alone.features[alone.instance_ids >= 0], rtol=1e-4, atol=1e-5)
+    assert both.instance_ids[mine].tolist() == alone.instance_ids[alone.instance_ids >= 0].tolist()
+
+
+def test_ids_agree_across_views_after_one_view_loses_a_box(model: Detector) -> None:
+    whole = make_targets((5, 3))
+    kept = [t if i else BoxTargets(t.boxes[1:], t.class_ids[1:], t.instance_ids[1:]) for i, t in enumerate(whole)]
+    ids = {i for i in candidates(model, kept).instance_ids.tolist() if i >= 0}
+    assert ids == {1, 2, 3, 4, 5, 6, 7}
+
+
+def test_sampling_follows_the_seed(model: Detector) -> None:
+    def draw(seed: int) -> BoxCandidates:
+        torch.manual_seed(seed)
+        return candidates(model, make_targets((5, 3)))
+
+    model.eval()
+    first, again, other = draw(1), draw(1), draw(2)
+    assert torch.equal(first.features, again.features) and torch.equal(first.slots, again.slots)
+    assert not torch.equal(first.features, other.features)
+
+
+def test_detections_are_sorted_clipped_and_limited(model: Detector) -> None:
+    model.eval()
+    nn.init.normal_(model.class_predictor.weight, std=0.5)  # scores well above the threshold
+    for found, (height, width) in zip(model.detect(make_images()), SIZES_HW, strict=True):
+        assert 0 < len(found.boxes) <= 100
+        assert found.boxes.shape == (len(found.scores), 4) and found.class_ids.shape == found.scores.shape
+        assert (found.scores.diff() <= 0).all() and (found.scores <= 1).all() and (found.scores > 0).all()
+        assert (found.boxes >= 0).all() and (found.boxes <= torch.tensor([width, height, width, height])).all()
+        assert ((found.class_ids >= 0) & (found.class_ids < NUM_CLASSES)).all()
+        assert not found.boxes.requires_grad
+
+
+def test_detect_returns_empty_tensors_where_nothing_is_found(model: Detector) -> None:
+    model.eval()
+    nn.init.zeros_(model.class_predictor.weight)
+    nn.init.constant_(model.class_predictor.bias, -20.0)
+    for found in model.detect(make_images()):
+        assert found.boxes.shape == (0, 4) and found.scores.shape == found.class_ids.shape == (0,)
+
+
+def test_training_mode_does_not_change_what_is_returned(model: Detector) -> None:
+    images, targets = make_images(), make_targets((5, 3))
+    for mode in (True, False):
+        model.train(mode)
+        assert set(model(images, targets)) >= {"loss_cls", "loss_box_reg"}
+        assert len(model.detect(images)) == len(SIZES_HW)
+        assert isinstance(candidates(model, targets), BoxCandidates)
+
+
+def with_channels_last(model: nn.Module, images: ImageBatch) -> ImageBatch:
+    model.to(memory_format=torch.channels_last)
+    return ImageBatch(images.pixels.contiguous(memory_format=torch.channels_last), images.sizes_hw)
+
+
+def with_bf16(model: nn.Module, images: ImageBatch) -> ImageBatch:
+    return images
+
+
+@pytest.mark.parametrize(("prepare", "autocast", "rtol"), [(with_channels_last, False, 1e-4), (with_bf16, True, 0.05)])
+def test_losses_hold_in_other_layouts_and_precisions(
+    model: nn.Module, prepare: Callable[[nn.Module, ImageBatch], ImageBatch], autocast: bool, rtol: float
+) -> None:
+    images, targets = make_images(), make_targets((5, 3))
+    model.eval()
+    plain = copy.deepcopy(model)
+    expected = {**plain(images, targets), **candidates(plain, targets).losses}
+    images = prepare(model, images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses: dict[str, Tensor] = {**model(images, targets)}
+        features: Features = model.extract(images)
+        losses |= model.box_candidates(features, targets, with_losses=True).losses
+        model.detect(images)
+    sum(losses.values()).backward()
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name], rtol=rtol, atol=1e-4)

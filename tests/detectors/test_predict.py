@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.detectors.interface import Detections
+from aligndet_cli.detectors.predict import detections_to_coco, rescale_boxes
+
+CATEGORIES = (Category(3, "cat"), Category(11, "dog"))
+
+
+def test_boxes_are_scaled_by_the_true_factors_then_clipped():
+    # 100 x 67 (h x w) became 151 x 100: factors 151 / 100 and 100 / 67.
+    boxes = rescale_boxes(torch.tensor([[10.0, 15.1, 50.0, 75.5], [-3.0, -1.0, 120.0, 200.0]]), (151, 100), (100, 67))
+    assert boxes[0].tolist() == pytest.approx([6.7, 10.0, 33.5, 50.0], rel=1e-6)
+    assert boxes[1].tolist() == [0.0, 0.0, 67.0, 100.0]
+
+
+def test_entries_have_original_ids_and_rounded_numbers():
+    detections = Detections(torch.tensor([[2.0, 4.0, 8.0, 10.0]]), torch.tensor([0.123456789]), torch.tensor([1]))
+    entries = detections_to_coco(detections, (30, 60), (10, 30), CATEGORIES)  # factors 3 down, 2 across
+    assert entries == [{"category_id": 11, "bbox": [1.0, 1.333, 3.0, 2.0], "score": 0.123457}]
+
+
+def test_no_detections():
+    empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert detections_to_coco(empty, (30, 60), (10, 30), CATEGORIES) == []
+
+
+# pycocotools' own: its C buffers do not know numpy 2's `copy` keyword.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_masks_come_back_at_the_original_size():
+    mask = torch.zeros(1, 20, 40, dtype=torch.bool)
+    mask[0, 4:8, 10:30] = True
+    detections = Detections(torch.tensor([[10.0, 4, 30, 8]]), torch.tensor([0.5]), torch.tensor([0]), mask)
+    (entry,) = detections_to_coco(detections, (20, 40), (10, 20), CATEGORIES)
+    expected = np.zeros((10, 20), dtype=np.uint8)
+    expected[2:4, 5:15] = 1
+    assert entry["segmentation"]["size"] == [10, 20]
+    np.testing.assert_array_equal(coco_mask.decode(entry["segmentation"]), expected)

@@ -1,0 +1,362 @@
+import contextlib
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.config import DataConfig, RuntimeConfig
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.detectors import build_detector
+from aligndet_cli.detectors.checkpoint import load_detector, save_detector
+from aligndet_cli.detectors.interface import Detections
+from aligndet_cli.detectors.metrics import COCO_NUMBERS
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.errors import ConfigError, DataError, GateError
+from aligndet_cli.evaluate import stage
+from aligndet_cli.evaluate.stage import EvaluateConfig
+from aligndet_cli.training.launch import Process
+from aligndet_cli.workspace import Workspace, write_json
+
+NUM_IMAGES = 7
+CATEGORIES = (Category(4, "red"), Category(9, "green"))
+
+
+class Killed(BaseException):
+    """Stands for `kill -9`: nothing of ours runs after it."""
+
+
+class ColourDetector(nn.Module):
+    """Finds the red and the green rectangle of an image, by looking; dies at the image `dies_at`."""
+
+    def __init__(self, dies_at=None, is_blind=False):
+        super().__init__()
+        self.seen, self.dies_at, self.is_blind = 0, dies_at, is_blind
+
+    def detect(self, images):
+        found = []
+        for pixels, (height, width) in zip(images.pixels, images.sizes_hw, strict=True):
+            if self.seen == self.dies_at:
+                raise Killed
+            self.seen += 1
+            boxes, class_ids = [], []
+            for class_id in (0, 1):
+                rows, columns = torch.where(pixels[class_id, :height, :width] > 0)
+                if len(rows) and not self.is_blind:
+                    boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+                    class_ids.append(class_id)
+            scores = torch.linspace(0.9, 0.8, len(boxes))
+            box_tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+            found.append(Detections(box_tensor, scores, torch.tensor(class_ids, dtype=torch.int64)))
+        return found
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: nn.Module
+    categories: tuple[Category, ...] = CATEGORIES
+    resolution: dict[str, int] = field(
+        default_factory=lambda: {"short_side": 64, "long_side": 96}
+    )  # nothing is resized
+
+
+@pytest.fixture
+def coco_root(tmp_path):
+    """Seven images, landscape and portrait, one without boxes; a red rectangle on all others, a green one on some."""
+    root = tmp_path / "coco"
+    (root / "val2017").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    rng = np.random.default_rng(3)
+    images, annotations = [], []
+    for number in range(NUM_IMAGES):
+        height, width = (64, 96) if number % 2 else (96, 64)
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        images.append({"id": 100 + 3 * number, "file_name": f"{number}.png", "height": height, "width": width})
+        for class_id in range(0 if number == 2 else 1 + number % 2):
+            x, y = rng.integers(0, 20), 30 * class_id + rng.integers(0, 8)
+            w, h = rng.integers(10, 40), rng.integers(8, 20)
+            pixels[y : y + h, x : x + w, class_id] = 255
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": images[-1]["id"],
+                    "category_id": CATEGORIES[class_id].category_id,
+                    "bbox": [int(value) for value in (x, y, w, h)],
+                    "area": int(w * h),
+                    "iscrowd": 0,
+                }
+            )
+        Image.fromarray(pixels).save(root / "val2017" / f"{number}.png")
+    categories = [{"id": category.category_id, "name": category.name} for category in CATEGORIES]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A workspace with two finished fine-tuned runs, whose detector is `ColourDetector`."""
+    workspace = Workspace(tmp_path / "workspace")
+    for name in ("first", "second"):
+        folder = workspace.root / "finetune" / name
+        folder.mkdir(parents=True)
+        finished = f"2026-01-01T00:00:0{1 if name == 'first' else 2}"
+        write_json(folder / "manifest.json", {"content_hash": name, "finished": finished, "result": {}})
+    use_detector(monkeypatch, lambda: ColourDetector())
+    monkeypatch.setattr(stage, "CHUNK_IMAGES", 2)
+    return workspace
+
+
+def use_detector(monkeypatch, make_model, **fields):
+    monkeypatch.setattr(stage, "load_detector", lambda path: Loaded(make_model(), **fields))
+
+
+def evaluate(workspace, root, *, process=None, force=False, **settings):
+    config = EvaluateConfig(data=DataConfig(root=root), **settings)
+    plan = stage.prepare(config, workspace, force=force)
+    if plan.output.action != "complete":
+        with plan.output.lock():
+            stage.run(plan, process or Process())
+    return plan
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "manifest.json"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_a_perfect_detector_gets_one(workspace, coco_root):
+    plan = evaluate(workspace, coco_root)
+    artifact = workspace.require("evaluate", "second-val2017")  # the newest run
+    metrics = json.loads((artifact.folder / "metrics.json").read_text())
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["counts"] == {"images": 7, "ground_truths": 9, "ignored_ground_truths": 0, "predictions": 9}
+    assert "voc" not in metrics
+    assert artifact.result["AP"] == metrics["AP"]
+    assert stage.conclude(plan) == {}
+    assert sorted(files_of(artifact.folder)) == [
+        "config.json",
+        "ground_truth.json",
+        "metrics.json",
+        "plots/detections.png",
+        "plots/per_class_ap.png",
+        "plots/precision_recall.png",
+        "predictions.json",
+    ]
+
+
+@pytest.mark.parametrize("truth_file", ["the data's own", "ground_truth.json"])
+def test_metrics_equal_pycocotools_on_predictions_json(workspace, coco_root, truth_file):
+    # At another resolution the boxes are no longer exact, and AP is no longer 1.
+    plan = evaluate(workspace, coco_root, short_side=37, long_side=50, batch_size=3)
+    folder = plan.output.folder
+    own = coco_root / "annotations" / "instances_val2017.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(own if truth_file == "the data's own" else folder / truth_file))
+        reference = COCOeval(truth, truth.loadRes(str(folder / "predictions.json")), "bbox")
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0.1 < metrics["AP"] < 0.99
+    expected = [None if value == -1 else value for value in reference.stats.tolist()]
+    assert [metrics[name] for name in COCO_NUMBERS] == expected
+
+
+def test_predictions_have_the_original_ids(workspace, coco_root):
+    folder = evaluate(workspace, coco_root).output.folder
+    predictions = json.loads((folder / "predictions.json").read_text())
+    truth = json.loads((coco_root / "annotations" / "instances_val2017.json").read_text())["annotations"]
+    keys = ("image_id", "category_id", "bbox")
+    assert [[entry[key] for key in keys] for entry in predictions] == [[entry[key] for key in keys] for entry in truth]
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 2, 5, 6])
+def test_killed_and_run_again_gives_the_same_files(workspace, coco_root, monkeypatch, dies_at):
+    whole = files_of(evaluate(workspace, coco_root, name="whole", plots=False).output.folder)
+    use_detector(monkeypatch, lambda: ColourDetector(dies_at))
+    with pytest.raises(Killed):
+        evaluate(workspace, coco_root, name="killed", plots=False)
+    assert workspace.find("evaluate", "killed") is None
+    detectors = []
+    use_detector(monkeypatch, lambda: detectors.append(ColourDetector()) or detectors[-1])
+    plan = evaluate(workspace, coco_root, name="killed", plots=False)
+    assert plan.output.action == "resume"
+    assert detectors[-1].seen == NUM_IMAGES - dies_at // 2 * 2  # whole chunks of two are not done again
+    resumed = files_of(plan.output.folder)
+    assert resumed.pop("config.json") != whole.pop("config.json")  # the name
+    assert resumed == whole
+
+
+def test_killed_while_measuring(workspace, coco_root, monkeypatch):
+    whole = files_of(evaluate(workspace, coco_root).output.folder)
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(stage, "draw_plots", die)
+        evaluate(workspace, coco_root, force=True)
+    assert files_of(evaluate(workspace, coco_root, force=True).output.folder) == whole
+
+
+def test_two_processes_give_the_same_files(workspace, coco_root, monkeypatch):
+    alone = files_of(evaluate(workspace, coco_root).output.folder)
+    plan = stage.prepare(EvaluateConfig(data=DataConfig(root=coco_root)), workspace, force=True)
+    main, other = Process(0, 2), Process(1, 2)
+
+    def work_of_the_other(process):
+        """At the main process's barriers: the second process predicts its part."""
+        if process.is_main:
+            stage._predict_missing(plan, other)
+
+    monkeypatch.setattr(stage, "wait_for_all", work_of_the_other)
+    with plan.output.lock():
+        stage.run(plan, main)
+    assert files_of(plan.output.folder) == alone
+
+
+def test_run_again_is_complete_and_gates_still_hold(workspace, coco_root):
+    evaluate(workspace, coco_root, short_side=37, long_side=50)
+    plan = evaluate(workspace, coco_root, short_side=37, long_side=50, fail_under=0.999, run="second")
+    assert plan.output.action == "complete"
+    with pytest.raises(GateError, match=r"second-val2017: AP is 0\.\d+, below --fail-under 0.999"):
+        stage.conclude(plan)
+    plan = evaluate(workspace, coco_root, short_side=37, long_side=50, fail_under=0.01)
+    assert stage.conclude(plan) == {}
+
+
+def test_compare_gives_the_delta(workspace, coco_root):
+    evaluate(workspace, coco_root, run="first", short_side=37, long_side=50)
+    plan = evaluate(workspace, coco_root, run="second", compare="first")
+    comparison = stage.conclude(plan)["compare"]
+    assert comparison["with"] == "first-val2017"
+    assert comparison["AP"]["this"] == pytest.approx(1.0)
+    assert comparison["AP"]["delta"] == pytest.approx(1.0 - comparison["AP"]["other"])
+    assert comparison["AP"]["delta"] > 0.01
+
+
+def test_compare_with_a_run_not_evaluated_names_the_command(workspace, coco_root):
+    with pytest.raises(ConfigError, match="run `aligndet evaluate --run first --split val2017` first"):
+        evaluate(workspace, coco_root, compare="first")
+    with pytest.raises(ConfigError, match="no run of that name; finetune runs here: first, second"):
+        evaluate(workspace, coco_root, compare="third")
+
+
+def test_compare_on_other_data_is_refused(workspace, coco_root):
+    evaluate(workspace, coco_root, run="first", name="short", plots=False)
+    config = EvaluateConfig(data=DataConfig(root=coco_root, limit=3), compare="short")
+    with pytest.raises(ConfigError, match="was evaluated on other images or labels"):
+        stage.prepare(config, workspace)
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ((Category(4, "red"), Category(9, "blue")), "id 9 is 'blue' in the run and 'green' in the data"),
+        ((Category(4, "red"),), "id 9 is missing in the run and 'green' in the data"),
+        ((*CATEGORIES, Category(10, "x")), "id 10 is 'x' in the run and missing in the data"),
+    ],
+)
+def test_other_classes_are_refused(workspace, coco_root, monkeypatch, categories, message):
+    use_detector(monkeypatch, ColourDetector, categories=categories)
+    with pytest.raises(DataError, match=message):
+        evaluate(workspace, coco_root)
+
+
+def test_no_run_yet(tmp_path, coco_root):
+    with pytest.raises(ConfigError, match="run `aligndet finetune` first"):
+        evaluate(Workspace(tmp_path / "empty"), coco_root)
+
+
+def test_nothing_detected_is_zero_and_a_warning(workspace, coco_root, monkeypatch, caplog):
+    use_detector(monkeypatch, lambda: ColourDetector(is_blind=True))
+    monkeypatch.setattr(stage.logger, "propagate", True)
+    folder = evaluate(workspace, coco_root).output.folder
+    assert json.loads((folder / "predictions.json").read_text()) == []
+    assert json.loads((folder / "metrics.json").read_text())["AP"] == 0.0
+    assert "AP is exactly 0" in caplog.text
+
+
+def test_drawing_never_fails_a_run(workspace, coco_root, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no such font")
+
+    monkeypatch.setattr("aligndet_cli.evaluate.plots.draw_per_class", fail)
+    monkeypatch.setattr(stage.logger, "propagate", True)
+    folder = evaluate(workspace, coco_root).output.folder
+    assert (folder / "metrics.json").exists()
+    assert "plots/per_class_ap.png was not drawn: RuntimeError: no such font" in caplog.text
+
+
+def test_limit_evaluates_the_first_images(workspace, coco_root):
+    config = EvaluateConfig(data=DataConfig(root=coco_root, limit=2))
+    plan = stage.prepare(config, workspace)
+    with plan.output.lock():
+        stage.run(plan, Process())
+    metrics = json.loads((plan.output.folder / "metrics.json").read_text())
+    assert metrics["counts"]["images"] == 2
+    assert metrics["AP"] == pytest.approx(1.0)
+
+
+def test_voc_rules_on_request(workspace, coco_root):
+    plan = evaluate(workspace, coco_root, metric="voc", fail_under=1.0)
+    metrics = json.loads((plan.output.folder / "metrics.json").read_text())
+    assert (metrics["voc"]["AP07"], metrics["voc"]["AP12"]) == (1.0, 1.0)
+    assert workspace.require("evaluate").result["metric"] == "VOC AP12"
+    stage.conclude(plan)  # the gate is on the VOC number
+
+
+def test_describe_says_where_values_come_from(workspace, coco_root):
+    plan = stage.prepare(EvaluateConfig(data=DataConfig(root=coco_root)), workspace)
+    described = stage.describe(plan)
+    assert described["run"] == "second (newest finetune run)"
+    assert described["resolution"] == "64 to 96 (from second)"
+    json.dumps(described)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_image_is_named_and_can_be_repaired(workspace, coco_root, num_workers):
+    broken = coco_root / "val2017" / "4.png"
+    content = broken.read_bytes()
+    broken.write_bytes(b"x" * len(content))
+    with pytest.raises(DataError, match=r"4\.png") as caught:
+        evaluate(workspace, coco_root, runtime=RuntimeConfig(num_workers=num_workers))
+    assert "\n" not in str(caught.value)
+    assert workspace.find("evaluate") is None
+    broken.write_bytes(content)
+    plan = evaluate(workspace, coco_root, runtime=RuntimeConfig(num_workers=num_workers))
+    assert plan.output.action == "resume"
+    assert workspace.require("evaluate").result["AP"] == pytest.approx(1.0)
+
+
+def test_a_real_detector_from_its_file(workspace, coco_root, monkeypatch):
+    monkeypatch.setattr(stage, "load_detector", load_detector)
+    config = RetinaNetConfig(neck_channels=32, head_convs=1, score_threshold=0.0, max_detections=7)
+    backbone_config = BackboneConfig(name="resnet18", weights="none")
+    torch.manual_seed(0)
+    model = build_detector(config, build_backbone(backbone_config), len(CATEGORIES))
+    save_detector(
+        workspace.root / "finetune" / "second" / "weights.pt",
+        model,
+        stage="finetune",
+        configs=(config, backbone_config),
+        categories=CATEGORIES,
+        resolution={"short_side": 50, "long_side": 70},
+    )
+    folder = evaluate(workspace, coco_root, batch_size=3).output.folder
+    predictions = json.loads((folder / "predictions.json").read_text())
+    assert len(predictions) == 7 * NUM_IMAGES
+    assert {entry["category_id"] for entry in predictions} <= {4, 9}
+    x, y, w, h = np.array([entry["bbox"] for entry in predictions if entry["image_id"] == 103]).T  # 96 wide, 64 high
+    assert min(x.min(), y.min()) >= 0
+    assert 70 < (x + w).max() <= 96.001
+    assert 50 < (y + h).max() <= 64.001

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aligndet_cli.data.dataset import Category, ImageSet
+from aligndet_cli.proposals.report import build_report
+from aligndet_cli.proposals.store import ImageProposals, ProposalStore, write_store
+
+
+def image_set_of(boxes_per_image: list[list[list[float]]], crowd_rows: tuple[int, ...] = ()) -> ImageSet:
+    boxes = np.array([box for boxes in boxes_per_image for box in boxes], np.float32).reshape(-1, 4)
+    num_boxes, num_images = len(boxes), len(boxes_per_image)
+    is_crowd = np.zeros(num_boxes, bool)
+    is_crowd[list(crowd_rows)] = True
+    return ImageSet(
+        format="coco",
+        root=Path("data"),
+        split="train",
+        images_dir=Path("data"),
+        file_names=[f"{index}.jpg" for index in range(num_images)],
+        image_ids=np.arange(num_images, dtype=np.int64) + 10,
+        sizes_hw=np.full((num_images, 2), 400, np.int32),
+        offsets=np.cumsum([0, *map(len, boxes_per_image)]).astype(np.int64),
+        boxes=boxes,
+        class_ids=np.zeros(num_boxes, np.int64),
+        areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        is_crowd=is_crowd,
+        segmentations=[],
+        categories=(Category(1, "thing"),) if num_boxes else (),
+        fingerprint="",
+        problems={},
+    )
+
+
+def store_of(folder: Path, boxes_by_id: dict[int, list[list[float]]]) -> ProposalStore:
+    images = [
+        ImageProposals(image_id, f"{image_id}.jpg", (400, 400), np.array(boxes, np.float32).reshape(-1, 4))
+        for image_id, boxes in boxes_by_id.items()
+    ]
+    write_store(folder, images)
+    return ProposalStore.open(folder)
+
+
+def test_values_worked_out_by_hand(tmp_path):
+    # Image 10: a 100x100 object, covered by its left 60x100 (IoU 0.6) and left 40x100 (0.4); a 20x20 object covered
+    # by nothing; a crowd covered perfectly, which does not count. Image 11: a 50x40 object covered exactly, but by
+    # the 51st proposal; the 50 before it are 8x8. Image 12 was skipped: its object does not count.
+    objects = [[[0, 0, 100, 100], [300, 300, 320, 320], [200, 200, 260, 260]], [[50, 50, 100, 90]], [[0, 0, 50, 50]]]
+    proposals = {
+        10: [[0, 0, 40, 100], [0, 0, 60, 100], [200, 200, 260, 260]],
+        11: [[300, 300, 308, 308]] * 50 + [[50, 50, 100, 90]],
+    }
+    report = build_report(store_of(tmp_path, proposals), image_set_of(objects, (2,)), num_skipped=1, min_size=32)
+    assert report["images"] == 2
+    assert report["proposals"] == 54
+    assert report["skipped_images"] == 1
+    assert report["images_without_proposals"] == 0
+    # Counts 3 and 51: mean 27; quartiles on the straight line between them: 3 + 0.25 * 48 = 15.
+    assert report["proposals_per_image"] == {
+        "mean": 27.0,
+        "min": 3.0,
+        "p05": 5.4,
+        "p25": 15.0,
+        "median": 27.0,
+        "p75": 39.0,
+        "p95": 48.6,
+        "max": 51.0,
+    }
+    assert report["size_px"]["median"] == 8.0
+    assert report["size_px"]["max"] == round(6000**0.5, 4)
+    assert report["aspect_ratio"]["min"] == 0.4
+    assert report["aspect_ratio"]["max"] == 1.25
+    labels = report["labels"]
+    # Best overlaps of the three objects: 0.6, 0, 1 (0 within the first 50).
+    assert labels["all"]["objects"] == 3
+    assert labels["all"]["recall_at_iou_0.5"] == {"50": 0.3333, "100": 0.6667, "300": 0.6667, "all": 0.6667}
+    assert labels["all"]["mean_best_overlap"] == round(1.6 / 3, 4)
+    # 400 px is small (< 32 x 32), 2000 medium (< 96 x 96), 10000 large.
+    assert labels["small"]["mean_best_overlap"] == 0.0
+    assert labels["medium"]["mean_best_overlap"] == 1.0
+    assert labels["large"]["mean_best_overlap"] == 0.6
+    assert labels["reach_min_size"]["objects"] == 2
+    assert labels["reach_min_size"]["mean_best_overlap"] == 0.8
+
+
+def test_data_without_labels_has_no_coverage(tmp_path):
+    report = build_report(store_of(tmp_path, {10: [[0, 0, 9, 9]]}), image_set_of([[]]), num_skipped=0, min_size=32)
+    assert report["labels"] is None
+
+
+def test_store_without_proposals(tmp_path):
+    report = build_report(store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), num_skipped=0, min_size=32)
+    assert report["size_px"] is None
+    assert report["images_without_proposals"] == 1
+    assert report["labels"]["all"]["mean_best_overlap"] == 0.0
+    assert report["labels"]["small"] == {"objects": 0, "recall_at_iou_0.5": None, "mean_best_overlap": None}
+
+
+@pytest.mark.parametrize("min_size", [50, 51])
+def test_min_size_group_includes_the_limit(tmp_path, min_size):
+    report = build_report(
+        store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), num_skipped=0, min_size=min_size
+    )
+    assert report["labels"]["reach_min_size"]["objects"] == (1 if min_size == 50 else 0)

@@ -1,0 +1,225 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from aligndet_cli.errors import ConfigError, DataError, Preempted
+from aligndet_cli.proposals import stage
+from aligndet_cli.proposals.store import STORE_FILES, ProposalStore
+from aligndet_cli.training.launch import Process
+from aligndet_cli.workspace import Workspace, read_json
+
+RUN_SCRIPT = """
+import sys, time
+from pathlib import Path
+from aligndet_cli.proposals import chunks, stage
+from aligndet_cli.training.launch import Process
+from aligndet_cli.workspace import Workspace
+if __name__ == "__main__":
+    save = stage.save_chunk
+    stage.save_chunk = lambda file, chunk: (time.sleep(0.1), save(file, chunk))
+    config = stage.ProposalsConfig.model_validate_json(Path(sys.argv[1]).read_text())
+    plan = stage.prepare(config, Workspace(Path(sys.argv[2])))
+    with plan.output.lock():
+        stage.run(plan, Process())
+"""
+
+
+def run_stage(config, folder: Path, **options) -> Path:
+    plan = stage.prepare(config, Workspace(folder), **options)
+    with plan.output.lock():
+        stage.run(plan, Process())
+    return plan.output.folder
+
+
+def test_artifact_is_complete(tmp_path, root, make_search_config):
+    folder = run_stage(make_search_config(), tmp_path / "ws")
+    assert folder == tmp_path / "ws" / "proposals" / "train2017"
+    names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    plots = {"plots/count.png", "plots/size.png", "plots/aspect.png"}
+    assert names == {*STORE_FILES, "skipped.jsonl", "report.json", "sheet.jpg", "config.json", "manifest.json", *plots}
+    store = ProposalStore.open(folder)
+    assert store.image_ids.tolist() == [100, 103, 106, 109, 112, 115, 118]
+    assert store.total > 14
+    manifest = read_json(folder / "manifest.json")
+    assert manifest["result"]["images"] == 7
+    assert manifest["result"]["proposals"] == store.total
+    assert manifest["result"]["recall_at_iou_0.5"] > 0.7
+    assert str(root) not in (folder / "report.json").read_text()
+
+
+def test_result_does_not_depend_on_workers_or_chunks(tmp_path, make_search_config, contents_of):
+    one = run_stage(make_search_config(), tmp_path / "one")
+    two = run_stage(make_search_config(num_workers=2, chunk_images=3), tmp_path / "two")
+    assert contents_of(one) == contents_of(two)
+    assert stage.prepare(make_search_config(num_workers=2), Workspace(tmp_path / "one")).output.action == "complete"
+
+
+def test_kill_and_resume_gives_the_same_files(tmp_path, make_search_config, contents_of):
+    config = make_search_config(chunk_images=1)
+    expected = contents_of(run_stage(config, tmp_path / "whole"))
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    (tmp_path / "script.py").write_text(RUN_SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "config.json"), str(tmp_path / "killed")]
+    killed = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(stage.__file__).parents[2])})
+    resume = tmp_path / "killed" / "proposals" / ".train2017.partial" / "resume"
+    deadline = time.monotonic() + 60
+    while len(list(resume.glob("[0-9]*.npz"))) < 3:
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    saved = {file: file.stat().st_mtime_ns for file in resume.glob("[0-9]*.npz")}
+    assert 3 <= len(saved) < 7
+    (resume / ".half.npz.tmp").write_bytes(b"half a file")
+
+    plan = stage.prepare(config, Workspace(tmp_path / "killed"))
+    assert plan.output.action == "resume"
+    stage._compute_chunks(plan, "none")
+    assert all(file.stat().st_mtime_ns == written for file, written in saved.items())  # nothing done twice
+    assert contents_of(run_stage(config, tmp_path / "killed")) == expected
+
+
+def test_stop_signal_saves_and_the_next_run_continues(tmp_path, make_search_config, contents_of, monkeypatch):
+    expected = contents_of(run_stage(make_search_config(), tmp_path / "whole"))
+    original = stage.save_chunk
+
+    def save_and_signal(file, chunk):
+        original(file, chunk)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(stage, "save_chunk", save_and_signal)
+    with pytest.raises(Preempted):
+        run_stage(make_search_config(), tmp_path / "stopped")
+    monkeypatch.setattr(stage, "save_chunk", original)
+    assert len(list((tmp_path / "stopped/proposals/.train2017.partial/resume").iterdir())) == 1
+    assert contents_of(run_stage(make_search_config(), tmp_path / "stopped")) == expected
+
+
+def test_unreadable_images_are_skipped_and_listed(tmp_path, root, make_search_config):
+    (root / "train2017" / "000.png").write_bytes(b"")
+    (root / "train2017" / "004.png").write_text("not an image")
+    cv2.imwrite(str(root / "train2017" / "006.png"), np.zeros((50, 60, 3), np.uint8))  # labels say 83 x 127
+    folder = run_stage(make_search_config(num_workers=2), tmp_path / "ws")
+    lines = (folder / "skipped.jsonl").read_text().splitlines()
+    assert [(line.count('"file": "000.png"'), "empty" in line) for line in lines][0] == (1, True)
+    assert '"file": "004.png"' in lines[1]
+    assert "is 60x50 px but the labels say 127x83" in lines[2]
+    assert str(root) not in "".join(lines)
+    assert ProposalStore.open(folder).image_ids.tolist() == [103, 106, 109, 115]
+    assert read_json(folder / "manifest.json")["result"]["skipped_images"] == 3
+    with pytest.raises(DataError, match=r"skipped\.jsonl.*--force"):
+        stage.prepare(make_search_config(on_error="fail"), Workspace(tmp_path / "ws"))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_on_error_fail_names_the_file(tmp_path, root, make_search_config, num_workers):
+    (root / "train2017" / "006.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train2017/006\.png: .*--on-error skip"):
+        run_stage(make_search_config(on_error="fail", num_workers=num_workers), tmp_path / "ws")
+    # The same command without it continues and skips, although the other way was asked for at first.
+    assert stage.prepare(make_search_config(), Workspace(tmp_path / "ws")).output.action == "resume"
+    folder = run_stage(make_search_config(), tmp_path / "ws")
+    assert read_json(folder / "manifest.json")["result"]["skipped_images"] == 1
+
+
+def test_on_error_fail_looks_again_at_what_was_skipped_before(tmp_path, root, make_search_config):
+    good = (root / "train2017" / "000.png").read_bytes()
+    (root / "train2017" / "000.png").write_bytes(good[: len(good) // 2])
+    plan = stage.prepare(make_search_config(), Workspace(tmp_path / "ws"))
+    with plan.output.lock():
+        plan.output.begin(plan.config)
+        stage._compute_chunks(plan, "none")
+    with pytest.raises(DataError, match=r"000\.png"):
+        run_stage(make_search_config(on_error="fail"), tmp_path / "ws")
+    (root / "train2017" / "000.png").write_bytes(good)
+    folder = run_stage(make_search_config(on_error="fail"), tmp_path / "ws")
+    assert len(ProposalStore.open(folder)) == 7
+
+
+def test_no_readable_image_is_an_error_that_can_be_repaired(tmp_path, root, make_search_config):
+    shutil.copytree(root / "train2017", tmp_path / "good")
+    for file in (root / "train2017").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="none of 7 images"):
+        run_stage(make_search_config(), tmp_path / "ws")
+    assert not (tmp_path / "ws/proposals/train2017").exists()
+    for file in (tmp_path / "good").iterdir():
+        (root / "train2017" / file.name).write_bytes(file.read_bytes())
+    assert len(ProposalStore.open(run_stage(make_search_config(), tmp_path / "ws"))) == 7
+
+
+def test_images_without_proposals_stay_in_the_store(tmp_path, root, make_search_config):
+    for name in ("000.png", "006.png"):
+        cv2.imwrite(str(root / "train2017" / name), np.full((83, 127, 3), 90, np.uint8))
+    folder = run_stage(make_search_config(), tmp_path / "ws")
+    counts = ProposalStore.open(folder).counts.tolist()
+    assert counts[0] == counts[6] == 0
+    assert min(counts[1:6]) > 0
+    assert read_json(folder / "report.json")["images_without_proposals"] == 2
+
+
+def test_ground_truth_boxes_are_taken_without_crowds(tmp_path, make_config):
+    config = make_config(source="ground-truth")
+    plan = stage.prepare(config, Workspace(tmp_path / "ws"))
+    folder = run_stage(config, tmp_path / "ws")
+    store = ProposalStore.open(folder)
+    assert store.counts.tolist() == [1] * 7
+    expected = plan.image_set.boxes[~plan.image_set.is_crowd]
+    np.testing.assert_array_equal(store.boxes, expected)
+    labels = read_json(folder / "report.json")["labels"]["all"]
+    assert labels == {
+        "objects": 7,
+        "recall_at_iou_0.5": {"50": 1.0, "100": 1.0, "300": 1.0, "all": 1.0},
+        "mean_best_overlap": 1.0,
+    }
+
+
+def test_settings_without_effect_are_refused(tmp_path, make_config, root):
+    workspace = Workspace(tmp_path / "ws")
+    with pytest.raises(ConfigError, match="nms: no effect with --source ground-truth"):
+        stage.prepare(make_config(source="ground-truth", nms=0.7), workspace)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        stage.prepare(make_config(source="ground-truth", import_file=root / "x.json"), workspace)
+    with pytest.raises(ConfigError, match="num_workers"):
+        stage.prepare(make_config(num_workers=-1), workspace)
+
+
+def test_changed_settings_are_refused_and_max_per_image_is_kept(tmp_path, make_search_config):
+    folder = run_stage(make_search_config(max_per_image=2), tmp_path / "ws")
+    assert ProposalStore.open(folder).counts.max() == 2
+    with pytest.raises(ConfigError, match=r"max_per_image: 2 -> 3.*--force"):
+        stage.prepare(make_search_config(max_per_image=3), Workspace(tmp_path / "ws"))
+    run_stage(make_search_config(max_per_image=3), tmp_path / "ws", force=True)
+    assert ProposalStore.open(folder).counts.max() == 3
+
+
+def test_describe_shows_what_takes_effect(tmp_path, make_search_config, make_config):
+    shown = stage.describe(stage.prepare(make_search_config(name="mine"), Workspace(tmp_path / "ws")))
+    assert shown["mode"] == "opencv-single"
+    assert shown["output"].endswith("proposals/mine")
+    shown = stage.describe(stage.prepare(make_config(source="ground-truth"), Workspace(tmp_path / "ws")))
+    assert "mode" not in shown
+    assert not (tmp_path / "ws").exists()
+
+
+def test_only_the_main_process_writes(tmp_path, make_search_config):
+    plan = stage.prepare(make_search_config(), Workspace(tmp_path / "ws"))
+    stage.run(plan, Process(rank=1, world_size=2))
+    assert not (tmp_path / "ws").exists()
+
+
+def test_real_photos(tmp_path, shared_data, make_config):
+    config = make_config(data={"root": shared_data / "minicoco", "limit": 6}, num_workers=2)
+    folder = run_stage(config, tmp_path / "ws")
+    labels = read_json(folder / "report.json")["labels"]
+    assert ProposalStore.open(folder).total > 400
+    # On all 128 photos 81 % of the objects of 32 px and more are found; six photos vary.
+    assert labels["reach_min_size"]["recall_at_iou_0.5"]["all"] > 0.6
