@@ -3,13 +3,14 @@
 import difflib
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from aligndet_cli.errors import ConfigError
 
@@ -41,12 +42,13 @@ class RuntimeConfig(Frozen):
     """How and where to run. Nothing here but `precision` and `deterministic` may change the result."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: str = "auto"
+    devices: Annotated[str, BeforeValidator(str)] = "auto"  # `--set runtime.devices=2` is an int in TOML
     num_nodes: int = Field(1, ge=1)
     num_workers: int | Literal["auto"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     compile: bool = False
     deterministic: bool = False
+    offline: bool = Field(default_factory=lambda: bool(os.environ.get("ALIGNDET_OFFLINE")))
 
 
 class StageConfig(Frozen):
@@ -65,6 +67,7 @@ class StageConfig(Frozen):
             "runtime.num_nodes",
             "runtime.num_workers",
             "runtime.compile",
+            "runtime.offline",
         }
     )
 

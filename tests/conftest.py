@@ -1,6 +1,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+# Two cores: one thread per test process is faster than two that wait for each other, and the sums are the same.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

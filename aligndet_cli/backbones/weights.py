@@ -127,7 +127,7 @@ def _check_fit(backbone: ResNet, found: dict[str, Tensor], source: Path) -> None
         if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise WeightsError(
-                f"backbone weights {source}: do not fit {backbone.name}: {len(names)} of {len(wanted)} tensors "
+                f"backbone weights {source}: do not fit {backbone.name}: {len(names)} tensors "
                 f"{problem}: {shown}; use a file of a {backbone.name}, or change the backbone"
             )
 

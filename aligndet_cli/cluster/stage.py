@@ -126,10 +126,10 @@ def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True,
     store, images, artifact = open_proposals(workspace, config.proposals, config.data)
     if store.total == 0:
         raise ConfigError(f"{artifact.folder}: holds no proposals at all; make some with looser filters")
-    backbone = build_backbone(config.backbone)
-    num_channels = backbone.channels[config.level]
+    with torch.device("meta"):  # only to ask how wide it is
+        num_channels = build_backbone(config.backbone).channels[config.level]
     check_sizes(store.total, num_channels, ClusterSettings(config.k, config.pca_dim))
-    weights = locate_backbone_weights(config.backbone.weights, config.backbone.name, offline=False)
+    weights = locate_backbone_weights(config.backbone.weights, config.backbone.name, offline=config.runtime.offline)
     inputs = {
         "data": images.fingerprint,
         "proposals": artifact.content_hash,
@@ -139,8 +139,8 @@ def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True,
     output = workspace.plan_output("cluster", name, config, inputs, resume=resume, force=force)
     if weights is None and output.action != "complete":
         logger.warning(
-            "cluster: the backbone is untrained (--backbone-weights none): clusters will follow colour and texture, "
-            "not objects; name trained weights for anything but a trial"
+            "cluster: the backbone is untrained (--backbone-weights none), so the clusters mean nothing; "
+            "name trained weights for anything but a trial"
         )
     source = ProposalImages(images, store, find_places(store, images), config.batch_size)
     return Plan(config, output, source, artifact.name, weights, num_channels)

@@ -215,7 +215,7 @@ def _valid_boxes(
         return file_names[int(table.image_index[int(np.argmax(mask))])]
 
     boxes = table.boxes
-    is_finite: NDArray[np.bool_] = np.isfinite(boxes).all(axis=1)
+    is_finite = np.asarray(np.isfinite(boxes).all(axis=1))
     if not is_finite.all():
         is_bad = np.logical_not(is_finite)
         count, example = int(is_bad.sum()), first(is_bad)

@@ -8,6 +8,7 @@ returning it half grey.
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -38,6 +39,10 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# Neither says anything about the pixels: damaged EXIF blocks, and images above 89 megapixels (above 179: an error).
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION_TAG = 0x0112
 _SHORT = 3

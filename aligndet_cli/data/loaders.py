@@ -42,7 +42,7 @@ class LabelBoxes:
         return record.boxes[kept], record.class_ids[kept]
 
 
-class SampleStream(Dataset[Sample]):
+class SampleStream(Dataset[Sample | DataError]):
     """Decoded images by `(position, index)`; one that cannot be read is replaced by the next one, and named.
 
     Args:
@@ -53,11 +53,11 @@ class SampleStream(Dataset[Sample]):
     def __init__(self, image_set: ImageSet, indices: Sequence[int], boxes: BoxSource, on_error: OnError) -> None:
         self.image_set, self.indices, self.boxes, self.on_error = image_set, list(indices), boxes, on_error
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:
+    def __getitem__(self, place: tuple[int, int]) -> Sample | DataError:
         """Sample at a place `(position in the run, row of indices)`.
 
-        Raises:
-            DataError: the image cannot be read and `on_error` is `fail`, or no image can be read.
+        An error that ends the run is handed over, since a loader process would wrap it in its traceback: the
+        image cannot be read and `on_error` is `fail`, or no image can be read.
         """
         position, row = place
         skipped: list[tuple[str, str]] = []
@@ -67,11 +67,11 @@ class SampleStream(Dataset[Sample]):
                 sample = self._load(position, index)
             except DataError as error:
                 if self.on_error == "fail":
-                    raise
+                    return error
                 skipped.append((self.image_set.file_names[index], str(error)))
                 continue
             return replace(sample, skipped=tuple(skipped))
-        raise DataError(f"{self.image_set.images_dir}: none of the {len(self.indices)} images can be read")
+        return DataError(f"{self.image_set.images_dir}: none of the {len(self.indices)} images can be read")
 
     def _load(self, position: int, index: int) -> Sample:
         image = load_image(self.image_set, index)
@@ -128,8 +128,12 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
 
 def training_batches(stream: SampleStream, sampler: StreamSampler, num_workers: int) -> Iterator[list[Sample]]:
-    """Batches of one rank, one per step, decoded by `num_workers` processes (0: in this one)."""
-    loader: DataLoader[Sample] = DataLoader(
+    """Batches of one rank, one per step, decoded by `num_workers` processes (0: in this one).
+
+    Raises:
+        DataError: see `SampleStream`.
+    """
+    loader: DataLoader[Sample | DataError] = DataLoader(
         stream,
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -137,7 +141,11 @@ def training_batches(stream: SampleStream, sampler: StreamSampler, num_workers: 
         worker_init_fn=_single_threaded if num_workers else None,
         prefetch_factor=4 if num_workers else None,
     )
-    return iter(loader)
+    for batch in loader:
+        for sample in batch:
+            if isinstance(sample, DataError):
+                raise sample
+        yield batch
 
 
 def resolve_workers(num_workers: int | Literal["auto"], process: Process) -> int:
@@ -165,13 +173,15 @@ def evaluation_batches(
         DataError: an image cannot be read. Evaluating without it would change the metric, so it is never skipped.
     """
     chunks = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-    loader: DataLoader[list[Tensor]] = DataLoader(
+    loader: DataLoader[list[Tensor] | DataError] = DataLoader(
         _ImageChunks(image_set, chunks),
         batch_size=None,
         num_workers=num_workers,
         worker_init_fn=_single_threaded if num_workers else None,
     )
     for chunk, images in zip(chunks, loader, strict=True):
+        if isinstance(images, DataError):
+            raise images
         sizes_hw = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         resized = [
             normalise(resize(image.to(device), resized_hw(size_hw, short_side, long_side)))
@@ -180,15 +190,20 @@ def evaluation_batches(
         yield chunk, pad_to_batch(resized), sizes_hw
 
 
-class _ImageChunks(Dataset[list[Tensor]]):
+class _ImageChunks(Dataset[list[Tensor] | DataError]):
+    """Decoded images by chunk; an error is handed over, since a loader process would wrap it in its traceback."""
+
     def __init__(self, image_set: ImageSet, chunks: list[list[int]]) -> None:
         self.image_set, self.chunks = image_set, chunks
 
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, row: int) -> list[Tensor]:
-        return [load_image(self.image_set, index) for index in self.chunks[row]]
+    def __getitem__(self, row: int) -> list[Tensor] | DataError:
+        try:
+            return [load_image(self.image_set, index) for index in self.chunks[row]]
+        except DataError as error:
+            return error
 
 
 def _single_threaded(_worker: int) -> None:

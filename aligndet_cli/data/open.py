@@ -82,28 +82,38 @@ def locate_data(root: Path, kind: Literal["auto", "coco", "voc", "yolo", "folder
     if not root.exists():
         raise DataError(f"{root}: no such file or folder; check the path")
     if root.is_file():
-        if kind in ("auto", "yolo") and find_yolo_file(root):
-            return root, "yolo"
-        hint = "use --annotations FILE --images DIR" if root.suffix == ".json" else f"give a folder with {_LAYOUTS}"
-        raise DataError(f"{root}: is a file, not a data set; {hint}")
+        return _yolo_file(root, kind)
     if kind == "folder":
         return root, "folder"
     found = _labelled_layout(root, kind)
     if found:
         return root, found
-    children = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if len(children) <= _MAX_NESTED:
-        nested = [(child, layout) for child in children if (layout := _labelled_layout(child, kind))]
-        if len(nested) == 1:
-            return nested[0]
-        if nested:
-            names = ", ".join(child.name for child, _ in nested)
-            raise DataError(f"{root}: holds several data sets ({names}); name one of these folders")
+    nested = _nested_data(root, kind)
+    if len(nested) == 1:
+        return nested[0]
+    if nested:
+        names = ", ".join(child.name for child, _ in nested)
+        raise DataError(f"{root}: holds several data sets ({names}); name one of these folders")
     if kind == "auto" and has_images(root):
         return root, "folder"
     if kind == "auto":
         raise DataError(f"{root}: no images found in it; expected {_LAYOUTS}")
     raise DataError(f"{root}: no {kind} data set; expected {_LAYOUTS}; or leave --format out")
+
+
+def _yolo_file(root: Path, kind: str) -> tuple[Path, Format]:
+    if kind in ("auto", "yolo") and find_yolo_file(root):
+        return root, "yolo"
+    hint = "use --annotations FILE --images DIR" if root.suffix == ".json" else f"give a folder with {_LAYOUTS}"
+    raise DataError(f"{root}: is a file, not a data set; {hint}")
+
+
+def _nested_data(root: Path, kind: str) -> list[tuple[Path, Format]]:
+    """Labelled data sets in direct subfolders; none where there are too many of these to be an archive's."""
+    children = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if len(children) > _MAX_NESTED:
+        return []
+    return [(child, layout) for child in children if (layout := _labelled_layout(child, kind))]
 
 
 def _labelled_layout(folder: Path, kind: str) -> Format | None:

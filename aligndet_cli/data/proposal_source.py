@@ -41,8 +41,8 @@ def open_proposals(
     expected = artifact.manifest["inputs"].get("data")
     if images.fingerprint != expected:
         raise ConfigError(
-            f"{images.root}: not the data that {artifact.folder} was made from (its labels or list of images changed); "
-            f"run `aligndet proposals {images.root} --force`, or put the old data back"
+            f"{images.root}: not the data that {artifact.folder} was made from (its labels or list of images differ); "
+            f"name the right folder, or make proposals anew with `aligndet proposals {images.root} --force`"
         )
     return store, images, artifact
 
@@ -50,7 +50,10 @@ def open_proposals(
 def _locate(workspace: Workspace, artifact: Artifact, asked: DataConfig) -> DataConfig:
     made_from: dict[str, Any] = dict(artifact.config().get("data", {}))
     remembered: dict[str, Any] = dict(workspace.recall("data") or {})
-    for source in (asked.model_dump(), made_from, remembered):
+    place = asked.model_dump(mode="json")
+    # The command line fills in what the workspace remembers, which may be other data than these proposals are for.
+    is_default = all(place[key] == remembered.get(key) or place[key] == _NOWHERE[key] for key in _NOWHERE)
+    for source in ({} if is_default else place, made_from, remembered):
         location = {key: source.get(key) or _NOWHERE[key] for key in _NOWHERE}
         named = [location[key] for key in ("root", "annotations", "images") if location[key]]
         # What the user names now is taken at its word; elsewhere, data that has moved away is passed over.

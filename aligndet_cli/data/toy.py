@@ -26,6 +26,7 @@ _MAX_OBJECTS = 6
 _ATTEMPTS_PER_OBJECT = 8
 _SIDE_RANGE = (0.17, 0.6)  # of the shorter image side; log-uniform, median some 55 px of 180
 _MIN_VISIBLE = 0.5  # of an object's area; less would be too hard to tell by its outline
+_MIN_PART = 0.1  # of what is seen of an object; smaller separate pieces do not count
 _SIZE_JITTER = 0.12
 _JPEG_QUALITY = 92
 
@@ -72,9 +73,10 @@ def _draw_split(folder: Path, split: str, num_images: int, seed: tuple[int, int]
         # Image 3 stays empty: late enough for sets of three images to have objects in all.
         pixels, objects = draw_toy_image(rng, size_hw, max_objects=0 if index == 3 else _MAX_OBJECTS)
         file_name = f"{index:06d}.jpg"
-        image_id = 100 * seed[1] * 1000 + 10 * index + 7  # not a position, as in COCO
+        image_id = 100_000 * seed[1] + 10 * index + 7  # not a position, as in COCO
         _, encoded = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        write_image(folder / split / file_name, encoded.tobytes())
+        # Without fsync, which would dominate; the json, written last and safely, tells that all are there.
+        (folder / split / file_name).write_bytes(encoded.tobytes())
         height, width = pixels.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for entry in objects:
@@ -83,11 +85,6 @@ def _draw_split(folder: Path, split: str, num_images: int, seed: tuple[int, int]
     content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations").mkdir(exist_ok=True)
     write_bytes(folder / "annotations" / f"instances_{split}.json", json.dumps(content).encode())
-
-
-def write_image(file: Path, content: bytes) -> None:
-    """Plain write: hundreds of fsyncs would dominate; the json, written last, tells that all are there."""
-    file.write_bytes(content)
 
 
 def draw_toy_image(
@@ -107,9 +104,8 @@ def draw_toy_image(
                 owner[mask] = len(placed)
                 canvas[mask] = _textured(item, mask)
                 break
-    canvas = cv2.GaussianBlur(canvas, (3, 3), 0.6)
-    canvas += rng.normal(0, 4, canvas.shape).astype(np.float32)
-    pixels = np.clip(canvas, 0, 255).astype(np.uint8)
+    noise = rng.normal(0, 4, canvas.shape)  # so that no area is perfectly flat
+    pixels = np.clip(cv2.GaussianBlur(canvas, (3, 3), 0.6) + noise, 0, 255).astype(np.uint8)
     return pixels, [_annotation(item, owner == number) for number, item in enumerate(placed, start=1)]
 
 
@@ -211,8 +207,13 @@ _TEXTURES: dict[int, Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]] = {
 
 def _annotation(item: _Object, visible: NDArray[np.bool_]) -> dict[str, Any]:
     """COCO annotation of what can be seen of an object: box, pixel area, and a polygon per visible part."""
-    y, x = np.nonzero(visible)
-    contours, _ = cv2.findContours(visible.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    # Slivers that look through between other objects would stretch the box to where nothing can be recognised.
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(visible.astype(np.uint8))
+    is_part = stats[:, cv2.CC_STAT_AREA] >= _MIN_PART * visible.sum()
+    is_part[0] = False  # what is not visible
+    kept = is_part[parts]  # (H, W)
+    y, x = np.nonzero(kept)
+    contours, _ = cv2.findContours(kept.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     polygons = [contour.ravel().tolist() for contour in contours if len(contour) >= 3]
     left, top = int(x.min()), int(y.min())
     return {

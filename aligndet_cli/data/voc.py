@@ -6,7 +6,6 @@ mmdetection subtracts 1 from all four). A box whose ends coincide in the file is
 """
 
 import hashlib
-import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -198,7 +197,7 @@ def _image_base(years: list[Path]) -> tuple[Path, list[tuple[str, Path]]]:
 
 def _images_of(year: Path) -> dict[str, str]:
     """`{stem: file name}` of the images of a year."""
-    names = sorted((name for name in os.listdir(year / "JPEGImages") if is_image_file(name)), reverse=True)  # noqa: PTH208
+    names = sorted((file.name for file in (year / "JPEGImages").iterdir() if is_image_file(file.name)), reverse=True)
     return {name.rsplit(".", 1)[0]: name for name in names}
 
 

@@ -116,8 +116,10 @@ def _describes_data(file: Path) -> bool:
     try:
         values = read_yaml_keys(file, _KEYS)
     except DataError:
-        return file.stem == "data"  # so that what is wrong with it is told when it is read
-    return ("names" in values or "nc" in values) and any(values.get(split) for split in SPLITS)
+        return file.stem == "data"
+    has_classes, has_splits = "names" in values or "nc" in values, any(values.get(split) for split in SPLITS)
+    # A data.yaml with half of it is meant to be one: what it lacks is told when it is read.
+    return has_classes or has_splits if file.stem == "data" else has_classes and has_splits
 
 
 def _base(file: Path, path: Any) -> Path:

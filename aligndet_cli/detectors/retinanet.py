@@ -168,19 +168,16 @@ class RetinaNet(nn.Module):
         """Losses `loss_cls` and `loss_box_reg` of a labelled batch; images without boxes are negatives."""
         pyramid = self.neck(self.extract(images).maps)
         anchors, matched = self.assign(_grids(pyramid), images.sizes_hw, targets)
-        logits = [self.class_predictor(self.head.class_tower(level)) for level in pyramid]
-        normaliser = (matched >= 0).sum(dim=1).clamp(min=1).sum()
         return {
-            "loss_cls": self.class_loss(logits, matched, targets) / normaliser,
-            "loss_box_reg": self.box_loss(self.predict_deltas(pyramid), anchors, matched, targets) / normaliser,
+            "loss_cls": self.class_loss(self.predict_logits(pyramid), matched, targets),
+            "loss_box_reg": self.box_loss(self.predict_deltas(pyramid), anchors, matched, targets),
         }
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Detections of each image, best first."""
         pyramid = self.neck(self.extract(images).maps)
-        logits = [self.class_predictor(self.head.class_tower(level)) for level in pyramid]
-        deltas = self.predict_deltas(pyramid)
+        logits, deltas = self.predict_logits(pyramid), self.predict_deltas(pyramid)
         anchors = self.anchors(_grids(pyramid))
         return [
             self.postprocess([level[i] for level in logits], [level[i] for level in deltas], anchors, size_hw)
@@ -208,18 +205,19 @@ class RetinaNet(nn.Module):
         class_maps = [self.head.class_tower(level) for level in pyramid]
         losses = {}
         if with_losses:
-            normaliser = (matched >= 0).sum(dim=1).clamp(min=1).sum()
-            losses["loss_box_reg"] = (
-                self.box_loss(self.predict_deltas(pyramid), anchors, matched, proposals) / normaliser
-            )
+            losses["loss_box_reg"] = self.box_loss(self.predict_deltas(pyramid), anchors, matched, proposals)
         return BoxCandidates(
             features=gather_cells(class_maps, image_index, anchor_index // self.num_slots),
             slots=anchor_index % self.num_slots,
             instance_ids=torch.cat(
-                [_instance_ids(m[s], targets) for m, s, targets in zip(matched, samples, proposals, strict=True)]
+                [_look_up(m[s], t.instance_ids) for m, s, t in zip(matched, samples, proposals, strict=True)]
             ),
             losses=losses,
         )
+
+    def predict_logits(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Class logits of every anchor: (B, A*K, H, W) per level."""
+        return [self.class_predictor(self.head.class_tower(level)) for level in pyramid]
 
     def predict_deltas(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Box offsets of every anchor: (B, A*4, H, W) per level."""
@@ -255,7 +253,7 @@ class RetinaNet(nn.Module):
         return anchors, torch.stack(matched)
 
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
-        """Focal loss summed over all anchors that are not ignored and all classes.
+        """Focal loss of all classes of all anchors that are not ignored, per positive anchor of the batch.
 
         Args:
             logits: (B, A*K, H, W) per level.
@@ -277,10 +275,10 @@ class RetinaNet(nn.Module):
                 gamma=self.rules.focal_gamma,
             )
             total = total + (loss * (ids != IGNORED)).sum()
-        return total
+        return total / _num_positives(matched)
 
     def box_loss(self, deltas: list[Tensor], anchors: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
-        """L1 distance of predicted and true offsets, summed over the positive anchors; 0 if there are none.
+        """Mean L1 distance of predicted and true offsets over the positive anchors; 0 if there are none.
 
         Args:
             deltas: (B, A*4, H, W) per level.
@@ -293,7 +291,7 @@ class RetinaNet(nn.Module):
         cell, slot = anchor_index // self.num_slots, anchor_index % self.num_slots
         cells = gather_cells(deltas, image_index, cell).unflatten(1, (self.num_slots, 4))  # (P, A, 4)
         predicted = cells[torch.arange(len(slot), device=slot.device), slot].float()
-        return (predicted - encode_boxes(boxes, anchors[anchor_index])).abs().sum()
+        return (predicted - encode_boxes(boxes, anchors[anchor_index])).abs().sum() / _num_positives(matched)
 
     def postprocess(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, size_hw: SizeHW) -> Detections:
         """Detections of one image.
@@ -358,13 +356,14 @@ def _image_index(counts: list[int], device: torch.device) -> Tensor:
     return index.repeat_interleave(torch.tensor(counts, device=device))
 
 
-def _look_up(matched: Tensor, values: Tensor) -> Tensor:
+def _num_positives(matched: Tensor) -> Tensor:
+    """What mmdetection divides losses by: positive anchors of the batch, an image without any counting as one."""
+    return (matched >= 0).sum(dim=1).clamp(min=1).sum()
+
+
+def _look_up(matched: Tensor, values: Tensor | None) -> Tensor:
     """`values` of the matched boxes, (A,) int64; negative entries of `matched` stay as they are."""
+    assert values is not None, "the pretext gives every proposal an instance id"
     if not len(values):
         return matched
     return torch.where(matched >= 0, values[matched.clamp(min=0)], matched)
-
-
-def _instance_ids(matched: Tensor, proposals: BoxTargets) -> Tensor:
-    assert proposals.instance_ids is not None, "the pretext gives every proposal an instance id"
-    return _look_up(matched, proposals.instance_ids)

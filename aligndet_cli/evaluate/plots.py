@@ -172,7 +172,7 @@ def _draw_boxes(
 
 
 def _finish_curves(axes: Axes, title: str) -> None:
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03), title=title)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(-0.02, 1.03), title=title)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_lines():

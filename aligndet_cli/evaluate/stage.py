@@ -22,13 +22,14 @@ from aligndet_cli.evaluate.compare import compare_runs
 from aligndet_cli.evaluate.plots import Drawing, draw_plots
 from aligndet_cli.evaluate.voc_metrics import voc_metrics
 from aligndet_cli.training.distributed import wait_for_all
-from aligndet_cli.training.launch import Devices, Process, resolve_devices
+from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
 from aligndet_cli.training.signals import stop_on_signal
 from aligndet_cli.workspace import Artifact, Output, Workspace, read_json, write_bytes, write_json
 
-# Images per durable piece of work: what a crash can cost, and how work is dealt to processes.
-CHUNK_IMAGES = 32
+# Images per durable piece of work: what a crash costs at most, how long a stop has to wait for (some 16 s on a CPU at
+# full size), and how work is dealt to processes.
+CHUNK_IMAGES = 8
 
 
 class EvaluateConfig(StageConfig):
@@ -63,7 +64,6 @@ class Plan:
 
     config: EvaluateConfig
     output: Output
-    devices: Devices
     run: Artifact
     image_set: ImageSet
     categories: tuple[Category, ...]
@@ -82,7 +82,6 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
     """
     if config.runtime.compile:
         raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
-    devices = resolve_devices(config.runtime)
     run_artifact = workspace.require("finetune", config.run)
     image_set = open_images(config.data, purpose="val")
     if not image_set.has_labels:
@@ -96,13 +95,12 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
     return Plan(
         config=config,
         output=output,
-        devices=devices,
         run=run_artifact,
         image_set=image_set,
         categories=tuple(loaded.categories),
         resolution=(
-            config.short_side or loaded.resolution["short_side"],
-            config.long_side or loaded.resolution["long_side"],
+            config.short_side or loaded.resolution[0],
+            config.long_side or loaded.resolution[1],
         ),
         metric="voc" if is_voc else "coco",
         other=_find_other(config, workspace, image_set) if config.compare is not None else None,
@@ -143,13 +141,10 @@ def run(plan: Plan, process: Process) -> None:
 
 
 def conclude(plan: Plan) -> dict[str, Any]:
-    """What is said about a finished evaluation, new or old: the comparison and the gate. Call once it is complete.
+    """What is said about a finished evaluation, new or old: the comparison. Call once it is complete.
 
     Returns:
         `{"compare": ...}` (see `compare_runs`) where one was asked for.
-
-    Raises:
-        GateError: the number is below `fail_under`.
     """
     metrics = read_json(plan.output.folder / "metrics.json")
     conclusion = {}
@@ -158,12 +153,20 @@ def conclude(plan: Plan) -> dict[str, Any]:
         conclusion["compare"] = {"with": plan.other.name, **comparison}
         for line in _comparison_lines(plan, comparison):
             logger.info(line)
-    name, value = _headline(metrics, plan.metric)
+    return conclusion
+
+
+def check_gate(plan: Plan) -> None:
+    """Apply `--fail-under` to a finished evaluation, new or old.
+
+    Raises:
+        GateError: the number is below `fail_under`.
+    """
+    name, value = _headline(read_json(plan.output.folder / "metrics.json"), plan.metric)
     limit = plan.config.fail_under
     if limit is not None and (value is None or value < limit):
         shown = "not measurable" if value is None else f"{value:.4f}"
         raise GateError(f"{plan.output.folder.name}: {name} is {shown}, below --fail-under {limit:g}")
-    return conclusion
 
 
 def check_categories(run_name: str, trained: Sequence[Category], image_set: ImageSet) -> None:
@@ -214,8 +217,9 @@ def _predict_missing(plan: Plan, process: Process) -> None:
     """Write the chunks of this process that are not there yet. Chunk i belongs to rank i modulo the world size."""
     chunk_size = _chunk_size(plan)
     num_images = len(plan.image_set)
-    own = range(process.rank, len(_chunk_files(plan)), process.world_size)
-    missing = [chunk for chunk in own if not _chunk_files(plan)[chunk].exists()]
+    files = _chunk_files(plan)
+    own = range(process.rank, len(files), process.world_size)
+    missing = [chunk for chunk in own if not files[chunk].exists()]
     sizes = {chunk: min(chunk_size, num_images - chunk * chunk_size) for chunk in own}
     if not missing:
         return
@@ -234,7 +238,8 @@ def _predict_missing(plan: Plan, process: Process) -> None:
         device=torch.device(process.device),
     )
     done = sum(sizes.values()) - len(indices)
-    progress = Progress("evaluate", sum(sizes.values()), start=done, mode=process.progress)
+    unit = "images" if process.world_size == 1 else "images per process"
+    progress = Progress("evaluate", sum(sizes.values()), unit, start=done, mode=process.progress)
     finished: dict[int, list[dict[str, Any]]] = {}
     with stop_on_signal() as stop, progress, _forward_pass(plan, process):
         for index, found in predict_each(model, batches, plan.image_set, plan.categories):
@@ -242,7 +247,7 @@ def _predict_missing(plan: Plan, process: Process) -> None:
             progress.advance()
             if len(finished) == sizes[index // chunk_size]:
                 entries = [entry for position in sorted(finished) for entry in finished[position]]
-                write_bytes(_chunk_files(plan)[index // chunk_size], json.dumps(entries).encode())
+                write_bytes(files[index // chunk_size], json.dumps(entries).encode())
                 finished = {}
                 stop.raise_if_requested()
 
@@ -297,8 +302,8 @@ def _warn_if_nothing_found(metrics: dict[str, Any]) -> None:
         logger.warning("no number could be measured: none of the %d images has a labelled box", counts["images"])
     elif metrics["AP"] == 0:
         logger.warning(
-            "AP is exactly 0 with %d predictions on %d images: look at plots/detections.png, and at whether the "
-            "run was trained long enough",
+            "AP is exactly 0 with %d predictions on %d images: was the run trained long enough? predictions.json and "
+            "plots/ show what it finds",
             counts["predictions"],
             counts["images"],
         )

@@ -73,7 +73,7 @@ def _backbone_only(config: FinetuneConfig, workspace: Workspace) -> Initial:
     if weights == "none":
         raise ConfigError("--init backbone: no backbone weights; give --backbone-weights, or use --init scratch")
     backbone = config.backbone.model_copy(update={"weights": weights})
-    file = locate_backbone_weights(weights, backbone.name, offline=False)
+    file = locate_backbone_weights(weights, backbone.name, offline=config.runtime.offline)
     content_hash = hash_files([file]) if file else "none"
     changed = config.model_copy(update={"backbone": backbone})
     return _resolved(changed, "backbone", None, content_hash, f"backbone only, {weights}")

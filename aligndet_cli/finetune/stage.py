@@ -32,7 +32,7 @@ from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import CLASS_PREDICTOR, LoadReport, parse_modules, transfer
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.distributed import place, wait_for_all, wrap
+from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
 from aligndet_cli.training.launch import Devices, Process, resolve_devices
 from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, merge_skipped, train
@@ -175,6 +175,7 @@ def run(plan: Plan, process: Process) -> None:
         for line in report.table():
             logger.info(line)
     place(model, process)
+    compile_parts([model], config.runtime)
     task = _Supervised(model, plan.short_sides, config.resolution.long_side, config.seed)
     recipe = plan.initial.detector.RECIPE
     learner = Learner(
@@ -241,7 +242,7 @@ def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
     backbone = build_backbone(initial.backbone)
     model = build_detector(initial.detector, backbone, len(plan.image_set.categories))
     if initial.file is None:
-        load_backbone_weights(backbone, initial.backbone.weights, offline=False)
+        load_backbone_weights(backbone, initial.backbone.weights, offline=config.runtime.offline)
         return model, None
     source = read_detector(initial.file)
     restart = set() if source.categories == plan.image_set.categories else {CLASS_PREDICTOR}

@@ -28,7 +28,7 @@ from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
 from aligndet_cli.proposals.store import ProposalStore
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.distributed import place, wait_for_all, wrap
+from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
 from aligndet_cli.training.launch import Devices, Process, resolve_devices
 from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, merge_skipped, train
@@ -119,12 +119,12 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     check_batch_split(config.training, devices)
     unlimited = DataConfig.model_validate({**config.data.model_dump(), "limit": None})
     store, image_set, artifact = open_proposals(workspace, config.proposals, unlimited)
-    rows = np.array([store.index_of(int(image_id)) for image_id in image_set.image_ids], dtype=np.int64)
-    counts = np.array([len(store.boxes_of(int(row))) for row in rows[: config.data.limit]])
-    indices = [int(index) for index in counts.nonzero()[0]]
+    rows = _rows_of(image_set, store)
+    has_boxes = (rows >= 0) & (store.counts[rows] > 0)
+    indices = [int(index) for index in has_boxes[: config.data.limit].nonzero()[0]]
     if not indices:
-        raise DataError(f"{artifact.folder}: none of its {len(counts)} images has a proposal; lower --min-size there")
-    weights = locate_backbone_weights(config.backbone.weights, config.backbone.name, offline=False)
+        raise DataError(f"{artifact.folder}: none of the images has a proposal; lower --min-size there")
+    weights = locate_backbone_weights(config.backbone.weights, config.backbone.name, offline=config.runtime.offline)
     inputs = {
         "data": image_set.fingerprint,
         "proposals": artifact.content_hash,
@@ -142,6 +142,12 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
     boxes = ProposalBoxes(store, rows, config.topk)
     return Plan(config, output, devices, settings, image_set, boxes, indices, artifact.name)
+
+
+def _rows_of(image_set: ImageSet, store: ProposalStore) -> NDArray[np.int64]:
+    """(images,) row of each image in the store; -1 for images that `proposals` could not read."""
+    rows = [store.index_of(int(i)) if int(i) in store else -1 for i in image_set.image_ids]
+    return np.array(rows, dtype=np.int64)
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -206,7 +212,7 @@ def build_pretext(config: PretrainBoxConfig, process: Process) -> BoxPretext:
     """Detector with its backbone's weights, projector and momentum copies, on the device of the process."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone)
-    load_backbone_weights(backbone, config.backbone.weights, offline=False)
+    load_backbone_weights(backbone, config.backbone.weights, offline=config.runtime.offline)
     # One class: the predictor is not trained here and is left out of the weights.
     detector = build_detector(pretrain_detector(config), backbone, num_classes=1)
     pretext = BoxPretext(
@@ -218,6 +224,7 @@ def build_pretext(config: PretrainBoxConfig, process: Process) -> BoxPretext:
         freeze_backbone=config.freeze_backbone,
     )
     place(pretext, process)
+    compile_parts([pretext.online, pretext.momentum], config.runtime)
     return pretext
 
 

@@ -17,7 +17,7 @@ from aligndet_cli.workspace import write_bytes
 _NUM_TILES, _NUM_COLUMNS = 12, 4
 _TILE_HW = (300, 400)
 _STRIP = 22  # pixels for a line of text
-_BOXES_PER_TILE = 40  # more hide the image
+_BOXES_PER_TILE = 25  # more hide the image
 # Box colour (RGB) by size: sqrt(box area) / sqrt(image area) up to the limit.
 _COLOURS: tuple[tuple[float, tuple[int, int, int]], ...] = (
     (0.15, (255, 80, 80)),
@@ -28,7 +28,7 @@ _COLOURS: tuple[tuple[float, tuple[int, int, int]], ...] = (
 
 
 def draw_sheet(file: Path, store: ProposalStore, path_by_id: dict[int, Path]) -> None:
-    """Write a JPEG of up to 12 images, evenly spread over those with proposals, with their first 40 boxes."""
+    """Write a JPEG of up to 12 images, evenly spread over those with proposals, with their first 25 boxes."""
     with_boxes = np.flatnonzero(store.counts > 0)
     candidates = with_boxes if len(with_boxes) else np.arange(len(store))
     picks = np.unique(np.linspace(0, len(candidates) - 1, _NUM_TILES).round().astype(int))

@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import os
 import re
-import shutil
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,16 @@ from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError, RunError
-from aligndet_cli.proposals.chunks import Chunk, Job, Recipe, Skipped, load_chunk, process_chunk, save_chunk
+from aligndet_cli.proposals.chunks import (
+    Chunk,
+    Job,
+    Recipe,
+    Skipped,
+    end_with_parent,
+    load_chunk,
+    process_chunk,
+    save_chunk,
+)
 from aligndet_cli.proposals.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, hash_file
 from aligndet_cli.proposals.filters import FilterRules
 from aligndet_cli.proposals.pictures import draw_histograms, draw_sheet
@@ -51,7 +61,7 @@ class ProposalsConfig(StageConfig):
     nms: float = Field(0.5, ge=0, le=1)  # paper D.1, `@0.5`
     max_per_image: int | None = Field(None, ge=1)
     on_error: Literal["skip", "fail"] = "skip"
-    chunk_images: int = Field(16, ge=1)  # lost per worker by a crash: about five seconds of work
+    chunk_images: int = Field(8, ge=1)  # what a crash loses per worker: about three seconds of work
 
 
 @dataclass(frozen=True)
@@ -178,37 +188,55 @@ def _compute_chunks(plan: Plan, progress_mode: ProgressMode) -> None:
     with (
         stop_on_signal() as stop_signal,
         Progress("proposals", num_images, "images", start=num_done, mode=progress_mode) as progress,
-        contextlib.closing(_work(plan, missing)) as finished,
+        _closing_quietly(_work(plan, missing)) as finished,
     ):
-        for start, stop, chunk in finished:
-            if chunk.skipped and plan.config.on_error == "fail":
-                first = chunk.skipped[0]
-                raise DataError(
-                    f"{plan.image_set.images_dir / first.file}: {first.reason} (--on-error skip leaves it out)"
-                )
-            save_chunk(_chunk_file(plan, start, stop), chunk)
-            num_skipped += len(chunk.skipped)
-            progress.advance(stop - start, skipped=num_skipped)
-            stop_signal.raise_if_requested()
+        try:
+            for start, stop, chunk in finished:
+                _refuse_skipped(plan, chunk)
+                save_chunk(_chunk_file(plan, start, stop), chunk)
+                num_skipped += len(chunk.skipped)
+                progress.advance(stop - start, skipped=num_skipped)
+                stop_signal.raise_if_requested()
+        except TerminatedWorkerError:
+            stop_signal.raise_if_requested()  # Slurm and `timeout` signal the workers as well
+            raise RunError(
+                "a worker process was killed, most likely for lack of memory: try a smaller --num-workers; "
+                "finished chunks are saved and the same command continues"
+            ) from None
 
 
-def _work(plan: Plan, missing: list[tuple[int, int]]) -> Generator[tuple[int, int, Chunk], None, None]:
+def _refuse_skipped(plan: Plan, chunk: Chunk) -> None:
+    if chunk.skipped and plan.config.on_error == "fail":
+        first = chunk.skipped[0]
+        raise DataError(f"{plan.image_set.images_dir / first.file}: {first.reason} (--on-error skip leaves it out)")
+
+
+Results = Generator[tuple[int, int, Chunk], None, None]
+
+
+def _work(plan: Plan, missing: list[tuple[int, int]]) -> Results:
     """Yield `(start, stop, chunk)` for ranges of images as the workers finish them."""
-    parallel = joblib.Parallel(
-        n_jobs=max(1, min(plan.num_workers, len(missing))), return_as="generator_unordered", batch_size=1
-    )
-    recipe = _recipe(plan.config)
-    tasks = (joblib.delayed(_do_range)(start, stop, _jobs(plan, start, stop), recipe) for start, stop in missing)
+    num_jobs = max(1, min(plan.num_workers, len(missing)))
+    parallel = joblib.Parallel(n_jobs=num_jobs, return_as="generator_unordered", batch_size=1)
+    recipe, pid = _recipe(plan.config), os.getpid()
+    tasks = (joblib.delayed(_do_range)(start, stop, _jobs(plan, start, stop), recipe, pid) for start, stop in missing)
+    results: Results = parallel(tasks)
+    return results
+
+
+@contextlib.contextmanager
+def _closing_quietly(results: Results) -> Iterator[Results]:
+    """End the workers when the loop is left early, without joblib's warning that their tasks are lost."""
     try:
-        yield from parallel(tasks)
-    except TerminatedWorkerError:
-        raise RunError(
-            "a worker process was killed, most likely for lack of memory: try a smaller --num-workers; "
-            "finished chunks are saved and the same command continues"
-        ) from None
+        yield results
+    finally:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*(cancelled|executed  but not used)", category=UserWarning)
+            results.close()
 
 
-def _do_range(start: int, stop: int, jobs: list[Job], recipe: Recipe) -> tuple[int, int, Chunk]:
+def _do_range(start: int, stop: int, jobs: list[Job], recipe: Recipe, main_pid: int) -> tuple[int, int, Chunk]:
+    end_with_parent(main_pid)
     return start, stop, process_chunk(jobs, recipe)
 
 
@@ -244,8 +272,9 @@ def _write_store(plan: Plan) -> list[Skipped]:
     lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in skipped)
     write_bytes(plan.output.partial / "skipped.jsonl", lines.encode())
     if len(skipped) == len(plan.image_set):
-        # Nothing worth resuming: once the images are repaired, the same command must look at them again.
-        shutil.rmtree(plan.output.partial / "resume")
+        # Nothing worth resuming: once the images are repaired, the same command must look at them again. Without
+        # its manifest the partial folder is started anew, not refused because the data has changed.
+        (plan.output.partial / "manifest.json").unlink()
         reason = skipped[0].reason if skipped else "there are none"
         raise DataError(
             f"{plan.image_set.images_dir}: none of {len(skipped)} images could be used; the first: {reason}"

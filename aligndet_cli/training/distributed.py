@@ -1,10 +1,13 @@
 """The few collectives the rest of the code needs; each is the identity in a single process."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.training.launch import Process
 
 
@@ -52,3 +55,12 @@ def place(model: nn.Module, process: Process) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(torch.device(process.device))
     model.to(memory_format=torch.channels_last)
+
+
+def compile_parts(detectors: Sequence[nn.Module], runtime: RuntimeConfig) -> None:
+    """`--compile`: the convolutional parts of detectors, for any image size; matching and sampling stay as they are."""
+    if not runtime.compile:
+        return
+    for detector in detectors:
+        for part in detector.children():
+            part.compile(dynamic=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aligndet_cli.config import RuntimeConfig
-from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, RunError
+from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, Preempted, RunError
 from aligndet_cli.training.logs import ProgressMode, setup_logging
 
 PlanT = TypeVar("PlanT")
@@ -115,17 +115,19 @@ def resolve_devices(runtime: RuntimeConfig) -> Devices:
 def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
     """Call `run(plan, process)` on every process of `devices` and return when all are done.
 
+    Settings of the process itself (`plan.config.runtime.deterministic`) are made before the call.
+
     Raises:
         AlignDetError: what the first failing process reported, in this process.
     """
     if joined_world_size() is not None:
-        run(plan, _joined_process(devices, shown))
+        _run(run, plan, _joined_process(devices, shown))
         return
     if devices.visible is not None and devices.kind == "cuda":
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices.visible))
     if devices.world_size == 1:
         device = "cuda:0" if devices.kind == "cuda" else "cpu"
-        run(plan, Process(device=device, progress=shown.progress))
+        _run(run, plan, Process(device=device, progress=shown.progress))
         return
     _spawn(run, plan, devices, shown)
 
@@ -162,6 +164,16 @@ def _prepare_on_main(prepare: Callable[[], PlanT]) -> PlanT:
         code, text = message[1]
         raise ERROR_BY_EXIT_CODE[code](text)
     return message[0]
+
+
+def _run(run: Callable[[Any, Process], None], plan: Any, process: Process) -> None:
+    import torch
+
+    if plan.config.runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    run(plan, process)
 
 
 def _joined_process(devices: Devices, shown: Shown) -> Process:
@@ -225,7 +237,7 @@ def _worker(run: Callable[[Any, Process], None], plan: Any, kind: str, shown: Sh
         _init_process_group(kind)
         device = f"cuda:{local_rank}" if kind == "cuda" else "cpu"
         progress = shown.progress if dist.get_rank() == 0 else "none"
-        run(plan, Process(dist.get_rank(), world_size, device, progress))
+        _run(run, plan, Process(dist.get_rank(), world_size, device, progress))
         dist.destroy_process_group()
     except AlignDetError as error:
         _report(reports, local_rank, error.exit_code, str(error))
@@ -245,6 +257,8 @@ def _root_cause(reports: Path, error: BaseException) -> AlignDetError:
     if found:
         report = json.loads(found[0].read_text())
         return ERROR_BY_EXIT_CODE.get(report["exit_code"], RunError)(report["message"])
+    if (number := getattr(error, "sigval", None)) is not None:  # before the workers could listen
+        return Preempted(f"stopped by {signal.Signals(number).name}; run the same command to continue")
     failures = getattr(error, "failures", {})
     codes = ", ".join(f"rank {rank} exit code {failure.exitcode}" for rank, failure in failures.items())
     return RunError(f"a training process died ({codes or error}); exit code -9 usually means out of memory")

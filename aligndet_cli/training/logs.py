@@ -128,7 +128,7 @@ class Progress:
 
 
 def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def _clock(seconds: float) -> str:

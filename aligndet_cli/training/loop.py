@@ -22,6 +22,16 @@ from aligndet_cli.training.logs import Progress, logger
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.signals import StopSignal, stop_on_signal
 
+# How numbers are called where there is little room; those without a short name are in metrics.jsonl only.
+_SHOWN = {
+    "positive_similarity": "sim+",
+    "negative_similarity": "sim-",
+    "embedding_rank": "rank",
+    "embedding_spread": "",
+    "contrast_accuracy": "",
+    "grad_norm": "",
+}
+
 
 class CheckpointConfig(Frozen):
     """How often progress is made safe."""
@@ -277,7 +287,8 @@ class _Records:
             lr = max(group["lr"] for group in optimizer.param_groups)
             self.line("metrics.jsonl", {"step": done, "lr": lr, **numbers})
             self.line("speed.jsonl", {"step": done, **_speed_fields(rate, speed.waiting / seconds)})
-        fields = {name.removeprefix("loss_"): value for name, value in numbers.items() if name != "grad_norm"}
+        fields = {_SHOWN.get(name, name.removeprefix("loss_")): value for name, value in numbers.items()}
+        fields.pop("", None)
         return {**fields, "img/s": rate, "data-wait": f"{speed.waiting / seconds:.0%}"}
 
     def line(self, name: str, content: Mapping[str, Any]) -> None:

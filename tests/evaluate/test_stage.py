@@ -1,7 +1,7 @@
 import contextlib
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +63,7 @@ class ColourDetector(nn.Module):
 class Loaded:
     model: nn.Module
     categories: tuple[Category, ...] = CATEGORIES
-    resolution: dict[str, int] = field(
-        default_factory=lambda: {"short_side": 64, "long_side": 96}
-    )  # nothing is resized
+    resolution: tuple[int, int] = (64, 96)  # the size of the images: nothing is resized
 
 
 @pytest.fixture
@@ -350,7 +348,7 @@ def test_a_real_detector_from_its_file(workspace, coco_root, monkeypatch):
         stage="finetune",
         configs=(config, backbone_config),
         categories=CATEGORIES,
-        resolution={"short_side": 50, "long_side": 70},
+        resolution=(50, 70),
     )
     folder = evaluate(workspace, coco_root, batch_size=3).output.folder
     predictions = json.loads((folder / "predictions.json").read_text())

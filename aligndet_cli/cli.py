@@ -1,0 +1,292 @@
+"""The command line: thin commands around `driver.execute`, and the helpers beside them. Imports no torch."""
+
+import contextlib
+import errno
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from aligndet_cli import __version__
+from aligndet_cli.config import STAGES, Sources, StageConfig, did_you_mean, flatten, load_config
+from aligndet_cli.driver import Outcome, Request, execute, stage_config_class, with_data
+from aligndet_cli.errors import AlignDetError, ConfigError, GateError
+from aligndet_cli.flags import DOCTOR, STAGE_FLAGS, Given, with_flags
+from aligndet_cli.training.launch import Shown
+from aligndet_cli.training.logs import setup_logging
+from aligndet_cli.workspace import Workspace
+
+SCHEMA_VERSION = 1
+_DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+}
+
+app = typer.Typer(
+    name="aligndet",
+    help="Pre-train an object detector on images nobody has labelled, then fine-tune and evaluate it.\n\n"
+    "aligndet proposals DATA, cluster, pretrain-box, finetune, evaluate: each finds what the one before left "
+    "in the workspace.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+list_app = typer.Typer(help="List what can be chosen.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at settings.", no_args_is_help=True)
+app.add_typer(list_app, name="ls")
+app.add_typer(config_app, name="config")
+
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help="Folder of the artifacts.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Pre-train an object detector on images nobody has labelled, then fine-tune and evaluate it."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command("proposals")
+@with_flags(STAGE_FLAGS["proposals"])
+def proposals(data: Path | None, given: Given) -> None:
+    """Find boxes of possible objects in unlabelled images."""
+    outcome = run_stage("proposals", data, given)
+    target = given.control["export"]
+    if target is not None and outcome.artifact is not None:
+        from aligndet_cli.proposals.exchange import export_coco
+
+        with user_errors(is_json=False):
+            export_coco(outcome.artifact.folder, target)
+            typer.echo(f"exported to {target}", err=True)
+
+
+@app.command("cluster")
+@with_flags(STAGE_FLAGS["cluster"])
+def cluster(data: Path | None, given: Given) -> None:
+    """Group the proposals into pseudo classes (needed by DETR only)."""
+    run_stage("cluster", data, given)
+
+
+@app.command("pretrain-box")
+@with_flags(STAGE_FLAGS["pretrain-box"])
+def pretrain_box(data: Path | None, given: Given) -> None:
+    """Pre-train a detector's neck and head on the proposals."""
+    run_stage("pretrain-box", data, given)
+
+
+@app.command("finetune")
+@with_flags(STAGE_FLAGS["finetune"])
+def finetune(data: Path | None, given: Given) -> None:
+    """Train the detector on labelled images."""
+    run_stage("finetune", data, given)
+
+
+@app.command("evaluate")
+@with_flags(STAGE_FLAGS["evaluate"])
+def evaluate(data: Path | None, given: Given) -> None:
+    """Measure a fine-tuned detector."""
+    run_stage("evaluate", data, given)
+
+
+@app.command("demo")
+def demo(
+    workspace: WorkspaceOption = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the pictures and of all training.")] = 0,
+    is_json: JsonOption = False,
+) -> None:
+    """Run all five stages on pictures drawn on the spot, with and without pre-training, in a few minutes."""
+    from aligndet_cli.demo import run_demo
+
+    setup_logging(0)
+    with user_errors(is_json):
+        report = run_demo(workspace or Path("demo"), seed=seed)
+        if is_json:
+            _print_json({"command": "demo", "status": "done", "result": report.to_json()})
+        else:
+            Console().print(report.table())
+            for line in report.closing_lines():
+                typer.echo(line)
+
+
+@app.command("status")
+def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> None:
+    """Show what is in the workspace, what it was made from, and what is out of date."""
+    from aligndet_cli.status import collect_status
+    from aligndet_cli.tables import status_table
+
+    with user_errors(is_json):
+        place = Workspace.locate(workspace)
+        rows = collect_status(place)
+        if is_json:
+            _print_json({"command": "status", "workspace": str(place.root), "runs": [row.to_json() for row in rows]})
+        elif rows:
+            Console().print(status_table(rows))
+        else:
+            typer.echo(f"{place.root}: empty; start with `aligndet proposals DATA`")
+
+
+@app.command("doctor")
+@with_flags(DOCTOR)
+def doctor(data: Path | None, given: Given) -> None:
+    """Check images and labels, and say what is wrong with them."""
+    from aligndet_cli.data.doctor import check_data
+    from aligndet_cli.tables import doctor_table
+
+    is_json = bool(given.control["json"])
+    setup_logging(0)
+    with user_errors(is_json):
+        config, _ = load_config(StageConfig, "doctor", Sources(flags=_with_data_root(data, given)))
+        report = check_data(with_data(config, Workspace.locate(given.control["workspace"]), "doctor").data)
+        if is_json:
+            _print_json({"command": "doctor", **report.to_json()})
+        else:
+            Console().print(doctor_table(report))
+            counts = ", ".join(f"{report.count(severity)} {severity}s" for severity in ("error", "warning"))
+            typer.echo(f"{report.summary['format']} data at {report.summary['root']}: {counts}")
+        if given.control["strict"] and report.count("error") + report.count("warning"):
+            raise GateError("doctor --strict: there are findings, see above")
+
+
+@list_app.command("detectors")
+def list_detectors() -> None:
+    """Detector families."""
+    from aligndet_cli.detectors import BUILDERS
+
+    typer.echo("\n".join(sorted(BUILDERS)))
+
+
+@list_app.command("backbones")
+def list_backbones() -> None:
+    """Backbones and the torchvision weights there are for them."""
+    from torchvision.models import get_model_weights
+
+    from aligndet_cli.backbones import BUILDERS
+
+    for name in BUILDERS:
+        typer.echo(f"{name:<12} {', '.join(weights.name for weights in get_model_weights(name))}")
+
+
+@config_app.command("show")
+def config_show(
+    stage: Annotated[str, typer.Argument(help=" | ".join(STAGES))],
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file.", show_default=False)] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="some.key=value", show_default=False)] = None,
+    with_origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Print all settings of a stage as TOML, ready for --config."""
+    with user_errors(is_json):
+        if stage not in STAGES:
+            raise ConfigError(f"'{stage}' is not a stage{did_you_mean(stage, list(STAGES))}")
+        resolved, origins = load_config(stage_config_class(stage), stage, Sources(config, tuple(set_ or ())))
+        if is_json:
+            _print_json({"command": "config show", "stage": stage, "config": resolved.to_json(), "origins": origins})
+            return
+        typer.echo(f"[{stage}]")
+        for key, value in flatten(resolved.to_json()):
+            origin = f"  # {origins.get(key, 'default')}" if with_origin else ""
+            # TOML has no null: a setting that is not set is shown as a comment.
+            line = f"# {key} is not set" if value is None else f"{key} = {json.dumps(value)}"
+            typer.echo(line + origin)
+
+
+def run_stage(stage: str, data: Path | None, given: Given) -> Outcome:
+    """Execute a stage as asked, and print what came of it."""
+    control = given.control
+    is_json = bool(control["json"])
+    verbosity = -1 if control["quiet"] else (1 if control["verbose"] else 0)
+    setup_logging(verbosity)
+    with user_errors(is_json):
+        request = Request(
+            stage=stage,
+            workspace=Workspace.locate(control["workspace"]),
+            sources=Sources(control["config"], tuple(control["set"] or ()), _with_data_root(data, given)),
+            resume=control["resume"] is not False,
+            force=bool(control["force"]),
+            dry_run=bool(control["dry-run"]),
+            shown=Shown(_progress_mode(control), verbosity),
+        )
+        outcome = execute(request)
+        if outcome.is_main:
+            _print_outcome(stage, outcome, is_json)
+        if outcome.failed_gate is not None:
+            raise outcome.failed_gate
+    return outcome
+
+
+def _with_data_root(data: Path | None, given: Given) -> dict[str, tuple[str, Any]]:
+    return given.settings if data is None else {**given.settings, "data.root": ("DATA", data)}
+
+
+@contextlib.contextmanager
+def user_errors(is_json: bool) -> Iterator[None]:
+    """Turn what a user can put right into one line and an exit code; let our own bugs through."""
+    try:
+        yield
+    except AlignDetError as error:
+        _fail(str(error), error.exit_code, is_json)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to continue", 130, is_json)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        place = error.filename or "the workspace"
+        _fail(f"{place}: {error.strerror}; free space or choose another --workspace, then run again", 1, is_json)
+
+
+def _fail(message: str, exit_code: int, is_json: bool) -> None:
+    if is_json and exit_code != GateError.exit_code:  # the result of a failed gate is already out
+        _print_json({"status": "error", "exit_code": exit_code, "message": message})
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(exit_code)
+
+
+def _progress_mode(control: dict[str, Any]) -> Any:
+    mode = control["progress"] or ("none" if control["quiet"] else "auto")
+    if mode not in ("auto", "bar", "plain", "none"):
+        raise ConfigError(f"--progress {mode}: write auto, bar, plain or none")
+    return mode
+
+
+def _print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
+    result = outcome.artifact.result if outcome.artifact else {}
+    if is_json:
+        content = {"command": stage, "status": outcome.status, "folder": str(outcome.folder), "result": result}
+        _print_json({**content, "effective": outcome.effective, **outcome.conclusion})
+        return
+    if outcome.status == "dry run":
+        typer.echo(f"dry run: {outcome.folder} {'is complete' if outcome.artifact else 'would be written'}")
+        return
+    prefix = "already complete: " if outcome.status == "already complete" else ""
+    typer.echo(f"{prefix}{outcome.folder}")
+    for key, value in flatten({**result, **outcome.conclusion}):
+        if value is not None and not isinstance(value, list | dict):
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            typer.echo(f"  {key.replace('_', ' '):<24} {shown}")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, **content}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""Everything that can be found wrong with a data set before hours are spent on it."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+
+from aligndet_cli.config import DataConfig
+from aligndet_cli.data.assembly import assemble
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.findings import Finding, Findings
+from aligndet_cli.data.images import decode_image
+from aligndet_cli.data.open import Purpose, choose_split, known_splits, locate_data, read_labels
+from aligndet_cli.errors import DataError
+
+_DUPLICATE_IOU = 0.8  # the threshold at which bccd's doubled boxes (shifted by two pixels) were found
+_IMBALANCE_RATIO = 100  # COCO itself reaches about 1,300
+_FEW_BOXES = 10
+_SEVERITIES = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """What decoding one image file told.
+
+    Attributes:
+        size_hw: size of the upright image; None if it cannot be decoded.
+        digest: hash of the file's bytes; None if it cannot be read.
+        error: why it cannot be decoded, else empty.
+    """
+
+    size_hw: tuple[int, int] | None
+    digest: str | None
+    error: str
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    """The outcome of `check_data`: findings, gravest first, and a summary for people and programs."""
+
+    findings: list[Finding]
+    summary: dict[str, Any]
+
+    def count(self, severity: str) -> int:
+        """Number of findings (kinds of problem, not occurrences) of a severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        counts = {severity: self.count(severity) for severity in _SEVERITIES}
+        return {"summary": self.summary, "counts": counts, "findings": [item.to_json() for item in self.findings]}
+
+
+def check_data(data: DataConfig, *, num_threads: int = -1) -> DoctorReport:
+    """Check the labels of a data set and decode all its images; problems are reported, never raised.
+
+    Without `data.split` every split is checked, and images that occur in two of them are reported. (Of VOC those
+    that stages use by themselves: trainval contains train and val.)
+
+    Args:
+        num_threads: for decoding; -1 for one per core. The report does not depend on it.
+    """
+    findings = Findings(is_strict=False)
+    summary: dict[str, Any] = {"format": None, "root": str(data.root or data.images or ""), "splits": {}}
+    checked: list[tuple[ImageSet, list[ImageCheck]]] = []
+    for split in _splits(data, findings):
+        image_set = _read_split(data, split, findings)
+        if image_set is None:
+            continue
+        checks = _check_files(image_set, num_threads)
+        checked.append((image_set, checks))
+        summary["format"] = image_set.format
+        summary["splits"][image_set.split] = _summarise(image_set, checks)
+        found = Findings(is_strict=False)
+        _report_files(image_set, checks, found)
+        _report_labels(image_set, found)
+        _merge(findings, found, image_set.split)
+    _report_duplicate_files(checked, findings)
+    _report_category_gaps(checked, findings)
+    ordered = sorted(findings.items, key=lambda item: _SEVERITIES.index(item.severity))
+    return DoctorReport(ordered, summary)
+
+
+def _splits(data: DataConfig, findings: Findings) -> list[str | None]:
+    """The splits to check; None stands for the one that is read when no name is given."""
+    if data.split is not None or data.annotations is not None or data.images is not None or data.root is None:
+        return [data.split]
+    try:
+        root, kind = locate_data(data.root, data.format)
+        splits = known_splits(root, kind)
+        if kind == "voc":
+            splits = _used_splits(root, splits)
+    except DataError as error:
+        findings.error("unreadable-data", str(error), example=str(data.root))
+        return []
+    return [*splits] if kind != "folder" else [None]
+
+
+def _used_splits(root: Path, known: list[str]) -> list[str]:
+    purposes: tuple[Purpose, ...] = ("train", "val")
+    chosen = []
+    for purpose in purposes:
+        try:
+            chosen.append(choose_split(root, known, None, purpose))
+        except DataError:  # for example no validation split: fine until somebody evaluates
+            continue
+    return list(dict.fromkeys(chosen)) or known
+
+
+def _read_split(data: DataConfig, split: str | None, findings: Findings) -> ImageSet | None:
+    found = Findings(is_strict=False)
+    try:
+        chosen = data.model_copy(update={"split": split})
+        labels = read_labels(chosen, purpose="train", with_masks=True, findings=found)
+        image_set = assemble(labels, limit=data.limit, findings=found)
+    except DataError as error:
+        found.error("unreadable-data", str(error), example=str(data.annotations or data.root or data.images))
+        image_set = None
+    _merge(findings, found, split)
+    return image_set
+
+
+def _merge(findings: Findings, found: Findings, split: str | None) -> None:
+    """Add the findings of one split; equal kinds (one per bad file, say) become one with their number."""
+    groups: dict[str, list[Finding]] = defaultdict(list)
+    for item in found.items:
+        groups[item.code].append(item)
+    prefix = f"{split}: " if split else ""
+    for items in groups.values():
+        first, count = items[0], sum(item.count for item in items)
+        more = f" (and {len(items) - 1} more like it)" if len(items) > 1 else ""
+        findings.items.append(
+            Finding(first.severity, first.code, f"{prefix}{first.message}{more}", count, first.example)
+        )
+
+
+def _check_files(image_set: ImageSet, num_threads: int) -> list[ImageCheck]:
+    """Decode every image; threads suffice, since Pillow and hashlib work without the interpreter lock."""
+    paths = [image_set.images_dir / name for name in image_set.file_names]
+    checks = joblib.Parallel(n_jobs=num_threads, prefer="threads")(joblib.delayed(check_file)(path) for path in paths)
+    return list(checks)
+
+
+def check_file(path: Path) -> ImageCheck:
+    """Decode one image file and hash its bytes."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return ImageCheck(None, None, f"{path}: cannot be read ({error.strerror or error})")
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        height, width = decode_image(content, path).shape[:2]
+    except DataError as error:
+        return ImageCheck(None, digest, str(error))
+    return ImageCheck((height, width), digest, "")
+
+
+def _report_files(image_set: ImageSet, checks: list[ImageCheck], findings: Findings) -> None:
+    broken = [check.error for check in checks if check.error]
+    if broken:
+        more = f" ({len(broken)} such images)" if len(broken) > 1 else ""
+        example = next(name for name, check in zip(image_set.file_names, checks, strict=True) if check.error)
+        findings.error("unreadable-images", f"{broken[0]}{more}", count=len(broken), example=example)
+    mismatched = [
+        (name, (int(said[0]), int(said[1])), check.size_hw)
+        for name, said, check in zip(image_set.file_names, image_set.sizes_hw, checks, strict=True)
+        if check.size_hw and said[0] and check.size_hw != (int(said[0]), int(said[1]))
+    ]
+    if mismatched:
+        name, said_hw, size_hw = mismatched[0]
+        turned = " (EXIF rotation: boxes must refer to the upright image)" if said_hw == size_hw[::-1] else ""
+        findings.error(
+            "size-mismatch",
+            f"{len(mismatched)} images differ in size from their labels, first {name}: labels say "
+            f"{said_hw[1]}x{said_hw[0]}, the upright image is {size_hw[1]}x{size_hw[0]}{turned}",
+            count=len(mismatched),
+            example=name,
+        )
+
+
+def _report_labels(image_set: ImageSet, findings: Findings) -> None:
+    if not image_set.has_labels:
+        findings.info("no-labels", "no labels: good for proposals and pre-training only", count=len(image_set))
+        return
+    empty = np.flatnonzero(np.diff(image_set.offsets) == 0)
+    if len(empty):
+        example = image_set.file_names[int(empty[0])]
+        message = f"{len(empty)} images have no boxes, first {example}; they are kept as negatives"
+        findings.info("images-without-boxes", message, count=len(empty), example=example)
+    if image_set.is_crowd.any():
+        count = int(image_set.is_crowd.sum())
+        findings.info(
+            "crowds", f"{count} boxes are crowds or difficult: not trained on, ignored in evaluation", count=count
+        )
+    _report_classes(image_set, findings)
+    _report_duplicate_boxes(image_set, findings)
+    # No polygon at all means a data set without masks, which is not worth a word.
+    without = sum(not segmentation for segmentation in image_set.segmentations)
+    if 0 < without < len(image_set.segmentations):
+        message = f"{without} of {len(image_set.boxes)} boxes have no polygon; mask training and evaluation skip them"
+        findings.info("boxes-without-polygons", message, count=without)
+
+
+def _report_classes(image_set: ImageSet, findings: Findings) -> None:
+    counts = _boxes_per_class(image_set)
+    absent = [name for name, count in counts.items() if count == 0]
+    rare = [name for name, count in counts.items() if 0 < count < _FEW_BOXES]
+    for code, names, what in (("classes-without-boxes", absent, "no boxes"), ("rare-classes", rare, "few boxes")):
+        if names:
+            message = f"{len(names)} of {len(counts)} classes have {what}: {_listing(names)}"
+            findings.info(code, message, count=len(names), example=names[0])
+    present = {name: count for name, count in counts.items() if count}
+    if len(present) > 1:
+        most, least = max(present, key=present.__getitem__), min(present, key=present.__getitem__)
+        ratio = present[most] / present[least]
+        if ratio >= _IMBALANCE_RATIO or present[most] > 0.8 * sum(present.values()):
+            message = f"classes are unbalanced: {present[most]} boxes of {most}, {present[least]} of {least}"
+            findings.warn("class-imbalance", message, count=len(present), example=least)
+
+
+def _report_duplicate_boxes(image_set: ImageSet, findings: Findings) -> None:
+    pairs = [_duplicate_pairs(*_plain_boxes(image_set, index)) for index in range(len(image_set))]
+    count = sum(pairs)
+    if count:
+        images = np.flatnonzero(pairs)
+        example = image_set.file_names[int(images[0])]
+        message = (
+            f"{count} pairs of boxes of one class overlap by more than IoU {_DUPLICATE_IOU} "
+            f"in {len(images)} images, first {example}; probably labelled twice"
+        )
+        findings.warn("duplicate-boxes", message, count=count, example=example)
+
+
+def _plain_boxes(image_set: ImageSet, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    record = image_set.record(index)
+    return record.boxes[~record.is_crowd], record.class_ids[~record.is_crowd]
+
+
+def _duplicate_pairs(boxes: NDArray[np.float32], class_ids: NDArray[np.int64]) -> int:
+    """Number of pairs among boxes (N, 4) xyxy of one image that have one class and nearly one place."""
+    corners = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    overlap = np.clip(corners[1] - corners[0], 0, None).prod(axis=2)  # (N, N)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    union = areas[:, None] + areas[None, :] - overlap
+    is_pair = (overlap > _DUPLICATE_IOU * union) & (class_ids[:, None] == class_ids[None, :])
+    return int(np.triu(is_pair, k=1).sum())
+
+
+def _report_duplicate_files(checked: Iterable[tuple[ImageSet, list[ImageCheck]]], findings: Findings) -> None:
+    places: dict[str, list[tuple[str, str]]] = defaultdict(list)  # digest -> (split, file name)
+    for image_set, checks in checked:
+        for name, check in zip(image_set.file_names, checks, strict=True):
+            if check.digest is not None:
+                places[check.digest].append((image_set.split, name))
+    leaks = [group for group in places.values() if len({split for split, _ in group}) > 1]
+    if leaks:
+        first = " and ".join(f"{split}/{name}" for split, name in leaks[0][:2])
+        message = f"{len(leaks)} images occur in more than one split, first {first}; results would be too good"
+        findings.error("images-in-two-splits", message, count=len(leaks), example=leaks[0][0][1])
+    within = [group for group in places.values() if len(group) > len({split for split, _ in group})]
+    if within:
+        count = sum(len(group) - 1 for group in within)
+        first = " and ".join(name for _, name in within[0][:2])
+        message = f"{count} image files are exact copies of another in their split, first {first}"
+        findings.warn("duplicate-images", message, count=count, example=within[0][0][1])
+
+
+def _report_category_gaps(checked: Iterable[tuple[ImageSet, list[ImageCheck]]], findings: Findings) -> None:
+    sets = [image_set for image_set, _ in checked if image_set.has_labels]
+    if not sets:
+        return
+    ids = [category.category_id for category in sets[0].categories]
+    gaps = ids[-1] - ids[0] + 1 - len(ids)
+    if gaps:
+        message = f"category ids {ids[0]}..{ids[-1]} have {gaps} gaps; they are kept in all predictions"
+        findings.info("category-id-gaps", message, count=gaps)
+    for other in sets[1:]:
+        if other.categories != sets[0].categories:
+            message = f"splits {sets[0].split} and {other.split} list different classes; make the lists equal"
+            findings.error("different-classes", message, example=other.split)
+
+
+def _summarise(image_set: ImageSet, checks: list[ImageCheck]) -> dict[str, Any]:
+    """Counts and sizes of one split."""
+    sides = image_set.boxes[:, 2:] - image_set.boxes[:, :2]
+    sizes_hw = np.array([check.size_hw for check in checks if check.size_hw], dtype=np.float64).reshape(-1, 2)
+    return {
+        "images": len(image_set),
+        "images_without_boxes": int((np.diff(image_set.offsets) == 0).sum()) if image_set.has_labels else None,
+        "boxes": len(image_set.boxes),
+        "crowd_boxes": int(image_set.is_crowd.sum()),
+        "classes": len(image_set.categories),
+        "boxes_per_class": _boxes_per_class(image_set),
+        "image_height": _spread(sizes_hw[:, 0]),
+        "image_width": _spread(sizes_hw[:, 1]),
+        "box_side": _spread(np.sqrt(sides.prod(axis=1))),
+        "fingerprint": image_set.fingerprint,
+    }
+
+
+def _spread(values: NDArray[Any]) -> dict[str, float] | None:
+    """Smallest, median and largest value."""
+    if not len(values):
+        return None
+    return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}
+
+
+def _boxes_per_class(image_set: ImageSet) -> dict[str, int]:
+    counts = np.bincount(image_set.class_ids, minlength=len(image_set.categories))
+    return {category.name: int(count) for category, count in zip(image_set.categories, counts, strict=True)}
+
+
+def _listing(names: list[str], limit: int = 6) -> str:
+    more = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,180 @@
+"""From a request to an artifact: the same few steps for every stage. Free of torch until a stage needs it."""
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from aligndet_cli.config import STAGES, DataConfig, Sources, StageConfig, load_config
+from aligndet_cli.errors import ConfigError, GateError
+from aligndet_cli.training.launch import (
+    Devices,
+    Process,
+    Shown,
+    joined_world_size,
+    launch,
+    one_for_all,
+    resolve_devices,
+)
+from aligndet_cli.training.logs import logger
+from aligndet_cli.workspace import Artifact, Output, Workspace, read_json
+
+CONFIG_CLASSES = {
+    "proposals": "ProposalsConfig",
+    "cluster": "ClusterConfig",
+    "pretrain-box": "PretrainBoxConfig",
+    "finetune": "FinetuneConfig",
+    "evaluate": "EvaluateConfig",
+}
+_DATA_KEYS = ("root", "format", "annotations", "images")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked of one stage.
+
+    Attributes:
+        sources: where its settings come from.
+        resume: continue an interrupted run.
+        force: redo a finished one.
+        dry_run: stop once everything is checked.
+    """
+
+    stage: str
+    workspace: Workspace
+    sources: Sources
+    resume: bool = True
+    force: bool = False
+    dry_run: bool = False
+    shown: Shown = field(default_factory=Shown)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a request.
+
+    Attributes:
+        status: `done`, `already complete` or `dry run`.
+        artifact: None after a dry run of something that is not complete.
+        effective: the effective settings that were printed.
+        conclusion: what a stage adds about its artifact each time (the comparison of `evaluate`).
+        failed_gate: the gate that was not passed; to be raised once the result is out.
+        is_main: False on all but one process under torchrun or Slurm; only that one speaks.
+    """
+
+    status: Literal["done", "already complete", "dry run"]
+    folder: Path
+    artifact: Artifact | None
+    effective: dict[str, Any]
+    conclusion: dict[str, Any]
+    failed_gate: GateError | None = None
+    is_main: bool = True
+
+
+def stage_module(stage: str) -> ModuleType:
+    """The module `aligndet_cli.<stage>.stage`, imported when it is needed (most of them import torch)."""
+    return importlib.import_module(f"aligndet_cli.{stage.replace('-', '_')}.stage")
+
+
+def stage_config_class(stage: str) -> type[StageConfig]:
+    """Config class of a stage."""
+    config_class: type[StageConfig] = getattr(stage_module(stage), CONFIG_CLASSES[stage])
+    return config_class
+
+
+def execute(request: Request) -> Outcome:
+    """Validate, decide, run.
+
+    Raises:
+        AlignDetError: anything the user can put right.
+    """
+    module = stage_module(request.stage)
+    asked, _ = load_config(stage_config_class(request.stage), request.stage, request.sources)
+    config = with_data(asked, request.workspace, request.stage)
+    devices = Devices() if request.stage == STAGES[0] else resolve_devices(config.runtime)
+
+    def prepare() -> Any:
+        return module.prepare(config, request.workspace, resume=request.resume, force=request.force)
+
+    with one_for_all(devices.kind) as once:
+        plan = once(prepare)
+        output: Output = plan.output
+        effective = module.describe(plan)
+        is_main = _is_main()
+        if is_main:
+            _say(request.stage, effective)
+        status = _carry_out(request, plan, devices, module.run, is_main)
+    artifact = None
+    if (output.folder / "manifest.json").exists() and status != "dry run" and is_main:
+        artifact = Artifact(output.folder, read_json(output.folder / "manifest.json"))
+        _remember_data(request, config)
+    conclusion, failed_gate = {}, None
+    if artifact is not None and request.stage == "evaluate":
+        conclusion = module.conclude(plan)
+        try:
+            module.check_gate(plan)
+        except GateError as error:
+            failed_gate = error
+    return Outcome(status, output.folder, artifact, effective, conclusion, failed_gate, is_main)
+
+
+def with_data(config: StageConfig, workspace: Workspace, command: str) -> StageConfig:
+    """The config with the place of the data filled in: as given, else as the workspace remembers it.
+
+    Raises:
+        ConfigError: nobody said where the data is.
+    """
+    data = config.data
+    if data.root is None and data.annotations is None:
+        remembered = workspace.recall("data")
+        if remembered is None:
+            raise ConfigError(
+                f"which data? name it: `aligndet {command} DATA` (a COCO, VOC or YOLO root, or a folder of images)"
+            )
+        known = {key: value for key, value in remembered.items() if value is not None}
+        data = DataConfig.model_validate({**data.model_dump(exclude_unset=True), **known})
+    absolute = {key: value.resolve() for key in ("root", "annotations", "images") if (value := getattr(data, key))}
+    return config.model_copy(update={"data": data.model_copy(update=absolute)})
+
+
+def _carry_out(
+    request: Request, plan: Any, devices: Devices, run: Callable[[Any, Process], None], is_main: bool
+) -> Literal["done", "already complete", "dry run"]:
+    output: Output = plan.output
+    if request.dry_run:
+        return "dry run"
+    if output.action == "complete":
+        return "already complete"
+    with output.lock() if is_main else contextlib.nullcontext():
+        if output.action == "resume" and is_main:
+            logger.info(f"continuing {output.folder}, which was interrupted")
+        if request.stage == STAGES[0]:
+            run(plan, Process(progress=request.shown.progress))
+        else:
+            launch(run, plan, devices, request.shown)
+    return "done"
+
+
+def _say(stage: str, effective: dict[str, Any]) -> None:
+    width = max(len(key) for key in effective)
+    logger.info(f"aligndet {stage}")
+    for key, value in effective.items():
+        logger.info(f"  {key.replace('_', ' '):<{width}}  {value}")
+
+
+def _remember_data(request: Request, config: StageConfig) -> None:
+    """`proposals` says what the workspace is about; other stages only where nothing was said before."""
+    if request.stage == STAGES[0] or request.workspace.recall("data") is None:
+        data = config.data.model_dump(mode="json")
+        request.workspace.remember("data", {key: data[key] for key in _DATA_KEYS})
+
+
+def _is_main() -> bool:
+    if joined_world_size() is None:
+        return True
+    import torch.distributed as dist
+
+    return dist.get_rank() == 0

@@ -1,0 +1,250 @@
+"""All flags of the command line in one place: the same word means the same everywhere.
+
+A flag is data. `with_flags` gives a command its flags, so that no command lists them again, and hands it what was
+typed; a flag that was not typed is None, because every default lives in the stage's config.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aligndet_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+        names: as typed, e.g. `--workspace`, `-w`, or `--resume/--no-resume`.
+        kind: type of the value.
+        help: one line.
+        path: dotted path of the setting; "" for flags that steer the command itself.
+        panel: heading in the help.
+        is_list: a comma-separated list of numbers or words.
+    """
+
+    names: tuple[str, ...]
+    kind: type
+    help: str
+    path: str = ""
+    panel: str = "Settings"
+    is_list: bool = False
+
+    @property
+    def parameter(self) -> str:
+        """Name as a Python parameter."""
+        return self.names[0].split("/")[0].lstrip("-").replace("-", "_") + "_"
+
+    @property
+    def word(self) -> str:
+        """The long name, for messages."""
+        return self.names[0].split("/")[0]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What was typed.
+
+    Attributes:
+        settings: `{dotted.path: (flag, value)}`.
+        control: values of the flags without a path, by word without dashes; None when not typed.
+    """
+
+    settings: dict[str, tuple[str, Any]]
+    control: dict[str, Any]
+
+
+def _flag(names: str, kind: type, text: str, path: str = "", panel: str = "Settings", *, is_list: bool = False) -> Flag:
+    return Flag(tuple(names.split()), kind, text, path, panel, is_list)
+
+
+RUN = "Running"
+MACHINE = "Machine"
+
+CONTROL = (
+    _flag("--workspace -w", Path, "Folder of the artifacts ($ALIGNDET_WORKSPACE, ./workspace).", "", RUN),
+    _flag("--config -c", Path, "TOML file with settings, plain or one table per stage.", "", RUN),
+    _flag("--set -s", list, "One setting as some.key=value; repeatable.", "", RUN),
+    _flag("--name", str, "Name of the run.", "name", RUN),
+    _flag("--resume/--no-resume", bool, "Continue an interrupted run, or start it over (resume).", "", RUN),
+    _flag("--force", bool, "Redo the stage although it is complete.", "", RUN),
+    _flag("--dry-run -n", bool, "Check everything, print the effective settings, and stop.", "", RUN),
+    _flag("--json", bool, "Print one JSON object on stdout.", "", RUN),
+    _flag("--progress", str, "auto | bar | plain | none.", "", RUN),
+    _flag("--quiet -q", bool, "Warnings only.", "", RUN),
+    _flag("--verbose -v", bool, "More detail.", "", RUN),
+    _flag("--seed", int, "Seed of everything random.", "seed", RUN),
+)
+DATA = (
+    _flag("--format", str, "auto | coco | voc | yolo | folder.", "data.format", "Data"),
+    _flag("--split", str, "Split to read, e.g. train2017.", "data.split", "Data"),
+    _flag("--annotations", Path, "Label file, instead of the split's.", "data.annotations", "Data"),
+    _flag("--images", Path, "Image folder, instead of the split's.", "data.images", "Data"),
+    _flag("--limit", int, "First N images only.", "data.limit", "Data"),
+)
+WORKERS = (
+    _flag(
+        "--num-workers",
+        str,
+        "Processes that read and prepare images: auto or a number.",
+        "runtime.num_workers",
+        MACHINE,
+    ),
+)
+DEVICES = (
+    _flag("--accelerator", str, "auto | cpu | gpu.", "runtime.accelerator", MACHINE),
+    _flag("--devices", str, "auto, a number of processes, or GPUs like 0,1.", "runtime.devices", MACHINE),
+    _flag("--num-nodes", int, "Machines, under torchrun or Slurm.", "runtime.num_nodes", MACHINE),
+    *WORKERS,
+)
+OFFLINE = (_flag("--offline", bool, "Never download; $ALIGNDET_OFFLINE=1 does the same.", "runtime.offline", MACHINE),)
+PRECISION = (
+    _flag("--precision", str, "32-true | bf16-mixed | 16-mixed.", "runtime.precision", MACHINE),
+    _flag("--compile/--no-compile", bool, "torch.compile the model.", "runtime.compile", MACHINE),
+    _flag("--deterministic", bool, "Only deterministic GPU kernels.", "runtime.deterministic", MACHINE),
+)
+MODEL = (
+    _flag("--detector", str, "Detector family; see `aligndet ls detectors`.", "detector.family"),
+    _flag("--backbone", str, "Backbone; see `aligndet ls backbones`.", "backbone.name"),
+    _flag("--backbone-weights", str, "torchvision name, file, or none.", "backbone.weights"),
+    *OFFLINE,
+)
+TRAINING = (
+    _flag("--schedule", str, "12k | 90k | 1x | 2x | 3x | 4x | 50e | 100e | 150e.", "training.schedule"),
+    _flag("--epochs", int, "Length in epochs, instead of the schedule's.", "training.epochs"),
+    _flag("--steps", int, "Length in steps, instead of the schedule's.", "training.steps"),
+    _flag("--batch-size", int, "Images per step over all processes.", "training.batch_size"),
+    _flag("--accumulate", int, "Micro-batches per step.", "training.accumulate"),
+    _flag("--lr", float, "Learning rate, used as it is.", "training.lr"),
+    _flag("--weight-decay", float, "Weight decay.", "training.weight_decay"),
+    _flag("--on-error", str, "skip | fail on unreadable images.", "on_error"),
+)
+PROPOSALS = (
+    _flag("--mode", str, "opencv-fast | opencv-quality | opencv-single.", "mode"),
+    _flag("--source", str, "selective-search | ground-truth.", "source"),
+    _flag("--min-size", int, "Smallest side in pixels.", "min_size"),
+    _flag("--max-ratio", float, "Largest ratio of the sides.", "max_ratio"),
+    _flag("--max-size", float, "Largest size as a share of the image's.", "max_size"),
+    _flag("--nms", float, "IoU above which the later of two boxes goes.", "nms"),
+    _flag("--max-per-image", int, "Best N boxes per image.", "max_per_image"),
+    _flag("--import", Path, "Take boxes from a COCO json instead of searching.", "import_file"),
+    _flag("--export", Path, "Also write the boxes as a COCO json."),
+    _flag("--on-error", str, "skip | fail on unreadable images.", "on_error"),
+)
+CLUSTER = (
+    _flag("--k", int, "Number of clusters.", "k"),
+    _flag("--pca-dim", int, "Dimensions kept of the features.", "pca_dim"),
+    *MODEL[1:],
+    _flag("--batch-size", int, "Images per forward pass.", "batch_size"),
+    _flag("--short-side", int, "Resolution the images are resized to.", "short_side"),
+    _flag("--long-side", int, "Largest long side.", "long_side"),
+)
+PRETRAIN_BOX = (
+    *MODEL,
+    _flag("--topk", int, "Best N proposals per image.", "topk"),
+    _flag("--temperature", float, "Of the contrastive loss.", "temperature"),
+    _flag("--momentum", float, "First EMA coefficient.", "momentum"),
+    _flag("--tasks", str, "both | contrastive | regression.", "tasks"),
+    _flag("--freeze-backbone/--no-freeze-backbone", bool, "Keep the backbone as it is (freeze).", "freeze_backbone"),
+    *TRAINING,
+    _flag("--short-side", str, "Resolutions to draw from, e.g. 640,672.", "views.short_side", is_list=True),
+    _flag("--long-side", int, "Largest long side.", "views.long_side"),
+)
+FINETUNE = (
+    *MODEL,
+    _flag("--init", str, "pretrain | backbone | scratch | a weights.pt.", "init"),
+    _flag("--load-modules", str, "Of neck,rpn,head: which to load.", "load_modules", is_list=True),
+    _flag("--min-match", float, "Least share of weights that must fit.", "min_match"),
+    _flag("--fraction", float, "Percent of the labelled images.", "fraction"),
+    _flag("--fold", int, "Which fold of that fraction.", "fold"),
+    _flag("--evaluate-every", int, "Epochs between evaluations.", "evaluate_every"),
+    *TRAINING,
+    _flag(
+        "--short-side",
+        str,
+        "Training resolutions, e.g. 640,672; tested at the largest.",
+        "resolution.short_side",
+        is_list=True,
+    ),
+    _flag("--long-side", int, "Largest long side.", "resolution.long_side"),
+)
+EVALUATE = (
+    _flag("--run", str, "Fine-tuned run (the newest).", "run"),
+    _flag("--metric", str, "auto | coco | voc.", "metric"),
+    _flag("--compare", str, "Another evaluated run: print the difference.", "compare"),
+    _flag("--fail-under", float, "Exit 6 when AP (0..1) is lower.", "fail_under"),
+    _flag("--batch-size", int, "Images per forward pass.", "batch_size"),
+    _flag("--short-side", int, "Test resolution (the run's).", "short_side"),
+    _flag("--long-side", int, "Largest long side (the run's).", "long_side"),
+)
+
+DOCTOR = (
+    *(flag for flag in CONTROL if flag.word in ("--workspace", "--json")),
+    _flag("--strict", bool, "Exit 6 when there are errors or warnings."),
+    *DATA,
+)
+
+STAGE_FLAGS: dict[str, tuple[Flag, ...]] = {
+    "proposals": (*CONTROL, *DATA, *WORKERS, *PROPOSALS),
+    "cluster": (*CONTROL, *DATA, *DEVICES, *CLUSTER),
+    "pretrain-box": (*CONTROL, *DATA, *DEVICES, *PRECISION, *PRETRAIN_BOX),
+    "finetune": (*CONTROL, *DATA, *DEVICES, *PRECISION, *FINETUNE),
+    "evaluate": (*CONTROL, *DATA, *DEVICES, *PRECISION[:1], *EVALUATE),
+}
+
+
+def with_flags(flags: tuple[Flag, ...]) -> Callable[[Callable[[Path | None, Given], None]], Callable[..., None]]:
+    """Turn `command(data, given)` into a Typer command with an optional DATA argument and these flags."""
+
+    def decorate(command: Callable[[Path | None, Given], None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def typed(**values: Any) -> None:
+            data = values.pop("data")
+            command(data, collect(flags, values))
+
+        parameters = [_parameter("data", Annotated[Path | None, typer.Argument(help="Data set.", show_default=False)])]
+        parameters += [_parameter(flag.parameter, _annotation(flag)) for flag in flags]
+        typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by Typer
+        typed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return typed
+
+    return decorate
+
+
+def collect(flags: tuple[Flag, ...], values: dict[str, Any]) -> Given:
+    """Sort typed values into settings and control.
+
+    Raises:
+        ConfigError: a list flag with something that is no list.
+    """
+    settings: dict[str, tuple[str, Any]] = {}
+    control: dict[str, Any] = {}
+    for flag in flags:
+        value = values[flag.parameter]
+        if not flag.path:
+            control[flag.word.lstrip("-")] = value
+        elif value is not None:
+            settings[flag.path] = (flag.word, _as_list(flag, value) if flag.is_list else value)
+    return Given(settings, control)
+
+
+def _as_list(flag: Flag, text: str) -> list[Any]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise ConfigError(f"{flag.word} {text}: write a list like a,b,c")
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+def _annotation(flag: Flag) -> Any:
+    kind: Any = list[str] | None if flag.kind is list else flag.kind | None
+    return Annotated[kind, typer.Option(*flag.names, help=flag.help, rich_help_panel=flag.panel, show_default=False)]
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -1,0 +1,93 @@
+"""Features of proposals: right pixels, right rows, and the same for any number of processes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import roi_align
+
+from aligndet_cli.cluster.features import Extraction, ProposalImages, extract_features, find_places, pool_boxes
+from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
+from aligndet_cli.data.images import read_image
+from aligndet_cli.data.proposal_source import open_proposals
+from aligndet_cli.errors import RunError
+from aligndet_cli.training.launch import Process
+from aligndet_cli.training.logs import Progress
+from aligndet_cli.training.signals import StopSignal
+
+
+class Pixels(nn.Module):
+    """A "backbone" whose map is the image itself, undone from its normalisation, at full resolution."""
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        return {"c5": pixels * std.view(3, 1, 1) + mean.view(3, 1, 1)}
+
+
+def silent() -> Watch:
+    return Watch(Progress("test", 1, mode="none"), StopSignal())
+
+
+def open_source(workspace, batch_size=2):
+    store, images, _ = open_proposals(workspace)
+    return ProposalImages(images, store, find_places(store, images), batch_size)
+
+
+def extract(source, folder, backbone, channels, ranks=((0, 1),), **settings):
+    features = RowFile(folder / "features.f16", "<f2", source.store.total, channels)
+    marks = DoneMarks(folder / "features.done", source.num_batches)
+    features.create()
+    marks.create()
+    extraction = Extraction(**{"level": "c5", "short_side": 71, "long_side": 999, **settings})
+    for rank, world_size in ranks:
+        process = Process(rank=rank, world_size=world_size)
+        extract_features(backbone, source, features, marks, extraction, process, silent())
+    assert marks.read().all()
+    return features
+
+
+def test_places_skip_images_without_boxes(make_workspace):
+    source = open_source(make_workspace())
+    # NUM_BOXES = (0, 3, 7, 0, 0, 2, 5, 1, 0): images 1, 2, 5, 6 and 7 have boxes
+    assert source.places.tolist() == [[1, 1], [2, 2], [5, 5], [6, 6], [7, 7]]
+    assert [source.rows_of(index) for index in range(source.num_batches)] == [(0, 10), (10, 17), (17, 18)]
+
+
+def test_rows_are_the_mean_colour_of_their_boxes(make_workspace, tmp_path):
+    source = open_source(make_workspace())
+    # Twice the size, so boxes have to be scaled; scaled by 2, bilinear pooling still averages the inside of a box.
+    features = extract(source, tmp_path, Pixels(), 3, short_side=1000, long_side=2000).read(0, 18)
+    for in_store, in_images in source.places.tolist():
+        image = read_image(source.images.record(in_images).path) / 255
+        first = int(source.store.offsets[in_store])
+        for row, (x1, y1, x2, y2) in enumerate(source.store.boxes_of(in_store).astype(int).tolist(), start=first):
+            expected = image[y1:y2, x1:x2].mean(axis=(0, 1))
+            np.testing.assert_allclose(features[row].astype(float), expected, atol=0.03)
+
+
+def test_any_number_of_processes_gives_the_same_rows(make_workspace, tmp_path):
+    source = open_source(make_workspace())
+    folders = [tmp_path / name for name in ("one", "three")]
+    for folder in folders:
+        folder.mkdir()
+    extract(source, folders[0], Pixels(), 3)
+    extract(source, folders[1], Pixels(), 3, ranks=((2, 3), (0, 3), (1, 3)))
+    one, three = ((folder / "features.f16").read_bytes() for folder in folders)
+    assert one == three
+
+
+def test_pooling_is_the_mean_of_a_7x7_roi_align():
+    generator = torch.Generator().manual_seed(0)
+    feature_map = torch.randn(2, 5, 11, 13, generator=generator)
+    boxes = [torch.tensor([[3.0, 5.0, 100.0, 77.0], [0.0, 0.0, 32.0, 32.0]]), torch.tensor([[10.0, 0.0, 400.0, 352.0]])]
+    expected = roi_align(feature_map, boxes, 7, spatial_scale=1 / 32, sampling_ratio=2, aligned=True).mean(dim=(2, 3))
+    torch.testing.assert_close(pool_boxes(feature_map, boxes, (352, 416)), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_features_that_are_not_finite(make_workspace, tmp_path):
+    class Broken(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"c5": pixels * float("nan")}
+
+    with pytest.raises(RunError, match="not finite"):
+        extract(open_source(make_workspace()), tmp_path, Broken(), 3)

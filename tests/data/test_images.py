@@ -1,0 +1,163 @@
+"""Reading images: values are known colours, sizes are worked out beside each case."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aligndet_cli.data.images import IMAGE_SUFFIXES, decode_image, is_image_file, read_image, read_size_hw
+from aligndet_cli.errors import DataError
+
+# Top left red, top right green, bottom left blue, bottom right white: tells all eight orientations apart.
+CORNERS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], dtype=np.uint8)
+
+
+def corner_image(block: int = 16) -> Image.Image:
+    """Upright picture of 2x3 blocks: 32 high, 48 wide, the right column twice as wide."""
+    pixels = np.repeat(np.repeat(CORNERS, block, axis=0), [block, 2 * block], axis=1)
+    return Image.fromarray(pixels)
+
+
+def noise(size_hw: tuple[int, int] = (120, 160)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size_hw, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = corner_image()
+    # What a camera would store: undoing each orientation; 6 (turn by 90 to view) was stored turned the other way.
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"image{suffix}"
+    stored.save(path, exif=exif, **({} if suffix == ".tif" else {"quality": 95}))
+    assert read_size_hw(path) == (32, 48)
+    pixels = read_image(path)
+    assert pixels.shape == (32, 48, 3)
+    centres = pixels[[8, 24]][:, [8, 32]]
+    np.testing.assert_allclose(centres.astype(int), CORNERS.astype(int), atol=12)
+
+
+# Outside pytest, which resets the filters, images.py silences this.
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_block_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    # A directory that claims 9 entries and holds none.
+    corner_image().save(path, exif=b"Exif\x00\x00MM\x00\x2a" + struct.pack(">IH", 8, 9))
+    assert read_size_hw(path) == read_image(path).shape[:2] == (32, 48)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    gray = Image.new("L", (7, 5), 255)
+    gray.convert(mode).save(path)
+    pixels = read_image(path)
+    assert pixels.shape == (5, 7, 3) and pixels.dtype == np.uint8 and pixels.flags.writeable
+    assert (pixels >= 254).all()
+    assert read_size_hw(path) == (5, 7)
+
+
+def test_cmyk_colours_are_not_inverted(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(path, quality=95)  # magenta + yellow ink = red
+    np.testing.assert_allclose(read_image(path)[8, 8].astype(int), [255, 0, 0], atol=6)
+
+
+def test_alpha_is_dropped_not_composited(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(path)
+    assert read_image(path)[0, 0].tolist() == [10, 20, 30]
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    image.save(path, transparency=bytes([0, 128]))
+    assert read_image(path)[0, 0].tolist() == [200, 100, 50]
+
+
+def test_16_bit_png_keeps_the_high_byte(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 0x1234, 0xFFFF]], dtype=np.uint16)).save(path)
+    assert read_image(path)[0].tolist() == [[0, 0, 0], [0x12] * 3, [0xFF] * 3]
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(path)
+    assert read_image(path).tolist() == [[[1, 2, 3]]]
+    assert read_size_hw(path) == (1, 1)
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(path)
+    with pytest.raises(DataError, match="floating-point pixels"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_truncated_files_are_errors(tmp_path: Path, suffix: str, share: float) -> None:
+    whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    noise().save(whole)
+    content = whole.read_bytes()
+    assert read_image(whole).shape == (120, 160, 3)
+    cut.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError) as error:
+        read_image(cut)
+    assert str(error.value).startswith(f"{cut}: ") and "\n" not in str(error.value)
+
+
+def test_progressive_jpeg_cut_in_half(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    noise().save(path, progressive=True)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="truncated"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("read", [read_image, read_size_hw])
+def test_what_is_not_an_image(tmp_path: Path, read, capfd: pytest.CaptureFixture[str]) -> None:
+    text, empty, folder = tmp_path / "text.jpg", tmp_path / "empty.jpg", tmp_path / "folder.jpg"
+    text.write_text("hello, I am not a JPEG\n" * 20)
+    empty.touch()
+    folder.mkdir()
+    cases = {text: "not an image", empty: "empty file", folder: "is a folder", tmp_path / "no.jpg": "no such image"}
+    for path, message in cases.items():
+        with pytest.raises(DataError, match=message) as error:
+            read(path)
+        assert str(path) in str(error.value) and "0x" not in str(error.value) and "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_formats_that_run_programs_are_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match="not an image"):
+        read_image(path)
+
+
+def test_decode_image_names_the_file() -> None:
+    with pytest.raises(DataError, match=r"^some/file\.jpg: "):
+        decode_image(b"x", Path("some/file.jpg"))
+
+
+def test_suffixes() -> None:
+    assert is_image_file("A.JPG") and is_image_file("a/b.tiff") and not is_image_file("a.txt")
+    assert not is_image_file("._a.jpg")  # resource forks that macOS leaves in archives
+    assert all(suffix == suffix.lower() for suffix in IMAGE_SUFFIXES)

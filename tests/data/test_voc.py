@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import make_voc, voc_xml
+
+from aligndet_cli.config import DataConfig
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.open import Purpose, choose_split, open_images
+from aligndet_cli.data.voc import VOC_CLASSES
+from aligndet_cli.errors import DataError
+
+
+def open_root(root: Path, purpose: Purpose = "train", split: str | None = None) -> ImageSet:
+    return open_images(DataConfig(root=root, split=split), purpose=purpose)
+
+
+def test_coordinates_are_one_based_and_inclusive(tmp_path: Path) -> None:
+    labels = {
+        "b": voc_xml(("cell", (1, 1, 60, 40)), ("cell", (11, 21, 12, 22))),
+        "a": voc_xml(),
+    }
+    make_voc(tmp_path, labels, {"train": ["b", "a"]})
+    images = open_root(tmp_path)
+    # A box from pixel 1 to pixel W covers the image of 60x40; pixels 11 and 12 are two wide.
+    assert images.record(0).boxes.tolist() == [[0, 0, 60, 40], [10, 20, 12, 22]]
+    assert images.problems == {}
+    assert images.file_names == ["b.jpg", "a.jpg"]  # order of the list
+    assert images.image_ids.tolist() == [1, 0]  # position among all images, sorted
+    assert images.sizes_hw.tolist() == [[40, 60]] * 2
+
+
+def test_difficult_floats_and_missing_size(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"a": voc_xml(("cat", (1.5, 2, 400.25, 30)), difficult=1, size_hw=None)}, {"train": ["a"]})
+    images = open_root(tmp_path)
+    assert images.is_crowd.tolist() == [True]
+    assert images.boxes.tolist() == [[0.5, 1, 400.25, 30]]  # no size: not clipped
+    assert images.record(0).size_hw is None
+
+
+def test_boxes_without_area_are_dropped(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"a": voc_xml(("x", (5, 5, 5, 9)), ("x", (5, 9, 8, 9)), ("x", (5, 5, 6, 6)))}, {"train": ["a"]})
+    images = open_root(tmp_path)
+    assert images.boxes.tolist() == [[4, 4, 6, 6]] and images.problems == {"degenerate boxes": 2}
+
+
+def test_standard_classes_keep_their_order(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"a": voc_xml(("dog", (1, 1, 9, 9)), ("aeroplane", (1, 1, 9, 9)))}, {"train": ["a"]})
+    images = open_root(tmp_path)
+    assert tuple(category.name for category in images.categories) == VOC_CLASSES
+    assert len(VOC_CLASSES) == 20 and VOC_CLASSES[11] == "dog"
+    assert images.class_ids.tolist() == [11, 0]
+    assert [category.category_id for category in images.categories] == list(range(1, 21))
+
+
+def test_own_classes_agree_between_splits(tmp_path: Path) -> None:
+    labels = {"a": voc_xml(("zebra", (1, 1, 9, 9))), "b": voc_xml(("ant", (1, 1, 9, 9)))}
+    make_voc(tmp_path, labels, {"train": ["a"], "val": ["b"]})
+    train, val = open_root(tmp_path), open_root(tmp_path, "val")
+    assert train.categories == val.categories
+    assert [category.name for category in train.categories] == ["ant", "zebra"]
+    assert train.class_ids.tolist() == [1] and val.class_ids.tolist() == [0]
+
+
+def test_devkit_joins_the_years(tmp_path: Path) -> None:
+    box = voc_xml(("cat", (1, 1, 9, 9)))
+    make_voc(tmp_path / "VOCdevkit/VOC2007", {"1": box, "2": box}, {"trainval": ["1"], "test": ["2"]})
+    # 2012: its test list has no annotations, and lists per class are not splits.
+    lists = {"trainval": ["1"], "test": ["9"], "cat_train": ["1 -1"]}
+    make_voc(tmp_path / "VOCdevkit/VOC2012", {"1": box}, lists)
+    for root in (tmp_path, tmp_path / "VOCdevkit"):
+        train, test = open_root(root), open_root(root, "val")
+        assert train.file_names == ["VOC2007/JPEGImages/1.jpg", "VOC2012/JPEGImages/1.jpg"]
+        assert train.image_ids.tolist() == [0, 2] and test.image_ids.tolist() == [1]
+        assert (train.split, test.split, test.file_names) == ("trainval", "test", ["VOC2007/JPEGImages/2.jpg"])
+    with pytest.raises(DataError, match="no split 'cat_train'; did you mean|no split 'cat_train'; known: test, trainv"):
+        open_root(tmp_path, split="cat_train")
+
+
+def test_class_lists_select_names_only(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"a": voc_xml(), "b": voc_xml()}, {"train": ["a.jpg  1", "", "b -1", "b -1"]})
+    assert open_root(tmp_path).file_names == ["a.jpg", "b.jpg"]
+
+
+def test_without_image_lists_everything_is_one_split(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"b": voc_xml(("x", (1, 1, 9, 9))), "a": voc_xml()}, {})
+    images = open_root(tmp_path)
+    assert (images.split, images.file_names) == ("all", ["a.jpg", "b.jpg"])
+    with pytest.raises(DataError, match="no val split; known: all"):
+        open_root(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("known", "train", "val"),
+    [
+        (["test", "train", "trainval", "val"], "trainval", "test"),
+        (["train", "trainval", "val"], "train", "val"),  # never trained on what is validated on
+        (["train", "val"], "train", "val"),
+        (["test", "train"], "train", "test"),
+        (["test", "trainval"], "trainval", "test"),
+    ],
+)
+def test_default_splits(tmp_path: Path, known: list[str], train: str, val: str) -> None:
+    assert choose_split(tmp_path, known, None, "train") == train
+    assert choose_split(tmp_path, known, None, "val") == val
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<annotation><object>", "a.xml: not valid XML"),
+        ("", "a.xml: not valid XML"),
+        ("<annotation><object><name>x</name></object></annotation>", "a.xml: object 1 has no bndbox"),
+        (voc_xml(("", (1, 1, 2, 2))), "a.xml: object 1 has no name"),
+        (voc_xml(("x", (1, 1, 2, 2))).replace("<xmax>2<", "<xmax>two<"), "a.xml: object 1 has no bndbox"),
+        (voc_xml(("x", (1, 1, float("nan"), 2))), "box of image a.jpg is NaN"),
+    ],
+)
+def test_bad_xml(tmp_path: Path, text: str, message: str) -> None:
+    make_voc(tmp_path, {"a": text}, {"train": ["a"]})
+    with pytest.raises(DataError, match=message):
+        open_root(tmp_path)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"a": voc_xml(), "b": voc_xml()}, {"train": ["a", "b"]})
+    (tmp_path / "JPEGImages/b.jpg").unlink()
+    with pytest.raises(DataError, match=r"JPEGImages/b\.jpg: image listed"):
+        open_root(tmp_path)
+    (tmp_path / "Annotations/b.xml").unlink()
+    with pytest.raises(DataError, match=r"Annotations/b\.xml: annotation file"):
+        open_root(tmp_path)
+
+
+def test_bccd(shared_data: Path) -> None:
+    # Counts: table of shared/data/bccd/README.md, less the 2 boxes without area it lists.
+    root = shared_data / "bccd" / "BCCD"
+    train, test = open_root(root), open_root(root, "val")
+    assert (train.split, len(train), len(train.boxes)) == ("trainval", 292, 3943 - 2)
+    assert train.problems == {"degenerate boxes": 2}
+    assert (test.split, len(test), len(test.boxes), test.problems) == ("test", 72, 945, {})
+    assert [category.name for category in train.categories] == ["Platelets", "RBC", "WBC"]
+    assert np.bincount(train.class_ids).tolist() == [292, 3350 - 2, 301]
+    assert not set(train.image_ids.tolist()) & set(test.image_ids.tolist())
+    # Some boxes start at pixel 1 and some end at the last one: both borders are reached, none is crossed.
+    assert train.boxes.min() == 0 and train.boxes[:, 2].max() == 640 and train.boxes[:, 3].max() == 480
+    # The folder around it, as an archive leaves it, is the same data set.
+    assert open_root(root.parent).fingerprint == train.fingerprint
