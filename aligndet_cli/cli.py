@@ -1,7 +1,6 @@
 """The command line: thin commands around `driver.execute`, and the helpers beside them. Imports no torch."""
 
 import contextlib
-import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,22 +12,13 @@ from rich.console import Console
 from aligndet_cli import __version__
 from aligndet_cli.config import STAGES, Sources, StageConfig, did_you_mean, flatten, load_config
 from aligndet_cli.driver import Outcome, Request, execute, stage_config_class, with_data
-from aligndet_cli.errors import AlignDetError, ConfigError, GateError
+from aligndet_cli.errors import AlignDetError, ConfigError, GateError, as_user_error
 from aligndet_cli.flags import DOCTOR, STAGE_FLAGS, Given, with_flags
 from aligndet_cli.training.launch import Shown
 from aligndet_cli.training.logs import setup_logging
 from aligndet_cli.workspace import Workspace
 
 SCHEMA_VERSION = 1
-_DISK_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-}
 
 app = typer.Typer(
     name="aligndet",
@@ -247,10 +237,10 @@ def user_errors(is_json: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to continue", 130, is_json)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        known = as_user_error(error)
+        if known is None:
             raise
-        place = error.filename or "the workspace"
-        _fail(f"{place}: {error.strerror}; free space or choose another --workspace, then run again", 1, is_json)
+        _fail(str(known), known.exit_code, is_json)
 
 
 def _fail(message: str, exit_code: int, is_json: bool) -> None:
@@ -270,11 +260,13 @@ def _progress_mode(control: dict[str, Any]) -> Any:
 def _print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
     result = outcome.artifact.result if outcome.artifact else {}
     if is_json:
-        content = {"command": stage, "status": outcome.status, "folder": str(outcome.folder), "result": result}
+        content = {"command": stage, "status": outcome.status, "action": outcome.action}
+        content |= {"folder": str(outcome.folder), "result": result}
         _print_json({**content, "effective": outcome.effective, **outcome.conclusion})
         return
     if outcome.status == "dry run":
-        typer.echo(f"dry run: {outcome.folder} {'is complete' if outcome.artifact else 'would be written'}")
+        would_be = {"start": "would be written", "resume": "would be continued", "complete": "is already complete"}
+        typer.echo(f"dry run: {outcome.folder} {would_be[outcome.action]}")
         return
     prefix = "already complete: " if outcome.status == "already complete" else ""
     typer.echo(f"{prefix}{outcome.folder}")

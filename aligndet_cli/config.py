@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,10 @@ class Frozen(BaseModel):
     """A group of settings: unknown keys are errors and values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+# Pixels of an image side after resizing: the coarsest feature map that every detector has is 32 times smaller.
+Side = Annotated[int, Field(ge=32)]
 
 
 class DataConfig(Frozen):
@@ -44,7 +48,7 @@ class RuntimeConfig(Frozen):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Annotated[str, BeforeValidator(str)] = "auto"  # `--set runtime.devices=2` is an int in TOML
     num_nodes: int = Field(1, ge=1)
-    num_workers: int | Literal["auto"] = "auto"
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     compile: bool = False
     deterministic: bool = False
@@ -71,7 +75,7 @@ class StageConfig(Frozen):
         }
     )
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -187,19 +191,30 @@ def _assign(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _readable(error: ValidationError, config_class: type[BaseModel], origins: Mapping[str, str]) -> str:
-    lines = [_readable_line(item, config_class, origins) for item in error.errors()]
-    return "\n".join(dict.fromkeys(lines))
+    """One line per setting. A setting that may be one of several types fails once for each: these become one line."""
+    items_by_path: dict[str, list[Any]] = {}
+    for item in error.errors():
+        items_by_path.setdefault(_path_of(item, config_class), []).append(item)
+    lines = []
+    for path, items in items_by_path.items():
+        origin = next((origins[key] for key in origins if _is_within(key, path) or _is_within(path, key)), None)
+        where = f" (from {origin})" if origin else ""
+        if len(items) == 1:
+            lines.append(_readable_line(path, items[0], where, config_class))
+        else:
+            expected = ", or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items))
+            lines.append(f"{path}: should be {expected}, got {items[0]['input']!r}{where}")
+    return "\n".join(lines)
 
 
-def _readable_line(item: Any, config_class: type[BaseModel], origins: Mapping[str, str]) -> str:
-    # A discriminated union adds its tag to the location: keep only what the user can write.
-    location = [str(part) for part in item["loc"]]
-    known = _fields_at(config_class, location[:-1]) if location else {}
-    path = ".".join(part for part in location if not _is_union_tag(part, location))
-    origin = next((origins[key] for key in (path, *origins) if key == path and key in origins), None)
-    where = f" (from {origin})" if origin else ""
+def _is_within(path: str, group: str) -> bool:
+    return path == group or path.startswith(f"{group}.")
+
+
+def _readable_line(path: str, item: Any, where: str, config_class: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
-        return f"{path}: unknown key{where}{did_you_mean(location[-1], list(known))}"
+        *parents, key = path.split(".")
+        return f"{path}: unknown key{where}{did_you_mean(key, list(_fields_at(config_class, parents)))}"
     if item["type"] == "literal_error":
         choices = [choice.strip(" '") for choice in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return f"{path}: {item['input']!r} is not a choice{where}{did_you_mean(str(item['input']), choices)}"
@@ -207,25 +222,34 @@ def _readable_line(item: Any, config_class: type[BaseModel], origins: Mapping[st
         choices = [choice.strip(" '") for choice in item["ctx"]["expected_tags"].split(",")]
         tag, key = item["ctx"]["tag"], item["ctx"]["discriminator"].strip("'")
         return f"{path}.{key}: '{tag}' is not a choice{where}{did_you_mean(tag, choices)}"
-    return f"{path or config_class.__name__}: {item['msg'].removeprefix('Value error, ')}, got {item['input']!r}{where}"
+    if item["type"] == "model_type":
+        return f"{path}: is a group of settings, set them one by one as {path}.KEY, got {item['input']!r}{where}"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{path or config_class.__name__}: {message}, got {item['input']!r}{where}"
 
 
-def _is_union_tag(part: str, location: list[str]) -> bool:
-    return location[0] == "detector" and len(location) > 1 and part == location[1] and len(location) > 2
+def _path_of(item: Any, config_class: type[BaseModel]) -> str:
+    """The setting an error is about, as the user writes it: without pydantic's names for the members of unions."""
+    kept: list[str] = []
+    for part in map(str, item["loc"]):
+        if part in _fields_at(config_class, kept) or part.isdigit():
+            kept.append(part)
+    if item["type"] == "extra_forbidden":
+        kept.append(str(item["loc"][-1]))
+    return ".".join(kept)
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> dict[str, Any]:
     """Fields of the settings group found by walking `location` from `model`; union members are merged."""
     groups = [model]
     for part in location:
-        named = [group.model_fields[part].annotation for group in groups if part in group.model_fields]
-        if named:
-            groups = [member for annotation in named for member in _model_members(annotation)]
+        annotations = [group.model_fields[part].annotation for group in groups if part in group.model_fields]
+        groups = [member for annotation in annotations for member in _model_members(annotation)]
     return {name: field for group in groups for name, field in group.model_fields.items()}
 
 
 def _model_members(annotation: Any) -> list[type[BaseModel]]:
+    """The settings groups that an annotation such as `A | B | None` allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    is_container = get_origin(annotation) is not None or isinstance(annotation, Union)  # type: ignore[arg-type]
-    return [model for arg in get_args(annotation) for model in _model_members(arg)] if is_container else []
+    return [model for part in get_args(annotation) for model in _model_members(part)]

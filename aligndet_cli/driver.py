@@ -58,7 +58,8 @@ class Outcome:
 
     Attributes:
         status: `done`, `already complete` or `dry run`.
-        artifact: None after a dry run of something that is not complete.
+        action: what was decided: `start`, `resume` or `complete`.
+        artifact: None after a dry run.
         effective: the effective settings that were printed.
         conclusion: what a stage adds about its artifact each time (the comparison of `evaluate`).
         failed_gate: the gate that was not passed; to be raised once the result is out.
@@ -66,6 +67,7 @@ class Outcome:
     """
 
     status: Literal["done", "already complete", "dry run"]
+    action: Literal["start", "resume", "complete"]
     folder: Path
     artifact: Artifact | None
     effective: dict[str, Any]
@@ -108,7 +110,7 @@ def execute(request: Request) -> Outcome:
             _say(request.stage, effective)
         status = _carry_out(request, plan, devices, module.run, is_main)
     artifact = None
-    if (output.folder / "manifest.json").exists() and status != "dry run" and is_main:
+    if status != "dry run" and is_main:
         artifact = Artifact(output.folder, read_json(output.folder / "manifest.json"))
         _remember_data(request, config)
     conclusion, failed_gate = {}, None
@@ -118,7 +120,7 @@ def execute(request: Request) -> Outcome:
             module.check_gate(plan)
         except GateError as error:
             failed_gate = error
-    return Outcome(status, output.folder, artifact, effective, conclusion, failed_gate, is_main)
+    return Outcome(status, output.action, output.folder, artifact, effective, conclusion, failed_gate, is_main)
 
 
 def with_data(config: StageConfig, workspace: Workspace, command: str) -> StageConfig:
@@ -129,15 +131,23 @@ def with_data(config: StageConfig, workspace: Workspace, command: str) -> StageC
     """
     data = config.data
     if data.root is None and data.annotations is None:
-        remembered = workspace.recall("data")
-        if remembered is None:
-            raise ConfigError(
-                f"which data? name it: `aligndet {command} DATA` (a COCO, VOC or YOLO root, or a folder of images)"
-            )
-        known = {key: value for key, value in remembered.items() if value is not None}
-        data = DataConfig.model_validate({**data.model_dump(exclude_unset=True), **known})
+        known = {key: value for key, value in (workspace.recall("data") or {}).items() if value is not None}
+        if command == STAGES[-1] and "annotations" in known:  # the labels that were trained on
+            known = {key: known[key] for key in ("root", "format") if key in known and "root" in known}
+        if not known and data.images is None:
+            raise ConfigError(_ask_for_data(workspace, command))
+        given = {key: value for key, value in data.model_dump(exclude_unset=True).items() if value is not None}
+        data = DataConfig.model_validate({**known, **given})
     absolute = {key: value.resolve() for key in ("root", "annotations", "images") if (value := getattr(data, key))}
     return config.model_copy(update={"data": data.model_copy(update=absolute)})
+
+
+def _ask_for_data(workspace: Workspace, command: str) -> str:
+    if command in STAGES[1:3]:
+        return f"{workspace.root / STAGES[0]} not found: run `aligndet {STAGES[0]} DATA` first"
+    if command == STAGES[-1] and workspace.recall("data") is not None:
+        return "which images? the workspace remembers only labels for training: use --annotations FILE --images DIR"
+    return f"which data? name it: `aligndet {command} DATA` (a COCO, VOC or YOLO root, or a folder of images)"
 
 
 def _carry_out(

@@ -4,6 +4,8 @@ An `AlignDetError` is something the user can fix: its message is one line that n
 action. Anything else that is raised is a bug of ours and shows its traceback.
 """
 
+import errno
+
 
 class AlignDetError(Exception):
     """Base of all errors shown to users as one line."""
@@ -45,6 +47,20 @@ class Preempted(AlignDetError):
     """SIGTERM or SIGUSR1 arrived; everything is saved and the same command continues."""
 
     exit_code = 75
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_ACCESS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
+def as_user_error(error: OSError) -> RunError | None:
+    """What the disk refuses, as an error that the user can put right; None for anything else."""
+    place = error.filename or "the workspace"
+    if error.errno in _NO_ROOM:
+        return RunError(f"{place}: {error.strerror}; free some space, then run the same command again to continue")
+    if error.errno in _NO_ACCESS or error.errno == errno.EIO:
+        return RunError(f"{place}: {error.strerror}; choose a --workspace that can be written, then run again")
+    return None
 
 
 ERROR_BY_EXIT_CODE: dict[int, type[AlignDetError]] = {

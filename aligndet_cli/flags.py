@@ -13,8 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-from aligndet_cli.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class Flag:
@@ -218,11 +216,7 @@ def with_flags(flags: tuple[Flag, ...]) -> Callable[[Callable[[Path | None, Give
 
 
 def collect(flags: tuple[Flag, ...], values: dict[str, Any]) -> Given:
-    """Sort typed values into settings and control.
-
-    Raises:
-        ConfigError: a list flag with something that is no list.
-    """
+    """Sort typed values into settings and control."""
     settings: dict[str, tuple[str, Any]] = {}
     control: dict[str, Any] = {}
     for flag in flags:
@@ -230,15 +224,10 @@ def collect(flags: tuple[Flag, ...], values: dict[str, Any]) -> Given:
         if not flag.path:
             control[flag.word.lstrip("-")] = value
         elif value is not None:
-            settings[flag.path] = (flag.word, _as_list(flag, value) if flag.is_list else value)
+            # What is wrong with a value is said when the config is validated.
+            parts = [part.strip() for part in value.split(",")] if flag.is_list else value
+            settings[flag.path] = (flag.word, parts)
     return Given(settings, control)
-
-
-def _as_list(flag: Flag, text: str) -> list[Any]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise ConfigError(f"{flag.word} {text}: write a list like a,b,c")
-    return [int(part) if part.isdigit() else part for part in parts]
 
 
 def _annotation(flag: Flag) -> Any:

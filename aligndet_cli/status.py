@@ -1,15 +1,14 @@
 """What is in a workspace: finished, interrupted and running stages, and what they were made from."""
 
-import fcntl
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from aligndet_cli.config import STAGES
-from aligndet_cli.workspace import Artifact, Workspace, read_json
+from aligndet_cli.workspace import Artifact, Workspace, is_locked, read_json
 
-# Which finished stages an input of this name can come from.
-_PRODUCERS = {"proposals": ("proposals",), "clusters": ("cluster",), "weights": ("pretrain-box", "finetune")}
+# Inputs that another stage of the workspace made, by stage. Others, such as weights of a backbone, come from outside.
+_MADE_HERE = {"cluster": "proposals", "pretrain-box": "proposals", "finetune": "weights", "evaluate": "weights"}
 
 
 @dataclass(frozen=True)
@@ -38,43 +37,35 @@ def collect_status(workspace: Workspace) -> list[StatusRow]:
     """All runs of the workspace, stage by stage, oldest first."""
     everything = {stage: workspace.artifacts(stage) for stage in STAGES}
     known = {artifact.content_hash: f"{stage}/{artifact.name}" for stage in STAGES for artifact in everything[stage]}
-    rows = []
+    rows: list[StatusRow] = []
     for stage in STAGES:
-        rows += [_finished(stage, artifact, known) for artifact in everything[stage]]
+        stale = {f"{row.stage}/{row.run}" for row in rows if row.state == "stale"}
+        rows += [_finished(stage, artifact, known, stale) for artifact in everything[stage]]
         rows += [_unfinished(stage, folder) for folder in workspace.partials(stage)]
     return rows
 
 
-def _finished(stage: str, artifact: Artifact, known: dict[str, str]) -> StatusRow:
-    made_from, lost = [], []
-    for name, content_hash in artifact.manifest["inputs"].items():
-        if content_hash in known:
-            made_from.append(known[content_hash])
-        elif name in _PRODUCERS and content_hash != "none":
-            lost.append(name)
-    remark = f"{', '.join(lost)} changed or gone since" if lost else _summary(artifact.result)
-    state = "stale" if lost else "complete"
-    return StatusRow(stage, artifact.name, state, tuple(made_from), artifact.manifest["finished"], remark)
+def _finished(stage: str, artifact: Artifact, known: dict[str, str], stale: set[str]) -> StatusRow:
+    inputs = artifact.manifest["inputs"]
+    made_from = tuple(known[content_hash] for content_hash in inputs.values() if content_hash in known)
+    needed = _MADE_HERE.get(stage)
+    if stage == "finetune" and artifact.result.get("init") != "pretrain":
+        needed = None
+    remark, state = _summary(artifact.result), "complete"
+    if needed is not None and inputs.get(needed) not in known:
+        remark, state = f"{needed} changed or gone since", "stale"
+    elif old := [name for name in made_from if name in stale]:
+        remark, state = f"{', '.join(old)} is stale", "stale"
+    return StatusRow(stage, artifact.name, state, made_from, artifact.manifest["finished"], remark)
 
 
 def _unfinished(stage: str, folder: Path) -> StatusRow:
     name = folder.name.removeprefix(".").removesuffix(".partial")
-    is_running = _is_locked(folder / "lock")
+    is_running = is_locked(folder / "lock")
     manifest = folder / "manifest.json"
     started = str(read_json(manifest).get("started", "")) if manifest.exists() else ""
     remark = f"started {started[:16]}" + ("" if is_running else "; run the same command to continue")
     return StatusRow(stage, name, "running" if is_running else "interrupted", (), "", remark)
-
-
-def _is_locked(file: Path) -> bool:
-    if not file.exists():
-        return False
-    with file.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from aligndet_cli.config import STAGES, StageConfig, flatten, hash_json
 from aligndet_cli.errors import ConfigError, RunError
@@ -82,6 +82,8 @@ class Output:
                     f"{self.folder}: another aligndet process ({owner}) is writing it; "
                     "wait for it, or choose another --workspace or --name"
                 ) from None
+            if not _is_still(self.partial / "lock", handle):
+                raise RunError(f"{self.folder}: another aligndet process has just finished it; run the command again")
             handle.truncate(0)
             handle.write(f"pid {os.getpid()} on {platform.node()}")
             handle.flush()
@@ -90,6 +92,8 @@ class Output:
     def begin(self, config: StageConfig) -> None:
         """Clear away what may not be resumed and write what a later resume checks against, before the work."""
         if self.action == "start":
+            # Without its manifest a folder is never resumed, should this end half way.
+            (self.partial / "manifest.json").unlink(missing_ok=True)
             for leftover in self.partial.iterdir():
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
@@ -112,16 +116,7 @@ class Output:
             "result": dict(result),
         }
         write_json(self.partial / "manifest.json", manifest)
-        (self.partial / "lock").unlink(missing_ok=True)
-        shutil.rmtree(self.partial / "resume", ignore_errors=True)
-        if self.folder.exists():  # --force: the old artifact stays until the new one is ready
-            retired = self.folder.with_name(f".{self.folder.name}.old")
-            shutil.rmtree(retired, ignore_errors=True)
-            self.folder.rename(retired)
-            self.partial.rename(self.folder)
-            shutil.rmtree(retired)
-        else:
-            self.partial.rename(self.folder)
+        _put_in_place(self.folder, self.partial)
         return Artifact(self.folder, manifest)
 
 
@@ -191,7 +186,9 @@ class Workspace:
         resume: bool = True,
         force: bool = False,
     ) -> Output:
-        """Decide between start, resume, already complete and refuse; nothing is written.
+        """Decide between start, resume, already complete and refuse.
+
+        Nothing is written, but a run that was killed while it put its finished folder in place is put in place.
 
         Args:
             inputs: `{what: hash}` of everything the stage reads.
@@ -204,7 +201,7 @@ class Workspace:
         """
         folder = self.root / stage / name
         partial = folder.with_name(f".{name}.partial")
-        _finish_interrupted_swap(folder, partial)
+        _finish_interrupted_completion(folder, partial)
         settings = config.hashed_settings()
         header = {
             "stage": stage,
@@ -295,11 +292,53 @@ def _refuse_if_changed(folder: Path, header: Mapping[str, Any], state: str, reme
         raise ConfigError(f"{folder.parent / final} {state} with other settings: {'; '.join(changes)}. Use {remedy}")
 
 
-def _finish_interrupted_swap(folder: Path, partial: Path) -> None:
-    """A crash between the two renames of a forced redo leaves only `.old`: bring it back."""
+def is_locked(file: Path) -> bool:
+    """Whether a live process holds a lock file."""
+    if not file.exists():
+        return False
+    with file.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _is_still(file: Path, handle: IO[str]) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return file.stat().st_ino == os.fstat(handle.fileno()).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _put_in_place(folder: Path, partial: Path) -> None:
+    """Make a finished partial folder the artifact; one that is there already stays until the new one is ready.
+
+    The lock goes last, so that nobody takes up a folder that is about to be renamed.
+    """
     retired = folder.with_name(f".{folder.name}.old")
-    if retired.exists() and not folder.exists():
-        retired.rename(folder)
+    shutil.rmtree(partial / "resume", ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(retired, ignore_errors=True)
+        folder.rename(retired)
+    partial.rename(folder)
+    _clear_remains(folder, retired)
+
+
+def _clear_remains(folder: Path, retired: Path) -> None:
+    (folder / "lock").unlink(missing_ok=True)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _finish_interrupted_completion(folder: Path, partial: Path) -> None:
+    """Do what is left to do where a process was killed inside `_put_in_place`."""
+    retired = folder.with_name(f".{folder.name}.old")
+    manifest = partial / "manifest.json"
+    if manifest.exists() and "finished" in read_json(manifest) and not is_locked(partial / "lock"):
+        _put_in_place(folder, partial)
+    elif (folder / "lock").exists() and not is_locked(folder / "lock") or folder.exists() and retired.exists():
+        _clear_remains(folder, retired)
 
 
 def _package_versions() -> dict[str, str]:

@@ -123,7 +123,7 @@ def extract_features(
     )
     for index, (positions, images, sizes_hw) in zip(todo, batches, strict=True):
         boxes_per_image = [
-            _scaled_boxes(source.store.boxes_of(int(in_store)), size_hw, resized_hw)
+            scale_boxes(source.store.boxes_of(int(in_store)), size_hw, resized_hw)
             for in_store, size_hw, resized_hw in zip(source.batch(index)[:, 0], sizes_hw, images.sizes_hw, strict=True)
         ]
         features.write(source.rows_of(index)[0], _rows_of(backbone, images, boxes_per_image, extraction))
@@ -149,7 +149,7 @@ def pool_boxes(feature_map: Tensor, boxes_per_image: Sequence[Tensor], batch_hw:
     return pooled.flatten(1)  # (N, C, 1, 1) -> (N, C)
 
 
-def _scaled_boxes(boxes: NDArray[np.float32], size_hw: tuple[int, int], resized_hw: tuple[int, int]) -> Tensor:
+def scale_boxes(boxes: NDArray[np.float32], size_hw: tuple[int, int], resized_hw: tuple[int, int]) -> Tensor:
     """(N, 4) xyxy boxes in the pixels of the resized image."""
     scale_y, scale_x = (new / old for new, old in zip(resized_hw, size_hw, strict=True))
     return torch.from_numpy(boxes.copy()) * torch.tensor([scale_x, scale_y, scale_x, scale_y], dtype=torch.float32)

@@ -195,7 +195,7 @@ def assign(
     labels = np.empty(projected.num_rows, np.int32)
     distances = np.empty(projected.num_rows, np.float32)
     blocks = row_ranges(projected.num_rows, _BLOCK_ROWS)
-    half_norms = 0.5 * np.einsum("kd,kd->k", centroids, centroids)  # (k,)
+    half_norms = 0.5 * np.einsum("ij,ij->i", centroids, centroids)  # (k,)
     total, total_squares = np.zeros(projected.num_columns), 0.0
 
     def nearest(block: tuple[int, int]) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float64], float]:
@@ -203,7 +203,7 @@ def assign(
         # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2): the nearest has the largest bracket
         block_labels = np.argmax(rows @ centroids.T - half_norms, axis=1)
         offsets = rows - centroids[block_labels]  # exact distances: the shortcut above loses digits near 0
-        block_distances = np.einsum("nd,nd->n", offsets, offsets)
+        block_distances = np.einsum("ij,ij->i", offsets, offsets)
         return (
             block_labels,
             block_distances,

@@ -71,7 +71,9 @@ class ClusterConfig(StageConfig):
     # Ours: the PCA is fitted on this many rows from all over the data (None: on all). 128 rows per dimension settle
     # the first 256 components; each further million costs 18 minutes of CPU.
     pca_samples: int | None = Field(262_144, ge=1)
-    kmeans_epochs: int = Field(20, ge=1)  # ours: later epochs lower the inertia by less than 0.1 % each
+    # Ours: on minicoco (17,363 proposals, k 256) 20 epochs end 3.2 % above the inertia of full k-means, 5 epochs 4.3 %
+    # and 80 epochs 2.7 %.
+    kmeans_epochs: int = Field(20, ge=1)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights
-from aligndet_cli.config import DataConfig, Frozen, StageConfig
+from aligndet_cli.config import DataConfig, Frozen, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import (
     LabelBoxes,
@@ -54,8 +54,8 @@ SINGLE_SCALE = (800,)  # FACTS 5, supervised backbones
 class ResolutionConfig(Frozen):
     """Training resolution; the test resolution is its largest short side. None: by backbone and data (FACTS 5)."""
 
-    short_side: tuple[int, ...] | None = None
-    long_side: int = Field(1333, ge=1)
+    short_side: Annotated[tuple[Side, ...], Field(min_length=1)] | None = None
+    long_side: Side = 1333
 
 
 class FinetuneConfig(StageConfig):

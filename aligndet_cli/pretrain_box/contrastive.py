@@ -51,7 +51,7 @@ def contrastive_loss(
         return Contrast(zero, *(zero.detach() for _ in range(4)))
     keys, key_ids = torch.cat([momentum.detach(), online.detach()]), torch.cat([momentum_ids, online_ids])
     is_same = query_ids[:, None] == key_ids[None, :]  # (P, S2 + S1)
-    logits = queries @ keys.T / temperature  # (P, S2 + S1)
+    logits = (queries / temperature) @ keys.T  # (P, S2 + S1)
     negatives = logits.masked_fill(is_same, torch.finfo(logits.dtype).min)
     negative_lse = negatives.logsumexp(dim=1)  # (P,)
 
@@ -112,4 +112,4 @@ def _pair_divisors(query_ids: Tensor, pair_rows: Tensor) -> Tensor:
 
 
 def _mean_negative(logits: Tensor, is_same: Tensor, num_negatives: Tensor) -> Tensor:
-    return (logits * ~is_same).sum() / num_negatives.sum().clamp(min=1)
+    return (logits.sum() - logits[is_same].sum()) / num_negatives.sum().clamp(min=1)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights, locate_backbone_weights
-from aligndet_cli.config import DataConfig, Frozen, StageConfig
+from aligndet_cli.config import DataConfig, Frozen, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import (
     OnError,
@@ -46,8 +46,8 @@ from aligndet_cli.workspace import Output, Workspace, hash_files
 class ViewsConfig(Frozen):
     """Resolution of the two views."""
 
-    short_side: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # FACTS 3
-    long_side: int = Field(1333, ge=1)
+    short_side: tuple[Side, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1)  # FACTS 3
+    long_side: Side = 1333
 
 
 class ProjectorConfig(Frozen):
@@ -173,14 +173,14 @@ def run(plan: Plan, process: Process) -> None:
             logger.warning("the frozen backbone has random weights: give --backbone-weights, or --no-freeze-backbone")
     wait_for_all(process)
     pretext = build_pretext(config, process)
+    num_steps = plan.settings.schedule.num_steps
     task = TwoViews(
         pretext,
         short_sides=config.views.short_side,
         long_side=config.views.long_side,
         seed=config.seed,
-        log_every=plan.settings.log_every,
+        log_every=min(plan.settings.log_every, num_steps),
     )
-    num_steps = plan.settings.schedule.num_steps
     learner = Learner(
         model=wrap(task, process),
         optimizer=build_sgd(task, plan.settings, process),

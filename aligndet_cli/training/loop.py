@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -21,6 +22,7 @@ from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.signals import StopSignal, stop_on_signal
+from aligndet_cli.workspace import write_bytes
 
 # How numbers are called where there is little room; those without a short name are in metrics.jsonl only.
 _SHOWN = {
@@ -36,8 +38,8 @@ _SHOWN = {
 class CheckpointConfig(Frozen):
     """How often progress is made safe."""
 
-    every_steps: int = 1000
-    every_seconds: float = 120.0
+    every_steps: int = Field(1000, ge=1)
+    every_seconds: float = Field(120.0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,10 @@ def train(
 
 
 def merge_skipped(folder: Path) -> None:
-    """Make one sorted `skipped.jsonl` of what the ranks could not read."""
-    files = sorted(folder.glob("skipped-rank*.jsonl"))
+    """Make one sorted `skipped.jsonl` of what the ranks could not read, before and after interruptions."""
+    files = sorted((folder / "resume").glob("skipped-rank*.jsonl"))
     lines = sorted({line for file in files for line in file.read_text().splitlines(keepends=True)})
-    (folder / "skipped.jsonl").write_text("".join(lines))
-    for file in files:
-        file.unlink()
+    write_bytes(folder / "skipped.jsonl", "".join(lines).encode())
 
 
 def _step(
@@ -266,7 +266,8 @@ class _Records:
             if file not in self._skipped:
                 self._skipped.add(file)
                 logger.warning(f"skipped {reason}")
-                with (self.folder / f"skipped-rank{self.process.rank}.jsonl").open("a") as handle:
+                (self.folder / "resume").mkdir(exist_ok=True)
+                with (self.folder / "resume" / f"skipped-rank{self.process.rank}.jsonl").open("a") as handle:
                     handle.write(json.dumps({"file": file, "reason": reason}) + "\n")
 
     def metrics(
@@ -313,4 +314,4 @@ def _cut_back(file: Path, last_step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             break
-    file.write_text("".join(kept))
+    write_bytes(file, "".join(kept).encode())

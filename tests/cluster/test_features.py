@@ -6,7 +6,14 @@ import torch
 from torch import nn
 from torchvision.ops import roi_align
 
-from aligndet_cli.cluster.features import Extraction, ProposalImages, extract_features, find_places, pool_boxes
+from aligndet_cli.cluster.features import (
+    Extraction,
+    ProposalImages,
+    extract_features,
+    find_places,
+    pool_boxes,
+    scale_boxes,
+)
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.proposal_source import open_proposals
@@ -91,3 +98,9 @@ def test_features_that_are_not_finite(make_workspace, tmp_path):
 
     with pytest.raises(RunError, match="not finite"):
         extract(open_source(make_workspace()), tmp_path, Broken(), 3)
+
+
+def test_boxes_follow_each_axis_of_the_resize():
+    # 100 x 40 (h x w) becomes 50 x 80: y halves, x doubles
+    boxes = np.array([[1, 10, 5, 100]], np.float32)
+    assert scale_boxes(boxes, (100, 40), (50, 80)).tolist() == [[2, 5, 10, 50]]

@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aligndet_cli.config import DataConfig
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.loaders import LabelBoxes, SampleStream, StreamSampler, evaluation_batches, training_batches
+from aligndet_cli.data.open import open_images
+from aligndet_cli.data.toy import draw_toy_data
+from aligndet_cli.errors import DataError
+from aligndet_cli.training.launch import Process
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    draw_toy_data(folder, seed=0, num_train=7, num_val=3, size_hw=(64, 80))
+    return folder
+
+
+@pytest.fixture
+def images(toy: Path) -> ImageSet:
+    return open_images(DataConfig(root=toy), purpose="train")
+
+
+def sampler(num_images: int, start: int = 0, rank: int = 0, world: int = 1) -> StreamSampler:
+    process = Process(rank=rank, world_size=world)
+    return StreamSampler(num_images, 4, seed=5, start_step=start, num_steps=6, process=process)
+
+
+def test_every_image_once_per_epoch_and_epochs_differ() -> None:
+    places = [place for batch in sampler(8) for place in batch]
+    assert [position for position, _ in places] == list(range(24))
+    rows = [row for _, row in places]
+    assert sorted(rows[:8]) == sorted(rows[8:16]) == sorted(rows[16:]) == list(range(8))
+    assert rows[:8] != rows[8:16]
+
+
+def test_two_ranks_share_what_one_would_take() -> None:
+    whole = list(sampler(7))
+    parts = [list(sampler(7, rank=rank, world=2)) for rank in range(2)]
+    assert whole == [first + second for first, second in zip(*parts, strict=True)]
+
+
+def test_resuming_continues_the_stream() -> None:
+    assert list(sampler(7))[4:] == list(sampler(7, start=4))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_do_not_depend_on_workers(images: ImageSet, workers: int) -> None:
+    stream = SampleStream(images, range(len(images)), LabelBoxes(images), "skip")
+    batches = list(training_batches(stream, sampler(7), workers))
+    reference = list(training_batches(stream, sampler(7), 0))
+    assert [[s.index for s in batch] for batch in batches] == [[s.index for s in batch] for batch in reference]
+    for batch, expected in zip(batches, reference, strict=True):
+        assert all(torch.equal(one.image, two.image) for one, two in zip(batch, expected, strict=True))
+
+
+def test_crowds_are_not_trained_on(toy: Path, images: ImageSet) -> None:
+    crowded = np.ones(len(images.boxes), dtype=bool)
+    changed = ImageSet(**{**images.__dict__, "is_crowd": crowded})
+    assert all(len(LabelBoxes(changed).boxes_and_classes(index)[0]) == 0 for index in range(len(images)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_images_are_named_or_fatal(tmp_path: Path, workers: int) -> None:
+    draw_toy_data(tmp_path, seed=0, num_train=7, num_val=1, size_hw=(64, 80))
+    images = open_images(DataConfig(root=tmp_path), purpose="train")
+    broken = images.record(2).path
+    broken.write_bytes(broken.read_bytes()[:200])
+    stream = SampleStream(images, range(7), LabelBoxes(images), "skip")
+    batches = list(training_batches(stream, sampler(7), workers))
+    skipped = {file for batch in batches for sample in batch for file, _ in sample.skipped}
+    assert skipped == {images.file_names[2]}
+    assert all(sample.index != 2 for batch in batches for sample in batch)
+    strict = SampleStream(images, range(7), LabelBoxes(images), "fail")
+    with pytest.raises(DataError, match=broken.name) as caught:
+        list(training_batches(strict, sampler(7), workers))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_contradicts_the_labels_is_an_error(tmp_path: Path) -> None:
+    draw_toy_data(tmp_path, seed=0, num_train=3, num_val=1, size_hw=(64, 80))
+    labels = next((tmp_path / "annotations").glob("*train*.json"))
+    content = json.loads(labels.read_text())
+    for image in content["images"]:
+        image["width"], image["height"] = image["height"], image["width"]
+    labels.write_text(json.dumps(content))
+    images = open_images(DataConfig(root=tmp_path), purpose="train")
+    assert isinstance(SampleStream(images, range(3), LabelBoxes(images), "fail")[(0, 0)], DataError)
+
+
+def test_evaluation_goes_through_all_images_in_order(images: ImageSet) -> None:
+    batches = evaluation_batches(
+        images,
+        indices=[5, 0, 3],
+        batch_size=2,
+        short_side=32,
+        long_side=99,
+        num_workers=0,
+        device=torch.device("cpu"),
+    )
+    found = list(batches)
+    assert [indices for indices, _, _ in found] == [[5, 0], [3]]
+    for indices, batch, sizes in found:
+        assert [tuple(images.sizes_hw[index]) for index in indices] == sizes
+        assert all(min(size_hw) == 32 for size_hw in batch.sizes_hw)

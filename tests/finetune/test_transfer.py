@@ -1,0 +1,91 @@
+import pytest
+import torch
+from torch import nn
+
+from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.finetune.stage import fraction_of
+from aligndet_cli.finetune.transfer import parse_modules, transfer
+
+EVERYTHING = parse_modules(["neck", "rpn", "head"])
+
+
+def tiny(classes: int, *, norm: bool) -> nn.Module:
+    """A detector's outline: backbone 2 tensors, neck convolution with bias or norm, head, two predictors."""
+    torch.manual_seed(classes)
+    neck = nn.Sequential(nn.Conv2d(2, 2, 1, bias=not norm), *([nn.BatchNorm2d(2)] if norm else []))
+    return nn.ModuleDict(
+        {
+            "backbone": nn.Conv2d(3, 2, 1),
+            "neck": nn.ModuleDict({"block": neck}),
+            "head": nn.Conv2d(2, 2, 1),
+            "class_predictor": nn.Conv2d(2, classes, 1),
+            "box_predictor": nn.Conv2d(2, 4, 1),
+        }
+    )
+
+
+def source_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("class_predictor")}
+
+
+def test_all_but_the_class_predictor_arrives() -> None:
+    source, model = source_of(tiny(1, norm=False)), tiny(5, norm=False)
+    report = transfer(model, source, modules=EVERYTHING, restart={"class_predictor"})
+    assert report.share == 1.0
+    assert {name: part.matched for name, part in report.modules.items()} == {
+        "backbone": 2,
+        "neck": 2,
+        "head": 2,
+        "class_predictor": 0,
+        "box_predictor": 2,
+    }
+    assert report.modules["class_predictor"].restarted == ["class_predictor.weight", "class_predictor.bias"]
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in source.items())
+
+
+def test_a_bias_becomes_the_shift_of_the_norm_that_replaces_it() -> None:
+    source, model = source_of(tiny(1, norm=False)), tiny(5, norm=True)
+    report = transfer(model, source, modules=EVERYTHING, restart={"class_predictor"})
+    state = model.state_dict()
+    assert torch.equal(state["neck.block.1.bias"], source["neck.block.0.bias"])
+    assert torch.equal(state["neck.block.1.weight"], torch.ones(2))
+    assert report.share == 1.0 and not report.modules["neck"].missing and not report.modules["neck"].unexpected
+    assert "neck.block.1.running_mean" in report.modules["neck"].restarted
+
+
+def test_modules_not_asked_for_stay_fresh() -> None:
+    source, model = source_of(tiny(1, norm=False)), tiny(5, norm=False)
+    head = model.state_dict()["head.weight"].clone()
+    report = transfer(model, source, modules=parse_modules(["neck"]), restart={"class_predictor"})
+    assert torch.equal(model.state_dict()["head.weight"], head)
+    assert torch.equal(model.state_dict()["backbone.weight"], source["backbone.weight"])
+    assert report.modules["head"].restarted and report.modules["box_predictor"].restarted and report.share == 1.0
+
+
+def test_misfits_are_told_apart_and_refused() -> None:
+    source, model = source_of(tiny(1, norm=False)), tiny(5, norm=False)
+    source["head.weight"] = torch.zeros(7, 7)
+    del source["backbone.bias"]
+    source["head.extra"] = torch.zeros(1)
+    report = transfer(model, source, modules=EVERYTHING, restart={"class_predictor"})
+    assert report.modules["head"].mismatched == ["head.weight (7, 7) -> (2, 2, 1, 1)"]
+    assert report.modules["backbone"].missing == ["backbone.bias"]
+    assert report.modules["head"].unexpected == ["head.extra"]
+    # wanted: backbone 6 + 2, neck 4 + 2, head 4 + 2, box predictor 8 + 4 = 32 values; lost: 2 + 4
+    assert report.share == pytest.approx(26 / 32)
+    with pytest.raises(WeightsError, match=r"81\.2% of the weights match.*backbone\.bias.*--min-match"):
+        report.check(0.9, "weights.pt")
+    report.check(0.8, "weights.pt")
+
+
+def test_unknown_module_words_are_refused() -> None:
+    with pytest.raises(ConfigError, match="'nek' is not one of backbone, neck, rpn, head"):
+        parse_modules(["nek"])
+
+
+def test_folds_are_those_of_the_field() -> None:
+    # RandomState(1).choice(10, 2, replace=False), NumPy's frozen legacy generator: [2 9]
+    assert fraction_of(10, 20, 1) == [2, 9]
+    assert fraction_of(10, 100, 1) == list(range(10))
+    with pytest.raises(ConfigError, match="leaves none"):
+        fraction_of(10, 1, 1)

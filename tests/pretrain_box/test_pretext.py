@@ -1,0 +1,155 @@
+"""What the pretext promises for every detector family."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.transforms import Sample, ViewParams, make_batch
+from aligndet_cli.detectors import BUILDERS, build_detector
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.pretrain_box.pretext import BoxPretext, Projector, View
+from aligndet_cli.training.schedules import momentum_at
+
+SMALL = {"retinanet": RetinaNetConfig(neck_channels=32, head_convs=1, pretext_samples=128)}
+CPU = torch.device("cpu")
+
+
+def build(family: str, **settings: object) -> BoxPretext:
+    torch.manual_seed(0)
+    detector = build_detector(SMALL[family], build_backbone(BackboneConfig(name="resnet18")), num_classes=1)
+    return BoxPretext(
+        detector,
+        embedding_dim=16,
+        hidden_dim=24,
+        temperature=0.5,
+        **{"tasks": "both", "freeze_backbone": True, **settings},
+    )
+
+
+def samples(counts: tuple[int, ...]) -> list[Sample]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for position, count in enumerate(counts):
+        image = torch.randint(0, 256, (3, 80, 112), generator=generator, dtype=torch.uint8)
+        corner = torch.rand(count, 2, generator=generator) * torch.tensor([64.0, 32.0])
+        boxes = torch.cat([corner, corner + 32 + 12 * torch.rand(count, 2, generator=generator)], dim=1)
+        made.append(Sample(position, position, image, boxes, torch.zeros(count, dtype=torch.int64)))
+    return made
+
+
+def views(counts: tuple[int, ...]) -> tuple[View, View]:
+    drawn = samples(counts)
+    first, second = ViewParams(64, 200), ViewParams(96, 200, flip=True, colour="contrast", strength=0.9)
+    return tuple(make_batch(drawn, [p] * len(drawn), CPU, instance_offset=0) for p in (first, second))
+
+
+@pytest.fixture(params=sorted(BUILDERS))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("counts", [(4, 3), (0, 3), (4, 0), (0, 0), (180, 170)])
+def test_losses_reach_every_trainable_parameter_and_nothing_else(family: str, counts: tuple[int, int]) -> None:
+    pretext = build(family)
+    losses, shown = pretext(*views(counts), with_health=True)
+    assert all(torch.isfinite(value) for value in (*losses.values(), *shown.values()))
+    sum(losses.values()).backward()
+    for name, parameter in pretext.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    trained = {name.split(".")[1] for name, p in pretext.named_parameters() if p.requires_grad and "online." in name}
+    assert "backbone" not in trained and "class_predictor" not in trained
+    if sum(counts):
+        assert losses["loss_contrastive"] > 0
+
+
+def test_a_step_moves_the_online_side_only_and_the_update_follows(family: str) -> None:
+    pretext = build(family)
+    before = copy.deepcopy(pretext.state_dict())
+    optimizer = torch.optim.SGD([p for p in pretext.parameters() if p.requires_grad], lr=0.1)
+    losses, _ = pretext(*views((4, 3)))
+    sum(losses.values()).backward()
+    optimizer.step()
+    stepped = copy.deepcopy(pretext.state_dict())
+    for name, value in stepped.items():
+        if ".backbone." in name or name.startswith("momentum"):
+            assert torch.equal(value, before[name]), name
+    pretext.update_momentum(0.9)
+    moved = 0
+    for name, online in pretext.named_parameters():
+        if not online.requires_grad:
+            continue
+        twin = name.replace("online.", "momentum.").replace("projector.", "momentum_projector.")
+        expected = 0.9 * before[twin] + 0.1 * stepped[name]
+        torch.testing.assert_close(pretext.state_dict()[twin], expected)
+        moved += int(not torch.equal(before[name], stepped[name]))
+    assert moved > 5
+
+
+def test_the_frozen_backbone_is_shared_and_its_norms_rest(family: str) -> None:
+    pretext = build(family)
+    assert pretext.momentum.backbone is pretext.online.backbone
+    pretext.train()
+    assert not any(module.training for module in pretext.online.backbone.modules())
+
+
+def test_an_unfrozen_backbone_is_trained_and_has_a_momentum_copy(family: str) -> None:
+    pretext = build(family, freeze_backbone=False)
+    assert pretext.momentum.backbone is not pretext.online.backbone
+    losses, _ = pretext(*views((4, 3)))
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in pretext.online.backbone.parameters())
+    assert all(p.grad is None for p in pretext.momentum.parameters())
+
+
+@pytest.mark.parametrize(("tasks", "has_contrast"), [("contrastive", True), ("regression", False)])
+def test_one_task_alone_trains_only_its_parts(family: str, tasks: str, has_contrast: bool) -> None:
+    pretext = build(family, tasks=tasks)
+    losses, _ = pretext(*views((4, 3)))
+    assert ("loss_contrastive" in losses) == has_contrast
+    assert ("loss_box_reg" in losses) != has_contrast
+    sum(losses.values()).backward()
+    for name, parameter in pretext.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_both_views_name_the_same_proposals(family: str) -> None:
+    first, second = views((4, 3))
+    for one, two in zip(first[1], second[1], strict=True):
+        assert torch.equal(one.instance_ids, two.instance_ids)
+    assert torch.cat([target.instance_ids for target in first[1]]).tolist() == list(range(7))
+
+
+def test_projector_keeps_slots_apart() -> None:
+    torch.manual_seed(0)
+    projector = Projector(5, 6, 4, num_slots=3)
+    nn.init.normal_(projector.output.bias)
+    features, slots = torch.randn(11, 5), torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1, 0, 0])
+    everything = projector.output(projector.hidden(features).relu()).view(11, 3, 4)
+    expected = normalize(everything[torch.arange(11), slots], dim=1)
+    torch.testing.assert_close(projector(features, slots), expected)
+
+
+def test_projector_with_one_slot_and_no_rows() -> None:
+    assert Projector(5, 6, 4, num_slots=1)(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
+    assert Projector(5, 6, 4, num_slots=9)(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
+
+
+def test_momentum_rises_on_a_cosine() -> None:
+    # 1 - (1 - m) * (cos(pi k / K) + 1) / 2: m at the start, halfway between m and 1 in the middle, 1 at the end
+    assert momentum_at(0, 100, 0.996) == pytest.approx(0.996)
+    assert momentum_at(50, 100, 0.996) == pytest.approx(0.998)
+    assert momentum_at(100, 100, 0.996) == pytest.approx(1.0)
+
+
+def test_same_seed_same_bits(family: str) -> None:
+    def once() -> Tensor:
+        pretext = build(family)
+        torch.manual_seed(3)
+        losses, _ = pretext(*views((4, 3)))
+        return torch.stack(list(losses.values()))
+
+    assert torch.equal(once(), once())

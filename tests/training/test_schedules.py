@@ -1,0 +1,42 @@
+import pytest
+
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.training.schedules import build_schedule, scaled_lr
+
+
+def test_1x_of_coco_is_the_published_schedule() -> None:
+    # 117,266 images at batch 16: 7,330 steps an epoch; drops after epochs 8 and 11 of 12.
+    schedule = build_schedule("1x", epochs=None, steps=None, num_images=117_266, batch_size=16)
+    assert (schedule.num_steps, schedule.warmup_steps) == (12 * 7330, 500)
+    assert schedule.drop_steps == (8 * 7330, 11 * 7330)
+
+
+def test_12k_drops_at_9k_and_11k() -> None:
+    schedule = build_schedule("12k", epochs=None, steps=None, num_images=10, batch_size=16)
+    assert (schedule.num_steps, schedule.drop_steps) == (12_000, (9_000, 11_000))
+
+
+def test_90k_drops_at_60k_and_82_5k() -> None:
+    assert build_schedule("90k", epochs=None, steps=None, num_images=1, batch_size=1).drop_steps == (60_000, 82_500)
+
+
+def test_learning_rate_warms_up_and_drops() -> None:
+    schedule = build_schedule("12k", epochs=None, steps=None, num_images=10, batch_size=16)
+    assert schedule.lr_factor(0) == pytest.approx(0.001)
+    assert schedule.lr_factor(250) == pytest.approx(0.5005)  # 0.001 + 0.999 / 2
+    assert schedule.lr_factor(500) == schedule.lr_factor(8_999) == 1.0
+    assert schedule.lr_factor(9_000) == pytest.approx(0.1)
+    assert schedule.lr_factor(11_999) == pytest.approx(0.01)
+
+
+def test_short_runs_warm_up_for_a_tenth() -> None:
+    assert build_schedule("1x", epochs=None, steps=40, num_images=10, batch_size=16).warmup_steps == 4
+
+
+def test_epochs_and_steps_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="give one of them"):
+        build_schedule("1x", epochs=1, steps=1, num_images=1, batch_size=1)
+
+
+def test_rate_scales_with_the_batch() -> None:
+    assert scaled_lr(0.01, 64) == pytest.approx(0.04)
