@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,7 +113,7 @@ def demo(
         if is_json:
             _print_json({"command": "demo", "status": "done", "result": report.to_json()})
         else:
-            Console().print(report.table())
+            _console().print(report.table())
             for line in report.closing_lines():
                 typer.echo(line)
 
@@ -129,7 +130,7 @@ def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> No
         if is_json:
             _print_json({"command": "status", "workspace": str(place.root), "runs": [row.to_json() for row in rows]})
         elif rows:
-            Console().print(status_table(rows))
+            _console().print(status_table(rows))
         else:
             typer.echo(f"{place.root}: empty; start with `aligndet proposals DATA`")
 
@@ -149,7 +150,7 @@ def doctor(data: Path | None, given: Given) -> None:
         if is_json:
             _print_json({"command": "doctor", **report.to_json()})
         else:
-            Console().print(doctor_table(report))
+            _console().print(doctor_table(report))
             counts = ", ".join(f"{report.count(severity)} {severity}s" for severity in ("error", "warning"))
             typer.echo(f"{report.summary['format']} data at {report.summary['root']}: {counts}")
         if given.control["strict"] and report.count("error") + report.count("warning"):
@@ -260,7 +261,7 @@ def _progress_mode(control: dict[str, Any]) -> Any:
 def _print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
     result = outcome.artifact.result if outcome.artifact else {}
     if is_json:
-        content = {"command": stage, "status": outcome.status, "action": outcome.action}
+        content: dict[str, Any] = {"command": stage, "status": outcome.status, "action": outcome.action}
         content |= {"folder": str(outcome.folder), "result": result}
         _print_json({**content, "effective": outcome.effective, **outcome.conclusion})
         return
@@ -274,6 +275,11 @@ def _print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
         if value is not None and not isinstance(value, list | dict):
             shown = f"{value:.4g}" if isinstance(value, float) else value
             typer.echo(f"  {key.replace('_', ' '):<24} {shown}")
+
+
+def _console() -> Console:
+    """For tables: as wide as the terminal, and wide enough not to wrap where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def _print_json(content: dict[str, Any]) -> None:

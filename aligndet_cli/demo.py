@@ -13,7 +13,7 @@ from aligndet_cli.tables import plain_table
 from aligndet_cli.training.logs import logger
 from aligndet_cli.workspace import Workspace
 
-NUM_TRAIN, NUM_VAL = 128, 48
+NUM_TRAIN, NUM_VAL, NUM_CLUSTERS = 128, 48, 16
 METRICS = ("AP", "AP50", "AP75")
 # No weights can be downloaded here, so the backbone starts from nothing and is pre-trained along with the rest. The
 # model is slim and the runs are short, so the neck and head have norms and the momentum starts lower.
@@ -90,11 +90,12 @@ def run_demo(folder: Path, *, seed: int) -> DemoReport:
         flags = {"data.root": ("DATA", data), "seed": ("--seed", seed)}
         return execute(Request(name, workspace, Sources(None, settings, flags)))
 
-    stage("proposals")
-    stage("cluster", "k=16", "pca_dim=16", "backbone.name=resnet18", "short_side=160", "long_side=224")
+    proposals = stage("proposals")
+    sizes = (f"k={NUM_CLUSTERS}", f"pca_dim={NUM_CLUSTERS}", "short_side=160", "long_side=224")
+    clusters = stage("cluster", *sizes, "backbone.name=resnet18")
     pretrained = stage("pretrain-box", *MODEL, *PRETRAIN)
-    metrics, pictures = {}, [workspace.root / "proposals" / "train2017" / "sheet.jpg"]
-    pictures.append(pretrained.folder / "plots" / "curves.png")
+    pictures = [proposals.folder / "sheet.jpg", clusters.folder / "sheet.jpg", pretrained.folder / "plots/curves.png"]
+    metrics = {}
     for init in ("scratch", "pretrain"):
         run = stage("finetune", *MODEL, *FINETUNE, f"init={init}")
         evaluation = stage("evaluate", f"run={run.folder.name}", "batch_size=8")

@@ -121,6 +121,7 @@ TRAINING = (
     _flag("--accumulate", int, "Micro-batches per step.", "training.accumulate"),
     _flag("--lr", float, "Learning rate, used as it is.", "training.lr"),
     _flag("--weight-decay", float, "Weight decay.", "training.weight_decay"),
+    _flag("--logger", str, "none | tensorboard, beside metrics.jsonl.", "training.logger"),
     _flag("--on-error", str, "skip | fail on unreadable images.", "on_error"),
 )
 PROPOSALS = (

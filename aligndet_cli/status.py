@@ -74,4 +74,4 @@ def _summary(result: dict[str, Any]) -> str:
         for key, value in result.items()
         if isinstance(value, int | float | str) and key != "explanation"
     ]
-    return ", ".join(numbers[:4])
+    return ", ".join(numbers[:3])

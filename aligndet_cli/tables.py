@@ -17,11 +17,11 @@ def plain_table(*columns: str) -> Table:
 
 def status_table(rows: list[StatusRow]) -> Table:
     """One line per run."""
-    table = plain_table("stage", "run", "state", "made from", "finished", "result")
+    table = plain_table("artifact", "state", "made from", "result")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
     for row in rows:
         state = f"[{_STATE_COLOURS[row.state]}]{row.state}[/]"
-        made_from = "\n".join(row.made_from)
-        table.add_row(row.stage, row.run, state, made_from, row.finished[:16].replace("T", " "), escape(row.remark))
+        table.add_row(f"{row.stage}/{row.run}", state, "\n".join(row.made_from), escape(row.remark))
     return table
 
 

@@ -1,7 +1,13 @@
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from aligndet_cli.data.toy import draw_toy_data
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `commandline`, under pytest's importlib mode
+from commandline import run_chain  # noqa: E402  # found through the line above
 
 # Two cores: one thread per test process is faster than two that wait for each other, and the sums are the same.
 torch.set_num_threads(1)
@@ -14,3 +20,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real data (shared/data) is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy set as a COCO root: 13 images to train on, 5 to validate."""
+    folder = tmp_path_factory.mktemp("data") / "toy"
+    draw_toy_data(folder, seed=0, num_train=13, num_val=5, size_hw=(96, 120))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chain(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which all five commands have run on the toy set. Do not change it: copy it."""
+    workspace = tmp_path_factory.mktemp("chain") / "workspace"
+    run_chain(toy, workspace)
+    return workspace

@@ -64,6 +64,7 @@ class FinetuneConfig(StageConfig):
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
         "init",
         "backbone.weights",
+        "training.logger",
         "training.checkpoint.every_steps",
         "training.checkpoint.every_seconds",
     }
@@ -113,7 +114,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     """
     devices = resolve_devices(config.runtime)
     check_batch_split(config.training, devices)
-    parse_modules(config.load_modules)
+    _check_settings(config)
     image_set = open_images(config.data, purpose="train")
     if not image_set.has_labels:
         raise DataError(f"{image_set.root}: no labels for split '{image_set.split}'; finetune needs labelled images")
@@ -143,6 +144,17 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         short_sides=config.resolution.short_side or _default_scales(initial, image_set),
         evaluation=_evaluation_images(config),
     )
+
+
+def _check_settings(config: FinetuneConfig) -> None:
+    """Refuse what contradicts itself, or could not take effect."""
+    parse_modules(config.load_modules)
+    if config.fraction == 100 and "fold" in config.model_fields_set:
+        raise ConfigError("--fold: goes with --fraction; all images have no folds")
+    if config.init in ("backbone", "scratch"):
+        idle = {"load_modules", "min_match", "keep_box_predictor"} & config.model_fields_set
+        if idle:
+            raise ConfigError(f"{', '.join(sorted(idle))}: no effect with --init {config.init}; leave it out")
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class PretrainBoxConfig(StageConfig):
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
         "proposals",
         "backbone.weights",
+        "training.logger",
         "training.checkpoint.every_steps",
         "training.checkpoint.every_seconds",
     }
@@ -156,7 +157,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     return {
         "run": f"pretrain-box/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), proposals/{plan.proposals_name}",
-        "images": f"{len(plan.indices)} with proposals, of {min(len(plan.image_set), config.data.limit or 10**12)}",
+        "images": f"{len(plan.indices)} with proposals, of {len(plan.image_set.file_names[: config.data.limit])}",
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {config.backbone.weights}, "
         f"backbone {'frozen' if config.freeze_backbone else 'trained'}",
         "views": f"short side {list(config.views.short_side)}, long side {config.views.long_side}",
@@ -179,7 +180,7 @@ def run(plan: Plan, process: Process) -> None:
         short_sides=config.views.short_side,
         long_side=config.views.long_side,
         seed=config.seed,
-        log_every=min(plan.settings.log_every, num_steps),
+        is_logged=plan.settings.is_logged,
     )
     learner = Learner(
         model=wrap(task, process),
@@ -249,6 +250,7 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
     health = judge(folder / "metrics.jsonl")
     logger.info(f"{health['verdict']}: {health['explanation']}")
     result = {
+        "verdict": health.pop("verdict"),
         "steps": plan.settings.schedule.num_steps,
         "images": len(plan.indices),
         "trained_parameters": sum(p.numel() for p in pretext.parameters() if p.requires_grad),

@@ -1,6 +1,6 @@
 """From samples to the two views of the pretext, on the training device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,22 @@ class TwoViews(nn.Module):
 
     Args:
         short_sides: resolutions to choose from, one per image and view.
-        log_every: steps between the health numbers, which cost an eigendecomposition.
+        is_logged: whether the numbers of a step are looked at; the health numbers cost an eigendecomposition.
     """
 
     def __init__(
-        self, pretext: BoxPretext, *, short_sides: Sequence[int], long_side: int, seed: int, log_every: int
+        self,
+        pretext: BoxPretext,
+        *,
+        short_sides: Sequence[int],
+        long_side: int,
+        seed: int,
+        is_logged: Callable[[int], bool],
     ) -> None:
         super().__init__()
         self.pretext = pretext
         self.short_sides, self.long_side = tuple(short_sides), long_side
-        self.seed, self.log_every = seed, log_every
+        self.seed, self.is_logged = seed, is_logged
 
     def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses and shown numbers of one batch. Proposal i of view 1 is proposal i of view 2."""
@@ -35,7 +41,7 @@ class TwoViews(nn.Module):
             ]
             with torch.no_grad():
                 views.append(make_batch(samples, params, self._device(), instance_offset=0))
-        return self.pretext(*views, with_health=(step + 1) % self.log_every == 0)
+        return self.pretext(*views, with_health=self.is_logged(step))
 
     def _device(self) -> torch.device:
         return next(self.parameters()).device

@@ -1,6 +1,7 @@
 """Where an interrupted run goes on: checkpoints that are complete or not there, the last two kept."""
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,5 +42,22 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
 def serialise(state: dict[str, Any]) -> bytes:
     """Bytes of `torch.save`, the same for the same state (a file's own name would become part of them)."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_rebuilt(state), buffer)
     return buffer.getvalue()
+
+
+def _rebuilt(value: Any) -> Any:
+    """The state with equal strings being one object and no two containers being one.
+
+    Pickle writes an object that it has met before as a reference, so the bytes would depend on which of the equal
+    parts are identical, and that on whether the config came from another process.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        return {_rebuilt(key): _rebuilt(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rebuilt(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_rebuilt(item) for item in value)
+    return value

@@ -24,6 +24,7 @@ def plot_curves(metrics: Path, folder: Path) -> None:
 def _draw(lines: Sequence[dict[str, float]], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels = [
         ("loss", [key for key in _keys(lines) if key.startswith("loss_") or key == "chance"]),
@@ -50,6 +51,7 @@ def _draw(lines: Sequence[dict[str, float]], file: Path) -> None:
                 label="contrastive loss by chance" if is_reference else key.removeprefix("loss_").replace("_", " "),
             )
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(title)
         axes.set_ylim(bottom=0 if title != "cosine similarity" else None)
         axes.grid(alpha=0.3)

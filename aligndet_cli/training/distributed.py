@@ -1,6 +1,8 @@
 """The few collectives the rest of the code needs; each is the identity in a single process."""
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,7 +45,11 @@ def wrap(model: nn.Module, process: Process) -> nn.Module:
     if process.world_size == 1:
         return model
     device_ids = [torch.device(process.device)] if process.device.startswith("cuda") else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    # Newer versions of torch warn about the old name.
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+    settings: dict[str, Any] = {sync_buffers: False}
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **settings)
 
 
 def place(model: nn.Module, process: Process) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import logging
 import os
 import signal
 import sys
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aligndet_cli.config import RuntimeConfig
-from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, Preempted, RunError
+from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, Preempted, RunError, as_user_error
 from aligndet_cli.training.logs import ProgressMode, setup_logging
 
 PlanT = TypeVar("PlanT")
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+_INTERRUPTED = 130  # exit code after Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,22 @@ def _run(run: Callable[[Any, Process], None], plan: Any, process: Process) -> No
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    run(plan, process)
+    try:
+        run(plan, process)
+    except RuntimeError as error:
+        if process.world_size > 1 and _is_lost_connection(error):
+            raise _LostPartner(f"rank {process.rank}: another process of the run is gone; see what it says") from None
+        raise
+
+
+class _LostPartner(RunError):
+    """Another process ended, and this one noticed: never the reason, only a consequence."""
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _joined_process(devices: Devices, shown: Shown) -> Process:
@@ -205,12 +222,17 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # Their many lines about a process that failed: the one that counts is ours.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     # Slurm's advance warning ends the agent the way SIGTERM does: workers get the signal, save and leave with 75.
     previous = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="aligndet-") as reports:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
+            run_id=f"aligndet-{os.getpid()}",
             nproc_per_node=devices.per_node,
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
@@ -239,26 +261,39 @@ def _worker(run: Callable[[Any, Process], None], plan: Any, kind: str, shown: Sh
         progress = shown.progress if dist.get_rank() == 0 else "none"
         _run(run, plan, Process(dist.get_rank(), world_size, device, progress))
         dist.destroy_process_group()
+    except _LostPartner:
+        sys.exit(RunError.exit_code)
+    except KeyboardInterrupt:  # from the terminal, or because the command itself was killed
+        os._exit(_INTERRUPTED)  # at once: the signal may come twice, from the terminal and from the launcher
     except AlignDetError as error:
-        _report(reports, local_rank, error.exit_code, str(error))
-    except BaseException as error:
-        traceback.print_exc()
-        _report(reports, local_rank, 1, f"rank {local_rank}: {type(error).__name__}: {error}")
+        _report(reports, local_rank, error)
+    except Exception as error:
+        known = as_user_error(error) if isinstance(error, OSError) else None
+        if known is None:
+            traceback.print_exc()
+        _report(reports, local_rank, known or RunError(f"rank {local_rank}: {type(error).__name__}: {error}"))
 
 
-def _report(reports: Path, rank: int, exit_code: int, message: str) -> None:
-    (reports / f"{rank}.json").write_text(json.dumps({"exit_code": exit_code, "message": message}))
-    sys.exit(exit_code)
+def _report(reports: Path, rank: int, error: AlignDetError) -> None:
+    with contextlib.suppress(FileNotFoundError):  # the command is gone already
+        (reports / f"{rank}.json").write_text(json.dumps({"exit_code": error.exit_code, "message": str(error)}))
+    sys.exit(error.exit_code)
 
 
-def _root_cause(reports: Path, error: BaseException) -> AlignDetError:
+def _root_cause(reports: Path, error: BaseException) -> BaseException:
     """The error of the process that failed first; the others only lost their partner."""
     found = sorted(reports.glob("*.json"), key=lambda file: file.stat().st_mtime)
     if found:
         report = json.loads(found[0].read_text())
-        return ERROR_BY_EXIT_CODE.get(report["exit_code"], RunError)(report["message"])
-    if (number := getattr(error, "sigval", None)) is not None:  # before the workers could listen
-        return Preempted(f"stopped by {signal.Signals(number).name}; run the same command to continue")
+        return ERROR_BY_EXIT_CODE[report["exit_code"]](report["message"])
     failures = getattr(error, "failures", {})
+    number = getattr(error, "sigval", None)
+    if number == signal.SIGINT or any(failure.exitcode == _INTERRUPTED for failure in failures.values()):
+        return KeyboardInterrupt()
+    if number is not None:  # before the workers could listen
+        return Preempted(f"stopped by {signal.Signals(number).name}; run the same command to continue")
     codes = ", ".join(f"rank {rank} exit code {failure.exitcode}" for rank, failure in failures.items())
-    return RunError(f"a training process died ({codes or error}); exit code -9 usually means out of memory")
+    return RunError(
+        f"a training process died ({codes or error}); exit code -9 usually means out of memory. "
+        "Run the same command to continue"
+    )

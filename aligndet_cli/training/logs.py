@@ -70,6 +70,7 @@ class Progress:
         self.interval_s = interval_s
         self._bar: RichProgress | None = None
         self._fields = ""
+        self._shown = -1
 
     def __enter__(self) -> Self:
         self._began = self._last_line = time.monotonic()
@@ -92,7 +93,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, text=self._text())
             self._bar.stop()
-        elif self.mode == "plain" and kind is None:
+        elif self.mode == "plain" and kind is None and self._shown != self.done:
             self._line()
 
     def advance(self, count: int = 1, **fields: float | str) -> None:
@@ -120,7 +121,7 @@ class Progress:
         return f"{self.rate:.3g} {self.unit}/s  {self._fields}"
 
     def _line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._shown = time.monotonic(), self.done
         left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
         eta = f"  eta {_clock(left)}" if self.done < self.total and self.rate > 0 else ""
         print(f"{self.title}: {self.done}/{self.total} {self.unit}{eta}  {self._text()}".rstrip(), file=sys.stderr)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -63,6 +63,11 @@ class LoopSettings:
     accumulate: int = 1
     log_every: int = 10
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: Literal["none", "tensorboard"] = "none"
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the numbers of a step (0-based) go into the log."""
+        return (step + 1) % self.log_every == 0 or step + 1 == self.schedule.num_steps
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,10 @@ def train(
         Preempted: asked to stop; a checkpoint was written.
         RunError: the loss is not finite, or memory ran out.
     """
-    scaler = torch.amp.GradScaler(enabled=settings.precision == "16-mixed")
+    device_type = torch.device(process.device).type
+    scaler = torch.amp.GradScaler(device_type, enabled=settings.precision == "16-mixed")
     start = _restore(learner, scaler, folder)
-    record = _Records(folder, process, start)
+    record = _Records(folder, process, start, settings.logger)
     total = settings.schedule.num_steps
     last_save, speed = time.monotonic(), _Speed()
     progress = Progress("training", total, "steps", start=start, mode=process.progress)
@@ -128,8 +134,7 @@ def train(
             losses, shown = _step(learner, scaler, samples, step, settings, process)
             learner.after_step(step)
             done = step + 1
-            is_logged = done % settings.log_every == 0 or done == total
-            if is_logged:
+            if settings.is_logged(step):
                 progress.advance(1, **record.metrics(done, losses, shown, learner.optimizer, speed))
                 speed = _Speed()
             else:
@@ -253,8 +258,13 @@ def _memory_errors() -> Iterator[None]:
 class _Records:
     """The run's log files, cut back to the step that is resumed from."""
 
-    def __init__(self, folder: Path, process: Process, start: int) -> None:
+    def __init__(self, folder: Path, process: Process, start: int, logger_name: str) -> None:
         self.folder, self.process = folder, process
+        self._board: Any = None
+        if logger_name == "tensorboard" and process.is_main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._skipped: set[str] = set()
         if process.is_main:
             for name in ("metrics.jsonl", "speed.jsonl"):
@@ -296,6 +306,10 @@ class _Records:
         """Append one JSON line."""
         with (self.folder / name).open("a") as handle:
             handle.write(json.dumps(content) + "\n")
+        if self._board is not None:
+            for key, value in content.items():
+                self._board.add_scalar(f"{Path(name).stem}/{key}", value, content["step"])
+            self._board.flush()
 
 
 def _speed_fields(images_per_s: float, waiting: float) -> dict[str, float]:

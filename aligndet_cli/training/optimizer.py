@@ -1,7 +1,8 @@
 """From what was asked for to what is used: steps, learning rate, weight decay, and where each comes from."""
 
+import importlib.util
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +29,7 @@ class TrainingConfig(Frozen):
     weight_decay: float | None = Field(None, ge=0)
     clip_norm: float | None = Field(None, gt=0)
     log_every: int = Field(10, ge=1)
+    logger: Literal["none", "tensorboard"] = "none"
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
@@ -45,6 +47,8 @@ def resolve_settings(
     Raises:
         ConfigError: settings that contradict each other.
     """
+    if training.logger == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("--logger tensorboard: not installed; pip install 'aligndet[tensorboard]'")
     schedule = build_schedule(
         training.schedule,
         epochs=training.epochs,
@@ -62,6 +66,7 @@ def resolve_settings(
         accumulate=training.accumulate,
         log_every=training.log_every,
         checkpoint=training.checkpoint,
+        logger=training.logger,
     )
 
 

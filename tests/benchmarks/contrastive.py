@@ -66,7 +66,9 @@ def in_own_process(side: str, args: argparse.Namespace) -> dict[str, float | lis
     """`measure` in a fresh process, so that peaks do not mix."""
     sizes = ["--boxes", str(args.boxes), "--instances", str(args.instances)]
     command = [sys.executable, __file__, "--side", side, *sizes]
-    done = subprocess.run(command, capture_output=True, check=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, check=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     return json.loads(done.stdout)
 
 
@@ -89,7 +91,9 @@ def main() -> None:
     print(f"{args.boxes} boxes x 256, {args.instances} instances, one thread, best of {args.repeats}")
     print(f"loop    {slow:8.3f} CPU-s {memory[0]:9.1f} MiB  loss {first[0]['loss']:.7f}")
     print(f"closed  {fast:8.3f} CPU-s {memory[1]:9.1f} MiB  loss {first[1]['loss']:.7f}")
-    print(f"ratio   {slow / fast:8.1f} x    {memory[0] / max(memory[1], 0.1):9.1f} x     largest gradient difference {worst:.1e}")
+    print(
+        f"ratio   {slow / fast:8.1f} x    {memory[0] / max(memory[1], 0.1):9.1f} x     gradients differ by {worst:.1e}"
+    )
 
 
 if __name__ == "__main__":

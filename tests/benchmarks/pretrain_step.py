@@ -45,7 +45,7 @@ def main() -> None:
     config = PretrainBoxConfig(backbone=BackboneConfig(name=args.backbone), training=TrainingConfig(batch_size=2))
     process = Process()
     pretext = build_pretext(config, process)
-    task = TwoViews(pretext, short_sides=(512,), long_side=640, seed=0, log_every=1)
+    task = TwoViews(pretext, short_sides=(512,), long_side=640, seed=0, is_logged=lambda step: True)
     settings = resolve_settings(
         config.training, config.detector.RECIPE.pretrain, num_images=2, seed=0, runtime=RuntimeConfig(), clip_norm=None
     )

@@ -95,7 +95,9 @@ def test_colour_operations_keep_shape_and_type(op: str, strength: float) -> None
 
 
 def test_instance_ids_run_over_the_batch_and_survive_images_without_boxes() -> None:
-    empty = Sample(1, 1, torch.zeros(3, 40, 40, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    empty = Sample(
+        1, 1, torch.zeros(3, 40, 40, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    )
     samples = [marked_sample((1, 1, 20, 20)), empty, marked_sample((5, 5, 30, 30))]
     _, targets = make_batch(samples, [ViewParams(64, 128)] * 3, CPU, instance_offset=300)
     assert [target.instance_ids.tolist() for target in targets] == [[300], [], [301]]

@@ -51,7 +51,9 @@ def test_equals_the_reference(case: str) -> None:
     assert loss == pytest.approx(float(ARRAYS[f"{case}/loss64"]), rel=1e-6, abs=1e-9)
     gradient = raw.grad.numpy()
     flat = gradient.ravel()
-    checksum = np.array([flat.sum(), np.abs(flat).sum(), np.sqrt((flat**2).sum()), flat @ np.cos(0.1 * np.arange(flat.size))])
+    checksum = np.array(
+        [flat.sum(), np.abs(flat).sum(), np.sqrt((flat**2).sum()), flat @ np.cos(0.1 * np.arange(flat.size))]
+    )
     expected = ARRAYS[f"{case}/grad_online_checksum"]
     np.testing.assert_allclose(checksum, expected, atol=1e-6 * max(expected[1], 1e-9))
     if f"{case}/grad_online" in ARRAYS:

@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check format e2e
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch .venv/installed
+
+demo: setup
+	$(BIN)/aligndet demo
+
+test: setup
+	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+e2e: setup
+	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m e2e
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/codespell aligndet_cli tests examples README.md CHANGELOG.md CONTRIBUTING.md
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,83 @@
+"""Runs commands of `aligndet` inside the test process, and the small settings that all such tests share."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from aligndet_cli.cli import app
+
+RESOLUTION = ("--short-side", "64", "--long-side", "96")
+NECK = ("--set", "detector.neck_channels=32", "--set", "detector.head_convs=1")
+BACKBONE = ("--backbone", "resnet18")
+DETECTOR = ("--detector", "retinanet", *BACKBONE)
+SMALL = (*NECK, *RESOLUTION, "--steps", "6", "--batch-size", "2")
+# The five commands with the fewest words that find their inputs, and what makes them small.
+CHAIN: dict[str, tuple[str, ...]] = {
+    "proposals": ("--set", "working_size=96", "--min-size", "16", "--num-workers", "1"),
+    "cluster": ("--k", "4", "--pca-dim", "4", *BACKBONE, *RESOLUTION),
+    "pretrain-box": (*DETECTOR, *SMALL),
+    "finetune": (*DETECTOR, *SMALL),
+    "evaluate": (),
+}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on stdout."""
+        content = json.loads(self.stdout)
+        assert isinstance(content, dict) and content["schema_version"] == 1
+        return content
+
+    def error_line(self) -> str:
+        """The last line of stderr, which must be the one line of an error."""
+        last = self.stderr.strip().splitlines()[-1]
+        assert last.startswith("error: ") and self.stderr.count("error: ") == 1, self.stderr
+        assert "Traceback" not in self.stderr
+        return last
+
+
+def aligndet(*words: str | Path, code: int = 0) -> Ran:
+    """Run one command and check its exit code; a bug of ours comes through as the exception that it is."""
+    with _own_logging():
+        result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, f"exit code {result.exit_code}, not {code}:\n{result.stdout}\n{result.stderr}"
+    return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """A command sets up the package's log for its process; put it back for the tests after it."""
+    logger = logging.getLogger("aligndet")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.propagate = before[0], before[2]
+        logger.setLevel(before[1])
+
+
+def run_chain(data: Path, workspace: Path, *stages: str, more: dict[str, tuple[str, ...]] | None = None) -> None:
+    """Run stages (default: all five) in order; `more` adds words to some of them."""
+    for stage in stages or CHAIN:
+        named = (data,) if stage == "proposals" else ()
+        aligndet(stage, *named, "-w", workspace, *CHAIN[stage], *(more or {}).get(stage, ()))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Content of every file under a folder by relative path."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
