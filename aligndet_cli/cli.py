@@ -152,7 +152,7 @@ def doctor(data: Path | None, given: Given) -> None:
         else:
             _console().print(doctor_table(report))
             counts = ", ".join(f"{report.count(severity)} {severity}s" for severity in ("error", "warning"))
-            typer.echo(f"{report.summary['format']} data at {report.summary['root']}: {counts}")
+            typer.echo(f"{report.summary['format'] or 'unknown'} data at {report.summary['root']}: {counts}")
         if given.control["strict"] and report.count("error") + report.count("warning"):
             raise GateError("doctor --strict: there are findings, see above")
 

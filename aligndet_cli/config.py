@@ -197,6 +197,8 @@ def _readable(error: ValidationError, config_class: type[BaseModel], origins: Ma
         items_by_path.setdefault(_path_of(item, config_class), []).append(item)
     lines = []
     for path, items in items_by_path.items():
+        if any(other != path and _is_within(other, path) for other in items_by_path):
+            continue  # a list is "too short" because of the bad entries that have lines of their own
         origin = next((origins[key] for key in origins if _is_within(key, path) or _is_within(path, key)), None)
         where = f" (from {origin})" if origin else ""
         if len(items) == 1:

@@ -7,7 +7,7 @@ import torch
 from aligndet_cli.data.toy import draw_toy_data
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `commandline`, under pytest's importlib mode
-from commandline import run_chain  # noqa: E402  # found through the line above
+from commandline import run_chain
 
 # Two cores: one thread per test process is faster than two that wait for each other, and the sums are the same.
 torch.set_num_threads(1)

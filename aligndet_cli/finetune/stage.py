@@ -38,7 +38,7 @@ from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, merge_skipped, train
 from aligndet_cli.training.optimizer import (
     TrainingConfig,
-    build_sgd,
+    build_optimizer,
     check_batch_split,
     describe_settings,
     resolve_settings,
@@ -128,7 +128,6 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         num_images=len(indices),
         seed=config.seed,
         runtime=config.runtime,
-        clip_norm=recipe.clip_norm,
     )
     inputs = {"data": image_set.fingerprint, "weights": initial.content_hash}
     output = workspace.plan_output("finetune", _name(config, initial), config, inputs, resume=resume, force=force)
@@ -189,16 +188,9 @@ def run(plan: Plan, process: Process) -> None:
     place(model, process)
     compile_parts([model], config.runtime)
     task = _Supervised(model, plan.short_sides, config.resolution.long_side, config.seed)
-    recipe = plan.initial.detector.RECIPE
     learner = Learner(
         model=wrap(task, process),
-        optimizer=build_sgd(
-            model,
-            plan.settings,
-            process,
-            bias_lr_scale=recipe.bias_lr_scale,
-            bias_decay_scale=recipe.bias_decay_scale,
-        ),
+        optimizer=build_optimizer(model, plan.rates, plan.settings, process),
         state={"model": model},
         between=lambda done: _evaluate_now_and_then(plan, model, done, process),
     )

@@ -34,7 +34,7 @@ from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, merge_skipped, train
 from aligndet_cli.training.optimizer import (
     TrainingConfig,
-    build_sgd,
+    build_optimizer,
     check_batch_split,
     describe_settings,
     resolve_settings,
@@ -138,7 +138,6 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         num_images=len(indices),
         seed=config.seed,
         runtime=config.runtime,
-        clip_norm=None,
     )
     output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
     boxes = ProposalBoxes(store, rows, config.topk)
@@ -184,7 +183,7 @@ def run(plan: Plan, process: Process) -> None:
     )
     learner = Learner(
         model=wrap(task, process),
-        optimizer=build_sgd(task, plan.settings, process),
+        optimizer=build_optimizer(task, config.detector.RECIPE.pretrain, plan.settings, process),
         state={"pretext": pretext},
         after_step=lambda step: pretext.update_momentum(momentum_at(step, num_steps, config.momentum)),
     )

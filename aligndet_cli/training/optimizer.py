@@ -1,7 +1,6 @@
 """From what was asked for to what is used: steps, learning rate, weight decay, and where each comes from."""
 
 import importlib.util
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from aligndet_cli.config import Frozen, RuntimeConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.training.launch import Devices, Process
 from aligndet_cli.training.loop import CheckpointConfig, LoopSettings
-from aligndet_cli.training.schedules import REFERENCE_BATCH, Rates, ScheduleName, build_schedule, scaled_lr
+from aligndet_cli.training.schedules import REFERENCE_BATCH, Rates, ScheduleName, build_schedule
 
 SGD_MOMENTUM = 0.9  # FACTS 5
 
@@ -20,7 +19,7 @@ SGD_MOMENTUM = 0.9  # FACTS 5
 class TrainingConfig(Frozen):
     """Length and optimizer of a training stage. None: the recipe of the detector (FACTS 5)."""
 
-    schedule: ScheduleName = "1x"
+    schedule: ScheduleName | None = None
     epochs: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
     batch_size: int = Field(REFERENCE_BATCH, ge=1)
@@ -34,13 +33,7 @@ class TrainingConfig(Frozen):
 
 
 def resolve_settings(
-    training: TrainingConfig,
-    rates: Rates,
-    *,
-    num_images: int,
-    seed: int,
-    runtime: RuntimeConfig,
-    clip_norm: float | None,
+    training: TrainingConfig, rates: Rates, *, num_images: int, seed: int, runtime: RuntimeConfig
 ) -> LoopSettings:
     """Numbers of the run. An explicit learning rate is used as it is; the recipe's is scaled to the batch size.
 
@@ -50,19 +43,21 @@ def resolve_settings(
     if training.logger == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("--logger tensorboard: not installed; pip install 'aligndet[tensorboard]'")
     schedule = build_schedule(
-        training.schedule,
+        training.schedule or rates.schedule,
         epochs=training.epochs,
         steps=training.steps,
         num_images=num_images,
         batch_size=training.batch_size,
+        warmup=rates.warmup,
     )
+    scaled_lr = rates.lr * training.batch_size / rates.batch_size  # linear scaling, FACTS 5
     return LoopSettings(
         schedule=schedule,
-        base_lr=scaled_lr(rates.lr, training.batch_size) if training.lr is None else training.lr,
+        base_lr=scaled_lr if training.lr is None else training.lr,
         weight_decay=rates.weight_decay if training.weight_decay is None else training.weight_decay,
         seed=seed,
         precision=runtime.precision,
-        clip_norm=clip_norm if training.clip_norm is None else training.clip_norm,
+        clip_norm=rates.clip_norm if training.clip_norm is None else training.clip_norm,
         accumulate=training.accumulate,
         log_every=training.log_every,
         checkpoint=training.checkpoint,
@@ -89,43 +84,43 @@ def describe_settings(
 ) -> dict[str, Any]:
     """Effective values with their origin, for people."""
     schedule = settings.schedule
-    lr_origin = "given" if training.lr is not None else f"{rates.origin}, {rates.lr:g} x {training.batch_size}/16"
+    lr_origin = (
+        "given"
+        if training.lr is not None
+        else f"{rates.origin}, {rates.lr:g} x {training.batch_size}/{rates.batch_size}"
+    )
     decay_origin = "given" if training.weight_decay is not None else rates.origin
     per_process = training.batch_size // devices.world_size
     return {
         "steps": f"{schedule.num_steps} (warm-up {schedule.warmup_steps}, /10 at {list(schedule.drop_steps)})",
         "batch size": f"{training.batch_size} ({devices.world_size} {devices.kind} process(es) x {per_process})",
         "learning rate": f"{settings.base_lr:g} ({lr_origin})",
+        "optimizer": rates.optimizer,
         "weight decay": f"{settings.weight_decay:g} ({decay_origin})",
         "gradient clipping": "off" if settings.clip_norm is None else f"{settings.clip_norm:g}",
         "precision": settings.precision,
     }
 
 
-def build_sgd(
-    model: nn.Module,
-    settings: LoopSettings,
-    process: Process,
-    *,
-    bias_lr_scale: float = 1.0,
-    bias_decay_scale: float = 1.0,
-) -> torch.optim.SGD:
-    """SGD over all trainable parameters, biases in a group of their own (FCOS treats them differently)."""
-    weights: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
-    for name, parameter in _trainable(model):
-        (biases if name.endswith(".bias") else weights).append(parameter)
-    groups = [
-        {"params": weights, "weight_decay": settings.weight_decay, "lr_scale": 1.0},
-        {"params": biases, "weight_decay": settings.weight_decay * bias_decay_scale, "lr_scale": bias_lr_scale},
+def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, process: Process) -> torch.optim.Optimizer:
+    """The recipe's optimizer over all trainable parameters, in groups by backbone or not, bias or not.
+
+    A group's `lr_scale` is its factor on the learning rate of the step.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = ("backbone" in name.split("."), name.endswith(".bias"))
+            groups.setdefault(key, []).append(parameter)
+    options = [
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay * (rates.bias_decay_scale if is_bias else 1.0),
+            "lr_scale": (rates.backbone_lr_scale if is_backbone else 1.0) * (rates.bias_lr_scale if is_bias else 1.0),
+        }
+        for (is_backbone, is_bias), parameters in groups.items()
     ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=settings.base_lr,
-        momentum=SGD_MOMENTUM,
-        fused=process.device.startswith("cuda") or None,
-    )
-
-
-def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    fused = process.device.startswith("cuda") or None
+    if rates.optimizer == "adamw":
+        return torch.optim.AdamW(options, lr=settings.base_lr, fused=fused)
+    return torch.optim.SGD(options, lr=settings.base_lr, momentum=SGD_MOMENTUM, fused=fused)

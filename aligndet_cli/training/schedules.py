@@ -7,8 +7,9 @@ from typing import Literal
 from aligndet_cli.errors import ConfigError
 
 ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "100e", "150e"]
-WARMUP_STEPS = 500  # FACTS 5, from 0.001 of the learning rate
-WARMUP_START = 0.001
+WarmupName = Literal["linear", "constant", "none"]
+WARMUP_STEPS = 500  # FACTS 5
+WARMUP_START = {"linear": 0.001, "constant": 1 / 3, "none": 1.0}  # share of the learning rate, FACTS 5
 REFERENCE_BATCH = 16
 
 
@@ -40,20 +41,23 @@ class Schedule:
 
     Attributes:
         num_steps: length of the run.
-        warmup_steps: linear rise from `WARMUP_START` to 1.
+        warmup_steps: steps until the full rate.
         drop_steps: steps from which the rate is ten times lower.
+        warmup: a linear rise, a constant lower rate, or none.
     """
 
     num_steps: int
     warmup_steps: int
     drop_steps: tuple[int, ...]
+    warmup: WarmupName = "linear"
 
     def lr_factor(self, step: int) -> float:
         """Factor on the base learning rate at a step (0-based)."""
         drop = 0.1 ** sum(step >= drop_step for drop_step in self.drop_steps)
         if step >= self.warmup_steps:
             return drop
-        return drop * (WARMUP_START + (1 - WARMUP_START) * step / self.warmup_steps)
+        start = WARMUP_START[self.warmup]
+        return drop * (start + (1 - start) * step / self.warmup_steps if self.warmup == "linear" else start)
 
 
 def momentum_at(step: int, num_steps: int, start: float) -> float:
@@ -70,7 +74,13 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
 
 
 def build_schedule(
-    name: ScheduleName, *, epochs: int | None, steps: int | None, num_images: int, batch_size: int
+    name: ScheduleName,
+    *,
+    epochs: int | None,
+    steps: int | None,
+    num_images: int,
+    batch_size: int,
+    warmup: WarmupName = "linear",
 ) -> Schedule:
     """The curve of a named schedule, shortened or lengthened to `epochs` or `steps` when one of them is given.
 
@@ -86,16 +96,33 @@ def build_schedule(
         steps, epochs = length.steps, length.epochs
     num_steps = steps or (epochs or 0) * steps_per_epoch(num_images, batch_size)
     drops = tuple(round(fraction * num_steps) for fraction in length.drops)
-    return Schedule(num_steps, min(WARMUP_STEPS, num_steps // 10), drops)
+    return Schedule(num_steps, 0 if warmup == "none" else min(WARMUP_STEPS, num_steps // 10), drops, warmup)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rate and weight decay for a batch of 16, and where they come from."""
+    """How one kind of run of a detector family is trained (FACTS 5).
+
+    Attributes:
+        lr: learning rate for `batch_size` images.
+        origin: where the numbers come from, for people.
+        schedule: length, unless another is asked for.
+        clip_norm: largest gradient norm; None does not clip.
+        bias_lr_scale, bias_decay_scale: factors on both for biases.
+        backbone_lr_scale: factor on the learning rate of the backbone.
+    """
 
     lr: float
     weight_decay: float
     origin: str
+    batch_size: int = REFERENCE_BATCH
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    schedule: ScheduleName = "1x"
+    warmup: WarmupName = "linear"
+    clip_norm: float | None = None
+    bias_lr_scale: float = 1.0
+    bias_decay_scale: float = 1.0
+    backbone_lr_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -106,18 +133,8 @@ class Recipe:
         pretrain: box-domain pre-training.
         finetune: fine-tuning after it.
         plain: fine-tuning without it.
-        clip_norm: largest gradient norm in fine-tuning; None does not clip.
-        bias_lr_scale, bias_decay_scale: factors on both for biases, in fine-tuning.
     """
 
     pretrain: Rates
     finetune: Rates
     plain: Rates
-    clip_norm: float | None = None
-    bias_lr_scale: float = 1.0
-    bias_decay_scale: float = 1.0
-
-
-def scaled_lr(lr: float, batch_size: int) -> float:
-    """Linear scaling from the reference batch of 16."""
-    return lr * batch_size / REFERENCE_BATCH

@@ -18,7 +18,7 @@ from aligndet_cli.data.transforms import Sample
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, build_pretext
 from aligndet_cli.pretrain_box.views import TwoViews
 from aligndet_cli.training.launch import Process
-from aligndet_cli.training.optimizer import TrainingConfig, build_sgd, resolve_settings
+from aligndet_cli.training.optimizer import TrainingConfig, build_optimizer, resolve_settings
 
 AUTHORS_SECONDS, AUTHORS_GB = 72.0, 14.3
 
@@ -47,9 +47,9 @@ def main() -> None:
     pretext = build_pretext(config, process)
     task = TwoViews(pretext, short_sides=(512,), long_side=640, seed=0, is_logged=lambda step: True)
     settings = resolve_settings(
-        config.training, config.detector.RECIPE.pretrain, num_images=2, seed=0, runtime=RuntimeConfig(), clip_norm=None
+        config.training, config.detector.RECIPE.pretrain, num_images=2, seed=0, runtime=RuntimeConfig()
     )
-    optimizer = build_sgd(task, settings, process)
+    optimizer = build_optimizer(task, config.detector.RECIPE.pretrain, settings, process)
     samples, seconds = draw_samples(2, 30), []
     for step in range(args.steps):
         began = time.process_time()

@@ -1,7 +1,11 @@
 import pytest
+from torch import nn
 
+from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.schedules import build_schedule, scaled_lr
+from aligndet_cli.training.launch import Process
+from aligndet_cli.training.optimizer import TrainingConfig, build_optimizer, resolve_settings
+from aligndet_cli.training.schedules import Rates, build_schedule
 
 
 def test_1x_of_coco_is_the_published_schedule() -> None:
@@ -38,5 +42,21 @@ def test_epochs_and_steps_exclude_each_other() -> None:
         build_schedule("1x", epochs=1, steps=1, num_images=1, batch_size=1)
 
 
-def test_rate_scales_with_the_batch() -> None:
-    assert scaled_lr(0.01, 64) == pytest.approx(0.04)
+def test_constant_warm_up_is_a_third() -> None:
+    schedule = build_schedule("12k", epochs=None, steps=None, num_images=1, batch_size=1, warmup="constant")
+    assert schedule.lr_factor(0) == schedule.lr_factor(499) == pytest.approx(1 / 3)
+    assert schedule.lr_factor(500) == 1.0
+
+
+def test_rate_scales_with_the_batch_unless_given() -> None:
+    rates = Rates(0.01, 1e-4, "a recipe", bias_lr_scale=2.0, bias_decay_scale=0.0, backbone_lr_scale=0.1)
+    numbers = {"num_images": 10, "seed": 0, "runtime": RuntimeConfig()}
+    scaled = resolve_settings(TrainingConfig(batch_size=64), rates, **numbers)
+    assert (scaled.base_lr, scaled.weight_decay) == (pytest.approx(0.04), 1e-4)
+    assert resolve_settings(TrainingConfig(batch_size=64, lr=0.3), rates, **numbers).base_lr == 0.3
+
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    groups = build_optimizer(model, rates, scaled, Process()).param_groups
+    # backbone weights, backbone biases, head weights, head biases
+    assert [group["lr_scale"] for group in groups] == pytest.approx([0.1, 0.2, 1.0, 2.0])
+    assert [group["weight_decay"] for group in groups] == [1e-4, 0.0, 1e-4, 0.0]

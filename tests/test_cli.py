@@ -1,0 +1,394 @@
+"""The command line as a whole: exit codes, messages, and what goes to which stream. Issue 2, points 3, 4 and 7."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commandline import CHAIN, Ran, aligndet, files_of
+
+from aligndet_cli import driver
+from aligndet_cli.flags import DOCTOR, STAGE_FLAGS
+
+FLAG_SNAPSHOT = Path(__file__).parent / "flags.txt"
+
+
+@pytest.fixture
+def workspace(chain: Path, tmp_path: Path) -> Path:
+    """A copy of the finished chain, to be changed at will."""
+    return Path(shutil.copytree(chain, tmp_path / "workspace"))
+
+
+# ---- usage ----
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "trainig.steps=3"], "trainig: unknown key (from --set); did you mean 'training'?"),
+        (["--set", "detector.neck_chanels=3"], "did you mean 'neck_channels'?"),
+        (["--detector", "retinanett"], "detector.family: 'retinanett' is not a choice (from --detector); did you mean"),
+        (["--backbone", "resnet19"], "backbone.name: 'resnet19' is not a choice (from --backbone); did you mean"),
+        (["--set", "detector=3"], "detector: is a group of settings"),
+        (["--set", "seed.b=7"], "seed: should be a valid integer, got {'b': 7} (from --set)"),
+        (["--set", "nothing"], "--set nothing: write it as --set some.key=value"),
+        (["--short-side", "64,,96"], "views.short_side.1: should be a valid integer"),
+        (["--short-side", "-5"], "views.short_side.0: should be greater than or equal to 32"),
+        (["--set", "views.short_side=[]"], "views.short_side: "),
+        (["--long-side", "1"], "views.long_side: should be greater than or equal to 32"),
+        (["--num-workers", "many"], "runtime.num_workers: should be a valid integer"),
+        (["--num-workers", "-3"], "runtime.num_workers: should be greater than or equal to 0, or 'auto'"),
+        (["--set", "training.checkpoint.every_steps=0"], "training.checkpoint.every_steps: should be greater than"),
+        (["--lr", "nan"], "training.lr: should be a finite number"),
+        (["--epochs", "1", "--steps", "2"], "--epochs and --steps: give one of them"),
+        (["--name", "../x"], "name: "),
+        (["--name", "x" * 300], "name: String should have at most 128 characters"),
+        (["--progress", "loud"], "--progress loud: write auto, bar, plain or none"),
+        (["--devices", "x"], "--devices x: write auto, a number, or a list like 0,1"),
+        (["--devices", "2", "--accelerator", "cpu", "--batch-size", "3"], "--batch-size 3: must be a multiple of"),
+        (["--config", "/nowhere.toml"], "--config /nowhere.toml: no such file"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_exit_2(chain: Path, words: list[str], said: str) -> None:
+    assert said in aligndet("pretrain-box", "-w", chain, "--dry-run", *words, code=2).error_line()
+
+
+def test_unknown_option_names_the_nearest() -> None:
+    ran = aligndet("finetune", "--detektor", "x", code=2)
+    assert "No such option: --detektor" in ran.stderr and "--detector" in ran.stderr and ran.stdout == ""
+    assert "Did you mean" in aligndet("ls", "detector", code=2).stderr
+
+
+def test_unknown_command_exits_2() -> None:
+    assert "pretrain-box" in aligndet("pretrain-bx", code=2).stderr
+
+
+def test_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("proposals", "finetune", "evaluate", "doctor"):
+        assert f"which data? name it: `aligndet {command} DATA`" in aligndet(command, code=2).error_line()
+    for command in ("cluster", "pretrain-box"):
+        assert "proposals not found: run `aligndet proposals DATA` first" in aligndet(command, code=2).error_line()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_in_the_wrong_order(toy: Path, tmp_path: Path) -> None:
+    for command, needed in (("pretrain-box", "proposals DATA"), ("finetune", "pretrain-box"), ("evaluate", "finetune")):
+        line = aligndet(command, toy, "-w", tmp_path / "new", code=2).error_line()
+        assert f"`aligndet {needed}" in line, line
+    assert not (tmp_path / "new").exists()
+
+
+def test_missing_and_empty_data(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    workspace = ("-w", tmp_path / "w")
+    assert "nowhere: no such file or folder" in aligndet("proposals", tmp_path / "nowhere", *workspace, code=3).stderr
+    line = aligndet("proposals", tmp_path / "empty", *workspace, code=3).error_line()
+    assert f"{tmp_path / 'empty'}: no images found in it" in line
+
+
+def test_half_a_json(toy: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(toy, tmp_path / "toy"))
+    file = data / "annotations" / "instances_train.json"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for command in ("proposals", "finetune"):
+        line = aligndet(command, data, "-w", tmp_path / "w", code=3).error_line()
+        assert f"{file}: not valid JSON" in line and "download" in line
+    assert not (tmp_path / "w").exists()
+
+
+def test_no_gpu_here(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ran = aligndet("pretrain-box", "-w", chain, "--accelerator", "gpu", code=2)
+    assert "--accelerator gpu: no GPU is visible" in ran.error_line()
+
+
+# ---- weights, gates, interruption ----
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights at all", None])
+def test_corrupt_weights_exit_4(workspace: Path, content: bytes | None) -> None:
+    file = workspace / "finetune" / "retinanet-resnet18" / "weights.pt"
+    file.write_bytes(file.read_bytes()[:-1000] if content is None else content)
+    assert f"{file}: not a readable weights file" in aligndet("evaluate", "-w", workspace, code=4).error_line()
+    ran = aligndet("finetune", "-w", workspace, "--init", file, "--name", "other", code=4)
+    assert str(file) in ran.error_line()
+
+
+def test_weights_of_another_kind_exit_4(chain: Path, tmp_path: Path) -> None:
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.pt")
+    line = aligndet("finetune", "-w", chain, "--init", tmp_path / "x.pt", "--name", "other", code=4).error_line()
+    assert "x.pt: not a detector of aligndet" in line
+    pretrained = chain / "pretrain-box" / "retinanet-resnet18" / "weights.pt"
+    words = ("--backbone-weights", tmp_path / "nothing.pth", "--name", "other")
+    assert "nothing.pth" in aligndet("pretrain-box", "-w", chain, *words, code=4).error_line()
+    words = ("--backbone", "resnet50", "--init", pretrained)
+    assert "has a resnet18, not a resnet50" in aligndet("finetune", "-w", chain, *words, code=2).error_line()
+
+
+def test_fail_under_exits_6_with_the_result_on_stdout(workspace: Path) -> None:
+    ran = aligndet("evaluate", "-w", workspace, "--fail-under", "0.99", "--json", code=6)
+    content = ran.json()
+    assert content["status"] == "already complete" and content["result"]["AP"] < 0.99
+    assert "below --fail-under 0.99" in ran.error_line()
+    assert aligndet("evaluate", "-w", workspace, "--fail-under", "0").code == 0
+
+
+def test_comparison_is_part_of_the_result(workspace: Path) -> None:
+    ran = aligndet("evaluate", "-w", workspace, "--compare", "retinanet-resnet18", "--json")
+    assert ran.json()["compare"]["with"] == "retinanet-resnet18-val"
+    line = aligndet("evaluate", "-w", workspace, "--compare", "nothing", code=2).error_line()
+    assert "no run of that name; finetune runs here: retinanet-resnet18" in line
+
+
+def test_ctrl_c_exits_130(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_args: object, **_kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    module = driver.stage_module("finetune")
+    monkeypatch.setattr(module, "train", interrupted)
+    ran = aligndet("finetune", "-w", workspace, *CHAIN["finetune"], "--name", "other", code=130)
+    assert ran.error_line() == "error: interrupted; run the same command again to continue"
+    content = json.loads(aligndet("status", "-w", workspace, "--json").stdout)
+    states = {row["run"]: row["state"] for row in content["runs"] if row["stage"] == "finetune"}
+    assert states == {"retinanet-resnet18": "complete", "other": "interrupted"}
+
+
+# ---- run again, dry run, streams ----
+
+
+def test_everything_is_already_complete(workspace: Path, toy: Path) -> None:
+    before = files_of(workspace)
+    for stage, words in CHAIN.items():
+        data = (toy,) if stage == "proposals" else ()
+        ran = aligndet(stage, *data, "-w", workspace, *words)
+        assert ran.stdout.startswith("already complete: "), ran.stdout
+    assert files_of(workspace) == before
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "difference"),
+    [
+        ("proposals", ("--min-size", "20"), "min_size: 16 -> 20"),
+        ("cluster", ("--seed", "3"), "seed: 0 -> 3"),
+        ("pretrain-box", ("--lr", "0.5"), "training.lr: None -> 0.5"),
+        ("finetune", ("--steps", "7"), "training.steps: 6 -> 7"),
+        ("evaluate", ("--short-side", "128"), "short_side: None -> 128"),
+    ],
+)
+def test_changed_settings_are_refused(chain: Path, stage: str, words: tuple[str, ...], difference: str) -> None:
+    line = aligndet(stage, "-w", chain, *CHAIN[stage], *words, code=2).error_line()  # the last of two flags counts
+    assert difference in line and "--force" in line and "--name" in line, line
+
+
+def test_changed_data_is_refused(workspace: Path, toy: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(toy, tmp_path / "toy"))
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"].pop()
+    file.write_text(json.dumps(content))
+    line = aligndet("finetune", data, "-w", workspace, *CHAIN["finetune"], code=2).error_line()
+    assert "input data: " in line and "--force" in line
+    line = aligndet("pretrain-box", data, "-w", workspace, *CHAIN["pretrain-box"], code=2).error_line()
+    assert "not the data that" in line and "aligndet proposals" in line
+
+
+def test_dry_run_writes_nothing(chain: Path, toy: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    assert "would be written" in aligndet("proposals", toy, "-w", new, "--dry-run").stdout
+    assert not new.exists()
+    before = files_of(chain)
+    for stage, words in CHAIN.items():
+        assert "is already complete" in aligndet(stage, "-w", chain, *words, "-n").stdout
+        ran = aligndet(stage, "-w", chain, *words, "-n", "--name", "other", "--json")
+        content = ran.json()
+        assert (content["status"], content["action"], content["result"]) == ("dry run", "start", {})
+        assert content["effective"] and str(chain / stage / "other") == content["folder"]
+    assert files_of(chain) == before and not list(chain.glob("*/.*"))
+
+
+def test_stdout_is_the_result_and_nothing_else(workspace: Path) -> None:
+    words = ("-w", workspace, "--name", "other", "--json")
+    content = aligndet("evaluate", *words).json()
+    assert content["status"] == "done" and content["result"]["metric"] == "AP"
+    assert content["folder"] == str(workspace / "evaluate" / "other")
+    ran = aligndet("evaluate", *words, "--force")
+    assert ran.json()["status"] == "done" and "evaluate: 5/5 images" in ran.stderr
+    # A mistake is one object as well, so that programs need not read stderr.
+    ran = aligndet("evaluate", "-w", workspace, "--json", "--run", "nothing", code=2)
+    assert ran.json()["exit_code"] == 2 and ran.json()["message"] in ran.error_line()
+    assert aligndet("status", "-w", workspace, "--json").json()["command"] == "status"
+    assert aligndet("evaluate", *words[:4], "--quiet").stderr == ""
+
+
+def test_force_keeps_the_old_artifact_until_the_new_one_is_ready(workspace: Path) -> None:
+    folder = workspace / "evaluate" / "retinanet-resnet18-val"
+    before = files_of(folder)
+    aligndet("evaluate", "-w", workspace, "--force")
+    after = files_of(folder)
+    assert before.keys() == after.keys()
+    assert {name for name in after if after[name] != before[name]} == {"manifest.json"}
+    assert not list(workspace.glob("evaluate/.*"))
+
+
+# ---- settings ----
+
+
+def test_file_then_set_then_flag(chain: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("[finetune]\nseed = 1\n[finetune.training]\nsteps = 11\nlr = 0.5\n[evaluate]\nseed = 9\n")
+    set_ = ("--set", "training.steps=12", "--set", "seed=2")
+    shown = aligndet("config", "show", "finetune", "--config", file, *set_, "--json").json()
+    assert shown["config"]["training"]["steps"] == 12 and shown["config"]["training"]["lr"] == 0.5
+    assert shown["config"]["seed"] == 2
+    assert shown["origins"] == {"seed": "--set", "training.steps": "--set", "training.lr": str(file)}
+    words = ("finetune", "-w", chain, "-n", "--json", "--init", "scratch", "--config", file, *set_, "--steps", "13")
+    effective = aligndet(*words).json()["effective"]
+    assert effective["steps"].startswith("13 ") and effective["learning rate"] == "0.5 (given)"
+
+
+def test_a_toml_with_an_unknown_stage(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("[finetune]\nseed = 1\n[finetnue]\nseed = 2\n")
+    line = aligndet("config", "show", "finetune", "--config", file, code=2).error_line()
+    assert "'finetnue' is not a stage; did you mean 'finetune'?" in line
+    file.write_text("[finetune\n")
+    assert f"--config {file}: not valid TOML" in aligndet("config", "show", "finetune", "-c", file, code=2).error_line()
+
+
+@pytest.mark.parametrize("stage", CHAIN)
+def test_shown_settings_can_be_given_back(stage: str, tmp_path: Path) -> None:
+    changed = ("--set", "seed=5", "--set", "name=a.b")
+    shown = aligndet("config", "show", stage, *changed, "--origin").stdout
+    assert "seed = 5  # --set" in shown and "# default" in shown
+    file = tmp_path / "shown.toml"
+    file.write_text(shown)
+    again = aligndet("config", "show", stage, "--config", file).stdout
+    assert again.splitlines() == [line.split("  # ")[0] for line in shown.splitlines()]
+    assert "not a stage; did you mean" in aligndet("config", "show", stage[:-1], code=2).error_line()
+
+
+def test_what_is_typed_wins_over_what_is_remembered(workspace: Path, toy: Path) -> None:
+    """The workspace remembers `format: auto`; that must not undo a --format that was typed."""
+    words = ("finetune", "-w", workspace, "--init", "scratch", "--format", "voc")
+    assert f"{toy}: no voc data set" in aligndet(*words, code=3).error_line()
+
+
+def test_remembered_training_labels_are_not_evaluated_on(toy: Path, tmp_path: Path) -> None:
+    workspace = tmp_path / "w"
+    places = ("--annotations", toy / "annotations" / "instances_train.json", "--images", toy / "train")
+    aligndet("proposals", *places, "-w", workspace, "--source", "ground-truth", "--num-workers", "1")
+    words = ("finetune", "-w", workspace, "--init", "scratch", *CHAIN["finetune"])
+    aligndet(*words)
+    line = aligndet("evaluate", "-w", workspace, code=2).error_line()
+    assert "remembers only labels for training: use --annotations FILE --images DIR" in line
+    places = ("--annotations", toy / "annotations" / "instances_val.json", "--images", toy / "val")
+    assert aligndet("evaluate", *places, "-w", workspace, "--json").json()["result"]["images"] == 5
+
+
+# ---- the helpers beside the stages ----
+
+
+def test_lists() -> None:
+    assert "retinanet" in aligndet("ls", "detectors").stdout.split()
+    assert "IMAGENET1K_V2" in aligndet("ls", "backbones").stdout
+    assert aligndet("--version").stdout.strip()
+
+
+def rows_of(ran: Ran) -> dict[str, dict[str, str]]:
+    return {row["stage"]: row for row in ran.json()["runs"]}
+
+
+def test_status_shows_the_chain(workspace: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(aligndet("status", "-w", workspace, "--json"))
+    assert {stage: (row["run"], row["state"], row["made_from"]) for stage, row in rows.items()} == {
+        "proposals": ("train", "complete", []),
+        "cluster": ("train-k4", "complete", ["proposals/train"]),
+        "pretrain-box": ("retinanet-resnet18", "complete", ["proposals/train"]),
+        "finetune": ("retinanet-resnet18", "complete", ["pretrain-box/retinanet-resnet18"]),
+        "evaluate": ("retinanet-resnet18-val", "complete", ["finetune/retinanet-resnet18"]),
+    }
+    # Into a file or a pipe, where nothing says how wide it is, no name is cut.
+    monkeypatch.setenv("COLUMNS", "80")
+    table = aligndet("status", "-w", workspace).stdout
+    for row in rows.values():
+        assert row["run"] in table and all(name in table for name in row["made_from"])
+    # Other proposals make all that was made from the old ones stale; redoing the same ones does not.
+    aligndet("proposals", toy, "-w", workspace, *CHAIN["proposals"], "--force")
+    assert {row["state"] for row in rows_of(aligndet("status", "-w", workspace, "--json")).values()} == {"complete"}
+    aligndet("proposals", toy, "-w", workspace, "--source", "ground-truth", "--num-workers", "1", "--force")
+    rows = rows_of(aligndet("status", "-w", workspace, "--json"))
+    assert {stage for stage, row in rows.items() if row["state"] == "stale"} == set(CHAIN) - {"proposals"}
+    assert rows["pretrain-box"]["remark"] == "proposals changed or gone since"
+    assert rows["finetune"]["remark"] == "pretrain-box/retinanet-resnet18 is stale"
+
+
+def test_status_of_nothing(tmp_path: Path) -> None:
+    assert "empty; start with `aligndet proposals DATA`" in aligndet("status", "-w", tmp_path / "none").stdout
+    assert aligndet("status", "-w", tmp_path / "none", "--json").json()["runs"] == []
+
+
+def test_doctor(toy: Path, tmp_path: Path) -> None:
+    ran = aligndet("doctor", toy, "-w", tmp_path / "w", "--json", "--strict")
+    assert [finding for finding in ran.json()["findings"] if finding["severity"] != "info"] == []
+    data = Path(shutil.copytree(toy, tmp_path / "toy"))
+    (data / "train" / "000003.jpg").write_bytes(b"")
+    content = aligndet("doctor", data, "-w", tmp_path / "w", "--json").json()
+    assert any(finding["severity"] == "error" for finding in content["findings"])
+    ran = aligndet("doctor", data, "-w", tmp_path / "w", "--strict", code=6)
+    assert "000003.jpg" in ran.stdout and "doctor --strict: there are findings" in ran.error_line()
+    assert not (tmp_path / "w").exists()
+
+
+# ---- the public surface ----
+
+
+def test_all_flags_are_as_written_down() -> None:
+    """`tests/flags.txt` is the public surface; `ALIGNDET_WRITE_FLAGS=1 pytest tests/test_cli.py` writes it anew."""
+    lines = []
+    for command, flags in {**STAGE_FLAGS, "doctor": DOCTOR}.items():
+        for flag in flags:
+            value = "" if flag.kind is bool else f" {'list' if flag.is_list else flag.kind.__name__}"
+            lines.append(f"{command} {' '.join(flag.names)}{value} -> {flag.path or '(the command itself)'}")
+    text = "\n".join(sorted(lines)) + "\n"
+    if os.environ.get("ALIGNDET_WRITE_FLAGS"):
+        FLAG_SNAPSHOT.write_text(text)
+    assert text == FLAG_SNAPSHOT.read_text(), "flags changed: on purpose? then write tests/flags.txt anew"
+
+
+@pytest.mark.parametrize("stage", STAGE_FLAGS)
+def test_every_flag_sets_a_setting_that_exists(stage: str) -> None:
+    known = {key for key in _setting_names(driver.stage_config_class(stage).model_json_schema())}
+    for flag in STAGE_FLAGS[stage]:
+        assert not flag.path or flag.path in known | {"detector.family"}, f"{stage} {flag.word} -> {flag.path}"
+    assert len({flag.parameter for flag in STAGE_FLAGS[stage]}) == len(STAGE_FLAGS[stage])
+
+
+def _setting_names(schema: dict, node: dict | None = None, prefix: str = "") -> list[str]:
+    names = []
+    for key, child in (node or schema).get("properties", {}).items():
+        names.append(prefix + key)
+        if "$ref" in child:
+            names += _setting_names(schema, schema["$defs"][child["$ref"].rsplit("/", 1)[1]], f"{prefix}{key}.")
+    return names
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["finetune", "--help"], ["finetune", "--detektor", "x"], ["status"], ["pretrian-box"]]
+)
+def test_help_and_mistakes_do_not_import_torch(words: list[str], tmp_path: Path) -> None:
+    """What makes them slow is importing torch; CPU time itself is measured in tests/benchmarks/startup.py."""
+    script = (
+        "import sys\n"
+        "from aligndet_cli.cli import main\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    heavy = {'torch', 'torchvision', 'cv2', 'matplotlib', 'sklearn', 'pycocotools'}\n"
+        "    sys.exit(f'imported {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)\n"
+    )
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
