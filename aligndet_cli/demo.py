@@ -28,15 +28,15 @@ MODEL = (
 PRETRAIN = (
     "freeze_backbone=false",
     "momentum=0.98",
-    "training.steps=160",
+    "training.steps=150",
     "training.lr=0.02",
     "views.short_side=[128,144,160]",
     "views.long_side=224",
     "detector.pretext_samples=256",
 )
 FINETUNE = (
-    "training.steps=160",
-    "training.lr=0.02",
+    "training.steps=120",
+    "training.lr=0.04",
     "resolution.short_side=[160]",
     "resolution.long_side=224",
 )

@@ -24,9 +24,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy set as a COCO root: 13 images to train on, 5 to validate."""
+    """The toy set as a COCO root: 13 images to train on, 11 to validate."""
     folder = tmp_path_factory.mktemp("data") / "toy"
-    draw_toy_data(folder, seed=0, num_train=13, num_val=5, size_hw=(96, 120))
+    draw_toy_data(folder, seed=0, num_train=13, num_val=11, size_hw=(96, 120))
     return folder
 
 

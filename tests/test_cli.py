@@ -217,7 +217,7 @@ def test_stdout_is_the_result_and_nothing_else(workspace: Path) -> None:
     assert content["status"] == "done" and content["result"]["metric"] == "AP"
     assert content["folder"] == str(workspace / "evaluate" / "other")
     ran = aligndet("evaluate", *words, "--force")
-    assert ran.json()["status"] == "done" and "evaluate: 5/5 images" in ran.stderr
+    assert ran.json()["status"] == "done" and "evaluate: 11/11 images" in ran.stderr
     # A mistake is one object as well, so that programs need not read stderr.
     ran = aligndet("evaluate", "-w", workspace, "--json", "--run", "nothing", code=2)
     assert ran.json()["exit_code"] == 2 and ran.json()["message"] in ran.error_line()
@@ -287,7 +287,7 @@ def test_remembered_training_labels_are_not_evaluated_on(toy: Path, tmp_path: Pa
     line = aligndet("evaluate", "-w", workspace, code=2).error_line()
     assert "remembers only labels for training: use --annotations FILE --images DIR" in line
     places = ("--annotations", toy / "annotations" / "instances_val.json", "--images", toy / "val")
-    assert aligndet("evaluate", *places, "-w", workspace, "--json").json()["result"]["images"] == 5
+    assert aligndet("evaluate", *places, "-w", workspace, "--json").json()["result"]["images"] == 11
 
 
 # ---- the helpers beside the stages ----

@@ -4,41 +4,54 @@ import json
 from pathlib import Path
 from typing import Any
 
-# A loss this close to chance has not moved; measured at random initialisation it is within 2 %.
-LEARNING_MARGIN = 0.98
-# Fewer directions than this, or a spread below it, and the embeddings no longer tell boxes apart.
+# Share of the chance level that the loss must have gained since the start; noise between logged steps is a third of it.
+MIN_GAIN = 0.005
+# Embeddings that use fewer directions than this share of those they had at the start, or than a handful, or that lie
+# closer together than this spread, no longer tell boxes apart, however good the loss looks.
+MIN_RANK_SHARE = 0.1
 MIN_RANK = 4.0
 MIN_SPREAD = 0.1
+MIN_LINES = 4
+
+_NUMBERS = (
+    "loss_contrastive",
+    "chance",
+    "positive_similarity",
+    "negative_similarity",
+    "embedding_spread",
+    "embedding_rank",
+)
 
 
 def judge(metrics: Path) -> dict[str, Any]:
-    """Verdict over the last fifth of a run's `metrics.jsonl`: `healthy`, `collapsed`, `not learning` or `no contrast`.
+    """Verdict on a run's `metrics.jsonl`, from its last fifth against its first logged step.
 
     Returns:
-        `verdict`, one sentence of `explanation`, and the means it rests on.
+        `verdict` (`healthy`, `collapsed`, `not learning`, `too short` or `no contrast`), one sentence of
+        `explanation`, and the means of the last fifth that it rests on.
     """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     lines = [line for line in lines if "loss_contrastive" in line]
     if not lines:
         return {"verdict": "no contrast", "explanation": "the contrastive task was off"}
     last = lines[-max(len(lines) // 5, 1) :]
-    keys = ("loss_contrastive", "chance", "positive_similarity", "negative_similarity")
-    means = {key: _mean(last, key) for key in (*keys, "embedding_spread", "embedding_rank")}
-    verdict, explanation = _verdict(means)
+    means = {name: sum(line[name] for line in last) / len(last) for name in _NUMBERS}
+    verdict, explanation = _verdict(lines[0], means, len(lines))
     return {"verdict": verdict, "explanation": explanation, **{key: round(value, 4) for key, value in means.items()}}
 
 
-def _mean(lines: list[dict[str, float]], key: str) -> float:
-    values = [line[key] for line in lines if key in line]
-    return sum(values) / max(len(values), 1)
-
-
-def _verdict(means: dict[str, float]) -> tuple[str, str]:
+def _verdict(first: dict[str, float], means: dict[str, float], num_lines: int) -> tuple[str, str]:
     loss, chance = means["loss_contrastive"], means["chance"]
     rank, spread = means["embedding_rank"], means["embedding_spread"]
-    against = f"contrastive loss {loss:.2f} against {chance:.2f} by chance"
-    if rank < MIN_RANK or spread < MIN_SPREAD:
-        return "collapsed", f"embeddings use {rank:.1f} directions, spread {spread:.2f}: lower --lr; {against}"
-    if loss > LEARNING_MARGIN * chance:
-        return "not learning", f"{against}: too few steps yet, or --lr too low"
-    return "healthy", f"{against}, embeddings use {rank:.0f} directions"
+    facts = (
+        f"contrastive loss {loss:.2f} (by chance {chance:.2f}, at the start {first['loss_contrastive']:.2f}), "
+        f"embeddings use {rank:.0f} directions (at the start {first['embedding_rank']:.0f})"
+    )
+    if rank < max(MIN_RANK, MIN_RANK_SHARE * first["embedding_rank"]) or spread < MIN_SPREAD:
+        return "collapsed", f"{facts}: boxes can no longer be told apart; lower --lr"
+    if num_lines < MIN_LINES:
+        return "too short", f"{facts}: only {num_lines} logged steps, too few to judge"
+    gain = (chance - loss) - (first["chance"] - first["loss_contrastive"])
+    if gain < MIN_GAIN * chance:
+        return "not learning", f"{facts}: hardly moved; more steps, or a higher --lr"
+    return "healthy", facts

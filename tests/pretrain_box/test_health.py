@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from aligndet_cli.pretrain_box.health import judge
+
+
+def log(folder: Path, losses: list[float], ranks: list[float], spread: float = 0.95) -> Path:
+    """A metrics.jsonl with the chance level at 8.3."""
+    lines = [
+        {
+            "step": 10 * number,
+            "loss_contrastive": loss,
+            "chance": 8.3,
+            "positive_similarity": 0.4,
+            "negative_similarity": 0.1,
+            "embedding_spread": spread,
+            "embedding_rank": rank,
+        }
+        for number, (loss, rank) in enumerate(zip(losses, ranks, strict=True))
+    ]
+    file = folder / "metrics.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("losses", "ranks", "spread", "verdict"),
+    [
+        ([8.2, 7.0, 5.0, 3.0], [150, 140, 130, 120], 0.95, "healthy"),  # a loss of 3 is fine
+        ([8.2, 8.2, 8.2, 8.17], [150, 150, 150, 150], 0.95, "not learning"),  # gained 0.03 of 8.3, under 0.5 %
+        ([8.2, 7.0, 5.0, 4.0], [150, 60, 20, 9], 0.95, "collapsed"),  # 9 directions of 150, whatever the loss
+        ([8.2, 7.0, 5.0, 4.0], [20, 15, 9, 3.5], 0.95, "collapsed"),
+        ([8.3, 8.3, 8.3, 8.3], [150, 150, 150, 150], 0.02, "collapsed"),
+        ([8.2, 7.0], [150, 140], 0.95, "too short"),
+    ],
+)
+def test_verdicts(tmp_path: Path, losses: list[float], ranks: list[float], spread: float, verdict: str) -> None:
+    assert judge(log(tmp_path, losses, ranks, spread))["verdict"] == verdict
+
+
+def test_numbers_are_those_of_the_last_fifth(tmp_path: Path) -> None:
+    found = judge(log(tmp_path, [8.0] * 8 + [6.0, 4.0], [100] * 10))
+    assert (found["verdict"], found["loss_contrastive"]) == ("healthy", 5.0)
+    assert "5.00" in found["explanation"] and "8.30" in found["explanation"]
+
+
+def test_regression_alone_has_no_contrast_to_judge(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps({"step": 1, "loss_box_reg": 1.0}) + "\n")
+    assert judge(file)["verdict"] == "no contrast"
