@@ -6,6 +6,7 @@ BIN := .venv/bin
 setup: .venv/installed
 
 .venv/installed: pyproject.toml
+	@echo 'installing into .venv: PyTorch is large, this takes a few minutes the first time'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch .venv/installed

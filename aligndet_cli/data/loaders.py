@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.transforms import Sample, mix_seed, normalise, pad_to_batch, resize, resized_hw
-from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.errors import DataError
 from aligndet_cli.training.launch import Process
 

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from aligndet_cli.detectors.interface import PAD_DIVISOR, BoxTargets, ImageBatch
+from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets, ImageBatch
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in 0..1
 STD = (0.229, 0.224, 0.225)

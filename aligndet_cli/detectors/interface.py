@@ -10,20 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-PAD_DIVISOR = 32
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """Normalised images of different sizes in one tensor.
-
-    Attributes:
-        pixels: (B, 3, H, W), ImageNet-normalised RGB, zero-padded at the bottom and right.
-        sizes_hw: per image, the content's height and width in pixels, without padding.
-    """
-
-    pixels: Tensor
-    sizes_hw: tuple[tuple[int, int], ...]
+from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets, ImageBatch
 
 
 @dataclass(frozen=True)
@@ -39,23 +26,6 @@ class Features:
     maps: dict[str, Tensor]
     sizes_hw: tuple[tuple[int, int], ...]
     batch_hw: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class BoxTargets:
-    """Boxes of one image that a detector is trained on, in the pixels of the current view.
-
-    Attributes:
-        boxes: (N, 4) xyxy.
-        class_ids: (N,) int64, 0..K-1; all 0 ("object") in the pretext, or the cluster id for DETR.
-        instance_ids: (N,) int64, which proposal this is, unique in the batch; only the pretext has them.
-        masks: (N, H, W) bool, when the detector trains on masks.
-    """
-
-    boxes: Tensor
-    class_ids: Tensor
-    instance_ids: Tensor | None = None
-    masks: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -134,3 +104,14 @@ class Detector(Protocol):
     ) -> BoxCandidates:
         """Sampled candidates of a view with the instance each was assigned, and the box losses if asked for."""
         ...
+
+
+__all__ = [
+    "PAD_DIVISOR",
+    "BoxCandidates",
+    "BoxTargets",
+    "Detections",
+    "Detector",
+    "Features",
+    "ImageBatch",
+]

@@ -3,7 +3,6 @@
 Source: Lin et al., ICCV 2017; mmdetection `retinanet_r50_fpn`, which AlignDet's configs build on.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
@@ -11,16 +10,16 @@ from typing import ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation, sigmoid_focal_loss
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
 from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
-from aligndet_cli.detectors.parts.cells import gather_cells
-from aligndet_cli.detectors.parts.fpn import FPN, NUM_GROUPS, NormName, norm_layer
-from aligndet_cli.detectors.parts.matching import IGNORED, match_by_iou
+from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
+from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
+from aligndet_cli.detectors.parts.fpn import FPN, NUM_GROUPS, NormName
+from aligndet_cli.detectors.parts.matching import look_up, match_by_iou
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_positives_first
 from aligndet_cli.training.schedules import Rates, Recipe
@@ -29,8 +28,6 @@ LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7
 SCALES = tuple(4 * 2 ** (octave / 3) for octave in range(3))  # anchor sides 4, 5.04 and 6.35 strides
 RATIOS = (0.5, 1.0, 2.0)
-PRIOR = 0.01  # every class's score in every place at the start, paper §4.1
-INIT_STD = 0.01  # all convolutions of the head, paper §4.1
 
 
 class RetinaNetConfig(Frozen):
@@ -93,13 +90,8 @@ class RetinaNetHead(nn.Module):
 
     def __init__(self, channels: int, num_convs: int, norm: NormName) -> None:
         super().__init__()
-        self.class_tower = self._tower(channels, num_convs, norm)
-        self.box_tower = self._tower(channels, num_convs, norm)
-
-    @staticmethod
-    def _tower(channels: int, num_convs: int, norm: NormName) -> nn.Sequential:
-        convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
-        return nn.Sequential(*convs)
+        self.class_tower = conv_tower(channels, num_convs, norm)
+        self.box_tower = conv_tower(channels, num_convs, norm)
 
 
 class RetinaNet(nn.Module):
@@ -137,17 +129,7 @@ class RetinaNet(nn.Module):
         # channel = anchor * K + class, and anchor * 4 + (dx, dy, dw, dh), as in mmdetection and torchvision
         self.class_predictor = nn.Conv2d(channels, self.num_slots * num_classes, 3, padding=1)
         self.box_predictor = nn.Conv2d(channels, self.num_slots * 4, 3, padding=1)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for part in (self.head, self.class_predictor, self.box_predictor):
-            for module in part.modules():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.normal_(module.weight, std=INIT_STD)
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
-        assert self.class_predictor.bias is not None
-        nn.init.constant_(self.class_predictor.bias, -math.log((1 - PRIOR) / PRIOR))
+        initialise_head([self.head, self.class_predictor, self.box_predictor], self.class_predictor)
 
     @property
     def class_branch(self) -> list[nn.Module]:
@@ -167,7 +149,7 @@ class RetinaNet(nn.Module):
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Losses `loss_cls` and `loss_box_reg` of a labelled batch; images without boxes are negatives."""
         pyramid = self.neck(self.extract(images).maps)
-        anchors, matched = self.assign(_grids(pyramid), images.sizes_hw, targets)
+        anchors, matched = self.assign(grids_of(pyramid), images.sizes_hw, targets)
         return {
             "loss_cls": self.class_loss(self.predict_logits(pyramid), matched, targets),
             "loss_box_reg": self.box_loss(self.predict_deltas(pyramid), anchors, matched, targets),
@@ -178,7 +160,7 @@ class RetinaNet(nn.Module):
         """Detections of each image, best first."""
         pyramid = self.neck(self.extract(images).maps)
         logits, deltas = self.predict_logits(pyramid), self.predict_deltas(pyramid)
-        anchors = self.anchors(_grids(pyramid))
+        anchors = self.anchors(grids_of(pyramid))
         return [
             self.postprocess([level[i] for level in logits], [level[i] for level in deltas], anchors, size_hw)
             for i, size_hw in enumerate(images.sizes_hw)
@@ -198,9 +180,9 @@ class RetinaNet(nn.Module):
             with_losses: whether `loss_box_reg` is asked for.
         """
         pyramid = self.neck(features.maps)
-        anchors, matched = self.assign(_grids(pyramid), features.sizes_hw, proposals)
+        anchors, matched = self.assign(grids_of(pyramid), features.sizes_hw, proposals)
         samples = [sample_positives_first(of_image, self.rules.pretext_samples) for of_image in matched]
-        image_index = _image_index([len(of_image) for of_image in samples], matched.device)
+        image_index = image_index_of([len(of_image) for of_image in samples], matched.device)
         anchor_index = torch.cat(samples)
         class_maps = [self.head.class_tower(level) for level in pyramid]
         losses = {}
@@ -210,7 +192,7 @@ class RetinaNet(nn.Module):
             features=gather_cells(class_maps, image_index, anchor_index // self.num_slots),
             slots=anchor_index % self.num_slots,
             instance_ids=torch.cat(
-                [_look_up(m[s], t.instance_ids) for m, s, t in zip(matched, samples, proposals, strict=True)]
+                [look_up(m[s], t.instance_ids) for m, s, t in zip(matched, samples, proposals, strict=True)]
             ),
             losses=losses,
         )
@@ -260,21 +242,9 @@ class RetinaNet(nn.Module):
             matched: (B, anchors) as from `assign`.
             targets: boxes of each image with `class_ids`.
         """
-        class_ids = torch.stack([_look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
-        known = torch.arange(self.num_classes, device=matched.device)[:, None, None]  # (K, 1, 1)
-        total = logits[0].new_zeros((), dtype=torch.float32)
-        sizes = [level.shape[-2] * level.shape[-1] * self.num_slots for level in logits]
-        for level, ids in zip(logits, class_ids.split(sizes, dim=1), strict=True):
-            rows, columns = level.shape[-2:]
-            # The small ids are moved to the layout of the logits, not the other way round.
-            ids = ids.view(-1, rows, columns, self.num_slots).permute(0, 3, 1, 2)[:, :, None]  # (B, A, 1, H, W)
-            loss = sigmoid_focal_loss(
-                level.float().unflatten(1, (self.num_slots, self.num_classes)),  # (B, A, K, H, W)
-                (ids == known).float(),
-                alpha=self.rules.focal_alpha,
-                gamma=self.rules.focal_gamma,
-            )
-            total = total + (loss * (ids != IGNORED)).sum()
+        class_ids = torch.stack([look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
+        rules = self.rules
+        total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=rules.focal_alpha, gamma=rules.focal_gamma)
         return total / _num_positives(matched)
 
     def box_loss(self, deltas: list[Tensor], anchors: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
@@ -305,15 +275,16 @@ class RetinaNet(nn.Module):
         boxes, scores, class_ids = [], [], []
         sizes = [level.shape[-2] * level.shape[-1] * self.num_slots for level in logits]
         for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors.split(sizes), strict=True):
-            score = level_logits.float().sigmoid().unflatten(0, (self.num_slots, -1)).permute(2, 3, 0, 1).flatten()
-            passed = (score > self.rules.score_threshold).nonzero().squeeze(1)
-            order = score[passed].argsort(descending=True, stable=True)[: self.rules.detections_per_level]
-            chosen = passed[order]
-            anchor_index = chosen // self.num_classes
+            score, anchor_index, class_id = select_scores(
+                level_logits,
+                self.num_slots,
+                score_threshold=self.rules.score_threshold,
+                max_scores=self.rules.detections_per_level,
+            )
             delta = level_deltas.float().permute(1, 2, 0).reshape(-1, 4)[anchor_index]
             boxes.append(decode_boxes(delta, level_anchors[anchor_index], size_hw))
-            scores.append(score[chosen])
-            class_ids.append(chosen % self.num_classes)
+            scores.append(score)
+            class_ids.append(class_id)
         return select_detections(
             torch.cat(boxes),
             torch.cat(scores),
@@ -329,7 +300,7 @@ def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: in
     widths = {level: backbone.channels[level] for level in LEVELS}
     return RetinaNet(
         backbone,
-        FPN(widths, config.neck_channels, neck_norm, extra_levels=True),
+        FPN(widths, config.neck_channels, neck_norm, extra_levels="from_c5"),
         RetinaNetHead(config.neck_channels, config.head_convs, config.head_norm),
         channels=config.neck_channels,
         num_classes=num_classes,
@@ -347,23 +318,6 @@ def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: in
     )
 
 
-def _grids(pyramid: list[Tensor]) -> list[SizeHW]:
-    return [(level.shape[-2], level.shape[-1]) for level in pyramid]
-
-
-def _image_index(counts: list[int], device: torch.device) -> Tensor:
-    index = torch.arange(len(counts), device=device)
-    return index.repeat_interleave(torch.tensor(counts, device=device))
-
-
 def _num_positives(matched: Tensor) -> Tensor:
     """What mmdetection divides losses by: positive anchors of the batch, an image without any counting as one."""
     return (matched >= 0).sum(dim=1).clamp(min=1).sum()
-
-
-def _look_up(matched: Tensor, values: Tensor | None) -> Tensor:
-    """`values` of the matched boxes, (A,) int64; negative entries of `matched` stay as they are."""
-    assert values is not None, "the pretext gives every proposal an instance id"
-    if not len(values):
-        return matched
-    return torch.where(matched >= 0, values[matched.clamp(min=0)], matched)

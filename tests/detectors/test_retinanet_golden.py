@@ -1,23 +1,30 @@
 """RetinaNet against numbers computed with mmdetection and the authors' code; see golden/README.md."""
 
 import json
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_tools import (
+    GOLDEN,
+    assert_maps_equal,
+    contrastive_loss,
+    draw_image,
+    draw_pretext_images,
+    draw_pretext_weights,
+    draw_weights,
+    read_pretext_boxes,
+    to_batch,
+)
 from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, ImageBatch
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets
 from aligndet_cli.detectors.parts.box_coder import encode_boxes
 from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig, build_retinanet
 
-GOLDEN = Path(__file__).parent / "golden"
 ALL_ANCHORS = 100_000
-TAU = 0.5
 
 # mmdetection's names -> ours, first match wins
 RENAMES = (
@@ -41,43 +48,6 @@ def our_name(name: str) -> str:
     raise AssertionError(name)
 
 
-def draw(name: str, seed: int) -> np.random.RandomState:
-    return np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
-
-
-def draw_weights(file: str, seed: int) -> dict[str, np.ndarray]:
-    weights = {}
-    for name, (distribution, shape, a, b) in json.loads((GOLDEN / file).read_text()).items():
-        state = draw(name, seed)
-        weights[name] = (
-            state.uniform(a, b, shape) if distribution == "uniform" else a + b * state.standard_normal(shape)
-        )
-    return weights
-
-
-def draw_image(name: str, seed: int, height: int, width: int) -> np.ndarray:
-    state = draw(f"image/{name}", seed)
-    image = np.zeros((3, height, width))
-    for cell, amplitude in ((32, 1.0), (8, 0.6), (1, 0.25)):
-        blocks = state.standard_normal((3, -(-height // cell), -(-width // cell)))
-        image += amplitude * blocks.repeat(cell, 1).repeat(cell, 2)[:, :height, :width]
-    return image.astype(np.float32)
-
-
-def draw_second_view(first: np.ndarray, name: str, seed: int, height: int, width: int) -> np.ndarray:
-    rows = ((np.arange(height) + 0.5) * first.shape[1] / height).astype(np.int64)
-    columns = ((np.arange(width) + 0.5) * first.shape[2] / width).astype(np.int64)
-    noise = draw(f"view2/{name}", seed).standard_normal((3, height, width))
-    return (0.8 * first.astype(np.float64)[:, :, ::-1][:, rows][:, :, columns] + 0.2 + 0.25 * noise).astype(np.float32)
-
-
-def to_batch(images: list[np.ndarray], batch_hw: np.ndarray) -> ImageBatch:
-    pixels = torch.zeros(len(images), 3, *batch_hw.tolist())
-    for row, image in zip(pixels, images, strict=True):
-        row[:, : image.shape[1], : image.shape[2]] = torch.from_numpy(image)
-    return ImageBatch(pixels, tuple((image.shape[1], image.shape[2]) for image in images))
-
-
 def build(backbone: str, weights: dict[str, np.ndarray], **options: object) -> RetinaNet:
     config = RetinaNetConfig.model_validate(options)
     model = build_retinanet(config, build_backbone(BackboneConfig(name=backbone)), num_classes=80).eval()
@@ -88,23 +58,6 @@ def build(backbone: str, weights: dict[str, np.ndarray], **options: object) -> R
     return model
 
 
-def checksum(tensor: Tensor) -> np.ndarray:
-    values = tensor.detach().double().numpy().ravel()
-    cosine = np.cos(0.1 * np.arange(values.size))
-    return np.array([values.sum(), np.abs(values).sum(), np.sqrt((values**2).sum()), (values * cosine).sum()])
-
-
-def assert_maps_equal(maps: list[Tensor], stored: dict[str, np.ndarray], prefix: str) -> None:
-    assert len(maps) == 5
-    for level, ours in enumerate(maps):
-        expected = stored[f"{prefix}/{level}/slice"]
-        np.testing.assert_allclose(
-            ours[:, :6, :4, :4].detach().numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
-        )
-        sums = stored[f"{prefix}/{level}/checksum"]
-        np.testing.assert_allclose(checksum(ours), sums, rtol=0, atol=1e-5 * sums[1])
-
-
 @pytest.fixture(scope="module")
 def numbers() -> dict:
     return json.loads((GOLDEN / "retinanet.json").read_text())
@@ -112,9 +65,7 @@ def numbers() -> dict:
 
 @pytest.fixture(scope="module")
 def pretext_weights() -> dict[str, dict[str, np.ndarray]]:
-    """Online network, and momentum network as a blend of it with another draw."""
-    online, other = (draw_weights("g2_weights.json", seed) for seed in (101, 202))
-    return {"online": online, "target": {name: 0.8 * online[name] + 0.2 * other[name] for name in online}}
+    return draw_pretext_weights("g2_weights.json")
 
 
 class View:
@@ -130,34 +81,13 @@ class View:
         self.model = build("resnet18", body, neck_norm="none", pretext_samples=ALL_ANCHORS)
         self.model.backbone.requires_grad_(False)
         view = "view1" if net == "online" else "view2"
-        self.images = self._draw_images(case, view, stored)
-        self.targets = self._read_boxes(case, view, stored)
+        self.images = draw_pretext_images("retinanet", case, view, stored)
+        self.targets = read_pretext_boxes(case, view, stored)
         self.features = self.model.extract(self.images)
         self.pyramid = self.model.neck(self.features.maps)
         grids = [tuple(level.shape[-2:]) for level in self.pyramid]
         self.anchors, self.matched = self.model.assign(grids, self.images.sizes_hw, self.targets)
         self.candidates = self.model.box_candidates(self.features, self.targets, with_losses=net == "online")
-
-    @staticmethod
-    def _draw_images(case: str, view: str, stored: dict[str, np.ndarray]) -> ImageBatch:
-        names = [
-            f"g2/retinanet/{case.removesuffix('_fixed')}/img{i}" for i in range(len(stored[f"{case}/view1/sizes_hw"]))
-        ]
-        images = [draw_image(n, 7, *hw) for n, hw in zip(names, stored[f"{case}/view1/sizes_hw"].tolist(), strict=True)]
-        if view == "view2":
-            sizes = stored[f"{case}/view2/sizes_hw"].tolist()
-            images = [draw_second_view(im, n, 7, *hw) for im, n, hw in zip(images, names, sizes, strict=True)]
-        return to_batch(images, stored[f"{case}/{view}/batch_hw"])
-
-    @staticmethod
-    def _read_boxes(case: str, view: str, stored: dict[str, np.ndarray]) -> list[BoxTargets]:
-        targets, start = [], 0
-        for i in range(len(stored[f"{case}/{view}/sizes_hw"])):
-            boxes = torch.from_numpy(stored[f"{case}/{view}/boxes{i}"])
-            ids = torch.arange(start, start + len(boxes))
-            targets.append(BoxTargets(boxes, torch.zeros_like(ids), ids))
-            start += len(boxes)
-        return targets
 
     def instance_ids(self) -> Tensor:
         """(B, anchors): instance id, -1 background, -2 ignored."""
@@ -213,20 +143,6 @@ def test_pretext_embeddings(views: tuple) -> None:
         expected = stored[f"{case}/{net}/pos_emb8"]
         # stored as they come out of the network
         np.testing.assert_allclose(unit, expected / norms[:, None], rtol=1e-4, atol=1e-5)
-
-
-def contrastive_loss(query: Tensor, query_ids: Tensor, key: Tensor, key_ids: Tensor) -> Tensor:
-    """FACTS §4.3, instance by instance."""
-    query, key = functional.normalize(query), functional.normalize(key).detach()
-    pool, pool_ids = torch.cat([query.detach(), key]), torch.cat([query_ids, key_ids])
-    terms = []
-    for instance in query_ids[query_ids >= 0].unique():
-        q = query[query_ids == instance]
-        p = key[key_ids == instance] if (key_ids == instance).any() else q
-        positive = q @ p.T / TAU  # (Q, P)
-        negative = (q @ pool[pool_ids != instance].T / TAU).logsumexp(dim=1, keepdim=True)  # (Q, 1)
-        terms.append((torch.logaddexp(positive, negative) - positive).mean())
-    return torch.stack(terms).mean()
 
 
 def test_pretext_losses_and_gradients(views: tuple, numbers: dict) -> None:

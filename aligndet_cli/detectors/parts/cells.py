@@ -6,6 +6,17 @@ import torch
 from torch import Tensor
 
 
+def grids_of(maps: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Rows and columns of each map."""
+    return [(level.shape[-2], level.shape[-1]) for level in maps]
+
+
+def image_index_of(counts: Sequence[int], device: torch.device) -> Tensor:
+    """(sum of counts,) int64: which image each of the candidates listed image by image belongs to."""
+    index = torch.arange(len(counts), device=device)
+    return index.repeat_interleave(torch.tensor(counts, device=device))
+
+
 def gather_cells(maps: Sequence[Tensor], image_index: Tensor, cell_index: Tensor) -> Tensor:
     """Vectors of chosen cells.
 

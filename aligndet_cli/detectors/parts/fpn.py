@@ -5,10 +5,12 @@ from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.functional import relu
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 NormName = Literal["none", "batch", "group"]
+ExtraName = Literal["none", "from_c5", "from_p5"]  # what P6 is made of; P7 is made of P6
 NUM_GROUPS = 32  # mmdetection's GN configs, and the group norm paper
 
 
@@ -20,19 +22,22 @@ def norm_layer(name: NormName) -> Callable[[int], nn.Module] | None:
 
 
 class ExtraLevels(ExtraFPNBlock):
-    """P6 from the backbone's last map and P7 from P6, both by a 3x3 convolution of stride 2.
+    """P6 from the backbone's or the pyramid's last map and P7 from P6, both by a 3x3 convolution of stride 2.
 
-    Source: mmdetection FPN `add_extra_convs="on_input"`. torchvision's `LastLevelP6P7` differs: it has a ReLU
-    between the two and no norms.
+    Source: mmdetection FPN `add_extra_convs="on_input"` (RetinaNet), and `"on_output"` with
+    `relu_before_extra_convs`, a ReLU between the two (FCOS). torchvision's `LastLevelP6P7` has the ReLU always and
+    norms never.
 
     Args:
-        in_channels: width of the backbone's last map.
+        in_channels: width of the map that P6 is made of.
         channels: width of the pyramid.
         norm: the same norm as in the rest of the pyramid.
+        from_output: P6 is made of P5, and P7 of the positive part of P6; otherwise of C5, and of all of P6.
     """
 
-    def __init__(self, in_channels: int, channels: int, norm: NormName) -> None:
+    def __init__(self, in_channels: int, channels: int, norm: NormName, *, from_output: bool) -> None:
         super().__init__()
+        self.from_output = from_output
         conv = partial(
             Conv2dNormActivation, kernel_size=3, stride=2, norm_layer=norm_layer(norm), activation_layer=None
         )
@@ -47,8 +52,8 @@ class ExtraLevels(ExtraFPNBlock):
             x: the backbone's maps they were made of.
             names: one per map of `results`.
         """
-        p6 = self.p6(x[-1])
-        return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
+        p6 = self.p6(results[-1] if self.from_output else x[-1])
+        return [*results, p6, self.p7(relu(p6) if self.from_output else p6)], [*names, "p6", "p7"]
 
 
 class FPN(nn.Module):
@@ -61,14 +66,17 @@ class FPN(nn.Module):
         in_channels: width per backbone level that is used, e.g. `{"c3": 512, "c4": 1024, "c5": 2048}`.
         channels: width of all outputs.
         norm: norm of all convolutions.
-        extra_levels: whether P6 and P7 follow.
+        extra_levels: whether P6 and P7 follow, and what P6 is made of.
     """
 
-    def __init__(self, in_channels: dict[str, int], channels: int, norm: NormName, *, extra_levels: bool) -> None:
+    def __init__(self, in_channels: dict[str, int], channels: int, norm: NormName, *, extra_levels: ExtraName) -> None:
         super().__init__()
         self.levels = tuple(in_channels)
         widths = list(in_channels.values())
-        extra = ExtraLevels(widths[-1], channels, norm) if extra_levels else None
+        extra = None
+        if extra_levels != "none":
+            from_output = extra_levels == "from_p5"
+            extra = ExtraLevels(channels if from_output else widths[-1], channels, norm, from_output=from_output)
         self.pyramid = FeaturePyramidNetwork(widths, channels, extra_blocks=extra, norm_layer=norm_layer(norm))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -58,3 +58,11 @@ def match_by_iou(
     matched = torch.where(best_iou < negative_iou, BACKGROUND, matched)
     matched = torch.where(claimed_by >= 0, claimed_by, matched)
     return torch.where(valid, matched, IGNORED)
+
+
+def look_up(matched: Tensor, values: Tensor | None) -> Tensor:
+    """`values` of the matched boxes, (A,) int64; negative entries of `matched` stay as they are."""
+    assert values is not None, "the pretext gives every proposal an instance id"
+    if not len(values):
+        return matched
+    return torch.where(matched >= 0, values[matched.clamp(min=0)], matched)

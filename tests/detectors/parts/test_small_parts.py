@@ -77,11 +77,12 @@ def test_nms_is_per_class_and_sorted() -> None:
     assert len(select_detections(boxes, scores, class_ids, nms_iou=0.5, max_detections=2).scores) == 2
 
 
+@pytest.mark.parametrize("extra", ["from_c5", "from_p5"])
 @pytest.mark.parametrize(
     ("norm", "num_norms", "has_bias"), [("none", 0, True), ("batch", 8, False), ("group", 8, False)]
 )
-def test_fpn_norms_every_convolution_or_none(norm: str, num_norms: int, has_bias: bool) -> None:
-    fpn = FPN({"c3": 3, "c4": 5, "c5": 7}, 32, norm, extra_levels=True)
+def test_fpn_norms_every_convolution_or_none(norm: str, num_norms: int, has_bias: bool, extra: str) -> None:
+    fpn = FPN({"c3": 3, "c4": 5, "c5": 7}, 32, norm, extra_levels=extra)
     convs = [module for module in fpn.modules() if isinstance(module, torch.nn.Conv2d)]
     norms = [module for module in fpn.modules() if isinstance(module, torch.nn.BatchNorm2d | torch.nn.GroupNorm)]
     assert (len(convs), len(norms)) == (8, num_norms)
@@ -91,14 +92,16 @@ def test_fpn_norms_every_convolution_or_none(norm: str, num_norms: int, has_bias
     assert sizes == [(2, 32, 8, 12), (2, 32, 4, 6), (2, 32, 2, 3), (2, 32, 1, 2), (2, 32, 1, 1)]
 
 
-def test_p7_sees_negative_values_of_p6() -> None:
-    # torchvision's P7 has a ReLU before it; here a P6 of -1 everywhere gives a P7 of -1 times the kernel.
-    fpn = FPN({"c5": 1}, 1, "none", extra_levels=True)
-    for conv in (fpn.pyramid.extra_blocks.p6[0], fpn.pyramid.extra_blocks.p7[0]):
+@pytest.mark.parametrize(("extra", "p6_is", "p7_is"), [("from_c5", -1, -1), ("from_p5", -3, 0)])
+def test_extra_levels_come_from_where_they_should(extra: str, p6_is: int, p7_is: int) -> None:
+    # C5 is -1, the lateral triples it and all else copies. Of C5: P6 = P7 = -1. Of P5 = -3: P7 = relu(P6) = 0.
+    fpn = FPN({"c5": 1}, 1, "none", extra_levels=extra)
+    for conv in (module for module in fpn.modules() if isinstance(module, torch.nn.Conv2d)):
         torch.nn.init.zeros_(conv.weight)
-        conv.weight.data[0, 0, 1, 1] = 1
-    _, p6, p7 = fpn({"c5": torch.full((1, 1, 4, 4), -1.0)})
-    assert (p6.flatten().tolist(), p7.flatten().tolist()) == ([-1] * 4, [-1])
+        conv.weight.data[0, 0, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] = 1
+    fpn.pyramid.inner_blocks[0][0].weight.data *= 3
+    p5, p6, p7 = fpn({"c5": torch.full((1, 1, 4, 4), -1.0)})
+    assert (p5.unique().tolist(), p6.unique().tolist(), p7.unique().tolist()) == ([-3], [p6_is], [p7_is])
 
 
 def test_focal_loss_of_torchvision_is_the_papers() -> None:

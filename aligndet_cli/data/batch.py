@@ -1,0 +1,37 @@
+"""What goes into a detector: images in one tensor, and the boxes it is trained on."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+PAD_DIVISOR = 32
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Normalised images of different sizes in one tensor.
+
+    Attributes:
+        pixels: (B, 3, H, W), ImageNet-normalised RGB, zero-padded at the bottom and right.
+        sizes_hw: per image, the content's height and width in pixels, without padding.
+    """
+
+    pixels: Tensor
+    sizes_hw: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class BoxTargets:
+    """Boxes of one image that a detector is trained on, in the pixels of the current view.
+
+    Attributes:
+        boxes: (N, 4) xyxy.
+        class_ids: (N,) int64, 0..K-1; all 0 ("object") in the pretext, or the cluster id for DETR.
+        instance_ids: (N,) int64, which proposal this is, unique in the batch; only the pretext has them.
+        masks: (N, H, W) bool, when the detector trains on masks.
+    """
+
+    boxes: Tensor
+    class_ids: Tensor
+    instance_ids: Tensor | None = None
+    masks: Tensor | None = None

@@ -1,0 +1,77 @@
+"""What heads with an output in every cell of a pyramid share: towers, initial weights, focal loss, best scores."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, sigmoid_focal_loss
+
+from aligndet_cli.detectors.parts.fpn import NormName, norm_layer
+from aligndet_cli.detectors.parts.matching import IGNORED
+
+PRIOR = 0.01  # every class's score in every place at the start; RetinaNet paper §4.1
+INIT_STD = 0.01  # all convolutions of a head; RetinaNet paper §4.1, FCOS follows it
+
+
+def conv_tower(channels: int, num_convs: int, norm: NormName) -> nn.Sequential:
+    """3x3 convolutions with ReLU that keep width and resolution; a norm takes the place of the bias."""
+    convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
+    return nn.Sequential(*convs)
+
+
+def initialise_head(modules: Sequence[nn.Module], class_predictor: nn.Conv2d) -> None:
+    """Small random weights for all convolutions of `modules`; the class predictor, one of them, starts at `PRIOR`."""
+    for part in modules:
+        for module in part.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=INIT_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    assert class_predictor.bias is not None
+    nn.init.constant_(class_predictor.bias, -math.log((1 - PRIOR) / PRIOR))
+
+
+def sum_focal_loss(
+    logits: Sequence[Tensor], class_ids: Tensor, num_slots: int, *, alpha: float, gamma: float
+) -> Tensor:
+    """Focal loss of all classes in all places that are not ignored, as a sum.
+
+    Args:
+        logits: (B, A*K, H, W) per level, channel = slot * K + class.
+        class_ids: (B, sum of H*W*A over levels) int64, 0..K-1, `BACKGROUND` or `IGNORED`; levels, then rows,
+            columns and slots.
+        num_slots: A.
+    """
+    total = logits[0].new_zeros((), dtype=torch.float32)
+    sizes = [level.shape[-2] * level.shape[-1] * num_slots for level in logits]
+    for level, ids in zip(logits, class_ids.split(sizes, dim=1), strict=True):
+        rows, columns = level.shape[-2:]
+        scored = level.float().unflatten(1, (num_slots, -1))  # (B, A, K, H, W)
+        known = torch.arange(scored.shape[2], device=level.device)[:, None, None]  # (K, 1, 1)
+        # The small ids are moved to the layout of the logits, not the other way round.
+        ids = ids.view(-1, rows, columns, num_slots).permute(0, 3, 1, 2)[:, :, None]  # (B, A, 1, H, W)
+        loss = sigmoid_focal_loss(scored, (ids == known).float(), alpha=alpha, gamma=gamma)
+        total = total + (loss * (ids != IGNORED)).sum()
+    return total
+
+
+def select_scores(
+    logits: Tensor, num_slots: int, *, score_threshold: float, max_scores: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best scores of one level of one image, best first.
+
+    Args:
+        logits: (A*K, H, W), channel = slot * K + class.
+        num_slots: A.
+        score_threshold: scores must be above it.
+        max_scores: at most this many.
+
+    Returns:
+        (S,) scores in 0..1, (S,) int64 places (rows, then columns and slots), and (S,) int64 class ids.
+    """
+    by_slot = logits.float().sigmoid().unflatten(0, (num_slots, -1))  # (A, K, H, W)
+    scores = by_slot.permute(2, 3, 0, 1).flatten()
+    passed = (scores > score_threshold).nonzero().squeeze(1)
+    chosen = passed[scores[passed].argsort(descending=True, stable=True)[:max_scores]]
+    return scores[chosen], chosen // by_slot.shape[1], chosen % by_slot.shape[1]

@@ -1,0 +1,111 @@
+"""Draws weights and images as the golden numbers were made with, and compares; see golden/README.md."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
+
+GOLDEN = Path(__file__).parent / "golden"
+TAU = 0.5
+
+
+def draw(name: str, seed: int) -> np.random.RandomState:
+    return np.random.RandomState((zlib.crc32(name.encode()) + seed) % 2**32)
+
+
+def draw_weights(file: str, seed: int) -> dict[str, np.ndarray]:
+    weights = {}
+    for name, (distribution, shape, a, b) in json.loads((GOLDEN / file).read_text()).items():
+        state = draw(name, seed)
+        weights[name] = (
+            state.uniform(a, b, shape) if distribution == "uniform" else a + b * state.standard_normal(shape)
+        )
+    return weights
+
+
+def draw_image(name: str, seed: int, height: int, width: int) -> np.ndarray:
+    state = draw(f"image/{name}", seed)
+    image = np.zeros((3, height, width))
+    for cell, amplitude in ((32, 1.0), (8, 0.6), (1, 0.25)):
+        blocks = state.standard_normal((3, -(-height // cell), -(-width // cell)))
+        image += amplitude * blocks.repeat(cell, 1).repeat(cell, 2)[:, :height, :width]
+    return image.astype(np.float32)
+
+
+def draw_second_view(first: np.ndarray, name: str, seed: int, height: int, width: int) -> np.ndarray:
+    rows = ((np.arange(height) + 0.5) * first.shape[1] / height).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * first.shape[2] / width).astype(np.int64)
+    noise = draw(f"view2/{name}", seed).standard_normal((3, height, width))
+    return (0.8 * first.astype(np.float64)[:, :, ::-1][:, rows][:, :, columns] + 0.2 + 0.25 * noise).astype(np.float32)
+
+
+def to_batch(images: list[np.ndarray], batch_hw: np.ndarray) -> ImageBatch:
+    pixels = torch.zeros(len(images), 3, *batch_hw.tolist())
+    for row, image in zip(pixels, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = torch.from_numpy(image)
+    return ImageBatch(pixels, tuple((image.shape[1], image.shape[2]) for image in images))
+
+
+def draw_pretext_weights(file: str) -> dict[str, dict[str, np.ndarray]]:
+    """Online network, and momentum network as a blend of it with another draw."""
+    online, other = (draw_weights(file, seed) for seed in (101, 202))
+    return {"online": online, "target": {name: 0.8 * online[name] + 0.2 * other[name] for name in online}}
+
+
+def draw_pretext_images(family: str, case: str, view: str, stored: dict[str, np.ndarray]) -> ImageBatch:
+    """`case` is the name in the file; the images were drawn under its first word ("ragged_fixed": "ragged")."""
+    first_sizes = stored[f"{case}/view1/sizes_hw"].tolist()
+    names = [f"g2/{family}/{case.partition('_')[0]}/img{i}" for i in range(len(first_sizes))]
+    images = [draw_image(n, 7, *hw) for n, hw in zip(names, first_sizes, strict=True)]
+    if view == "view2":
+        sizes = stored[f"{case}/view2/sizes_hw"].tolist()
+        images = [draw_second_view(im, n, 7, *hw) for im, n, hw in zip(images, names, sizes, strict=True)]
+    return to_batch(images, stored[f"{case}/{view}/batch_hw"])
+
+
+def read_pretext_boxes(case: str, view: str, stored: dict[str, np.ndarray]) -> list[BoxTargets]:
+    """Boxes of each image; instance ids count on over the batch."""
+    targets, start = [], 0
+    for i in range(len(stored[f"{case}/{view}/sizes_hw"])):
+        boxes = torch.from_numpy(stored[f"{case}/{view}/boxes{i}"])
+        ids = torch.arange(start, start + len(boxes))
+        targets.append(BoxTargets(boxes, torch.zeros_like(ids), ids))
+        start += len(boxes)
+    return targets
+
+
+def checksum(tensor: Tensor) -> np.ndarray:
+    values = tensor.detach().double().numpy().ravel()
+    cosine = np.cos(0.1 * np.arange(values.size))
+    return np.array([values.sum(), np.abs(values).sum(), np.sqrt((values**2).sum()), (values * cosine).sum()])
+
+
+def assert_maps_equal(maps: list[Tensor], stored: dict[str, np.ndarray], prefix: str) -> None:
+    assert len(maps) == 5
+    for level, ours in enumerate(maps):
+        expected = stored[f"{prefix}/{level}/slice"]
+        np.testing.assert_allclose(
+            ours[:, :6, :4, :4].detach().numpy(), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+        )
+        sums = stored[f"{prefix}/{level}/checksum"]
+        np.testing.assert_allclose(checksum(ours), sums, rtol=0, atol=1e-5 * sums[1])
+
+
+def contrastive_loss(query: Tensor, query_ids: Tensor, key: Tensor, key_ids: Tensor) -> Tensor:
+    """FACTS §4.3, instance by instance."""
+    query, key = functional.normalize(query), functional.normalize(key).detach()
+    pool, pool_ids = torch.cat([query.detach(), key]), torch.cat([query_ids, key_ids])
+    terms = []
+    for instance in query_ids[query_ids >= 0].unique():
+        q = query[query_ids == instance]
+        p = key[key_ids == instance] if (key_ids == instance).any() else q
+        positive = q @ p.T / TAU  # (Q, P)
+        negative = (q @ pool[pool_ids != instance].T / TAU).logsumexp(dim=1, keepdim=True)  # (Q, 1)
+        terms.append((torch.logaddexp(positive, negative) - positive).mean())
+    return torch.stack(terms).mean()
