@@ -18,12 +18,12 @@ _NUM_TILES, _NUM_COLUMNS = 12, 4
 _TILE_HW = (300, 400)
 _STRIP = 22  # pixels for a line of text
 _BOXES_PER_TILE = 25  # more hide the image
-# Box colour (RGB) by size: sqrt(box area) / sqrt(image area) up to the limit.
+# Box colour (RGB; Okabe-Ito, told apart by everyone) by size: sqrt(box area) / sqrt(image area) up to the limit.
 _COLOURS: tuple[tuple[float, tuple[int, int, int]], ...] = (
-    (0.15, (255, 80, 80)),
-    (0.30, (255, 200, 40)),
-    (0.50, (70, 220, 90)),
-    (np.inf, (80, 160, 255)),
+    (0.15, (213, 94, 0)),
+    (0.30, (240, 228, 66)),
+    (0.50, (86, 180, 233)),
+    (np.inf, (204, 121, 167)),
 )
 
 

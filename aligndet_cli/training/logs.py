@@ -11,6 +11,7 @@ from typing import Literal, Self, TextIO, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 ProgressMode = Literal["auto", "bar", "plain", "none"]
 Item = TypeVar("Item")
@@ -77,12 +78,13 @@ class Progress:
         if self.mode == "bar":
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
+                BarColumn(bar_width=20, table_column=Column(min_width=20)),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+                # What does not fit beside the bar is cut, not the bar.
+                TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             )
-            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=False)
+            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=False, expand=True)
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, text="")
             self._bar.start()
         return self

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 set a flag that every loop checks once its work is saved."""
+"""Being asked to stop: SIGTERM, SIGUSR1 and Ctrl-C set a flag that every loop checks once its work is saved."""
 
 import contextlib
 import signal
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from types import FrameType
 
 from aligndet_cli.errors import Preempted
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopSignal:
@@ -20,23 +22,31 @@ class StopSignal:
 
         Raises:
             Preempted: a stop was asked for.
+            KeyboardInterrupt: by Ctrl-C.
         """
+        if self.received == "SIGINT":
+            raise KeyboardInterrupt
         if self.received is not None:
             raise Preempted(f"stopped by {self.received}; everything is saved: run the same command to continue")
 
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopSignal]:
-    """Collect SIGTERM and SIGUSR1 while the block runs (in the main thread; elsewhere the flag stays unset)."""
+    """Collect SIGTERM, SIGUSR1 and Ctrl-C while the block runs (in the main thread; elsewhere nothing is collected).
+
+    The second Ctrl-C does not wait for anything to be saved.
+    """
     stop = StopSignal()
 
     def remember(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and stop.received == "SIGINT":
+            raise KeyboardInterrupt
         stop.received = signal.Signals(number).name
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    previous = {number: signal.signal(number, remember) for number in _SIGNALS}
     try:
         yield stop
     finally:
