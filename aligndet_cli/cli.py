@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from aligndet_cli.driver import Outcome, Request, execute, stage_config_class, w
 from aligndet_cli.errors import AlignDetError, ConfigError, GateError, as_user_error
 from aligndet_cli.flags import DOCTOR, STAGE_FLAGS, Given, with_flags
 from aligndet_cli.training.launch import Shown
-from aligndet_cli.training.logs import setup_logging
+from aligndet_cli.training.logs import logger, setup_logging
 from aligndet_cli.workspace import Workspace
 
 SCHEMA_VERSION = 1
@@ -43,6 +44,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 def main() -> None:
     """Entry point of the console script."""
+    # Read when torch is loaded: on a busy machine, threads that spin while they wait cost up to four times the work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
@@ -60,14 +63,17 @@ def root(
 @with_flags(STAGE_FLAGS["proposals"])
 def proposals(data: Path | None, given: Given) -> None:
     """Find boxes of possible objects in unlabelled images."""
-    outcome = run_stage("proposals", data, given)
     target = given.control["export"]
+    with user_errors(bool(given.control["json"])):
+        if target is not None and target.is_dir():
+            raise ConfigError(f"--export {target}: is a folder; name a file")
+    outcome = run_stage("proposals", data, given)
     if target is not None and outcome.artifact is not None:
         from aligndet_cli.proposals.exchange import export_coco
 
-        with user_errors(is_json=False):
+        with user_errors(is_json=False):  # the result is out already
             export_coco(outcome.artifact.folder, target)
-            typer.echo(f"exported to {target}", err=True)
+            logger.info(f"exported to {target}")
 
 
 @app.command("cluster")

@@ -158,6 +158,8 @@ def _read_toml(file: Path, stage: str) -> dict[str, Any]:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"--config {file}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"--config {file}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {file}: not valid TOML: {error}") from None
     if not any(key in STAGES for key in content):
@@ -215,7 +217,7 @@ def _is_within(path: str, group: str) -> bool:
 
 def _readable_line(path: str, item: Any, where: str, config_class: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
-        *parents, key = path.split(".")
+        *parents, key = map(str, item["loc"])
         return f"{path}: unknown key{where}{did_you_mean(key, list(_fields_at(config_class, parents)))}"
     if item["type"] == "literal_error":
         choices = [choice.strip(" '") for choice in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
@@ -224,7 +226,7 @@ def _readable_line(path: str, item: Any, where: str, config_class: type[BaseMode
         choices = [choice.strip(" '") for choice in item["ctx"]["expected_tags"].split(",")]
         tag, key = item["ctx"]["tag"], item["ctx"]["discriminator"].strip("'")
         return f"{path}.{key}: '{tag}' is not a choice{where}{did_you_mean(tag, choices)}"
-    if item["type"] == "model_type":
+    if item["type"] in ("model_type", "model_attributes_type"):
         return f"{path}: is a group of settings, set them one by one as {path}.KEY, got {item['input']!r}{where}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{path or config_class.__name__}: {message}, got {item['input']!r}{where}"
@@ -232,22 +234,35 @@ def _readable_line(path: str, item: Any, where: str, config_class: type[BaseMode
 
 def _path_of(item: Any, config_class: type[BaseModel]) -> str:
     """The setting an error is about, as the user writes it: without pydantic's names for the members of unions."""
-    kept: list[str] = []
-    for part in map(str, item["loc"]):
-        if part in _fields_at(config_class, kept) or part.isdigit():
-            kept.append(part)
+    location = [str(part) for part in item["loc"]]
+    kept = [
+        part
+        for place, part in enumerate(location)
+        if part in _fields_at(config_class, location[:place]) or part.isdigit()
+    ]
     if item["type"] == "extra_forbidden":
-        kept.append(str(item["loc"][-1]))
+        kept.append(location[-1])
     return ".".join(kept)
 
 
 def _fields_at(model: type[BaseModel], location: list[str]) -> dict[str, Any]:
-    """Fields of the settings group found by walking `location` from `model`; union members are merged."""
+    """Fields of the settings group found by walking `location` from `model`.
+
+    Union members are merged, unless the location goes through one by its tag (the family of a detector).
+    """
     groups = [model]
     for part in location:
         annotations = [group.model_fields[part].annotation for group in groups if part in group.model_fields]
-        groups = [member for annotation in annotations for member in _model_members(annotation)]
+        if annotations:
+            groups = [member for annotation in annotations for member in _model_members(annotation)]
+        elif any(_has_tag(group, part) for group in groups):
+            groups = [group for group in groups if _has_tag(group, part)]
     return {name: field for group in groups for name, field in group.model_fields.items()}
+
+
+def _has_tag(group: type[BaseModel], tag: str) -> bool:
+    """Whether one of the group's settings can only be `tag`."""
+    return any(get_args(field.annotation) == (tag,) for field in group.model_fields.values())
 
 
 def _model_members(annotation: Any) -> list[type[BaseModel]]:

@@ -162,7 +162,8 @@ def _carry_out(
         if output.action == "resume" and is_main:
             logger.info(f"continuing {output.folder}, which was interrupted")
         if request.stage == STAGES[0]:
-            run(plan, Process(progress=request.shown.progress))
+            if is_main:  # it has worker processes of its own
+                run(plan, Process(progress=request.shown.progress))
         else:
             launch(run, plan, devices, request.shown)
     return "done"

@@ -8,7 +8,12 @@ from aligndet_cli.config import STAGES
 from aligndet_cli.workspace import Artifact, Workspace, is_locked, read_json
 
 # Inputs that another stage of the workspace made, by stage. Others, such as weights of a backbone, come from outside.
-_MADE_HERE = {"cluster": "proposals", "pretrain-box": "proposals", "finetune": "weights", "evaluate": "weights"}
+_MADE_HERE = {
+    "cluster": ("proposals",),
+    "pretrain-box": ("proposals", "clusters"),
+    "finetune": ("weights",),
+    "evaluate": ("weights",),
+}
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,13 @@ def collect_status(workspace: Workspace) -> list[StatusRow]:
 def _finished(stage: str, artifact: Artifact, known: dict[str, str], stale: set[str]) -> StatusRow:
     inputs = artifact.manifest["inputs"]
     made_from = tuple(known[content_hash] for content_hash in inputs.values() if content_hash in known)
-    needed = _MADE_HERE.get(stage)
+    needed = _MADE_HERE.get(stage, ())
     if stage == "finetune" and artifact.result.get("init") != "pretrain":
-        needed = None
+        needed = ()
+    gone = [name for name in needed if name in inputs and inputs[name] not in known]
     remark, state = _summary(artifact.result), "complete"
-    if needed is not None and inputs.get(needed) not in known:
-        remark, state = f"{needed} changed or gone since", "stale"
+    if gone:
+        remark, state = f"{' and '.join(gone)} changed or gone since", "stale"
     elif old := [name for name in made_from if name in stale]:
         remark, state = f"{', '.join(old)} is stale", "stale"
     return StatusRow(stage, artifact.name, state, made_from, artifact.manifest["finished"], remark)

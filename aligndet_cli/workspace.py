@@ -228,7 +228,10 @@ class Workspace:
         file = self.root / "workspace.json"
         if not file.exists():
             return {"format_version": FORMAT_VERSION}
-        content = dict(read_json(file))
+        try:
+            content = dict(read_json(file))
+        except ConfigError:
+            raise ConfigError(f"{file}: damaged; delete this one file and name DATA again") from None
         if content.get("format_version") != FORMAT_VERSION:
             raise ConfigError(
                 f"{file}: format version {content.get('format_version')}, this aligndet reads {FORMAT_VERSION}"

@@ -7,7 +7,8 @@ import torch
 from aligndet_cli.data.toy import draw_toy_data
 
 # For `commandline` and `golden_tools`, under pytest's importlib mode.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "detectors")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "detectors"))
 from commandline import run_chain
 
 # Two cores: one thread per test process is faster than two that wait for each other, and the sums are the same.

@@ -34,6 +34,10 @@ def workspace(chain: Path, tmp_path: Path) -> Path:
         (["--detector", "retinanett"], "detector.family: 'retinanett' is not a choice (from --detector); did you mean"),
         (["--backbone", "resnet19"], "backbone.name: 'resnet19' is not a choice (from --backbone); did you mean"),
         (["--set", "detector=3"], "detector: is a group of settings"),
+        (
+            ["--detector", "fcos", "--set", "detector.positive_iou=1"],
+            "detector.positive_iou: unknown key (from --set); did",
+        ),
         (["--set", "seed.b=7"], "seed: should be a valid integer, got {'b': 7} (from --set)"),
         (["--set", "nothing"], "--set nothing: write it as --set some.key=value"),
         (["--short-side", "64,,96"], "views.short_side.1: should be a valid integer"),
@@ -51,6 +55,7 @@ def workspace(chain: Path, tmp_path: Path) -> Path:
         (["--devices", "x"], "--devices x: write auto, a number, or a list like 0,1"),
         (["--devices", "2", "--accelerator", "cpu", "--batch-size", "3"], "--batch-size 3: must be a multiple of"),
         (["--config", "/nowhere.toml"], "--config /nowhere.toml: no such file"),
+        (["--config", "/"], "--config /: cannot be read (Is a directory)"),
     ],
 )
 def test_wrong_settings_are_one_line_and_exit_2(chain: Path, words: list[str], said: str) -> None:

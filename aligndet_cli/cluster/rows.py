@@ -192,6 +192,6 @@ def _reserve(path: Path, num_bytes: int) -> None:
             raise
         path.unlink(missing_ok=True)
         raise RunError(
-            f"{path}: no room for {num_bytes / 1e9:.1f} GB ({error.strerror}); "
+            f"{path}: no room for {num_bytes / 1e9:.3g} GB ({error.strerror}); "
             "free some space, or choose another disk with --workspace"
         ) from None

@@ -28,7 +28,8 @@ class BoxTargets:
         boxes: (N, 4) xyxy.
         class_ids: (N,) int64, 0..K-1; all 0 ("object") in the pretext, or the cluster id for DETR.
         instance_ids: (N,) int64, which proposal this is, unique in the batch; only the pretext has them.
-        masks: (N, H, W) bool, when the detector trains on masks.
+        masks: (N, H, W) bool, padded as the images are, when the detector trains on masks; all False where a box has
+            none.
     """
 
     boxes: Tensor

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
+from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.transforms import Sample, mix_seed, normalise, pad_to_batch, resize, resized_hw
 from aligndet_cli.errors import DataError
 from aligndet_cli.training.launch import Process
@@ -48,10 +49,19 @@ class SampleStream(Dataset[Sample | DataError]):
     Args:
         indices: which images of the set take part.
         on_error: `fail` raises at the first unreadable image instead.
+        masks: of the same boxes, for detectors that train on them.
     """
 
-    def __init__(self, image_set: ImageSet, indices: Sequence[int], boxes: BoxSource, on_error: OnError) -> None:
+    def __init__(
+        self,
+        image_set: ImageSet,
+        indices: Sequence[int],
+        boxes: BoxSource,
+        on_error: OnError,
+        masks: LabelMasks | None = None,
+    ) -> None:
         self.image_set, self.indices, self.boxes, self.on_error = image_set, list(indices), boxes, on_error
+        self.masks = masks
 
     def __getitem__(self, place: tuple[int, int]) -> Sample | DataError:
         """Sample at a place `(position in the run, row of indices)`.
@@ -68,7 +78,9 @@ class SampleStream(Dataset[Sample | DataError]):
             except DataError as error:
                 if self.on_error == "fail":
                     return error
-                skipped.append((self.image_set.file_names[index], str(error)))
+                # Without the absolute path, so that the artifact does not depend on where the data lies.
+                name = self.image_set.file_names[index]
+                skipped.append((name, str(error).removeprefix(f"{self.image_set.images_dir / name}: ")))
                 continue
             return replace(sample, skipped=tuple(skipped))
         return DataError(f"{self.image_set.images_dir}: none of the {len(self.indices)} images can be read")
@@ -76,8 +88,19 @@ class SampleStream(Dataset[Sample | DataError]):
     def _load(self, position: int, index: int) -> Sample:
         image = load_image(self.image_set, index)
         boxes, class_ids = self.boxes.boxes_and_classes(index)
+        masks = None
+        if self.masks is not None:
+            height, width = image.shape[1:]
+            masks = torch.from_numpy(self._draw_masks(index, (height, width)))
         # The arrays are read-only views of a memory map: copy, a sample must own its few boxes.
-        return Sample(position, index, image, torch.from_numpy(boxes.copy()), torch.from_numpy(class_ids.copy()))
+        return Sample(position, index, image, torch.from_numpy(boxes.copy()), torch.from_numpy(class_ids.copy()), masks)
+
+    def _draw_masks(self, index: int, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+        assert self.masks is not None
+        try:
+            return self.masks.masks_of(index, size_hw)
+        except DataError as error:
+            raise DataError(f"{self.image_set.record(index).path}: {error}; repair it in the labels") from None
 
 
 def load_image(image_set: ImageSet, index: int) -> Tensor:

@@ -13,6 +13,7 @@ from aligndet_cli.data.folder import has_images, read_folder
 from aligndet_cli.data.voc import ALL, find_voc_roots, find_voc_splits, read_voc
 from aligndet_cli.data.yolo import find_yolo_file, read_yolo, read_yolo_config
 from aligndet_cli.errors import DataError
+from aligndet_cli.training.logs import logger
 
 Purpose = Literal["train", "val"]
 Format = Literal["coco", "voc", "yolo", "folder"]
@@ -33,11 +34,12 @@ def open_images(data: DataConfig, *, purpose: Purpose, with_masks: bool = False)
         DataError: something is missing or wrong; one line naming the file and what to do.
     """
     findings = Findings(is_strict=True)
-    return assemble(
-        read_labels(data, purpose=purpose, with_masks=with_masks, findings=findings),
-        limit=data.limit,
-        findings=findings,
-    )
+    labels = read_labels(data, purpose=purpose, with_masks=with_masks, findings=findings)
+    image_set = assemble(labels, limit=data.limit, findings=findings)
+    for item in findings.items:
+        if item.severity == "warning":
+            logger.warning(f"{labels.source}: {item.message}; `aligndet doctor` tells more")
+    return image_set
 
 
 def read_labels(data: DataConfig, *, purpose: Purpose, with_masks: bool, findings: Findings) -> Labels:

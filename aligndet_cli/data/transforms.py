@@ -5,7 +5,7 @@ Everything random is drawn beforehand on the CPU (`ViewParams`), from the seed a
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,7 +43,7 @@ class Sample:
         image: (3, H, W) uint8 RGB.
         boxes: (N, 4) xyxy.
         class_ids: (N,) int64.
-        masks: (N, H, W) bool, or None.
+        masks: (N, H, W) bool, all False where a box has none; or None for all.
         skipped: `(file, reason)` of images that could not be read and that this one stands in for.
     """
 
@@ -130,7 +130,7 @@ def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tupl
     boxes = sample.boxes.to(device, non_blocking=True) * scale  # (N, 4)
     masks = sample.masks
     if masks is not None:
-        masks = F.resize(masks.to(device), list(new_hw), InterpolationMode.NEAREST)
+        masks = F.resize(masks.to(device, non_blocking=True), list(new_hw), InterpolationMode.NEAREST)
     if params.flip:
         image = image.flip(-1)
         masks = masks.flip(-1) if masks is not None else None
@@ -188,9 +188,11 @@ def make_batch(
             ids = torch.arange(instance_offset, instance_offset + len(boxes), device=device)
             instance_offset += len(boxes)
         images.append(image)
-        targets.append(BoxTargets(boxes, sample.class_ids.to(device, non_blocking=True), ids, _pad_masks(masks)))
-    return pad_to_batch(images), targets
+        targets.append(BoxTargets(boxes, sample.class_ids.to(device, non_blocking=True), ids, masks))
+    batch = pad_to_batch(images)
+    height, width = batch.pixels.shape[-2:]
+    return batch, [replace(of_image, masks=_pad_masks(of_image.masks, height, width)) for of_image in targets]
 
 
-def _pad_masks(masks: Tensor | None) -> Tensor | None:
-    return None if masks is None else masks.bool()
+def _pad_masks(masks: Tensor | None, height: int, width: int) -> Tensor | None:
+    return None if masks is None else pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]))

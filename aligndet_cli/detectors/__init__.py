@@ -1,15 +1,40 @@
 """Detector families, one file each. A new family is one more line in `BUILDERS` and one in `DetectorConfig`."""
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BeforeValidator, Field
 
 from aligndet_cli.backbones import Backbone
+from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr
+from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig, build_faster_rcnn
+from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, build_fcos
+from aligndet_cli.detectors.mask_rcnn import MaskRCNN, MaskRCNNConfig, build_mask_rcnn
+from aligndet_cli.detectors.parts.fpn import NormName
 from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig, build_retinanet
 
-# The second family makes this `Annotated[RetinaNetConfig | FCOSConfig, Field(discriminator="family")]`.
-DetectorConfig: TypeAlias = RetinaNetConfig
-AnyDetector: TypeAlias = RetinaNet
+DEFAULT_FAMILY = "retinanet"
 
-BUILDERS = {"retinanet": build_retinanet}
+
+def _name_family(settings: Any) -> Any:
+    """Settings with a family, so that one can be set without naming the default family."""
+    return {"family": DEFAULT_FAMILY, **settings} if isinstance(settings, dict) else settings
+
+
+DetectorConfig: TypeAlias = Annotated[
+    RetinaNetConfig | FCOSConfig | FasterRCNNConfig | MaskRCNNConfig | DETRConfig,
+    Field(discriminator="family"),
+    BeforeValidator(_name_family),
+]
+AnyDetector: TypeAlias = RetinaNet | FCOS | FasterRCNN | MaskRCNN | DETR
+
+BUILDERS: dict[str, Callable[..., AnyDetector]] = {
+    "retinanet": build_retinanet,
+    "fcos": build_fcos,
+    "faster-rcnn": build_faster_rcnn,
+    "mask-rcnn": build_mask_rcnn,
+    "detr": build_detr,
+}
 
 
 def build_detector(config: DetectorConfig, backbone: Backbone, num_classes: int) -> AnyDetector:
@@ -17,4 +42,23 @@ def build_detector(config: DetectorConfig, backbone: Backbone, num_classes: int)
     return BUILDERS[config.family](config, backbone, num_classes)
 
 
-__all__ = ["BUILDERS", "AnyDetector", "DetectorConfig", "build_detector"]
+def neck_norm_of(config: DetectorConfig) -> str | None:
+    """The norm of the detector's neck, which may be "auto"; None where the family's neck has no place for one."""
+    norm: str | None = config.model_dump().get("neck_norm")
+    return norm
+
+
+def settle_neck_norm(config: DetectorConfig, norm: NormName) -> DetectorConfig:
+    """The config with this norm in place of "auto"."""
+    return config.model_copy(update={"neck_norm": norm}) if neck_norm_of(config) == "auto" else config
+
+
+__all__ = [
+    "BUILDERS",
+    "DEFAULT_FAMILY",
+    "AnyDetector",
+    "DetectorConfig",
+    "build_detector",
+    "neck_norm_of",
+    "settle_neck_norm",
+]

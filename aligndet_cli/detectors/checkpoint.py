@@ -41,11 +41,16 @@ class DetectorFile:
 
 @dataclass(frozen=True)
 class LoadedDetector:
-    """A fine-tuned detector, ready to use: in evaluation mode on the CPU."""
+    """A fine-tuned detector, ready to use: in evaluation mode on the CPU.
+
+    Attributes:
+        has_masks: whether its detections have masks.
+    """
 
     model: AnyDetector
     categories: tuple[Category, ...]
     resolution: tuple[int, int]
+    has_masks: bool
 
 
 def save_detector(
@@ -58,10 +63,13 @@ def save_detector(
     resolution: tuple[int, int] | None = None,
     extra: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write a detector; after pre-training its class predictor, which nothing has trained, is left out."""
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    if stage == "pretrain-box":
-        state = {name: value for name, value in state.items() if not name.startswith("class_predictor.")}
+    """Write a detector; after pre-training what no fine-tuning can use, as its class predictor, is left out."""
+    left_out = {"class_predictor", *model.fresh_modules} if stage == "pretrain-box" else set()
+    state = {
+        name: value.cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if name.partition(".")[0] not in left_out
+    }
     content = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
@@ -117,4 +125,4 @@ def load_detector(file: Path) -> LoadedDetector:
         raise WeightsError(f"{file}: only pre-trained, it has no classes yet; run `aligndet finetune` first")
     model = build_detector(content.detector, build_backbone(content.backbone), len(content.categories))
     model.load_state_dict(content.state_dict)
-    return LoadedDetector(model.eval(), content.categories, content.resolution)
+    return LoadedDetector(model.eval(), content.categories, content.resolution, content.detector.RECIPE.needs_masks)

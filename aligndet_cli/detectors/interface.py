@@ -36,7 +36,8 @@ class Detections:
         boxes: (N, 4) xyxy, clipped to the image.
         scores: (N,) in 0..1.
         class_ids: (N,) int64, 0..K-1.
-        masks: (N, H, W) bool, for detectors that predict them.
+        masks: (N, M, M) in 0..1, for detectors that predict them: how likely each part of the box, cut into M x M
+            equal ones, is part of the object. `paste_mask` turns that into pixels of any resolution.
     """
 
     boxes: Tensor
@@ -68,15 +69,20 @@ class Detector(Protocol):
 
     Attributes:
         backbone: the body only, frozen by the pretext. The FPN belongs to `neck` and is trained.
-        class_predictor: last classification layer; restarted by finetune, not trained by the pretext.
+        class_predictor: last classification layer; restarted by finetune, not trained by the pretext but where the
+            recipe `needs_clusters`.
         feature_dim: C of `BoxCandidates.features`.
         num_slots: how many different slots `BoxCandidates.slots` can name.
         class_branch: modules that only the contrastive task trains in the pretext.
         box_branch: modules that only the box losses train in the pretext.
+        class_modules: names of the modules with outputs per class, restarted when the classes change.
+        fresh_modules: names of the modules that the pretext leaves alone; they start fresh in finetune.
     """
 
     feature_dim: int
     num_slots: int
+    class_modules: tuple[str, ...]
+    fresh_modules: tuple[str, ...]
 
     @property
     def backbone(self) -> nn.Module: ...  # noqa: D102  (described above)

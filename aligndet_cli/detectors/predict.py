@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
-from torch.nn import functional
 
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.detectors.interface import Detections, ImageBatch
+from aligndet_cli.detectors.parts.mask_head import paste_mask
 
 # A thousandth of a pixel and a millionth of a score: finer than float32 is right about, and short in the file.
 BOX_DECIMALS = 3
@@ -67,7 +67,8 @@ def detections_to_coco(
     Source: mmdetection divides by `new_w / w` and `new_h / h` (the true factors after rounding, not the one asked
     for), then clips.
     """
-    boxes = rescale_boxes(detections.boxes, view_hw, size_hw).cpu().double().numpy()  # (N, 4)
+    rescaled = rescale_boxes(detections.boxes, view_hw, size_hw)
+    boxes = rescaled.cpu().numpy()  # (N, 4)
     scores = detections.scores.cpu().double().numpy()
     class_ids = detections.class_ids.cpu().numpy()
     boxes_xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
@@ -80,8 +81,8 @@ def detections_to_coco(
         for class_id, box, score in zip(class_ids, boxes_xywh.tolist(), scores.tolist(), strict=True)
     ]
     if detections.masks is not None:
-        for entry, mask in zip(entries, detections.masks, strict=True):
-            entry["segmentation"] = _mask_to_rle(mask, size_hw)
+        for entry, mask, box in zip(entries, detections.masks, rescaled.float(), strict=True):
+            entry["segmentation"] = _mask_to_rle(mask, box, size_hw)
     return entries
 
 
@@ -93,9 +94,10 @@ def rescale_boxes(boxes: Tensor, view_hw: tuple[int, int], size_hw: tuple[int, i
     return torch.minimum(rescaled.clamp(min=0), rescaled.new_tensor([width, height, width, height]))
 
 
-def _mask_to_rle(mask: Tensor, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """COCO run-length code of a (H, W) bool mask of the resized image, at the original size."""
-    resized = functional.interpolate(mask[None, None].float(), size=size_hw, mode="bilinear", align_corners=False)
-    pixels = np.asfortranarray((resized[0, 0] > 0.5).cpu().numpy().astype(np.uint8))
+def _mask_to_rle(probabilities: Tensor, box: Tensor, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """COCO run-length code of the (M, M) mask in a (4,) box, at the original size."""
+    mask, (top, left) = paste_mask(probabilities, box, size_hw)
+    pixels = np.zeros(size_hw, dtype=np.uint8, order="F")
+    pixels[top : top + mask.shape[0], left : left + mask.shape[1]] = mask.cpu().numpy()
     code = coco_mask.encode(pixels)
     return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}

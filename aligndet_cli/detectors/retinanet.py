@@ -18,7 +18,7 @@ from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
 from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
-from aligndet_cli.detectors.parts.fpn import FPN, NUM_GROUPS, NormName
+from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
 from aligndet_cli.detectors.parts.matching import look_up, match_by_iou
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_positives_first
@@ -59,8 +59,8 @@ class RetinaNetConfig(Frozen):
     def _check_consistency(self) -> Self:
         if self.negative_iou > self.positive_iou:
             raise ValueError("negative_iou must not be above positive_iou")
-        if "group" in (self.neck_norm, self.head_norm) and self.neck_channels % NUM_GROUPS:
-            raise ValueError(f"neck_channels must be a multiple of {NUM_GROUPS} for group norm")
+        if "group" in (self.neck_norm, self.head_norm):
+            check_group_channels(self.neck_channels)
         return self
 
 
@@ -106,6 +106,9 @@ class RetinaNet(nn.Module):
         num_classes: K, background not counted.
         rules: the numbers to go by.
     """
+
+    class_modules: tuple[str, ...] = ("class_predictor",)
+    fresh_modules: tuple[str, ...] = ()
 
     def __init__(
         self,

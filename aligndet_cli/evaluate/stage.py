@@ -59,6 +59,7 @@ class Plan:
         categories: the model's classes; position = class id.
         resolution: short and long side that images are resized to.
         metric: `coco` or `voc`, resolved.
+        has_masks: whether the run's masks are measured too.
         other: finished evaluation of the same images to compare with.
     """
 
@@ -69,6 +70,7 @@ class Plan:
     categories: tuple[Category, ...]
     resolution: tuple[int, int]
     metric: Literal["coco", "voc"]
+    has_masks: bool
     other: Artifact | None
 
 
@@ -83,10 +85,10 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
     if config.runtime.compile:
         raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
     run_artifact = workspace.require("finetune", config.run)
-    image_set = open_images(config.data, purpose="val")
+    loaded = load_detector(run_artifact.folder / "weights.pt")
+    image_set = open_images(config.data, purpose="val", with_masks=loaded.has_masks)
     if not image_set.has_labels:
         raise DataError(f"{image_set.root}: no labels found for '{image_set.split}', and evaluate needs them")
-    loaded = load_detector(run_artifact.folder / "weights.pt")
     check_categories(run_artifact.name, loaded.categories, image_set)
     inputs = {"data": image_set.fingerprint, "weights": run_artifact.content_hash}
     name = config.name or f"{run_artifact.name}-{image_set.split}"
@@ -103,6 +105,7 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
             config.long_side or loaded.resolution[1],
         ),
         metric="voc" if is_voc else "coco",
+        has_masks=loaded.has_masks,
         other=_find_other(config, workspace, image_set) if config.compare is not None else None,
     )
 
@@ -165,8 +168,7 @@ def check_gate(plan: Plan) -> None:
     name, value = _headline(read_json(plan.output.folder / "metrics.json"), plan.metric)
     limit = plan.config.fail_under
     if limit is not None and (value is None or value < limit):
-        shown = "not measurable" if value is None else f"{value:.4f}"
-        raise GateError(f"{plan.output.folder.name}: {name} is {shown}, below --fail-under {limit:g}")
+        raise GateError(f"{plan.output.folder.name}: {name} is {_shown(value)}, below --fail-under {limit:g}")
 
 
 def check_categories(run_name: str, trained: Sequence[Category], image_set: ImageSet) -> None:
@@ -277,15 +279,15 @@ def _finish(plan: Plan) -> None:
     """Measure what is in the files, not what was in memory: the numbers can be had from `predictions.json` alone."""
     partial = plan.output.partial
     predictions = [entry for file in _chunk_files(plan) for entry in read_json(file)]
-    with_masks = any("segmentation" in entry for entry in predictions)
-    ground_truth = coco_ground_truth(plan.image_set, with_masks=with_masks)
+    ground_truth = coco_ground_truth(plan.image_set, with_masks=plan.has_masks)
     lines = ",\n".join(json.dumps(entry) for entry in predictions)
     write_bytes(partial / "predictions.json", f"[\n{lines}\n]\n".encode())
     write_json(partial / "ground_truth.json", ground_truth)
     evaluation = evaluate_coco(ground_truth, predictions)
     metrics: dict[str, Any] = {**evaluation.metrics, "run": plan.run.name, "split": plan.image_set.split}
-    if with_masks:
+    if plan.has_masks:
         metrics["segm"] = coco_metrics(ground_truth, predictions, iou_type="segm")
+        logger.info(f"masks: AP {_shown(metrics['segm']['AP'])}, AP50 {_shown(metrics['segm']['AP50'])}")
     if plan.metric == "voc":
         metrics["voc"] = voc_metrics(ground_truth, predictions)
     write_json(partial / "metrics.json", metrics)
@@ -294,6 +296,10 @@ def _finish(plan: Plan) -> None:
         draw_plots(partial / "plots", Drawing(evaluation, ground_truth, predictions, plan.image_set, title))
     _warn_if_nothing_found(metrics)
     plan.output.complete(_result(metrics, plan.metric), content=["metrics.json", "predictions.json"])
+
+
+def _shown(value: float | None) -> str:
+    return "not measurable" if value is None else f"{value:.4f}"
 
 
 def _warn_if_nothing_found(metrics: dict[str, Any]) -> None:
@@ -315,6 +321,7 @@ def _result(metrics: dict[str, Any], metric: Literal["coco", "voc"]) -> dict[str
         "metric": name,
         "value": value,
         **{key: metrics[key] for key in COCO_NUMBERS[:3]},
+        **({f"mask_{key}": metrics["segm"][key] for key in COCO_NUMBERS[:3]} if "segm" in metrics else {}),
         **({key: metrics["voc"][key] for key in ("AP07", "AP12")} if metric == "voc" else {}),
         **metrics["counts"],
     }
@@ -330,6 +337,7 @@ def _comparison_lines(plan: Plan, comparison: dict[str, Any]) -> Iterator[str]:
     yield f"{plan.output.folder.name} against {plan.other.name}:"
     rows = [(name, comparison[name]) for name in COCO_NUMBERS]
     rows += [(f"VOC {name}", entry) for name, entry in comparison.get("voc", {}).items()]
+    rows += [(f"mask {name}", entry) for name, entry in comparison.get("segm", {}).items()]
     for name, entry in rows:
         if entry["delta"] is not None:
-            yield f"  {name:<8} {entry['this']:.4f}  {entry['other']:.4f}  {entry['delta']:+.4f}"
+            yield f"  {name:<10} {entry['this']:.4f}  {entry['other']:.4f}  {entry['delta']:+.4f}"

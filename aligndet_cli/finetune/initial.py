@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from aligndet_cli.backbones import BackboneConfig, locate_backbone_weights
-from aligndet_cli.detectors import DetectorConfig
+from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.workspace import Artifact, Workspace, hash_files
@@ -116,10 +116,11 @@ def _resolved(
     if file is not None:
         detector, backbone = _inherited(config, read_detector(file), file)
     # FACTS 5: batch norm in the neck. Asked-for or inherited norms other than the pre-training's "none" stay.
-    if detector.neck_norm == "auto":
-        detector = detector.model_copy(update={"neck_norm": "batch"})
+    detector = settle_neck_norm(detector, "batch")
     is_supervised = _is_torchvision_name(backbone.weights)
     frozen_stages, norm_eval, why = (1, True, "supervised") if is_supervised else (-1, False, "not supervised")
+    if detector.RECIPE.trains_whole_backbone:
+        frozen_stages, norm_eval, why = -1, False, f"{detector.family} recipe, for any"
     backbone = backbone.model_copy(
         update={
             "frozen_stages": frozen_stages if backbone.frozen_stages == "auto" else backbone.frozen_stages,
@@ -136,7 +137,7 @@ def _inherited(config: FinetuneConfig, source: DetectorFile, file: Path) -> tupl
     if _is_backbone_chosen(config) and source.backbone.name != config.backbone.name:
         raise ConfigError(f"{file}: has a {source.backbone.name}, not a {config.backbone.name}; change --backbone")
     changes = {key: getattr(config.detector, key) for key in config.detector.model_fields_set}
-    if source.stage == "pretrain-box" and source.detector.neck_norm == "none":
+    if source.stage == "pretrain-box" and neck_norm_of(source.detector) == "none":
         changes.setdefault("neck_norm", "auto")
     kept = {key: getattr(config.backbone, key) for key in config.backbone.model_fields_set - {"weights"}}
     return source.detector.model_copy(update=changes), source.backbone.model_copy(update=kept)

@@ -1,7 +1,7 @@
 """`aligndet finetune`: labels and a pre-trained detector -> a fine-tuned detector."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -21,16 +21,17 @@ from aligndet_cli.data.loaders import (
     resolve_workers,
     training_batches,
 )
+from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.transforms import Sample, draw_view, make_batch
-from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector, neck_norm_of
 from aligndet_cli.detectors.checkpoint import read_detector, save_detector
 from aligndet_cli.detectors.metrics import coco_ground_truth, coco_metrics
 from aligndet_cli.detectors.predict import predict_images
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.finetune.initial import Initial, find_initial
-from aligndet_cli.finetune.transfer import CLASS_PREDICTOR, LoadReport, parse_modules, transfer
+from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
 from aligndet_cli.training.launch import Devices, Process, resolve_devices
@@ -89,6 +90,7 @@ class Plan:
     """What `prepare` found out; everything `run` needs.
 
     Attributes:
+        masks: of the boxes of `image_set`, where the detector trains on them.
         initial: where the weights come from, and the detector and backbone that follow from it.
         short_sides: training resolutions.
         evaluation: the images of `--evaluate-every`, or None.
@@ -100,6 +102,7 @@ class Plan:
     settings: LoopSettings
     rates: Rates
     image_set: ImageSet
+    masks: LabelMasks | None
     indices: list[int]
     initial: Initial
     short_sides: tuple[int, ...]
@@ -115,10 +118,14 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     devices = resolve_devices(config.runtime)
     check_batch_split(config.training, devices)
     _check_settings(config)
-    image_set = open_images(config.data, purpose="train")
-    if not image_set.has_labels:
-        raise DataError(f"{image_set.root}: no labels for split '{image_set.split}'; finetune needs labelled images")
+    needs_masks = config.detector.RECIPE.needs_masks
+    image_set = open_images(config.data, purpose="train", with_masks=needs_masks)
+    if not image_set.has_labels or not len(image_set.boxes):
+        what = "boxes in the labels of" if image_set.has_labels else "labels for"
+        raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; finetune needs labelled images")
     indices = fraction_of(len(image_set), config.fraction, config.fold)
+    masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
+    image_set = replace(image_set, segmentations=[])
     initial = find_initial(config, workspace)
     recipe = initial.detector.RECIPE
     rates = recipe.finetune if initial.is_pretrained else recipe.plain
@@ -138,6 +145,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         settings=settings,
         rates=rates,
         image_set=image_set,
+        masks=masks,
         indices=indices,
         initial=initial,
         short_sides=config.resolution.short_side or _default_scales(initial, image_set),
@@ -156,17 +164,32 @@ def _check_settings(config: FinetuneConfig) -> None:
             raise ConfigError(f"{', '.join(sorted(idle))}: no effect with --init {config.init}; leave it out")
 
 
+def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMasks:
+    masks = LabelMasks.of(image_set)
+    with_mask, num_boxes = masks.count(indices)
+    if num_boxes and not with_mask:
+        raise DataError(
+            f"{image_set.annotations or image_set.root}: none of the {num_boxes} boxes has a mask, and {family} trains "
+            "on masks; use --detector faster-rcnn, or labels with polygons"
+        )
+    if with_mask < num_boxes:
+        logger.warning("%d of %d boxes have no mask: they train the boxes only", num_boxes - with_mask, num_boxes)
+    return masks
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """Effective settings, for people."""
     config, initial = plan.config, plan.initial
     num_boxes = int(sum(plan.image_set.offsets[i + 1] - plan.image_set.offsets[i] for i in plan.indices))
     chosen = "" if config.fraction == 100 else f" ({config.fraction:g} %, fold {config.fold})"
     frozen, norm_eval = initial.backbone.frozen_stages, initial.backbone.norm_eval
+    neck_norm = neck_norm_of(initial.detector)
+    neck = "" if neck_norm is None else f", neck norm {neck_norm}"
     return {
         "run": f"finetune/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), {len(plan.image_set.categories)} classes",
         "images": f"{len(plan.indices)}{chosen}, {num_boxes} boxes",
-        "detector": f"{initial.detector.family}, neck norm {initial.detector.neck_norm}, {initial.backbone.name}",
+        "detector": f"{initial.detector.family}{neck}, {initial.backbone.name}",
         "weights": initial.origin,
         "backbone": f"frozen stages {frozen}, norms {'fixed' if norm_eval else 'trained'} ({initial.freeze_origin})",
         "resolution": f"short side {list(plan.short_sides)}, long side {config.resolution.long_side}",
@@ -249,9 +272,7 @@ def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
         load_backbone_weights(backbone, initial.backbone.weights, offline=config.runtime.offline)
         return model, None
     source = read_detector(initial.file)
-    restart = set() if source.categories == plan.image_set.categories else {CLASS_PREDICTOR}
-    if not config.keep_box_predictor:
-        restart.add("box_predictor")
+    restart = modules_to_restart(model, source, plan.image_set.categories, keep_box_predictor=config.keep_box_predictor)
     report = transfer(model, source.state_dict, modules=parse_modules(config.load_modules), restart=restart)
     report.check(config.min_match, str(initial.file))
     return model, report
@@ -266,7 +287,7 @@ def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
         num_steps=plan.settings.schedule.num_steps,
         process=process,
     )
-    stream = SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), plan.config.on_error)
+    stream = SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), plan.config.on_error, plan.masks)
     return training_batches(stream, sampler, resolve_workers(plan.config.runtime.num_workers, process))
 
 

@@ -1,13 +1,16 @@
 """Which weights of a pre-trained detector arrive where, written down module by module."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors.checkpoint import DetectorFile
 from aligndet_cli.errors import ConfigError, WeightsError
 
 # Words of `--load-modules`; a detector's top-level modules that are none of the first three make its head.
@@ -128,6 +131,26 @@ def transfer(
         if key not in target:
             reports[_module_of(key)].unexpected.append(key)
     return LoadReport(dict(reports))
+
+
+def modules_to_restart(
+    model: AnyDetector, source: DetectorFile, categories: Sequence[Category], *, keep_box_predictor: bool
+) -> set[str]:
+    """Top-level modules that stay fresh: what pre-training leaves alone, and what belongs to other classes.
+
+    Box offsets per class fit other classes only where both sides have one: that of pre-training is "object".
+
+    Args:
+        categories: that `model` is to learn.
+        keep_box_predictor: False restarts it in any case.
+    """
+    restart = set() if keep_box_predictor else {"box_predictor"}
+    is_pretrained = source.stage == "pretrain-box"
+    if is_pretrained:
+        restart |= set(model.fresh_modules)
+    if source.categories != tuple(categories):
+        restart |= {CLASS_PREDICTOR} if is_pretrained and len(categories) == 1 else set(model.class_modules)
+    return restart
 
 
 def _module_of(key: str) -> str:

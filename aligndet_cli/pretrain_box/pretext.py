@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Features, ImageBatch
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss, effective_rank
+from aligndet_cli.training.schedules import Recipe
 
 Tasks = Literal["both", "contrastive", "regression"]
 View = tuple[ImageBatch, Sequence[BoxTargets]]
@@ -59,6 +60,7 @@ class BoxPretext(nn.Module):
 
     Args:
         detector: trained in place; afterwards its neck and head are what this stage is for.
+        recipe: of the detector's family: whether its class predictor is trained too, and what is not averaged.
         temperature: tau of the contrastive loss.
         tasks: which losses are used. Parts that only the other task trains are frozen.
     """
@@ -67,6 +69,7 @@ class BoxPretext(nn.Module):
         self,
         detector: AnyDetector,
         *,
+        recipe: Recipe,
         embedding_dim: int,
         hidden_dim: int,
         temperature: float,
@@ -75,9 +78,12 @@ class BoxPretext(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature, self.tasks, self.freeze_backbone = temperature, tasks, freeze_backbone
+        self.momentum_follows = recipe.momentum_follows
         self.online = detector
         self.projector = Projector(detector.feature_dim, hidden_dim, embedding_dim, detector.num_slots)
-        _freeze(detector.class_predictor)
+        _freeze(*(detector.get_submodule(name) for name in detector.fresh_modules))
+        if not recipe.needs_clusters or tasks == "contrastive":
+            _freeze(detector.class_predictor)
         if freeze_backbone:
             _freeze(detector.backbone)
         if tasks == "contrastive":
@@ -92,10 +98,17 @@ class BoxPretext(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "BoxPretext":
-        """Training mode for all but a frozen backbone, whose norms keep their statistics."""
+        """Training mode for all but a frozen backbone, whose norms keep their statistics, and momentum dropout.
+
+        The momentum side is what the online side is compared with, so it does without that noise. The official code
+        drops out on both sides (DIFFERENCES, bug 12).
+        """
         super().train(mode)
         if self.freeze_backbone:
             self.online.backbone.eval()
+        for module in self.momentum.modules():
+            if isinstance(module, nn.Dropout | nn.MultiheadAttention):
+                module.eval()
         return self
 
     def forward(
@@ -140,12 +153,15 @@ class BoxPretext(nn.Module):
     def update_momentum(self, coefficient: float) -> None:
         """Move the momentum parameters towards the online ones: k = m * k + (1 - m) * q.
 
-        Parameters only, as in the official hook; norm statistics follow from the momentum side's own forwards.
+        Parameters only, as in the official hook; norm statistics follow from the momentum side's own forwards. Those
+        that the recipe names are taken over as they are.
         """
         online = [*self.online.parameters(), *self.projector.parameters()]
         momentum = [*self.momentum.parameters(), *self.momentum_projector.parameters()]
         pairs = [(k, q) for k, q in zip(momentum, online, strict=True) if k is not q and q.requires_grad]
         torch._foreach_lerp_([k for k, _ in pairs], [q for _, q in pairs], 1.0 - coefficient)
+        for name in self.momentum_follows:
+            self.momentum.get_parameter(name).copy_(self.online.get_parameter(name))
 
     def _candidates(self, detector: AnyDetector, view: View, *, with_losses: bool) -> BoxCandidates:
         images, proposals = view
@@ -166,5 +182,7 @@ def _freeze(*modules: nn.Module) -> None:
 
 def _embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
     """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings."""
+    if len(embeddings) < 2:  # no proposals, and a detector that offers no background
+        return {"embedding_spread": embeddings.new_zeros(()), "embedding_rank": embeddings.new_zeros(())}
     spread = embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5
     return {"embedding_spread": spread, "embedding_rank": effective_rank(embeddings)}

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights, locate_backbone_weights
+from aligndet_cli.cluster.labels import ClusterLabels
 from aligndet_cli.config import DataConfig, Frozen, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import (
@@ -19,10 +20,10 @@ from aligndet_cli.data.loaders import (
     training_batches,
 )
 from aligndet_cli.data.proposal_source import open_proposals
-from aligndet_cli.detectors import DetectorConfig, build_detector
+from aligndet_cli.detectors import DetectorConfig, build_detector, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import save_detector
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.errors import DataError
+from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.pretrain_box.health import judge
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
@@ -40,7 +41,7 @@ from aligndet_cli.training.optimizer import (
     resolve_settings,
 )
 from aligndet_cli.training.schedules import momentum_at
-from aligndet_cli.workspace import Output, Workspace, hash_files
+from aligndet_cli.workspace import Artifact, Output, Workspace, hash_files
 
 
 class ViewsConfig(Frozen):
@@ -62,6 +63,7 @@ class PretrainBoxConfig(StageConfig):
 
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
         "proposals",
+        "clusters",
         "backbone.weights",
         "training.logger",
         "training.checkpoint.every_steps",
@@ -71,7 +73,8 @@ class PretrainBoxConfig(StageConfig):
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
     proposals: str | None = None
-    topk: int | None = Field(None, ge=1)
+    clusters: str | None = None  # where the detector trains on them; None = the newest of the proposals
+    topk: int | None = Field(None, ge=1)  # None = the recipe of the detector
     views: ViewsConfig = ViewsConfig()
     projector: ProjectorConfig = ProjectorConfig()
     temperature: float = Field(0.5, gt=0)  # official selfsup configs
@@ -95,19 +98,29 @@ class Plan:
     indices: list[int]
     proposals_name: str
 
+    @property
+    def num_classes(self) -> int:
+        """Classes of the detector: the clusters, or one, "object", whose predictor is not trained."""
+        return 1 if self.boxes.clusters is None else self.boxes.clusters.num_clusters
+
 
 @dataclass(frozen=True)
 class ProposalBoxes:
-    """Proposals as the boxes of an image, all of the one class "object"; see `BoxSource`."""
+    """Proposals as the boxes of an image, classed by cluster or all of the one class "object"; see `BoxSource`."""
 
     store: ProposalStore
     rows: NDArray[np.int64]  # (images,) row of each image of the set in the store
     topk: int | None
+    clusters: ClusterLabels | None = None
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best `topk` proposals of an image."""
-        boxes = self.store.boxes_of(int(self.rows[index]))[: self.topk]
-        return boxes, np.zeros(len(boxes), dtype=np.int64)
+        row = int(self.rows[index])
+        boxes = self.store.boxes_of(row)[: self.topk]
+        if self.clusters is None:
+            return boxes, np.zeros(len(boxes), dtype=np.int64)
+        start = int(self.store.offsets[row])
+        return boxes, self.clusters.of_rows(start, start + len(boxes))
 
 
 def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
@@ -131,6 +144,9 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         "proposals": artifact.content_hash,
         "backbone weights": hash_files([weights]) if weights else "none",
     }
+    clusters = _find_clusters(config, workspace, artifact)
+    if clusters is not None:
+        inputs["clusters"] = clusters.content_hash
     name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
     settings = resolve_settings(
         config.training,
@@ -140,7 +156,8 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         runtime=config.runtime,
     )
     output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
-    boxes = ProposalBoxes(store, rows, config.topk)
+    labels = None if clusters is None else ClusterLabels(clusters.folder)
+    boxes = ProposalBoxes(store, rows, config.topk or config.detector.RECIPE.topk, labels)
     return Plan(config, output, devices, settings, image_set, boxes, indices, artifact.name)
 
 
@@ -150,13 +167,43 @@ def _rows_of(image_set: ImageSet, store: ProposalStore) -> NDArray[np.int64]:
     return np.array(rows, dtype=np.int64)
 
 
+def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: Artifact) -> Artifact | None:
+    """The clusters of these proposals, where the detector trains on them."""
+    family = config.detector.family
+    if not config.detector.RECIPE.needs_clusters:
+        if config.clusters is not None:
+            raise ConfigError(f"clusters = {config.clusters}: no effect, {family} does not train on clusters")
+        return None
+    fitting = [
+        artifact
+        for artifact in workspace.artifacts("cluster")
+        if artifact.manifest["inputs"].get("proposals") == proposals.content_hash
+    ]
+    named = [artifact for artifact in fitting if config.clusters in (None, artifact.name)]
+    if named:
+        return named[-1]
+    place = workspace.root / "cluster" / (config.clusters or "")
+    known = f" (there are: {', '.join(artifact.name for artifact in fitting)})" if fitting else ""
+    raise ConfigError(
+        f"{place}: no clusters of the proposals {proposals.name}{known}, and {family} trains on them: "
+        f"run `aligndet cluster{f' --set proposals={config.proposals}' if config.proposals else ''}` first"
+    )
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """Effective settings, for people."""
-    config = plan.config
+    config, boxes = plan.config, plan.boxes
+    per_image = "all" if boxes.topk is None else f"best {boxes.topk}"
+    origin = "given" if config.topk else f"{config.detector.family} recipe"
+    clusters = {}
+    if boxes.clusters is not None:
+        clusters["clusters"] = f"cluster/{boxes.clusters.folder.name}, {boxes.clusters.num_clusters} of them"
     return {
         "run": f"pretrain-box/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), proposals/{plan.proposals_name}",
         "images": f"{len(plan.indices)} with proposals, of {len(plan.image_set.file_names[: config.data.limit])}",
+        "proposals per image": f"{per_image} ({origin})",
+        **clusters,
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {config.backbone.weights}, "
         f"backbone {'frozen' if config.freeze_backbone else 'trained'}",
         "views": f"short side {list(config.views.short_side)}, long side {config.views.long_side}",
@@ -172,7 +219,7 @@ def run(plan: Plan, process: Process) -> None:
         if config.backbone.weights == "none" and config.freeze_backbone:
             logger.warning("the frozen backbone has random weights: give --backbone-weights, or --no-freeze-backbone")
     wait_for_all(process)
-    pretext = build_pretext(config, process)
+    pretext = build_pretext(config, process, plan.num_classes)
     num_steps = plan.settings.schedule.num_steps
     task = TwoViews(
         pretext,
@@ -208,15 +255,15 @@ def run(plan: Plan, process: Process) -> None:
     wait_for_all(process)
 
 
-def build_pretext(config: PretrainBoxConfig, process: Process) -> BoxPretext:
+def build_pretext(config: PretrainBoxConfig, process: Process, num_classes: int = 1) -> BoxPretext:
     """Detector with its backbone's weights, projector and momentum copies, on the device of the process."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone)
     load_backbone_weights(backbone, config.backbone.weights, offline=config.runtime.offline)
-    # One class: the predictor is not trained here and is left out of the weights.
-    detector = build_detector(pretrain_detector(config), backbone, num_classes=1)
+    detector = build_detector(pretrain_detector(config), backbone, num_classes)
     pretext = BoxPretext(
         detector,
+        recipe=config.detector.RECIPE,
         embedding_dim=config.projector.embedding_dim,
         hidden_dim=config.projector.hidden_dim,
         temperature=config.temperature,
@@ -230,9 +277,7 @@ def build_pretext(config: PretrainBoxConfig, process: Process) -> BoxPretext:
 
 def pretrain_detector(config: PretrainBoxConfig) -> DetectorConfig:
     """The detector as pre-trained: without norm in the neck unless one is asked for (official configs)."""
-    if config.detector.neck_norm != "auto":
-        return config.detector
-    return config.detector.model_copy(update={"neck_norm": "none"})
+    return settle_neck_norm(config.detector, "none")
 
 
 def _finish(plan: Plan, pretext: BoxPretext) -> None:

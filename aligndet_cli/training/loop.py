@@ -126,7 +126,7 @@ def train(
     total = settings.schedule.num_steps
     last_save, speed = time.monotonic(), _Speed()
     progress = Progress("training", total, "steps", start=start, mode=process.progress)
-    with stop_on_signal() as stop, progress, _memory_errors():
+    with stop_on_signal() as stop, progress, _known_errors():
         batches = batches_from(start)
         for step in range(start, total):
             samples = _next(batches, speed)
@@ -246,9 +246,17 @@ def _restore(learner: Learner, scaler: torch.amp.GradScaler, folder: Path) -> in
 
 
 @contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
+def _known_errors() -> Iterator[None]:
+    """What the chosen settings make impossible, as errors that name the settings."""
     try:
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise RunError(
+            "batch norm cannot train on a single image per process this small: raise --batch-size or --short-side, or "
+            "use --set detector.neck_norm=group"
+        ) from error
     except torch.OutOfMemoryError as error:
         raise RunError(
             "out of GPU memory: lower --batch-size (or raise --accumulate), --short-side, or use --precision bf16-mixed"
@@ -275,7 +283,7 @@ class _Records:
         for file, reason in (entry for sample in samples for entry in sample.skipped):
             if file not in self._skipped:
                 self._skipped.add(file)
-                logger.warning(f"skipped {reason}")
+                logger.warning(f"skipped {file}: {reason}")
                 (self.folder / "resume").mkdir(exist_ok=True)
                 with (self.folder / "resume" / f"skipped-rank{self.process.rank}.jsonl").open("a") as handle:
                     handle.write(json.dumps({"file": file, "reason": reason}) + "\n")
@@ -295,7 +303,7 @@ class _Records:
         seconds = time.perf_counter() - speed.began
         rate = speed.images * self.process.world_size / seconds
         if self.process.is_main:
-            lr = max(group["lr"] for group in optimizer.param_groups)
+            lr = max(group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups)
             self.line("metrics.jsonl", {"step": done, "lr": lr, **numbers})
             self.line("speed.jsonl", {"step": done, **_speed_fields(rate, speed.waiting / seconds)})
         fields = {_SHOWN.get(name, name.removeprefix("loss_")): value for name, value in numbers.items()}

@@ -14,6 +14,7 @@ from aligndet_cli.training.loop import CheckpointConfig, LoopSettings
 from aligndet_cli.training.schedules import REFERENCE_BATCH, Rates, ScheduleName, build_schedule
 
 SGD_MOMENTUM = 0.9  # FACTS 5
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class TrainingConfig(Frozen):
@@ -106,11 +107,14 @@ def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, proc
     """The recipe's optimizer over all trainable parameters, in groups by backbone or not, bias or not.
 
     A group's `lr_scale` is its factor on the learning rate of the step.
+
+    Source: mmcv `DefaultOptimizerConstructor`; as there, the shift of a norm is not a bias.
     """
+    norm_shifts = {id(module.bias) for module in model.modules() if isinstance(module, NORMS)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = ("backbone" in name.split("."), name.endswith(".bias"))
+            key = ("backbone" in name.split("."), name.endswith(".bias") and id(parameter) not in norm_shifts)
             groups.setdefault(key, []).append(parameter)
     options = [
         {

@@ -127,14 +127,24 @@ class Rates:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimizer settings of a detector family (FACTS 5).
+    """How a detector family is trained (FACTS 4, 5).
 
     Attributes:
         pretrain: box-domain pre-training.
         finetune: fine-tuning after it.
         plain: fine-tuning without it.
+        topk: proposals per image in pre-training, best first; None takes all.
+        needs_masks: fine-tuning trains on masks where boxes have them, and evaluation measures them.
+        needs_clusters: pre-training also trains the class predictor, on the cluster of each proposal.
+        momentum_follows: parameters that the momentum detector takes over from the online one instead of averaging.
+        trains_whole_backbone: fine-tuning freezes nothing of the backbone, supervised weights or not.
     """
 
     pretrain: Rates
     finetune: Rates
     plain: Rates
+    topk: int | None = None
+    needs_masks: bool = False
+    needs_clusters: bool = False
+    momentum_follows: tuple[str, ...] = ()
+    trains_whole_backbone: bool = False

@@ -1,5 +1,7 @@
 """Boxes must follow their pixels through every transform."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -112,3 +114,27 @@ def test_batches_are_multiples_of_32_of_the_largest() -> None:
 def test_seeds_mix_without_collisions() -> None:
     seeds = {mix_seed(a, b, c) for a in range(20) for b in range(50) for c in range(5)}
     assert len(seeds) == 5000
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("short_side", [60, 120, 173])
+def test_masks_stay_on_their_object_and_are_padded_like_the_image(flip: bool, short_side: int) -> None:
+    sample = marked_sample((20, 30, 90, 100))
+    sample = replace(sample, masks=sample.image[:1] > 0)
+    params = ViewParams(short_side, 999, flip)
+    images, targets = make_batch([sample, marked_sample((1, 1, 9, 9), 190, 130)], [params] * 2, CPU)
+    assert targets[1].masks is None
+    masks = targets[0].masks
+    assert masks.dtype == torch.bool and masks.shape == (1, *images.pixels.shape[-2:])
+    rows, columns = masks[0].nonzero(as_tuple=True)
+    extent = [columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1]
+    assert extent == pytest.approx(targets[0].boxes[0].tolist(), abs=1.0)
+
+
+def test_no_boxes_have_no_masks() -> None:
+    empty = Sample(
+        0, 0, torch.zeros(3, 40, 50, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    )
+    sample = replace(empty, masks=torch.zeros(0, 40, 50, dtype=torch.bool))
+    _, targets = make_batch([sample], [ViewParams(64, 99)], CPU)
+    assert targets[0].masks.shape == (0, 64, 96)

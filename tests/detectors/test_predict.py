@@ -28,14 +28,24 @@ def test_no_detections():
     assert detections_to_coco(empty, (30, 60), (10, 30), CATEGORIES) == []
 
 
-# pycocotools' own: its C buffers do not know numpy 2's `copy` keyword.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_masks_come_back_at_the_original_size():
-    mask = torch.zeros(1, 20, 40, dtype=torch.bool)
-    mask[0, 4:8, 10:30] = True
+def test_masks_are_drawn_into_their_boxes_at_the_original_size():
+    # Left half of the box likely, right half not; x 10..30 and y 4..8 of 40 x 20 are 5..15 and 2..4 of 20 x 10.
+    mask = torch.tensor([[0.9, 0.1], [0.9, 0.1]])[None]
     detections = Detections(torch.tensor([[10.0, 4, 30, 8]]), torch.tensor([0.5]), torch.tensor([0]), mask)
     (entry,) = detections_to_coco(detections, (20, 40), (10, 20), CATEGORIES)
     expected = np.zeros((10, 20), dtype=np.uint8)
-    expected[2:4, 5:15] = 1
+    expected[2:4, 5:10] = 1
     assert entry["segmentation"]["size"] == [10, 20]
     np.testing.assert_array_equal(coco_mask.decode(entry["segmentation"]), expected)
+
+
+def test_masks_at_the_border_and_in_boxes_without_area():
+    boxes = torch.tensor([[30.0, 12, 40, 20], [7.0, 7, 7, 9]])
+    detections = Detections(boxes, torch.ones(2), torch.tensor([0, 1]), torch.ones(2, 3, 3))
+    first, second = detections_to_coco(detections, (20, 40), (20, 40), CATEGORIES)
+    expected = np.zeros((20, 40), dtype=np.uint8)
+    expected[12:20, 30:40] = 1
+    # Beyond the box is 0: of a corner pixel, 0.15 by 0.1875 cells inside of it, 0.65 * 0.6875 = 0.45 is left.
+    expected[[12, 12, 19, 19], [30, 39, 30, 39]] = 0
+    np.testing.assert_array_equal(coco_mask.decode(first["segmentation"]), expected)
+    assert coco_mask.decode(second["segmentation"]).sum() == 0

@@ -102,7 +102,7 @@ def test_candidate_features_are_the_class_towers_at_their_cell() -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_norms_replace_biases_in_the_head(norm: str) -> None:
-    names = [name for name, _ in build(head_norm=norm).head.named_parameters()]
+    names = [name for name, _ in build(head_norm=norm, neck_channels=64).head.named_parameters()]
     assert "class_tower.0.0.bias" not in names and "class_tower.0.1.weight" in names
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `two_ranks`, also in the processes that it is sent to
+
 
 @dataclass
 class ForkServer:
@@ -19,10 +21,13 @@ class ForkServer:
     process: "subprocess.Popen[str]"
     log: Path
 
-    def start(self, *words: str | Path, cwd: Path, die_at: int | None = None) -> int:
-        """Pid (and process group) of a new command."""
-        request = {"words": [str(word) for word in words], "cwd": str(cwd), "log": str(self.log), "die_at": die_at}
-        return int(self._ask(request))
+    def start(
+        self, *words: str | Path, cwd: Path, die_at: int | None = None, environment: dict[str, str] | None = None
+    ) -> int:
+        """Pid (and process group) of a new command; with its own `environment` it also has its own log."""
+        rank = (environment or {}).get("RANK", "")
+        request = {"words": [str(word) for word in words], "cwd": str(cwd), "log": f"{self.log}{rank}"}
+        return int(self._ask({**request, "die_at": die_at, "environment": environment or {}}))
 
     def wait(self, pid: int) -> int:
         """Exit code of a command once it has ended; negative for a signal."""

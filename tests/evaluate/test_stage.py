@@ -1,7 +1,7 @@
 import contextlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,7 @@ class Loaded:
     model: nn.Module
     categories: tuple[Category, ...] = CATEGORIES
     resolution: tuple[int, int] = (64, 96)  # the size of the images: nothing is resized
+    has_masks: bool = False
 
 
 @pytest.fixture
@@ -194,6 +195,46 @@ def test_killed_and_run_again_gives_the_same_files(workspace, coco_root, monkeyp
     assert resumed == whole
 
 
+class MaskDetector(ColourDetector):
+    """Its masks fill the left half of their boxes."""
+
+    def detect(self, images):
+        mask = torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 4)
+        return [replace(found, masks=mask.expand(len(found.boxes), -1, -1)) for found in super().detect(images)]
+
+
+@pytest.mark.parametrize(("is_half", "expected"), [(True, 1.0), (False, 0.1)])
+def test_masks_are_measured_too(workspace, coco_root, monkeypatch, is_half, expected):
+    # Half of a rectangle overlaps the whole of it by about 0.5, which counts at the lowest of ten thresholds at best.
+    file = coco_root / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        right = x + w / 2 if is_half else x + w
+        entry["segmentation"] = [[x, y, right, y, right, y + h, x, y + h]]
+    file.write_text(json.dumps(content))
+    use_detector(monkeypatch, MaskDetector, has_masks=True)
+    plan = evaluate(workspace, coco_root)
+    metrics = json.loads((plan.output.folder / "metrics.json").read_text())
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["segm"]["AP50" if is_half else "AP"] <= expected and metrics["segm"]["counts"]["ground_truths"] > 5
+    if is_half:
+        assert metrics["segm"]["AP50"] == pytest.approx(1.0)
+    assert workspace.require("evaluate").result["mask_AP50"] == metrics["segm"]["AP50"]
+
+
+def test_masks_without_predictions_are_zero(workspace, coco_root, monkeypatch):
+    file = coco_root / "annotations" / "instances_val2017.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    file.write_text(json.dumps(content))
+    use_detector(monkeypatch, lambda: MaskDetector(is_blind=True), has_masks=True)
+    plan = evaluate(workspace, coco_root)
+    assert json.loads((plan.output.folder / "metrics.json").read_text())["segm"]["AP"] == 0
+
+
 def test_killed_while_measuring(workspace, coco_root, monkeypatch):
     whole = files_of(evaluate(workspace, coco_root).output.folder)
 
@@ -227,9 +268,9 @@ def test_run_again_is_complete_and_gates_still_hold(workspace, coco_root):
     plan = evaluate(workspace, coco_root, short_side=37, long_side=50, fail_under=0.999, run="second")
     assert plan.output.action == "complete"
     with pytest.raises(GateError, match=r"second-val2017: AP is 0\.\d+, below --fail-under 0.999"):
-        stage.conclude(plan)
+        stage.check_gate(plan)
     plan = evaluate(workspace, coco_root, short_side=37, long_side=50, fail_under=0.01)
-    assert stage.conclude(plan) == {}
+    stage.check_gate(plan)
 
 
 def test_compare_gives_the_delta(workspace, coco_root):
@@ -310,7 +351,7 @@ def test_voc_rules_on_request(workspace, coco_root):
     metrics = json.loads((plan.output.folder / "metrics.json").read_text())
     assert (metrics["voc"]["AP07"], metrics["voc"]["AP12"]) == (1.0, 1.0)
     assert workspace.require("evaluate").result["metric"] == "VOC AP12"
-    stage.conclude(plan)  # the gate is on the VOC number
+    stage.check_gate(plan)  # it is on the VOC number
 
 
 def test_describe_says_where_values_come_from(workspace, coco_root):

@@ -1,10 +1,17 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.detectors import AnyDetector, build_detector
+from aligndet_cli.detectors.checkpoint import read_detector, save_detector
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.finetune.stage import fraction_of
-from aligndet_cli.finetune.transfer import parse_modules, transfer
+from aligndet_cli.finetune.transfer import modules_to_restart, parse_modules, transfer
 
 EVERYTHING = parse_modules(["neck", "rpn", "head"])
 
@@ -89,3 +96,42 @@ def test_folds_are_those_of_the_field() -> None:
     assert fraction_of(10, 100, 1) == list(range(10))
     with pytest.raises(ConfigError, match="leaves none"):
         fraction_of(10, 1, 1)
+
+
+CATS = (Category(3, "cat"), Category(4, "dog"))
+
+
+def small_mask_rcnn(num_classes: int) -> tuple[MaskRCNNConfig, BackboneConfig, AnyDetector]:
+    config = MaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1)
+    backbone = BackboneConfig(name="resnet18")
+    return config, backbone, build_detector(config, build_backbone(backbone), num_classes)
+
+
+@pytest.mark.parametrize(
+    ("stage", "source_categories", "categories", "restarted"),
+    [
+        ("pretrain-box", (), CATS, {"mask_head", "mask_predictor", "class_predictor", "box_predictor"}),
+        # offsets of "object" fit the one class there is
+        ("pretrain-box", (), CATS[:1], {"mask_head", "mask_predictor", "class_predictor"}),
+        ("finetune", CATS, CATS, set()),
+        ("finetune", CATS[:1], CATS, {"mask_predictor", "class_predictor", "box_predictor"}),
+    ],
+)
+def test_what_pretraining_leaves_alone_and_other_classes_restart(
+    tmp_path: Path, stage: str, source_categories: tuple, categories: tuple, restarted: set[str]
+) -> None:
+    config, backbone, source_model = small_mask_rcnn(max(len(source_categories), 1))
+    file = tmp_path / "weights.pt"
+    save_detector(file, source_model, stage=stage, configs=(config, backbone), categories=source_categories)
+    source, model = read_detector(file), small_mask_rcnn(len(categories))[2]
+    restart = modules_to_restart(model, source, categories, keep_box_predictor=True)
+    report = transfer(model, source.state_dict, modules=EVERYTHING, restart=restart)
+    assert {name for name, part in report.modules.items() if part.restarted} == restarted
+    assert report.share == 1.0
+    assert not any(part.missing or part.mismatched for part in report.modules.values())
+    if stage == "pretrain-box":
+        assert {name.partition(".")[0] for name in source.state_dict} == set(report.modules) - {
+            *("mask_head", "mask_predictor", "class_predictor")
+        }
+    without = modules_to_restart(model, source, categories, keep_box_predictor=False)
+    assert without == restart | {"box_predictor"}

@@ -10,11 +10,21 @@ from torch.nn.functional import normalize
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.transforms import Sample, ViewParams, make_batch
 from aligndet_cli.detectors import BUILDERS, build_detector
+from aligndet_cli.detectors.detr import DETRConfig
+from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
+from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Projector, View
 from aligndet_cli.training.schedules import momentum_at
 
-SMALL = {"retinanet": RetinaNetConfig(neck_channels=32, head_convs=1, pretext_samples=128)}
+SMALL = {
+    "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64),
+    "faster-rcnn": FasterRCNNConfig(neck_channels=32, head_convs=1, head_features=64),
+    "fcos": FCOSConfig(neck_channels=64, head_convs=1, pretext_samples=128),
+    "mask-rcnn": MaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1),
+    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1, pretext_samples=128),
+}
 CPU = torch.device("cpu")
 
 
@@ -23,6 +33,7 @@ def build(family: str, **settings: object) -> BoxPretext:
     detector = build_detector(SMALL[family], build_backbone(BackboneConfig(name="resnet18")), num_classes=1)
     return BoxPretext(
         detector,
+        recipe=SMALL[family].RECIPE,
         embedding_dim=16,
         hidden_dim=24,
         temperature=0.5,
@@ -61,7 +72,8 @@ def test_losses_reach_every_trainable_parameter_and_nothing_else(family: str, co
     for name, parameter in pretext.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     trained = {name.split(".")[1] for name, p in pretext.named_parameters() if p.requires_grad and "online." in name}
-    assert "backbone" not in trained and "class_predictor" not in trained
+    assert "backbone" not in trained
+    assert ("class_predictor" in trained) == SMALL[family].RECIPE.needs_clusters
     if sum(counts):
         assert losses["loss_contrastive"] > 0
 
@@ -83,7 +95,8 @@ def test_a_step_moves_the_online_side_only_and_the_update_follows(family: str) -
         if not online.requires_grad:
             continue
         twin = name.replace("online.", "momentum.").replace("projector.", "momentum_projector.")
-        expected = 0.9 * before[twin] + 0.1 * stepped[name]
+        is_taken_over = name.removeprefix("online.") in SMALL[family].RECIPE.momentum_follows
+        expected = stepped[name] if is_taken_over else 0.9 * before[twin] + 0.1 * stepped[name]
         torch.testing.assert_close(pretext.state_dict()[twin], expected)
         moved += int(not torch.equal(before[name], stepped[name]))
     assert moved > 5
@@ -114,6 +127,13 @@ def test_one_task_alone_trains_only_its_parts(family: str, tasks: str, has_contr
     sum(losses.values()).backward()
     for name, parameter in pretext.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_only_the_online_side_drops_out(family: str) -> None:
+    pretext = build(family).train()
+    kinds = nn.Dropout | nn.MultiheadAttention
+    assert all(module.training for module in pretext.online.modules() if isinstance(module, kinds))
+    assert not any(module.training for module in pretext.momentum.modules() if isinstance(module, kinds))
 
 
 def test_both_views_name_the_same_proposals(family: str) -> None:

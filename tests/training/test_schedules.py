@@ -55,8 +55,9 @@ def test_rate_scales_with_the_batch_unless_given() -> None:
     assert (scaled.base_lr, scaled.weight_decay) == (pytest.approx(0.04), 1e-4)
     assert resolve_settings(TrainingConfig(batch_size=64, lr=0.3), rates, **numbers).base_lr == 0.3
 
-    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2), "norm": nn.GroupNorm(1, 2)})
     groups = build_optimizer(model, rates, scaled, Process()).param_groups
+    assert [len(group["params"]) for group in groups] == [1, 1, 3, 1]  # the norm's shift is no bias
     # backbone weights, backbone biases, head weights, head biases
     assert [group["lr_scale"] for group in groups] == pytest.approx([0.1, 0.2, 1.0, 2.0])
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0, 1e-4, 0.0]

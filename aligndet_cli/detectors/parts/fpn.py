@@ -7,10 +7,11 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import relu
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 NormName = Literal["none", "batch", "group"]
-ExtraName = Literal["none", "from_c5", "from_p5"]  # what P6 is made of; P7 is made of P6
+# What P6 is made of, and P7 of P6; "pooled": every other cell of P5 is P6, and there is no P7.
+ExtraName = Literal["none", "from_c5", "from_p5", "pooled"]
 NUM_GROUPS = 32  # mmdetection's GN configs, and the group norm paper
 
 
@@ -19,6 +20,16 @@ def norm_layer(name: NormName) -> Callable[[int], nn.Module] | None:
     if name == "batch":
         return nn.BatchNorm2d
     return partial(nn.GroupNorm, NUM_GROUPS) if name == "group" else None
+
+
+def check_group_channels(neck_channels: int) -> None:
+    """Refuse widths that group norm cannot work with: a group of one channel has no spread in a map of one cell.
+
+    Raises:
+        ValueError: in words for the settings.
+    """
+    if neck_channels % NUM_GROUPS or neck_channels == NUM_GROUPS:
+        raise ValueError(f"neck_channels must be a multiple of {NUM_GROUPS}, from {2 * NUM_GROUPS} on, for group norm")
 
 
 class ExtraLevels(ExtraFPNBlock):
@@ -66,15 +77,15 @@ class FPN(nn.Module):
         in_channels: width per backbone level that is used, e.g. `{"c3": 512, "c4": 1024, "c5": 2048}`.
         channels: width of all outputs.
         norm: norm of all convolutions.
-        extra_levels: whether P6 and P7 follow, and what P6 is made of.
+        extra_levels: whether P6 and P7 follow, and what they are made of.
     """
 
     def __init__(self, in_channels: dict[str, int], channels: int, norm: NormName, *, extra_levels: ExtraName) -> None:
         super().__init__()
         self.levels = tuple(in_channels)
         widths = list(in_channels.values())
-        extra = None
-        if extra_levels != "none":
+        extra: ExtraFPNBlock | None = LastLevelMaxPool() if extra_levels == "pooled" else None
+        if extra_levels in ("from_c5", "from_p5"):
             from_output = extra_levels == "from_p5"
             extra = ExtraLevels(channels if from_output else widths[-1], channels, norm, from_output=from_output)
         self.pyramid = FeaturePyramidNetwork(widths, channels, extra_blocks=extra, norm_layer=norm_layer(norm))

@@ -19,6 +19,7 @@ def match_by_iou(
     negative_iou: float,
     min_claim_iou: float,
     valid: Tensor,
+    claims_all_ties: bool = True,
 ) -> Tensor:
     """The box that each anchor is matched to.
 
@@ -36,6 +37,7 @@ def match_by_iou(
         negative_iou: below it is background; between the two it is ignored.
         min_claim_iou: a box claims only anchors of at least this IoU.
         valid: (A,) bool; the others are ignored and cannot be claimed.
+        claims_all_ties: whether a box claims all anchors that overlap it equally most, or the first of them.
 
     Returns:
         (A,) int64: index into `boxes`, `BACKGROUND` or `IGNORED`.
@@ -43,7 +45,7 @@ def match_by_iou(
     best_iou = anchors.new_zeros(len(anchors))
     best_box = anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
     claimed_by = best_box.clone()
-    for start in range(0, len(boxes), BOXES_AT_ONCE):
+    for start in range(0, len(boxes) if len(anchors) else 0, BOXES_AT_ONCE):
         # float32 as in box_iou: the equality below hangs on its rounding
         iou = box_iou(boxes[start : start + BOXES_AT_ONCE], anchors).masked_fill_(~valid, -1)  # (n, A)
         index = torch.arange(start, start + len(iou), device=boxes.device)
@@ -52,7 +54,10 @@ def match_by_iou(
         best_iou = torch.where(is_better, chunk_iou, best_iou)
         best_box = torch.where(is_better, chunk_box + start, best_box)
         top_iou = iou.amax(dim=1, keepdim=True)
-        is_claimed = (iou == top_iou) & (top_iou > 0) & (top_iou >= min_claim_iou)
+        is_top = iou == top_iou
+        if not claims_all_ties:
+            is_top &= is_top.cumsum(dim=1) == 1
+        is_claimed = is_top & (top_iou > 0) & (top_iou >= min_claim_iou)
         claimed_by = torch.maximum(claimed_by, torch.where(is_claimed, index[:, None], BACKGROUND).amax(dim=0))
     matched = torch.where(best_iou >= positive_iou, best_box, IGNORED)
     matched = torch.where(best_iou < negative_iou, BACKGROUND, matched)

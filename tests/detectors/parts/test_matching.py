@@ -80,3 +80,22 @@ def match_in_loops(anchors: Tensor, boxes: Tensor) -> list[int]:
             if value == max(row) > 0:
                 matched[anchor] = index
     return matched
+
+
+@pytest.mark.parametrize(("claims_all_ties", "expected"), [(True, [0, 0]), (False, [0, IGNORED])])
+def test_ties_can_go_to_the_first_alone(claims_all_ties: bool, expected: list[int]) -> None:
+    # IoU of the box with both anchors: 50 / (100 + 100 - 50) = 1/3; neither positive nor background.
+    found = match_by_iou(
+        ANCHORS[:2],
+        torch.tensor([[5.0, 0, 15, 10]]),
+        positive_iou=0.5,
+        negative_iou=0.3,
+        min_claim_iou=0.3,
+        valid=torch.ones(2, dtype=torch.bool),
+        claims_all_ties=claims_all_ties,
+    )
+    assert found.tolist() == expected
+
+
+def test_no_anchors() -> None:
+    assert match([[0, 0, 10, 10]], torch.zeros(0, 4)) == []

@@ -59,6 +59,12 @@ def test_sampling_takes_positives_first() -> None:
     assert set(sample_positives_first(matched, 1).tolist()) < {1, 4}
 
 
+def test_sampling_limits_the_share_of_positives() -> None:
+    matched = torch.tensor([0, 1, 2, BACKGROUND, BACKGROUND, BACKGROUND, 3, IGNORED])
+    chosen = sample_positives_first(matched, 5, positive_fraction=0.5).tolist()  # 2 of 4 positives, all background
+    assert set(chosen[:2]) < {0, 1, 2, 6} and sorted(chosen[2:]) == [3, 4, 5]
+
+
 def test_sampling_is_uniform() -> None:
     torch.manual_seed(0)
     counts = torch.zeros(10)
@@ -90,6 +96,13 @@ def test_fpn_norms_every_convolution_or_none(norm: str, num_norms: int, has_bias
     maps = {"c2": torch.zeros(2, 1, 16, 24), "c3": torch.randn(2, 3, 8, 12), "c4": torch.randn(2, 5, 4, 6)}
     sizes = [tuple(level.shape) for level in fpn({**maps, "c5": torch.randn(2, 7, 2, 3)})]
     assert sizes == [(2, 32, 8, 12), (2, 32, 4, 6), (2, 32, 2, 3), (2, 32, 1, 2), (2, 32, 1, 1)]
+
+
+def test_a_pooled_level_is_every_other_cell_of_p5() -> None:
+    fpn = FPN({"c4": 3, "c5": 5}, 4, "batch", extra_levels="pooled")
+    assert sum(isinstance(module, torch.nn.Conv2d) for module in fpn.modules()) == 4
+    _, p5, p6 = fpn({"c4": torch.randn(2, 3, 6, 10), "c5": torch.randn(2, 5, 3, 5)})
+    assert torch.equal(p6, p5[:, :, ::2, ::2])
 
 
 @pytest.mark.parametrize(("extra", "p6_is", "p7_is"), [("from_c5", -1, -1), ("from_p5", -3, 0)])

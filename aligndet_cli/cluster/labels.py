@@ -1,0 +1,51 @@
+"""Read access to finished clusters for the stages that train on them. Free of torch and scikit-learn."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aligndet_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class ClusterLabels:
+    """The cluster of each proposal, in the order of the proposals' store; mapped into memory, not loaded.
+
+    A pickled one maps the file again where it arrives.
+
+    Attributes:
+        folder: the artifact.
+    """
+
+    folder: Path
+
+    def __reduce__(self) -> tuple[type["ClusterLabels"], tuple[Path]]:
+        return ClusterLabels, (self.folder,)
+
+    def __len__(self) -> int:
+        """Number of proposals."""
+        return len(self._labels)
+
+    @functools.cached_property
+    def num_clusters(self) -> int:
+        """K; some of them may be empty."""
+        return len(_map(self.folder / "centroids.npy"))
+
+    def of_rows(self, start: int, stop: int) -> NDArray[np.int64]:
+        """(stop - start,) cluster ids of rows of the store, 0..K-1."""
+        return np.asarray(self._labels[start:stop], dtype=np.int64)
+
+    @functools.cached_property
+    def _labels(self) -> NDArray[np.integer]:
+        return _map(self.folder / "labels.npy")
+
+
+def _map(file: Path) -> NDArray:
+    try:
+        array: NDArray = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); delete its folder and run `aligndet cluster`") from None
+    return array

@@ -1,0 +1,311 @@
+"""DETR in plain PyTorch: a transformer that turns one feature map into a set of boxes, without anchors or NMS.
+
+Source: Carion et al., ECCV 2020; facebookresearch/detr, whose `detr_resnet50` weights `from_published` reads, and
+mmdetection's `detr_r50`, which AlignDet's configs build on. The two agree to rounding.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_iou_loss
+
+from aligndet_cli.backbones import Backbone
+from aligndet_cli.config import Frozen
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
+from aligndet_cli.detectors.parts.matching import look_up
+from aligndet_cli.detectors.parts.transformer import LayerSize, Transformer, encode_position
+from aligndet_cli.training.schedules import Rates, Recipe
+
+# Names in published `detr_resnet50` weights -> ours; what is not here has the same name in both.
+PUBLISHED_NAMES = {
+    "backbone.0.body.": "backbone.",
+    "input_proj.": "neck.",
+    "query_embed.": "query_embedding.",
+    "class_embed.": "class_predictor.",
+    "bbox_embed.layers.0.": "box_tower.0.",
+    "bbox_embed.layers.1.": "box_tower.2.",
+    "bbox_embed.layers.2.": "box_predictor.",
+}
+
+
+_RATES = Rates(
+    lr=1e-4,
+    weight_decay=1e-4,
+    origin="DETR recipe",
+    optimizer="adamw",
+    schedule="50e",
+    warmup="none",
+    clip_norm=0.1,
+    backbone_lr_scale=0.1,
+)
+
+
+class DETRConfig(Frozen):
+    """DETR; defaults are those of the paper, facebookresearch/detr and mmdetection, which agree."""
+
+    RECIPE: ClassVar[Recipe] = Recipe(
+        pretrain=replace(_RATES, lr=2e-4, origin="DETR pre-training recipe", batch_size=64, backbone_lr_scale=1.0),
+        finetune=replace(_RATES, origin="DETR recipe after pre-training"),
+        plain=_RATES,
+        topk=50,  # half of the queries, FACTS 4
+        needs_clusters=True,
+        momentum_follows=("query_embedding.weight",),
+        trains_whole_backbone=True,
+    )
+
+    family: Literal["detr"] = "detr"
+    num_queries: int = Field(100, ge=1)
+    hidden_dim: int = Field(256, ge=4)
+    num_heads: int = Field(8, ge=1)
+    encoder_layers: int = Field(6, ge=1)
+    decoder_layers: int = Field(6, ge=1)
+    feedforward_dim: int = Field(2048, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    # In the matching and in the loss.
+    class_weight: float = Field(1.0, ge=0)
+    box_weight: float = Field(5.0, ge=0)
+    giou_weight: float = Field(2.0, ge=0)
+    background_weight: float = Field(0.1, gt=0)  # of the class "no object"; pre-training does without
+    score_threshold: float = Field(0.0, ge=0, le=1)  # every query is a detection
+    max_detections: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if self.hidden_dim % self.num_heads or self.hidden_dim % 4:
+            raise ValueError("hidden_dim must be a multiple of num_heads and of 4")
+        return self
+
+
+@dataclass(frozen=True)
+class DETRRules:
+    """The numbers of `DETRConfig` that matching, losses and post-processing go by."""
+
+    costs: MatchCosts
+    background_weight: float
+    score_threshold: float
+    max_detections: int
+
+
+class DETR(nn.Module):
+    """A `Detector`: a fixed number of queries, each of which finds one object or nothing.
+
+    Args:
+        backbone: its map c5 is used.
+        num_classes: K, "no object" not counted.
+        rules: the numbers to go by.
+    """
+
+    num_slots = 1
+    class_modules: tuple[str, ...] = ("class_predictor",)
+    fresh_modules: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        transformer: Transformer,
+        *,
+        dim: int,
+        num_queries: int,
+        num_classes: int,
+        rules: DETRRules,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = nn.Conv2d(backbone.channels["c5"], dim, 1)
+        self.transformer = transformer
+        self.query_embedding = nn.Embedding(num_queries, dim)
+        self.class_predictor = nn.Linear(dim, num_classes + 1)  # "no object" last
+        self.box_tower = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
+        self.box_predictor = nn.Linear(dim, 4)
+        self.feature_dim = dim
+        self.num_classes = num_classes
+        self.rules = rules
+
+    @property
+    def class_branch(self) -> list[nn.Module]:
+        """What only the contrastive task trains: nothing, one transformer serves both."""
+        return []
+
+    @property
+    def box_branch(self) -> list[nn.Module]:
+        """What only the box losses train."""
+        return [self.box_tower, self.box_predictor]
+
+    def extract(self, images: ImageBatch) -> Features:
+        """Backbone features of a batch."""
+        height, width = images.pixels.shape[-2:]
+        return Features(self.backbone(images.pixels), images.sizes_hw, (height, width))
+
+    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        """Losses `loss_cls`, `loss_box_reg` and `loss_giou` of a labelled batch, summed over the decoder layers."""
+        logits, boxes = self.predict(self.decode(self.extract(images)))
+        matched = self.assign(logits, boxes, targets, images.sizes_hw)
+        losses = {"loss_cls": self.class_loss(logits, matched, targets)}
+        losses |= self.box_losses(boxes, matched, targets, images.sizes_hw)
+        return {name: loss.sum() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def detect(self, images: ImageBatch) -> list[Detections]:
+        """Detections of each image, best first; every query is one."""
+        logits, boxes = self.predict(self.decode(self.extract(images))[-1:])
+        return [self.postprocess(logits[0, i], boxes[0, i], size_hw) for i, size_hw in enumerate(images.sizes_hw)]
+
+    def box_candidates(
+        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    ) -> BoxCandidates:
+        """All queries of all decoder layers, layer by layer and image by image.
+
+        The proposals' `class_ids` are clusters: they take part in the matching, and train the class predictor. One
+        matching serves all losses. Source: the official code matches a second time for the contrast, with instance ids
+        in the place of cluster ids, so that the class part of that cost means nothing (DIFFERENCES, bug 14).
+
+        Args:
+            features: of the backbone; gradients stop where they do.
+            proposals: one per image, with `instance_ids`.
+            with_losses: whether `loss_cls`, `loss_box_reg` and `loss_giou` are asked for.
+        """
+        hidden = self.decode(features)  # (L, B, Q, C)
+        logits, boxes = self.predict(hidden)
+        matched = self.assign(logits, boxes, proposals, features.sizes_hw)
+        losses = {}
+        if with_losses:
+            losses["loss_cls"] = self.cluster_loss(logits, matched, proposals)
+            losses |= self.box_losses(boxes, matched, proposals, features.sizes_hw)
+        instance_ids = [of_image.instance_ids for of_image in proposals]
+        assert all(ids is not None for ids in instance_ids), "the pretext gives every proposal an instance id"
+        return BoxCandidates(
+            features=hidden.flatten(0, 2),
+            slots=torch.zeros(matched.numel(), dtype=torch.int64, device=matched.device),
+            instance_ids=look_up(matched, torch.cat([ids for ids in instance_ids if ids is not None])).flatten(),
+            losses={name: loss.sum() for name, loss in losses.items()},
+        )
+
+    def decode(self, features: Features) -> Tensor:
+        """What each query knows after each decoder layer: (L, B, Q, C)."""
+        cells = self.neck(features.maps["c5"])  # (B, C, H, W)
+        is_inside = inside_cells(features, cells)
+        position = encode_position(is_inside, self.feature_dim)  # (B, H, W, C)
+        return self.transformer(
+            cells.flatten(2).transpose(1, 2), position.flatten(1, 2), ~is_inside.flatten(1), self.query_embedding.weight
+        )
+
+    def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw outputs of (L, B, Q, C) query states.
+
+        Returns:
+            (L, B, Q, K + 1) logits, "no object" last, and (L, B, Q, 4) centre x, centre y, width, height as shares of
+            the image without padding; both float32.
+        """
+        return self.class_predictor(hidden).float(), self.box_predictor(self.box_tower(hidden)).float().sigmoid()
+
+    def assign(
+        self, logits: Tensor, boxes: Tensor, targets: Sequence[BoxTargets], sizes_hw: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """Which box of the batch each prediction is matched to: (L, B, Q) int64, see `match_queries`."""
+        return match_queries(logits, boxes, targets, sizes_hw, self.rules.costs)
+
+    def class_loss(self, logits: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
+        """Weighted mean of the cross-entropy over the queries of the batch: (L,)."""
+        losses, is_object = self._cross_entropy(logits, matched, targets)
+        weights = torch.where(is_object, 1.0, self.rules.background_weight)
+        return self.rules.costs.class_weight * (losses * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
+
+    def cluster_loss(self, logits: Tensor, matched: Tensor, proposals: Sequence[BoxTargets]) -> Tensor:
+        """Cross-entropy over clusters and "no object" of all queries, per matched query: (L,).
+
+        Source: in the official pre-training the weight of "no object" is lost, and with it its part of the divisor.
+        """
+        losses, is_object = self._cross_entropy(logits, matched, proposals)
+        return self.rules.costs.class_weight * losses.sum(dim=(1, 2)) / is_object.sum(dim=(1, 2)).clamp(min=1)
+
+    def _cross_entropy(self, logits: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> tuple[Tensor, Tensor]:
+        """(L, B, Q) cross-entropy, and whether a query has a box."""
+        class_ids = look_up(matched, torch.cat([of_image.class_ids for of_image in targets]))
+        is_object = matched >= 0
+        class_ids = torch.where(is_object, class_ids, self.num_classes)
+        losses = cross_entropy(logits.flatten(0, 2), class_ids.flatten(), reduction="none")
+        return losses.view_as(matched), is_object
+
+    def box_losses(
+        self, boxes: Tensor, matched: Tensor, targets: Sequence[BoxTargets], sizes_hw: Sequence[tuple[int, int]]
+    ) -> dict[str, Tensor]:
+        """L1 of the relative boxes and 1 - GIoU, per matched query: `loss_box_reg` and `loss_giou`, (L,) each.
+
+        Args:
+            boxes: (L, B, Q, 4) as from `predict`.
+            matched: (L, B, Q) as from `assign`.
+            targets: boxes of each image.
+            sizes_hw: of each image in pixels, without padding.
+        """
+        layer, image, query = (matched >= 0).nonzero(as_tuple=True)  # (L * P,) each, as many in every layer
+        relative = torch.cat([to_relative(t.boxes, size_hw) for t, size_hw in zip(targets, sizes_hw, strict=True)])
+        predicted, wanted = boxes[layer, image, query], relative[matched[layer, image, query]]  # (L * P, 4)
+        scale = boxes.new_tensor([[width, height, width, height] for height, width in sizes_hw])[image]
+        # In pixels: GIoU does not depend on the scale, but the epsilon in torchvision's does.
+        corners = [box_convert(some * scale, "cxcywh", "xyxy") for some in (predicted, wanted)]
+        overlap = generalized_box_iou_loss(corners[0], corners[1])  # (L * P,)
+        distance = (predicted - wanted).abs().sum(dim=1)
+        by_layer = {"loss_box_reg": distance.view(len(boxes), -1), "loss_giou": overlap.view(len(boxes), -1)}
+        weights = {"loss_box_reg": self.rules.costs.box_weight, "loss_giou": self.rules.costs.giou_weight}
+        return {name: weights[name] * loss.sum(1) / max(loss.shape[1], 1) for name, loss in by_layer.items()}
+
+    def postprocess(self, logits: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> Detections:
+        """Detections of one image.
+
+        Args:
+            logits: (Q, K + 1).
+            boxes: (Q, 4) relative, as from `predict`.
+            size_hw: of the image in pixels, without padding.
+        """
+        height, width = size_hw
+        scores, class_ids = logits.softmax(dim=-1)[:, :-1].max(dim=-1)
+        order = scores.argsort(descending=True, stable=True)[: self.rules.max_detections]
+        order = order[scores[order] >= self.rules.score_threshold]
+        corners = box_convert(boxes[order], "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+        return Detections(clip_boxes_to_image(corners, size_hw), scores[order], class_ids[order])
+
+
+def inside_cells(features: Features, cells: Tensor) -> Tensor:
+    """(B, H, W) bool: whether the top left pixel of a cell is in the image and not in its padding.
+
+    Source: nearest interpolation of a mask of pixels, as in the official code.
+    """
+    rows, columns = (
+        torch.arange(count, device=cells.device) * side // count
+        for count, side in zip(cells.shape[-2:], features.batch_hw, strict=True)
+    )
+    sizes = torch.tensor(features.sizes_hw, device=cells.device)
+    return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
+
+
+def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of facebookresearch/detr's `detr_resnet50` (its `model` entry) under our names."""
+    renamed = {}
+    for name, tensor in state_dict.items():
+        prefix = next((known for known in PUBLISHED_NAMES if name.startswith(known)), "")
+        renamed[PUBLISHED_NAMES.get(prefix, "") + name.removeprefix(prefix)] = tensor
+    return renamed
+
+
+def build_detr(config: DETRConfig, backbone: Backbone, num_classes: int) -> DETR:
+    """A DETR on `backbone` with everything else fresh."""
+    size = LayerSize(config.hidden_dim, config.num_heads, config.feedforward_dim, config.dropout)
+    return DETR(
+        backbone,
+        Transformer(size, config.encoder_layers, config.decoder_layers),
+        dim=config.hidden_dim,
+        num_queries=config.num_queries,
+        num_classes=num_classes,
+        rules=DETRRules(
+            costs=MatchCosts(config.class_weight, config.box_weight, config.giou_weight),
+            background_weight=config.background_weight,
+            score_threshold=config.score_threshold,
+            max_detections=config.max_detections,
+        ),
+    )

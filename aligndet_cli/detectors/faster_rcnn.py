@@ -1,0 +1,178 @@
+"""Faster R-CNN on a feature pyramid, with mmdetection's defaults and AlignDet's 4conv1fc head.
+
+Source: Ren et al., NIPS 2015; Lin et al., CVPR 2017; mmdetection `faster_rcnn_r50_fpn`, which AlignDet's configs build
+on. What it shares with Mask R-CNN is in `parts/two_stage.py`.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from aligndet_cli.backbones import Backbone
+from aligndet_cli.config import Frozen
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
+from aligndet_cli.detectors.parts.roi_head import BoxHead
+from aligndet_cli.detectors.parts.rpn import RPN, RPNRules, Sampling
+from aligndet_cli.detectors.parts.two_stage import (
+    TwoStageRules,
+    build_predictors,
+    detect_boxes,
+    extract_features,
+    pretext_candidates,
+    train_boxes,
+)
+from aligndet_cli.training.schedules import Rates, Recipe
+
+LEVELS = ("c2", "c3", "c4", "c5")  # of the backbone; P2..P5 are made of them
+
+
+class RCNNConfig(Frozen):
+    """What Faster and Mask R-CNN have in common; defaults are mmdetection's unless said otherwise."""
+
+    RECIPE: ClassVar[Recipe] = Recipe(
+        pretrain=Rates(0.02, 1e-4, "R-CNN pre-training recipe"),
+        finetune=Rates(0.03, 5e-5, "R-CNN recipe after pre-training"),
+        plain=Rates(0.02, 1e-4, "R-CNN recipe"),
+    )
+
+    neck_channels: int = Field(256, ge=1)
+    # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
+    neck_norm: Literal["auto", "none", "batch", "group"] = "auto"
+    head_convs: int = Field(4, ge=0)  # AlignDet: Shared4Conv1FC; mmdetection's default head has none and two fc
+    head_features: int = Field(1024, ge=1)
+    head_norm: NormName = "none"
+    pool_size: int = Field(7, ge=1)  # rows and columns of a pooled RoI
+    rpn_positive_iou: float = Field(0.7, gt=0, le=1)
+    rpn_negative_iou: float = Field(0.3, gt=0, le=1)
+    rpn_claim_iou: float = Field(0.3, ge=0, le=1)
+    rpn_samples: int = Field(256, ge=1)  # anchors of an image
+    rpn_positive_fraction: float = Field(0.5, gt=0, le=1)
+    rpn_nms_iou: float = Field(0.7, ge=0, le=1)
+    train_proposals_per_level: int = Field(2000, ge=1)
+    test_proposals_per_level: int = Field(1000, ge=1)
+    max_proposals: int = Field(1000, ge=1)
+    roi_positive_iou: float = Field(0.5, gt=0, le=1)
+    roi_samples: int = Field(512, ge=1)  # RoIs of an image
+    roi_positive_fraction: float = Field(0.25, gt=0, le=1)
+    # Anchors and positive RoIs of an image in pre-training; official selfsup_mask_rcnn config.
+    pretext_rpn_samples: int = Field(4096, ge=1)
+    pretext_roi_samples: int = Field(4096, ge=1)
+    score_threshold: float = Field(0.05, ge=0, le=1)
+    nms_iou: float = Field(0.5, ge=0, le=1)
+    max_detections: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if self.rpn_negative_iou > self.rpn_positive_iou:
+            raise ValueError("rpn_negative_iou must not be above rpn_positive_iou")
+        if "group" in (self.neck_norm, self.head_norm):
+            check_group_channels(self.neck_channels)
+        return self
+
+
+class FasterRCNNConfig(RCNNConfig):
+    """Faster R-CNN."""
+
+    family: Literal["faster-rcnn"] = "faster-rcnn"
+
+
+class BoxParts(NamedTuple):
+    """What finds boxes, before there are classes."""
+
+    backbone: Backbone
+    neck: FPN
+    rpn: RPN
+    head: BoxHead
+    rules: TwoStageRules
+
+
+class FasterRCNN(nn.Module):
+    """A `Detector`: proposals, then class scores and a box per class for each of them.
+
+    Args:
+        parts: the neck makes P2..P6 of the backbone's c2 to c5, the RPN proposes boxes on all of these, and the head
+            looks at them on P2..P5.
+        num_classes: K, background not counted.
+    """
+
+    num_slots = 1
+    class_modules: tuple[str, ...] = ("class_predictor", "box_predictor")
+    fresh_modules: tuple[str, ...] = ()
+
+    def __init__(self, parts: BoxParts, *, num_classes: int) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.rpn, self.head, self.rules = parts
+        self.feature_dim = parts.head.fc.out_features
+        self.class_predictor, self.box_predictor = build_predictors(self.feature_dim, num_classes)
+
+    @property
+    def class_branch(self) -> list[nn.Module]:
+        """What only the contrastive task trains: nothing, the head serves classes and boxes."""
+        return []
+
+    @property
+    def box_branch(self) -> list[nn.Module]:
+        """What only the box losses train."""
+        return [self.rpn, self.box_predictor]
+
+    def extract(self, images: ImageBatch) -> Features:
+        """Backbone features of a batch."""
+        return extract_features(self.backbone, images)
+
+    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        """`loss_objectness`, `loss_rpn_box_reg`, `loss_cls` and `loss_box_reg` of a labelled batch."""
+        pyramid = self.neck(self.extract(images).maps)
+        losses, _ = train_boxes(self, pyramid, images.sizes_hw, targets)
+        return losses
+
+    @torch.no_grad()
+    def detect(self, images: ImageBatch) -> list[Detections]:
+        """Detections of each image, best first."""
+        return detect_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
+
+    def box_candidates(
+        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    ) -> BoxCandidates:
+        """RoIs that overlap a proposal, see `pretext_candidates`."""
+        return pretext_candidates(self, features, proposals, with_losses=with_losses)
+
+
+def build_faster_rcnn(config: FasterRCNNConfig, backbone: Backbone, num_classes: int) -> FasterRCNN:
+    """A Faster R-CNN on `backbone` with fresh neck, heads and predictors."""
+    return FasterRCNN(build_box_parts(config, backbone), num_classes=num_classes)
+
+
+def build_box_parts(config: RCNNConfig, backbone: Backbone) -> BoxParts:
+    """Fresh neck, RPN and head on `backbone`."""
+    neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
+    widths = {level: backbone.channels[level] for level in LEVELS}
+    channels = config.neck_channels
+    rpn_rules = RPNRules(
+        positive_iou=config.rpn_positive_iou,
+        negative_iou=config.rpn_negative_iou,
+        min_claim_iou=config.rpn_claim_iou,
+        nms_iou=config.rpn_nms_iou,
+        max_proposals=config.max_proposals,
+    )
+    return BoxParts(
+        backbone,
+        FPN(widths, channels, neck_norm, extra_levels="pooled"),
+        RPN(channels, rpn_rules),
+        BoxHead(channels, config.head_convs, config.head_norm, config.pool_size, config.head_features),
+        TwoStageRules(
+            rpn_sampling=Sampling(config.rpn_samples, config.rpn_positive_fraction),
+            roi_sampling=Sampling(config.roi_samples, config.roi_positive_fraction),
+            rpn_pretext=Sampling(config.pretext_rpn_samples, 1.0),
+            roi_pretext=Sampling(config.pretext_roi_samples, 1.0),
+            train_per_level=config.train_proposals_per_level,
+            test_per_level=config.test_proposals_per_level,
+            positive_iou=config.roi_positive_iou,
+            score_threshold=config.score_threshold,
+            nms_iou=config.nms_iou,
+            max_detections=config.max_detections,
+        ),
+    )

@@ -1,0 +1,360 @@
+"""FCOS from torchvision's parts with mmdetection's defaults.
+
+Source: Tian et al., ICCV 2019; mmdetection `fcos_r50_caffe_fpn_gn-head`, which AlignDet's configs build on.
+torchvision's FCOS differs in nearly everything but the shape of its towers: points, ranges, centre sampling, box
+regression and loss, where centerness comes from, scores.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from aligndet_cli.backbones import Backbone
+from aligndet_cli.config import Frozen
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
+from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
+from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
+from aligndet_cli.detectors.parts.matching import look_up
+from aligndet_cli.detectors.parts.points import PointGrid, match_by_range, measure_sides
+from aligndet_cli.detectors.parts.postprocess import select_detections
+from aligndet_cli.detectors.parts.sampling import sample_positives_first
+from aligndet_cli.training.schedules import Rates, Recipe
+
+LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
+# P3..P7. The official pre-training config leaves them at 4..64, so that its points cover a quarter of the image.
+STRIDES = (8, 16, 32, 64, 128)
+RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))  # longest side distance, pixels
+MIN_IOU = 1e-6  # keeps the logarithm finite
+
+
+class FCOSConfig(Frozen):
+    """FCOS; defaults are mmdetection's unless said otherwise."""
+
+    RECIPE: ClassVar[Recipe] = Recipe(
+        # Only the official fine-tuning config treats biases and large gradients specially.
+        pretrain=Rates(0.01, 1e-4, "FCOS pre-training recipe", warmup="constant"),
+        finetune=Rates(
+            0.015,
+            5e-5,
+            "FCOS recipe after pre-training",
+            warmup="constant",
+            clip_norm=35.0,
+            bias_lr_scale=2.0,
+            bias_decay_scale=0.0,
+        ),
+        plain=Rates(
+            0.01, 1e-4, "FCOS recipe", warmup="constant", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0
+        ),
+    )
+
+    family: Literal["fcos"] = "fcos"
+    neck_channels: int = Field(256, ge=1)
+    head_convs: int = Field(4, ge=0)
+    # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
+    neck_norm: Literal["auto", "none", "batch", "group"] = "auto"
+    head_norm: NormName = "group"
+    focal_alpha: float = Field(0.25, ge=0, le=1)
+    focal_gamma: float = Field(2.0, ge=0)
+    pretext_samples: int = Field(2048, ge=1)  # points per batch for the contrast; official selfsup_fcos config
+    score_threshold: float = Field(0.05, ge=0, le=1)  # of the class score, before centerness
+    detections_per_level: int = Field(1000, ge=1)  # kept before NMS
+    nms_iou: float = Field(0.5, ge=0, le=1)
+    max_detections: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if "group" in (self.neck_norm, self.head_norm):
+            check_group_channels(self.neck_channels)
+        return self
+
+
+@dataclass(frozen=True)
+class FCOSRules:
+    """The numbers of `FCOSConfig` that losses, sampling and post-processing go by."""
+
+    focal_alpha: float
+    focal_gamma: float
+    pretext_samples: int
+    score_threshold: float
+    detections_per_level: int
+    nms_iou: float
+    max_detections: int
+
+
+class LevelScales(nn.Module):
+    """A learned factor for each level, so that one convolution serves boxes of all sizes; paper §3.2."""
+
+    def __init__(self, num_levels: int) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones(num_levels))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """(B, C, H, W) float32 per level, times the level's factor."""
+        return [level.float() * factor for level, factor in zip(maps, self.factors, strict=True)]
+
+
+class FCOSHead(nn.Module):
+    """Two towers of 3x3 convolutions, shared by all levels, and what sets the levels apart.
+
+    Args:
+        channels: width in and out.
+        num_convs: length of each tower.
+        norm: norm after each convolution, in place of its bias.
+    """
+
+    def __init__(self, channels: int, num_convs: int, norm: NormName) -> None:
+        super().__init__()
+        self.class_tower = conv_tower(channels, num_convs, norm)
+        self.box_tower = conv_tower(channels, num_convs, norm)
+        self.scales = LevelScales(len(STRIDES))
+
+
+class FCOS(nn.Module):
+    """A `Detector`: in each point of the pyramid's grid class scores, a box, and how central the point is in it.
+
+    Points and per-point results of an image are ordered as `PointGrid` says.
+
+    Args:
+        backbone: returns maps c3, c4, c5.
+        neck: makes P3..P7 of them.
+        head: runs on each of these.
+        num_classes: K, background not counted.
+        rules: the numbers to go by.
+    """
+
+    num_slots = 1
+    class_modules: tuple[str, ...] = ("class_predictor",)
+    fresh_modules: tuple[str, ...] = ()
+
+    def __init__(
+        self, backbone: Backbone, neck: FPN, head: FCOSHead, *, channels: int, num_classes: int, rules: FCOSRules
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.points = PointGrid(STRIDES, RANGES)
+        self.feature_dim = channels
+        self.num_classes = num_classes
+        self.rules = rules
+        self.class_predictor = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.box_predictor = nn.ModuleDict(
+            {
+                "sides": nn.Conv2d(channels, 4, 3, padding=1),  # left, top, right, bottom
+                "centerness": nn.Conv2d(channels, 1, 3, padding=1),
+            }
+        )
+        initialise_head([self.head, self.class_predictor, self.box_predictor], self.class_predictor)
+
+    @property
+    def class_branch(self) -> list[nn.Module]:
+        """What only the contrastive task trains: nothing, for centerness sits on the class tower."""
+        return []
+
+    @property
+    def box_branch(self) -> list[nn.Module]:
+        """What only the box losses train."""
+        return [self.head.box_tower, self.head.scales, self.box_predictor]
+
+    def extract(self, images: ImageBatch) -> Features:
+        """Backbone features of a batch."""
+        height, width = images.pixels.shape[-2:]
+        return Features(self.backbone(images.pixels), images.sizes_hw, (height, width))
+
+    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        """Losses `loss_cls`, `loss_box_reg` and `loss_centerness`; images without boxes are negatives."""
+        pyramid = self.neck(self.extract(images).maps)
+        class_maps = [self.head.class_tower(level) for level in pyramid]
+        matched = self.assign(pyramid, targets)
+        logits = [self.class_predictor(level) for level in class_maps]
+        return {
+            "loss_cls": self.class_loss(logits, matched, targets),
+            **self.box_losses(pyramid, class_maps, matched, targets),
+        }
+
+    @torch.no_grad()
+    def detect(self, images: ImageBatch) -> list[Detections]:
+        """Detections of each image, best first."""
+        pyramid = self.neck(self.extract(images).maps)
+        class_maps = [self.head.class_tower(level) for level in pyramid]
+        logits = [self.class_predictor(level) for level in class_maps]
+        centerness = self.predict_centerness(class_maps)
+        log_sides = self.predict_log_sides(pyramid)
+        points = self.points(grids_of(pyramid))
+        detections = []
+        for i, size_hw in enumerate(images.sizes_hw):
+            of_image = [[level[i] for level in maps] for maps in (logits, centerness, log_sides)]
+            detections.append(self.postprocess(of_image[0], of_image[1], of_image[2], points, size_hw))
+        return detections
+
+    def box_candidates(
+        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    ) -> BoxCandidates:
+        """Points sampled from all images together, positives before background.
+
+        The box losses count all positives, sampled or not. The class predictor is not used, and the box branch only
+        for the losses.
+
+        Args:
+            features: of the backbone; gradients stop where they do.
+            proposals: one per image, with `instance_ids`.
+            with_losses: whether `loss_box_reg` and `loss_centerness` are asked for.
+        """
+        pyramid = self.neck(features.maps)
+        class_maps = [self.head.class_tower(level) for level in pyramid]
+        matched = self.assign(pyramid, proposals)
+        sample = sample_positives_first(matched.flatten(), self.rules.pretext_samples)
+        instance_ids = torch.stack([look_up(m, t.instance_ids) for m, t in zip(matched, proposals, strict=True)])
+        num_points = matched.shape[1]
+        return BoxCandidates(
+            features=gather_cells(class_maps, sample // num_points, sample % num_points),
+            slots=torch.zeros_like(sample),
+            instance_ids=instance_ids.flatten()[sample],
+            losses=self.box_losses(pyramid, class_maps, matched, proposals) if with_losses else {},
+        )
+
+    def predict_centerness(self, class_maps: list[Tensor]) -> list[Tensor]:
+        """Centerness logit of every point: (B, 1, H, W) per level, of the class tower's maps."""
+        return [self.box_predictor["centerness"](level) for level in class_maps]
+
+    def predict_log_sides(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Logarithms of the distances to the box's sides in pixels: (B, 4, H, W) per level."""
+        return self.head.scales([self.box_predictor["sides"](self.head.box_tower(level)) for level in pyramid])
+
+    @torch.no_grad()
+    def assign(self, pyramid: list[Tensor], targets: Sequence[BoxTargets]) -> Tensor:
+        """Which box of its image each point is matched to: (B, P) int64, index of the box or `BACKGROUND`.
+
+        Points in the padding are background like any other outside of the boxes, as in mmdetection: what the pixels
+        there show is known.
+        """
+        grids_hw = grids_of(pyramid)
+        points, ranges = self.points(grids_hw), self.points.ranges_of(grids_hw)
+        return torch.stack([match_by_range(points, ranges, of_image.boxes) for of_image in targets])
+
+    def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
+        """Focal loss of all classes in all points, per positive point of the batch.
+
+        Args:
+            logits: (B, K, H, W) per level.
+            matched: (B, P) as from `assign`.
+            targets: boxes of each image with `class_ids`.
+        """
+        class_ids = torch.stack([look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
+        alpha, gamma = self.rules.focal_alpha, self.rules.focal_gamma
+        total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=alpha, gamma=gamma)
+        return total / (matched >= 0).sum().clamp(min=1)
+
+    def box_losses(
+        self, pyramid: list[Tensor], class_maps: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]
+    ) -> dict[str, Tensor]:
+        """`loss_box_reg` and `loss_centerness` over the positive points; 0 if there are none.
+
+        The first is -ln(IoU) weighted by centerness, the second the cross-entropy of the centerness.
+
+        Args:
+            pyramid: P3..P7.
+            class_maps: the class tower's output on them.
+            matched: (B, P) as from `assign`.
+            targets: boxes of each image.
+        """
+        image_index, point_index = (matched >= 0).nonzero(as_tuple=True)  # (S,) each, image by image
+        boxes = torch.cat([of_image.boxes[m[m >= 0]] for m, of_image in zip(matched, targets, strict=True)])
+        true_sides = measure_sides(self.points(grids_of(pyramid))[point_index], boxes)  # (S, 4)
+        sides = gather_cells(self.predict_log_sides(pyramid), image_index, point_index).exp()
+        logits = gather_cells(self.predict_centerness(class_maps), image_index, point_index).squeeze(1).float()
+        centerness = compute_centerness(true_sides)
+        iou = compute_iou_of_sides(sides, true_sides).clamp(min=MIN_IOU)
+        return {
+            "loss_box_reg": -(iou.log() * centerness).sum() / centerness.sum().clamp(min=MIN_IOU),
+            "loss_centerness": binary_cross_entropy_with_logits(logits, centerness, reduction="sum")
+            / max(len(centerness), 1),
+        }
+
+    def postprocess(
+        self,
+        logits: list[Tensor],
+        centerness: list[Tensor],
+        log_sides: list[Tensor],
+        points: Tensor,
+        size_hw: tuple[int, int],
+    ) -> Detections:
+        """Detections of one image; a score is class score times centerness, the threshold is on the class score alone.
+
+        Args:
+            logits: (K, H, W) per level.
+            centerness: (1, H, W) logits per level.
+            log_sides: (4, H, W) per level.
+            points: (P, 2) of all levels.
+            size_hw: of the image in pixels, without padding.
+        """
+        boxes, scores, class_ids = [], [], []
+        height, width = size_hw
+        limits = points.new_tensor([width, height, width, height])
+        of_level = points.split([level.shape[-2] * level.shape[-1] for level in logits])
+        levels = zip(logits, centerness, log_sides, of_level, strict=True)
+        for level_logits, level_centerness, level_sides, level_points in levels:
+            score, place, class_id = select_scores(
+                level_logits,
+                self.num_slots,
+                score_threshold=self.rules.score_threshold,
+                max_scores=self.rules.detections_per_level,
+            )
+            x, y = level_points[place].unbind(dim=1)
+            left, top, right, bottom = level_sides.flatten(1)[:, place].exp()
+            corners = torch.stack([x - left, y - top, x + right, y + bottom], dim=1)  # (S, 4)
+            boxes.append(torch.minimum(corners.clamp(min=0), limits))
+            scores.append(score * level_centerness.flatten()[place].float().sigmoid())
+            class_ids.append(class_id)
+        return select_detections(
+            torch.cat(boxes),
+            torch.cat(scores),
+            torch.cat(class_ids),
+            nms_iou=self.rules.nms_iou,
+            max_detections=self.rules.max_detections,
+        )
+
+
+def compute_centerness(sides: Tensor) -> Tensor:
+    """(S,) in 0..1, 1 in the middle of the box and 0 on its border; of the (S, 4) distances to its sides; eq. 3."""
+    horizontal, vertical = sides[:, 0::2], sides[:, 1::2]  # (S, 2) left and right, top and bottom
+    shares = (horizontal.amin(dim=1) / horizontal.amax(dim=1)) * (vertical.amin(dim=1) / vertical.amax(dim=1))
+    return shares.sqrt()
+
+
+def compute_iou_of_sides(sides: Tensor, true_sides: Tensor) -> Tensor:
+    """(S,) IoU of boxes around the same point, both given by (S, 4) positive distances to their sides."""
+
+    def area(of: Tensor) -> Tensor:
+        return (of[:, 0] + of[:, 2]) * (of[:, 1] + of[:, 3])
+
+    intersection = area(torch.minimum(sides, true_sides))
+    return intersection / (area(sides) + area(true_sides) - intersection)
+
+
+def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS:
+    """An FCOS on `backbone` with fresh neck, head and predictors."""
+    neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
+    widths = {level: backbone.channels[level] for level in LEVELS}
+    return FCOS(
+        backbone,
+        FPN(widths, config.neck_channels, neck_norm, extra_levels="from_p5"),
+        FCOSHead(config.neck_channels, config.head_convs, config.head_norm),
+        channels=config.neck_channels,
+        num_classes=num_classes,
+        rules=FCOSRules(
+            focal_alpha=config.focal_alpha,
+            focal_gamma=config.focal_gamma,
+            pretext_samples=config.pretext_samples,
+            score_threshold=config.score_threshold,
+            detections_per_level=config.detections_per_level,
+            nms_iou=config.nms_iou,
+            max_detections=config.max_detections,
+        ),
+    )

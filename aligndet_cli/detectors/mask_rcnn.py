@@ -1,0 +1,115 @@
+"""Mask R-CNN: Faster R-CNN and a mask for each box.
+
+Source: He et al., ICCV 2017; mmdetection `mask_rcnn_r50_fpn`, which AlignDet's configs build on. The mask head is not
+part of box-domain pre-training (FACTS 4), where the two families do the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from aligndet_cli.backbones import Backbone
+from aligndet_cli.detectors.faster_rcnn import BoxParts, RCNNConfig, build_box_parts
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.parts.mask_head import MaskHead, draw_targets, mask_loss, predict_masks
+from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs, pool_rois, to_rois
+from aligndet_cli.detectors.parts.two_stage import (
+    build_predictors,
+    detect_boxes,
+    extract_features,
+    pretext_candidates,
+    train_boxes,
+)
+from aligndet_cli.training.schedules import Recipe
+
+
+class MaskRCNNConfig(RCNNConfig):
+    """Mask R-CNN: settings of Faster R-CNN, and of the mask head."""
+
+    RECIPE: ClassVar[Recipe] = replace(RCNNConfig.RECIPE, needs_masks=True)
+
+    family: Literal["mask-rcnn"] = "mask-rcnn"
+    mask_convs: int = Field(4, ge=0)
+    mask_pool_size: int = Field(14, ge=1)  # rows and columns of a pooled RoI; the mask has twice as many
+
+
+class MaskRCNN(nn.Module):
+    """A `Detector`: boxes as in Faster R-CNN, then a mask per class for each of them.
+
+    Args:
+        parts: see `FasterRCNN`.
+        mask_head: looks at boxes on P2..P5.
+        num_classes: K, background not counted.
+    """
+
+    num_slots = 1
+    class_modules: tuple[str, ...] = ("class_predictor", "box_predictor", "mask_predictor")
+    fresh_modules: tuple[str, ...] = ("mask_head", "mask_predictor")
+
+    def __init__(self, parts: BoxParts, mask_head: MaskHead, *, num_classes: int) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.rpn, self.head, self.rules = parts
+        self.feature_dim = parts.head.fc.out_features
+        self.class_predictor, self.box_predictor = build_predictors(self.feature_dim, num_classes)
+        self.mask_head = mask_head
+        self.mask_predictor = nn.Conv2d(mask_head.upsample.out_channels, num_classes, 1)
+        kaiming_convs(self.mask_predictor)
+
+    @property
+    def class_branch(self) -> list[nn.Module]:
+        """What only the contrastive task trains: nothing, the head serves classes and boxes."""
+        return []
+
+    @property
+    def box_branch(self) -> list[nn.Module]:
+        """What only the box losses train."""
+        return [self.rpn, self.box_predictor]
+
+    def extract(self, images: ImageBatch) -> Features:
+        """Backbone features of a batch."""
+        return extract_features(self.backbone, images)
+
+    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        """The losses of Faster R-CNN and `loss_mask` of a labelled batch with masks."""
+        pyramid = self.neck(self.extract(images).maps)
+        losses, samples = train_boxes(self, pyramid, images.sizes_hw, targets)
+        return {**losses, "loss_mask": self.mask_loss(pyramid, samples.positives(), targets)}
+
+    @torch.no_grad()
+    def detect(self, images: ImageBatch) -> list[Detections]:
+        """Detections with masks of each image, best first."""
+        pyramid = self.neck(self.extract(images).maps)
+        found = detect_boxes(self, pyramid, images.sizes_hw)
+        rois = to_rois([of_image.boxes for of_image in found])
+        logits = self.mask_logits(pyramid, rois, torch.cat([of_image.class_ids for of_image in found]))
+        masks = logits.sigmoid().split([len(of_image.boxes) for of_image in found])
+        return [replace(of_image, masks=of_masks) for of_image, of_masks in zip(found, masks, strict=True)]
+
+    def box_candidates(
+        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    ) -> BoxCandidates:
+        """RoIs that overlap a proposal, see `pretext_candidates`; masks take no part."""
+        return pretext_candidates(self, features, proposals, with_losses=with_losses)
+
+    def mask_logits(self, pyramid: list[Tensor], rois: Tensor, class_ids: Tensor) -> Tensor:
+        """(S, M, M) logits of the mask of each RoI's class, for (S, 5) RoIs."""
+        pooled, row = pool_rois(pyramid, rois, self.mask_head.pool_size)
+        by_level = torch.empty_like(class_ids).index_put((row,), class_ids)
+        return predict_masks(self.mask_predictor, self.mask_head(pooled), by_level)[row]
+
+    def mask_loss(self, pyramid: list[Tensor], positives: RoiSamples, targets: Sequence[BoxTargets]) -> Tensor:
+        """See `mask_loss` in `parts/mask_head.py`."""
+        pairs = zip(positives.matched, targets, strict=True)
+        class_ids = torch.cat([of_image.class_ids[matched] for matched, of_image in pairs])
+        logits = self.mask_logits(pyramid, positives.rois(), class_ids)
+        return mask_loss(logits, *draw_targets(positives, targets, logits.shape[-1]))
+
+
+def build_mask_rcnn(config: MaskRCNNConfig, backbone: Backbone, num_classes: int) -> MaskRCNN:
+    """A Mask R-CNN on `backbone` with fresh neck, heads and predictors."""
+    mask_head = MaskHead(config.neck_channels, config.mask_convs, config.head_norm, config.mask_pool_size)
+    return MaskRCNN(build_box_parts(config, backbone), mask_head, num_classes=num_classes)

@@ -1,0 +1,87 @@
+"""Which query of a set predictor is responsible for which box: one to one, at the least total cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou
+
+from aligndet_cli.detectors.interface import BoxTargets
+from aligndet_cli.detectors.parts.matching import BACKGROUND
+
+_WORST = 1e6  # of a query whose prediction is not finite: the loss will say so, with the step and the images
+
+
+@dataclass(frozen=True)
+class MatchCosts:
+    """What a pair of query and box costs: minus the probability of its class, L1 distance, minus GIoU, weighted."""
+
+    class_weight: float
+    box_weight: float
+    giou_weight: float
+
+
+@torch.no_grad()
+def match_queries(
+    logits: Tensor,
+    boxes_relative: Tensor,
+    targets: Sequence[BoxTargets],
+    sizes_hw: Sequence[tuple[int, int]],
+    costs: MatchCosts,
+) -> Tensor:
+    """The box that each query of each decoder layer is matched to.
+
+    An image with more boxes than queries leaves the most expensive boxes without one.
+
+    Args:
+        logits: (L, B, Q, K + 1), no-object last.
+        boxes_relative: (L, B, Q, 4) centre x, centre y, width, height as shares of the image without padding.
+        targets: boxes of each image.
+        sizes_hw: of each image in pixels, without padding.
+        costs: weights of the three parts.
+
+    Returns:
+        (L, B, Q) int64: index into the boxes of the whole batch, image after image, or `BACKGROUND`.
+
+    Source: Carion et al., ECCV 2020, eq. 1; facebookresearch/detr `HungarianMatcher`, which also prices boxes of other
+        images and moves costs to the CPU layer by layer.
+    """
+    num_layers, num_images, num_queries = logits.shape[:3]
+    all_costs = [
+        _pair_costs(logits[:, i], boxes_relative[:, i], targets[i], sizes_hw[i], costs).flatten()
+        for i in range(num_images)
+    ]
+    on_cpu = torch.cat(all_costs).cpu()  # one transfer for the batch
+    matched = torch.full((num_layers, num_images, num_queries), BACKGROUND)
+    counts = [len(of_image.boxes) for of_image in targets]
+    parts = on_cpu.split([num_layers * num_queries * count for count in counts])
+    start = 0
+    for image, (count, part) in enumerate(zip(counts, parts, strict=True)):
+        for layer, cost in enumerate(part.view(num_layers, num_queries, count).numpy()):
+            queries, boxes = linear_sum_assignment(cost)
+            matched[layer, image, torch.from_numpy(queries)] = torch.from_numpy(boxes) + start
+        start += count
+    return matched.to(logits.device)
+
+
+def to_relative(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """(N, 4) xyxy boxes in pixels as centre x, centre y, width and height in shares of the image."""
+    height, width = size_hw
+    return box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
+
+
+def _pair_costs(
+    logits: Tensor, boxes_relative: Tensor, target: BoxTargets, size_hw: tuple[int, int], costs: MatchCosts
+) -> Tensor:
+    """(L, Q, N) costs of one image, of (L, Q, K + 1) logits and (L, Q, 4) boxes."""
+    probability = logits.float().softmax(dim=-1)[..., target.class_ids]  # (L, Q, N)
+    true_boxes = to_relative(target.boxes.float(), size_hw)
+    flat = boxes_relative.float().flatten(0, 1)  # (L*Q, 4)
+    distance = torch.cdist(flat, true_boxes, p=1).view_as(probability)
+    overlap = generalized_box_iou(
+        box_convert(flat, "cxcywh", "xyxy"), box_convert(true_boxes, "cxcywh", "xyxy")
+    ).view_as(probability)
+    total = costs.box_weight * distance - costs.class_weight * probability - costs.giou_weight * overlap
+    return total.nan_to_num(_WORST, _WORST, -_WORST)

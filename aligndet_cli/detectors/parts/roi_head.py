@@ -1,0 +1,158 @@
+"""RoIs: which are used, their features on the pyramid, and the head that looks at them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation, roi_align
+
+from aligndet_cli.data.batch import BoxTargets
+from aligndet_cli.detectors.parts.fpn import NormName, norm_layer
+from aligndet_cli.detectors.parts.matching import match_by_iou
+from aligndet_cli.detectors.parts.rpn import STRIDES, Sampling
+from aligndet_cli.detectors.parts.sampling import sample_positives_first
+
+POOLED_STRIDES = STRIDES[:4]  # P2..P5; P6 is for proposals only
+FINEST_SCALE = 56  # RoIs of side 56 * 2^l belong to level l
+
+
+@dataclass(frozen=True)
+class RoiSamples:
+    """The RoIs of a batch that are trained on. One list entry per image, positives before background.
+
+    Attributes:
+        boxes: (S, 4) xyxy each.
+        matched: (S,) int64 each, index of the matched box of the image, `BACKGROUND` for none.
+    """
+
+    boxes: list[Tensor]
+    matched: list[Tensor]
+
+    def rois(self) -> Tensor:
+        """(S, 5) of the whole batch: image index and xyxy."""
+        return to_rois(self.boxes)
+
+    def positives(self) -> "RoiSamples":
+        """Those with a matched box."""
+        kept = [matched >= 0 for matched in self.matched]
+        return RoiSamples(
+            [boxes[k] for boxes, k in zip(self.boxes, kept, strict=True)],
+            [matched[k] for matched, k in zip(self.matched, kept, strict=True)],
+        )
+
+
+@torch.no_grad()
+def sample_rois(
+    proposals: Sequence[Tensor],
+    targets: Sequence[BoxTargets],
+    *,
+    positive_iou: float,
+    sampling: Sampling,
+    only_positives: bool,
+) -> RoiSamples:
+    """RoIs to train on: the boxes themselves, then proposals.
+
+    Source: mmdetection `MaxIoUAssigner` (low-quality matches from `positive_iou` on, so that the best proposal of a
+    box is given to it even if it overlaps another one more) and `RandomSampler` with `add_gt_as_proposals`.
+
+    Args:
+        proposals: (P, 4) xyxy per image.
+        targets: boxes of each image.
+        positive_iou: from here on a proposal is positive, below it is background.
+        sampling: how many of an image.
+        only_positives: no background; a box then claims one of several equally good proposals, as the official
+            pre-training does.
+    """
+    all_boxes, all_matched = [], []
+    for of_image, proposed in zip(targets, proposals, strict=True):
+        matched = match_by_iou(
+            proposed,
+            of_image.boxes,
+            positive_iou=positive_iou,
+            negative_iou=positive_iou,
+            min_claim_iou=positive_iou,
+            valid=proposed.new_ones(len(proposed), dtype=torch.bool),
+            claims_all_ties=not only_positives,
+        )
+        own = torch.arange(len(of_image.boxes), device=matched.device)
+        matched, boxes = torch.cat([own, matched]), torch.cat([of_image.boxes, proposed])
+        if only_positives:
+            boxes, matched = boxes[matched >= 0], matched[matched >= 0]
+        chosen = sample_positives_first(matched, sampling.num_samples, positive_fraction=sampling.positive_fraction)
+        all_boxes.append(boxes[chosen])
+        all_matched.append(matched[chosen])
+    return RoiSamples(all_boxes, all_matched)
+
+
+def to_rois(boxes: Sequence[Tensor]) -> Tensor:
+    """(S, 5) image index and xyxy, of (S, 4) boxes per image."""
+    return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
+
+
+def pool_rois(pyramid: Sequence[Tensor], rois: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Features of RoIs, each from the level that fits its size.
+
+    They come sorted by level: heads put their small outputs back in order, instead of us the large features.
+    Every level takes part in the graph even if no RoI is on it, so its gradient is zero and not missing.
+
+    Source: mmdetection `SingleRoIExtractor` and `RoIAlign(aligned=True, sampling_ratio=0)`; torchvision's
+    `MultiScaleRoIAlign` is not aligned.
+
+    Args:
+        pyramid: P2..P5 first, (B, C, H, W) each.
+        rois: (S, 5) image index and xyxy.
+        size: rows and columns of the result.
+
+    Returns:
+        (S, C, size, size) float32, and (S,) int64: in which row of it each RoI is.
+    """
+    sides = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
+    level = (sides / FINEST_SCALE + 1e-6).log2().floor().clamp(0, len(POOLED_STRIDES) - 1).long()
+    order = level.argsort(stable=True)
+    parts = rois[order].split(torch.bincount(level, minlength=len(POOLED_STRIDES)).tolist())
+    pooled = [
+        roi_align(maps.float(), part, size, 1 / stride, sampling_ratio=0, aligned=True)
+        for maps, part, stride in zip(pyramid, parts, POOLED_STRIDES, strict=False)
+    ]
+    return torch.cat(pooled), order.argsort()
+
+
+def kaiming_convs(module: nn.Module) -> None:
+    """Initial weights of ReLU convolutions, biases 0.
+
+    Source: mmdetection `ConvModule`.
+    """
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+
+class BoxHead(nn.Module):
+    """Convolutions and one fully connected layer, shared by classes and boxes.
+
+    Source: mmdetection `Shared4Conv1FCBBoxHead`, its initial weights included.
+
+    Args:
+        channels: width of the pyramid and the convolutions.
+        num_convs: how many.
+        norm: norm after each convolution, in place of its bias.
+        pool_size: rows and columns of a pooled RoI.
+        out_features: width of the fully connected layer.
+    """
+
+    def __init__(self, channels: int, num_convs: int, norm: NormName, pool_size: int, out_features: int) -> None:
+        super().__init__()
+        self.pool_size = pool_size
+        convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
+        self.convs = nn.Sequential(*convs)
+        self.fc = nn.Linear(channels * pool_size**2, out_features)
+        kaiming_convs(self.convs)
+        nn.init.xavier_uniform_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(S, C, size, size) pooled RoIs -> (S, out_features)."""
+        return self.fc(self.convs(pooled).flatten(1)).relu()

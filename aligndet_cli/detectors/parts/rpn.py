@@ -1,0 +1,170 @@
+"""Region proposal network with mmdetection's defaults: where on the pyramid could an object be?
+
+Source: Ren et al., NIPS 2015, on a feature pyramid as in Lin et al., CVPR 2017; mmdetection `RPNHead`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchvision.ops import batched_nms
+
+from aligndet_cli.data.batch import BoxTargets
+from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
+from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
+from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
+from aligndet_cli.detectors.parts.matching import match_by_iou
+from aligndet_cli.detectors.parts.sampling import sample_positives_first
+
+STRIDES = (4, 8, 16, 32, 64)  # P2..P6
+SCALES = (8.0,)  # anchor sides 32..512
+RATIOS = (0.5, 1.0, 2.0)
+INIT_STD = 0.01  # all convolutions
+
+RPNOutput = tuple[list[Tensor], list[Tensor]]  # (B, A, H, W) logits and (B, A*4, H, W) deltas per level
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many candidates of an image the losses look at, and how many of these may be positive."""
+
+    num_samples: int
+    positive_fraction: float
+
+
+@dataclass(frozen=True)
+class RPNRules:
+    """The numbers that assignment and proposals go by.
+
+    Attributes:
+        positive_iou, negative_iou, min_claim_iou: see `match_by_iou`.
+        nms_iou: within a level, a proposal is suppressed above this IoU with a better one.
+        max_proposals: of an image, over all levels.
+    """
+
+    positive_iou: float
+    negative_iou: float
+    min_claim_iou: float
+    nms_iou: float
+    max_proposals: int
+
+
+class RPN(nn.Module):
+    """One 3x3 convolution for all levels, then whether and where there is an object, for each of 3 anchors per cell.
+
+    Args:
+        channels: width of the pyramid and of the convolution.
+        rules: the numbers to go by.
+    """
+
+    def __init__(self, channels: int, rules: RPNRules) -> None:
+        super().__init__()
+        self.rules = rules
+        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, self.anchors.num_per_cell, 1)
+        self.deltas = nn.Conv2d(channels, self.anchors.num_per_cell * 4, 1)  # anchor * 4 + (dx, dy, dw, dh)
+        for conv in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(conv.weight, std=INIT_STD)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, pyramid: list[Tensor]) -> RPNOutput:
+        """Objectness logits and box offsets of P2..P6."""
+        hidden = [self.conv(level).relu() for level in pyramid]
+        return [self.objectness(level) for level in hidden], [self.deltas(level) for level in hidden]
+
+    @torch.no_grad()
+    def assign(
+        self, grids_hw: list[SizeHW], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
+    ) -> tuple[Tensor, Tensor]:
+        """(A, 4) anchors, the same for all images, and (B, A) int64 matches as from `match_by_iou`."""
+        anchors = self.anchors(grids_hw)
+        matched = [
+            match_by_iou(
+                anchors,
+                of_image.boxes,
+                positive_iou=self.rules.positive_iou,
+                negative_iou=self.rules.negative_iou,
+                min_claim_iou=self.rules.min_claim_iou,
+                valid=self.anchors.inside(grids_hw, size_hw),
+            )
+            for of_image, size_hw in zip(targets, sizes_hw, strict=True)
+        ]
+        return anchors, torch.stack(matched)
+
+    def losses(
+        self, output: RPNOutput, sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets], sampling: Sampling
+    ) -> dict[str, Tensor]:
+        """`loss_objectness` and `loss_rpn_box_reg`: both per sampled anchor of the batch, classes ignored.
+
+        Source: mmdetection `AnchorHead.loss`, where an image without positives (or negatives) counts as having one.
+        """
+        logits, deltas = output
+        anchors, matched = self.assign(grids_of(logits), sizes_hw, targets)
+        samples = [
+            sample_positives_first(m, sampling.num_samples, positive_fraction=sampling.positive_fraction)
+            for m in matched
+        ]
+        image_index = image_index_of([len(of_image) for of_image in samples], matched.device)  # (S,)
+        anchor_index = torch.cat(samples)  # (S,)
+        is_object = matched[image_index, anchor_index] >= 0
+        num_positives = image_index[is_object].bincount(minlength=len(samples))  # (B,)
+        num_negatives = image_index[~is_object].bincount(minlength=len(samples))
+        normaliser = num_positives.clamp(min=1).sum() + num_negatives.clamp(min=1).sum()
+
+        scores = self._gather(logits, image_index, anchor_index).squeeze(1)
+        image_index, anchor_index = image_index[is_object], anchor_index[is_object]
+        boxes = torch.cat(
+            [t.boxes[m[s][m[s] >= 0]] for t, m, s in zip(targets, matched, samples, strict=True)]
+        )  # (P, 4)
+        distance = self._gather(deltas, image_index, anchor_index) - encode_boxes(boxes, anchors[anchor_index])
+        return {
+            "loss_objectness": binary_cross_entropy_with_logits(scores, is_object.float(), reduction="sum")
+            / normaliser,
+            "loss_rpn_box_reg": distance.abs().sum() / normaliser,
+        }
+
+    def _gather(self, maps: list[Tensor], image_index: Tensor, anchor_index: Tensor) -> Tensor:
+        """(S, V) float32: the V values per anchor of chosen anchors."""
+        num = self.anchors.num_per_cell
+        cells = gather_cells(maps, image_index, anchor_index // num).unflatten(1, (num, -1))  # (S, A, V)
+        return cells[torch.arange(len(cells), device=cells.device), anchor_index % num].float()
+
+    @torch.no_grad()
+    def propose(self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int) -> list[Tensor]:
+        """Proposals of each image, (P, 4) xyxy float32, best first, clipped to the image.
+
+        Source: mmdetection `RPNHead.get_bboxes`; anchors outside the image take part.
+
+        Args:
+            output: of `forward`.
+            sizes_hw: of each image in pixels, without padding.
+            per_level: the best of each level go into the suppression.
+        """
+        logits, deltas = output
+        num = self.anchors.num_per_cell
+        levels = self.anchors(grids_of(logits)).split([level[0].numel() for level in logits])
+        scores, picked_deltas, picked_anchors, level_index = [], [], [], []
+        for index, (level_logits, level_deltas, anchors) in enumerate(zip(logits, deltas, levels, strict=True)):
+            by_anchor = level_logits.float().sigmoid().permute(0, 2, 3, 1).flatten(1)  # (B, H*W*A)
+            score, place = by_anchor.topk(min(per_level, by_anchor.shape[1]))  # (B, P)
+            cells = level_deltas.unflatten(1, (num, 4)).flatten(3)  # (B, A, 4, H*W)
+            image = torch.arange(len(cells), device=cells.device)[:, None]
+            scores.append(score)
+            picked_deltas.append(cells[image, place % num, :, place // num].float())  # (B, P, 4)
+            picked_anchors.append(anchors[place])
+            level_index.append(torch.full_like(score[0], index, dtype=torch.int64))
+        columns = (torch.cat(scores, 1), torch.cat(picked_deltas, 1), torch.cat(picked_anchors, 1))
+        return [
+            self._suppress(decode_boxes(delta, anchors, size_hw), score, torch.cat(level_index))
+            for score, delta, anchors, size_hw in zip(*columns, sizes_hw, strict=True)
+        ]
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> Tensor:
+        has_area = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
+        boxes, scores, levels = boxes[has_area], scores[has_area], levels[has_area]
+        keep = batched_nms(boxes, scores, levels, self.rules.nms_iou)
+        return boxes[keep[: self.rules.max_proposals]]

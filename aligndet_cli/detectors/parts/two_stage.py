@@ -1,0 +1,197 @@
+"""What Faster and Mask R-CNN do alike: proposals, then classes and boxes of RoIs, in training, test and pretext.
+
+Source: mmdetection `TwoStageDetector`, `StandardRoIHead` and `BBoxHead`; AlignDet's `selfsup_mask_rcnn` config.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from aligndet_cli.backbones import Backbone
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.parts.anchors import SizeHW
+from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
+from aligndet_cli.detectors.parts.fpn import FPN
+from aligndet_cli.detectors.parts.matching import look_up
+from aligndet_cli.detectors.parts.postprocess import select_detections
+from aligndet_cli.detectors.parts.roi_head import BoxHead, RoiSamples, pool_rois, sample_rois, to_rois
+from aligndet_cli.detectors.parts.rpn import RPN, Sampling
+
+DELTA_STD = (0.1, 0.1, 0.2, 0.2)  # RoIs are close to their boxes: unit of dx, dy, dw, dh
+CLASS_STD, BOX_STD = 0.01, 0.001  # initial weights of the two predictors
+
+
+@dataclass(frozen=True)
+class TwoStageRules:
+    """The numbers that training, pretext and test go by.
+
+    Attributes:
+        rpn_sampling, roi_sampling: of fine-tuning.
+        rpn_pretext, roi_pretext: of pre-training; no background RoIs are sampled there.
+        train_per_level, test_per_level: proposals of a level before suppression.
+        positive_iou: of a RoI.
+    """
+
+    rpn_sampling: Sampling
+    roi_sampling: Sampling
+    rpn_pretext: Sampling
+    roi_pretext: Sampling
+    train_per_level: int
+    test_per_level: int
+    positive_iou: float
+    score_threshold: float
+    nms_iou: float
+    max_detections: int
+
+
+class TwoStage(Protocol):
+    """A detector with these parts. K = `num_classes`, background not counted.
+
+    Attributes:
+        class_predictor: K + 1 logits of a RoI, background last.
+        box_predictor: 4 offsets per class: class * 4 + (dx, dy, dw, dh).
+    """
+
+    backbone: Backbone
+    neck: FPN
+    rpn: RPN
+    head: BoxHead
+    class_predictor: nn.Linear
+    box_predictor: nn.Linear
+    rules: TwoStageRules
+
+
+def extract_features(backbone: Backbone, images: ImageBatch) -> Features:
+    """Backbone features of a batch."""
+    height, width = images.pixels.shape[-2:]
+    return Features(backbone(images.pixels), images.sizes_hw, (height, width))
+
+
+def build_predictors(num_features: int, num_classes: int) -> tuple[nn.Linear, nn.Linear]:
+    """Class and box predictor with small random weights."""
+    predictors = nn.Linear(num_features, num_classes + 1), nn.Linear(num_features, num_classes * 4)
+    for predictor, std in zip(predictors, (CLASS_STD, BOX_STD), strict=True):
+        nn.init.normal_(predictor.weight, std=std)
+        nn.init.zeros_(predictor.bias)
+    return predictors
+
+
+def train_boxes(
+    model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
+) -> tuple[dict[str, Tensor], RoiSamples]:
+    """Losses of a labelled batch, and the RoIs they looked at.
+
+    Returns:
+        `loss_objectness`, `loss_rpn_box_reg`, `loss_cls` and `loss_box_reg`; images without boxes are negatives.
+    """
+    rules = model.rules
+    output = model.rpn(pyramid)
+    losses = model.rpn.losses(output, sizes_hw, targets, rules.rpn_sampling)
+    samples = sample_rois(
+        model.rpn.propose(output, sizes_hw, rules.train_per_level),
+        targets,
+        positive_iou=rules.positive_iou,
+        sampling=rules.roi_sampling,
+        only_positives=False,
+    )
+    features = roi_features(model, pyramid, samples.rois())  # (S, C)
+    losses["loss_cls"] = class_loss(model.class_predictor(features), samples, targets)
+    losses["loss_box_reg"] = box_loss(model.box_predictor, features, samples, targets)
+    return losses, samples
+
+
+def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+    """Detections of each image, without masks."""
+    proposals = model.rpn.propose(model.rpn(pyramid), sizes_hw, model.rules.test_per_level)
+    features = roi_features(model, pyramid, to_rois(proposals))  # (S, C)
+    counts = [len(boxes) for boxes in proposals]
+    scores = model.class_predictor(features).float().softmax(dim=1)[:, :-1].split(counts)  # (S, K) per image
+    deltas = model.box_predictor(features).float().unflatten(1, (-1, 4)).split(counts)  # (S, K, 4) per image
+    found = []
+    for boxes, score, delta, size_hw in zip(proposals, scores, deltas, sizes_hw, strict=True):
+        roi, class_ids = (score > model.rules.score_threshold).nonzero(as_tuple=True)
+        chosen = delta[roi, class_ids] * delta.new_tensor(DELTA_STD)
+        found.append(
+            select_detections(
+                decode_boxes(chosen, boxes[roi], size_hw),
+                score[roi, class_ids],
+                class_ids,
+                nms_iou=model.rules.nms_iou,
+                max_detections=model.rules.max_detections,
+            )
+        )
+    return found
+
+
+def pretext_candidates(
+    model: TwoStage, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+) -> BoxCandidates:
+    """RoIs that overlap a proposal (those themselves included), image by image; none is background.
+
+    Source: official selfsup_mask_rcnn config. There the box predictor has rows for every instance id; here all are
+    of class "object" (DIFFERENCES, bug 5).
+
+    Args:
+        features: of the backbone; gradients stop where they do.
+        proposals: one per image, with `instance_ids`.
+        with_losses: whether `loss_objectness`, `loss_rpn_box_reg` and `loss_box_reg` are asked for.
+    """
+    rules = model.rules
+    pyramid = model.neck(features.maps)
+    losses: dict[str, Tensor] = {}
+    with torch.set_grad_enabled(with_losses and torch.is_grad_enabled()):
+        output = model.rpn(pyramid)
+    if with_losses:
+        losses = model.rpn.losses(output, features.sizes_hw, proposals, rules.rpn_pretext)
+    samples = sample_rois(
+        model.rpn.propose(output, features.sizes_hw, rules.train_per_level),
+        proposals,
+        positive_iou=rules.positive_iou,
+        sampling=rules.roi_pretext,
+        only_positives=True,
+    )
+    pooled = roi_features(model, pyramid, samples.rois())  # (S, C)
+    if with_losses:
+        losses["loss_box_reg"] = box_loss(model.box_predictor, pooled, samples, proposals)
+    ids = [look_up(m, t.instance_ids) for m, t in zip(samples.matched, proposals, strict=True)]
+    instance_ids = torch.cat(ids)
+    return BoxCandidates(pooled, torch.zeros_like(instance_ids), instance_ids, losses)
+
+
+def roi_features(model: TwoStage, pyramid: list[Tensor], rois: Tensor) -> Tensor:
+    """(S, C) features of (S, 5) RoIs, before the predictors."""
+    pooled, row = pool_rois(pyramid, rois, model.head.pool_size)
+    features: Tensor = model.head(pooled)
+    return features[row]
+
+
+def class_loss(logits: Tensor, samples: RoiSamples, targets: Sequence[BoxTargets]) -> Tensor:
+    """Mean cross-entropy of (S, K + 1) logits."""
+    class_ids = torch.cat([look_up(m, t.class_ids) for m, t in zip(samples.matched, targets, strict=True)])
+    background = logits.shape[1] - 1
+    class_ids = torch.where(class_ids >= 0, class_ids, background)
+    return cross_entropy(logits.float(), class_ids, reduction="sum") / max(len(logits), 1)
+
+
+def box_loss(predictor: nn.Linear, features: Tensor, samples: RoiSamples, targets: Sequence[BoxTargets]) -> Tensor:
+    """L1 distance of predicted and true offsets of the positive RoIs, per sampled RoI; 0 if there are none.
+
+    Args:
+        predictor: 4 offsets per class.
+        features: (S, C) of the RoIs.
+        samples: the RoIs.
+        targets: boxes of each image; their class picks the offsets.
+    """
+    is_positive = torch.cat(samples.matched) >= 0
+    positives = samples.positives()
+    pairs = list(zip(positives.matched, targets, strict=True))
+    boxes = torch.cat([of_image.boxes[matched] for matched, of_image in pairs])  # (P, 4)
+    class_ids = torch.cat([of_image.class_ids[matched] for matched, of_image in pairs])
+    by_class = predictor(features[is_positive]).unflatten(1, (-1, 4))  # (P, K, 4)
+    predicted = by_class[torch.arange(len(by_class), device=by_class.device), class_ids].float()
+    true = encode_boxes(boxes, torch.cat(positives.boxes)) / boxes.new_tensor(DELTA_STD)
+    return (predicted - true).abs().sum() / max(len(features), 1)
