@@ -136,9 +136,6 @@ def run(plan: Plan, process: Process) -> None:
 
 
 def _check_settings(config: ProposalsConfig) -> None:
-    workers = config.runtime.num_workers
-    if workers != "auto" and workers < 0:
-        raise ConfigError(f"runtime.num_workers: must be 0 or more, or auto, got {workers}")
     if config.import_file is not None and config.source != "selective-search":
         raise ConfigError("--import and --source ground-truth exclude each other: leave one out")
     if config.import_file is None and config.source == "selective-search":

@@ -1,7 +1,8 @@
 """Runs commands in forked children, so that importing torch is paid for once. A script; see `conftest.py`.
 
-One JSON object per line: `{"words": [...], "cwd": ..., "log": ..., "die_at": N or null}` starts a command in a process
-group of its own and answers with its pid; `{"wait": pid}` answers with its exit code, `-9` after `kill -9`.
+One JSON object per line: `{"words": [...], "cwd": ..., "log": ..., "die_at": N or null, "environment": {...}}` starts
+a command in a process group of its own and answers with its pid; `{"wait": pid}` answers with its exit code, `-9`
+after `kill -9`.
 With `die_at`, the whole group is killed just before its main process changes the disk below `cwd` for the Nth time;
 the number of changes so far is kept in `<log>.changes`.
 """
@@ -29,6 +30,7 @@ WRITING = os.O_WRONLY | os.O_RDWR
 def become_command(request: dict[str, Any]) -> None:
     """Turn this forked child into the command that was asked for."""
     os.setsid()
+    os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -49,7 +51,7 @@ def die_when_changing(folder: Path, die_at: int | None, count_file: Path) -> Non
         is_change = event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING)
         if not is_change or os.getpid() != main_pid or not isinstance(arguments[0], str | Path):
             return
-        if folder not in Path(os.path.abspath(arguments[0])).parents:
+        if folder not in (folder / arguments[0]).parents:
             return
         count += 1
         os.pwrite(counter, f"{count}\n{event} {arguments[0]}\n".encode(), 0)

@@ -200,8 +200,6 @@ def test_settings_without_effect_are_refused(tmp_path, make_config, root):
         stage.prepare(make_config(source="ground-truth", nms=0.7), workspace)
     with pytest.raises(ConfigError, match="exclude each other"):
         stage.prepare(make_config(source="ground-truth", import_file=root / "x.json"), workspace)
-    with pytest.raises(ConfigError, match="num_workers"):
-        stage.prepare(make_config(num_workers=-1), workspace)
 
 
 def test_changed_settings_are_refused_and_max_per_image_is_kept(tmp_path, make_search_config):
