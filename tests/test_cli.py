@@ -279,7 +279,7 @@ def test_shown_settings_can_be_given_back(stage: str, tmp_path: Path) -> None:
 
 def test_what_is_typed_wins_over_what_is_remembered(workspace: Path, toy: Path) -> None:
     """The workspace remembers `format: auto`; that must not undo a --format that was typed."""
-    words = ("finetune", "-w", workspace, "--init", "scratch", "--format", "voc")
+    words = ("finetune", "-w", workspace, "--init", "scratch", "--format", "voc", "--dry-run")
     assert f"{toy}: no voc data set" in aligndet(*words, code=3).error_line()
 
 

@@ -1,6 +1,7 @@
 """One function on one process or many: spawned by torch's elastic launcher, or joined under torchrun and Slurm."""
 
 import contextlib
+import ctypes
 import datetime
 import json
 import logging
@@ -19,6 +20,7 @@ from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, 
 from aligndet_cli.training.logs import ProgressMode, setup_logging
 
 PlanT = TypeVar("PlanT")
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 _INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -168,9 +170,23 @@ def _prepare_on_main(prepare: Callable[[], PlanT]) -> PlanT:
     return message[0]
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, for the next step to use.
+
+    The C library gives large blocks back to the system at once, and a training step on the CPU asks for the same
+    ones again: a fifth of its time. Does nothing where the library has no such settings.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def _run(run: Callable[[Any, Process], None], plan: Any, process: Process) -> None:
     import torch
 
+    if process.device == "cpu":
+        keep_freed_memory()
     if plan.config.runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

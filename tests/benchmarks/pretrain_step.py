@@ -17,7 +17,7 @@ from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, build_pretext
 from aligndet_cli.pretrain_box.views import TwoViews
-from aligndet_cli.training.launch import Process
+from aligndet_cli.training.launch import Process, keep_freed_memory
 from aligndet_cli.training.optimizer import TrainingConfig, build_optimizer, resolve_settings
 
 AUTHORS_SECONDS, AUTHORS_GB = 72.0, 14.3
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every training process on a CPU does
     config = PretrainBoxConfig(backbone=BackboneConfig(name=args.backbone), training=TrainingConfig(batch_size=2))
     process = Process()
     pretext = build_pretext(config, process)
