@@ -184,12 +184,16 @@ def keep_freed_memory() -> None:
 
 def _run(run: Callable[[Any, Process], None], plan: Any, process: Process) -> None:
     import torch
+    import torch.utils.deterministic
 
     if process.device == "cpu":
         keep_freed_memory()
-    if plan.config.runtime.deterministic:
+    if process.device == "cpu" or plan.config.runtime.deterministic:
+        # On the CPU too, where it costs nothing: with two threads and more, sums over repeated indices are added up
+        # in the order the threads get to them.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = False
     try:
         run(plan, process)
