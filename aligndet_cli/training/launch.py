@@ -193,7 +193,7 @@ def _run(run: Callable[[Any, Process], None], plan: Any, process: Process) -> No
         # in the order the threads get to them.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch does not declare it
         torch.backends.cudnn.benchmark = False
     try:
         run(plan, process)
