@@ -1,0 +1,67 @@
+"""The explicit list of what starts afresh in fine-tuning after pre-training, for every detector family."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.detectors import BUILDERS, DetectorConfig, build_detector, settle_neck_norm
+from aligndet_cli.detectors.checkpoint import read_detector, save_detector
+from aligndet_cli.detectors.detr import DETRConfig
+from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
+from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.finetune.transfer import modules_to_restart, parse_modules, transfer
+
+CATEGORIES = tuple(Category(number, f"class {number}") for number in range(1, 4))
+RESNET = BackboneConfig(name="resnet18")
+SMALL: dict[str, DetectorConfig] = {
+    "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=1, feedforward_dim=64),
+    "faster-rcnn": FasterRCNNConfig(neck_channels=32, head_convs=1, head_features=64),
+    "fcos": FCOSConfig(neck_channels=64, head_convs=1),
+    "mask-rcnn": MaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1),
+    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1),
+}
+
+
+def tensors(module: str) -> set[str]:
+    return {f"{module}.weight", f"{module}.bias"}
+
+
+def neck_norms(*blocks: str) -> set[str]:
+    """Statistics and scale of the norms that fine-tuning adds; their shift is the bias of pre-training."""
+    parts = ("weight", "running_mean", "running_var", "num_batches_tracked")
+    return {f"neck.pyramid.{block}.1.{part}" for block in blocks for part in parts}
+
+
+THREE_LEVELS = [f"{kind}_blocks.{level}" for kind in ("inner", "layer") for level in range(3)]
+FOUR_LEVELS = [f"{kind}_blocks.{level}" for kind in ("inner", "layer") for level in range(4)]
+EXTRA = ("extra_blocks.p6", "extra_blocks.p7")
+BOXES_OF_CLASSES = {*tensors("class_predictor"), *tensors("box_predictor")}
+MASKS = {f"mask_head.{layer}.{part}" for layer in ("convs.0.0", "upsample") for part in ("weight", "bias")}
+RESTARTED = {
+    "detr": tensors("class_predictor"),
+    "faster-rcnn": BOXES_OF_CLASSES | neck_norms(*FOUR_LEVELS),
+    "fcos": tensors("class_predictor") | neck_norms(*THREE_LEVELS, *EXTRA),
+    "mask-rcnn": BOXES_OF_CLASSES | neck_norms(*FOUR_LEVELS) | MASKS | tensors("mask_predictor"),
+    "retinanet": tensors("class_predictor") | neck_norms(*THREE_LEVELS, *EXTRA),
+}
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_everything_else_arrives(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pretrained_config = settle_neck_norm(SMALL[family], "none")
+    pretrained = build_detector(pretrained_config, build_backbone(RESNET), 1)
+    save_detector(tmp_path / "weights.pt", pretrained, stage="pretrain-box", configs=(pretrained_config, RESNET))
+    source = read_detector(tmp_path / "weights.pt")
+    torch.manual_seed(1)
+    model = build_detector(settle_neck_norm(SMALL[family], "batch"), build_backbone(RESNET), len(CATEGORIES))
+    restart = modules_to_restart(model, source, CATEGORIES, keep_box_predictor=True)
+    report = transfer(model, source.state_dict, modules=parse_modules(["neck", "rpn", "head"]), restart=restart)
+    assert {key for part in report.modules.values() for key in part.restarted} == RESTARTED[family]
+    assert report.share == 1.0
+    assert not any(part.missing or part.mismatched for part in report.modules.values())
