@@ -35,7 +35,7 @@ from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers
 from aligndet_cli.data.proposal_source import open_proposals
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.distributed import wait_for_all
+from aligndet_cli.training.distributed import place, wait_for_all
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
 from aligndet_cli.training.signals import StopSignal, stop_on_signal
@@ -216,7 +216,8 @@ def _load_backbone(plan: Plan, process: Process) -> nn.Module:
         backbone = build_backbone(plan.config.backbone)
     load_backbone_weights(backbone, str(plan.weights or "none"), offline=True)
     backbone.eval().requires_grad_(False)
-    return backbone.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    place(backbone, process)
+    return backbone
 
 
 def _cluster(plan: Plan, process: Process, features: RowFile, stop: StopSignal) -> tuple[Clustering, Projection]:

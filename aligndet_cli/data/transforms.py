@@ -6,7 +6,7 @@ Everything random is drawn beforehand on the CPU (`ViewParams`), from the seed a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ ColourOp = Literal[
     "sharpness",
     "posterize",
 ]
-COLOUR_OPS: tuple[ColourOp, ...] = ColourOp.__args__  # type: ignore[attr-defined]  # the values of a Literal
+COLOUR_OPS: tuple[ColourOp, ...] = get_args(ColourOp)
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,24 @@ class Detector(Protocol):
     fresh_modules: tuple[str, ...]
 
     @property
-    def backbone(self) -> nn.Module: ...  # noqa: D102  (described above)
+    def backbone(self) -> nn.Module:
+        """The body."""
+        ...
+
     @property
-    def class_predictor(self) -> nn.Module: ...  # noqa: D102
+    def class_predictor(self) -> nn.Module:
+        """The last classification layer."""
+        ...
+
     @property
-    def class_branch(self) -> Sequence[nn.Module]: ...  # noqa: D102
+    def class_branch(self) -> Sequence[nn.Module]:
+        """What only the contrastive task trains."""
+        ...
+
     @property
-    def box_branch(self) -> Sequence[nn.Module]: ...  # noqa: D102
+    def box_branch(self) -> Sequence[nn.Module]:
+        """What only the box losses train."""
+        ...
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""
