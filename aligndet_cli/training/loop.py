@@ -29,7 +29,7 @@ _SHOWN = {
     "positive_similarity": "sim+",
     "negative_similarity": "sim-",
     "embedding_rank": "rank",
-    "embedding_spread": "",
+    "embedding_spread": "spread",
     "contrast_accuracy": "",
     "grad_norm": "",
 }
