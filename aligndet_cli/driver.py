@@ -173,6 +173,8 @@ def _say(stage: str, effective: dict[str, Any]) -> None:
     width = max(len(key) for key in effective)
     logger.info(f"aligndet {stage}")
     for key, value in effective.items():
+        if value is None:
+            continue
         logger.info(f"  {key.replace('_', ' '):<{width}}  {value}")
 
 
