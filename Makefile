@@ -15,10 +15,10 @@ demo: setup
 	$(BIN)/aligndet demo
 
 test: setup
-	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 e2e: setup
-	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m e2e
+	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m e2e
 
 check: setup
 	$(BIN)/ruff format --check .

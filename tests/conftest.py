@@ -38,3 +38,11 @@ def chain(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = tmp_path_factory.mktemp("chain") / "workspace"
     run_chain(toy, workspace)
     return workspace
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, so that no worker is left alone with them; tests of an e2e file, which share runs, together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if item.path.parent.name == "e2e" and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
