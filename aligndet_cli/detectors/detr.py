@@ -16,7 +16,14 @@ from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_io
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.interface import (
+    BoxCandidates,
+    BoxTargets,
+    Detections,
+    Features,
+    ImageBatch,
+    extract_features,
+)
 from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import LayerSize, Transformer, encode_position
@@ -139,8 +146,7 @@ class DETR(nn.Module):
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""
-        height, width = images.pixels.shape[-2:]
-        return Features(self.backbone(images.pixels), images.sizes_hw, (height, width))
+        return extract_features(self.backbone, images)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Losses `loss_cls`, `loss_box_reg` and `loss_giou` of a labelled batch, summed over the decoder layers."""

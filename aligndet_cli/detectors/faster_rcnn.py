@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.interface import (
+    BoxCandidates,
+    BoxTargets,
+    Detections,
+    Features,
+    ImageBatch,
+    extract_features,
+)
 from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
 from aligndet_cli.detectors.parts.roi_head import BoxHead
 from aligndet_cli.detectors.parts.rpn import RPN, RPNRules, Sampling
@@ -21,7 +28,6 @@ from aligndet_cli.detectors.parts.two_stage import (
     TwoStageRules,
     build_predictors,
     detect_boxes,
-    extract_features,
     pretext_candidates,
     train_boxes,
 )

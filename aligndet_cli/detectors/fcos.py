@@ -16,7 +16,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.interface import (
+    BoxCandidates,
+    BoxTargets,
+    Detections,
+    Features,
+    ImageBatch,
+    extract_features,
+)
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
 from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
@@ -164,8 +171,7 @@ class FCOS(nn.Module):
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""
-        height, width = images.pixels.shape[-2:]
-        return Features(self.backbone(images.pixels), images.sizes_hw, (height, width))
+        return extract_features(self.backbone, images)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Losses `loss_cls`, `loss_box_reg` and `loss_centerness`; images without boxes are negatives."""

@@ -64,6 +64,12 @@ class BoxCandidates:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
+def extract_features(backbone: nn.Module, images: ImageBatch) -> Features:
+    """Backbone features of a batch."""
+    height, width = images.pixels.shape[-2:]
+    return Features(backbone(images.pixels), images.sizes_hw, (height, width))
+
+
 class Detector(Protocol):
     """A detector family. An `nn.Module` with these members; nothing else is asked of it.
 
@@ -131,4 +137,5 @@ __all__ = [
     "Detector",
     "Features",
     "ImageBatch",
+    "extract_features",
 ]

@@ -14,13 +14,19 @@ from torch import Tensor, nn
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.detectors.faster_rcnn import BoxParts, RCNNConfig, build_box_parts
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.interface import (
+    BoxCandidates,
+    BoxTargets,
+    Detections,
+    Features,
+    ImageBatch,
+    extract_features,
+)
 from aligndet_cli.detectors.parts.mask_head import MaskHead, draw_targets, mask_loss, predict_masks
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs, pool_rois, to_rois
 from aligndet_cli.detectors.parts.two_stage import (
     build_predictors,
     detect_boxes,
-    extract_features,
     pretext_candidates,
     train_boxes,
 )

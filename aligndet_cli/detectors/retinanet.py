@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.interface import (
+    BoxCandidates,
+    BoxTargets,
+    Detections,
+    Features,
+    ImageBatch,
+    extract_features,
+)
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
@@ -146,8 +153,7 @@ class RetinaNet(nn.Module):
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""
-        height, width = images.pixels.shape[-2:]
-        return Features(self.backbone(images.pixels), images.sizes_hw, (height, width))
+        return extract_features(self.backbone, images)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Losses `loss_cls` and `loss_box_reg` of a labelled batch; images without boxes are negatives."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from aligndet_cli.backbones import Backbone
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features, ImageBatch
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features
 from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.fpn import FPN
@@ -63,12 +63,6 @@ class TwoStage(Protocol):
     class_predictor: nn.Linear
     box_predictor: nn.Linear
     rules: TwoStageRules
-
-
-def extract_features(backbone: Backbone, images: ImageBatch) -> Features:
-    """Backbone features of a batch."""
-    height, width = images.pixels.shape[-2:]
-    return Features(backbone(images.pixels), images.sizes_hw, (height, width))
 
 
 def build_predictors(num_features: int, num_classes: int) -> tuple[nn.Linear, nn.Linear]:
