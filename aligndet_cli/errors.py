@@ -19,6 +19,10 @@ class RunError(AlignDetError):
     exit_code = 1
 
 
+class TakenError(RunError):
+    """Another process is writing the same artifact, or has just finished it."""
+
+
 class ConfigError(AlignDetError):
     """Wrong usage or configuration, including refusing to overwrite a finished artifact."""
 

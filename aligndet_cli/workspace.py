@@ -9,15 +9,17 @@ import json
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from aligndet_cli.config import STAGES, StageConfig, flatten, hash_json
-from aligndet_cli.errors import ConfigError, RunError
+from aligndet_cli.errors import ConfigError, RunError, TakenError
 
 FORMAT_VERSION = 1
+_LOCK_TRIES = 5  # somebody who only looks whether a file is locked (`status`) has it for a moment
 _PACKAGES = ("aligndet", "torch", "torchvision", "numpy", "opencv-contrib-python", "scikit-learn", "pycocotools")
 
 
@@ -57,37 +59,56 @@ class Output:
         folder: the artifact, which exists only once the stage has finished.
         partial: where the stage works until then.
         header: manifest fields known before the run.
+        is_shared: several processes work on it at once: its `run` takes part as in `sharing`, and nobody has its
+            `lock` for a whole run.
     """
 
     action: Literal["start", "resume", "complete"]
     folder: Path
     partial: Path
     header: dict[str, Any] = field(default_factory=dict)
+    is_shared: bool = False
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the partial folder for this process; the lock ends with the process, however it dies.
 
         Raises:
-            RunError: another process is writing this artifact.
+            TakenError: another process is writing this artifact, or has just finished it.
         """
         self.partial.mkdir(parents=True, exist_ok=True)
-        with (self.partial / "lock").open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with self.held(fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def held(self, kind: int) -> Iterator[None]:
+        """Hold `partial/lock`, alone (`LOCK_EX`) or with others (`LOCK_SH`).
+
+        Raises:
+            TakenError: another process holds it in a way that excludes this one, or has just finished the artifact.
+        """
+        try:
+            handle = (self.partial / "lock").open("a+")
+        except FileNotFoundError:
+            raise self.just_finished() from None
+        with handle:
+            if not try_lock(handle, kind):
                 handle.seek(0)
                 owner = handle.read().strip() or "unknown"
-                raise RunError(
+                raise TakenError(
                     f"{self.folder}: another aligndet process ({owner}) is writing it; "
                     "wait for it, or choose another --workspace or --name"
-                ) from None
+                )
             if not _is_still(self.partial / "lock", handle):
-                raise RunError(f"{self.folder}: another aligndet process has just finished it; run the command again")
+                raise self.just_finished()
             handle.truncate(0)
             handle.write(f"pid {os.getpid()} on {platform.node()}")
             handle.flush()
             yield
+
+    def just_finished(self) -> TakenError:
+        """The error for a run that comes too late."""
+        return TakenError(f"{self.folder}: another aligndet process has just finished it; run the command again")
 
     def begin(self, config: StageConfig) -> None:
         """Clear away what may not be resumed and write what a later resume checks against, before the work."""
@@ -130,6 +151,11 @@ class Workspace:
     def locate(cls, folder: Path | None) -> "Workspace":
         """The workspace at `folder`, else `$ALIGNDET_WORKSPACE`, else `./workspace`."""
         return cls(folder or Path(os.environ.get("ALIGNDET_WORKSPACE") or "workspace"))
+
+    @property
+    def index_dir(self) -> Path:
+        """Where large label files are kept parsed; may be deleted at any time."""
+        return self.root / ".index"
 
     def remember(self, key: str, value: Any) -> None:
         """Store a value that later commands use as their default."""
@@ -174,7 +200,7 @@ class Workspace:
         if name is not None and others:
             raise ConfigError(f"{self.root / stage / name}: not found; finished {stage} runs here: {others}")
         place = self.root / stage / (name or "")
-        raise ConfigError(f"{place} not found: run `aligndet {stage}{' DATA' * (stage == STAGES[0])}` first")
+        raise ConfigError(f"{place} not found: run `aligndet {stage}{' DATA' * (stage in STAGES[:2])}` first")
 
     def plan_output(
         self,
@@ -293,6 +319,27 @@ def _refuse_if_changed(folder: Path, header: Mapping[str, Any], state: str, reme
     if changes:
         final = folder.name.removeprefix(".").removesuffix(".partial")
         raise ConfigError(f"{folder.parent / final} {state} with other settings: {'; '.join(changes)}. Use {remedy}")
+
+
+def try_lock(handle: IO[Any], kind: int) -> bool:
+    """Lock an open file with `LOCK_EX` or `LOCK_SH` until it is closed; False if another process has it.
+
+    Raises:
+        RunError: the file system has no locks.
+    """
+    for num_left in reversed(range(_LOCK_TRIES)):
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05 if num_left else 0)
+        except OSError as error:
+            raise RunError(
+                f"{handle.name}: cannot be locked ({error.strerror}); mount this file system with locks, "
+                "or choose another --workspace"
+            ) from None
+        else:
+            return True
+    return False
 
 
 def is_locked(file: Path) -> bool:

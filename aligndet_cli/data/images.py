@@ -56,6 +56,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
+_JPEG_REDUCTIONS = (8, 4, 2)  # what libjpeg's scaled inverse cosine transforms offer at once, not pixel by pixel
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -67,24 +68,42 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, empty, truncated, or not an image; one line naming it.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    return decode_image(content, path)
+    return decode_image(read_bytes(path), path)
+
+
+def read_reduced(path: Path, min_pixels: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """`decode_reduced` for a file."""
+    return decode_reduced(read_bytes(path), path, min_pixels)
 
 
 def decode_image(content: bytes, path: Path) -> NDArray[np.uint8]:
     """`read_image` for bytes that were already read; `path` only names them in errors."""
+    return _decode(_open(io.BytesIO(content), path, is_empty=not content), path)
+
+
+def decode_reduced(content: bytes, path: Path, min_pixels: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """`decode_image` at a half, a quarter or an eighth of both sides, where the format allows it: JPEG does.
+
+    The whole file is read all the same: a truncated one is refused as by `decode_image`.
+
+    Args:
+        min_pixels: the reduced image has at least this many; the largest reduction that fulfils it is used.
+
+    Returns:
+        (h, w, 3) uint8 RGB, upright, and height and width of the full image, upright. h is H / reduction, rounded up.
+
+    Raises:
+        DataError: as `read_image`.
+    """
     image = _open(io.BytesIO(content), path, is_empty=not content)
-    orientation = _orientation(image)
-    try:
-        image.load()
-    except _DECODER_ERRORS as error:
-        raise DataError(f"{path}: truncated or damaged image ({error}); replace it or remove it") from None
-    if orientation in _TRANSPOSE:
-        image = image.transpose(_TRANSPOSE[orientation])
-    return _to_rgb(image, path)
+    width, height = image.size
+    full_size_hw = (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
+    if image.format == "JPEG":
+        for reduction in _JPEG_REDUCTIONS:
+            if min(width, height) >= reduction and -(-width // reduction) * -(-height // reduction) >= min_pixels:
+                image.draft(None, (width // reduction, height // reduction))
+                break
+    return _decode(image, path), full_size_hw
 
 
 def read_size_hw(path: Path) -> tuple[int, int]:
@@ -105,6 +124,30 @@ def read_size_hw(path: Path) -> tuple[int, int]:
 def is_image_file(name: str) -> bool:
     """Whether a file name has the suffix of an image and is not hidden (such as the `._x.jpg` of macOS)."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of an image file.
+
+    Raises:
+        DataError: the file is missing or cannot be read; one line naming it.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _decode(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    """Pixels of an opened image, upright."""
+    orientation = _orientation(image)
+    try:
+        image.load()
+    except _DECODER_ERRORS as error:
+        raise DataError(f"{path}: truncated or damaged image ({error}); replace it or remove it") from None
+    if orientation in _TRANSPOSE:
+        image = image.transpose(_TRANSPOSE[orientation])
+    return _to_rgb(image, path)
 
 
 def _open(handle: BinaryIO | io.BytesIO, path: Path, *, is_empty: bool) -> Image.Image:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Pairs of boxes compared at once in NMS: bounds its memory at 4 float32 arrays of this many elements (64 MB).
-_NMS_PAIRS = 4_000_000
+from aligndet_cli.proposals.compiling import compiled
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,18 @@ def is_valid(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(boxes).all(axis=1) & ordered.all(axis=1), dtype=bool)
 
 
+def clip_to_image(boxes: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """The parts of the boxes inside the image; boxes without any, or not finite, are left out.
+
+    Args:
+        boxes: (N, 4) float32, xyxy, absolute pixels.
+    """
+    finite = boxes[np.isfinite(boxes).all(axis=1)]
+    limits = np.array([size_hw[1], size_hw[0]] * 2, dtype=np.float32)
+    clipped = np.clip(finite, 0, limits).astype(np.float32)
+    return clipped[is_valid(clipped)]
+
+
 def has_allowed_ratio(boxes: NDArray[np.float32], max_ratio: float) -> NDArray[np.bool_]:
     """(N,) bool: neither side is more than `max_ratio` times the other. Args: boxes (N, 4) xyxy."""
     width, height = _sides(boxes)
@@ -80,17 +91,30 @@ def nms(boxes: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
     Args:
         boxes: (N, 4) xyxy, best first. Boxes whose IoU equals the threshold are both kept.
     """
-    num_boxes = len(boxes)
-    alive = np.ones(num_boxes, dtype=bool)
-    block = max(1, _NMS_PAIRS // max(num_boxes, 1))
-    for start in range(0, num_boxes, block):
-        stop = min(start + block, num_boxes)
-        # (block, N - start): earlier blocks are done, so only what follows can still be suppressed.
-        overlaps = pairwise_iou(boxes[start:stop], boxes[start:]) > threshold
-        for row in range(stop - start):
-            if alive[start + row]:
-                alive[start + row + 1 :] &= ~overlaps[row, row + 1 :]
-    return np.flatnonzero(alive)
+    return _first_of_overlapping(boxes.astype(np.float64), threshold)
+
+
+@compiled
+def _first_of_overlapping(boxes: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
+    """See `nms`."""
+    kept = np.empty(len(boxes), dtype=np.int64)
+    num_kept = 0
+    for row in range(len(boxes)):
+        x1, y1, x2, y2 = boxes[row]
+        is_kept = True
+        for earlier in kept[:num_kept]:
+            width = min(x2, boxes[earlier, 2]) - max(x1, boxes[earlier, 0])
+            height = min(y2, boxes[earlier, 3]) - max(y1, boxes[earlier, 1])
+            if width > 0 and height > 0:
+                shared = width * height
+                area = (boxes[earlier, 2] - boxes[earlier, 0]) * (boxes[earlier, 3] - boxes[earlier, 1])
+                if shared / ((x2 - x1) * (y2 - y1) + area - shared) > threshold:
+                    is_kept = False
+                    break
+        if is_kept:
+            kept[num_kept] = row
+            num_kept += 1
+    return kept[:num_kept]
 
 
 def pairwise_iou(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,7 +1,9 @@
-"""Pictures of a store: a contact sheet of images with their proposals, and histograms."""
+"""Pictures of a store: a contact sheet of images with their proposals, histograms, and recall by budget."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
 from aligndet_cli.proposals.filters import areas_of
+from aligndet_cli.proposals.report import sample_boxes
 from aligndet_cli.proposals.store import ProposalStore
 from aligndet_cli.workspace import write_bytes
 
@@ -25,6 +28,13 @@ _COLOURS: tuple[tuple[float, tuple[int, int, int]], ...] = (
     (0.50, (86, 180, 233)),
     (np.inf, (204, 121, 167)),
 )
+_GROUP_COLOURS = {
+    "all": "#000000",
+    "small": "#d55e00",
+    "medium": "#e69f00",
+    "large": "#56b4e9",
+    "reach_min_size": "#009e73",
+}
 
 
 def draw_sheet(file: Path, store: ProposalStore, path_by_id: dict[int, Path]) -> None:
@@ -45,11 +55,35 @@ def draw_sheet(file: Path, store: ProposalStore, path_by_id: dict[int, Path]) ->
 def draw_histograms(folder: Path, store: ProposalStore) -> None:
     """Write `count.png`, `size.png` and `aspect.png`: boxes per image, square roots of areas, widths / heights."""
     folder.mkdir(exist_ok=True)
-    sides = store.boxes[:, 2:] - store.boxes[:, :2]
+    sample = sample_boxes(store)
+    sides = sample[:, 2:] - sample[:, :2]
     ratios = np.log2(sides[:, 0] / sides[:, 1])
     _draw_histogram(folder / "count.png", store.counts, "proposals per image", "images")
-    _draw_histogram(folder / "size.png", np.sqrt(areas_of(store.boxes)), "sqrt(area) in pixels", "proposals")
+    _draw_histogram(folder / "size.png", np.sqrt(areas_of(sample)), "sqrt(area) in pixels", "proposals")
     _draw_histogram(folder / "aspect.png", ratios, "log2(width / height)", "proposals")
+
+
+def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
+    """Write recall at IoU 0.5 and mean best overlap over the number of proposals per image, by object size.
+
+    Args:
+        labels: of `measure_recall`.
+    """
+    budgets = labels["budgets"][:-1]
+    figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
+    for axes, key in zip(figure.subplots(1, 2), ("recall_at_iou_0.5", "mean_best_overlap"), strict=True):
+        for name, colour in _GROUP_COLOURS.items():
+            group = labels[name]
+            if group["objects"]:
+                label = f"{name.replace('_', ' ')} ({group['objects']})"
+                axes.plot(budgets, group["curve"][key][:-1], color=colour, label=label)
+        axes.set_xscale("log")
+        axes.set_xlabel("proposals per image")
+        axes.set_ylabel(key.replace("_", " "))
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    _save(figure, file)
 
 
 def _draw_tile(store: ProposalStore, index: int, path_by_id: dict[int, Path]) -> NDArray[np.uint8]:
@@ -111,6 +145,10 @@ def _draw_histogram(file: Path, values: NDArray, x_label: str, y_label: str) -> 
     if values.size:
         axes.axvline(float(np.median(values)), color="#cc3311", linestyle="--", label=f"median {np.median(values):.3g}")
         axes.legend()
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(file, buffer.getvalue())

@@ -1,87 +1,78 @@
-"""Numbers about a store of proposals: how many, how large, and how well they cover the labelled objects."""
+"""Numbers about a store of proposals: how many, how large, how much of the images, and of the labelled objects."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.proposals.filters import areas_of, has_allowed_size, pairwise_iou
+from aligndet_cli.proposals.filters import areas_of
+from aligndet_cli.proposals.recall import measure_recall
 from aligndet_cli.proposals.store import ProposalStore
 
-BUDGETS: dict[str, int | None] = {"50": 50, "100": 100, "300": 300, "all": None}
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
-_SIZE_LIMITS = (32.0**2, 96.0**2)  # COCO's small / medium / large, in square pixels
+_MAX_SAMPLE = 200_000
+_GRID = 64  # cells on each side of an image, for the share that proposals cover
+_IMAGES_AT_ONCE = 64
 
 
-def build_report(store: ProposalStore, image_set: ImageSet, num_skipped: int, min_size: float) -> dict[str, Any]:
+def build_report(
+    store: ProposalStore, image_set: ImageSet, min_size: float, digests: Sequence[int] = ()
+) -> dict[str, Any]:
     """JSON report of a store; the same for the same store and data.
 
+    - `size_px` (square root of the area) and `aspect_ratio` (width / height) are of at most 200,000 proposals,
+      evenly spread over all of them.
+    - `covered_share` is the share of an image that lies in at least one proposal.
+    - `duplicate_images` counts image files with the same bytes as an earlier one.
+
     Args:
-        min_size: objects with both sides of at least this many pixels are reported as a group of their own,
-            since smaller ones cannot be proposed.
+        min_size: see `measure_recall`.
+        digests: of the files of the images in the store, in its order.
     """
-    sides = store.boxes[:, 2:] - store.boxes[:, :2]
-    counts = store.counts
+    counts, sample = store.counts, sample_boxes(store)
+    sides = sample[:, 2:] - sample[:, :2]
+    num_duplicates = len(digests) - len(set(digests))
     return {
         "images": len(store),
         "images_without_proposals": int((counts == 0).sum()),
-        "skipped_images": num_skipped,
+        "duplicate_images": num_duplicates,
+        "duplicate_share": _rounded(num_duplicates / max(len(store), 1)),
         "proposals": store.total,
         "proposals_per_image": _summary(counts),
-        "size_px": _summary(np.sqrt(areas_of(store.boxes))),
+        "size_px": _summary(np.sqrt(areas_of(sample))),
         "aspect_ratio": _summary(sides[:, 0] / sides[:, 1]),
-        "labels": _coverage(store, image_set, min_size) if image_set.has_labels else None,
+        "covered_share": _summary(np.concatenate([np.zeros(0), *covered_shares(store)])),
+        "labels": measure_recall(store, image_set, min_size) if image_set.has_labels else None,
     }
 
 
-def best_overlaps(store: ProposalStore, image_set: ImageSet) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """How well each labelled object is covered.
+def sample_boxes(store: ProposalStore) -> NDArray[np.float32]:
+    """(N, 4) at most 200,000 boxes, evenly spread over all of them."""
+    step = max(1, -(-store.total // _MAX_SAMPLE))
+    return np.array(store.boxes[::step])
 
-    Crowds and objects of images that are not in the store are left out.
 
-    Returns:
-        (G, 4) greatest IoU of each object with the first 50 / 100 / 300 / all proposals of its image (0 if there
-        is none), and (G,) int64 rows of the objects in `image_set.boxes`.
+def covered_shares(store: ProposalStore) -> Iterator[NDArray[np.float64]]:
+    """Share of each image inside the union of its proposals, some images at a time.
+
+    Measured on a grid of 64 x 64 cells to which the edges of the boxes are rounded: right to a cell's width.
     """
-    overlaps: list[NDArray[np.float64]] = [np.zeros((0, len(BUDGETS)))]
-    rows: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-    for position, image_id in enumerate(image_set.image_ids.tolist()):
-        start, stop = image_set.offsets[position : position + 2]
-        objects = start + np.flatnonzero(~image_set.is_crowd[start:stop])
-        if not len(objects) or image_id not in store:
-            continue
-        proposals = store.boxes_of(store.index_of(image_id))
-        iou = pairwise_iou(image_set.boxes[objects], proposals)  # (objects, proposals)
-        overlaps.append(np.stack([iou[:, :budget].max(axis=1, initial=0.0) for budget in BUDGETS.values()], axis=1))
-        rows.append(objects)
-    return np.concatenate(overlaps), np.concatenate(rows)
-
-
-def _coverage(store: ProposalStore, image_set: ImageSet, min_size: float) -> dict[str, Any]:
-    overlaps, rows = best_overlaps(store, image_set)
-    boxes, areas = image_set.boxes[rows], image_set.areas[rows]
-    small, large = _SIZE_LIMITS
-    groups = {
-        "all": np.ones(len(rows), dtype=bool),
-        "small": areas < small,
-        "medium": (areas >= small) & (areas < large),
-        "large": areas >= large,
-        "reach_min_size": has_allowed_size(boxes, (1, 1), min_size, np.inf),
-    }
-    return {name: _coverage_of(overlaps[group]) for name, group in groups.items()}
-
-
-def _coverage_of(overlaps: NDArray[np.float64]) -> dict[str, Any]:
-    """Recall at IoU 0.5 by budget and mean best overlap (ABO, Uijlings 2013, over objects rather than classes)."""
-    if not len(overlaps):
-        return {"objects": 0, "recall_at_iou_0.5": None, "mean_best_overlap": None}
-    recall = (overlaps >= 0.5).mean(axis=0)
-    return {
-        "objects": len(overlaps),
-        "recall_at_iou_0.5": {name: _rounded(value) for name, value in zip(BUDGETS, recall, strict=True)},
-        "mean_best_overlap": _rounded(overlaps[:, -1].mean()),
-    }
+    sizes_hw = np.array([entry.size_hw for entry in store.images()], dtype=np.float64).reshape(-1, 2)
+    for start in range(0, len(store), _IMAGES_AT_ONCE):
+        stop = min(start + _IMAGES_AT_ONCE, len(store))
+        image = np.repeat(np.arange(stop - start), store.counts[start:stop])  # of each box
+        boxes = store.boxes[store.offsets[start] : store.offsets[stop]]
+        cells = np.rint(boxes * (_GRID / sizes_hw[start:stop][image][:, [1, 0, 1, 0]])).astype(np.int64)
+        x1, y1, x2, y2 = np.clip(cells, 0, _GRID).T
+        # How many boxes a cell lies in: sums over rows and columns of a change at each box's four corners.
+        corners = np.concatenate([(image * (_GRID + 1) + y) * (_GRID + 1) + x for y in (y1, y2) for x in (x1, x2)])
+        changes = np.repeat([1.0, -1.0, -1.0, 1.0], len(boxes))
+        shape = (stop - start, _GRID + 1, _GRID + 1)
+        num_boxes = np.bincount(corners, changes, minlength=int(np.prod(shape))).reshape(shape)
+        num_boxes = num_boxes.cumsum(axis=1).cumsum(axis=2)[:, :_GRID, :_GRID]
+        yield (num_boxes > 0.5).mean(axis=(1, 2))
 
 
 def _summary(values: NDArray[Any]) -> dict[str, float] | None:

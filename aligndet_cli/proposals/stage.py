@@ -1,39 +1,32 @@
 """`aligndet proposals`: images -> boxes of possible objects, by selective search, from labels or from a file."""
 
-import contextlib
+import functools
 import json
-import os
 import re
-import warnings
-from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import joblib
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError, RunError
-from aligndet_cli.proposals.chunks import (
-    Chunk,
-    Job,
-    Recipe,
-    Skipped,
-    end_with_parent,
-    load_chunk,
-    process_chunk,
-    save_chunk,
-)
+from aligndet_cli.proposals.backends import Backend, Workers, resolve_workers, results_of
 from aligndet_cli.proposals.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, hash_file
 from aligndet_cli.proposals.filters import FilterRules
-from aligndet_cli.proposals.pictures import draw_histograms, draw_sheet
+from aligndet_cli.proposals.journal import Found, Journal, Records
+from aligndet_cli.proposals.pictures import draw_histograms, draw_recall, draw_sheet
 from aligndet_cli.proposals.report import build_report
 from aligndet_cli.proposals.selective_search import SearchMode
+from aligndet_cli.proposals.share import Share, describe_missing
 from aligndet_cli.proposals.store import STORE_FILES, ImageProposals, ProposalStore, write_store
+from aligndet_cli.proposals.work import Job, Recipe, find_boxes
+from aligndet_cli.sharing import locked_if_last, taking_part
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, ProgressMode, logger
 from aligndet_cli.training.signals import stop_on_signal
@@ -46,33 +39,45 @@ _SEARCH_SETTINGS = ("mode", "working_size", "min_size", "max_ratio", "max_size",
 class ProposalsConfig(StageConfig):
     """Settings of the stage `proposals`."""
 
-    # The bytes of the imported file are hashed as an input; the other two do not change what is found.
-    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"import_file", "on_error", "chunk_images"}
+    # The bytes of the imported file are hashed as an input; the others do not change what is found.
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
+        "import_file",
+        "on_error",
+        "shard",
+        "backend",
+        "scheduler",
+    }
 
     source: Literal["selective-search", "ground-truth"] = "selective-search"
     import_file: Path | None = None
-    mode: SearchMode = "opencv-fast"
-    # Square root of the pixels searched. Ours: on 48 minicoco photos 320 px wide (280) keep 82 % recall at IoU 0.5
-    # for 0.31 CPU-seconds; 400 px give 84 % for 0.56, 256 px 80 % for 0.19, full resolution 86 % for 1.6.
-    working_size: int = Field(280, ge=32)
+    mode: SearchMode = "fast"
+    working_size: int | None = Field(None, ge=32)  # square root of the pixels searched; None is the mode's own
     min_size: int = Field(32, ge=0)  # paper D.1, SoCo: width and height in pixels
     max_ratio: float = Field(3.0, ge=1)  # paper D.1, `ratio3`
     max_size: float = Field(0.8, gt=0, le=1)  # paper D.1, `size0008`: of the image's square root of area
     nms: float = Field(0.5, ge=0, le=1)  # paper D.1, `@0.5`
     max_per_image: int | None = Field(None, ge=1)
     on_error: Literal["skip", "fail"] = "skip"
-    chunk_images: int = Field(8, ge=1)  # what a crash loses per worker: about three seconds of work
+    shard: str | None = None
+    backend: Backend | Literal["auto"] = "auto"
+    scheduler: str | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` resolved. `given` holds the boxes to take over, None where they are searched for."""
+    """What `prepare` resolved.
+
+    Attributes:
+        given: the boxes to take over; None where they are searched for.
+        share: the images that this process does; all of them unless `output.is_shared`.
+    """
 
     config: ProposalsConfig
     output: Output
     image_set: ImageSet
     given: GivenBoxes | None
-    num_workers: int
+    workers: Workers
+    share: Share
 
 
 def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
@@ -83,7 +88,11 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
         DataError: data, labels or the imported file cannot be used.
     """
     _check_settings(config)
-    image_set = open_images(config.data, purpose="train")
+    if config.shard is not None and not resume:
+        raise ConfigError("--no-resume: would throw away what other shards have done; use it once, without --shard")
+    share = Share.parse(config.shard) if config.shard is not None else Share()
+    workers = resolve_workers(config.backend, config.scheduler, config.runtime.num_workers)
+    image_set = open_images(config.data, purpose="train", index_dir=workspace.index_dir)
     inputs = {"data": image_set.fingerprint}
     if config.import_file is not None:
         inputs["import"] = hash_file(config.import_file)
@@ -96,43 +105,61 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
         given = boxes_from_coco(config.import_file, image_set)
     elif config.source == "ground-truth":
         given = boxes_from_labels(image_set)
-    workers = config.runtime.num_workers
-    num_workers = joblib.cpu_count() if workers == "auto" else max(1, workers)
-    return Plan(config, output, image_set, given, num_workers)
+    output = replace(output, is_shared=config.shard is not None)
+    return Plan(config, output, image_set, given, workers, share)
 
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Effective settings by name, for people."""
     config, image_set = plan.config, plan.image_set
-    is_auto = config.runtime.num_workers == "auto"
     shown: dict[str, Any] = {
         "data": f"{image_set.root} ({image_set.format}, split {image_set.split}, {len(image_set)} images)",
         "source": f"import of {config.import_file}" if config.import_file else config.source,
     }
     if plan.config.import_file is None and config.source == "selective-search":
         shown |= {name: getattr(config, name) for name in _SEARCH_SETTINGS}
+    if plan.output.is_shared:
+        num_images = len(plan.share.of(np.arange(len(image_set))))
+        shown["shard"] = f"{plan.share.index} of {plan.share.count} ({num_images} images)"
     return shown | {
         "max_per_image": config.max_per_image or "no limit",
         "on_error": config.on_error,
-        "workers": f"{plan.num_workers} (all cores)" if is_auto else plan.num_workers,
+        "workers": _describe_workers(plan),
         "output": str(plan.output.folder),
     }
 
 
 def run(plan: Plan, process: Process) -> None:
-    """Compute what is missing, then write the store, the report and the pictures.
+    """Find the boxes that are missing, then write the store, the report and the pictures.
+
+    One of several shards does its share only; the one that finds all shares done writes the rest.
 
     Raises:
         DataError: no image is readable, or one is not and `on_error` is `fail`.
-        Preempted: stopped by a signal, with all finished chunks saved.
+        RunError: a worker was killed, or another process works on the same.
+        Preempted: stopped by a signal, with all finished images saved.
     """
     if not process.is_main:
         return
-    plan.output.begin(plan.config)
-    _compute_chunks(plan, process.progress)
-    skipped = _write_store(plan)
-    result = _write_report(plan, skipped)
-    plan.output.complete(result, content=STORE_FILES)
+    if not plan.output.is_shared:
+        plan.output.begin(plan.config)
+        _find_missing(plan, process.progress)
+        _finish(plan, _records(plan))
+        return
+    # The config of the artifact does not say which of its shards came first.
+    with taking_part(plan.output, plan.config.model_copy(update={"shard": None})):
+        _find_missing(plan, process.progress)
+        plan.share.mark_done(_resume_folder(plan))
+    with locked_if_last(plan.output) as output:
+        if output is not None and not (records := _records(plan)).missing().size:
+            _finish(replace(plan, output=output), records)
+
+
+def conclude(plan: Plan) -> dict[str, Any]:
+    """How far the shards are, after one of them ended and was not the last."""
+    missing = plan.share.missing_shares(_resume_folder(plan))
+    num_done = plan.share.count - len(missing)
+    return {"shards_done": f"{num_done} of {plan.share.count}", "shards_missing": describe_missing(missing)}
 
 
 def _check_settings(config: ProposalsConfig) -> None:
@@ -159,82 +186,53 @@ def _run_name(split: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", split).strip("-._") or "images"
 
 
-def _ranges(plan: Plan) -> list[tuple[int, int]]:
-    """First and behind-the-last image of each chunk."""
-    num_images, step = len(plan.image_set), plan.config.chunk_images
-    return [(start, min(start + step, num_images)) for start in range(0, num_images, step)]
+def _describe_workers(plan: Plan) -> str:
+    workers = plan.workers
+    if workers.scheduler is not None:
+        return f"all of {workers.backend} at {workers.scheduler}"
+    what = f"of {workers.backend}" if workers.backend in ("dask", "ray") else workers.backend
+    origin = " (all cores)" if plan.config.runtime.num_workers == "auto" else ""
+    return f"{workers.count} {what}{origin}"
 
 
-def _chunk_file(plan: Plan, start: int, stop: int) -> Path:
-    return plan.output.partial / "resume" / f"{start:08d}-{stop:08d}.npz"
+def _resume_folder(plan: Plan) -> Path:
+    return plan.output.partial / "resume"
 
 
-def _is_done(plan: Plan, start: int, stop: int) -> bool:
-    file = _chunk_file(plan, start, stop)
-    # An earlier try may have skipped what must not be skipped now.
-    return file.exists() and not (plan.config.on_error == "fail" and load_chunk(file).skipped)
+def _records(plan: Plan) -> Records:
+    return Records(_resume_folder(plan), len(plan.image_set))
 
 
-def _compute_chunks(plan: Plan, progress_mode: ProgressMode) -> None:
-    """Save one file per chunk that is not there yet, in whatever order they end."""
-    num_images = len(plan.image_set)
-    (plan.output.partial / "resume").mkdir(exist_ok=True)
-    missing = [(start, stop) for start, stop in _ranges(plan) if not _is_done(plan, start, stop)]
-    num_done = num_images - sum(stop - start for start, stop in missing)
-    num_skipped = 0
-    with (
-        stop_on_signal() as stop_signal,
-        Progress("proposals", num_images, "images", start=num_done, mode=progress_mode) as progress,
-        _closing_quietly(_work(plan, missing)) as finished,
-    ):
-        try:
-            for start, stop, chunk in finished:
-                _refuse_skipped(plan, chunk)
-                save_chunk(_chunk_file(plan, start, stop), chunk)
-                num_skipped += len(chunk.skipped)
-                progress.advance(stop - start, skipped=num_skipped)
+def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
+    """Keep in the journal what comes of each image of the share that is not done yet, in whatever order they end."""
+    folder = _resume_folder(plan)
+    folder.mkdir(exist_ok=True)
+    num_images = len(plan.share.of(np.arange(len(plan.image_set))))
+    with Journal.open(plan.share.journal_in(folder)) as journal, stop_on_signal() as stop_signal:
+        # An earlier try may have skipped what must not be skipped now.
+        missing = plan.share.of(_records(plan).missing(skipped_too=plan.config.on_error == "fail"))
+        num_done, num_skipped = num_images - len(missing), 0
+        work = functools.partial(find_boxes, _recipe(plan.config))
+        with (
+            Progress("proposals", num_images, "images", start=num_done, mode=progress_mode) as progress,
+            results_of(work, _jobs(plan, missing), plan.workers) as results,
+        ):
+            try:
+                for found in results:
+                    if found.reason and plan.config.on_error == "fail":
+                        raise _skipped_error(plan, found)
+                    journal.append(found)
+                    num_skipped += bool(found.reason)
+                    progress.advance(skipped=num_skipped)
+                    stop_signal.raise_if_requested()
+            except RunError:  # workers died: Slurm and `timeout` signal them as well, perhaps before they could listen
                 stop_signal.raise_if_requested()
-        except TerminatedWorkerError:
-            stop_signal.raise_if_requested()  # Slurm and `timeout` signal the workers as well
-            raise RunError(
-                "a worker process was killed, most likely for lack of memory: try a smaller --num-workers; "
-                "finished chunks are saved and the same command continues"
-            ) from None
+                raise
 
 
-def _refuse_skipped(plan: Plan, chunk: Chunk) -> None:
-    if chunk.skipped and plan.config.on_error == "fail":
-        first = chunk.skipped[0]
-        raise DataError(f"{plan.image_set.images_dir / first.file}: {first.reason} (--on-error skip leaves it out)")
-
-
-Results = Generator[tuple[int, int, Chunk], None, None]
-
-
-def _work(plan: Plan, missing: list[tuple[int, int]]) -> Results:
-    """Yield `(start, stop, chunk)` for ranges of images as the workers finish them."""
-    num_jobs = max(1, min(plan.num_workers, len(missing)))
-    parallel = joblib.Parallel(n_jobs=num_jobs, return_as="generator_unordered", batch_size=1)
-    recipe, pid = _recipe(plan.config), os.getpid()
-    tasks = (joblib.delayed(_do_range)(start, stop, _jobs(plan, start, stop), recipe, pid) for start, stop in missing)
-    results: Results = parallel(tasks)
-    return results
-
-
-@contextlib.contextmanager
-def _closing_quietly(results: Results) -> Iterator[Results]:
-    """End the workers when the loop is left early, without joblib's warning that their tasks are lost."""
-    try:
-        yield results
-    finally:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(cancelled|executed  but not used)", category=UserWarning)
-            results.close()
-
-
-def _do_range(start: int, stop: int, jobs: list[Job], recipe: Recipe, main_pid: int) -> tuple[int, int, Chunk]:
-    end_with_parent(main_pid)
-    return start, stop, process_chunk(jobs, recipe)
+def _skipped_error(plan: Plan, found: Found) -> DataError:
+    path = plan.image_set.images_dir / plan.image_set.file_names[found.position]
+    return DataError(f"{path}: {found.reason} (--on-error skip leaves it out)")
 
 
 def _recipe(config: ProposalsConfig) -> Recipe:
@@ -242,51 +240,60 @@ def _recipe(config: ProposalsConfig) -> Recipe:
     return Recipe(config.mode, config.working_size, rules)
 
 
-def _jobs(plan: Plan, start: int, stop: int) -> list[Job]:
-    jobs = []
-    for index in range(start, stop):
-        record = plan.image_set.record(index)
-        boxes = plan.given.of(index) if plan.given is not None else None
-        jobs.append(Job(record.image_id, record.path, record.file_name, record.size_hw, boxes))
-    return jobs
+def _jobs(plan: Plan, positions: NDArray[np.int64]) -> Iterator[Job]:
+    for position in positions.tolist():
+        record = plan.image_set.record(position)
+        boxes = plan.given.of(position) if plan.given is not None else None
+        yield Job(position, record.path, record.file_name, record.size_hw, boxes)
 
 
-def _write_store(plan: Plan) -> list[Skipped]:
-    """Put the chunks together in the order of the data set.
+def _finish(plan: Plan, records: Records) -> None:
+    """Make the artifact of what is in the journals."""
+    digests, num_skipped = _write_store(plan, records)
+    plan.output.complete(_write_report(plan, digests, num_skipped), content=STORE_FILES)
+
+
+def _write_store(plan: Plan, records: Records) -> tuple[list[int], int]:
+    """Put the images together in the order of the data set; returns the digests of their files, and how many were not.
 
     Raises:
         DataError: no image was readable.
     """
-    skipped: list[Skipped] = []
+    skipped: list[dict[str, Any]] = []
+    digests: list[int] = []
+    image_set = plan.image_set
 
     def all_images() -> Iterator[ImageProposals]:
-        for start, stop in _ranges(plan):
-            chunk = load_chunk(_chunk_file(plan, start, stop))
-            skipped.extend(chunk.skipped)
-            yield from chunk.images
+        for found in records.in_order():
+            image_id, name = int(image_set.image_ids[found.position]), image_set.file_names[found.position]
+            if not found.reason:
+                digests.append(found.digest)
+                yield ImageProposals(image_id, name, found.size_hw, found.boxes)
+            elif plan.config.on_error == "fail":
+                raise _skipped_error(plan, found)
+            else:
+                skipped.append({"image_id": image_id, "file": name, "reason": found.reason})
 
     write_store(plan.output.partial, all_images())
-    lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in skipped)
+    lines = "".join(json.dumps(entry) + "\n" for entry in skipped)
     write_bytes(plan.output.partial / "skipped.jsonl", lines.encode())
-    if len(skipped) == len(plan.image_set):
+    if not digests:
         # Nothing worth resuming: once the images are repaired, the same command must look at them again. Without
         # its manifest the partial folder is started anew, not refused because the data has changed.
         (plan.output.partial / "manifest.json").unlink()
-        reason = skipped[0].reason if skipped else "there are none"
-        raise DataError(
-            f"{plan.image_set.images_dir}: none of {len(skipped)} images could be used; the first: {reason}"
-        )
+        reason = skipped[0]["reason"] if skipped else "there are none"
+        raise DataError(f"{image_set.images_dir}: none of {len(skipped)} images could be used; the first: {reason}")
     if skipped:
         logger.warning("%d images skipped, see %s", len(skipped), plan.output.folder / "skipped.jsonl")
-    return skipped
+    return digests, len(skipped)
 
 
-def _write_report(plan: Plan, skipped: list[Skipped]) -> dict[str, Any]:
+def _write_report(plan: Plan, digests: list[int], num_skipped: int) -> dict[str, Any]:
     """Write report and pictures; returns the summary for the manifest."""
     image_set, partial = plan.image_set, plan.output.partial
     store = ProposalStore.open(partial)
-    report = build_report(store, image_set, len(skipped), plan.config.min_size)
-    write_json(partial / "report.json", report)
+    report = build_report(store, image_set, plan.config.min_size, digests)
+    write_json(partial / "report.json", {"skipped_images": num_skipped, **report})
     paths = [image_set.images_dir / name for name in image_set.file_names]
     draw_sheet(partial / "sheet.jpg", store, dict(zip(image_set.image_ids.tolist(), paths, strict=True)))
     draw_histograms(partial / "plots", store)
@@ -295,10 +302,11 @@ def _write_report(plan: Plan, skipped: list[Skipped]) -> dict[str, Any]:
         "proposals": store.total,
         "proposals_per_image": round(store.total / len(store), 2),
         "images_without_proposals": report["images_without_proposals"],
-        "skipped_images": len(skipped),
+        "skipped_images": num_skipped,
     }
     labels = report["labels"]
     if labels is not None and labels["all"]["objects"]:
+        draw_recall(partial / "plots" / "recall.png", labels)
         result["recall_at_iou_0.5"] = labels["all"]["recall_at_iou_0.5"]["all"]
-        result["mean_best_overlap"] = labels["all"]["mean_best_overlap"]
+        result["mean_best_overlap"] = labels["all"]["mean_best_overlap"]["all"]
     return result

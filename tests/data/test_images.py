@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aligndet_cli.data.images import IMAGE_SUFFIXES, decode_image, is_image_file, read_image, read_size_hw
+from aligndet_cli.data.images import (
+    IMAGE_SUFFIXES,
+    decode_image,
+    is_image_file,
+    read_image,
+    read_reduced,
+    read_size_hw,
+)
 from aligndet_cli.errors import DataError
 
 # Top left red, top right green, bottom left blue, bottom right white: tells all eight orientations apart.
@@ -47,6 +54,13 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path: Path, orientat
     pixels = read_image(path)
     assert pixels.shape == (32, 48, 3)
     centres = pixels[[8, 24]][:, [8, 32]]
+    np.testing.assert_allclose(centres.astype(int), CORNERS.astype(int), atol=12)
+    # A half of both sides has 16 * 24 = 384 pixels, a quarter 96.
+    reduced, size_hw = read_reduced(path, 100)
+    assert size_hw == (32, 48)
+    assert reduced.shape == ((16, 24, 3) if suffix == ".jpg" else (32, 48, 3))
+    step = 32 // len(reduced)
+    centres = reduced[[8 // step, 24 // step]][:, [8 // step, 32 // step]]
     np.testing.assert_allclose(centres.astype(int), CORNERS.astype(int), atol=12)
 
 
@@ -118,9 +132,10 @@ def test_truncated_files_are_errors(tmp_path: Path, suffix: str, share: float) -
     content = whole.read_bytes()
     assert read_image(whole).shape == (120, 160, 3)
     cut.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(DataError) as error:
-        read_image(cut)
-    assert str(error.value).startswith(f"{cut}: ") and "\n" not in str(error.value)
+    for read in (read_image, lambda path: read_reduced(path, 1)):
+        with pytest.raises(DataError) as error:
+            read(cut)
+        assert str(error.value).startswith(f"{cut}: ") and "\n" not in str(error.value)
 
 
 def test_progressive_jpeg_cut_in_half(tmp_path: Path) -> None:
@@ -131,7 +146,7 @@ def test_progressive_jpeg_cut_in_half(tmp_path: Path) -> None:
         read_image(path)
 
 
-@pytest.mark.parametrize("read", [read_image, read_size_hw])
+@pytest.mark.parametrize("read", [read_image, read_size_hw, lambda path: read_reduced(path, 1)])
 def test_what_is_not_an_image(tmp_path: Path, read, capfd: pytest.CaptureFixture[str]) -> None:
     text, empty, folder = tmp_path / "text.jpg", tmp_path / "empty.jpg", tmp_path / "folder.jpg"
     text.write_text("hello, I am not a JPEG\n" * 20)
@@ -150,6 +165,53 @@ def test_formats_that_run_programs_are_not_opened(tmp_path: Path) -> None:
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n")
     with pytest.raises(DataError, match="not an image"):
         read_image(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    ("min_pixels", "size_hw"),
+    # 121x163 px: an eighth, rounded up, is 16x21 = 336 px, a quarter 31x41 = 1271, a half 61x82 = 5002.
+    [
+        (1, (16, 21)),
+        (336, (16, 21)),
+        (337, (31, 41)),
+        (1271, (31, 41)),
+        (1272, (61, 82)),
+        (5002, (61, 82)),
+        (5003, (121, 163)),
+        (10**9, (121, 163)),
+    ],
+)
+def test_reduced_jpeg_has_enough_pixels(
+    tmp_path: Path, min_pixels: int, size_hw: tuple[int, int], mode: str, progressive: bool
+) -> None:
+    path = tmp_path / "a.jpg"
+    smooth = noise((3, 4)).resize((163, 121), Image.Resampling.BICUBIC)
+    smooth.convert(mode).save(path, quality=95, progressive=progressive)
+    reduced, full_size_hw = read_reduced(path, min_pixels)
+    assert reduced.shape == (*size_hw, 3) and reduced.dtype == np.uint8
+    assert full_size_hw == (121, 163)
+    # The same picture: scaled back, it is near the full one.
+    back = np.asarray(Image.fromarray(reduced).resize((163, 121), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(back - read_image(path)).mean() < 8
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (2, 2000), (2000, 2), (7, 64), (8, 64)])
+def test_thin_jpegs_are_never_reduced_to_nothing(tmp_path: Path, size_hw: tuple[int, int]) -> None:
+    path = tmp_path / "a.jpg"
+    noise(size_hw).save(path)
+    reduced, full_size_hw = read_reduced(path, 1)
+    assert full_size_hw == size_hw and min(reduced.shape) >= 1
+    assert reduced.shape[0] >= size_hw[0] / 8 and reduced.shape[1] >= size_hw[1] / 8
+
+
+def test_other_formats_are_not_reduced(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    noise().save(path)
+    reduced, size_hw = read_reduced(path, 1)
+    assert size_hw == (120, 160)
+    np.testing.assert_array_equal(reduced, read_image(path))
 
 
 def test_decode_image_names_the_file() -> None:

@@ -13,6 +13,15 @@ SIZE_HW = (83, 127)
 NUM_IMAGES = 7
 
 
+@pytest.fixture(scope="session")
+def soco_reference(shared_data: Path) -> dict[str, Any]:
+    """What SoCo's own code finds in eight photos of minicoco."""
+    reference: dict[str, Any] = json.loads(
+        (shared_data.parent / "golden/g4_selective_search/selective_search.json").read_text()
+    )
+    return reference
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A COCO root of 7 noise images with three rectangles each, ids 100, 103, ...; per image an object and a crowd."""
@@ -39,10 +48,10 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_config(root: Path) -> Callable[..., ProposalsConfig]:
-    """Config for `root`: one process and two images at a time, unless said otherwise."""
+    """Config for `root`: one process, unless said otherwise."""
 
     def make(num_workers: int = 1, **settings: Any) -> ProposalsConfig:
-        values = {"data": {"root": root}, "runtime": {"num_workers": num_workers}, "chunk_images": 2, **settings}
+        values = {"data": {"root": root}, "runtime": {"num_workers": num_workers}, **settings}
         return ProposalsConfig.model_validate(values)
 
     return make

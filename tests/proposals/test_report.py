@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from aligndet_cli.data.dataset import Category, ImageSet
-from aligndet_cli.proposals.report import build_report
+from aligndet_cli.proposals.recall import BUDGETS
+from aligndet_cli.proposals.report import build_report, covered_shares, sample_boxes
 from aligndet_cli.proposals.store import ImageProposals, ProposalStore, write_store
 
 
@@ -26,7 +27,7 @@ def image_set_of(boxes_per_image: list[list[list[float]]], crowd_rows: tuple[int
         class_ids=np.zeros(num_boxes, np.int64),
         areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
         is_crowd=is_crowd,
-        segmentations=[],
+        segmentations=None,
         categories=(Category(1, "thing"),) if num_boxes else (),
         fingerprint="",
         problems={},
@@ -51,10 +52,9 @@ def test_values_worked_out_by_hand(tmp_path):
         10: [[0, 0, 40, 100], [0, 0, 60, 100], [200, 200, 260, 260]],
         11: [[300, 300, 308, 308]] * 50 + [[50, 50, 100, 90]],
     }
-    report = build_report(store_of(tmp_path, proposals), image_set_of(objects, (2,)), num_skipped=1, min_size=32)
+    report = build_report(store_of(tmp_path, proposals), image_set_of(objects, (2,)), min_size=32)
     assert report["images"] == 2
     assert report["proposals"] == 54
-    assert report["skipped_images"] == 1
     assert report["images_without_proposals"] == 0
     # Counts 3 and 51: mean 27; quartiles on the straight line between them: 3 + 0.25 * 48 = 15.
     assert report["proposals_per_image"] == {
@@ -75,31 +75,75 @@ def test_values_worked_out_by_hand(tmp_path):
     # Best overlaps of the three objects: 0.6, 0, 1 (0 within the first 50).
     assert labels["all"]["objects"] == 3
     assert labels["all"]["recall_at_iou_0.5"] == {"50": 0.3333, "100": 0.6667, "300": 0.6667, "all": 0.6667}
-    assert labels["all"]["mean_best_overlap"] == round(1.6 / 3, 4)
+    assert labels["all"]["mean_best_overlap"] == {"50": 0.2, "100": 0.5333, "300": 0.5333, "all": 0.5333}
+    # The first proposal of image 10 overlaps by 0.4, the second by 0.6; that of image 11 comes at 51, budget 70.
+    assert labels["budgets"] == [*BUDGETS, "all"] and BUDGETS[9:11] == (50, 70)
+    assert labels["all"]["curve"]["recall_at_iou_0.5"] == [0.0, *[0.3333] * 9, *[0.6667] * 9]
+    assert labels["all"]["curve"]["mean_best_overlap"] == [0.1333, *[0.2] * 9, *[0.5333] * 9]
     # 400 px is small (< 32 x 32), 2000 medium (< 96 x 96), 10000 large.
-    assert labels["small"]["mean_best_overlap"] == 0.0
-    assert labels["medium"]["mean_best_overlap"] == 1.0
-    assert labels["large"]["mean_best_overlap"] == 0.6
+    assert labels["small"]["mean_best_overlap"]["all"] == 0.0
+    assert labels["medium"]["mean_best_overlap"]["all"] == 1.0
+    assert labels["large"]["mean_best_overlap"]["all"] == 0.6
     assert labels["reach_min_size"]["objects"] == 2
-    assert labels["reach_min_size"]["mean_best_overlap"] == 0.8
+    assert labels["reach_min_size"]["mean_best_overlap"]["all"] == 0.8
 
 
 def test_data_without_labels_has_no_coverage(tmp_path):
-    report = build_report(store_of(tmp_path, {10: [[0, 0, 9, 9]]}), image_set_of([[]]), num_skipped=0, min_size=32)
+    report = build_report(store_of(tmp_path, {10: [[0, 0, 9, 9]]}), image_set_of([[]]), min_size=32)
     assert report["labels"] is None
 
 
 def test_store_without_proposals(tmp_path):
-    report = build_report(store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), num_skipped=0, min_size=32)
+    report = build_report(store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), min_size=32)
     assert report["size_px"] is None
     assert report["images_without_proposals"] == 1
-    assert report["labels"]["all"]["mean_best_overlap"] == 0.0
-    assert report["labels"]["small"] == {"objects": 0, "recall_at_iou_0.5": None, "mean_best_overlap": None}
+    assert report["covered_share"]["max"] == 0.0
+    assert report["labels"]["all"]["mean_best_overlap"]["all"] == 0.0
+    nothing = {"objects": 0, "recall_at_iou_0.5": None, "mean_best_overlap": None, "curve": None}
+    assert report["labels"]["small"] == nothing
 
 
 @pytest.mark.parametrize("min_size", [50, 51])
 def test_min_size_group_includes_the_limit(tmp_path, min_size):
-    report = build_report(
-        store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), num_skipped=0, min_size=min_size
-    )
+    report = build_report(store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), min_size=min_size)
     assert report["labels"]["reach_min_size"]["objects"] == (1 if min_size == 50 else 0)
+
+
+def test_covered_share_is_that_of_the_union(tmp_path):
+    # Of 400 x 400: a 200 x 400 half; and with it a 400 x 200 half, of which a quarter is new; nothing; all of it twice.
+    boxes = {
+        10: [[0, 0, 200, 400]],
+        11: [[0, 0, 200, 400], [0, 0, 400, 200]],
+        12: [],
+        13: [[0, 0, 400, 400], [0, 0, 400, 400]],
+    }
+    assert np.concatenate(list(covered_shares(store_of(tmp_path, boxes)))).tolist() == [0.5, 0.75, 0.0, 1.0]
+
+
+def test_covered_share_of_many_boxes_is_that_of_pixels(tmp_path):
+    # 400 px on 64 cells: an edge is off by half of 6.25 px at most, so that the union is off by a few percent.
+    rng = np.random.default_rng(5)
+    boxes_by_id, expected = {}, []
+    for image_id in range(130):  # more than are done at once
+        corners = rng.integers(0, 300, (image_id % 5, 2))
+        boxes = np.concatenate([corners, corners + rng.integers(20, 100, corners.shape)], axis=1)
+        pixels = np.zeros((400, 400), bool)
+        for x1, y1, x2, y2 in boxes.tolist():
+            pixels[y1:y2, x1:x2] = True
+        boxes_by_id[image_id], _ = boxes.tolist(), expected.append(pixels.mean())
+    found = np.concatenate(list(covered_shares(store_of(tmp_path, boxes_by_id))))
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_duplicate_images_are_those_after_the_first(tmp_path):
+    store = store_of(tmp_path, {number: [] for number in range(10, 15)})
+    report = build_report(store, image_set_of([[]] * 5), min_size=32, digests=[7, 8, 7, 9, 7])
+    assert (report["duplicate_images"], report["duplicate_share"]) == (2, 0.4)
+
+
+def test_sample_is_spread_over_all_boxes(tmp_path, monkeypatch):
+    store = store_of(tmp_path, {10: [[0, 0, 1 + number, 9] for number in range(23)]})
+    assert len(sample_boxes(store)) == 23
+    monkeypatch.setattr("aligndet_cli.proposals.report._MAX_SAMPLE", 10)
+    # 23 boxes in steps of 3: the 1st, 4th, ... 22nd.
+    assert sample_boxes(store)[:, 2].tolist() == [1, 4, 7, 10, 13, 16, 19, 22]

@@ -4,39 +4,49 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from aligndet_cli.errors import ConfigError, DataError, Preempted
 from aligndet_cli.proposals import stage
+from aligndet_cli.proposals.journal import Records
 from aligndet_cli.proposals.store import STORE_FILES, ProposalStore
 from aligndet_cli.training.launch import Process
 from aligndet_cli.workspace import Workspace, read_json
 
+NUM_IMAGES = 7  # of `root`
 RUN_SCRIPT = """
 import sys, time
+from contextlib import nullcontext
 from pathlib import Path
-from aligndet_cli.proposals import chunks, stage
+from aligndet_cli.proposals import stage
 from aligndet_cli.training.launch import Process
 from aligndet_cli.workspace import Workspace
 if __name__ == "__main__":
-    save = stage.save_chunk
-    stage.save_chunk = lambda file, chunk: (time.sleep(0.1), save(file, chunk))
+    append = stage.Journal.append
+    stage.Journal.append = lambda self, found: (time.sleep(0.1), append(self, found))
     config = stage.ProposalsConfig.model_validate_json(Path(sys.argv[1]).read_text())
     plan = stage.prepare(config, Workspace(Path(sys.argv[2])))
-    with plan.output.lock():
+    with nullcontext() if plan.output.is_shared else plan.output.lock():
         stage.run(plan, Process())
 """
 
 
 def run_stage(config, folder: Path, **options) -> Path:
     plan = stage.prepare(config, Workspace(folder), **options)
-    with plan.output.lock():
+    with nullcontext() if plan.output.is_shared else plan.output.lock():
         stage.run(plan, Process())
     return plan.output.folder
+
+
+def num_saved(folder: Path) -> int:
+    """Images of `root` that are in the journals of an interrupted run."""
+    return NUM_IMAGES - Records(folder / "proposals" / ".train2017.partial" / "resume", NUM_IMAGES).missing().size
 
 
 def is_running(pid: str) -> bool:
@@ -50,7 +60,7 @@ def test_artifact_is_complete(tmp_path, root, make_search_config):
     folder = run_stage(make_search_config(), tmp_path / "ws")
     assert folder == tmp_path / "ws" / "proposals" / "train2017"
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    plots = {"plots/count.png", "plots/size.png", "plots/aspect.png"}
+    plots = {f"plots/{name}.png" for name in ("count", "size", "aspect", "recall")}
     assert names == {*STORE_FILES, "skipped.jsonl", "report.json", "sheet.jpg", "config.json", "manifest.json", *plots}
     store = ProposalStore.open(folder)
     assert store.image_ids.tolist() == [100, 103, 106, 109, 112, 115, 118]
@@ -62,23 +72,23 @@ def test_artifact_is_complete(tmp_path, root, make_search_config):
     assert str(root) not in (folder / "report.json").read_text()
 
 
-def test_result_does_not_depend_on_workers_or_chunks(tmp_path, make_search_config, contents_of):
+def test_result_does_not_depend_on_workers_or_backend(tmp_path, make_search_config, contents_of):
     one = run_stage(make_search_config(), tmp_path / "one")
-    two = run_stage(make_search_config(num_workers=2, chunk_images=3), tmp_path / "two")
-    assert contents_of(one) == contents_of(two)
+    for num_workers, backend in ((1, "processes"), (2, "processes"), (4, "processes"), (4, "threads")):
+        config = make_search_config(num_workers=num_workers, backend=backend)
+        assert contents_of(run_stage(config, tmp_path / f"{num_workers} {backend}")) == contents_of(one)
     assert stage.prepare(make_search_config(num_workers=2), Workspace(tmp_path / "one")).output.action == "complete"
 
 
-def test_kill_and_resume_gives_the_same_files(tmp_path, make_search_config, contents_of):
-    config = make_search_config(chunk_images=1, num_workers=2)
+def test_kill_and_resume_gives_the_same_files(tmp_path, make_search_config, contents_of, monkeypatch):
+    config = make_search_config(num_workers=2, backend="processes")
     expected = contents_of(run_stage(config, tmp_path / "whole"))
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "script.py").write_text(RUN_SCRIPT)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "config.json"), str(tmp_path / "killed")]
     killed = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(stage.__file__).parents[2])})
-    resume = tmp_path / "killed" / "proposals" / ".train2017.partial" / "resume"
     deadline = time.monotonic() + 60
-    while len(list(resume.glob("[0-9]*.npz"))) < 3:
+    while num_saved(tmp_path / "killed") < 3:
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
@@ -88,31 +98,38 @@ def test_kill_and_resume_gives_the_same_files(tmp_path, make_search_config, cont
     while any(is_running(child) for child in children):  # no worker outlives the command
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    saved = {file: file.stat().st_mtime_ns for file in resume.glob("[0-9]*.npz")}
-    assert 3 <= len(saved) < 7
-    (resume / ".half.npz.tmp").write_bytes(b"half a file")
+    assert 3 <= (kept := num_saved(tmp_path / "killed")) < NUM_IMAGES
+    journal = tmp_path / "killed" / "proposals" / ".train2017.partial" / "resume" / "1-of-1.log"
+    content = journal.read_bytes()
+    journal.write_bytes(content + b"half a record")
 
     plan = stage.prepare(config, Workspace(tmp_path / "killed"))
     assert plan.output.action == "resume"
-    stage._compute_chunks(plan, "none")
-    assert all(file.stat().st_mtime_ns == written for file, written in saved.items())  # nothing done twice
+    done = []
+    monkeypatch.setattr(stage.Journal, "append", lambda _, found: done.append(found.position))
+    stage._find_missing(plan, "none")
+    assert len(done) == NUM_IMAGES - kept  # nothing is done twice
+    monkeypatch.undo()
+    assert journal.read_bytes() == content
     assert contents_of(run_stage(config, tmp_path / "killed")) == expected
 
 
-def test_stop_signal_saves_and_the_next_run_continues(tmp_path, make_search_config, contents_of, monkeypatch):
+@pytest.mark.parametrize("backend", ["processes", "threads"])
+def test_stop_signal_saves_and_the_next_run_continues(tmp_path, make_search_config, contents_of, monkeypatch, backend):
     expected = contents_of(run_stage(make_search_config(), tmp_path / "whole"))
-    original = stage.save_chunk
+    original = stage.Journal.append
 
-    def save_and_signal(file, chunk):
-        original(file, chunk)
+    def append_and_signal(self, found):
+        original(self, found)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(stage, "save_chunk", save_and_signal)
+    config = make_search_config(num_workers=2, backend=backend)
+    monkeypatch.setattr(stage.Journal, "append", append_and_signal)
     with pytest.raises(Preempted):
-        run_stage(make_search_config(), tmp_path / "stopped")
-    monkeypatch.setattr(stage, "save_chunk", original)
-    assert len(list((tmp_path / "stopped/proposals/.train2017.partial/resume").iterdir())) == 1
-    assert contents_of(run_stage(make_search_config(), tmp_path / "stopped")) == expected
+        run_stage(config, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert num_saved(tmp_path / "stopped") == 1
+    assert contents_of(run_stage(config, tmp_path / "stopped")) == expected
 
 
 def test_unreadable_images_are_skipped_and_listed(tmp_path, root, make_search_config):
@@ -148,7 +165,7 @@ def test_on_error_fail_looks_again_at_what_was_skipped_before(tmp_path, root, ma
     plan = stage.prepare(make_search_config(), Workspace(tmp_path / "ws"))
     with plan.output.lock():
         plan.output.begin(plan.config)
-        stage._compute_chunks(plan, "none")
+        stage._find_missing(plan, "none")
     with pytest.raises(DataError, match=r"000\.png"):
         run_stage(make_search_config(on_error="fail"), tmp_path / "ws")
     (root / "train2017" / "000.png").write_bytes(good)
@@ -178,6 +195,44 @@ def test_images_without_proposals_stay_in_the_store(tmp_path, root, make_search_
     assert read_json(folder / "report.json")["images_without_proposals"] == 2
 
 
+def test_odd_images(tmp_path, make_search_config):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    photo = np.kron(rng.integers(0, 256, (6, 8), dtype=np.uint8), np.ones((20, 20), np.uint8))  # 120x160 of squares
+    images = {
+        "dot.png": np.full((1, 1, 3), 7, np.uint8),
+        "dot.jpg": np.full((1, 1, 3), 7, np.uint8),
+        "gray.jpg": photo,
+        "noise.png": rng.integers(0, 256, (120, 160, 3), dtype=np.uint8),
+        "panorama.jpg": rng.integers(0, 256, (2, 20000, 3), dtype=np.uint8),
+        "tower.jpg": rng.integers(0, 256, (20000, 2, 3), dtype=np.uint8),
+        "twelve-megapixel.jpg": cv2.resize(photo, (4000, 3000), interpolation=cv2.INTER_NEAREST),
+        "uniform.png": np.full((120, 160, 3), 90, np.uint8),
+    }
+    for name, pixels in images.items():
+        cv2.imwrite(str(folder / name), pixels)
+    Image.fromarray(photo).convert("1").save(folder / "black-and-white.png")
+    config = make_search_config(data={"root": folder, "format": "folder"}, num_workers=2, working_size=160)
+    store = ProposalStore.open(run_stage(config, tmp_path / "ws"))
+    found = {entry.file_name: (entry.size_hw, entry.count) for entry in store.images()}
+    assert found.keys() == {*images, "black-and-white.png"}
+    assert all(size_hw == images[name].shape[:2] for name, (size_hw, _) in found.items() if name in images)
+    without = {"dot.png", "dot.jpg", "panorama.jpg", "tower.jpg", "uniform.png"}
+    assert all(found[name][1] == 0 for name in without)
+    assert all(found[name][1] > 2 for name in ("gray.jpg", "twelve-megapixel.jpg"))
+    # Boxes of the reduced image are in pixels of the full one: some reach its far edges.
+    index = list(found).index("twelve-megapixel.jpg")
+    assert store.boxes_of(index)[:, 2:].max(axis=0).tolist() == [4000, 3000]
+
+
+def test_equal_files_are_counted(tmp_path, root, make_search_config):
+    for name in ("003.png", "005.png"):
+        shutil.copy(root / "train2017" / "001.png", root / "train2017" / name)
+    report = read_json(run_stage(make_search_config(), tmp_path / "ws") / "report.json")
+    assert (report["duplicate_images"], report["duplicate_share"]) == (2, round(2 / 7, 4))
+
+
 def test_ground_truth_boxes_are_taken_without_crowds(tmp_path, make_config):
     config = make_config(source="ground-truth")
     plan = stage.prepare(config, Workspace(tmp_path / "ws"))
@@ -187,11 +242,8 @@ def test_ground_truth_boxes_are_taken_without_crowds(tmp_path, make_config):
     expected = plan.image_set.boxes[~plan.image_set.is_crowd]
     np.testing.assert_array_equal(store.boxes, expected)
     labels = read_json(folder / "report.json")["labels"]["all"]
-    assert labels == {
-        "objects": 7,
-        "recall_at_iou_0.5": {"50": 1.0, "100": 1.0, "300": 1.0, "all": 1.0},
-        "mean_best_overlap": 1.0,
-    }
+    perfect = {"50": 1.0, "100": 1.0, "300": 1.0, "all": 1.0}
+    assert (labels["objects"], labels["recall_at_iou_0.5"], labels["mean_best_overlap"]) == (7, perfect, perfect)
 
 
 def test_settings_without_effect_are_refused(tmp_path, make_config, root):

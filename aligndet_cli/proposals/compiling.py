@@ -1,0 +1,25 @@
+"""Loops over pixels and regions at the speed of C: one decorator, so that one place knows numba."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile at the first call, keep the result on disk, and release the interpreter's lock while it runs.
+
+    The result is kept beside the package, or in the user's cache folder where that is read-only; where neither can be
+    written it lasts as long as the process. `NUMBA_CACHE_DIR` names another folder.
+    """
+    try:
+        return cast(Function, numba.njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # no folder for the cache
+        return cast(Function, numba.njit(nogil=True)(function))
+
+
+def inlined(function: Function) -> Function:
+    """Compile as a part of each caller: for small functions that take tuples of arrays, whose call costs more."""
+    return cast(Function, numba.njit(inline="always")(function))

@@ -1,0 +1,104 @@
+"""The regions of a label map: how large, where, of which colours, and which ones are neighbours."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aligndet_cli.proposals.compiling import compiled
+
+# Histograms are whole numbers of 1 / 2**14, so that their sums are exact in any order and on any processor.
+HISTOGRAM_UNIT = 2**14
+
+
+class Regions(NamedTuple):
+    """R regions and the E pairs of them that are neighbours.
+
+    Attributes:
+        sizes: (R,) float32 number of pixels.
+        boxes: (R, 4) float32 xyxy in pixels of the label map.
+        histograms: (R, B) int32, in units of `HISTOGRAM_UNIT`.
+        ends: (E, 2) int32 regions of each pair.
+        lengths: (E,) float32 number of neighbouring pixels of the two.
+        strengths: (E,) float32 edge strength, summed over these.
+    """
+
+    sizes: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    histograms: NDArray[np.int32]
+    ends: NDArray[np.int32]
+    lengths: NDArray[np.float32]
+    strengths: NDArray[np.float32]
+
+
+def describe_regions(
+    labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int, strength: NDArray[np.float32]
+) -> Regions:
+    """Statistics of all regions of a label map.
+
+    Args:
+        labels: (H, W) int32, 0..R-1.
+        codes: (H, W, C) uint8 histogram bin of each channel of each pixel, 0..num_codes-1.
+        strength: (H, W) float32 edge strength, 0..1.
+
+    Returns:
+        Regions whose histograms have a sum of about `HISTOGRAM_UNIT`.
+    """
+    sizes, boxes, counts = _measure(labels, codes, num_codes)
+    ends, lengths, strengths = _find_borders(labels, strength, len(sizes))
+    shares = counts * (HISTOGRAM_UNIT / (sizes[:, None] * codes.shape[2]))
+    return Regions(sizes, boxes, np.rint(shares).astype(np.int32), ends, lengths, strengths)
+
+
+@compiled
+def _measure(
+    labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Sizes (R,), boxes (R, 4) xyxy and histogram counts (R, C * num_codes)."""
+    height, width, channels = codes.shape
+    count = labels.max() + 1
+    sizes = np.zeros(count, dtype=np.float32)
+    boxes = np.empty((count, 4), dtype=np.float32)
+    boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = width, height, 0, 0
+    counts = np.zeros((count, channels * num_codes), dtype=np.float32)
+    for row in range(height):
+        for column in range(width):
+            label = labels[row, column]
+            sizes[label] += 1
+            box = boxes[label]
+            box[0], box[1] = min(box[0], column), min(box[1], row)
+            box[2], box[3] = max(box[2], column + 1), max(box[3], row + 1)
+            for channel in range(channels):
+                counts[label, channel * num_codes + codes[row, column, channel]] += 1
+    return sizes, boxes, counts
+
+
+@compiled
+def _find_borders(
+    labels: NDArray[np.int32], strength: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    """Pairs of neighbours (E, 2), and length (E,) and strength (E,) of the border between them."""
+    height, width = labels.shape
+    edge_of = np.full((count, count), -1, dtype=np.int32)
+    most = 3 * count  # a planar graph has fewer than three edges per region
+    ends = np.empty((most, 2), dtype=np.int32)
+    lengths, strengths = np.zeros(most, dtype=np.float32), np.zeros(most, dtype=np.float32)
+    num_edges = 0
+    for row in range(height):
+        for column in range(width):
+            label = labels[row, column]
+            for down, right in ((0, 1), (1, 0)):
+                if row + down == height or column + right == width:
+                    continue
+                other = labels[row + down, column + right]
+                if other == label:
+                    continue
+                first, second = min(label, other), max(label, other)
+                if edge_of[first, second] < 0:
+                    edge_of[first, second] = num_edges
+                    ends[num_edges, 0], ends[num_edges, 1] = first, second
+                    num_edges += 1
+                edge = edge_of[first, second]
+                lengths[edge] += 1
+                strengths[edge] += max(strength[row, column], strength[row + down, column + right])
+    return ends[:num_edges], lengths[:num_edges], strengths[:num_edges]

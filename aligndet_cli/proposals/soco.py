@@ -1,0 +1,122 @@
+"""SoCo's selective search, for reproducing the paper: one segmentation at full resolution, grouped once.
+
+Its quirks are kept, since they decide which regions are joined: hue and saturation never leave the first histogram
+bin, regions are neighbours where their boxes cross, and a box ends on its last pixel rather than behind it.
+
+Source: SoCo (Wei et al. 2021), whose code follows AlpacaDB's `selectivesearch`; constants from the paper, D.1.
+"""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from aligndet_cli.proposals.compiling import compiled
+from aligndet_cli.proposals.grouping import Mix, group
+from aligndet_cli.proposals.regions import HISTOGRAM_UNIT, Regions
+from aligndet_cli.proposals.segmentation import segment_exactly
+
+_SCALE, _SIGMA, _MIN_REGION = 300.0, 0.9, 100
+_BLUR_REACH = 4.0  # SciPy's default: where the Gaussian is cut off, in sigmas
+_VALUE_BINS, _TEXTURE_BINS = 25, 10
+
+# (row, column) of eight points on a circle of one pixel, with the digits that scikit-image rounds to.
+_D = 0.70711
+_CIRCLE = ((0.0, 1.0), (-_D, _D), (-1.0, 0.0), (-_D, -_D), (0.0, -1.0), (_D, -_D), (1.0, 0.0), (_D, _D))
+
+
+def search_as_soco(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, 4) float32 xyxy boxes: the regions by their first pixel, then the joined ones as they were made.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+    """
+    size = 2 * int(_BLUR_REACH * _SIGMA + 0.5) + 1
+    pixels = cv2.GaussianBlur(image / 255.0, (size, size), _SIGMA, borderType=cv2.BORDER_REFLECT)
+    labels = segment_exactly(np.asarray(pixels, dtype=np.float64), _SCALE / 255.0, _MIN_REGION)
+    return group_as_soco(image, labels)
+
+
+def group_as_soco(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.float32]:
+    """The boxes of `search_as_soco` for a given segmentation, (H, W) int32 with 0..R-1 in order of the first pixel."""
+    sizes = np.bincount(labels.ravel()).astype(np.float32)
+    boxes = _region_boxes(labels, len(sizes))
+    ends = _crossing_pairs(boxes)
+    nothing = np.ones(len(ends), dtype=np.float32)
+    regions = Regions(sizes, boxes, _histograms(image, labels, sizes), ends, nothing, 0 * nothing)
+    groups = group(regions, Mix(colour=1, size=1, fill=1), labels.size)
+    return np.concatenate([boxes, groups.boxes])
+
+
+@compiled
+def _region_boxes(labels: NDArray[np.int32], count: int) -> NDArray[np.float32]:
+    """(R, 4) float32 first and last column and row of each region."""
+    height, width = labels.shape
+    boxes = np.empty((count, 4), dtype=np.float32)
+    boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = width, height, 0, 0
+    for row in range(height):
+        for column in range(width):
+            box = boxes[labels[row, column]]
+            box[0], box[1] = min(box[0], column), min(box[1], row)
+            box[2], box[3] = max(box[2], column), max(box[3], row)
+    return boxes
+
+
+def _crossing_pairs(boxes: NDArray[np.float32]) -> NDArray[np.int32]:
+    """(E, 2) pairs of regions of which one has a corner strictly inside the other's box."""
+    x1, y1, x2, y2 = boxes.T
+    pairs = np.zeros((len(boxes), len(boxes)), dtype=bool)
+    for x, y in ((x1, y1), (x2, y2), (x1, y2), (x2, y1)):  # corners of the second region
+        pairs |= (x1[:, None] < x) & (x < x2[:, None]) & (y1[:, None] < y) & (y < y2[:, None])
+    # Only the earlier region's box is looked into, as there.
+    return np.argwhere(np.triu(pairs, 1)).astype(np.int32)
+
+
+def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: NDArray[np.float32]) -> NDArray[np.int32]:
+    """(R, B) shares of the pixels of each region, in units of `HISTOGRAM_UNIT`: hue, saturation, value, textures."""
+    columns: list[NDArray[Any]] = [
+        np.stack([sizes, sizes], axis=1),
+        _counts(image.max(axis=2), _VALUE_BINS, labels, len(sizes)),
+    ]
+    columns += [
+        _counts(_texture_codes(image[:, :, channel].astype(np.float64)), _TEXTURE_BINS, labels, len(sizes))
+        for channel in range(3)
+    ]
+    return np.rint(np.concatenate(columns, axis=1) / sizes[:, None] * HISTOGRAM_UNIT).astype(np.int32)
+
+
+def _counts(values: NDArray[np.uint8], bins: int, labels: NDArray[np.int32], num_regions: int) -> NDArray[np.int64]:
+    """(R, bins) histogram of values 0..255 in each region."""
+    places = np.minimum(values.astype(np.int32) * bins // 255, bins - 1) + labels * bins
+    return np.bincount(places.ravel(), minlength=num_regions * bins).reshape(num_regions, bins)
+
+
+@compiled
+def _texture_codes(channel: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """(H, W) uint8 local binary patterns: bit n is set if the n-th of eight points around is not darker.
+
+    Args:
+        channel: (H, W) float64. The points lie on a circle of one pixel, counter-clockwise from the right, and are
+            interpolated; outside the image everything is 0.
+    """
+    height, width = channel.shape
+    codes = np.zeros((height, width), dtype=np.uint8)
+    for row in range(height):
+        for column in range(width):
+            for bit in range(8):
+                y, x = row + _CIRCLE[bit][0], column + _CIRCLE[bit][1]
+                top, left = int(np.floor(y)), int(np.floor(x))
+                down, right = y - top, x - left
+                above = (1 - right) * _at(channel, top, left) + right * _at(channel, top, left + 1)
+                below = (1 - right) * _at(channel, top + 1, left) + right * _at(channel, top + 1, left + 1)
+                if (1 - down) * above + down * below >= channel[row, column]:
+                    codes[row, column] |= 1 << bit
+    return codes
+
+
+@compiled
+def _at(channel: NDArray[np.float64], row: int, column: int) -> float:
+    if 0 <= row < channel.shape[0] and 0 <= column < channel.shape[1]:
+        return channel[row, column]
+    return 0.0
