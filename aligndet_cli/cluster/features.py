@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, positions_of
 from aligndet_cli.data.loaders import evaluation_batches
 from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.errors import RunError
@@ -73,15 +73,11 @@ class ProposalImages:
 
 
 def find_places(store: ProposalStore, images: ImageSet) -> NDArray[np.int64]:
-    """(B, 2) int64: positions in the store and in the data set of all images with proposals, in store order.
-
-    Raises:
-        KeyError: the store has an image that the data set does not.
-    """
-    position_of = {int(image_id): position for position, image_id in enumerate(images.image_ids)}
-    with_boxes = np.flatnonzero(np.diff(store.offsets))
-    found = [(int(index), position_of[int(store.image_ids[index])]) for index in with_boxes]
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+    """(B, 2) int64: positions in the store and in the data set of all images with proposals, in store order."""
+    with_boxes = np.flatnonzero(store.counts)
+    in_images = positions_of(store.image_ids[with_boxes], images.image_ids)
+    assert (in_images >= 0).all(), "proposals of images that are not in the data they were made from"
+    return np.stack([with_boxes, in_images], axis=1)
 
 
 def extract_features(

@@ -8,7 +8,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,7 +15,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights, locate_backbone_weights
+from aligndet_cli.backbones import (
+    BackboneConfig,
+    BackboneWeights,
+    build_backbone,
+    find_backbone_weights,
+    load_backbone_weights,
+)
 from aligndet_cli.cluster.features import Extraction, ProposalImages, extract_features, find_places
 from aligndet_cli.cluster.kmeans import (
     ClusterSettings,
@@ -39,7 +44,7 @@ from aligndet_cli.training.distributed import place, wait_for_all
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
 from aligndet_cli.training.signals import StopSignal, stop_on_signal
-from aligndet_cli.workspace import Output, Workspace, hash_files, write_json
+from aligndet_cli.workspace import Output, Workspace, write_json
 
 ARTIFACT_FILES = ("labels.npy", "centroids.npy", "pca.npz", "report.json", "sheet.jpg")
 _MAX_THREADS = 8  # each holds blocks of some 40 MB
@@ -83,7 +88,7 @@ class Plan:
     Attributes:
         source: images with proposals, in batches.
         proposals_name: the artifact they come from.
-        weights: the file with the backbone's weights; None = untrained.
+        weights: of the backbone.
         num_channels: C of the features.
     """
 
@@ -91,7 +96,7 @@ class Plan:
     output: Output
     source: ProposalImages
     proposals_name: str
-    weights: Path | None
+    weights: BackboneWeights
     num_channels: int
 
     @property
@@ -131,17 +136,19 @@ def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True,
     with torch.device("meta"):  # only to ask how wide it is
         num_channels = build_backbone(config.backbone).channels[config.level]
     check_sizes(store.total, num_channels, ClusterSettings(config.k, config.pca_dim))
-    weights = locate_backbone_weights(config.backbone.weights, config.backbone.name, offline=config.runtime.offline)
+    weights = find_backbone_weights(
+        config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
+    )
     inputs = {
         "data": images.fingerprint,
         "proposals": artifact.content_hash,
-        "weights": hash_files([weights]) if weights else "none",
+        "weights": weights.content_hash,
     }
     name = config.name or f"{artifact.name}-k{config.k}"
     output = workspace.plan_output("cluster", name, config, inputs, resume=resume, force=force)
-    if weights is None and output.action != "complete":
+    if weights.file is None and output.action != "complete":
         logger.warning(
-            "cluster: the backbone is untrained (--backbone-weights none), so the clusters mean nothing; "
+            "cluster: the backbone is untrained (no --backbone-weights), so the clusters mean nothing; "
             "name trained weights for anything but a trial"
         )
     source = ProposalImages(images, store, find_places(store, images), config.batch_size)
@@ -154,7 +161,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     return {
         "data": f"{images.root} ({images.format}, split {images.split}, {len(images)} images)",
         "proposals": f"{plan.proposals_name} ({plan.num_rows:,} in {len(plan.source.places):,} images)",
-        "backbone": f"{config.backbone.name}, weights {plan.weights or 'none (untrained)'}",
+        "backbone": f"{config.backbone.name}, weights {plan.weights.origin}",
         "features": f"{config.level}, {plan.num_channels} channels, RoIAlign averaged over the box",
         "resolution": f"short side {config.short_side}, long side at most {config.long_side}",
         "batch_size": f"{config.batch_size} images per process",
@@ -214,7 +221,7 @@ def _load_backbone(plan: Plan, process: Process) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.config.seed)  # an untrained backbone must be the same after a restart
         backbone = build_backbone(plan.config.backbone)
-    load_backbone_weights(backbone, str(plan.weights or "none"), offline=True)
+    load_backbone_weights(backbone, plan.weights.file)
     backbone.eval().requires_grad_(False)
     place(backbone, process)
     return backbone

@@ -6,8 +6,9 @@ after, are left out and counted. Non-finite boxes, missing files, and names that
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.segmentations import Segmentations
 
 # Annotation tools round to the next pixel: less than this beyond the border is not worth a word.
 _CLIP_TOLERANCE_PX = 1.0
@@ -31,7 +33,7 @@ class BoxTable:
         class_ids: (N,) int64.
         areas: (N,) float64; NaN where the format has none.
         is_crowd: (N,) bool.
-        segmentations: N entries, or empty when not asked for.
+        segmentations: N entries; None when not asked for.
     """
 
     image_index: NDArray[np.int64]
@@ -39,7 +41,7 @@ class BoxTable:
     class_ids: NDArray[np.int64]
     areas: NDArray[np.float64]
     is_crowd: NDArray[np.bool_]
-    segmentations: list[Any] = field(default_factory=list)
+    segmentations: Segmentations | None = None
 
 
 @dataclass
@@ -78,7 +80,7 @@ def box_table(
         class_ids=np.array(class_ids, dtype=np.int64),
         areas=np.full(len(image_index), np.nan),
         is_crowd=np.array(is_crowd, dtype=np.bool_),
-        segmentations=segmentations or [],
+        segmentations=None if segmentations is None else Segmentations.of(segmentations),
     )
 
 
@@ -139,31 +141,25 @@ def _inside_folder(labels: Labels, findings: Findings) -> NDArray[np.bool_]:
 
 
 def _leaves_folder(name: str) -> bool:
-    if not name or "\0" in name:
-        return True
     # Windows paths too: the file may have been written there.
-    return name.startswith(("/", "\\")) or name[1:2] == ":" or ".." in PurePosixPath(name.replace("\\", "/")).parts
+    if not name or "\0" in name or name.startswith(("/", "\\")) or name[1:2] == ":":
+        return True
+    return ".." in name and ".." in PurePosixPath(name.replace("\\", "/")).parts
 
 
 def _file_sizes(images_dir: Path, file_names: list[str], is_wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Bytes of each wanted file, -1 where missing or not wanted. Lists each folder once instead of asking per file."""
+    """Bytes of each wanted file, -1 where missing or not wanted."""
     sizes = np.full(len(file_names), -1, dtype=np.int64)
-    listings: dict[str, dict[str, os.DirEntry[str]]] = {}
-    for index in np.flatnonzero(is_wanted):
-        folder, _, name = file_names[index].rpartition("/")
-        if folder not in listings:
-            listings[folder] = _list_folder(images_dir / folder)
-        entry = listings[folder].get(name)
-        if entry is not None and entry.is_file():
-            sizes[index] = entry.stat().st_size
+    folder = os.fspath(images_dir)
+    for index in np.flatnonzero(is_wanted).tolist():
+        try:
+            # Not through `Path`, which takes as long again: there may be more than 100,000.
+            status = os.stat(f"{folder}/{file_names[index]}")  # noqa: PTH116
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            sizes[index] = status.st_size
     return sizes
-
-
-def _list_folder(folder: Path) -> dict[str, os.DirEntry[str]]:
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as entries:
-        return {entry.name: entry for entry in entries}
 
 
 def _exists(
@@ -188,21 +184,21 @@ def _select_images(table: BoxTable, is_kept: NDArray[np.bool_]) -> BoxTable:
     """The boxes of the kept images, with `image_index` counted among those, sorted by it (stable)."""
     new_index = np.cumsum(is_kept) - 1
     rows = np.flatnonzero(is_kept[table.image_index])
+    rows = rows[np.argsort(table.image_index[rows], kind="stable")]
     selected = select_rows(table, rows)
     selected.image_index = new_index[selected.image_index].astype(np.int64)
-    return select_rows(selected, np.argsort(selected.image_index, kind="stable"))
+    return selected
 
 
 def select_rows(table: BoxTable, rows: NDArray[np.int64]) -> BoxTable:
     """The table with only these rows, in this order."""
-    segmentations = [table.segmentations[row] for row in rows] if table.segmentations else []
     return BoxTable(
         image_index=table.image_index[rows],
         boxes=table.boxes[rows],
         class_ids=table.class_ids[rows],
         areas=table.areas[rows],
         is_crowd=table.is_crowd[rows],
-        segmentations=segmentations,
+        segmentations=table.segmentations and table.segmentations.select(rows),
     )
 
 
@@ -241,7 +237,7 @@ def _valid_boxes(
     table.boxes = clipped
     areas = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
     table.areas = np.where(np.isfinite(table.areas), table.areas, areas)
-    return select_rows(table, np.flatnonzero(is_kept))
+    return table if is_kept.all() else select_rows(table, np.flatnonzero(is_kept))
 
 
 def _clip(boxes: NDArray[np.float64], sizes_hw: NDArray[np.int32]) -> NDArray[np.float64]:

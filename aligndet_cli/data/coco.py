@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.data.assembly import BoxTable, Labels, select_rows
-from aligndet_cli.data.dataset import Category, ImageSet
+from aligndet_cli.data.dataset import Category, ImageSet, positions_of
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.images import read_size_hw
+from aligndet_cli.data.index import IndexFile
+from aligndet_cli.data.segmentations import Segmentations, SegmentationWriter
 from aligndet_cli.errors import DataError
 
 _PREFIX = "instances_"
 _ROBOFLOW_NAME = "_annotations.coco.json"
+_TABLE_COLUMNS = ("image_index", "boxes", "class_ids", "areas", "is_crowd")
 
 
 @dataclass(frozen=True)
@@ -43,36 +46,100 @@ def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
     return splits
 
 
-def read_coco(split: CocoSplit, root: Path, *, with_masks: bool, findings: Findings) -> Labels:
+@dataclass(frozen=True)
+class CocoContent:
+    """What a COCO json says, without where it and its images lie; fields as in `Labels`."""
+
+    file_names: list[str]
+    image_ids: NDArray[np.int64]
+    sizes_hw: NDArray[np.int32]
+    table: BoxTable
+    categories: tuple[Category, ...]
+    label_digest: str
+
+
+def read_coco(
+    split: CocoSplit, root: Path, *, with_masks: bool, findings: Findings, index_dir: Path | None = None
+) -> Labels:
     """Images and boxes of one COCO json; boxes become xyxy, class ids follow ascending category ids.
+
+    Args:
+        index_dir: where to keep what was parsed, for the next time. Strict findings only: an index has no errors.
 
     Raises:
         DataError: the file is missing, is not (all of) a COCO json, or (strict findings) contradicts itself.
     """
-    content, digest = _load(split.annotations, with_masks=with_masks)
-    with _paused_gc():
-        images, annotations = _entries(content, split.annotations, findings)
-        file_names = [image["file_name"] for image in images]
-        image_ids = _id_array([image["id"] for image in images], split.annotations)
-        sizes_hw = np.array([_size_hw(image) for image in images], dtype=np.int32).reshape(-1, 2)
-        categories = _categories(content["categories"], split.annotations, findings)
-        table = _boxes(annotations, image_ids, categories, split.annotations, findings)
-        if with_masks:
-            table.segmentations = [entry.get("segmentation") or [] for entry in annotations]
-        table = _known_only(table)
-        del content, images, annotations  # millions of small objects: free them before anything else grows
+    index = IndexFile.of(
+        split.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
+    )
+    content = _from_index(index)
+    if content is None:
+        content = _parse(split.annotations, with_masks=with_masks, findings=findings)
+        if index is not None:
+            _to_index(index, content)
+            content = _from_index(index) or content  # mapped: frees the copy of the masks
     return Labels(
         format="coco",
         root=root,
         split=split.name,
-        images_dir=_images_dir(split, file_names),
-        file_names=file_names,
-        image_ids=image_ids,
-        sizes_hw=sizes_hw,
-        table=table,
-        categories=categories,
-        label_digest=digest,
+        images_dir=_images_dir(split, content.file_names),
         annotations=split.annotations,
+        **vars(content),
+    )
+
+
+def _parse(file: Path, *, with_masks: bool, findings: Findings) -> CocoContent:
+    masks = SegmentationWriter() if with_masks else None
+    content, digest = _load(file, masks)
+    with _paused_gc():
+        images, annotations = _entries(content, file, findings)
+        image_ids = _id_array([image["id"] for image in images], file)
+        categories = _categories(content["categories"], file, findings)
+        table = _boxes(annotations, image_ids, categories, file, findings)
+        if masks is not None:
+            table.segmentations = masks.finish(entry.get("segmentation", (0, 0)) for entry in annotations)
+        return CocoContent(
+            file_names=[image["file_name"] for image in images],
+            image_ids=image_ids,
+            sizes_hw=np.array([_size_hw(image) for image in images], dtype=np.int32).reshape(-1, 2),
+            table=_known_only(table),
+            categories=categories,
+            label_digest=digest,
+        )
+
+
+def _to_index(index: IndexFile, content: CocoContent) -> None:
+    table, segmentations = content.table, content.table.segmentations
+    arrays: dict[str, NDArray[Any]] = {
+        # JSON, since it is fast and names may hold anything
+        "file_names": np.frombuffer(json.dumps(content.file_names).encode(), dtype=np.uint8),
+        "image_ids": content.image_ids,
+        "sizes_hw": content.sizes_hw,
+        **{name: getattr(table, name) for name in _TABLE_COLUMNS},
+    }
+    if segmentations is not None:
+        arrays["segmentation_starts"], arrays["segmentation_ends"] = segmentations.starts, segmentations.ends
+        arrays["segmentation_text"] = segmentations.text
+    categories = [[category.category_id, category.name] for category in content.categories]
+    index.save({"label_digest": content.label_digest, "categories": categories}, arrays)
+
+
+def _from_index(index: IndexFile | None) -> CocoContent | None:
+    loaded = None if index is None else index.load()
+    if loaded is None:
+        return None
+    content, arrays = loaded
+    segmentations = None
+    if "segmentation_text" in arrays:
+        names = ("segmentation_text", "segmentation_starts", "segmentation_ends")
+        segmentations = Segmentations(*(arrays[name] for name in names))
+    return CocoContent(
+        file_names=json.loads(arrays["file_names"].tobytes()),
+        image_ids=np.array(arrays["image_ids"]),
+        sizes_hw=np.array(arrays["sizes_hw"]),
+        table=BoxTable(**{name: np.array(arrays[name]) for name in _TABLE_COLUMNS}, segmentations=segmentations),
+        categories=tuple(Category(category_id, name) for category_id, name in content["categories"]),
+        label_digest=content["label_digest"],
     )
 
 
@@ -117,11 +184,17 @@ def _paused_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _load(file: Path, *, with_masks: bool) -> tuple[dict[str, Any], str]:
-    """Parsed json and the hash of its bytes. Polygons, most of the bytes, are dropped while parsing if unwanted."""
+def _load(file: Path, masks: SegmentationWriter | None) -> tuple[dict[str, Any], str]:
+    """Parsed json and the hash of its bytes.
+
+    Polygons, most of the bytes, are taken out while parsing: into `masks`, which leaves their place there behind, or
+    away.
+    """
 
     def without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
-        entry.pop("segmentation", None)
+        segmentation = entry.pop("segmentation", None)
+        if masks is not None and segmentation:
+            entry["segmentation"] = masks.add(segmentation)
         return entry
 
     try:
@@ -130,7 +203,7 @@ def _load(file: Path, *, with_masks: bool) -> tuple[dict[str, Any], str]:
         text = raw.decode("utf-8-sig")
         del raw
         with _paused_gc():
-            content = json.loads(text, object_hook=None if with_masks else without_polygons)
+            content = json.loads(text, object_hook=without_polygons)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; check --annotations") from None
     except OSError as error:
@@ -221,8 +294,8 @@ def _boxes(
     category_ids = _id_array([category.category_id for category in categories], file)
     image_column = _id_array([entry["image_id"] for entry in annotations], file)
     category_column = _id_array([entry["category_id"] for entry in annotations], file)
-    image_index = _positions(image_column, image_ids)
-    class_ids = _positions(category_column, category_ids)
+    image_index = positions_of(image_column, image_ids)
+    class_ids = positions_of(category_column, category_ids)
     for code, positions, column, what in (
         ("unknown-image-ids", image_index, image_column, "image"),
         ("unknown-category-ids", class_ids, category_column, "category"),
@@ -253,16 +326,6 @@ def _id_array(ids: list[int], file: Path) -> NDArray[np.int64]:
         return np.array(ids, dtype=np.int64)
     except OverflowError:
         raise DataError(f"{file}: an id does not fit into 64 bits ({max(ids, key=abs)}); renumber it") from None
-
-
-def _positions(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Position of each value in `known` (unique, any order), -1 where absent."""
-    if not len(known):
-        return np.full(len(values), -1, dtype=np.int64)
-    order = np.argsort(known)
-    slots = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
-    found = order[slots]
-    return np.where(known[found] == values, found, -1)
 
 
 def _box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:

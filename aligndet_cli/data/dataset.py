@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.data.segmentations import Segmentations
+
 
 @dataclass(frozen=True)
 class Category:
@@ -57,7 +59,7 @@ class ImageSet:
         sizes_hw: (B, 2) int32; 0 where the format does not say.
         offsets: (B + 1,) int64; boxes of image i are rows offsets[i]:offsets[i + 1].
         boxes, class_ids, areas, is_crowd: all boxes, see `ImageRecord`.
-        segmentations: one entry per box, or empty when masks were not asked for.
+        segmentations: one entry per box; None when masks were not asked for.
         categories: the classes; position = class id. Empty when there are no labels (`has_labels` False).
         fingerprint: hash of the label files and of the image list; the same data anywhere gives the same one.
         problems: counts by kind of what was corrected or left out while reading, e.g. `{"degenerate boxes": 2}`.
@@ -76,7 +78,7 @@ class ImageSet:
     class_ids: NDArray[np.int64]
     areas: NDArray[np.float32]
     is_crowd: NDArray[np.bool_]
-    segmentations: list[Any]
+    segmentations: Segmentations | None
     categories: tuple[Category, ...]
     fingerprint: str
     problems: dict[str, int]
@@ -93,7 +95,8 @@ class ImageSet:
 
     def record(self, index: int) -> ImageRecord:
         """The image at a position, with views (no copies) of its boxes."""
-        rows = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        first, last = int(self.offsets[index]), int(self.offsets[index + 1])
+        rows = slice(first, last)
         height, width = (int(value) for value in self.sizes_hw[index])
         return ImageRecord(
             image_id=int(self.image_ids[index]),
@@ -104,5 +107,15 @@ class ImageSet:
             class_ids=self.class_ids[rows],
             areas=self.areas[rows],
             is_crowd=self.is_crowd[rows],
-            segmentations=self.segmentations[rows] if self.segmentations else [],
+            segmentations=[] if self.segmentations is None else [self.segmentations[row] for row in range(first, last)],
         )
+
+
+def positions_of(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of each value in `known` (unique, any order), -1 where absent."""
+    if not len(known):
+        return np.full(len(values), -1, dtype=np.int64)
+    order = np.argsort(known)
+    slots = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
+    found = order[slots]
+    return np.where(known[found] == values, found, -1)

@@ -200,9 +200,9 @@ def _report_labels(image_set: ImageSet, findings: Findings) -> None:
         )
     _report_classes(image_set, findings)
     _report_duplicate_boxes(image_set, findings)
+    without = 0 if image_set.segmentations is None else int(image_set.segmentations.is_missing.sum())
     # No polygon at all means a data set without masks, which is not worth a word.
-    without = sum(not segmentation for segmentation in image_set.segmentations)
-    if 0 < without < len(image_set.segmentations):
+    if 0 < without < len(image_set.boxes):
         message = f"{without} of {len(image_set.boxes)} boxes have no polygon; mask training and evaluation skip them"
         findings.info("boxes-without-polygons", message, count=without)
 

@@ -1,7 +1,7 @@
 """Images and boxes on disk -> samples, in an order that depends on the seed alone."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -15,9 +15,11 @@ from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.masks import LabelMasks
+from aligndet_cli.data.packing import PackedSamples
 from aligndet_cli.data.transforms import Sample, mix_seed, normalise, pad_to_batch, resize, resized_hw
 from aligndet_cli.errors import DataError
 from aligndet_cli.training.launch import Process
+from aligndet_cli.training.signals import leave_stopping_to_main_process
 
 OnError = Literal["skip", "fail"]
 
@@ -60,7 +62,8 @@ class SampleStream(Dataset[Sample | DataError]):
         on_error: OnError,
         masks: LabelMasks | None = None,
     ) -> None:
-        self.image_set, self.indices, self.boxes, self.on_error = image_set, list(indices), boxes, on_error
+        self.image_set, self.boxes, self.on_error = image_set, boxes, on_error
+        self.indices = np.asarray(indices, dtype=np.int64)
         self.masks = masks
 
     def __getitem__(self, place: tuple[int, int]) -> Sample | DataError:
@@ -72,7 +75,7 @@ class SampleStream(Dataset[Sample | DataError]):
         position, row = place
         skipped: list[tuple[str, str]] = []
         for attempt in range(len(self.indices)):
-            index = self.indices[(row + attempt) % len(self.indices)]
+            index = int(self.indices[(row + attempt) % len(self.indices)])
             try:
                 sample = self._load(position, index)
             except DataError as error:
@@ -150,8 +153,12 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
             yield places
 
 
-def training_batches(stream: SampleStream, sampler: StreamSampler, num_workers: int) -> Iterator[list[Sample]]:
-    """Batches of one rank, one per step, decoded by `num_workers` processes (0: in this one).
+def training_batches(
+    stream: SampleStream, sampler: StreamSampler, num_workers: int
+) -> Generator[list[Sample], None, None]:
+    """Batches of one rank, one per step, decoded by `num_workers` processes (0: in this one) until it is closed.
+
+    For a GPU they lie in pinned memory, from which copies to the device do not wait.
 
     Raises:
         DataError: see `SampleStream`.
@@ -160,15 +167,20 @@ def training_batches(stream: SampleStream, sampler: StreamSampler, num_workers: 
         stream,
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=list,
-        worker_init_fn=_single_threaded if num_workers else None,
+        collate_fn=_pack,
+        worker_init_fn=_start_worker if num_workers else None,
         prefetch_factor=4 if num_workers else None,
+        pin_memory=sampler.process.device != "cpu",
     )
     for batch in loader:
-        for sample in batch:
-            if isinstance(sample, DataError):
-                raise sample
-        yield batch
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch.unpack()
+
+
+def _pack(samples: list[Sample | DataError]) -> PackedSamples | DataError:
+    error = next((sample for sample in samples if isinstance(sample, DataError)), None)
+    return error or PackedSamples.of([sample for sample in samples if isinstance(sample, Sample)])
 
 
 def resolve_workers(num_workers: int | Literal["auto"], process: Process) -> int:
@@ -200,7 +212,7 @@ def evaluation_batches(
         _ImageChunks(image_set, chunks),
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=_single_threaded if num_workers else None,
+        worker_init_fn=_start_worker if num_workers else None,
     )
     for chunk, images in zip(chunks, loader, strict=True):
         if isinstance(images, DataError):
@@ -229,5 +241,6 @@ class _ImageChunks(Dataset[list[Tensor] | DataError]):
             return error
 
 
-def _single_threaded(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    leave_stopping_to_main_process()

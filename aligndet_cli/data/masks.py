@@ -1,6 +1,5 @@
-"""Masks of labelled boxes: kept small while a run lasts, drawn when an image is used. Free of torch."""
+"""Masks of labelled boxes, drawn when an image is used. Free of torch."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.errors import DataError
 
 MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
@@ -18,40 +18,30 @@ MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
 class LabelMasks:
     """The masks of all labelled boxes, crowds left out: row for row those of `LabelBoxes`.
 
-    As one array of JSON text they take a fraction of the memory of nested lists, and processes that are forked off
-    share it. N = boxes of all images.
+    N = boxes of all images.
 
     Attributes:
-        text: (bytes,) uint8, the segmentations one after the other.
-        ends: (N + 1,) int64; segmentation i is `text[ends[i]:ends[i + 1]]`, empty where it is missing.
+        segmentations: N entries.
         offsets: (images + 1,) int64, see `ImageSet`.
         is_crowd: (N,) bool.
     """
 
-    text: NDArray[np.uint8]
-    ends: NDArray[np.int64]
+    segmentations: Segmentations
     offsets: NDArray[np.int64]
     is_crowd: NDArray[np.bool_]
 
     @staticmethod
     def of(image_set: ImageSet) -> "LabelMasks":
         """Of a set that was opened with masks."""
-        parts = [
-            json.dumps(entry, separators=(",", ":"), default=_decode).encode() if entry else b""
-            for entry in image_set.segmentations or [None] * len(image_set.boxes)
-        ]
-        lengths = np.array([len(part) for part in parts], dtype=np.int64)
-        return LabelMasks(
-            text=np.frombuffer(b"".join(parts), dtype=np.uint8),
-            ends=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            offsets=image_set.offsets,
-            is_crowd=image_set.is_crowd,
-        )
+        segmentations = image_set.segmentations
+        if segmentations is None:  # a format without masks
+            segmentations = Segmentations.of([None] * len(image_set.boxes))
+        return LabelMasks(segmentations, image_set.offsets, image_set.is_crowd)
 
     def count(self, indices: list[int]) -> tuple[int, int]:
         """How many boxes of these images have a mask, and how many boxes there are."""
         rows = np.concatenate([np.arange(0), *(self._rows(index) for index in indices)]).astype(np.int64)
-        return int((self.ends[rows + 1] > self.ends[rows]).sum()), len(rows)
+        return int((~self.segmentations.is_missing[rows]).sum()), len(rows)
 
     def masks_of(self, index: int, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
         """(N, H, W) masks of an image of that size; all False where one is missing.
@@ -62,9 +52,9 @@ class LabelMasks:
         rows = self._rows(index)
         masks = np.zeros((len(rows), *size_hw), dtype=np.bool_)
         for mask, row in zip(masks, rows, strict=True):
-            text = self.text[self.ends[row] : self.ends[row + 1]].tobytes()
-            if text:
-                mask[:] = draw_mask(json.loads(text), size_hw)
+            segmentation = self.segmentations[row]
+            if segmentation:
+                mask[:] = draw_mask(segmentation, size_hw)
         return masks
 
     def _rows(self, index: int) -> NDArray[np.int64]:
@@ -94,8 +84,3 @@ def draw_mask(segmentation: Any, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
         return np.asarray(coco_mask.decode(code), dtype=np.bool_)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"a mask is neither polygons nor a run-length code ({error})") from None
-
-
-def _decode(value: Any) -> str:
-    """Run-length codes made by pycocotools hold bytes."""
-    return bytes(value).decode("ascii")

@@ -22,19 +22,22 @@ _LAYOUTS = "annotations/instances_*.json (COCO), JPEGImages/ + Annotations/ (VOC
 _MAX_NESTED = 10  # more subfolders than this are not an archive's, but a folder of images sorted by class
 
 
-def open_images(data: DataConfig, *, purpose: Purpose, with_masks: bool = False) -> ImageSet:
+def open_images(
+    data: DataConfig, *, purpose: Purpose, with_masks: bool = False, index_dir: Path | None = None
+) -> ImageSet:
     """Read one split of a data set: labels checked, images listed but not opened.
 
     Args:
         data: `root`, or `annotations` and/or `images`, must be set.
         purpose: picks the split when `data.split` is None.
         with_masks: also keep segmentations.
+        index_dir: folder in which large label files are kept parsed, see `data/index.py`.
 
     Raises:
         DataError: something is missing or wrong; one line naming the file and what to do.
     """
     findings = Findings(is_strict=True)
-    labels = read_labels(data, purpose=purpose, with_masks=with_masks, findings=findings)
+    labels = read_labels(data, purpose=purpose, with_masks=with_masks, findings=findings, index_dir=index_dir)
     image_set = assemble(labels, limit=data.limit, findings=findings)
     for item in findings.items:
         if item.severity == "warning":
@@ -42,21 +45,23 @@ def open_images(data: DataConfig, *, purpose: Purpose, with_masks: bool = False)
     return image_set
 
 
-def read_labels(data: DataConfig, *, purpose: Purpose, with_masks: bool, findings: Findings) -> Labels:
+def read_labels(
+    data: DataConfig, *, purpose: Purpose, with_masks: bool, findings: Findings, index_dir: Path | None = None
+) -> Labels:
     """`open_images` before the checks that all formats share.
 
     Raises:
         DataError: what is needed for reading on is missing; with strict findings, any error.
     """
     if data.annotations is not None or data.images is not None:
-        return _read_explicit(data, with_masks, findings)
+        return _read_explicit(data, with_masks, findings, index_dir)
     root, kind = locate_data(_root(data), data.format)
     if kind == "coco":
         splits = find_coco_splits(root)
         if data.format == "auto" and _is_unlabelled_folder(root, data.split, list(splits)):
             return read_folder(root, root / str(data.split), str(data.split))
         split = choose_split(root, list(splits), data.split, purpose)
-        return read_coco(splits[split], root, with_masks=with_masks, findings=findings)
+        return read_coco(splits[split], root, with_masks=with_masks, findings=findings, index_dir=index_dir)
     if kind == "voc":
         return read_voc(root, choose_split(root, find_voc_splits(root), data.split, purpose), findings)
     file = find_yolo_file(root) if kind == "yolo" else None
@@ -174,7 +179,7 @@ def _root(data: DataConfig) -> Path:
     return data.root
 
 
-def _read_explicit(data: DataConfig, with_masks: bool, findings: Findings) -> Labels:
+def _read_explicit(data: DataConfig, with_masks: bool, findings: Findings, index_dir: Path | None) -> Labels:
     """Labels and image folder that the user named outright."""
     if data.annotations is None:
         images_dir = Path(str(data.images))
@@ -190,7 +195,7 @@ def _read_explicit(data: DataConfig, with_masks: bool, findings: Findings) -> La
         base = data.root or data.annotations.parent.parent
         folders = (base / stem, base / "images" / stem, base / "images", data.annotations.parent)
     split = CocoSplit(name, data.annotations, folders)
-    return read_coco(split, data.root or folders[0], with_masks=with_masks, findings=findings)
+    return read_coco(split, data.root or folders[0], with_masks=with_masks, findings=findings, index_dir=index_dir)
 
 
 def _is_unlabelled_folder(root: Path, split: str | None, known: list[str]) -> bool:

@@ -31,7 +31,7 @@ def open_proposals(
     store = ProposalStore.open(artifact.folder)
     asked = data or DataConfig()
     settings = _locate(workspace, artifact, asked)
-    images = open_images(settings, purpose="train")
+    images = open_images(settings, purpose="train", index_dir=workspace.index_dir)
     for key, wanted, made_for in (("split", asked.split, images.split), ("limit", asked.limit, settings.limit)):
         if wanted not in (None, made_for):
             raise ConfigError(

@@ -25,6 +25,7 @@ CATEGORIES = {2: "disc", 3: "square", 5: "triangle", 7: "star", 11: "cross"}
 _MAX_OBJECTS = 6
 _ATTEMPTS_PER_OBJECT = 8
 _SIDE_RANGE = (0.17, 0.6)  # of the shorter image side; log-uniform, median some 55 px of 180
+_SINGLE_SIDE_RANGE = (0.9, 1.15)  # the same for the one object of an object-centric image, which fills it
 _MIN_VISIBLE = 0.5  # of an object's area; less would be too hard to tell by its outline
 _MIN_PART = 0.1  # of what is seen of an object; smaller separate pieces do not count
 _SIZE_JITTER = 0.12
@@ -65,6 +66,50 @@ def draw_toy_data(
         raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
+def draw_toy_objects(
+    folder: Path, *, seed: int, num_train: int, num_val: int, size_hw: tuple[int, int] = (88, 104)
+) -> None:
+    """Draw object-centric images of the same classes, one folder per class: `train/disc/000000.jpg` and so on.
+
+    Each image has one object, at an angle, size and place of its own, on a cluttered background. Classes take turns.
+
+    Args:
+        num_train, num_val: images of all classes together.
+        size_hw: typical height and width; each image differs from it by up to 12 % on either side.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    names = list(CATEGORIES.items())
+    try:
+        for number, (split, num_images) in enumerate((("train", num_train), ("val", num_val))):
+            for index in range(num_images):
+                category_id, name = names[index % len(names)]
+                # 2 and 3: another stream than that of the scenes of the same seed.
+                rng = np.random.default_rng([seed, 2 + number, index])
+                place = folder / split / name
+                place.mkdir(parents=True, exist_ok=True)
+                _write_jpeg(place / f"{index:06d}.jpg", draw_toy_object(rng, size_hw, category_id))
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error})") from None
+
+
+def draw_toy_object(rng: np.random.Generator, size_hw: tuple[int, int], category_id: int) -> NDArray[np.uint8]:
+    """One image, (H, W, 3) uint8 RGB, of one object of a class."""
+    height, width = _jittered(rng, size_hw)
+    canvas = _background(rng, height, width)
+    item = _random_object(rng, height, width, [category_id], _SINGLE_SIDE_RANGE)
+    mask = _fill(item.outline, (height, width))
+    canvas[mask] = _textured(item, mask)
+    return _photographed(rng, canvas)
+
+
+def _write_jpeg(file: Path, pixels: NDArray[np.uint8]) -> None:
+    _, encoded = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    # Without fsync, which would dominate.
+    file.write_bytes(encoded.tobytes())
+
+
 def _draw_split(folder: Path, split: str, num_images: int, seed: tuple[int, int], size_hw: tuple[int, int]) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -74,9 +119,7 @@ def _draw_split(folder: Path, split: str, num_images: int, seed: tuple[int, int]
         pixels, objects = draw_toy_image(rng, size_hw, max_objects=0 if index == 3 else _MAX_OBJECTS)
         file_name = f"{index:06d}.jpg"
         image_id = 100_000 * seed[1] + 10 * index + 7  # not a position, as in COCO
-        _, encoded = cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-        # Without fsync, which would dominate; the json, written last and safely, tells that all are there.
-        (folder / split / file_name).write_bytes(encoded.tobytes())
+        _write_jpeg(folder / split / file_name, pixels)  # the json, written last and safely, tells that all are there
         height, width = pixels.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for entry in objects:
@@ -91,22 +134,32 @@ def draw_toy_image(
     rng: np.random.Generator, size_hw: tuple[int, int], *, max_objects: int
 ) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
     """One image, (H, W, 3) uint8 RGB, and its objects as COCO annotations without ids (boxes xywh)."""
-    height, width = (round(side * rng.uniform(1 - _SIZE_JITTER, 1 + _SIZE_JITTER)) for side in size_hw)
+    height, width = _jittered(rng, size_hw)
     canvas = _background(rng, height, width)
     owner = np.zeros((height, width), dtype=np.int16)  # number of the object seen at each pixel, 0 background
     placed: list[_Object] = []
     for _ in range(int(rng.integers(1, max_objects + 1)) if max_objects else 0):
         for _ in range(_ATTEMPTS_PER_OBJECT):
-            item = _random_object(rng, height, width)
+            item = _random_object(rng, height, width, list(CATEGORIES), _SIDE_RANGE)
             mask = _fill(item.outline, (height, width))
             if _may_cover(owner, mask, item):
                 placed.append(item)
                 owner[mask] = len(placed)
                 canvas[mask] = _textured(item, mask)
                 break
-    noise = rng.normal(0, 4, canvas.shape)  # so that no area is perfectly flat
-    pixels = np.clip(cv2.GaussianBlur(canvas, (3, 3), 0.6) + noise, 0, 255).astype(np.uint8)
+    pixels = _photographed(rng, canvas)
     return pixels, [_annotation(item, owner == number) for number, item in enumerate(placed, start=1)]
+
+
+def _jittered(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[int, int]:
+    height, width = (round(side * rng.uniform(1 - _SIZE_JITTER, 1 + _SIZE_JITTER)) for side in size_hw)
+    return height, width
+
+
+def _photographed(rng: np.random.Generator, canvas: Pixels) -> NDArray[np.uint8]:
+    """The canvas with soft edges, and with noise so that no area is perfectly flat."""
+    noise = rng.normal(0, 4, canvas.shape)
+    return np.clip(cv2.GaussianBlur(canvas, (3, 3), 0.6) + noise, 0, 255).astype(np.uint8)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Pixels:
@@ -129,9 +182,12 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Pixels:
     return canvas
 
 
-def _random_object(rng: np.random.Generator, height: int, width: int) -> _Object:
-    category_id = int(rng.choice(list(CATEGORIES)))
-    low, high = np.log(_SIDE_RANGE)
+def _random_object(
+    rng: np.random.Generator, height: int, width: int, category_ids: list[int], side_range: tuple[float, float]
+) -> _Object:
+    """An object of one of the classes, its side a share of the shorter image side."""
+    category_id = int(rng.choice(category_ids))
+    low, high = np.log(side_range)
     side = float(np.exp(rng.uniform(low, high))) * min(height, width)
     angle = float(rng.uniform(0, 2 * np.pi))
     # Centres come close enough to the border for about one object in five to be cut by it.

@@ -126,8 +126,8 @@ def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tupl
     height, width = sample.image.shape[-2:]
     new_hw = resized_hw((height, width), params.short_side, params.long_side)
     image = resize(sample.image.to(device, non_blocking=True), new_hw)
-    scale = torch.tensor([new_hw[1] / width, new_hw[0] / height] * 2, device=device)
-    boxes = sample.boxes.to(device, non_blocking=True) * scale  # (N, 4)
+    # A few numbers, on the CPU: sending a scale or the means to a GPU the plain way waits for all it has to do.
+    boxes = sample.boxes * torch.tensor([new_hw[1] / width, new_hw[0] / height] * 2)  # (N, 4)
     masks = sample.masks
     if masks is not None:
         masks = F.resize(masks.to(device, non_blocking=True), list(new_hw), InterpolationMode.NEAREST)
@@ -135,7 +135,8 @@ def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tupl
         image = image.flip(-1)
         masks = masks.flip(-1) if masks is not None else None
         boxes = torch.stack([new_hw[1] - boxes[:, 2], boxes[:, 1], new_hw[1] - boxes[:, 0], boxes[:, 3]], dim=1)
-    return normalise(change_colour(image, params.colour, params.strength)), boxes, masks
+    pixels = normalise(change_colour(image, params.colour, params.strength))
+    return pixels, boxes.to(device, non_blocking=True), masks
 
 
 def change_colour(image: Tensor, op: ColourOp, strength: float) -> Tensor:
@@ -157,7 +158,8 @@ def change_colour(image: Tensor, op: ColourOp, strength: float) -> Tensor:
 
 def normalise(image: Tensor) -> Tensor:
     """(3, H, W) uint8 -> float32 with ImageNet mean and deviation."""
-    return F.normalize(image.float() / 255.0, list(MEAN), list(STD))
+    mean, deviation = (torch.tensor(of).view(3, 1, 1).to(image.device, non_blocking=True) for of in (MEAN, STD))
+    return (image.float() / 255.0).sub_(mean).div_(deviation)
 
 
 def pad_to_batch(images: Sequence[Tensor]) -> ImageBatch:

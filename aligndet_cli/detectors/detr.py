@@ -24,11 +24,13 @@ from aligndet_cli.detectors.interface import (
     ImageBatch,
     extract_features,
 )
+from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import LayerSize, Transformer, encode_position
 from aligndet_cli.training.schedules import Rates, Recipe
 
+LEVELS = ("c5",)  # of the backbone
 # Names in published `detr_resnet50` weights -> ours; what is not here has the same name in both.
 PUBLISHED_NAMES = {
     "backbone.0.body.": "backbone.",
@@ -146,7 +148,7 @@ class DETR(nn.Module):
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""
-        return extract_features(self.backbone, images)
+        return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Losses `loss_cls`, `loss_box_reg` and `loss_giou` of a labelled batch, summed over the decoder layers."""
@@ -252,7 +254,7 @@ class DETR(nn.Module):
         layer, image, query = (matched >= 0).nonzero(as_tuple=True)  # (L * P,) each, as many in every layer
         relative = torch.cat([to_relative(t.boxes, size_hw) for t, size_hw in zip(targets, sizes_hw, strict=True)])
         predicted, wanted = boxes[layer, image, query], relative[matched[layer, image, query]]  # (L * P, 4)
-        scale = boxes.new_tensor([[width, height, width, height] for height, width in sizes_hw])[image]
+        scale = send([[width, height, width, height] for height, width in sizes_hw], boxes.device)[image]
         # In pixels: GIoU does not depend on the scale, but the epsilon in torchvision's does.
         corners = [box_convert(some * scale, "cxcywh", "xyxy") for some in (predicted, wanted)]
         overlap = generalized_box_iou_loss(corners[0], corners[1])  # (L * P,)
@@ -286,7 +288,7 @@ def inside_cells(features: Features, cells: Tensor) -> Tensor:
         torch.arange(count, device=cells.device) * side // count
         for count, side in zip(cells.shape[-2:], features.batch_hw, strict=True)
     )
-    sizes = torch.tensor(features.sizes_hw, device=cells.device)
+    sizes = send(features.sizes_hw, cells.device)
     return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
 
 

@@ -127,7 +127,7 @@ class FasterRCNN(nn.Module):
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""
-        return extract_features(self.backbone, images)
+        return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """`loss_objectness`, `loss_rpn_box_reg`, `loss_cls` and `loss_box_reg` of a labelled batch."""

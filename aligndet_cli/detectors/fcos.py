@@ -27,7 +27,7 @@ from aligndet_cli.detectors.interface import (
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
 from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
-from aligndet_cli.detectors.parts.matching import look_up
+from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.points import PointGrid, match_by_range, measure_sides
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_positives_first
@@ -171,7 +171,7 @@ class FCOS(nn.Module):
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""
-        return extract_features(self.backbone, images)
+        return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Losses `loss_cls`, `loss_box_reg` and `loss_centerness`; images without boxes are negatives."""
@@ -271,7 +271,7 @@ class FCOS(nn.Module):
             targets: boxes of each image.
         """
         image_index, point_index = (matched >= 0).nonzero(as_tuple=True)  # (S,) each, image by image
-        boxes = torch.cat([of_image.boxes[m[m >= 0]] for m, of_image in zip(matched, targets, strict=True)])
+        boxes = matched_boxes(targets, matched, image_index, point_index)
         true_sides = measure_sides(self.points(grids_of(pyramid))[point_index], boxes)  # (S, 4)
         sides = gather_cells(self.predict_log_sides(pyramid), image_index, point_index).exp()
         logits = gather_cells(self.predict_centerness(class_maps), image_index, point_index).squeeze(1).float()

@@ -27,6 +27,15 @@ class Features:
     sizes_hw: tuple[tuple[int, int], ...]
     batch_hw: tuple[int, int]
 
+    def split(self, count: int) -> tuple["Features", "Features"]:
+        """Those of the first `count` images, and of the others."""
+        maps = {level: (of_level[:count], of_level[count:]) for level, of_level in self.maps.items()}
+        first, second = ({level: parts[i] for level, parts in maps.items()} for i in (0, 1))
+        return (
+            Features(first, self.sizes_hw[:count], self.batch_hw),
+            Features(second, self.sizes_hw[count:], self.batch_hw),
+        )
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -64,10 +73,11 @@ class BoxCandidates:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
-def extract_features(backbone: nn.Module, images: ImageBatch) -> Features:
-    """Backbone features of a batch."""
+def extract_features(backbone: nn.Module, images: ImageBatch, levels: Sequence[str]) -> Features:
+    """Backbone features of a batch; those of levels that nobody asks for are let go at once."""
     height, width = images.pixels.shape[-2:]
-    return Features(backbone(images.pixels), images.sizes_hw, (height, width))
+    maps = backbone(images.pixels)
+    return Features({level: maps[level] for level in levels}, images.sizes_hw, (height, width))
 
 
 class Detector(Protocol):

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aligndet_cli.backbones import Backbone
-from aligndet_cli.detectors.faster_rcnn import BoxParts, RCNNConfig, build_box_parts
+from aligndet_cli.detectors.faster_rcnn import LEVELS, BoxParts, RCNNConfig, build_box_parts
 from aligndet_cli.detectors.interface import (
     BoxCandidates,
     BoxTargets,
@@ -77,7 +77,7 @@ class MaskRCNN(nn.Module):
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""
-        return extract_features(self.backbone, images)
+        return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """The losses of Faster R-CNN and `loss_mask` of a labelled batch with masks."""

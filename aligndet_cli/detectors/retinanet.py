@@ -26,9 +26,9 @@ from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
 from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
-from aligndet_cli.detectors.parts.matching import look_up, match_by_iou
+from aligndet_cli.detectors.parts.matching import look_up, match_by_iou, matched_boxes
 from aligndet_cli.detectors.parts.postprocess import select_detections
-from aligndet_cli.detectors.parts.sampling import sample_positives_first
+from aligndet_cli.detectors.parts.sampling import sample_each_image
 from aligndet_cli.training.schedules import Rates, Recipe
 
 LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
@@ -153,7 +153,7 @@ class RetinaNet(nn.Module):
 
     def extract(self, images: ImageBatch) -> Features:
         """Backbone features of a batch."""
-        return extract_features(self.backbone, images)
+        return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Losses `loss_cls` and `loss_box_reg` of a labelled batch; images without boxes are negatives."""
@@ -190,7 +190,7 @@ class RetinaNet(nn.Module):
         """
         pyramid = self.neck(features.maps)
         anchors, matched = self.assign(grids_of(pyramid), features.sizes_hw, proposals)
-        samples = [sample_positives_first(of_image, self.rules.pretext_samples) for of_image in matched]
+        samples = sample_each_image(matched, self.rules.pretext_samples)
         image_index = image_index_of([len(of_image) for of_image in samples], matched.device)
         anchor_index = torch.cat(samples)
         class_maps = [self.head.class_tower(level) for level in pyramid]
@@ -266,7 +266,7 @@ class RetinaNet(nn.Module):
             targets: boxes of each image.
         """
         image_index, anchor_index = (matched >= 0).nonzero(as_tuple=True)  # (P,) each, image by image
-        boxes = torch.cat([of_image.boxes[m[m >= 0]] for m, of_image in zip(matched, targets, strict=True)])
+        boxes = matched_boxes(targets, matched, image_index, anchor_index)
         cell, slot = anchor_index // self.num_slots, anchor_index % self.num_slots
         cells = gather_cells(deltas, image_index, cell).unflatten(1, (self.num_slots, 4))  # (P, A, 4)
         predicted = cells[torch.arange(len(slot), device=slot.device), slot].float()

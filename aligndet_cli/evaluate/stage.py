@@ -86,7 +86,7 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
     run_artifact = workspace.require("finetune", config.run)
     loaded = load_detector(run_artifact.folder / "weights.pt")
-    image_set = open_images(config.data, purpose="val", with_masks=loaded.has_masks)
+    image_set = open_images(config.data, purpose="val", with_masks=loaded.has_masks, index_dir=workspace.index_dir)
     if not image_set.has_labels:
         raise DataError(f"{image_set.root}: no labels found for '{image_set.split}', and evaluate needs them")
     check_categories(run_artifact.name, loaded.categories, image_set)

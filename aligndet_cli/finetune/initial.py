@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from aligndet_cli.backbones import BackboneConfig, locate_backbone_weights
+from aligndet_cli.backbones import (
+    RANDOM_WEIGHTS,
+    BackboneConfig,
+    BackboneWeights,
+    find_backbone_weights,
+    weights_of,
+)
+from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
 from aligndet_cli.errors import ConfigError
@@ -27,7 +34,8 @@ class Initial:
         content_hash: of the weights, for the manifest.
         origin: the weights, in words.
         freeze_origin: why the backbone is frozen the way it is.
-        is_supervised_backbone: whether the backbone was trained on labels (decides freezing and scales).
+        is_supervised_backbone: whether the backbone was trained on ImageNet's labels (decides freezing and scales).
+        weights: of the backbone alone, where nothing else is loaded.
     """
 
     kind: Literal["pretrain", "backbone", "scratch", "file"]
@@ -38,6 +46,7 @@ class Initial:
     origin: str
     freeze_origin: str
     is_supervised_backbone: bool
+    weights: BackboneWeights = RANDOM_WEIGHTS
 
     @property
     def is_pretrained(self) -> bool:
@@ -53,6 +62,8 @@ def find_initial(config: FinetuneConfig, workspace: Workspace) -> Initial:
         WeightsError: the file is not a detector of ours.
     """
     if config.init == "scratch":
+        if config.backbone.weights not in ("auto", "none"):
+            raise ConfigError("--init scratch: loads nothing; leave out --backbone-weights, or use --init backbone")
         return _resolved(config, "scratch", None, "none", "random, nothing loaded")
     if config.init == "backbone":
         return _backbone_only(config, workspace)
@@ -66,17 +77,33 @@ def find_initial(config: FinetuneConfig, workspace: Workspace) -> Initial:
 
 
 def _backbone_only(config: FinetuneConfig, workspace: Workspace) -> Initial:
-    weights = config.backbone.weights
-    if weights == "none":
-        run = _newest_fitting(config, workspace)
-        weights = str(run.config()["backbone"]["weights"]) if run else "none"
-    if weights == "none":
+    """The backbone alone: what was asked for, else what the newest fitting run started from, as its control."""
+    backbone, run = config.backbone, _newest_fitting(config, workspace)
+    recorded = RANDOM_WEIGHTS.content_hash
+    if backbone.weights == "auto" and run is not None:
+        recorded = run.manifest["inputs"]["backbone weights"]
+    if recorded != RANDOM_WEIGHTS.content_hash and run is not None:
+        settings = run.config()["backbone"]
+        backbone = backbone.model_copy(update={"name": settings["name"], "weights": settings["weights"]})
+    if recorded != RANDOM_WEIGHTS.content_hash and backbone.weights in WORKSPACE_WEIGHTS:
+        weights = _recorded_weights(recorded, workspace)
+    else:
+        weights = find_backbone_weights(backbone.weights, backbone.name, workspace, offline=config.runtime.offline)
+    if weights.file is None:
         raise ConfigError("--init backbone: no backbone weights; give --backbone-weights, or use --init scratch")
-    backbone = config.backbone.model_copy(update={"weights": weights})
-    file = locate_backbone_weights(weights, backbone.name, offline=config.runtime.offline)
-    content_hash = hash_files([file]) if file else "none"
     changed = config.model_copy(update={"backbone": backbone})
-    return _resolved(changed, "backbone", None, content_hash, f"backbone only, {weights}")
+    initial = _resolved(changed, "backbone", None, weights.content_hash, f"backbone only, {weights.origin}")
+    return replace(initial, weights=weights)
+
+
+def _recorded_weights(content_hash: str, workspace: Workspace) -> BackboneWeights:
+    for artifact in workspace.artifacts("pretrain-image"):
+        if artifact.content_hash == content_hash:
+            return weights_of(artifact)
+    raise ConfigError(
+        "--init backbone: the backbone that pretrain-box started from is no longer in the workspace; "
+        "give --backbone-weights, or run pretrain-box again"
+    )
 
 
 def _pretrained_run(config: FinetuneConfig, workspace: Workspace) -> Artifact:

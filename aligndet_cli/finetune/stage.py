@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights
 from aligndet_cli.config import DataConfig, Frozen, Side, StageConfig
@@ -23,7 +22,7 @@ from aligndet_cli.data.loaders import (
 )
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
-from aligndet_cli.data.transforms import Sample, draw_view, make_batch
+from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector, neck_norm_of
 from aligndet_cli.detectors.checkpoint import read_detector, save_detector
 from aligndet_cli.detectors.metrics import coco_ground_truth, coco_metrics
@@ -32,11 +31,19 @@ from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
+from aligndet_cli.finetune.views import LabelledViews
+from aligndet_cli.training.batch_size import (
+    draw_samples,
+    largest_on_gpu,
+    recorded_batch_size,
+    settle_batch_size,
+    worst_sizes,
+)
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
 from aligndet_cli.training.launch import Devices, Process, resolve_devices
 from aligndet_cli.training.logs import logger
-from aligndet_cli.training.loop import Learner, LoopSettings, merge_skipped, train
+from aligndet_cli.training.loop import Learner, LoopSettings, train
 from aligndet_cli.training.optimizer import (
     TrainingConfig,
     build_optimizer,
@@ -44,6 +51,7 @@ from aligndet_cli.training.optimizer import (
     describe_settings,
     resolve_settings,
 )
+from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import Rates, steps_per_epoch
 from aligndet_cli.workspace import Output, Workspace, write_json
 
@@ -116,28 +124,31 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         AlignDetError: whatever the user has to put right.
     """
     devices = resolve_devices(config.runtime)
-    check_batch_split(config.training, devices)
     _check_settings(config)
     needs_masks = config.detector.RECIPE.needs_masks
-    image_set = open_images(config.data, purpose="train", with_masks=needs_masks)
+    image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
     if not image_set.has_labels or not len(image_set.boxes):
         what = "boxes in the labels of" if image_set.has_labels else "labels for"
         raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; finetune needs labelled images")
     indices = fraction_of(len(image_set), config.fraction, config.fold)
     masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
-    image_set = replace(image_set, segmentations=[])
+    image_set = replace(image_set, segmentations=None)
     initial = find_initial(config, workspace)
     recipe = initial.detector.RECIPE
     rates = recipe.finetune if initial.is_pretrained else recipe.plain
-    settings = resolve_settings(
+    name, short_sides = _name(config, initial), config.resolution.short_side or _default_scales(initial, image_set)
+    training = settle_batch_size(
         config.training,
         rates,
-        num_images=len(indices),
-        seed=config.seed,
-        runtime=config.runtime,
+        devices,
+        recorded=recorded_batch_size(workspace, "finetune", name, resume=resume, force=force),
+        largest=lambda: _largest_batch(config, initial, rates, image_set, short_sides),
     )
+    check_batch_split(training, devices)
+    config = config.model_copy(update={"training": training})
+    settings = resolve_settings(training, rates, num_images=len(indices), seed=config.seed, runtime=config.runtime)
     inputs = {"data": image_set.fingerprint, "weights": initial.content_hash}
-    output = workspace.plan_output("finetune", _name(config, initial), config, inputs, resume=resume, force=force)
+    output = workspace.plan_output("finetune", name, config, inputs, resume=resume, force=force)
     return Plan(
         config=config,
         output=output,
@@ -148,9 +159,28 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         masks=masks,
         indices=indices,
         initial=initial,
-        short_sides=config.resolution.short_side or _default_scales(initial, image_set),
+        short_sides=short_sides,
         evaluation=_evaluation_images(config),
     )
+
+
+def _largest_batch(
+    config: FinetuneConfig, initial: Initial, rates: Rates, image_set: ImageSet, short_sides: Sequence[int]
+) -> int:
+    """Images that fit on one GPU, each with as many boxes as any has."""
+    one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
+    process, num_classes = Process(device="cuda:0"), len(image_set.categories)
+    settings = resolve_settings(one, rates, num_images=len(image_set), seed=config.seed, runtime=config.runtime)
+    model = build_detector(initial.detector, build_backbone(initial.backbone), num_classes)
+    learner = build_learner(model, config, short_sides, rates, settings, process)
+    sizes_hw = worst_sizes(short_sides, config.resolution.long_side)
+    num_boxes = int(np.diff(image_set.offsets).max())
+    with_masks = initial.detector.RECIPE.needs_masks
+
+    def draw(count: int) -> list[Sample]:
+        return draw_samples(count, sizes_hw, num_boxes=num_boxes, num_classes=num_classes, with_masks=with_masks)
+
+    return largest_on_gpu(learner, settings, draw, process=process, limit=len(image_set))
 
 
 def _check_settings(config: FinetuneConfig) -> None:
@@ -208,13 +238,8 @@ def run(plan: Plan, process: Process) -> None:
         write_json(folder / "load_report.json", report.to_json())
         for line in report.table():
             logger.info(line)
-    place(model, process)
-    compile_parts([model], config.runtime)
-    task = _Supervised(model, plan.short_sides, config.resolution.long_side, config.seed)
-    learner = Learner(
-        model=wrap(task, process),
-        optimizer=build_optimizer(model, plan.rates, plan.settings, process),
-        state={"model": model},
+    learner = replace(
+        build_learner(model, config, plan.short_sides, plan.rates, plan.settings, process),
         between=lambda done: _evaluate_now_and_then(plan, model, done, process),
     )
     train(learner, lambda step: _batches(plan, step, process), plan.settings, folder, process)
@@ -224,24 +249,23 @@ def run(plan: Plan, process: Process) -> None:
     wait_for_all(process)
 
 
-class _Supervised(nn.Module):
-    """Labelled samples -> augmented batch -> the detector's losses."""
-
-    def __init__(self, model: AnyDetector, short_sides: Sequence[int], long_side: int, seed: int) -> None:
-        super().__init__()
-        self.model = model
-        self.short_sides, self.long_side, self.seed = short_sides, long_side, seed
-        self.train()
-
-    def forward(self, samples: Sequence[Sample], _step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        params = [
-            draw_view((self.seed, sample.position, 0), self.short_sides, self.long_side, with_colour=False)
-            for sample in samples
-        ]
-        device = next(self.model.parameters()).device
-        with torch.no_grad():
-            images, targets = make_batch(samples, params, device)
-        return self.model(images, targets), {}
+def build_learner(
+    model: AnyDetector,
+    config: FinetuneConfig,
+    short_sides: Sequence[int],
+    rates: Rates,
+    settings: LoopSettings,
+    process: Process,
+) -> Learner:
+    """What the loop trains: `model`, moved to the device of the process."""
+    place(model, process)
+    compile_parts([model], config.runtime)
+    task = LabelledViews(model, short_sides=short_sides, long_side=config.resolution.long_side, seed=config.seed)
+    return Learner(
+        model=wrap(task, process),
+        optimizer=build_optimizer(model, rates, settings, process),
+        state={"model": model},
+    )
 
 
 def fraction_of(num_images: int, percent: float, fold: int) -> list[int]:
@@ -269,7 +293,7 @@ def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
     backbone = build_backbone(initial.backbone)
     model = build_detector(initial.detector, backbone, len(plan.image_set.categories))
     if initial.file is None:
-        load_backbone_weights(backbone, initial.backbone.weights, offline=config.runtime.offline)
+        load_backbone_weights(backbone, initial.weights.file)
         return model, None
     source = read_detector(initial.file)
     restart = modules_to_restart(model, source, plan.image_set.categories, keep_box_predictor=config.keep_box_predictor)
@@ -281,7 +305,7 @@ def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
 def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
     sampler = StreamSampler(
         len(plan.indices),
-        plan.config.training.batch_size,
+        plan.config.training.images_per_step,
         seed=plan.config.seed,
         start_step=step,
         num_steps=plan.settings.schedule.num_steps,
@@ -296,7 +320,7 @@ def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: P
     config, images = plan.config, plan.evaluation
     if images is None or config.evaluate_every is None:
         return None
-    period = config.evaluate_every * steps_per_epoch(len(plan.indices), config.training.batch_size)
+    period = config.evaluate_every * steps_per_epoch(len(plan.indices), config.training.images_per_step)
     if done % period and done != plan.settings.schedule.num_steps:
         return None
     numbers = None

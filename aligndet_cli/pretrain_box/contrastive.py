@@ -78,9 +78,19 @@ def effective_rank(embeddings: Tensor) -> Tensor:
     Source: Roy & Vetterli 2007, on the centred covariance.
     """
     centred = embeddings.float() - embeddings.float().mean(dim=0)
-    spectrum = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0).sqrt()  # (D,)
+    # Both products have the same spectrum, but for zeros: take the smaller.
+    products = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+    spectrum = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()  # (min(S, D),)
     share = spectrum / spectrum.sum().clamp(min=1e-12)
     return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+
+
+def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
+    """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings."""
+    if len(embeddings) < 2:  # no proposals, and a detector that offers no background
+        return {"embedding_spread": embeddings.new_zeros(()), "embedding_rank": embeddings.new_zeros(())}
+    spread = embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5
+    return {"embedding_spread": spread, "embedding_rank": effective_rank(embeddings)}
 
 
 def _select(online: Tensor, online_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,4 +122,4 @@ def _pair_divisors(query_ids: Tensor, pair_rows: Tensor) -> Tensor:
 
 
 def _mean_negative(logits: Tensor, is_same: Tensor, num_negatives: Tensor) -> Tensor:
-    return (logits.sum() - logits[is_same].sum()) / num_negatives.sum().clamp(min=1)
+    return logits.masked_fill(is_same, 0.0).sum() / num_negatives.sum().clamp(min=1)

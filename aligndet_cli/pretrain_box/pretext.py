@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from aligndet_cli.detectors import AnyDetector
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Features, ImageBatch
-from aligndet_cli.pretrain_box.contrastive import contrastive_loss, effective_rank
+from aligndet_cli.detectors.interface import BoxTargets, Features, ImageBatch
+from aligndet_cli.pretrain_box.contrastive import contrastive_loss, embedding_health
 from aligndet_cli.training.schedules import Recipe
 
 Tasks = Literal["both", "contrastive", "regression"]
@@ -123,14 +123,17 @@ class BoxPretext(nn.Module):
 
         Source: Algorithm 1; view 1 always goes through the online side, as in the official code.
         """
-        online = self._candidates(self.online, online_view, with_losses=self.tasks != "contrastive")
-        losses = dict(online.losses)
+        (online_images, proposals), (momentum_images, momentum_proposals) = online_view, momentum_view
         if self.tasks == "regression":
-            return losses, {}
-        embeddings = self.projector(online.features, online.slots)  # (S1, D)
+            features = self._extract_online(online_images)
+            return self.online.box_candidates(features, proposals, with_losses=True).losses, {}
+        features, momentum_features = self._extract(online_images, momentum_images)
+        # The momentum side first: what it needs in between is gone before the online side keeps all for its gradients.
         with torch.no_grad():
-            momentum = self._candidates(self.momentum, momentum_view, with_losses=False)
+            momentum = self.momentum.box_candidates(momentum_features, momentum_proposals, with_losses=False)
             momentum_embeddings = self.momentum_projector(momentum.features, momentum.slots)  # (S2, D)
+        online = self.online.box_candidates(features, proposals, with_losses=self.tasks == "both")
+        embeddings = self.projector(online.features, online.slots)  # (S1, D)
         with torch.autocast(embeddings.device.type, enabled=False):
             contrast = contrastive_loss(
                 embeddings,
@@ -146,8 +149,8 @@ class BoxPretext(nn.Module):
             "contrast_accuracy": contrast.accuracy,
         }
         if with_health:
-            shown |= _embedding_health(embeddings.detach())
-        return {"loss_contrastive": contrast.loss, **losses}, shown
+            shown |= embedding_health(embeddings.detach())
+        return {"loss_contrastive": contrast.loss, **online.losses}, shown
 
     @torch.no_grad()
     def update_momentum(self, coefficient: float) -> None:
@@ -163,26 +166,23 @@ class BoxPretext(nn.Module):
         for name in self.momentum_follows:
             self.momentum.get_parameter(name).copy_(self.online.get_parameter(name))
 
-    def _candidates(self, detector: AnyDetector, view: View, *, with_losses: bool) -> BoxCandidates:
-        images, proposals = view
-        return detector.box_candidates(self._extract(detector, images), proposals, with_losses=with_losses)
-
-    def _extract(self, detector: AnyDetector, images: ImageBatch) -> Features:
+    def _extract(self, online: ImageBatch, momentum: ImageBatch) -> tuple[Features, Features]:
+        """Features of both views; a frozen backbone takes them at once where they are of the same size."""
         if not self.freeze_backbone:
-            return detector.extract(images)
+            with torch.no_grad():
+                momentum_features = self.momentum.extract(momentum)
+            return self.online.extract(online), momentum_features
+        if online.pixels.shape != momentum.pixels.shape:
+            return self._extract_online(online), self._extract_online(momentum)
+        both = ImageBatch(torch.cat([online.pixels, momentum.pixels]), online.sizes_hw + momentum.sizes_hw)
+        return self._extract_online(both).split(len(online.sizes_hw))
+
+    def _extract_online(self, images: ImageBatch) -> Features:
         # Not inference mode: the neck must be able to save these maps for its weight gradients.
-        with torch.no_grad():
-            return detector.extract(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+            return self.online.extract(images)
 
 
 def _freeze(*modules: nn.Module) -> None:
     for module in modules:
         module.requires_grad_(False)
-
-
-def _embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
-    """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings."""
-    if len(embeddings) < 2:  # no proposals, and a detector that offers no background
-        return {"embedding_spread": embeddings.new_zeros(()), "embedding_rank": embeddings.new_zeros(())}
-    spread = embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5
-    return {"embedding_spread": spread, "embedding_rank": effective_rank(embeddings)}

@@ -1,6 +1,7 @@
 """`aligndet pretrain-box`: proposals -> a detector whose neck and head are pre-trained."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,10 +9,16 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights, locate_backbone_weights
+from aligndet_cli.backbones import (
+    BackboneConfig,
+    BackboneWeights,
+    build_backbone,
+    find_backbone_weights,
+    load_backbone_weights,
+)
 from aligndet_cli.cluster.labels import ClusterLabels
 from aligndet_cli.config import DataConfig, Frozen, Side, StageConfig
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, positions_of
 from aligndet_cli.data.loaders import (
     OnError,
     SampleStream,
@@ -20,6 +27,7 @@ from aligndet_cli.data.loaders import (
     training_batches,
 )
 from aligndet_cli.data.proposal_source import open_proposals
+from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import DetectorConfig, build_detector, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import save_detector
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
@@ -28,11 +36,18 @@ from aligndet_cli.pretrain_box.health import judge
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
 from aligndet_cli.proposals.store import ProposalStore
+from aligndet_cli.training.batch_size import (
+    draw_samples,
+    largest_on_gpu,
+    recorded_batch_size,
+    settle_batch_size,
+    worst_sizes,
+)
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
 from aligndet_cli.training.launch import Devices, Process, resolve_devices
 from aligndet_cli.training.logs import logger
-from aligndet_cli.training.loop import Learner, LoopSettings, merge_skipped, train
+from aligndet_cli.training.loop import Learner, LoopSettings, train
 from aligndet_cli.training.optimizer import (
     TrainingConfig,
     build_optimizer,
@@ -40,8 +55,9 @@ from aligndet_cli.training.optimizer import (
     describe_settings,
     resolve_settings,
 )
+from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import momentum_at
-from aligndet_cli.workspace import Artifact, Output, Workspace, hash_files
+from aligndet_cli.workspace import Artifact, Output, Workspace
 
 
 class ViewsConfig(Frozen):
@@ -97,11 +113,7 @@ class Plan:
     boxes: "ProposalBoxes"
     indices: list[int]
     proposals_name: str
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the detector: the clusters, or one, "object", whose predictor is not trained."""
-        return 1 if self.boxes.clusters is None else self.boxes.clusters.num_clusters
+    weights: BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,11 @@ class ProposalBoxes:
     rows: NDArray[np.int64]  # (images,) row of each image of the set in the store
     topk: int | None
     clusters: ClusterLabels | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the detector: the clusters, or one, "object", whose predictor is not trained."""
+        return 1 if self.clusters is None else self.clusters.num_clusters
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best `topk` proposals of an image."""
@@ -130,7 +147,6 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         AlignDetError: whatever the user has to put right.
     """
     devices = resolve_devices(config.runtime)
-    check_batch_split(config.training, devices)
     unlimited = DataConfig.model_validate({**config.data.model_dump(), "limit": None})
     store, image_set, artifact = open_proposals(workspace, config.proposals, unlimited)
     rows = _rows_of(image_set, store)
@@ -138,33 +154,53 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     indices = [int(index) for index in has_boxes[: config.data.limit].nonzero()[0]]
     if not indices:
         raise DataError(f"{artifact.folder}: none of the images has a proposal; lower --min-size there")
-    weights = locate_backbone_weights(config.backbone.weights, config.backbone.name, offline=config.runtime.offline)
+    weights = find_backbone_weights(
+        config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
+    )
     inputs = {
         "data": image_set.fingerprint,
         "proposals": artifact.content_hash,
-        "backbone weights": hash_files([weights]) if weights else "none",
+        "backbone weights": weights.content_hash,
     }
     clusters = _find_clusters(config, workspace, artifact)
     if clusters is not None:
         inputs["clusters"] = clusters.content_hash
-    name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
-    settings = resolve_settings(
-        config.training,
-        config.detector.RECIPE.pretrain,
-        num_images=len(indices),
-        seed=config.seed,
-        runtime=config.runtime,
-    )
-    output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
     labels = None if clusters is None else ClusterLabels(clusters.folder)
     boxes = ProposalBoxes(store, rows, config.topk or config.detector.RECIPE.topk, labels)
-    return Plan(config, output, devices, settings, image_set, boxes, indices, artifact.name)
+    name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
+    rates = config.detector.RECIPE.pretrain
+    training = settle_batch_size(
+        config.training,
+        rates,
+        devices,
+        recorded=recorded_batch_size(workspace, "pretrain-box", name, resume=resume, force=force),
+        largest=lambda: _largest_batch(config, boxes, int(store.counts[rows].max()), len(indices)),
+    )
+    check_batch_split(training, devices)
+    config = config.model_copy(update={"training": training})
+    settings = resolve_settings(training, rates, num_images=len(indices), seed=config.seed, runtime=config.runtime)
+    output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
+    return Plan(config, output, devices, settings, image_set, boxes, indices, artifact.name, weights)
+
+
+def _largest_batch(config: PretrainBoxConfig, boxes: "ProposalBoxes", max_boxes: int, num_images: int) -> int:
+    """Images that fit on one GPU, each with as many proposals as any has."""
+    one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
+    rates, process = config.detector.RECIPE.pretrain, Process(device="cuda:0")
+    settings = resolve_settings(one, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
+    learner, _ = build_learner(config, settings, process, boxes.num_classes)
+    sizes_hw = worst_sizes(config.views.short_side, config.views.long_side)
+    num_boxes = min(max_boxes, boxes.topk or max_boxes)
+
+    def draw(count: int) -> list[Sample]:
+        return draw_samples(count, sizes_hw, num_boxes=num_boxes, num_classes=boxes.num_classes)
+
+    return largest_on_gpu(learner, settings, draw, process=process, limit=num_images)
 
 
 def _rows_of(image_set: ImageSet, store: ProposalStore) -> NDArray[np.int64]:
     """(images,) row of each image in the store; -1 for images that `proposals` could not read."""
-    rows = [store.index_of(int(i)) if int(i) in store else -1 for i in image_set.image_ids]
-    return np.array(rows, dtype=np.int64)
+    return positions_of(image_set.image_ids, store.image_ids)
 
 
 def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: Artifact) -> Artifact | None:
@@ -204,7 +240,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "images": f"{len(plan.indices)} with proposals, of {len(plan.image_set.file_names[: config.data.limit])}",
         "proposals per image": f"{per_image} ({origin})",
         **clusters,
-        "detector": f"{config.detector.family}, {config.backbone.name}, weights {config.backbone.weights}, "
+        "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "
         f"backbone {'frozen' if config.freeze_backbone else 'trained'}",
         "views": f"short side {list(config.views.short_side)}, long side {config.views.long_side}",
         **describe_settings(config.training, config.detector.RECIPE.pretrain, plan.settings, plan.devices),
@@ -216,34 +252,20 @@ def run(plan: Plan, process: Process) -> None:
     config, folder = plan.config, plan.output.partial
     if process.is_main:
         plan.output.begin(config)
-        if config.backbone.weights == "none" and config.freeze_backbone:
+        if plan.weights.file is None and config.freeze_backbone:
             logger.warning("the frozen backbone has random weights: give --backbone-weights, or --no-freeze-backbone")
     wait_for_all(process)
-    pretext = build_pretext(config, process, plan.num_classes)
-    num_steps = plan.settings.schedule.num_steps
-    task = TwoViews(
-        pretext,
-        short_sides=config.views.short_side,
-        long_side=config.views.long_side,
-        seed=config.seed,
-        is_logged=plan.settings.is_logged,
-    )
-    learner = Learner(
-        model=wrap(task, process),
-        optimizer=build_optimizer(task, config.detector.RECIPE.pretrain, plan.settings, process),
-        state={"pretext": pretext},
-        after_step=lambda step: pretext.update_momentum(momentum_at(step, num_steps, config.momentum)),
-    )
+    learner, pretext = build_learner(config, plan.settings, process, plan.boxes.num_classes, plan.weights.file)
     stream = SampleStream(plan.image_set, plan.indices, plan.boxes, config.on_error)
     workers = resolve_workers(config.runtime.num_workers, process)
 
     def batches_from(step: int) -> Any:
         sampler = StreamSampler(
             len(plan.indices),
-            config.training.batch_size,
+            config.training.images_per_step,
             seed=config.seed,
             start_step=step,
-            num_steps=num_steps,
+            num_steps=plan.settings.schedule.num_steps,
             process=process,
         )
         return training_batches(stream, sampler, workers)
@@ -255,11 +277,35 @@ def run(plan: Plan, process: Process) -> None:
     wait_for_all(process)
 
 
-def build_pretext(config: PretrainBoxConfig, process: Process, num_classes: int = 1) -> BoxPretext:
-    """Detector with its backbone's weights, projector and momentum copies, on the device of the process."""
+def build_learner(
+    config: PretrainBoxConfig, settings: LoopSettings, process: Process, num_classes: int, weights: Path | None = None
+) -> tuple[Learner, BoxPretext]:
+    """What the loop trains, on the device of the process, and the pretext in it."""
+    pretext = build_pretext(config, process, num_classes, weights)
+    task = TwoViews(
+        pretext,
+        short_sides=config.views.short_side,
+        long_side=config.views.long_side,
+        seed=config.seed,
+        is_logged=settings.is_logged,
+    )
+    num_steps = settings.schedule.num_steps
+    learner = Learner(
+        model=wrap(task, process),
+        optimizer=build_optimizer(task, config.detector.RECIPE.pretrain, settings, process),
+        state={"pretext": pretext},
+        after_step=lambda step: pretext.update_momentum(momentum_at(step, num_steps, config.momentum)),
+    )
+    return learner, pretext
+
+
+def build_pretext(
+    config: PretrainBoxConfig, process: Process, num_classes: int = 1, weights: Path | None = None
+) -> BoxPretext:
+    """Detector with its backbone's weights (random without a file), projector and momentum copies, on the device."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone)
-    load_backbone_weights(backbone, config.backbone.weights, offline=config.runtime.offline)
+    load_backbone_weights(backbone, weights)
     detector = build_detector(pretrain_detector(config), backbone, num_classes)
     pretext = BoxPretext(
         detector,

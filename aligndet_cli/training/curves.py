@@ -30,6 +30,7 @@ def _draw(lines: Sequence[dict[str, float]], file: Path) -> None:
         ("loss", [key for key in _keys(lines) if key.startswith("loss_") or key == "chance"]),
         ("cosine similarity", ["positive_similarity", "negative_similarity"]),
         ("embedding rank", ["embedding_rank"]),
+        ("accuracy", ["accuracy"]),
         ("AP on the validation split", ["AP", "AP50", "AP75"]),
     ]
     panels = [(title, [key for key in keys if any(key in line for line in lines)]) for title, keys in panels]
@@ -48,12 +49,12 @@ def _draw(lines: Sequence[dict[str, float]], file: Path) -> None:
                 linestyle="--" if is_reference else "-",
                 marker="o" if len(points) < 12 else None,
                 markersize=3,
-                label="contrastive loss by chance" if is_reference else key.removeprefix("loss_").replace("_", " "),
+                label="loss by chance" if is_reference else key.removeprefix("loss_").replace("_", " "),
             )
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(title)
-        axes.set_ylim(bottom=0 if title != "cosine similarity" else None)
+        axes.set_ylim(bottom=0 if axes.get_ylim()[0] > 0 else None)  # cosines and their losses go below
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(file, metadata={"Software": None})

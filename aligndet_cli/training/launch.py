@@ -5,6 +5,8 @@ import ctypes
 import datetime
 import json
 import logging
+import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -13,15 +15,17 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, Preempted, RunError, as_user_error
 from aligndet_cli.training.logs import ProgressMode, setup_logging
+from aligndet_cli.training.signals import Stopped, helpers_ignore_sigusr1, ignore_stopping, stop_at_once
+from aligndet_cli.training.slurm import is_batch_script, torch_variables
 
 PlanT = TypeVar("PlanT")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
-_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 _INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -53,12 +57,14 @@ class Devices:
         kind: `cpu` or `cuda`.
         per_node: processes on this machine.
         visible: GPU numbers to use, when the user listed them.
+        timeout_minutes: how long processes wait for each other.
     """
 
     kind: str = "cpu"
     per_node: int = 1
     num_nodes: int = 1
     visible: tuple[int, ...] | None = None
+    timeout_minutes: float = 30.0
 
     @property
     def world_size(self) -> int:
@@ -78,7 +84,7 @@ def joined_world_size() -> int | None:
     """Number of processes when this one was started by torchrun or Slurm as one of many, else None."""
     for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if rank in os.environ and int(os.environ.get(world, "1")) > 1:
-            return int(os.environ[world])
+            return None if rank.startswith("SLURM") and is_batch_script(os.environ) else int(os.environ[world])
     return None
 
 
@@ -110,10 +116,21 @@ def resolve_devices(runtime: RuntimeConfig) -> Devices:
         raise ConfigError(f"--devices {runtime.devices}: this machine has {num_gpus} GPUs; 1 process at least")
     joined = joined_world_size()
     if joined is not None:
-        return Devices(kind, joined // runtime.num_nodes, runtime.num_nodes, visible)
+        return _joined_devices(runtime, joined, Devices(kind, per_node, runtime.num_nodes, visible))
     if runtime.num_nodes > 1:
         raise ConfigError("--num-nodes: start the command on every machine with torchrun or srun; it joins by itself")
-    return Devices(kind, per_node, 1, visible)
+    return Devices(kind, per_node, 1, visible, runtime.timeout_minutes)
+
+
+def _joined_devices(runtime: RuntimeConfig, joined: int, asked: Devices) -> Devices:
+    """The processes that the launcher has started; what was asked for must agree with it."""
+    num_nodes = runtime.num_nodes
+    if joined % num_nodes or (runtime.devices != "auto" and asked.world_size != joined):
+        raise ConfigError(
+            f"--devices {runtime.devices} --num-nodes {num_nodes}: the launcher (torchrun, srun) started {joined} "
+            "processes; leave both out, or make them agree"
+        )
+    return Devices(asked.kind, joined // num_nodes, num_nodes, asked.visible, runtime.timeout_minutes)
 
 
 def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
@@ -137,7 +154,7 @@ def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
 
 
 @contextlib.contextmanager
-def one_for_all(devices_kind: str = "cpu") -> Iterator[Callable[[Callable[[], PlanT]], PlanT]]:
+def one_for_all(devices: Devices) -> Iterator[Callable[[Callable[[], PlanT]], PlanT]]:
     """Under torchrun or Slurm, let only rank 0 prepare and give every rank its plan or its error.
 
     Yields a function that takes `prepare` and returns the plan. Without such a launcher it just calls it.
@@ -147,7 +164,7 @@ def one_for_all(devices_kind: str = "cpu") -> Iterator[Callable[[Callable[[], Pl
         return
     import torch.distributed as dist
 
-    _init_process_group(devices_kind)
+    _init_process_group(devices)
     try:
         yield _prepare_on_main
     finally:
@@ -199,6 +216,12 @@ def _run(run: Callable[[Any, Process], None], plan: Any, process: Process) -> No
         run(plan, process)
     except RuntimeError as error:
         if process.world_size > 1 and _is_lost_connection(error):
+            if "timed out" in str(error).lower():
+                minutes = plan.config.runtime.timeout_minutes
+                raise RunError(
+                    f"rank {process.rank}: waited {minutes:g} minutes for another process of the run, which hangs; "
+                    "run the same command to continue (--set runtime.timeout_minutes to wait longer)"
+                ) from None
             raise _LostPartner(f"rank {process.rank}: another process of the run is gone; see what it says") from None
         raise
 
@@ -217,24 +240,40 @@ def _joined_process(devices: Devices, shown: Shown) -> Process:
     import torch.distributed as dist
 
     rank = dist.get_rank()
-    local_rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
-    device = f"cuda:{local_rank}" if devices.kind == "cuda" else "cpu"
-    return Process(rank, dist.get_world_size(), device, shown.progress if rank == 0 else "none")
+    return Process(rank, dist.get_world_size(), _own_device(devices), shown.progress if rank == 0 else "none")
 
 
-def _init_process_group(kind: str) -> None:
+def _own_device(devices: Devices) -> str:
+    """Torch device of a process of a group, by its number on this machine.
+
+    Raises:
+        ConfigError: more processes than GPUs.
+    """
+    import torch
+
+    if devices.kind == "cpu":
+        return "cpu"
+    local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if num_gpus == 1:  # Slurm may show each process only its own
+        return "cuda:0"
+    numbers = devices.visible if devices.visible is not None and joined_world_size() is not None else range(num_gpus)
+    if local_rank >= len(numbers):
+        raise ConfigError(f"process {local_rank} of this machine has no GPU ({len(numbers)} to share); start fewer")
+    return f"cuda:{numbers[local_rank]}"
+
+
+def _init_process_group(devices: Devices) -> None:
     """Join the group that the environment names: torchrun's variables, or Slurm's translated to them."""
     import torch
     import torch.distributed as dist
 
     if "RANK" not in os.environ:
-        os.environ.update(RANK=os.environ["SLURM_PROCID"], WORLD_SIZE=os.environ["SLURM_NTASKS"])
-        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-        if "MASTER_ADDR" not in os.environ:
-            raise ConfigError("under Slurm, export MASTER_ADDR (first node) and MASTER_PORT before srun")
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=_COLLECTIVE_TIMEOUT)
+        for name, value in torch_variables(os.environ).items():
+            os.environ.setdefault(name, value)
+    if devices.kind == "cuda":
+        torch.cuda.set_device(torch.device(_own_device(devices)))
+    timeout = datetime.timedelta(minutes=devices.timeout_minutes)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if devices.kind == "cuda" else "gloo", timeout=timeout)
 
 
 def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
@@ -246,9 +285,9 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Slurm's advance warning ends the agent the way SIGTERM does: workers get the signal, save and leave with 75.
-    previous = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="aligndet-") as reports:
+    with helpers_ignore_sigusr1():
+        multiprocessing.resource_tracker.ensure_running()
+    with tempfile.TemporaryDirectory(prefix="aligndet-") as reports, _signals_passed_on() as received:
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
@@ -257,34 +296,58 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=0,
+            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # these end the workers at once, or after 30 s
         )
         try:
-            elastic_launch(config, _worker)(run, plan, devices.kind, shown, Path(reports))
+            elastic_launch(config, _worker)(run, plan, devices, shown, Path(reports))
         except (ChildFailedError, elastic_api.SignalException) as error:
-            raise _root_cause(Path(reports), error) from None
-        finally:
-            signal.signal(signal.SIGUSR1, previous)
+            raise _root_cause(Path(reports), error, received) from None
 
 
-def _worker(run: Callable[[Any, Process], None], plan: Any, kind: str, shown: Shown, reports: Path) -> None:
+@contextlib.contextmanager
+def _signals_passed_on() -> Iterator[list[str]]:
+    """Hand SIGTERM and SIGUSR1 to the workers and wait, however long they take to save; yields what was received."""
+    received: list[str] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+        workers = multiprocessing.active_children()
+        if not workers:
+            raise Stopped(received[0])
+        for worker in workers:
+            worker.terminate()
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown, reports: Path) -> None:
     """Body of a spawned process: join the group, run, and leave a report of what went wrong."""
+    stop_at_once()
     import torch
     import torch.distributed as dist
 
     setup_logging(shown.verbosity)
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    if kind == "cpu":
+    if devices.kind == "cpu":
         torch.set_num_threads(max((os.cpu_count() or 1) // world_size, 1))
     try:
-        _init_process_group(kind)
-        device = f"cuda:{local_rank}" if kind == "cuda" else "cpu"
-        progress = shown.progress if dist.get_rank() == 0 else "none"
-        _run(run, plan, Process(dist.get_rank(), world_size, device, progress))
-        dist.destroy_process_group()
+        try:
+            _init_process_group(devices)
+            _run(run, plan, _joined_process(devices, shown))
+            dist.destroy_process_group()
+        finally:
+            ignore_stopping()  # when one has failed, the launcher sends SIGTERM to the others
     except _LostPartner:
         sys.exit(RunError.exit_code)
     except KeyboardInterrupt:  # from the terminal, or because the command itself was killed
         os._exit(_INTERRUPTED)  # at once: the signal may come twice, from the terminal and from the launcher
+    except Stopped as stop:
+        _report(reports, local_rank, Preempted(str(stop)))
     except AlignDetError as error:
         _report(reports, local_rank, error)
     except Exception as error:
@@ -300,18 +363,26 @@ def _report(reports: Path, rank: int, error: AlignDetError) -> None:
     sys.exit(error.exit_code)
 
 
-def _root_cause(reports: Path, error: BaseException) -> BaseException:
-    """The error of the process that failed first; the others only lost their partner."""
-    found = sorted(reports.glob("*.json"), key=lambda file: file.stat().st_mtime)
-    if found:
-        report = json.loads(found[0].read_text())
-        return ERROR_BY_EXIT_CODE[report["exit_code"]](report["message"])
+def _root_cause(reports: Path, error: BaseException, received: list[str]) -> BaseException:
+    """The error of the process that failed first; the others only lost their partner.
+
+    Args:
+        received: signals that were passed on.
+    """
     failures = getattr(error, "failures", {})
+    was_killed = not received and any(failure.exitcode == -signal.SIGKILL for failure in failures.values())
+    for file in sorted(reports.glob("*.json"), key=lambda file: file.stat().st_mtime):
+        report = json.loads(file.read_text())
+        # After one was killed, it is the launcher that asks the others to stop.
+        if not (was_killed and report["exit_code"] == Preempted.exit_code):
+            return ERROR_BY_EXIT_CODE[report["exit_code"]](report["message"])
     number = getattr(error, "sigval", None)
     if number == signal.SIGINT or any(failure.exitcode == _INTERRUPTED for failure in failures.values()):
         return KeyboardInterrupt()
-    if number is not None:  # before the workers could listen
-        return Preempted(f"stopped by {signal.Signals(number).name}; run the same command to continue")
+    if number is not None:
+        received = [*received, signal.Signals(number).name]
+    if received:  # before the workers could listen
+        return Preempted(str(Stopped(received[0])))
     codes = ", ".join(f"rank {rank} exit code {failure.exitcode}" for rank, failure in failures.items())
     return RunError(
         f"a training process died ({codes or error}); exit code -9 usually means out of memory. "

@@ -1,7 +1,6 @@
-"""The one training loop, for `pretrain-box` and `finetune` alike."""
+"""The one training loop, for `pretrain-image`, `pretrain-box` and `finetune` alike."""
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,28 +10,19 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.transforms import Sample, mix_seed
 from aligndet_cli.errors import RunError
 from aligndet_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from aligndet_cli.training.distributed import any_rank, mean_over_ranks, wait_for_all
+from aligndet_cli.training.divergence import Divergence
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
+from aligndet_cli.training.records import Records, Speed
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.signals import StopSignal, stop_on_signal
-from aligndet_cli.workspace import write_bytes
-
-# How numbers are called where there is little room; those without a short name are in metrics.jsonl only.
-_SHOWN = {
-    "positive_similarity": "sim+",
-    "negative_similarity": "sim-",
-    "embedding_rank": "rank",
-    "embedding_spread": "spread",
-    "contrast_accuracy": "",
-    "grad_norm": "",
-}
 
 
 class CheckpointConfig(Frozen):
@@ -90,15 +80,6 @@ class Learner:
     between: Callable[[int], dict[str, float] | None] = lambda step: None
 
 
-@dataclass
-class _Speed:
-    """Seconds since the last line, and how many of them went into waiting for data."""
-
-    began: float = field(default_factory=time.perf_counter)
-    waiting: float = 0.0
-    images: int = 0
-
-
 def train(
     learner: Learner,
     batches_from: Callable[[int], Iterator[list[Sample]]],
@@ -119,30 +100,32 @@ def train(
         Preempted: asked to stop; a checkpoint was written.
         RunError: the loss is not finite, or memory ran out.
     """
-    device_type = torch.device(process.device).type
-    scaler = torch.amp.GradScaler(device_type, enabled=settings.precision == "16-mixed")
+    scaler = build_scaler(settings, process)
     start = _restore(learner, scaler, folder)
-    record = _Records(folder, process, start, settings.logger)
+    record = Records(folder, process, start, settings.logger)
+    divergence = watch_divergence(learner, process, folder)
     total = settings.schedule.num_steps
-    last_save, speed = time.monotonic(), _Speed()
+    last_save, speed = time.monotonic(), Speed()
     progress = Progress("training", total, "steps", start=start, mode=process.progress)
     with stop_on_signal() as stop, progress, _known_errors():
         batches = batches_from(start)
         for step in range(start, total):
-            samples = _next(batches, speed)
+            samples = next_batch(batches, speed)
             record.skipped(samples)
-            losses, shown = _step(learner, scaler, samples, step, settings, process)
+            losses, shown = train_step(learner, scaler, samples, step, settings, divergence)
             learner.after_step(step)
             done = step + 1
             if settings.is_logged(step):
+                divergence.check()
                 progress.advance(1, **record.metrics(done, losses, shown, learner.optimizer, speed))
-                speed = _Speed()
+                speed = Speed()
             else:
                 progress.advance(1)
             extra = learner.between(done)
             if extra and process.is_main:
                 record.line("metrics.jsonl", {"step": done, **extra})
             if done < total and _save_is_due(done, last_save, settings, stop, process):
+                divergence.check()
                 _save(learner, scaler, folder, done, process)
                 last_save = time.monotonic()
                 if any_rank(stop.received is not None, process):
@@ -150,24 +133,31 @@ def train(
                     stop.raise_if_requested()
 
 
-def merge_skipped(folder: Path) -> None:
-    """Make one sorted `skipped.jsonl` of what the ranks could not read, before and after interruptions."""
-    files = sorted((folder / "resume").glob("skipped-rank*.jsonl"))
-    lines = sorted({line for file in files for line in file.read_text().splitlines(keepends=True)})
-    write_bytes(folder / "skipped.jsonl", "".join(lines).encode())
+def watch_divergence(learner: Learner, process: Process, folder: Path | None = None) -> Divergence:
+    """What `train_step` reports to; on a GPU it is asked when a line is logged or progress is saved."""
+    is_fused = all(group.get("fused") for group in learner.optimizer.param_groups)
+    return Divergence(process, folder, is_deferred=is_fused and process.device.startswith("cuda"))
 
 
-def _step(
+def build_scaler(settings: LoopSettings, process: Process) -> torch.amp.GradScaler:
+    """Scales the losses of float16 runs; does nothing for others."""
+    return torch.amp.GradScaler(torch.device(process.device).type, enabled=settings.precision == "16-mixed")
+
+
+def train_step(
     learner: Learner,
     scaler: torch.amp.GradScaler,
     samples: Sequence[Sample],
     step: int,
     settings: LoopSettings,
-    process: Process,
+    divergence: Divergence,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One optimizer step on the samples of this rank, without `after_step`; returns the losses and shown numbers."""
+    process = divergence.process
     torch.manual_seed(mix_seed(settings.seed, step, process.rank))
     for group in learner.optimizer.param_groups:
-        group["lr"] = settings.base_lr * settings.schedule.lr_factor(step) * group.get("lr_scale", 1.0)
+        factor = 1.0 if group.get("constant_lr") else settings.schedule.lr_factor(step)
+        group["lr"] = settings.base_lr * factor * group.get("lr_scale", 1.0)
     learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     shown: dict[str, Tensor] = {}
@@ -181,12 +171,15 @@ def _step(
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach() / len(micro_batches)
     scaler.unscale_(learner.optimizer)
-    parameters = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
-    norm = clip_grad_norm_(parameters, settings.clip_norm if settings.clip_norm is not None else float("inf"))
-    if not scaler.is_enabled() and not bool(norm.isfinite()):
-        values = ", ".join(f"{name} {float(loss):.4g}" for name, loss in sums.items())
-        images = [sample.index for sample in samples]
-        raise RunError(f"diverged at step {step}: gradient is not finite ({values}; images {images}); lower --lr")
+    gradients = [p.grad for group in learner.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm(gradients)
+    is_finite = norm.isfinite()
+    if scaler.is_enabled():  # it takes overflowing gradients in its stride, so only the losses tell
+        is_finite = mean_over_ranks(torch.stack(list(sums.values()))).isfinite().all()
+    divergence.watch(learner.optimizer, is_finite, sums, samples, step)
+    if settings.clip_norm is not None:
+        parameters = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
+        clip_grads_with_norm_(parameters, settings.clip_norm, norm)
     scaler.step(learner.optimizer)
     scaler.update()
     return {**sums, "grad_norm": norm.detach()}, shown
@@ -209,7 +202,8 @@ def _autocast(precision: str, process: Process) -> contextlib.AbstractContextMan
     return torch.autocast(torch.device(process.device).type, dtype=dtype)
 
 
-def _next(batches: Iterator[list[Sample]], speed: _Speed) -> list[Sample]:
+def next_batch(batches: Iterator[list[Sample]], speed: Speed) -> list[Sample]:
+    """The next batch, with the wait for it on the books."""
     began = time.perf_counter()
     samples = next(batches)
     speed.waiting += time.perf_counter() - began
@@ -257,83 +251,19 @@ def _known_errors() -> Iterator[None]:
             "batch norm cannot train on a single image per process this small: raise --batch-size or --short-side, or "
             "use --set detector.neck_norm=group"
         ) from error
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        kind = _memory_kind(error)
+        if kind is None:
+            raise
+        cheaper = "lower --batch-size (or raise --accumulate) or --short-side"
         raise RunError(
-            "out of GPU memory: lower --batch-size (or raise --accumulate), --short-side, or use --precision bf16-mixed"
+            f"out of {kind} memory: {cheaper}" + (", or use --precision bf16-mixed" if kind == "GPU" else "")
         ) from error
 
 
-class _Records:
-    """The run's log files, cut back to the step that is resumed from."""
-
-    def __init__(self, folder: Path, process: Process, start: int, logger_name: str) -> None:
-        self.folder, self.process = folder, process
-        self._board: Any = None
-        if logger_name == "tensorboard" and process.is_main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
-        self._skipped: set[str] = set()
-        if process.is_main:
-            for name in ("metrics.jsonl", "speed.jsonl"):
-                _cut_back(folder / name, start)
-
-    def skipped(self, samples: Sequence[Sample]) -> None:
-        """List images that could not be read, each once."""
-        for file, reason in (entry for sample in samples for entry in sample.skipped):
-            if file not in self._skipped:
-                self._skipped.add(file)
-                logger.warning(f"skipped {file}: {reason}")
-                (self.folder / "resume").mkdir(exist_ok=True)
-                with (self.folder / "resume" / f"skipped-rank{self.process.rank}.jsonl").open("a") as handle:
-                    handle.write(json.dumps({"file": file, "reason": reason}) + "\n")
-
-    def metrics(
-        self,
-        done: int,
-        losses: Mapping[str, Tensor],
-        shown: Mapping[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-        speed: _Speed,
-    ) -> dict[str, float | str]:
-        """Write one line of both logs; returns what the progress display shows."""
-        names = [*losses, *shown]
-        values = torch.stack([value.detach().float().reshape(()) for value in (*losses.values(), *shown.values())])
-        numbers = dict(zip(names, mean_over_ranks(values).tolist(), strict=True))
-        seconds = time.perf_counter() - speed.began
-        rate = speed.images * self.process.world_size / seconds
-        if self.process.is_main:
-            lr = max(group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups)
-            self.line("metrics.jsonl", {"step": done, "lr": lr, **numbers})
-            self.line("speed.jsonl", {"step": done, **_speed_fields(rate, speed.waiting / seconds)})
-        fields = {_SHOWN.get(name, name.removeprefix("loss_")): value for name, value in numbers.items()}
-        fields.pop("", None)
-        return {**fields, "img/s": rate, "data-wait": f"{speed.waiting / seconds:.0%}"}
-
-    def line(self, name: str, content: Mapping[str, Any]) -> None:
-        """Append one JSON line."""
-        with (self.folder / name).open("a") as handle:
-            handle.write(json.dumps(content) + "\n")
-        if self._board is not None:
-            for key, value in content.items():
-                self._board.add_scalar(f"{Path(name).stem}/{key}", value, content["step"])
-            self._board.flush()
-
-
-def _speed_fields(images_per_s: float, waiting: float) -> dict[str, float]:
-    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-    return {"images_per_s": round(images_per_s, 2), "data_wait": round(waiting, 3), "gpu_mib": round(peak)}
-
-
-def _cut_back(file: Path, last_step: int) -> None:
-    """Drop lines after a step, and a last line that a crash cut in half."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text().splitlines():
-        try:
-            if json.loads(line).get("step", 0) <= last_step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            break
-    write_bytes(file, "".join(kept).encode())
+def _memory_kind(error: Exception) -> str | None:
+    """Which memory an error says has run out, None for other errors."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "GPU"
+    # torch has no class of its own for the CPU's allocator.
+    return "CPU" if isinstance(error, MemoryError) or "can't allocate memory" in str(error) else None

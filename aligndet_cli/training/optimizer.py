@@ -1,7 +1,7 @@
 """From what was asked for to what is used: steps, learning rate, weight decay, and where each comes from."""
 
 import importlib.util
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -23,7 +23,9 @@ class TrainingConfig(Frozen):
     schedule: ScheduleName | None = None
     epochs: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=1)
-    batch_size: int = Field(REFERENCE_BATCH, ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = REFERENCE_BATCH
+    # Micro-batches per step. Their mean is what as many devices compute, and the large batch exactly where the losses
+    # of all are divided by equal counts; batch norm and the negatives of the contrast are those of a micro-batch.
     accumulate: int = Field(1, ge=1)
     lr: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0)
@@ -31,6 +33,12 @@ class TrainingConfig(Frozen):
     log_every: int = Field(10, ge=1)
     logger: Literal["none", "tensorboard"] = "none"
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size`, over all processes and micro-batches, once it is a number."""
+        assert isinstance(self.batch_size, int), "settle_batch_size comes first"
+        return self.batch_size
 
 
 def resolve_settings(
@@ -48,10 +56,11 @@ def resolve_settings(
         epochs=training.epochs,
         steps=training.steps,
         num_images=num_images,
-        batch_size=training.batch_size,
+        batch_size=training.images_per_step,
         warmup=rates.warmup,
+        decay=rates.decay,
     )
-    scaled_lr = rates.lr * training.batch_size / rates.batch_size  # linear scaling, FACTS 5
+    scaled_lr = rates.lr * training.images_per_step / rates.batch_size  # linear scaling, FACTS 5
     return LoopSettings(
         schedule=schedule,
         base_lr=scaled_lr if training.lr is None else training.lr,
@@ -73,7 +82,7 @@ def check_batch_split(training: TrainingConfig, devices: Devices) -> None:
         ConfigError: the batch cannot be divided.
     """
     parts = devices.world_size * training.accumulate
-    if training.batch_size % parts:
+    if training.images_per_step % parts:
         raise ConfigError(
             f"--batch-size {training.batch_size}: must be a multiple of processes x --accumulate "
             f"({devices.world_size} x {training.accumulate})"
@@ -91,10 +100,14 @@ def describe_settings(
         else f"{rates.origin}, {rates.lr:g} x {training.batch_size}/{rates.batch_size}"
     )
     decay_origin = "given" if training.weight_decay is not None else rates.origin
-    per_process = training.batch_size // devices.world_size
+    split = f"{devices.world_size} {devices.kind} process(es) x {training.images_per_step // devices.world_size}"
+    if training.accumulate > 1:
+        micro = training.images_per_step // devices.world_size // training.accumulate
+        split += f", {training.accumulate} times {micro} after each other"
+    decay = "cosine" if schedule.decay == "cosine" else f"/10 at {list(schedule.drop_steps)}"
     return {
-        "steps": f"{schedule.num_steps} (warm-up {schedule.warmup_steps}, /10 at {list(schedule.drop_steps)})",
-        "batch size": f"{training.batch_size} ({devices.world_size} {devices.kind} process(es) x {per_process})",
+        "steps": f"{schedule.num_steps} (warm-up {schedule.warmup_steps}, {decay})",
+        "batch size": f"{training.batch_size} ({split})",
         "learning rate": f"{settings.base_lr:g} ({lr_origin})",
         "optimizer": rates.optimizer,
         "weight decay": f"{settings.weight_decay:g} ({decay_origin})",
@@ -106,23 +119,26 @@ def describe_settings(
 def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, process: Process) -> torch.optim.Optimizer:
     """The recipe's optimizer over all trainable parameters, in groups by backbone or not, bias or not.
 
-    A group's `lr_scale` is its factor on the learning rate of the step.
+    A group's `lr_scale` is its factor on the learning rate of the step, or of the run where `constant_lr` is set.
 
     Source: mmcv `DefaultOptimizerConstructor`; as there, the shift of a norm is not a bias.
     """
     norm_shifts = {id(module.bias) for module in model.modules() if isinstance(module, NORMS)}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = ("backbone" in name.split("."), name.endswith(".bias") and id(parameter) not in norm_shifts)
+            parts = name.split(".")
+            is_bias = parts[-1] == "bias" and id(parameter) not in norm_shifts
+            key = ("backbone" in parts, is_bias, not set(parts).isdisjoint(rates.constant_lr))
             groups.setdefault(key, []).append(parameter)
     options = [
         {
             "params": parameters,
             "weight_decay": settings.weight_decay * (rates.bias_decay_scale if is_bias else 1.0),
             "lr_scale": (rates.backbone_lr_scale if is_backbone else 1.0) * (rates.bias_lr_scale if is_bias else 1.0),
+            "constant_lr": is_constant,
         }
-        for (is_backbone, is_bias), parameters in groups.items()
+        for (is_backbone, is_bias, is_constant), parameters in groups.items()
     ]
     fused = process.device.startswith("cuda") or None
     if rates.optimizer == "adamw":

@@ -6,8 +6,9 @@ from typing import Literal
 
 from aligndet_cli.errors import ConfigError
 
-ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "100e", "150e"]
+ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "90e", "100e", "150e", "200e"]
 WarmupName = Literal["linear", "constant", "none"]
+DecayName = Literal["steps", "cosine"]
 WARMUP_STEPS = 500  # FACTS 5
 WARMUP_START = {"linear": 0.001, "constant": 1 / 3, "none": 1.0}  # share of the learning rate, FACTS 5
 REFERENCE_BATCH = 16
@@ -30,8 +31,10 @@ LENGTHS: dict[ScheduleName, Length] = {
     "3x": Length(36, None, (24 / 36, 33 / 36)),
     "4x": Length(48, None, (32 / 48, 44 / 48)),
     "50e": Length(50, None, (40 / 50,)),
+    "90e": Length(90, None, (30 / 90, 60 / 90)),
     "100e": Length(100, None, (70 / 100,)),
     "150e": Length(150, None, (100 / 150,)),
+    "200e": Length(200, None, (120 / 200, 160 / 200)),
 }
 
 
@@ -44,16 +47,21 @@ class Schedule:
         warmup_steps: steps until the full rate.
         drop_steps: steps from which the rate is ten times lower.
         warmup: a linear rise, a constant lower rate, or none.
+        decay: `cosine` falls from the full rate to nothing instead of dropping.
     """
 
     num_steps: int
     warmup_steps: int
     drop_steps: tuple[int, ...]
     warmup: WarmupName = "linear"
+    decay: DecayName = "steps"
 
     def lr_factor(self, step: int) -> float:
         """Factor on the base learning rate at a step (0-based)."""
-        drop = 0.1 ** sum(step >= drop_step for drop_step in self.drop_steps)
+        if self.decay == "cosine":
+            drop = (1.0 + math.cos(math.pi * step / self.num_steps)) / 2.0
+        else:
+            drop = 0.1 ** sum(step >= drop_step for drop_step in self.drop_steps)
         if step >= self.warmup_steps:
             return drop
         start = WARMUP_START[self.warmup]
@@ -81,6 +89,7 @@ def build_schedule(
     num_images: int,
     batch_size: int,
     warmup: WarmupName = "linear",
+    decay: DecayName = "steps",
 ) -> Schedule:
     """The curve of a named schedule, shortened or lengthened to `epochs` or `steps` when one of them is given.
 
@@ -95,8 +104,8 @@ def build_schedule(
     if steps is None and epochs is None:
         steps, epochs = length.steps, length.epochs
     num_steps = steps or (epochs or 0) * steps_per_epoch(num_images, batch_size)
-    drops = tuple(round(fraction * num_steps) for fraction in length.drops)
-    return Schedule(num_steps, 0 if warmup == "none" else min(WARMUP_STEPS, num_steps // 10), drops, warmup)
+    drops = tuple(round(fraction * num_steps) for fraction in length.drops) if decay == "steps" else ()
+    return Schedule(num_steps, 0 if warmup == "none" else min(WARMUP_STEPS, num_steps // 10), drops, warmup, decay)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ class Rates:
         clip_norm: largest gradient norm; None does not clip.
         bias_lr_scale, bias_decay_scale: factors on both for biases.
         backbone_lr_scale: factor on the learning rate of the backbone.
+        constant_lr: names of parts whose learning rate is not scheduled.
     """
 
     lr: float
@@ -119,10 +129,12 @@ class Rates:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     schedule: ScheduleName = "1x"
     warmup: WarmupName = "linear"
+    decay: DecayName = "steps"
     clip_norm: float | None = None
     bias_lr_scale: float = 1.0
     bias_decay_scale: float = 1.0
     backbone_lr_scale: float = 1.0
+    constant_lr: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

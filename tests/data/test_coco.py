@@ -32,7 +32,7 @@ def test_flat_arrays(tmp_path: Path) -> None:
     assert images.areas.tolist() == [11.5, 200, 77]  # the second has no area of its own: 20 * 10
     assert images.is_crowd.tolist() == [False, True, False]
     assert images.sizes_hw.tolist() == [[40, 60]] * 3
-    assert images.problems == {} and images.segmentations == []
+    assert images.problems == {} and images.segmentations is None
     assert (images.boxes.dtype, images.class_ids.dtype, images.image_ids.dtype) == (np.float32, np.int64, np.int64)
     assert images.record(1).boxes.shape == (0, 4)  # an image without boxes stays, as a negative
     assert images.record(2).path.is_file()
@@ -78,9 +78,10 @@ def test_masks_only_when_asked_for(tmp_path: Path) -> None:
     content["annotations"][1]["segmentation"] = [[1, 2, 4, 2, 4, 6]]
     content["annotations"][2]["segmentation"] = {"size": [40, 60], "counts": [2400]}
     make_coco(tmp_path, content)
-    assert open_root(tmp_path).segmentations == []
+    assert open_root(tmp_path).segmentations is None
     images = open_images(DataConfig(root=tmp_path), purpose="train", with_masks=True)
-    assert images.segmentations == [[[1, 2, 4, 2, 4, 6]], {"size": [40, 60], "counts": [2400]}, []]
+    assert images.segmentations is not None
+    assert list(images.segmentations) == [[[1, 2, 4, 2, 4, 6]], {"size": [40, 60], "counts": [2400]}, []]
     assert images.record(0).segmentations[0] == [[1, 2, 4, 2, 4, 6]]
     assert "segmentation" in to_coco_dict(images)["annotations"][0]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aligndet_cli.config import DataConfig
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, positions_of
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream, StreamSampler, evaluation_batches, training_batches
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.toy import draw_toy_data
@@ -108,3 +108,19 @@ def test_evaluation_goes_through_all_images_in_order(images: ImageSet) -> None:
     for indices, batch, sizes in found:
         assert [tuple(images.sizes_hw[index]) for index in indices] == sizes
         assert all(min(size_hw) == 32 for size_hw in batch.sizes_hw)
+
+
+def test_a_batch_may_be_larger_than_the_data_set(images: ImageSet) -> None:
+    process = Process()
+    two_epochs = StreamSampler(3, 4, seed=5, start_step=0, num_steps=3, process=process)
+    rows = [row for batch in two_epochs for _, row in batch]
+    assert all(sorted(rows[start : start + 3]) == [0, 1, 2] for start in (0, 3, 6, 9))
+    stream = SampleStream(images, [0, 2, 4], LabelBoxes(images), "fail")
+    batches = list(training_batches(stream, two_epochs, 0))
+    assert [sample.index for batch in batches for sample in batch] == [2 * row for row in rows]
+
+
+def test_positions() -> None:
+    known = np.array([30, 10, 20])
+    assert positions_of(np.array([10, 5, 30, 40, 20, 10]), known).tolist() == [1, -1, 0, -1, 2, 1]
+    assert positions_of(np.array([1]), np.array([], dtype=np.int64)).tolist() == [-1]

@@ -80,7 +80,7 @@ def test_they_are_small_and_can_be_sent_to_other_processes(images: ImageSet) -> 
     masks = LabelMasks.of(images)
     again = pickle.loads(pickle.dumps(masks))
     assert np.array_equal(again.masks_of(1, (64, 80)), masks.masks_of(1, (64, 80)))
-    assert LabelMasks.of(ImageSet(**{**images.__dict__, "segmentations": []})).count([0]) == (
+    assert LabelMasks.of(ImageSet(**{**images.__dict__, "segmentations": None})).count([0]) == (
         0,
         int((~images.record(0).is_crowd).sum()),
     )

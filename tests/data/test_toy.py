@@ -10,7 +10,7 @@ from aligndet_cli.config import DataConfig
 from aligndet_cli.data.coco import to_coco_dict
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.open import open_images
-from aligndet_cli.data.toy import CATEGORIES, draw_toy_data
+from aligndet_cli.data.toy import CATEGORIES, draw_toy_data, draw_toy_objects
 from aligndet_cli.errors import RunError
 
 NUM_TRAIN, NUM_VAL = 31, 7
@@ -98,3 +98,19 @@ def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"):
         draw_toy_data(tmp_path / "file", seed=0, num_train=1, num_val=1)
+
+
+def test_objects_lie_in_a_folder_per_class(tmp_path: Path) -> None:
+    draw_toy_objects(tmp_path / "a", seed=0, num_train=11, num_val=7)
+    draw_toy_objects(tmp_path / "b", seed=0, num_train=5, num_val=7)
+    files = sorted(file.relative_to(tmp_path / "a").as_posix() for file in (tmp_path / "a").rglob("*.jpg"))
+    assert len(files) == 18 and {file.split("/")[1] for file in files} == set(CATEGORIES.values())
+    counts = [sum(file.startswith(f"train/{name}/") for file in files) for name in CATEGORIES.values()]
+    assert counts == [3, 2, 2, 2, 2]  # they take turns
+    for file in files:  # an image depends on its number alone
+        if (tmp_path / "b" / file).exists():
+            assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "a" / file).read_bytes()
+    pixels = read_image(tmp_path / "a" / "train/disc/000000.jpg")
+    assert 77 <= pixels.shape[0] <= 99 and 91 <= pixels.shape[1] <= 117  # 88 x 104, 12 % either way
+    with pytest.raises(RunError, match="cannot be written"):
+        draw_toy_objects(tmp_path / "a" / files[0], seed=0, num_train=1, num_val=0)

@@ -107,12 +107,14 @@ def test_the_backbone_is_shared_and_not_copied(family: str) -> None:
 def test_features_carry_sizes(model: Detector) -> None:
     features = model.extract(make_images())
     assert (features.sizes_hw, features.batch_hw) == (SIZES_HW, (96, 96))
-    assert {name: tuple(tensor.shape[-2:]) for name, tensor in features.maps.items()} == {
-        "c2": (24, 24),
-        "c3": (12, 12),
-        "c4": (6, 6),
-        "c5": (3, 3),
+    sides = {"c2": 24, "c3": 12, "c4": 6, "c5": 3}  # of a 96 x 96 batch
+    assert {name: tuple(of_level.shape[-2:]) for name, of_level in features.maps.items()} == {
+        name: (sides[name], sides[name]) for name in features.maps
     }
+    assert "c5" in features.maps
+    first, second = features.split(1)
+    assert (first.sizes_hw, second.sizes_hw) == (SIZES_HW[:1], SIZES_HW[1:])
+    assert torch.equal(torch.cat([first.maps["c5"], second.maps["c5"]]), features.maps["c5"])
 
 
 @pytest.mark.parametrize("counts", [(5, 3), (0, 3), (5, 0), (0, 0), (200, 113)])

@@ -1,69 +1,16 @@
 """Real processes for the tests that kill them."""
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `two_ranks`, also in the processes that it is sent to
-
-
-@dataclass
-class ForkServer:
-    """Starts commands quickly; see `forkserver.py`."""
-
-    process: "subprocess.Popen[str]"
-    log: Path
-
-    def start(
-        self, *words: str | Path, cwd: Path, die_at: int | None = None, environment: dict[str, str] | None = None
-    ) -> int:
-        """Pid (and process group) of a new command; with its own `environment` it also has its own log."""
-        rank = (environment or {}).get("RANK", "")
-        request = {"words": [str(word) for word in words], "cwd": str(cwd), "log": f"{self.log}{rank}"}
-        return int(self._ask({**request, "die_at": die_at, "environment": environment or {}}))
-
-    def wait(self, pid: int) -> int:
-        """Exit code of a command once it has ended; negative for a signal."""
-        return int(self._ask({"wait": pid}))
-
-    def run(self, *words: str | Path, cwd: Path, die_at: int | None = None) -> int:
-        """Start a command and wait for it."""
-        return self.wait(self.start(*words, cwd=cwd, die_at=die_at))
-
-    @property
-    def output(self) -> str:
-        """What the last command printed."""
-        return self.log.read_text()
-
-    @property
-    def changes(self) -> int:
-        """How often the last command changed the disk."""
-        return int(Path(f"{self.log}.changes").read_text().split("\n", 1)[0])
-
-    def _ask(self, request: dict[str, Any]) -> str:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, "the fork server died"
-        return answer.strip()
+sys.path.insert(0, str(Path(__file__).parent))  # for what is shared here, also in the processes that are started
+from forks import ForkServer, fork_server
 
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    script = Path(__file__).with_name("forkserver.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1"}
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        yield ForkServer(process, tmp_path_factory.mktemp("forks") / "log.txt")
-        assert process.stdin is not None
-        process.stdin.close()
+    with fork_server(tmp_path_factory.mktemp("forks") / "log.txt") as server:
+        yield server

@@ -16,7 +16,7 @@ from PIL import Image
 from aligndet_cli.workspace import Workspace
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import ForkServer
+    from forks import ForkServer
 
 pytestmark = pytest.mark.e2e
 

@@ -1,13 +1,12 @@
 """Two gloo processes on the CPU: the same weights on both, those of averaged gradients. Issue 2, point 8."""
 
+import contextlib
 import functools
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,10 @@ from two_ranks import Taken, run_and_keep, take_learner, train_with_averaged_gra
 
 from aligndet_cli import driver
 from aligndet_cli.training.launch import Devices, Process, Shown, launch
+from aligndet_cli.training.slurm import torch_variables
 
 if TYPE_CHECKING:
-    from tests.e2e.conftest import ForkServer
+    from forks import ForkServer
 
 pytestmark = pytest.mark.e2e
 
@@ -92,15 +92,32 @@ def test_under_torchrun(workspace: Path) -> None:
     assert results(workspace / "finetune" / "joined") == results(workspace / "finetune" / "two")
 
 
-def join(forks: "ForkServer", *words: str | Path, cwd: Path) -> tuple[list[int], list[str]]:
-    """Run a command twice, with the variables that torchrun sets; exit codes and outputs by rank."""
+def torchrun_variables() -> list[dict[str, str]]:
+    """What torchrun sets for each of two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    ranks = ("0", "1")
     where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    pids = [forks.start(*words, cwd=cwd, environment={**where, "RANK": rank, "LOCAL_RANK": rank}) for rank in ranks]
-    return [forks.wait(pid) for pid in pids], [Path(f"{forks.log}{rank}").read_text() for rank in ranks]
+    return [{**where, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+
+
+def slurm_variables() -> list[dict[str, str]]:
+    """What srun sets for each of two processes; the job is one whose port is free."""
+    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost,elsewhere[3-4]"}
+    for job in range(os.getpid(), os.getpid() + 100):
+        found = [{**step, "SLURM_JOB_ID": str(job), "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", int(torch_variables(found[0])["MASTER_PORT"])))
+            return found
+    raise AssertionError("no free port")
+
+
+def join(
+    forks: "ForkServer", *words: str | Path, cwd: Path, ranks: list[dict[str, str]] | None = None
+) -> tuple[list[int], list[str]]:
+    """Run a command twice, with the variables that a launcher sets; exit codes and outputs by rank."""
+    pids = [forks.start(*words, cwd=cwd, environment=variables) for variables in ranks or torchrun_variables()]
+    return [forks.wait(pid) for pid in pids], [Path(f"{forks.log}{rank}").read_text() for rank in ("0", "1")]
 
 
 def test_joined_pretraining(forks: "ForkServer", workspace: Path) -> None:
@@ -111,6 +128,23 @@ def test_joined_pretraining(forks: "ForkServer", workspace: Path) -> None:
     # Asked again: both say nothing but that it is complete, and neither waits for the other.
     codes, outputs = join(forks, *words, cwd=workspace)
     assert codes == [0, 0] and "already complete" in outputs[0] and outputs[1] == ""
+
+
+def test_joined_under_slurm(forks: "ForkServer", workspace: Path) -> None:
+    words = ("pretrain-box", "-w", workspace, *CHAIN["pretrain-box"], *BATCH, "--name", "slurm")
+    codes, outputs = join(forks, *words, cwd=workspace, ranks=slurm_variables())
+    assert codes == [0, 0], outputs
+    assert results(workspace / "pretrain-box" / "slurm") == results(workspace / "pretrain-box" / "two")
+    assert "(2 cpu process(es) x 2)" in outputs[0] and outputs[1] == ""
+
+
+def test_joined_evaluation_of_fewer_chunks_than_processes(forks: "ForkServer", workspace: Path, chain: Path) -> None:
+    # Five images are one chunk: the second process has nothing to do.
+    words = ("evaluate", "-w", workspace, "--limit", "5")
+    codes, outputs = join(forks, *words, "--name", "joined", cwd=workspace)
+    assert codes == [0, 0], outputs
+    assert forks.run(*words, "--name", "alone", cwd=workspace) == 0, forks.output
+    assert results(workspace / "evaluate" / "joined") == results(workspace / "evaluate" / "alone")
 
 
 def test_joined_proposals_are_written_once(forks: "ForkServer", toy: Path, chain: Path, tmp_path: Path) -> None:
@@ -126,45 +160,3 @@ def test_a_mistake_of_joined_processes(forks: "ForkServer", workspace: Path) -> 
     for output in outputs:
         assert "Traceback" not in output
         assert output.strip().splitlines()[-1].startswith("error: --init nil: write pretrain, backbone, scratch or")
-
-
-def processes_of(session: int) -> list[str]:
-    """Living processes of a session, as `pid command`."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = file.read_text().rpartition(")")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        state, _, _, its_session = rest.split()[:4]
-        if int(its_session) == session and state != "Z":
-            found.append(name)
-    return found
-
-
-def test_a_killed_rank_ends_the_command(workspace: Path, tmp_path: Path) -> None:
-    words = [
-        str(word) for word in ("-w", workspace, *CHAIN["pretrain-box"], *TWO, "--steps", "5000", "--name", "killed")
-    ]
-    words += ["--set", "training.log_every=1"]
-    command = [sys.executable, "-m", "aligndet_cli.cli", "pretrain-box", *words]
-    log = workspace / "pretrain-box" / ".killed.partial" / "metrics.jsonl"
-    with (tmp_path / "stderr").open("w") as stderr:
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=stderr, stderr=stderr, start_new_session=True)
-    for _ in range(600):
-        time.sleep(0.1)
-        if log.exists() and log.stat().st_size:
-            break
-    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    ranks = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
-    assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGKILL)
-    assert process.wait(timeout=30) == 1
-    text = (tmp_path / "stderr").read_text()
-    assert text.strip().splitlines()[-1].startswith("error: a training process died (rank 1 exit code -9)")
-    assert text.count("error") == 1 and "Traceback" not in text, text
-    for _ in range(50):
-        if not processes_of(process.pid):
-            break
-        time.sleep(0.1)
-    assert processes_of(process.pid) == []

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 from torch.nn.utils import clip_grad_norm_
 
+from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.transforms import Sample, mix_seed
 from aligndet_cli.driver import stage_module
+from aligndet_cli.pretrain_image.methods import MoCo
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.loop import Learner, LoopSettings
 
@@ -97,3 +100,15 @@ def train_with_averaged_gradients(ranks: list[Taken]) -> list[dict[str, torch.Te
             taken.learner.optimizer.step()
             taken.learner.after_step(step)
     return [parameters_of(taken.learner) for taken in ranks]
+
+
+def fill_queue(plan: Any, process: Process, folder: Path) -> None:
+    """Two batches of each rank through MoCo; every rank keeps its queue and the keys it made."""
+    torch.manual_seed(0)
+    moco = MoCo(build_backbone(BackboneConfig(name="resnet18")), embedding_dim=4, queue_size=6, temperature=0.2)
+    made = []
+    moco.momentum_head.register_forward_hook(lambda _module, _inputs, output: made.append(normalize(output, dim=1)))
+    generator = torch.Generator().manual_seed(process.rank)
+    for _ in range(2):
+        moco([torch.randn(2, 3, 32, 32, generator=generator) for _ in range(2)], None, with_health=False)
+    torch.save({"queue": moco.queue, "keys": made}, folder / f"queue{process.rank}.pt")

@@ -28,7 +28,7 @@ def _image_set(folder: Path, num_images: int, names: list[str]) -> ImageSet:
         class_ids=np.arange(num_images) % len(names),
         areas=np.full(num_images, 1050, dtype=np.float32),
         is_crowd=np.zeros(num_images, dtype=np.bool_),
-        segmentations=[],
+        segmentations=None,
         categories=tuple(Category(number + 1, name) for number, name in enumerate(names)),
         fingerprint="",
         problems={},

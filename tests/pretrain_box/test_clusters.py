@@ -38,7 +38,7 @@ def test_boxes_come_with_the_clusters_of_their_rows(workspace: Path) -> None:
     plan = prepare(config_of(topk=3), Workspace(workspace))
     store = plan.boxes.store
     labels = np.load(workspace / "cluster" / "train-k4" / "labels.npy")
-    assert plan.num_classes == 4
+    assert plan.boxes.num_classes == 4
     for index in plan.indices:
         row = int(plan.boxes.rows[index])
         boxes, clusters = plan.boxes.boxes_and_classes(index)
@@ -57,7 +57,7 @@ def test_topk_is_the_recipes_unless_given(workspace: Path) -> None:
     assert prepare(config_of(), Workspace(workspace)).boxes.topk == 50
     assert prepare(config_of(topk=7), Workspace(workspace)).boxes.topk == 7
     retinanet = prepare(PretrainBoxConfig(), Workspace(workspace))
-    assert retinanet.boxes.topk is None and retinanet.boxes.clusters is None and retinanet.num_classes == 1
+    assert retinanet.boxes.topk is None and retinanet.boxes.clusters is None and retinanet.boxes.num_classes == 1
     assert "best 50 (detr recipe)" in aligndet("pretrain-box", "-w", workspace, *DETR, "--dry-run").stderr
 
 

@@ -117,3 +117,41 @@ def test_hooks_see_every_step_once(tmp_path: Path) -> None:
     seen: list[int] = []
     train(learner(Wandering(), after_step=seen.append), batches_from, settings(), tmp_path, Process())
     assert seen == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), ("GPU", "--batch-size", "bf16")),
+        (MemoryError(), ("CPU", "--batch-size", "--accumulate", "--short-side")),
+        (None, ("CPU", "--batch-size")),
+    ],
+)
+def test_running_out_of_memory_names_the_settings(tmp_path: Path, error: Exception | None, words: tuple) -> None:
+    class Greedy(Wandering):
+        def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            if error is None:
+                torch.empty(10**15)  # what torch itself says when the CPU has no such memory
+            else:
+                raise error
+            return super().forward(samples, step)
+
+    with pytest.raises(RunError, match="out of (GPU|CPU) memory") as caught:
+        train(learner(Greedy()), batches_from, settings(), tmp_path, Process())
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    class Broken(Wandering):
+        def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(learner(Broken()), batches_from, settings(), tmp_path, Process())
+
+
+def test_speed_has_data_wait_and_memory(tmp_path: Path) -> None:
+    train(learner(Wandering()), batches_from, settings(), tmp_path, Process())
+    line = json.loads((tmp_path / "speed.jsonl").read_text().splitlines()[0])
+    assert set(line) == {"step", "images_per_s", "data_wait", "memory_mib"}
+    assert 0 <= line["data_wait"] <= 1 and 50 < line["memory_mib"] < 50_000

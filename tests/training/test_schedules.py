@@ -48,6 +48,17 @@ def test_constant_warm_up_is_a_third() -> None:
     assert schedule.lr_factor(500) == 1.0
 
 
+def test_cosine_falls_from_the_full_rate_to_nothing() -> None:
+    schedule = build_schedule(
+        "100e", epochs=None, steps=None, num_images=40, batch_size=10, warmup="none", decay="cosine"
+    )
+    assert (schedule.num_steps, schedule.drop_steps, schedule.warmup_steps) == (400, (), 0)
+    assert [schedule.lr_factor(step) for step in (0, 100, 200, 300)] == pytest.approx(
+        [1.0, 0.853553, 0.5, 0.146447], abs=1e-6
+    )
+    assert schedule.lr_factor(399) < 1e-4
+
+
 def test_rate_scales_with_the_batch_unless_given() -> None:
     rates = Rates(0.01, 1e-4, "a recipe", bias_lr_scale=2.0, bias_decay_scale=0.0, backbone_lr_scale=0.1)
     numbers = {"num_images": 10, "seed": 0, "runtime": RuntimeConfig()}
@@ -61,3 +72,14 @@ def test_rate_scales_with_the_batch_unless_given() -> None:
     # backbone weights, backbone biases, head weights, head biases
     assert [group["lr_scale"] for group in groups] == pytest.approx([0.1, 0.2, 1.0, 2.0])
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0, 1e-4, 0.0]
+
+
+def test_a_part_may_keep_its_rate() -> None:
+    model = nn.ModuleDict({"projector": nn.Linear(2, 2), "predictor": nn.Linear(2, 2)})
+    rates = Rates(0.05, 1e-4, "a recipe", constant_lr=("predictor",))
+    settings = resolve_settings(
+        TrainingConfig(batch_size=16, steps=10), rates, num_images=10, seed=0, runtime=RuntimeConfig()
+    )
+    groups = build_optimizer(model, rates, settings, Process()).param_groups
+    constant = {id(p) for group in groups if group["constant_lr"] for p in group["params"]}
+    assert constant == {id(p) for p in model["predictor"].parameters()}

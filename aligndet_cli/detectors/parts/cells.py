@@ -14,7 +14,12 @@ def grids_of(maps: Sequence[Tensor]) -> list[tuple[int, int]]:
 def image_index_of(counts: Sequence[int], device: torch.device) -> Tensor:
     """(sum of counts,) int64: which image each of the candidates listed image by image belongs to."""
     index = torch.arange(len(counts), device=device)
-    return index.repeat_interleave(torch.tensor(counts, device=device))
+    return index.repeat_interleave(send(counts, device), output_size=sum(counts))
+
+
+def send(values: Sequence[float] | Sequence[Sequence[float]], device: torch.device) -> Tensor:
+    """A few numbers as a tensor on the device, without waiting for it as `torch.tensor(..., device=...)` does."""
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def gather_cells(maps: Sequence[Tensor], image_index: Tensor, cell_index: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from aligndet_cli.detectors.interface import BoxTargets
+from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.matching import BACKGROUND
 
 _WORST = 1e6  # of a query whose prediction is not finite: the loss will say so, with the step and the images
@@ -69,7 +70,7 @@ def match_queries(
 def to_relative(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """(N, 4) xyxy boxes in pixels as centre x, centre y, width and height in shares of the image."""
     height, width = size_hw
-    return box_convert(boxes, "xyxy", "cxcywh") / boxes.new_tensor([width, height, width, height])
+    return box_convert(boxes, "xyxy", "cxcywh") / send([width, height, width, height], boxes.device)
 
 
 def _pair_costs(

@@ -1,13 +1,20 @@
 """Which box an anchor is responsible for."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from aligndet_cli.data.batch import BoxTargets
+from aligndet_cli.detectors.parts.cells import send
+
 BACKGROUND = -1
 IGNORED = -2
 
-BOXES_AT_ONCE = 16  # bounds the IoU matrix: 16 boxes x 200,000 anchors = 13 MB
+# Bounds the IoU matrix: 16 boxes x 200,000 anchors = 13 MB. On a GPU launching the kernels takes longer than running
+# them, so there are fewer and larger ones: 100 MB.
+BOXES_AT_ONCE = {"cpu": 16, "cuda": 128}
 
 
 @torch.no_grad()
@@ -45,9 +52,10 @@ def match_by_iou(
     best_iou = anchors.new_zeros(len(anchors))
     best_box = anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
     claimed_by = best_box.clone()
-    for start in range(0, len(boxes) if len(anchors) else 0, BOXES_AT_ONCE):
+    at_once = BOXES_AT_ONCE[anchors.device.type]
+    for start in range(0, len(boxes) if len(anchors) else 0, at_once):
         # float32 as in box_iou: the equality below hangs on its rounding
-        iou = box_iou(boxes[start : start + BOXES_AT_ONCE], anchors).masked_fill_(~valid, -1)  # (n, A)
+        iou = box_iou(boxes[start : start + at_once], anchors).masked_fill_(~valid, -1)  # (n, A)
         index = torch.arange(start, start + len(iou), device=boxes.device)
         chunk_iou, chunk_box = iou.max(dim=0)
         is_better = chunk_iou > best_iou
@@ -63,6 +71,22 @@ def match_by_iou(
     matched = torch.where(best_iou < negative_iou, BACKGROUND, matched)
     matched = torch.where(claimed_by >= 0, claimed_by, matched)
     return torch.where(valid, matched, IGNORED)
+
+
+def matched_boxes(
+    targets: Sequence[BoxTargets], matched: Tensor, image_index: Tensor, candidate_index: Tensor
+) -> Tensor:
+    """(P, 4) xyxy boxes that positive candidates are matched to.
+
+    Args:
+        targets: boxes of each image.
+        matched: (B, A) as from `match_by_iou`.
+        image_index, candidate_index: (P,) which entries of it; all of them positive.
+    """
+    counts = [len(of_image.boxes) for of_image in targets]
+    first_rows = send([sum(counts[:image]) for image in range(len(counts))], matched.device)  # (B,)
+    boxes = torch.cat([of_image.boxes for of_image in targets])
+    return boxes[matched[image_index, candidate_index] + first_rows[image_index]]
 
 
 def look_up(matched: Tensor, values: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.matching import BACKGROUND
 
-BOXES_AT_ONCE = 32  # bounds the distances: 32 boxes x 22,000 points = 2.8 MB each
+BOXES_AT_ONCE = {"cpu": 32, "cuda": 256}  # bounds the distances: 32 boxes x 22,000 points = 2.8 MB each
 
 
 class PointGrid(nn.Module):
@@ -81,8 +81,9 @@ def match_by_range(points: Tensor, ranges: Tensor, boxes: Tensor) -> Tensor:
     matched = torch.full_like(smallest_area, BACKGROUND, dtype=torch.int64)
     x, y = points.unbind(dim=1)
     low, high = ranges.unbind(dim=1)
-    for start in range(0, len(boxes), BOXES_AT_ONCE):
-        left, top, right, bottom = boxes[start : start + BOXES_AT_ONCE, :, None].unbind(dim=1)  # (n, 1) each
+    at_once = BOXES_AT_ONCE[points.device.type]
+    for start in range(0, len(boxes), at_once):
+        left, top, right, bottom = boxes[start : start + at_once, :, None].unbind(dim=1)  # (n, 1) each
         to_left, to_right, to_top, to_bottom = x - left, right - x, y - top, bottom - y  # (n, P) each
         nearest = torch.minimum(torch.minimum(to_left, to_right), torch.minimum(to_top, to_bottom))
         farthest = torch.maximum(torch.maximum(to_left, to_right), torch.maximum(to_top, to_bottom))

@@ -15,8 +15,8 @@ from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
-from aligndet_cli.detectors.parts.matching import match_by_iou
-from aligndet_cli.detectors.parts.sampling import sample_positives_first
+from aligndet_cli.detectors.parts.matching import match_by_iou, matched_boxes
+from aligndet_cli.detectors.parts.sampling import sample_each_image
 
 STRIDES = (4, 8, 16, 32, 64)  # P2..P6
 SCALES = (8.0,)  # anchor sides 32..512
@@ -104,10 +104,7 @@ class RPN(nn.Module):
         """
         logits, deltas = output
         anchors, matched = self.assign(grids_of(logits), sizes_hw, targets)
-        samples = [
-            sample_positives_first(m, sampling.num_samples, positive_fraction=sampling.positive_fraction)
-            for m in matched
-        ]
+        samples = sample_each_image(matched, sampling.num_samples, positive_fraction=sampling.positive_fraction)
         image_index = image_index_of([len(of_image) for of_image in samples], matched.device)  # (S,)
         anchor_index = torch.cat(samples)  # (S,)
         is_object = matched[image_index, anchor_index] >= 0
@@ -117,9 +114,7 @@ class RPN(nn.Module):
 
         scores = self._gather(logits, image_index, anchor_index).squeeze(1)
         image_index, anchor_index = image_index[is_object], anchor_index[is_object]
-        boxes = torch.cat(
-            [t.boxes[m[s][m[s] >= 0]] for t, m, s in zip(targets, matched, samples, strict=True)]
-        )  # (P, 4)
+        boxes = matched_boxes(targets, matched, image_index, anchor_index)  # (P, 4)
         distance = self._gather(deltas, image_index, anchor_index) - encode_boxes(boxes, anchors[anchor_index])
         return {
             "loss_objectness": binary_cross_entropy_with_logits(scores, is_object.float(), reduction="sum")

@@ -15,6 +15,7 @@ from aligndet_cli.backbones import Backbone
 from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features
 from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
+from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.fpn import FPN
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.postprocess import select_detections
@@ -187,5 +188,5 @@ def box_loss(predictor: nn.Linear, features: Tensor, samples: RoiSamples, target
     class_ids = torch.cat([of_image.class_ids[matched] for matched, of_image in pairs])
     by_class = predictor(features[is_positive]).unflatten(1, (-1, 4))  # (P, K, 4)
     predicted = by_class[torch.arange(len(by_class), device=by_class.device), class_ids].float()
-    true = encode_boxes(boxes, torch.cat(positives.boxes)) / boxes.new_tensor(DELTA_STD)
+    true = encode_boxes(boxes, torch.cat(positives.boxes)) / send(DELTA_STD, boxes.device)
     return (predicted - true).abs().sum() / max(len(features), 1)

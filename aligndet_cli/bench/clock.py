@@ -1,0 +1,78 @@
+"""Where the time of a training step goes, from hooks around its modules."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+PARTS = ("data", "views", "backbone", "neck and heads", "matching and losses", "backward", "optimizer")
+
+
+class StepClock:
+    """Splits the time of steps by what was going on.
+
+    Every hook ends the lap that was running, so the parts add up to the whole. On a GPU a lap ends when the GPU is
+    done with it.
+
+    Args:
+        model: the detector, or the pretext with its two; called with finished views.
+        backbone: a part of it.
+        optimizer: of the same learner.
+    """
+
+    def __init__(self, model: nn.Module, backbone: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._is_cuda = next(model.parameters()).is_cuda
+        self._depth = 0
+        self._handles: list[Any] = [
+            model.register_forward_pre_hook(self._ending("views")),
+            model.register_forward_hook(self._ending("matching and losses")),
+            optimizer.register_step_pre_hook(self._ending("backward")),
+        ]
+        for module in model.modules():
+            # Those without parameters belong to the matching: anchors, points.
+            if module is not model and any(True for _ in module.parameters()):
+                name = "backbone" if module is backbone else "neck and heads"
+                self._handles += [
+                    module.register_forward_pre_hook(self._enter),
+                    module.register_forward_hook(self._leaving(name)),
+                ]
+        self.start()
+
+    def start(self) -> None:
+        """Begin a lap."""
+        self._last = self._now()
+
+    def lap(self, part: str) -> None:
+        """Book the time since the last lap."""
+        now = self._now()
+        self.seconds[part] += now - self._last
+        self._last = now
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _now(self) -> float:
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _ending(self, part: str) -> Callable[..., None]:
+        return lambda *_: self.lap(part)
+
+    def _enter(self, *_: Any) -> None:
+        if self._depth == 0:
+            self.lap("matching and losses")
+        self._depth += 1
+
+    def _leaving(self, part: str) -> Callable[..., None]:
+        def leave(*_: Any) -> None:
+            self._depth -= 1
+            if self._depth == 0:
+                self.lap(part)
+
+        return leave

@@ -1,0 +1,129 @@
+"""The log files of a training run: what was learned, how fast, and what could not be read."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aligndet_cli.data.transforms import Sample
+from aligndet_cli.training.distributed import mean_over_ranks
+from aligndet_cli.training.divergence import FILE as DIVERGED
+from aligndet_cli.training.launch import Process
+from aligndet_cli.training.logs import logger
+from aligndet_cli.workspace import write_bytes
+
+# How numbers are called where there is little room; those without a short name are in metrics.jsonl only.
+_SHOWN = {
+    "positive_similarity": "sim+",
+    "negative_similarity": "sim-",
+    "embedding_rank": "rank",
+    "embedding_spread": "spread",
+    "contrast_accuracy": "",
+    "grad_norm": "",
+}
+
+
+@dataclass
+class Speed:
+    """Seconds since the last line, and how many of them went into waiting for data."""
+
+    began: float = field(default_factory=time.perf_counter)
+    waiting: float = 0.0
+    images: int = 0
+
+
+class Records:
+    """The run's log files, cut back to the step that is resumed from."""
+
+    def __init__(self, folder: Path, process: Process, start: int, logger_name: str) -> None:
+        self.folder, self.process = folder, process
+        self._board: Any = None
+        if logger_name == "tensorboard" and process.is_main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._skipped: set[str] = set()
+        if process.is_main:
+            (folder / DIVERGED).unlink(missing_ok=True)
+            for name in ("metrics.jsonl", "speed.jsonl"):
+                _cut_back(folder / name, start)
+
+    def skipped(self, samples: Sequence[Sample]) -> None:
+        """List images that could not be read, each once."""
+        for file, reason in (entry for sample in samples for entry in sample.skipped):
+            if file not in self._skipped:
+                self._skipped.add(file)
+                logger.warning(f"skipped {file}: {reason}")
+                (self.folder / "resume").mkdir(exist_ok=True)
+                with (self.folder / "resume" / f"skipped-rank{self.process.rank}.jsonl").open("a") as handle:
+                    handle.write(json.dumps({"file": file, "reason": reason}) + "\n")
+
+    def metrics(
+        self,
+        done: int,
+        losses: Mapping[str, Tensor],
+        shown: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        speed: Speed,
+    ) -> dict[str, float | str]:
+        """Write one line of both logs; returns what the progress display shows."""
+        names = [*losses, *shown]
+        values = torch.stack([value.detach().float().reshape(()) for value in (*losses.values(), *shown.values())])
+        numbers = dict(zip(names, mean_over_ranks(values).tolist(), strict=True))
+        seconds = time.perf_counter() - speed.began
+        rate, waiting = speed.images * self.process.world_size / seconds, speed.waiting / seconds
+        memory = peak_memory(torch.device(self.process.device))
+        if self.process.is_main:
+            scheduled = [group for group in optimizer.param_groups if not group.get("constant_lr")]
+            lr = max(group["lr"] / group.get("lr_scale", 1.0) for group in scheduled)
+            self.line("metrics.jsonl", {"step": done, "lr": lr, **numbers})
+            fields = {"images_per_s": round(rate, 2), "data_wait": round(waiting, 3), "memory_mib": memory >> 20}
+            self.line("speed.jsonl", {"step": done, **fields})
+        short = {_SHOWN.get(name, name.removeprefix("loss_")): value for name, value in numbers.items()}
+        short.pop("", None)
+        return {**short, "img/s": rate, "data-wait": f"{waiting:.0%}", "memory": f"{memory / 1e9:.2g} GB"}
+
+    def line(self, name: str, content: Mapping[str, Any]) -> None:
+        """Append one JSON line."""
+        with (self.folder / name).open("a") as handle:
+            handle.write(json.dumps(content) + "\n")
+        if self._board is not None:
+            for key, value in content.items():
+                self._board.add_scalar(f"{Path(name).stem}/{key}", value, content["step"])
+            self._board.flush()
+
+
+def merge_skipped(folder: Path) -> None:
+    """Make one sorted `skipped.jsonl` of what the ranks could not read, before and after interruptions."""
+    files = sorted((folder / "resume").glob("skipped-rank*.jsonl"))
+    lines = sorted({line for file in files for line in file.read_text().splitlines(keepends=True)})
+    write_bytes(folder / "skipped.jsonl", "".join(lines).encode())
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of tensors on a GPU, or of this process where the CPU trains."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _cut_back(file: Path, last_step: int) -> None:
+    """Drop lines after a step, and a last line that a crash cut in half."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line).get("step", 0) <= last_step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:
+            break
+    write_bytes(file, "".join(kept).encode())

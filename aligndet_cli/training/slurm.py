@@ -1,0 +1,41 @@
+"""What Slurm's variables say to a process that srun has started."""
+
+import re
+from collections.abc import Mapping
+
+from aligndet_cli.errors import ConfigError
+
+_FIRST_PORT, _NUM_PORTS = 15_000, 15_000  # below the ports that Linux gives away by itself
+
+
+def is_batch_script(slurm: Mapping[str, str]) -> bool:
+    """Whether Slurm started this process alone, as part of the batch script: it has a number there too, but no step."""
+    return "SLURM_JOB_ID" in slurm and "SLURM_STEP_ID" not in slurm
+
+
+def torch_variables(slurm: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun would have set for a process that Slurm has started, from Slurm's own variables.
+
+    All processes meet at the first node of the step, where rank 0 is, on a port that follows from job and step.
+
+    Raises:
+        ConfigError: Slurm does not say on which nodes the processes are.
+    """
+    nodes = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST")
+    if not nodes and "MASTER_ADDR" not in slurm:
+        raise ConfigError("under Slurm: neither SLURM_JOB_NODELIST nor MASTER_ADDR is set; export MASTER_ADDR")
+    step = slurm.get("SLURM_STEP_ID", "0")
+    number = 1009 * int(slurm.get("SLURM_JOB_ID", "0")) + (int(step) if step.isdigit() else 0)
+    return {
+        "RANK": slurm["SLURM_PROCID"],
+        "WORLD_SIZE": slurm["SLURM_NTASKS"],
+        "LOCAL_RANK": slurm.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": slurm.get("MASTER_ADDR") or first_host(nodes or ""),
+        "MASTER_PORT": str(_FIRST_PORT + number % _NUM_PORTS),
+    }
+
+
+def first_host(nodes: str) -> str:
+    """First host of a list in Slurm's notation: `gpu[07-09,12],cpu1` -> `gpu07`."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group() if first else nodes)

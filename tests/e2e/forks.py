@@ -1,0 +1,68 @@
+"""Real processes for what kills them: commands that start in a moment. See `forkserver.py`."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class ForkServer:
+    """Starts commands quickly; see `forkserver.py`."""
+
+    process: "subprocess.Popen[str]"
+    log: Path
+
+    def start(
+        self, *words: str | Path, cwd: Path, die_at: int | None = None, environment: dict[str, str] | None = None
+    ) -> int:
+        """Pid (and process group) of a new command; one that is told its rank also has its own log."""
+        own = environment or {}
+        rank = own.get("RANK") or own.get("SLURM_PROCID") or ""
+        request = {"words": [str(word) for word in words], "cwd": str(cwd), "log": f"{self.log}{rank}"}
+        return int(self._ask({**request, "die_at": die_at, "environment": environment or {}}))
+
+    def wait(self, pid: int) -> int:
+        """Exit code of a command once it has ended; negative for a signal."""
+        return int(self._ask({"wait": pid}))
+
+    def run(self, *words: str | Path, cwd: Path, die_at: int | None = None) -> int:
+        """Start a command and wait for it."""
+        return self.wait(self.start(*words, cwd=cwd, die_at=die_at))
+
+    @property
+    def output(self) -> str:
+        """What the last command printed."""
+        return self.log.read_text()
+
+    @property
+    def changes(self) -> int:
+        """How often the last command changed the disk."""
+        return int(Path(f"{self.log}.changes").read_text().split("\n", 1)[0])
+
+    def _ask(self, request: dict[str, Any]) -> str:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, "the fork server died"
+        return answer.strip()
+
+
+@contextmanager
+def fork_server(log: Path) -> Iterator[ForkServer]:
+    """A server whose commands print to `log`."""
+    script = Path(__file__).with_name("forkserver.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1"}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        yield ForkServer(process, log)
+        assert process.stdin is not None
+        process.stdin.close()

@@ -1,0 +1,67 @@
+"""What `--accumulate` computes: the mean of the micro-batches, which is the large batch where their losses are
+divided by equal numbers."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.transforms import Sample
+from aligndet_cli.detectors import BUILDERS, build_detector
+from aligndet_cli.detectors.detr import DETRConfig
+from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
+from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.finetune.views import LabelledViews
+from aligndet_cli.training.batch_size import draw_samples
+from aligndet_cli.training.launch import Process
+from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
+from aligndet_cli.training.schedules import Schedule
+
+# All anchors and RoIs are used, so that nothing is drawn at random; no dropout for the same reason.
+RCNN = {"neck_channels": 32, "head_convs": 1, "head_features": 64, "rpn_samples": 9999, "roi_samples": 9999}
+SMALL = {
+    "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64, dropout=0.0),
+    "faster-rcnn": FasterRCNNConfig(**RCNN),
+    "fcos": FCOSConfig(neck_channels=64, head_convs=1),
+    "mask-rcnn": MaskRCNNConfig(**RCNN, mask_convs=1),
+    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1),
+}
+
+
+def gradients(family: str, samples: list[Sample], accumulate: int) -> tuple[Tensor, dict[str, float]]:
+    """All gradients of a step in one row, and its losses."""
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig(name="resnet18", norm_eval=True))
+    model = build_detector(SMALL[family], backbone, num_classes=3)
+    task = LabelledViews(model, short_sides=(64,), long_side=96, seed=0)
+    learner = Learner(task, torch.optim.SGD(model.parameters(), lr=0.0), {"model": model})
+    settings = LoopSettings(Schedule(10, 0, ()), base_lr=0.0, weight_decay=0.0, seed=0, accumulate=accumulate)
+    watch = watch_divergence(learner, Process())
+    losses, _ = train_step(learner, build_scaler(settings, Process()), samples, 0, settings, watch)
+    rows = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    return torch.cat(rows), {name: float(loss) for name, loss in losses.items()}
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_equal_micro_batches_are_the_large_batch(family: str) -> None:
+    """Two images twice: each half has as many positives as the other, so the mean of the halves is the whole."""
+    pair = draw_samples(2, [(64, 96)], num_boxes=4, num_classes=3, with_masks=family == "mask-rcnn")
+    whole, whole_losses = gradients(family, pair * 2, accumulate=1)
+    halves, losses = gradients(family, pair * 2, accumulate=2)
+    assert losses == pytest.approx(whole_losses, rel=1e-4)
+    assert (whole - halves).norm() < 1e-4 * whole.norm()
+
+
+@pytest.mark.parametrize("family", sorted(BUILDERS))
+def test_other_micro_batches_are_averaged(family: str) -> None:
+    """Exactly what two processes with a half each would do."""
+    samples = draw_samples(4, [(64, 96)], num_boxes=4, num_classes=3, with_masks=family == "mask-rcnn")
+    both, losses = gradients(family, samples, accumulate=2)
+    (first, first_losses), (second, second_losses) = (
+        gradients(family, samples[part], 1) for part in (slice(2), slice(2, 4))
+    )
+    assert (both - (first + second) / 2).norm() < 1e-5 * both.norm()
+    name = next(name for name in losses if name.startswith("loss_"))
+    assert losses[name] == pytest.approx((first_losses[name] + second_losses[name]) / 2, rel=1e-5)

@@ -1,0 +1,52 @@
+"""Gradients that are not finite never reach the weights, whether one asks in every step or later."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from aligndet_cli.data.transforms import Sample
+from aligndet_cli.errors import RunError
+from aligndet_cli.training.divergence import Divergence
+from aligndet_cli.training.launch import Process
+
+
+def sample(index: int) -> Sample:
+    image = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    return Sample(index, index, image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+
+
+def run_steps(gradients: list[float], folder: Path, *, is_deferred: bool) -> tuple[Tensor, Divergence]:
+    """SGD with lr 1 from 0 with these gradients; the fused one heeds what a deferred check tells it."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+    divergence = Divergence(Process(), folder, is_deferred=is_deferred)
+    for step, gradient in enumerate(gradients):
+        weight.grad = torch.tensor([gradient])
+        loss = torch.tensor(10.0 * step + gradient)
+        divergence.watch(optimizer, weight.grad.isfinite().all(), {"loss_a": loss}, [sample(step * 7)], step)
+        optimizer.step()
+    return weight.detach(), divergence
+
+
+def test_deferred_nothing_moves_after_the_first_bad_step(tmp_path: Path) -> None:
+    # -1, -2, then the infinite one, and a good one that comes too late.
+    weight, divergence = run_steps([1.0, 2.0, float("inf"), 4.0], tmp_path, is_deferred=True)
+    assert weight.item() == -3.0
+    with pytest.raises(RunError, match=r"diverged at step 2: .*loss_a inf; images \[14\].*lower --lr"):
+        divergence.check()
+    written = json.loads((tmp_path / "diverged.json").read_text())
+    assert written == {"step": 2, "ranks": [{"images": [14], "losses": {"loss_a": "inf"}}]}
+
+
+def test_deferred_good_steps_go_on(tmp_path: Path) -> None:
+    weight, divergence = run_steps([1.0, 2.0, 3.0], tmp_path, is_deferred=True)
+    divergence.check()
+    assert weight.item() == -6.0 and not list(tmp_path.iterdir())
+
+
+def test_at_once_the_step_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"diverged at step 1: .*images \[7\]"):
+        run_steps([1.0, float("nan"), 4.0], tmp_path, is_deferred=False)
