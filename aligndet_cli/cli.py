@@ -14,10 +14,11 @@ from rich.console import Console
 from aligndet_cli import __version__
 from aligndet_cli.config import STAGES, Sources, StageConfig, did_you_mean, flatten, load_config
 from aligndet_cli.driver import Outcome, Request, execute, stage_config_class, with_data
-from aligndet_cli.errors import AlignDetError, ConfigError, GateError, as_user_error
-from aligndet_cli.flags import DOCTOR, STAGE_FLAGS, Given, with_flags
+from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, as_user_error
+from aligndet_cli.flags import BENCH, DOCTOR, STAGE_FLAGS, Given, with_flags
 from aligndet_cli.training.launch import Shown
 from aligndet_cli.training.logs import logger, setup_logging
+from aligndet_cli.training.signals import Stopped, ignore_stopping, stop_at_once
 from aligndet_cli.workspace import Workspace
 
 SCHEMA_VERSION = 1
@@ -26,7 +27,7 @@ app = typer.Typer(
     name="aligndet",
     help="Pre-train an object detector on images nobody has labelled, then fine-tune and evaluate it.\n\n"
     "aligndet proposals DATA, cluster, pretrain-box, finetune, evaluate: each finds what the one before left "
-    "in the workspace.",
+    "in the workspace. Before them, pretrain-image DATA makes the backbone where there is none to download.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,7 +47,14 @@ def main() -> None:
     """Entry point of the console script."""
     # Read when torch is loaded: on a busy machine, threads that spin while they wait cost up to four times the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app()
+    stop_at_once()
+    try:
+        app()
+    except Stopped as stop:  # outside of a command's own work
+        typer.echo(f"error: {stop}", err=True)
+        sys.exit(Preempted.exit_code)
+    finally:
+        ignore_stopping()
 
 
 @app.callback(invoke_without_command=True)
@@ -57,6 +65,13 @@ def root(
     if version:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.command("pretrain-image")
+@with_flags(STAGE_FLAGS["pretrain-image"])
+def pretrain_image(data: Path | None, given: Given) -> None:
+    """Train a backbone on images, without labels or with one class per folder."""
+    run_stage("pretrain-image", data, given)
 
 
 @app.command("proposals")
@@ -163,6 +178,25 @@ def doctor(data: Path | None, given: Given) -> None:
             raise GateError("doctor --strict: there are findings, see above")
 
 
+@app.command("bench")
+@with_flags(BENCH)
+def bench(data: Path | None, given: Given) -> None:
+    """Measure how fast this machine trains a detector, and how long the paper's schedule would take on it."""
+    from aligndet_cli.bench.measure import BenchConfig, bench_table, run_bench
+
+    is_json = bool(given.control["json"])
+    setup_logging(0)
+    with user_errors(is_json):
+        sources = Sources(None, tuple(given.control["set"] or ()), _with_data_root(data, given))
+        config, _ = load_config(BenchConfig, "bench", sources)
+        timings = run_bench(config)
+        if is_json:
+            stages = {timing.stage: timing.to_json() for timing in timings}
+            _print_json({"command": "bench", "settings": config.to_json(), "stages": stages})
+        else:
+            _console().print(bench_table(timings))
+
+
 @list_app.command("detectors")
 def list_detectors() -> None:
     """Detector families."""
@@ -241,6 +275,8 @@ def user_errors(is_json: bool) -> Iterator[None]:
         yield
     except AlignDetError as error:
         _fail(str(error), error.exit_code, is_json)
+    except Stopped as stop:
+        _fail(str(stop), Preempted.exit_code, is_json)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to continue", 130, is_json)
     except OSError as error:
@@ -275,7 +311,7 @@ def _print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
         would_be = {"start": "would be written", "resume": "would be continued", "complete": "is already complete"}
         typer.echo(f"dry run: {outcome.folder} {would_be[outcome.action]}")
         return
-    prefix = "already complete: " if outcome.status == "already complete" else ""
+    prefix = "" if outcome.status == "done" else f"{outcome.status}: "
     typer.echo(f"{prefix}{outcome.folder}")
     for key, value in flatten({**result, **outcome.conclusion}):
         if value is not None and not isinstance(value, list | dict):

@@ -14,7 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from aligndet_cli.errors import ConfigError
 
-STAGES = ("proposals", "cluster", "pretrain-box", "finetune", "evaluate")
+STAGES = ("pretrain-image", "proposals", "cluster", "pretrain-box", "finetune", "evaluate")
+
+# Backbone weights that `pretrain-image` made in the workspace; with "auto" none where there are none.
+WORKSPACE_WEIGHTS = ("auto", "workspace")
 
 
 class Frozen(BaseModel):
@@ -48,6 +51,7 @@ class RuntimeConfig(Frozen):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Annotated[str, BeforeValidator(str)] = "auto"  # `--set runtime.devices=2` is an int in TOML
     num_nodes: int = Field(1, ge=1)
+    timeout_minutes: float = Field(30.0, gt=0)  # how long processes wait for each other: torch's default
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     compile: bool = False
@@ -56,7 +60,7 @@ class RuntimeConfig(Frozen):
 
 
 class StageConfig(Frozen):
-    """Base of the five stages' configs."""
+    """Base of the stages' configs."""
 
     # Dotted paths that say where to find or run things, not what is computed: kept out of the hash.
     UNHASHED: ClassVar[frozenset[str]] = frozenset(
@@ -69,6 +73,7 @@ class StageConfig(Frozen):
             "runtime.accelerator",
             "runtime.devices",
             "runtime.num_nodes",
+            "runtime.timeout_minutes",
             "runtime.num_workers",
             "runtime.compile",
             "runtime.offline",

@@ -23,6 +23,7 @@ from aligndet_cli.training.logs import logger
 from aligndet_cli.workspace import Artifact, Output, Workspace, read_json
 
 CONFIG_CLASSES = {
+    "pretrain-image": "PretrainImageConfig",
     "proposals": "ProposalsConfig",
     "cluster": "ClusterConfig",
     "pretrain-box": "PretrainBoxConfig",
@@ -52,21 +53,24 @@ class Request:
     shown: Shown = field(default_factory=Shown)
 
 
+Status = Literal["done", "already complete", "dry run", "shard done"]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a request.
 
     Attributes:
-        status: `done`, `already complete` or `dry run`.
+        status: `done`, `already complete`, `dry run`, or `shard done` where other shards are missing.
         action: what was decided: `start`, `resume` or `complete`.
-        artifact: None after a dry run.
+        artifact: None where there is none yet: after a dry run, and while shards are missing.
         effective: the effective settings that were printed.
-        conclusion: what a stage adds about its artifact each time (the comparison of `evaluate`).
+        conclusion: what a stage adds each time: the comparison of `evaluate`, how far the shards of `proposals` are.
         failed_gate: the gate that was not passed; to be raised once the result is out.
         is_main: False on all but one process under torchrun or Slurm; only that one speaks.
     """
 
-    status: Literal["done", "already complete", "dry run"]
+    status: Status
     action: Literal["start", "resume", "complete"]
     folder: Path
     artifact: Artifact | None
@@ -96,12 +100,12 @@ def execute(request: Request) -> Outcome:
     module = stage_module(request.stage)
     asked, _ = load_config(stage_config_class(request.stage), request.stage, request.sources)
     config = with_data(asked, request.workspace, request.stage)
-    devices = Devices() if request.stage == STAGES[0] else resolve_devices(config.runtime)
+    devices = Devices() if request.stage == "proposals" else resolve_devices(config.runtime)
 
     def prepare() -> Any:
         return module.prepare(config, request.workspace, resume=request.resume, force=request.force)
 
-    with one_for_all(devices.kind) as once:
+    with one_for_all(devices) as once:
         plan = once(prepare)
         output: Output = plan.output
         effective = module.describe(plan)
@@ -110,10 +114,12 @@ def execute(request: Request) -> Outcome:
             _say(request.stage, effective)
         status = _carry_out(request, plan, devices, module.run, is_main)
     artifact = None
-    if status != "dry run" and is_main:
+    if status in ("done", "already complete") and is_main:
         artifact = Artifact(output.folder, read_json(output.folder / "manifest.json"))
         _remember_data(request, config)
     conclusion, failed_gate = {}, None
+    if status == "shard done":
+        conclusion = module.conclude(plan)
     if artifact is not None and request.stage == "evaluate":
         conclusion = module.conclude(plan)
         try:
@@ -143,8 +149,8 @@ def with_data(config: StageConfig, workspace: Workspace, command: str) -> StageC
 
 
 def _ask_for_data(workspace: Workspace, command: str) -> str:
-    if command in STAGES[1:3]:
-        return f"{workspace.root / STAGES[0]} not found: run `aligndet {STAGES[0]} DATA` first"
+    if command in ("cluster", "pretrain-box"):
+        return f"{workspace.root / 'proposals'} not found: run `aligndet proposals DATA` first"
     if command == STAGES[-1] and workspace.recall("data") is not None:
         return "which images? the workspace remembers only labels for training: use --annotations FILE --images DIR"
     return f"which data? name it: `aligndet {command} DATA` (a COCO, VOC or YOLO root, or a folder of images)"
@@ -152,21 +158,22 @@ def _ask_for_data(workspace: Workspace, command: str) -> str:
 
 def _carry_out(
     request: Request, plan: Any, devices: Devices, run: Callable[[Any, Process], None], is_main: bool
-) -> Literal["done", "already complete", "dry run"]:
+) -> Status:
     output: Output = plan.output
     if request.dry_run:
         return "dry run"
     if output.action == "complete":
         return "already complete"
-    with output.lock() if is_main else contextlib.nullcontext():
-        if output.action == "resume" and is_main:
+    with output.lock() if is_main and not output.is_shared else contextlib.nullcontext():
+        if output.action == "resume" and is_main and not output.is_shared:
             logger.info(f"continuing {output.folder}, which was interrupted")
-        if request.stage == STAGES[0]:
+        if request.stage == "proposals":
             if is_main:  # it has worker processes of its own
                 run(plan, Process(progress=request.shown.progress))
         else:
             launch(run, plan, devices, request.shown)
-    return "done"
+    is_unfinished = output.is_shared and (output.partial / "manifest.json").exists()
+    return "shard done" if is_unfinished else "done"
 
 
 def _say(stage: str, effective: dict[str, Any]) -> None:
@@ -179,8 +186,13 @@ def _say(stage: str, effective: dict[str, Any]) -> None:
 
 
 def _remember_data(request: Request, config: StageConfig) -> None:
-    """`proposals` says what the workspace is about; other stages only where nothing was said before."""
-    if request.stage == STAGES[0] or request.workspace.recall("data") is None:
+    """`proposals` says what the workspace is about; other stages only where nothing was said before.
+
+    `pretrain-image` never does: its images are often others than those with the objects.
+    """
+    if request.stage == "pretrain-image":
+        return
+    if request.stage == "proposals" or request.workspace.recall("data") is None:
         data = config.data.model_dump(mode="json")
         request.workspace.remember("data", {key: data[key] for key in _DATA_KEYS})
 

@@ -90,7 +90,7 @@ WORKERS = (
     _flag(
         "--num-workers",
         str,
-        "Processes that read and prepare images: auto or a number.",
+        "Workers that read and prepare images: auto or a number.",
         "runtime.num_workers",
         MACHINE,
     ),
@@ -110,14 +110,21 @@ PRECISION = (
 MODEL = (
     _flag("--detector", str, "Detector family; see `aligndet ls detectors`.", "detector.family"),
     _flag("--backbone", str, "Backbone; see `aligndet ls backbones`.", "backbone.name"),
-    _flag("--backbone-weights", str, "torchvision name, file, or none.", "backbone.weights"),
+    _flag(
+        "--backbone-weights",
+        str,
+        "torchvision name, file, none, or workspace (what pretrain-image made; the default).",
+        "backbone.weights",
+    ),
     *OFFLINE,
 )
 TRAINING = (
-    _flag("--schedule", str, "12k | 90k | 1x | 2x | 3x | 4x | 50e | 100e | 150e.", "training.schedule"),
+    _flag("--schedule", str, "12k | 90k | 1x | 2x | 3x | 4x | 50e | 90e | 100e | 150e | 200e.", "training.schedule"),
     _flag("--epochs", int, "Length in epochs, instead of the schedule's.", "training.epochs"),
     _flag("--steps", int, "Length in steps, instead of the schedule's.", "training.steps"),
-    _flag("--batch-size", int, "Images per step over all processes.", "training.batch_size"),
+    _flag(
+        "--batch-size", str, "Images per step over all processes; auto: what fits on the GPUs.", "training.batch_size"
+    ),
     _flag("--accumulate", int, "Micro-batches per step.", "training.accumulate"),
     _flag("--lr", float, "Learning rate, used as it is.", "training.lr"),
     _flag("--weight-decay", float, "Weight decay.", "training.weight_decay"),
@@ -125,7 +132,7 @@ TRAINING = (
     _flag("--on-error", str, "skip | fail on unreadable images.", "on_error"),
 )
 PROPOSALS = (
-    _flag("--mode", str, "opencv-fast | opencv-quality | opencv-single.", "mode"),
+    _flag("--mode", str, "fast | quality | soco | opencv-fast | opencv-quality | opencv-single.", "mode"),
     _flag("--source", str, "selective-search | ground-truth.", "source"),
     _flag("--min-size", int, "Smallest side in pixels.", "min_size"),
     _flag("--max-ratio", float, "Largest ratio of the sides.", "max_ratio"),
@@ -135,6 +142,9 @@ PROPOSALS = (
     _flag("--import", Path, "Take boxes from a COCO json instead of searching.", "import_file"),
     _flag("--export", Path, "Also write the boxes as a COCO json."),
     _flag("--on-error", str, "skip | fail on unreadable images.", "on_error"),
+    _flag("--shard", str, "I/N: only this share of the images; the last of N puts all together.", "shard", MACHINE),
+    _flag("--backend", str, "auto | processes | threads | dask | ray.", "backend", MACHINE),
+    _flag("--scheduler", str, "Address of the Dask scheduler or Ray head.", "scheduler", MACHINE),
 )
 CLUSTER = (
     _flag("--k", int, "Number of clusters.", "k"),
@@ -143,6 +153,15 @@ CLUSTER = (
     _flag("--batch-size", int, "Images per forward pass.", "batch_size"),
     _flag("--short-side", int, "Resolution the images are resized to.", "short_side"),
     _flag("--long-side", int, "Largest long side.", "long_side"),
+)
+PRETRAIN_IMAGE = (
+    _flag("--method", str, "simsiam | moco-v2 | supervised (images in one folder per class).", "method"),
+    MODEL[1],
+    _flag("--backbone-weights", str, "To start from: torchvision name, file, workspace or none.", "backbone.weights"),
+    *OFFLINE,
+    _flag("--image-size", int, "Side of the square views.", "image_size"),
+    *(flag for flag in TRAINING if flag.word != "--batch-size"),
+    _flag("--batch-size", str, "Images per step over all processes; auto: the method's.", "training.batch_size"),
 )
 PRETRAIN_BOX = (
     *MODEL,
@@ -189,7 +208,23 @@ DOCTOR = (
     *DATA,
 )
 
+BENCH = (
+    *(flag for flag in CONTROL if flag.word in ("--set", "--json", "--seed")),
+    *DATA,
+    *DEVICES[:1],
+    *WORKERS,
+    *PRECISION,
+    *MODEL[:2],
+    _flag("--stage", str, "pretrain-box | finetune | both.", "stage"),
+    _flag("--batch-size", int, "Images per step on one device.", "batch_size"),
+    _flag("--short-side", str, "Resolutions of the short side (those of the stages).", "short_side", is_list=True),
+    _flag("--long-side", int, "Largest long side.", "long_side"),
+    _flag("--proposals", int, "Proposals per image in pre-training.", "num_proposals"),
+    _flag("--steps", int, "Steps that are timed.", "steps"),
+)
+
 STAGE_FLAGS: dict[str, tuple[Flag, ...]] = {
+    "pretrain-image": (*CONTROL, *DATA, *DEVICES, *PRECISION, *PRETRAIN_IMAGE),
     "proposals": (*CONTROL, *DATA, *WORKERS, *PROPOSALS),
     "cluster": (*CONTROL, *DATA, *DEVICES, *CLUSTER),
     "pretrain-box": (*CONTROL, *DATA, *DEVICES, *PRECISION, *PRETRAIN_BOX),

@@ -4,16 +4,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from aligndet_cli.config import STAGES
+from aligndet_cli.config import STAGES, WORKSPACE_WEIGHTS
+from aligndet_cli.proposals.share import describe_shards
 from aligndet_cli.workspace import Artifact, Workspace, is_locked, read_json
 
 # Inputs that another stage of the workspace made, by stage. Others, such as weights of a backbone, come from outside.
 _MADE_HERE = {
     "cluster": ("proposals",),
     "pretrain-box": ("proposals", "clusters"),
-    "finetune": ("weights",),
     "evaluate": ("weights",),
 }
+# The one that is the backbone's weights, which come from the workspace or from outside.
+_BACKBONE_INPUT = {"cluster": "weights", "pretrain-box": "backbone weights", "pretrain-image": "backbone weights"}
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,7 @@ def collect_status(workspace: Workspace) -> list[StatusRow]:
 def _finished(stage: str, artifact: Artifact, known: dict[str, str], stale: set[str]) -> StatusRow:
     inputs = artifact.manifest["inputs"]
     made_from = tuple(known[content_hash] for content_hash in inputs.values() if content_hash in known)
-    needed = _MADE_HERE.get(stage, ())
-    if stage == "finetune" and artifact.result.get("init") != "pretrain":
-        needed = ()
-    gone = [name for name in needed if name in inputs and inputs[name] not in known]
+    gone = [name for name in _made_here(stage, artifact) if name in inputs and inputs[name] not in known]
     remark, state = _summary(artifact.result), "complete"
     if gone:
         remark, state = f"{' and '.join(gone)} changed or gone since", "stale"
@@ -65,12 +64,29 @@ def _finished(stage: str, artifact: Artifact, known: dict[str, str], stale: set[
     return StatusRow(stage, artifact.name, state, made_from, artifact.manifest["finished"], remark)
 
 
+def _made_here(stage: str, artifact: Artifact) -> tuple[str, ...]:
+    """The inputs of a run that must be in the workspace."""
+    is_own_backbone = artifact.config().get("backbone", {}).get("weights") in WORKSPACE_WEIGHTS
+    if stage == "finetune":
+        init = artifact.result.get("init")
+        return ("weights",) if init == "pretrain" or (init == "backbone" and is_own_backbone) else ()
+    names = _MADE_HERE.get(stage, ())
+    backbone = _BACKBONE_INPUT.get(stage)
+    if backbone is not None and is_own_backbone and artifact.manifest["inputs"].get(backbone) != "none":
+        return (*names, backbone)
+    return names
+
+
 def _unfinished(stage: str, folder: Path) -> StatusRow:
     name = folder.name.removeprefix(".").removesuffix(".partial")
-    is_running = is_locked(folder / "lock")
+    journals = list(folder.glob("resume/*.log"))  # of shards, which share the lock
+    is_running = any(map(is_locked, [folder / "lock", *journals]))
+    shards = describe_shards(folder / "resume")
     manifest = folder / "manifest.json"
     started = str(read_json(manifest).get("started", "")) if manifest.exists() else ""
-    remark = f"started {started[:16]}" + ("" if is_running else "; run the same command to continue")
+    remark = f"started {started[:16]}" + (f"; {shards}" if shards else "")
+    if not is_running:
+        remark += "; run the missing shards" if shards else "; run the same command to continue"
     return StatusRow(stage, name, "running" if is_running else "interrupted", (), "", remark)
 
 

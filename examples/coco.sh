@@ -18,6 +18,8 @@ if [[ -n "${SMALL:-}" ]]; then
   limit=(--limit 8)
 fi
 
+# On many machines that share the workspace, instead: --shard 1/16 ... --shard 16/16, e.g. as a Slurm array with
+# --shard "$SLURM_ARRAY_TASK_ID/16"; the last of them to end puts all together.
 aligndet proposals "$data" "${limit[@]}"
 aligndet pretrain-box "${model[@]}" "${train[@]}"
 aligndet finetune "${model[@]}" "${train[@]}" "${limit[@]}"

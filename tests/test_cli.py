@@ -12,7 +12,7 @@ import torch
 from commandline import CHAIN, Ran, aligndet, files_of
 
 from aligndet_cli import driver
-from aligndet_cli.flags import DOCTOR, STAGE_FLAGS
+from aligndet_cli.flags import BENCH, DOCTOR, STAGE_FLAGS
 
 FLAG_SNAPSHOT = Path(__file__).parent / "flags.txt"
 
@@ -74,7 +74,7 @@ def test_unknown_command_exits_2() -> None:
 
 def test_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for command in ("proposals", "finetune", "evaluate", "doctor"):
+    for command in ("pretrain-image", "proposals", "finetune", "evaluate", "doctor"):
         assert f"which data? name it: `aligndet {command} DATA`" in aligndet(command, code=2).error_line()
     for command in ("cluster", "pretrain-box"):
         assert "proposals not found: run `aligndet proposals DATA` first" in aligndet(command, code=2).error_line()
@@ -355,7 +355,7 @@ def test_doctor(toy: Path, tmp_path: Path) -> None:
 def test_all_flags_are_as_written_down() -> None:
     """`tests/flags.txt` is the public surface; `ALIGNDET_WRITE_FLAGS=1 pytest tests/test_cli.py` writes it anew."""
     lines = []
-    for command, flags in {**STAGE_FLAGS, "doctor": DOCTOR}.items():
+    for command, flags in {**STAGE_FLAGS, "doctor": DOCTOR, "bench": BENCH}.items():
         for flag in flags:
             value = "" if flag.kind is bool else f" {'list' if flag.is_list else flag.kind.__name__}"
             lines.append(f"{command} {' '.join(flag.names)}{value} -> {flag.path or '(the command itself)'}")

@@ -5,7 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from aligndet_cli.backbones.resnet import ResNet, build_resnet
-from aligndet_cli.backbones.weights import load_backbone_weights, locate_backbone_weights
+from aligndet_cli.backbones.weights import (
+    RANDOM_WEIGHTS,
+    BackboneWeights,
+    find_backbone_weights,
+    load_backbone_weights,
+    weights_of,
+)
 from aligndet_cli.config import Frozen
 
 Backbone = ResNet  # grows into a union when the next family arrives
@@ -17,8 +23,9 @@ class BackboneConfig(Frozen):
     """Which backbone, where its weights come from, and what of it stays fixed while training."""
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
-    # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`) or a .pth/.pt file.
-    weights: str = "none"
+    # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a .pth/.pt file, or
+    # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
+    weights: str = "auto"
     # -1 nothing, 0 the stem, 1..4 the stem and that many stages. "auto": the stage decides (FACTS §5).
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] | Literal["auto"] = "auto"
     # Batch norm layers keep their running statistics while training. "auto": the stage decides (FACTS §5).
@@ -28,8 +35,8 @@ class BackboneConfig(Frozen):
 def build_backbone(config: BackboneConfig) -> Backbone:
     """The named backbone with fresh weights, frozen as the config says; "auto" freezes nothing.
 
-    Weights are not read here: `load_backbone_weights(backbone, config.weights, offline=...)` does that, because
-    a detector that is about to be filled from a checkpoint does not need them.
+    Weights are not read here: `find_backbone_weights` and `load_backbone_weights` do that, because a detector that is
+    about to be filled from a checkpoint does not need them.
     """
     backbone = BUILDERS[config.name](config.name)
     frozen_stages = -1 if config.frozen_stages == "auto" else config.frozen_stages
@@ -40,9 +47,12 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 
 __all__ = [
     "BUILDERS",
+    "RANDOM_WEIGHTS",
     "Backbone",
     "BackboneConfig",
+    "BackboneWeights",
     "build_backbone",
+    "find_backbone_weights",
     "load_backbone_weights",
-    "locate_backbone_weights",
+    "weights_of",
 ]

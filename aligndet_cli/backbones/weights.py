@@ -6,6 +6,7 @@ Self-supervised checkpoints hold the same ResNet under different names (FACTS §
 
 import argparse
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights, get_weight
 
 from aligndet_cli.backbones.resnet import ResNet
+from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
+from aligndet_cli.training.logs import logger
+from aligndet_cli.workspace import Artifact, Workspace, hash_files
 
 NO_WEIGHTS = "none"
 
@@ -26,18 +30,69 @@ FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin")
 BODY_KEY = re.compile(r"(conv1|bn1|layer\d+)\.")
 
 
-def load_backbone_weights(backbone: ResNet, weights: str, *, offline: bool) -> None:
-    """Fill `backbone` with the weights that `weights` names; "none" leaves it as it is.
+@dataclass(frozen=True)
+class BackboneWeights:
+    """Where the weights of a backbone come from.
+
+    Attributes:
+        file: None = random weights.
+        content_hash: of the file, "none" without; for the manifest.
+        origin: for people.
+    """
+
+    file: Path | None
+    content_hash: str
+    origin: str
+
+
+RANDOM_WEIGHTS = BackboneWeights(None, NO_WEIGHTS, "none (random)")
+
+
+def find_backbone_weights(weights: str, backbone_name: str, workspace: Workspace, *, offline: bool) -> BackboneWeights:
+    """The weights that the setting `backbone.weights` means in this workspace.
 
     Args:
-        weights: "none", a torchvision name, or a file; see `BackboneConfig`.
+        weights: "auto", "workspace", "none", a torchvision name, or a file; see `BackboneConfig`.
         offline: never download; weights by name must be in torchvision's cache.
 
     Raises:
-        WeightsError: unknown name, missing or unreadable file, or a file that does not fill every parameter and
-            buffer of the backbone with the right shape.
+        WeightsError: "workspace", and it has none of this backbone; or see `locate_backbone_weights`.
     """
-    file = locate_backbone_weights(weights, backbone.name, offline=offline)
+    if weights in WORKSPACE_WEIGHTS:
+        return _workspace_weights(weights, backbone_name, workspace)
+    file = locate_backbone_weights(weights, backbone_name, offline=offline)
+    return RANDOM_WEIGHTS if file is None else BackboneWeights(file, hash_files([file]), weights)
+
+
+def weights_of(artifact: Artifact) -> BackboneWeights:
+    """The weights that a run of `pretrain-image` ended with."""
+    return BackboneWeights(artifact.folder / "weights.pt", artifact.content_hash, f"pretrain-image/{artifact.name}")
+
+
+def _workspace_weights(weights: str, backbone_name: str, workspace: Workspace) -> BackboneWeights:
+    runs = workspace.artifacts("pretrain-image")
+    fitting = [run for run in runs if run.config()["backbone"]["name"] == backbone_name]
+    if fitting:
+        if len(fitting) > 1:
+            others = ", ".join(run.name for run in fitting[:-1])
+            logger.info(f"backbone weights: the newest of {len(fitting)} runs, {fitting[-1].name} (not {others})")
+        return weights_of(fitting[-1])
+    if weights == "auto":
+        return RANDOM_WEIGHTS
+    there = f" (there: {', '.join(run.name for run in runs)})" if runs else ""
+    raise WeightsError(
+        f"{workspace.root / 'pretrain-image'}: no finished run of {backbone_name}{there}; "
+        f"run `aligndet pretrain-image DATA --backbone {backbone_name}` first"
+    )
+
+
+def load_backbone_weights(backbone: ResNet, file: Path | None) -> None:
+    """Fill `backbone` with the weights of a file; None leaves it as it is.
+
+    Raises:
+        WeightsError: an unreadable file, or one that does not fill every parameter and buffer of the backbone with
+            the right shape.
+    """
     if file is not None:
         fill_backbone(backbone, read_state_dict(file), file)
 
@@ -146,7 +201,7 @@ def _named_weights(weights: str, backbone_name: str) -> WeightsEnum:
     except (KeyError, ValueError):
         raise WeightsError(
             f"backbone weights '{weights}': neither a file nor weights of {backbone_name}; "
-            f"known: none, DEFAULT, {choices}, or the path of a .pth file"
+            f"known: none, workspace, DEFAULT, {choices}, or the path of a .pth file"
         ) from None
     if not isinstance(member, known):
         raise WeightsError(f"backbone weights '{weights}': not for {backbone_name}, which has: {choices}")

@@ -1,5 +1,6 @@
 """Object proposals from one image without labels. The only place that knows how the boxes are found."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.proposals.compiling import compiled
+from aligndet_cli.proposals.filters import FilterRules, filter_proposals
 from aligndet_cli.proposals.grouping import Groups, Mix, group
 from aligndet_cli.proposals.regions import Regions, describe_regions
 from aligndet_cli.proposals.segmentation import edge_strength, segment
 from aligndet_cli.proposals.soco import search_as_soco
+from aligndet_cli.training.logs import logger
 
 SearchMode = Literal["fast", "quality", "soco", "opencv-fast", "opencv-quality", "opencv-single"]
 
@@ -71,6 +74,7 @@ _PRESETS = {
 # Weights of what makes a good box: large, with a strong border, found in several ways, joined rather than tried.
 # Size comes first in every published order that works; a third of the gain over it is the border's.
 _SIZE, _BORDER, _AGREEMENT, _PAIR = 0.6, 4.0, 0.35, 1.5
+_PATIENCE = 2.0  # seconds without an explanation
 _SAME = 0.7  # IoU from which two boxes count as one find
 
 
@@ -120,6 +124,22 @@ def search(
     boxes = boxes * np.tile([size_hw[1] / small.shape[1], size_hw[0] / small.shape[0]], 2)
     # A single region is the image itself: nothing was told apart from anything.
     return np.rint(boxes if len(boxes) > 1 else boxes[:0]).astype(np.float32)
+
+
+def warm_up(mode: SearchMode) -> None:
+    """Search a small image, so that everything is compiled, or loaded from where it is kept, before the work begins.
+
+    Workers that start afterwards find it compiled. Compiling takes some 20 seconds, once per installation.
+    """
+    notice = threading.Timer(
+        _PATIENCE, logger.info, ["compiling the search: this takes some 20 seconds, once per installation"]
+    )
+    notice.daemon = True
+    notice.start()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    boxes = search(noise, mode, None, (64, 64))
+    filter_proposals(boxes, (64, 64), FilterRules(1, 3, 1, 0.5))
+    notice.cancel()
 
 
 def _scaled_down(image: NDArray[np.uint8], num_pixels: int | None) -> NDArray[np.uint8] | None:

@@ -22,7 +22,7 @@ from aligndet_cli.proposals.filters import FilterRules
 from aligndet_cli.proposals.journal import Found, Journal, Records
 from aligndet_cli.proposals.pictures import draw_histograms, draw_recall, draw_sheet
 from aligndet_cli.proposals.report import build_report
-from aligndet_cli.proposals.selective_search import SearchMode
+from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
 from aligndet_cli.proposals.store import STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.proposals.work import Job, Recipe, find_boxes
@@ -212,6 +212,8 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
         # An earlier try may have skipped what must not be skipped now.
         missing = plan.share.of(_records(plan).missing(skipped_too=plan.config.on_error == "fail"))
         num_done, num_skipped = num_images - len(missing), 0
+        if len(missing) and plan.given is None:
+            warm_up(plan.config.mode)
         work = functools.partial(find_boxes, _recipe(plan.config))
         with (
             Progress("proposals", num_images, "images", start=num_done, mode=progress_mode) as progress,

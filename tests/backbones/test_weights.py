@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights, get_model
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights, locate_backbone_weights
+from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights
 from aligndet_cli.backbones.resnet import ResNet
+from aligndet_cli.backbones.weights import locate_backbone_weights
 from aligndet_cli.errors import WeightsError
 
 
@@ -70,7 +71,7 @@ def test_published_layouts_fill_every_tensor(
 ) -> None:
     file = tmp_path / "weights.pth"
     torch.save(LAYOUTS[layout](state_dict), file)
-    load_backbone_weights(backbone, str(file), offline=True)
+    load_backbone_weights(backbone, file)
     for name, tensor in backbone.state_dict().items():
         if "num_batches_tracked" not in name or "counters" not in layout:
             assert torch.equal(tensor, state_dict[name]), name
@@ -78,7 +79,7 @@ def test_published_layouts_fill_every_tensor(
 
 def test_none_leaves_the_backbone_as_it_is(backbone: ResNet) -> None:
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    load_backbone_weights(backbone, "none", offline=True)
+    load_backbone_weights(backbone, None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
 
 
@@ -124,7 +125,7 @@ def test_bad_files_are_one_line_and_change_nothing(
     write(file, state_dict)
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     with pytest.raises(WeightsError) as raised:
-        load_backbone_weights(backbone, str(file), offline=True)
+        load_backbone_weights(backbone, file)
     assert message in str(raised.value) and str(file) in str(raised.value)
     assert "\n" not in str(raised.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
@@ -141,7 +142,7 @@ def test_names_are_found_in_the_cache(
 ) -> None:
     cache.mkdir(parents=True)
     torch.save(state_dict, cache / Path(ResNet18_Weights.IMAGENET1K_V1.url).name)
-    load_backbone_weights(backbone, weights, offline=True)
+    load_backbone_weights(backbone, locate_backbone_weights(weights, "resnet18", offline=True))
     assert torch.equal(backbone.conv1.weight, state_dict["conv1.weight"])
 
 
@@ -172,7 +173,7 @@ def test_a_download_is_checked_against_the_hash_in_its_name(cache: Path, monkeyp
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("IMAGENET1K_V9", "known: none, DEFAULT, IMAGENET1K_V1"),
+        ("IMAGENET1K_V9", "known: none, workspace, DEFAULT, IMAGENET1K_V1"),
         ("ResNet50_Weights.IMAGENET1K_V1", "not for resnet18, which has: IMAGENET1K_V1"),
         ("ResNet18_Weights.NOPE", "neither a file nor weights of resnet18"),
         ("NoSuchWeights.DEFAULT", "neither a file nor weights of resnet18"),

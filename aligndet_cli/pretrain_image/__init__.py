@@ -1,0 +1,1 @@
+"""Images -> a pre-trained backbone."""

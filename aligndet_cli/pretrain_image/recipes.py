@@ -1,0 +1,125 @@
+"""How each method is trained: its paper's numbers."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from aligndet_cli.pretrain_image.methods import MethodName
+from aligndet_cli.pretrain_image.views import ViewRecipe
+from aligndet_cli.training.schedules import Rates
+
+
+@dataclass(frozen=True)
+class MethodRecipe:
+    """How a method is trained.
+
+    Attributes:
+        rates: learning rate, schedule and the like.
+        views: of one image.
+        num_views: how many of them a step looks at.
+    """
+
+    rates: Rates
+    views: ViewRecipe
+    num_views: int
+
+
+_SELF_SUPERVISED_VIEWS = ViewRecipe(
+    min_area=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5
+)
+
+RECIPES: dict[MethodName, MethodRecipe] = {
+    # SimSiam 3 and its official code: 100 epochs, cosine; the predictor keeps its learning rate.
+    "simsiam": MethodRecipe(
+        Rates(
+            lr=0.05,
+            weight_decay=1e-4,
+            origin="SimSiam",
+            batch_size=256,
+            schedule="100e",
+            warmup="none",
+            decay="cosine",
+            constant_lr=("predictor",),
+        ),
+        _SELF_SUPERVISED_VIEWS,
+        num_views=2,
+    ),
+    # MoCo v2, official code: 200 epochs, cosine.
+    "moco-v2": MethodRecipe(
+        Rates(
+            lr=0.03,
+            weight_decay=1e-4,
+            origin="MoCo v2",
+            batch_size=256,
+            schedule="200e",
+            warmup="none",
+            decay="cosine",
+        ),
+        _SELF_SUPERVISED_VIEWS,
+        num_views=2,
+    ),
+    # torchvision's classification reference: 90 epochs in three steps; crops and flips.
+    "supervised": MethodRecipe(
+        Rates(
+            lr=0.1,
+            weight_decay=1e-4,
+            origin="torchvision reference",
+            batch_size=256,
+            schedule="90e",
+            warmup="none",
+        ),
+        ViewRecipe(
+            min_area=0.08, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, jitter_p=0.0, gray_p=0.0, blur_p=0.0
+        ),
+        num_views=1,
+    ),
+}
+
+# Ours. The papers' SGD has hardly left the start when a short run ends: see `choose_rates`.
+SHORT_RUN_STEPS = 10_000
+_SHORT_RUN_LR = 1e-3  # whatever the batch size
+_SHORT_RUN_DECAY = 0.05
+
+QUEUE_SIZE, MOMENTUM = 65_536, 0.999  # MoCo v2
+_STEPS_PER_EPOCH = 8
+
+
+def choose_rates(
+    method: MethodName, optimizer: Literal["sgd", "adamw"] | None, num_steps: int, batch_size: int
+) -> Rates:
+    """The paper's SGD, or for short runs AdamW with a warm-up and a cosine, unless one of them is asked for.
+
+    Measured on drawn objects of five classes with labels, ResNet-18 at 64 px, 400 steps of 16 new images:
+    AdamW gets 94 % of other images right, the paper's SGD 36 %; chance is 20 %.
+    """
+    rates = RECIPES[method].rates
+    if optimizer == "sgd" or (optimizer is None and num_steps >= SHORT_RUN_STEPS):
+        return rates
+    return replace(
+        rates,
+        lr=_SHORT_RUN_LR,
+        weight_decay=_SHORT_RUN_DECAY,
+        origin="ours, for short runs" if optimizer is None else "ours, for AdamW",
+        batch_size=batch_size,
+        optimizer="adamw",
+        warmup="linear",
+        decay="cosine",
+    )
+
+
+def choose_batch_size(method: MethodName, num_images: int, parts: int) -> int:
+    """The paper's, halved until an epoch has eight steps; a multiple of `parts`, with two images each at least."""
+    size = RECIPES[method].rates.batch_size
+    while size > 2 and size * _STEPS_PER_EPOCH > num_images:
+        size //= 2
+    return max(math.ceil(size / parts), 2) * parts
+
+
+def choose_queue(num_images: int, batch_size: int) -> int:
+    """MoCo's queue, but of no more than half the images: an image must not find its own last embedding in it."""
+    return max(min(QUEUE_SIZE, num_images // 2), batch_size)
+
+
+def choose_momentum(num_steps: int) -> float:
+    """MoCo's momentum, less in short runs: the copy must be able to follow within a twentieth of the run."""
+    return min(MOMENTUM, max(1.0 - 20.0 / num_steps, 0.9))

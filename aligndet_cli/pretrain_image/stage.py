@@ -1,0 +1,288 @@
+"""`aligndet pretrain-image`: images -> a backbone that was trained on them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from aligndet_cli.backbones import (
+    RANDOM_WEIGHTS,
+    Backbone,
+    BackboneConfig,
+    BackboneWeights,
+    build_backbone,
+    find_backbone_weights,
+    load_backbone_weights,
+)
+from aligndet_cli.config import Side, StageConfig
+from aligndet_cli.data.loaders import OnError, SampleStream, StreamSampler, resolve_workers, training_batches
+from aligndet_cli.data.transforms import Sample
+from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.pretrain_image.health import judge
+from aligndet_cli.pretrain_image.labels import ImageData, NoBoxes, open_data
+from aligndet_cli.pretrain_image.methods import Method, MethodName, MoCo, SimSiam, Supervised
+from aligndet_cli.pretrain_image.probe import Probe, score
+from aligndet_cli.pretrain_image.recipes import RECIPES, choose_batch_size, choose_momentum, choose_queue, choose_rates
+from aligndet_cli.pretrain_image.task import ImageTask
+from aligndet_cli.training.checkpoint import serialise
+from aligndet_cli.training.curves import plot_curves
+from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
+from aligndet_cli.training.launch import Devices, Process, resolve_devices
+from aligndet_cli.training.logs import logger
+from aligndet_cli.training.loop import Learner, LoopSettings, train
+from aligndet_cli.training.optimizer import (
+    TrainingConfig,
+    build_optimizer,
+    check_batch_split,
+    describe_settings,
+    resolve_settings,
+)
+from aligndet_cli.training.records import merge_skipped
+from aligndet_cli.training.schedules import Rates
+from aligndet_cli.workspace import Output, Workspace, write_bytes
+
+SIMSIAM_DIM, MOCO_DIM = 2048, 128  # the papers'
+
+
+class ImageTrainingConfig(TrainingConfig):
+    """Length and optimizer. None: the recipe of the method."""
+
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # the recipe's, fewer where images are few
+
+
+class PretrainImageConfig(StageConfig):
+    """Settings of `pretrain-image`; defaults are those of each method's paper, see `recipes.py`."""
+
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
+        "backbone.weights",
+        "training.logger",
+        "training.checkpoint.every_steps",
+        "training.checkpoint.every_seconds",
+    }
+
+    method: MethodName = "simsiam"
+    # Its weights are those to start from; "auto" starts from nothing.
+    backbone: BackboneConfig = BackboneConfig()
+    image_size: Side = 224
+    min_area: float | None = Field(None, gt=0, le=1)  # smallest crop, a share of the image; None = the method's
+    optimizer: Literal["sgd", "adamw"] | None = None  # None: the paper's SGD, AdamW for short runs
+    embedding_dim: int | None = Field(None, ge=1)  # None = 2048 for SimSiam, 128 for MoCo v2
+    queue_size: int | None = Field(None, ge=1)  # of MoCo v2; None = 65,536, fewer where images are few
+    temperature: float = Field(0.2, gt=0)  # MoCo v2
+    momentum: float | None = Field(None, ge=0, le=1)  # of MoCo v2; None = 0.999, less in short runs
+    on_error: OnError = "skip"
+    training: ImageTrainingConfig = ImageTrainingConfig()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `prepare` found out; everything `run` needs.
+
+    Attributes:
+        weights: to start from.
+        queue_size, momentum: of MoCo v2.
+    """
+
+    config: PretrainImageConfig
+    output: Output
+    devices: Devices
+    settings: LoopSettings
+    rates: Rates
+    data: ImageData
+    weights: BackboneWeights
+    queue_size: int
+    momentum: float
+
+
+def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
+    """Find images and labels, work out the recipe, and decide what to do.
+
+    Raises:
+        AlignDetError: whatever the user has to put right.
+    """
+    devices = resolve_devices(config.runtime)
+    data = open_data(config.data, seed=config.seed, index_dir=workspace.index_dir)
+    _check_method(config, data)
+    batch_size = config.training.batch_size
+    if batch_size == "auto":
+        batch_size = choose_batch_size(
+            config.method, len(data.indices), devices.world_size * config.training.accumulate
+        )
+    training = config.training.model_copy(update={"batch_size": batch_size})
+    check_batch_split(training, devices)
+    config = config.model_copy(update={"training": training})
+
+    def settle(rates: Rates) -> LoopSettings:
+        return resolve_settings(training, rates, num_images=len(data.indices), seed=config.seed, runtime=config.runtime)
+
+    num_steps = settle(RECIPES[config.method].rates).schedule.num_steps
+    rates = choose_rates(config.method, config.optimizer, num_steps, batch_size)
+    weights = RANDOM_WEIGHTS
+    if config.backbone.weights != "auto":
+        weights = find_backbone_weights(
+            config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
+        )
+    inputs = {"data": data.fingerprint, "backbone weights": weights.content_hash}
+    name = config.name or f"{config.method}-{config.backbone.name}"
+    output = workspace.plan_output("pretrain-image", name, config, inputs, resume=resume, force=force)
+    return Plan(
+        config,
+        output,
+        devices,
+        settle(rates),
+        rates,
+        data,
+        weights,
+        config.queue_size or choose_queue(len(data.indices), batch_size),
+        choose_momentum(num_steps) if config.momentum is None else config.momentum,
+    )
+
+
+def _check_method(config: PretrainImageConfig, data: ImageData) -> None:
+    if config.method == "supervised" and data.classes is None:
+        raise DataError(
+            f"{data.images.root}: --method supervised needs images in one folder per class (CLASS/x.jpg, or "
+            "train/CLASS/x.jpg); simsiam and moco-v2 need no labels"
+        )
+    for setting, method in (("queue_size", "moco-v2"), ("momentum", "moco-v2")):
+        if getattr(config, setting) is not None and config.method != method:
+            raise ConfigError(f"{setting}: no effect on --method {config.method}; leave it out")
+    if config.embedding_dim is not None and config.method == "supervised":
+        raise ConfigError("embedding_dim: no effect on --method supervised; leave it out")
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Effective settings, for people."""
+    config, data = plan.config, plan.data
+    labels = "none: no probe of what was learned"
+    if data.probe is not None:
+        what = "images" if data.probe.test.boxes is None else "boxes"
+        labels = f"{len(data.probe.train)} {what} to probe with, {len(data.probe.test)} to test on"
+    moco = {}
+    if config.method == "moco-v2":
+        moco = {"queue": plan.queue_size, "momentum": f"{plan.momentum:g}", "temperature": config.temperature}
+    return {
+        "run": f"pretrain-image/{plan.output.folder.name}",
+        "data": f"{data.images.root} ({data.images.format}, split {data.images.split})",
+        "images": f"{len(data.indices)}" + (f" of {len(data.classes.names)} classes" if data.classes else ""),
+        "labels": labels,
+        "method": config.method,
+        "backbone": f"{config.backbone.name}, weights to start from: {plan.weights.origin}",
+        "views": f"{config.image_size} x {config.image_size}",
+        **moco,
+        **describe_settings(config.training, plan.rates, plan.settings, plan.devices),
+    }
+
+
+def run(plan: Plan, process: Process) -> None:
+    """Train, and write weights, curves, probes and verdict."""
+    config, folder = plan.config, plan.output.partial
+    if process.is_main:
+        plan.output.begin(config)
+    wait_for_all(process)
+    learner, method = build_learner(plan, process)
+    train(learner, lambda step: _batches(plan, step, process), plan.settings, folder, process)
+    wait_for_all(process)
+    if process.is_main:
+        _finish(plan, method, process)
+    wait_for_all(process)
+
+
+def build_learner(plan: Plan, process: Process) -> tuple[Learner, Method]:
+    """What the loop trains, on the device of the process, and the method in it."""
+    config, recipe = plan.config, RECIPES[plan.config.method]
+    method = _build_method(plan)
+    place(method, process)
+    compile_parts([method], config.runtime)
+    views = recipe.views if config.min_area is None else replace(recipe.views, min_area=config.min_area)
+    task = ImageTask(
+        method,
+        views=views,
+        num_views=recipe.num_views,
+        side=config.image_size,
+        class_ids=plan.data.classes.class_ids if plan.data.classes else None,
+        seed=config.seed,
+        is_logged=plan.settings.is_logged,
+    )
+    learner = Learner(
+        model=wrap(task, process),
+        optimizer=build_optimizer(task, plan.rates, plan.settings, process),
+        state={"method": method},
+        after_step=lambda step: method.after_step(plan.momentum),
+    )
+    return learner, method
+
+
+def _build_method(plan: Plan) -> Method:
+    config = plan.config
+    backbone = _initial_backbone(plan)
+    if config.method == "simsiam":
+        dim = config.embedding_dim or SIMSIAM_DIM
+        return SimSiam(backbone, embedding_dim=dim, bottleneck_dim=max(dim // 4, 1))
+    if config.method == "moco-v2":
+        return MoCo(
+            backbone,
+            embedding_dim=config.embedding_dim or MOCO_DIM,
+            queue_size=plan.queue_size,
+            temperature=config.temperature,
+        )
+    assert plan.data.classes is not None, "prepare has checked it"
+    return Supervised(backbone, num_classes=len(plan.data.classes.names))
+
+
+def _initial_backbone(plan: Plan) -> Backbone:
+    torch.manual_seed(plan.config.seed)
+    backbone = build_backbone(plan.config.backbone)
+    load_backbone_weights(backbone, plan.weights.file)
+    return backbone
+
+
+def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
+    config, data = plan.config, plan.data
+    stream = SampleStream(data.images, data.indices, NoBoxes(), config.on_error)
+    sampler = StreamSampler(
+        len(data.indices),
+        config.training.images_per_step,
+        seed=config.seed,
+        start_step=step,
+        num_steps=plan.settings.schedule.num_steps,
+        process=process,
+    )
+    return training_batches(stream, sampler, resolve_workers(config.runtime.num_workers, process))
+
+
+def _finish(plan: Plan, method: Method, process: Process) -> None:
+    folder = plan.output.partial
+    state = method.backbone.state_dict()
+    if isinstance(method, Supervised):
+        state |= {f"fc.{name}": value for name, value in method.fc.state_dict().items()}
+    weights = {name: value.cpu().contiguous() for name, value in state.items()}
+    write_bytes(folder / "weights.pt", serialise(weights))
+    merge_skipped(folder)
+    plot_curves(folder / "metrics.jsonl", folder / "plots")
+    before, after = _probe(plan, method, process)
+    health = judge(folder / "metrics.jsonl", before, after)
+    logger.info(f"{health['verdict']}: {health['explanation']}")
+    result = {
+        "verdict": health.pop("verdict"),
+        **({"knn": after["knn"], "linear": after["linear"]} if after else {}),
+        **({"knn_at_start": before["knn"], "linear_at_start": before["linear"]} if before else {}),
+        "steps": plan.settings.schedule.num_steps,
+        "images": len(plan.data.indices),
+        "method": plan.config.method,
+        **health,
+    }
+    plan.output.complete(result, content=["weights.pt"])
+
+
+def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+    """What the features were worth before and after; None where there are no labels."""
+    probe: Probe | None = plan.data.probe
+    if probe is None:
+        return None, None
+    start = _initial_backbone(plan)
+    place(start, replace(process, world_size=1))
+    side = plan.config.image_size
+    return score(start, probe, side), score(method.backbone, probe, side)

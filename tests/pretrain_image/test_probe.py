@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.config import DataConfig
+from aligndet_cli.pretrain_image.labels import open_data
+from aligndet_cli.pretrain_image.probe import Probe, Regions, _square, extract, score
+
+COLOURS = {"dark": 20, "bright": 230}
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Probe:
+    """Dark and bright images: any backbone tells them apart."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for name, level in COLOURS.items():
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(level, level + 20, (37, 41, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{number}.png")
+    found = open_data(DataConfig(root=tmp_path / "data"), seed=0, index_dir=tmp_path / "index").probe
+    assert found is not None
+    return found
+
+
+def test_what_anyone_can_tell_apart_scores_one(probe: Probe) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone(BackboneConfig(name="resnet18"))
+    assert score(backbone, probe, 32) == {"knn": 1.0, "linear": 1.0}
+    # With the classes of half of the test images swapped it cannot be more than a half.
+    swapped = probe.test.class_ids.copy()
+    swapped[::2] = 1 - swapped[::2]
+    wrong = Probe(probe.train, Regions(probe.test.image_set, probe.test.image_index, swapped))
+    assert score(backbone, wrong, 32) == {"knn": 0.5, "linear": 0.5}
+
+
+def test_an_image_that_cannot_be_read_is_left_out(probe: Probe) -> None:
+    broken = probe.test.image_set.record(1).path
+    broken.write_bytes(b"")
+    features, class_ids = extract(build_backbone(BackboneConfig(name="resnet18")), probe.test, 32)
+    assert features.shape == (5, 512) and class_ids.tolist() == np.delete(probe.test.class_ids, 1).tolist()
+
+
+def test_squares() -> None:
+    # Whole images: the central 7/8 of the short side. Boxes: as wide as their longer side, cut at the border.
+    assert _square((80, 100), None) == (5, 15, 70, 70)
+    assert _square((80, 100), np.array([30, 40, 50, 50], dtype=np.float32)) == (35, 30, 20, 20)
+    assert _square((80, 100), np.array([90, 10, 98, 30], dtype=np.float32)) == (10, 84, 20, 16)
