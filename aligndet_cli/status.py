@@ -86,7 +86,9 @@ def _unfinished(stage: str, folder: Path) -> StatusRow:
     started = str(read_json(manifest).get("started", "")) if manifest.exists() else ""
     remark = f"started {started[:16]}" + (f"; {shards}" if shards else "")
     if not is_running:
-        remark += "; run the missing shards" if shards else "; run the same command to continue"
+        remark += (
+            "; run the missing shards, or any if none is missing" if shards else "; run the same command to continue"
+        )
     return StatusRow(stage, name, "running" if is_running else "interrupted", (), "", remark)
 
 

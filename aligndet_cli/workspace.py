@@ -20,7 +20,16 @@ from aligndet_cli.errors import ConfigError, RunError, TakenError
 
 FORMAT_VERSION = 1
 _LOCK_TRIES = 5  # somebody who only looks whether a file is locked (`status`) has it for a moment
-_PACKAGES = ("aligndet", "torch", "torchvision", "numpy", "opencv-contrib-python", "scikit-learn", "pycocotools")
+_PACKAGES = (
+    "aligndet",
+    "torch",
+    "torchvision",
+    "numpy",
+    "numba",
+    "opencv-contrib-python",
+    "scikit-learn",
+    "pycocotools",
+)
 
 
 @dataclass(frozen=True)

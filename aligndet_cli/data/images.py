@@ -71,11 +71,6 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return decode_image(read_bytes(path), path)
 
 
-def read_reduced(path: Path, min_pixels: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """`decode_reduced` for a file."""
-    return decode_reduced(read_bytes(path), path, min_pixels)
-
-
 def decode_image(content: bytes, path: Path) -> NDArray[np.uint8]:
     """`read_image` for bytes that were already read; `path` only names them in errors."""
     return _decode(_open(io.BytesIO(content), path, is_empty=not content), path)

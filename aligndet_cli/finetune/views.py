@@ -29,6 +29,6 @@ class LabelledViews(nn.Module):
             for sample in samples
         ]
         device = next(self.model.parameters()).device
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             images, targets = make_batch(samples, params, device)
         return self.model(images, targets), {}

@@ -25,6 +25,15 @@ class Contrast:
     negative_similarity: Tensor
     accuracy: Tensor
 
+    def shown(self) -> dict[str, Tensor]:
+        """All but the loss, by the names in the log."""
+        return {
+            "chance": self.chance,
+            "positive_similarity": self.positive_similarity,
+            "negative_similarity": self.negative_similarity,
+            "contrast_accuracy": self.accuracy,
+        }
+
 
 def contrastive_loss(
     online: Tensor, online_ids: Tensor, momentum: Tensor, momentum_ids: Tensor, *, temperature: float
@@ -86,7 +95,10 @@ def effective_rank(embeddings: Tensor) -> Tensor:
 
 
 def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
-    """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings."""
+    """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings.
+
+    Call outside of autocast: GPUs have no eigenvalues of 16-bit matrices.
+    """
     if len(embeddings) < 2:  # no proposals, and a detector that offers no background
         return {"embedding_spread": embeddings.new_zeros(()), "embedding_rank": embeddings.new_zeros(())}
     spread = embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5

@@ -142,15 +142,8 @@ class BoxPretext(nn.Module):
                 momentum.instance_ids,
                 temperature=self.temperature,
             )
-        shown = {
-            "chance": contrast.chance,
-            "positive_similarity": contrast.positive_similarity,
-            "negative_similarity": contrast.negative_similarity,
-            "contrast_accuracy": contrast.accuracy,
-        }
-        if with_health:
-            shown |= embedding_health(embeddings.detach())
-        return {"loss_contrastive": contrast.loss, **online.losses}, shown
+            health = embedding_health(embeddings.detach()) if with_health else {}
+        return {"loss_contrastive": contrast.loss, **online.losses}, contrast.shown() | health
 
     @torch.no_grad()
     def update_momentum(self, coefficient: float) -> None:

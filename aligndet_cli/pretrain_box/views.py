@@ -34,14 +34,12 @@ class TwoViews(nn.Module):
     def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses and shown numbers of one batch. Proposal i of view 1 is proposal i of view 2."""
         views = []
+        device = next(self.parameters()).device
         for number in (1, 2):
             params = [
                 draw_view((self.seed, sample.position, number), self.short_sides, self.long_side, with_colour=True)
                 for sample in samples
             ]
-            with torch.no_grad():
-                views.append(make_batch(samples, params, self._device(), instance_offset=0))
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                views.append(make_batch(samples, params, device, instance_offset=0))
         return self.pretext(*views, with_health=self.is_logged(step))
-
-    def _device(self) -> torch.device:
-        return next(self.parameters()).device

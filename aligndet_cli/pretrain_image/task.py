@@ -43,7 +43,7 @@ class ImageTask(nn.Module):
     def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses and shown numbers of one batch."""
         device = next(self.parameters()).device
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             views = [self._view(samples, number, device) for number in range(1, self.num_views + 1)]
             class_ids = None
             if self.class_ids is not None:

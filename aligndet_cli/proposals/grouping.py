@@ -1,6 +1,5 @@
 """How alike neighbouring regions are, and their greedy grouping into a hierarchy. Compiled loops."""
 
-import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -91,13 +90,14 @@ def group(regions: Regions, mix: Mix, num_pixels: int, pairs_at: tuple[int, ...]
         are ours; pairs of neighbours are an idea of Pont-Tuset et al. 2017.
     """
     cues = _Cues(*np.array([*mix, num_pixels], dtype=np.float32))
-    return Groups(*_group(copy.deepcopy(regions), cues, np.array(pairs_at, dtype=np.int64), np.float32(min_side)))
+    return Groups(*_group(regions, cues, np.array(pairs_at, dtype=np.int64), np.float32(min_side)))
 
 
 @compiled
 def _group(
     regions: Regions, cues: _Cues, pairs_at: NDArray[np.int64], min_side: np.float32
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    regions = _copied(regions)
     graph = _link_all(regions, cues)
     count = len(regions.sizes)
     boxes = np.empty((count + len(pairs_at) * len(regions.ends), 4), dtype=np.float32)
@@ -107,11 +107,8 @@ def _group(
         for number in pairs_at:
             if number == num_left:
                 num_out += _write_pairs(regions, graph, min_side, boxes[num_out:], borders[num_out:])
-        first, top = -1, np.float32(-1)
-        for region in range(count):
-            if graph.best_values[region] > top:
-                first, top = region, graph.best_values[region]
-        if first < 0:
+        first = _greatest(graph.best_values)
+        if graph.best_values[first] < 0:
             return boxes[:num_out], borders[:num_out], joined[:num_out]
         region = _join(graph.best[first], regions, graph, cues)
         num_left -= 1
@@ -120,6 +117,32 @@ def _group(
             borders[num_out] = graph.around[region, 0] / max(graph.around[region, 1], np.float32(1))
             joined[num_out] = True
             num_out += 1
+
+
+@inlined
+def _greatest(values: NDArray[np.float32]) -> int:
+    """Place of the first greatest value; all are -1 or at least 0."""
+    # Such floats have the order of their bits, and only the greatest of whole numbers is found eight at a time.
+    bits = values.view(np.int32)
+    top = bits[0]
+    for bit in bits:
+        top = max(top, bit)
+    place = 0
+    while bits[place] != top:
+        place += 1
+    return place
+
+
+@inlined
+def _copied(regions: Regions) -> Regions:
+    return Regions(
+        regions.sizes.copy(),
+        regions.boxes.copy(),
+        regions.histograms.copy(),
+        regions.ends.copy(),
+        regions.lengths.copy(),
+        regions.strengths.copy(),
+    )
 
 
 @inlined
@@ -239,7 +262,7 @@ def _similarity(edge: int, regions: Regions, cues: _Cues) -> np.float32:
         unlike = np.float32(1.02) - smooth + one - alike
         smaller = min(regions.sizes[i], regions.sizes[j]) / cues.num_pixels
         total += cues.colour * alike + cues.effort / (one + np.float32(50) * unlike * smaller)
-    return total
+    return max(total, np.float32(0))
 
 
 @inlined

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
 from aligndet_cli.proposals.filters import areas_of
@@ -37,12 +38,12 @@ _GROUP_COLOURS = {
 }
 
 
-def draw_sheet(file: Path, store: ProposalStore, path_by_id: dict[int, Path]) -> None:
+def draw_sheet(file: Path, store: ProposalStore, image_set: ImageSet) -> None:
     """Write a JPEG of up to 12 images, evenly spread over those with proposals, with their first 25 boxes."""
     with_boxes = np.flatnonzero(store.counts > 0)
     candidates = with_boxes if len(with_boxes) else np.arange(len(store))
     picks = np.unique(np.linspace(0, len(candidates) - 1, _NUM_TILES).round().astype(int))
-    tiles = [_draw_tile(store, int(index), path_by_id) for index in candidates[picks]]
+    tiles = [_draw_tile(store, int(index), image_set) for index in candidates[picks]]
     blank = np.full_like(tiles[0], 255)
     num_columns = min(_NUM_COLUMNS, len(tiles))
     tiles += [blank] * (-len(tiles) % num_columns)
@@ -86,11 +87,11 @@ def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
     _save(figure, file)
 
 
-def _draw_tile(store: ProposalStore, index: int, path_by_id: dict[int, Path]) -> NDArray[np.uint8]:
+def _draw_tile(store: ProposalStore, index: int, image_set: ImageSet) -> NDArray[np.uint8]:
     """(tile height + strip, tile width, 3) uint8 RGB: one image, its boxes and a line of text."""
     image_id, boxes = int(store.image_ids[index]), store.boxes_of(index)
     tile = np.full((_TILE_HW[0] + _STRIP, _TILE_HW[1], 3), 255, dtype=np.uint8)
-    path = path_by_id[image_id]
+    path = image_set.record(int(np.flatnonzero(image_set.image_ids == image_id)[0])).path
     try:
         image = read_image(path)
     except DataError:  # it could be read a while ago; a picture is not worth failing for

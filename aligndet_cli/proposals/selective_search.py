@@ -25,7 +25,7 @@ _MIN_SHORT_SIDE = 16
 _NUM_CODES = 16  # histogram bins per channel: the upper four bits
 _STRONG_EDGE = 100.0  # gradient, in steps of 8-bit channels per pixel, from which an edge counts fully
 _BLUR = 0.7  # sigma in pixels
-_MIN_REGION = 20  # pixels
+_MIN_REGION = 24  # pixels
 _MIN_SIDE = 10  # pixels; smaller boxes are not told from noise
 
 
@@ -57,7 +57,7 @@ _COLOUR_SIZE_FILL = Mix(colour=1, size=1, fill=1)
 _PRESETS = {
     "fast": _Preset(
         working_size=256,
-        scales=(45, 150),
+        scales=(50, 150),
         colours=(cv2.COLOR_RGB2LAB,),
         mixes=(_EFFORT, _COLOUR_BORDER, _SIZE_FILL, _COLOUR_SIZE_FILL),
         pairs_at=(200, 100, 50),
@@ -82,8 +82,8 @@ def pixels_needed(mode: SearchMode, working_size: int | None) -> int | None:
     """Number of pixels that the search works on; None for the full resolution.
 
     Args:
-        working_size: square root of it; None for the mode's own: 256 (fast), 320 (quality), else the full image, as
-            in the originals.
+        working_size: square root of it; None for the mode's own, or for the full image, as in the originals, where a
+            mode has none.
     """
     if working_size is None and mode in _PRESETS:
         working_size = _PRESETS[mode].working_size

@@ -63,14 +63,21 @@ def _region_boxes(labels: NDArray[np.int32], count: int) -> NDArray[np.float32]:
     return boxes
 
 
+@compiled
 def _crossing_pairs(boxes: NDArray[np.float32]) -> NDArray[np.int32]:
-    """(E, 2) pairs of regions of which one has a corner strictly inside the other's box."""
-    x1, y1, x2, y2 = boxes.T
-    pairs = np.zeros((len(boxes), len(boxes)), dtype=bool)
-    for x, y in ((x1, y1), (x2, y2), (x1, y2), (x2, y1)):  # corners of the second region
-        pairs |= (x1[:, None] < x) & (x < x2[:, None]) & (y1[:, None] < y) & (y < y2[:, None])
-    # Only the earlier region's box is looked into, as there.
-    return np.argwhere(np.triu(pairs, 1)).astype(np.int32)
+    """(E, 2) pairs of regions of which the later one has a corner strictly inside the earlier one's box.
+
+    A loop rather than a table of all pairs: a photo of 12 megapixels has thousands of regions.
+    """
+    pairs = []
+    for i in range(len(boxes)):
+        x1, y1, x2, y2 = boxes[i]
+        for j in range(i + 1, len(boxes)):
+            box = boxes[j]
+            if (x1 < box[0] < x2 or x1 < box[2] < x2) and (y1 < box[1] < y2 or y1 < box[3] < y2):
+                pairs.append(i)
+                pairs.append(j)
+    return np.array(pairs, dtype=np.int32).reshape(-1, 2)
 
 
 def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: NDArray[np.float32]) -> NDArray[np.int32]:

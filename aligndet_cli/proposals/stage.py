@@ -79,6 +79,11 @@ class Plan:
     workers: Workers
     share: Share
 
+    @property
+    def num_images(self) -> int:
+        """How many images this process is to do, finished ones included."""
+        return len(self.share.of(np.arange(len(self.image_set))))
+
 
 def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
     """Open the data and decide what to do; nothing is written.
@@ -89,7 +94,10 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
     """
     _check_settings(config)
     if config.shard is not None and not resume:
-        raise ConfigError("--no-resume: would throw away what other shards have done; use it once, without --shard")
+        raise ConfigError(
+            "--no-resume: would throw away what other shards have done; "
+            "leave it out, or use --force if data or settings have changed"
+        )
     share = Share.parse(config.shard) if config.shard is not None else Share()
     workers = resolve_workers(config.backend, config.scheduler, config.runtime.num_workers)
     image_set = open_images(config.data, purpose="train", index_dir=workspace.index_dir)
@@ -119,8 +127,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     if plan.config.import_file is None and config.source == "selective-search":
         shown |= {name: getattr(config, name) for name in _SEARCH_SETTINGS}
     if plan.output.is_shared:
-        num_images = len(plan.share.of(np.arange(len(image_set))))
-        shown["shard"] = f"{plan.share.index} of {plan.share.count} ({num_images} images)"
+        shown["shard"] = f"{plan.share.index} of {plan.share.count} ({plan.num_images} images)"
     return shown | {
         "max_per_image": config.max_per_image or "no limit",
         "on_error": config.on_error,
@@ -207,16 +214,15 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
     """Keep in the journal what comes of each image of the share that is not done yet, in whatever order they end."""
     folder = _resume_folder(plan)
     folder.mkdir(exist_ok=True)
-    num_images = len(plan.share.of(np.arange(len(plan.image_set))))
     with Journal.open(plan.share.journal_in(folder)) as journal, stop_on_signal() as stop_signal:
         # An earlier try may have skipped what must not be skipped now.
         missing = plan.share.of(_records(plan).missing(skipped_too=plan.config.on_error == "fail"))
-        num_done, num_skipped = num_images - len(missing), 0
+        num_done, num_skipped = plan.num_images - len(missing), 0
         if len(missing) and plan.given is None:
             warm_up(plan.config.mode)
         work = functools.partial(find_boxes, _recipe(plan.config))
         with (
-            Progress("proposals", num_images, "images", start=num_done, mode=progress_mode) as progress,
+            Progress("proposals", plan.num_images, "images", start=num_done, mode=progress_mode) as progress,
             results_of(work, _jobs(plan, missing), plan.workers) as results,
         ):
             try:
@@ -296,8 +302,7 @@ def _write_report(plan: Plan, digests: list[int], num_skipped: int) -> dict[str,
     store = ProposalStore.open(partial)
     report = build_report(store, image_set, plan.config.min_size, digests)
     write_json(partial / "report.json", {"skipped_images": num_skipped, **report})
-    paths = [image_set.images_dir / name for name in image_set.file_names]
-    draw_sheet(partial / "sheet.jpg", store, dict(zip(image_set.image_ids.tolist(), paths, strict=True)))
+    draw_sheet(partial / "sheet.jpg", store, image_set)
     draw_histograms(partial / "plots", store)
     result = {
         "images": len(store),

@@ -13,13 +13,13 @@ from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.training.launch import Process
 
 
-def mean_over_ranks(value: Tensor) -> Tensor:
+def mean_over_ranks(value: Tensor, process: Process) -> Tensor:
     """Mean of a tensor over all processes."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if process.world_size == 1:
         return value
     total = value.detach().clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total / process.world_size
 
 
 def gather_over_ranks(value: Tensor) -> Tensor:

@@ -144,8 +144,6 @@ def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
     if joined_world_size() is not None:
         _run(run, plan, _joined_process(devices, shown))
         return
-    if devices.visible is not None and devices.kind == "cuda":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices.visible))
     if devices.world_size == 1:
         device = "cuda:0" if devices.kind == "cuda" else "cpu"
         _run(run, plan, Process(device=device, progress=shown.progress))
@@ -256,7 +254,7 @@ def _own_device(devices: Devices) -> str:
     local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if num_gpus == 1:  # Slurm may show each process only its own
         return "cuda:0"
-    numbers = devices.visible if devices.visible is not None and joined_world_size() is not None else range(num_gpus)
+    numbers = devices.visible or range(num_gpus)
     if local_rank >= len(numbers):
         raise ConfigError(f"process {local_rank} of this machine has no GPU ({len(numbers)} to share); start fewer")
     return f"cuda:{numbers[local_rank]}"

@@ -164,9 +164,11 @@ def train_step(
     micro_batches = _split(samples, settings.accumulate)
     for number, micro in enumerate(micro_batches):
         is_last = number == len(micro_batches) - 1
-        with _gradient_sync(learner.model, is_last), _autocast(settings.precision, process):
-            losses, shown = learner.model(micro, step)
+        with _gradient_sync(learner.model, is_last):
+            with _autocast(settings.precision, process):
+                losses, shown = learner.model(micro, step)
             total = torch.stack(list(losses.values())).sum() / len(micro_batches)
+            # Not under autocast: it would lower the gradients of what the model keeps in float32.
             scaler.scale(total).backward()
         for name, loss in losses.items():
             sums[name] = sums.get(name, 0.0) + loss.detach() / len(micro_batches)
@@ -175,7 +177,7 @@ def train_step(
     norm = get_total_norm(gradients)
     is_finite = norm.isfinite()
     if scaler.is_enabled():  # it takes overflowing gradients in its stride, so only the losses tell
-        is_finite = mean_over_ranks(torch.stack(list(sums.values()))).isfinite().all()
+        is_finite = mean_over_ranks(torch.stack(list(sums.values())), process).isfinite().all()
     divergence.watch(learner.optimizer, is_finite, sums, samples, step)
     if settings.clip_norm is not None:
         parameters = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]

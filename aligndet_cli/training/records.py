@@ -76,7 +76,7 @@ class Records:
         """Write one line of both logs; returns what the progress display shows."""
         names = [*losses, *shown]
         values = torch.stack([value.detach().float().reshape(()) for value in (*losses.values(), *shown.values())])
-        numbers = dict(zip(names, mean_over_ranks(values).tolist(), strict=True))
+        numbers = dict(zip(names, mean_over_ranks(values, self.process).tolist(), strict=True))
         seconds = time.perf_counter() - speed.began
         rate, waiting = speed.images * self.process.world_size / seconds, speed.waiting / seconds
         memory = peak_memory(torch.device(self.process.device))

@@ -5,6 +5,7 @@ save, it ends the command at once (`stop_at_once`).
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -104,10 +105,12 @@ def leave_stopping_to_main_process() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, _PREEMPTION)  # a handler would not learn who has sent it
-    threading.Thread(target=_end_when_parent_says_so, args=(os.getppid(),), daemon=True).start()
+    parent = multiprocessing.parent_process()  # who forked it may be a server in between
+    parent_pid = os.getppid() if parent is None or parent.pid is None else parent.pid
+    threading.Thread(target=_end_when_parent_says_so, args=(parent_pid,), daemon=True).start()
 
 
-def _end_when_parent_says_so(parent: int) -> None:
-    while signal.sigwaitinfo(_PREEMPTION).si_pid != parent:
+def _end_when_parent_says_so(parent_pid: int) -> None:
+    while signal.sigwaitinfo(_PREEMPTION).si_pid != parent_pid:
         pass
     os._exit(0)

@@ -10,9 +10,10 @@ from PIL import Image
 from aligndet_cli.data.images import (
     IMAGE_SUFFIXES,
     decode_image,
+    decode_reduced,
     is_image_file,
+    read_bytes,
     read_image,
-    read_reduced,
     read_size_hw,
 )
 from aligndet_cli.errors import DataError
@@ -29,6 +30,10 @@ def corner_image(block: int = 16) -> Image.Image:
 
 def noise(size_hw: tuple[int, int] = (120, 160)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size_hw, 3), dtype=np.uint8))
+
+
+def read_reduced(path: Path, min_pixels: int) -> tuple[np.ndarray, tuple[int, int]]:
+    return decode_reduced(read_bytes(path), path, min_pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

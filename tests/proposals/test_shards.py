@@ -166,7 +166,7 @@ def test_what_cannot_be(run_shard, root):
     for text in ("0/3", "4/3", "3", "a/b", "1/501", "-1/3", "1/3/5"):
         with pytest.raises(ConfigError, match="I/N"):
             run_shard("ws", text)
-    with pytest.raises(ConfigError, match="--no-resume"):
+    with pytest.raises(ConfigError, match=r"--no-resume.*--force"):
         run_shard("ws", "1/3", resume=False)
     run_shard("ws", "1/3")
     with pytest.raises(ConfigError, match=r"min_size: 20 -> 21.*--no-resume"):
