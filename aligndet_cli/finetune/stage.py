@@ -142,7 +142,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         rates,
         devices,
         recorded=recorded_batch_size(workspace, "finetune", name, resume=resume, force=force),
-        largest=lambda: _largest_batch(config, initial, rates, image_set, short_sides),
+        largest=lambda process: _largest_batch(config, initial, rates, image_set, short_sides, process),
     )
     check_batch_split(training, devices)
     config = config.model_copy(update={"training": training})
@@ -165,11 +165,16 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
 
 
 def _largest_batch(
-    config: FinetuneConfig, initial: Initial, rates: Rates, image_set: ImageSet, short_sides: Sequence[int]
+    config: FinetuneConfig,
+    initial: Initial,
+    rates: Rates,
+    image_set: ImageSet,
+    short_sides: Sequence[int],
+    process: Process,
 ) -> int:
-    """Images that fit on one GPU, each with as many boxes as any has."""
+    """Images that fit on the GPU of the process, each with as many boxes as any has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
-    process, num_classes = Process(device="cuda:0"), len(image_set.categories)
+    num_classes = len(image_set.categories)
     settings = resolve_settings(one, rates, num_images=len(image_set), seed=config.seed, runtime=config.runtime)
     model = build_detector(initial.detector, build_backbone(initial.backbone), num_classes)
     learner = build_learner(model, config, short_sides, rates, settings, process)

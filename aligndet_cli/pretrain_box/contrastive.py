@@ -88,17 +88,15 @@ def effective_rank(embeddings: Tensor) -> Tensor:
     """
     centred = embeddings.float() - embeddings.float().mean(dim=0)
     # Both products have the same spectrum, but for zeros: take the smaller.
-    products = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+    with torch.autocast(centred.device.type, enabled=False):  # a GPU has no eigenvalues of 16-bit matrices
+        products = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
     spectrum = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()  # (min(S, D),)
     share = spectrum / spectrum.sum().clamp(min=1e-12)
     return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
 
 
 def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
-    """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings.
-
-    Call outside of autocast: GPUs have no eigenvalues of 16-bit matrices.
-    """
+    """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings."""
     if len(embeddings) < 2:  # no proposals, and a detector that offers no background
         return {"embedding_spread": embeddings.new_zeros(()), "embedding_rank": embeddings.new_zeros(())}
     spread = embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5

@@ -142,7 +142,7 @@ class BoxPretext(nn.Module):
                 momentum.instance_ids,
                 temperature=self.temperature,
             )
-            health = embedding_health(embeddings.detach()) if with_health else {}
+        health = embedding_health(embeddings.detach()) if with_health else {}
         return {"loss_contrastive": contrast.loss, **online.losses}, contrast.shown() | health
 
     @torch.no_grad()

@@ -174,7 +174,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         rates,
         devices,
         recorded=recorded_batch_size(workspace, "pretrain-box", name, resume=resume, force=force),
-        largest=lambda: _largest_batch(config, boxes, int(store.counts[rows].max()), len(indices)),
+        largest=lambda process: _largest_batch(config, boxes, int(store.counts[rows].max()), len(indices), process),
     )
     check_batch_split(training, devices)
     config = config.model_copy(update={"training": training})
@@ -183,10 +183,12 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     return Plan(config, output, devices, settings, image_set, boxes, indices, artifact.name, weights)
 
 
-def _largest_batch(config: PretrainBoxConfig, boxes: "ProposalBoxes", max_boxes: int, num_images: int) -> int:
-    """Images that fit on one GPU, each with as many proposals as any has."""
+def _largest_batch(
+    config: PretrainBoxConfig, boxes: "ProposalBoxes", max_boxes: int, num_images: int, process: Process
+) -> int:
+    """Images that fit on the GPU of the process, each with as many proposals as any has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
-    rates, process = config.detector.RECIPE.pretrain, Process(device="cuda:0")
+    rates = config.detector.RECIPE.pretrain
     settings = resolve_settings(one, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
     learner, _ = build_learner(config, settings, process, boxes.num_classes)
     sizes_hw = worst_sizes(config.views.short_side, config.views.long_side)

@@ -39,8 +39,9 @@ def judge(metrics: Path, before: Scores | None, after: Scores | None) -> dict[st
 
 def _verdict(lines: list[dict[str, float]], means: dict[str, float], loss_name: str) -> tuple[str, str]:
     rank, spread = means["embedding_rank"], means["embedding_spread"]
-    least = max(MIN_RANK, MIN_RANK_SHARE * lines[0]["embedding_rank"])
-    # Few classes need few directions.
+    start = lines[0]["embedding_rank"]
+    # A handful of images has few directions to begin with, and few classes need few.
+    least = min(max(MIN_RANK, MIN_RANK_SHARE * start), start / 2)
     if (rank < least and loss_name != "loss_cls") or spread < MIN_SPREAD:
         return "collapsed", ": all images look alike to it; lower --lr"
     if len(lines) < MIN_LINES:

@@ -90,15 +90,8 @@ class MoCo(nn.Module):
             # A copy: the gradient still needs this queue when the next keys are in it.
             contrast = moco_loss(queries, keys, self.queue.clone(), temperature=self.temperature)
         self._enqueue(gather_over_ranks(keys))
-        shown = {
-            "chance": contrast.chance,
-            "positive_similarity": contrast.positive_similarity,
-            "negative_similarity": contrast.negative_similarity,
-            "contrast_accuracy": contrast.accuracy,
-        }
-        if with_health:
-            shown |= embedding_health(queries.detach())
-        return {"loss_contrastive": contrast.loss}, shown
+        health = embedding_health(queries.detach()) if with_health else {}
+        return {"loss_contrastive": contrast.loss}, contrast.shown() | health
 
     @torch.no_grad()
     def after_step(self, coefficient: float) -> None:

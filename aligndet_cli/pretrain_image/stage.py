@@ -26,6 +26,7 @@ from aligndet_cli.pretrain_image.methods import Method, MethodName, MoCo, SimSia
 from aligndet_cli.pretrain_image.probe import Probe, score
 from aligndet_cli.pretrain_image.recipes import RECIPES, choose_batch_size, choose_momentum, choose_queue, choose_rates
 from aligndet_cli.pretrain_image.task import ImageTask
+from aligndet_cli.training.batch_size import recorded_batch_size
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
@@ -105,11 +106,13 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     devices = resolve_devices(config.runtime)
     data = open_data(config.data, seed=config.seed, index_dir=workspace.index_dir)
     _check_method(config, data)
+    name = config.name or f"{config.method}-{config.backbone.name}"
     batch_size = config.training.batch_size
     if batch_size == "auto":
-        batch_size = choose_batch_size(
-            config.method, len(data.indices), devices.world_size * config.training.accumulate
-        )
+        # As when the run began, which may have been on another number of devices.
+        batch_size = recorded_batch_size(
+            workspace, "pretrain-image", name, resume=resume, force=force
+        ) or choose_batch_size(config.method, len(data.indices), devices.world_size * config.training.accumulate)
     training = config.training.model_copy(update={"batch_size": batch_size})
     check_batch_split(training, devices)
     config = config.model_copy(update={"training": training})
@@ -125,7 +128,6 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
             config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
         )
     inputs = {"data": data.fingerprint, "backbone weights": weights.content_hash}
-    name = config.name or f"{config.method}-{config.backbone.name}"
     output = workspace.plan_output("pretrain-image", name, config, inputs, resume=resume, force=force)
     return Plan(
         config,

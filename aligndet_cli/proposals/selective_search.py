@@ -137,9 +137,10 @@ def warm_up(mode: SearchMode) -> None:
     notice.daemon = True
     notice.start()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    boxes = search(noise, mode, None, (64, 64))
-    filter_proposals(boxes, (64, 64), FilterRules(1, 3, 1, 0.5))
-    notice.cancel()
+    try:
+        filter_proposals(search(noise, mode, None, (64, 64)), (64, 64), FilterRules(1, 3, 1, 0.5))
+    finally:
+        notice.cancel()
 
 
 def _scaled_down(image: NDArray[np.uint8], num_pixels: int | None) -> NDArray[np.uint8] | None:

@@ -22,14 +22,14 @@ _STEPS = 2  # the optimizer's state is there from the second on
 
 
 def settle_batch_size(
-    training: TrainingConfig, rates: Rates, devices: Devices, *, recorded: int | None, largest: Callable[[], int]
+    training: TrainingConfig, rates: Rates, devices: Devices, *, recorded: int | None, largest: Callable[[Process], int]
 ) -> TrainingConfig:
     """The settings with a number in the place of "auto".
 
     Args:
         rates: the recipe, whose batch size is used where there is no GPU.
         recorded: what was found when the interrupted or finished run of this name began, if there is one.
-        largest: images that fit on one GPU; called only where it matters.
+        largest: images that fit on the GPU of a process; called only where it matters.
     """
     if training.batch_size != "auto":
         return training
@@ -37,7 +37,7 @@ def settle_batch_size(
     if recorded is not None:
         number, origin = recorded, "as when the run began"
     elif devices.kind == "cuda":
-        number, origin = largest() * parts, f"what fits on {devices.world_size} GPU(s)"
+        number, origin = largest(Process(device=devices.first)) * parts, f"what fits on {devices.world_size} GPU(s)"
     else:
         number, origin = -(-rates.batch_size // parts) * parts, f"{rates.origin}; only GPUs are searched for more"
     logger.info(f"--batch-size auto: {number} ({origin})")
@@ -101,7 +101,7 @@ def _fits(learner: Learner, settings: LoopSettings, samples: list[Sample], proce
             train_step(learner, scaler, samples, step, settings, divergence)
             learner.after_step(step)
         if process.device != "cpu":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(process.device)
         fits = True
     except torch.OutOfMemoryError:
         fits = False

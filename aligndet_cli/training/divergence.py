@@ -19,7 +19,8 @@ class Divergence:
     """Watches the gradient norm of every step.
 
     Asking a GPU for a number waits for all that it still has to do. There the optimizer is told on the device not to
-    move any more, and `check` asks later on: no update is made from the first bad step on.
+    move any more, and `check` asks later on: no update is made from the first bad step on (of float16 runs: in the
+    bad steps themselves, by the gradient scaler).
 
     Args:
         folder: where the bad step and its images are written down, if anywhere.

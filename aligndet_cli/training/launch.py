@@ -71,6 +71,11 @@ class Devices:
         """Processes in all."""
         return self.per_node * self.num_nodes
 
+    @property
+    def first(self) -> str:
+        """Torch device name of the first process."""
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.visible[0] if self.visible else 0}"
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -145,8 +150,7 @@ def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
         _run(run, plan, _joined_process(devices, shown))
         return
     if devices.world_size == 1:
-        device = "cuda:0" if devices.kind == "cuda" else "cpu"
-        _run(run, plan, Process(device=device, progress=shown.progress))
+        _run(run, plan, Process(device=devices.first, progress=shown.progress))
         return
     _spawn(run, plan, devices, shown)
 

@@ -148,3 +148,11 @@ def test_effective_rank_counts_directions() -> None:
     corners = torch.eye(4).repeat(5, 1)
     assert effective_rank(corners).item() == pytest.approx(3, abs=1e-2)
     assert effective_rank(torch.ones(9, 4)).item() == pytest.approx(1, abs=1e-2)
+
+
+def test_effective_rank_is_that_of_float32_under_autocast() -> None:
+    # On a GPU the 16-bit product would be an error: it has no eigenvalues of those.
+    some = normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rank = effective_rank(some)
+    assert torch.equal(rank, effective_rank(some))

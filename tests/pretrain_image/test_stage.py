@@ -78,6 +78,13 @@ def test_already_complete_and_refused(made: Path, objects: Path) -> None:
     assert not (made / "workspace.json").exists()  # these are not the images of the detector
 
 
+def test_auto_is_the_batch_size_that_the_run_began_with(made: Path, objects: Path) -> None:
+    # A new run would take 2: 256, halved until eight of them are no more than the 23 images.
+    small = ("--backbone", "resnet18", "--image-size", "32", "--steps", "6", *DIMS, "--set", "training.log_every=1")
+    words = ("pretrain-image", objects, "-w", made, "--method", "simsiam", *small)
+    assert aligndet(*words).stdout.startswith("already complete")  # 4, as it was given
+
+
 def test_later_stages_start_from_the_newest_backbone(made: Path, toy: Path, tmp_path: Path) -> None:
     workspace = Path(shutil.copytree(made, tmp_path / "w"))
     aligndet("proposals", toy, "-w", workspace, "--source", "ground-truth", "--num-workers", "1")

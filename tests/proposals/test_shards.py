@@ -171,6 +171,8 @@ def test_what_cannot_be(run_shard, root):
     run_shard("ws", "1/3")
     with pytest.raises(ConfigError, match=r"min_size: 20 -> 21.*--no-resume"):
         run_shard("ws", "2/3", min_size=21)
+    plan = run_shard("ws", "2/3", min_size=21, force=True)  # what the first error names
+    assert stage.conclude(plan) == {"shards_done": "1 of 3", "shards_missing": "1, 3"}
 
 
 def test_redo_of_a_finished_artifact_in_shards(run_shard):

@@ -94,7 +94,7 @@ def test_settling() -> None:
     gpus, cpus = Devices("cuda", per_node=3), Devices("cpu", per_node=3)
 
     def settled(training: TrainingConfig, devices: Devices, recorded: int | None = None) -> object:
-        return settle_batch_size(training, RATES, devices, recorded=recorded, largest=lambda: 5).batch_size
+        return settle_batch_size(training, RATES, devices, recorded=recorded, largest=lambda process: 5).batch_size
 
     assert settled(auto, gpus) == 3 * 2 * 5
     assert settled(auto, cpus) == 18  # 16 is no multiple of 3 x 2

@@ -6,7 +6,7 @@ import torch
 
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.launch import Devices, Process, Shown, launch, resolve_devices
+from aligndet_cli.training.launch import Devices, Process, Shown, _own_device, launch, resolve_devices
 
 PLAN = SimpleNamespace(config=SimpleNamespace(runtime=RuntimeConfig()))
 
@@ -49,3 +49,17 @@ def test_impossible_devices_are_refused(devices: str) -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="--accelerator gpu: no GPU"):
         resolve_devices(RuntimeConfig(accelerator="gpu"))
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "visible", "local_rank", "expected"),
+    [(4, None, 1, "cuda:1"), (4, (2, 3), 1, "cuda:3"), (4, (1, 0), 0, "cuda:1"), (1, None, 3, "cuda:0")],
+)
+def test_the_gpu_of_a_process(
+    num_gpus: int, visible: tuple[int, ...] | None, local_rank: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for processes of ours and of torchrun: both find these variables."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    for name, value in (("RANK", local_rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", local_rank)):
+        monkeypatch.setenv(name, str(value))
+    assert _own_device(Devices("cuda", 2, visible=visible)) == expected

@@ -12,7 +12,15 @@ from aligndet_cli.data.transforms import Sample
 from aligndet_cli.errors import Preempted, RunError
 from aligndet_cli.training.checkpoint import load_checkpoint
 from aligndet_cli.training.launch import Process
-from aligndet_cli.training.loop import CheckpointConfig, Learner, LoopSettings, train
+from aligndet_cli.training.loop import (
+    CheckpointConfig,
+    Learner,
+    LoopSettings,
+    build_scaler,
+    train,
+    train_step,
+    watch_divergence,
+)
 from aligndet_cli.training.schedules import Schedule
 
 NO_BOXES = torch.zeros(0, 4)
@@ -155,3 +163,28 @@ def test_speed_has_data_wait_and_memory(tmp_path: Path) -> None:
     line = json.loads((tmp_path / "speed.jsonl").read_text().splitlines()[0])
     assert set(line) == {"step", "images_per_s", "data_wait", "memory_mib"}
     assert 0 <= line["data_wait"] <= 1 and 50 < line["memory_mib"] < 50_000
+
+
+class FullPrecisionLoss(nn.Module):
+    """A loss in float32, whatever the precision of the run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, _samples: Sequence[Sample], _step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        with torch.autocast("cpu", enabled=False):
+            return {"loss_a": (self.weight @ self.weight).square().mean()}, {}
+
+
+def test_what_is_kept_in_float32_has_its_gradients_in_float32_too() -> None:
+    gradients = []
+    for precision in ("32-true", "bf16-mixed"):
+        model = FullPrecisionLoss()
+        trained = Learner(model, torch.optim.SGD(model.parameters(), lr=0.1), {"model": model})
+        some = settings(precision=precision)
+        train_step(
+            trained, build_scaler(some, Process()), next(batches_from(0)), 0, some, watch_divergence(trained, Process())
+        )
+        gradients.append(model.weight.grad)
+    assert gradients[0] is not None and torch.equal(gradients[0], gradients[1])
