@@ -25,7 +25,6 @@ _MIN_SHORT_SIDE = 16
 _NUM_CODES = 16  # histogram bins per channel: the upper four bits
 _STRONG_EDGE = 100.0  # gradient, in steps of 8-bit channels per pixel, from which an edge counts fully
 _BLUR = 0.7  # sigma in pixels
-_MIN_REGION = 24  # pixels
 _MIN_SIDE = 10  # pixels; smaller boxes are not told from noise
 
 
@@ -36,6 +35,7 @@ class _Preset:
     Attributes:
         working_size: square root of the number of pixels.
         scales: of the over-segmentations; see `segment`.
+        min_region: pixels of their regions, at least.
         colours: colour spaces that are segmented, as conversions of OpenCV; None for RGB itself.
         mixes: similarities that regions are grouped by.
         pairs_at: see `group`.
@@ -43,6 +43,7 @@ class _Preset:
 
     working_size: int
     scales: tuple[float, ...]
+    min_region: int
     colours: tuple[int | None, ...]
     mixes: tuple[Mix, ...]
     pairs_at: tuple[int, ...]
@@ -58,6 +59,7 @@ _PRESETS = {
     "fast": _Preset(
         working_size=256,
         scales=(50, 150),
+        min_region=24,
         colours=(cv2.COLOR_RGB2LAB,),
         mixes=(_EFFORT, _COLOUR_BORDER, _SIZE_FILL, _COLOUR_SIZE_FILL),
         pairs_at=(200, 100, 50),
@@ -65,6 +67,7 @@ _PRESETS = {
     "quality": _Preset(
         working_size=288,
         scales=(40, 80),
+        min_region=20,
         colours=(cv2.COLOR_RGB2LAB, cv2.COLOR_RGB2HSV, None),
         mixes=(_EFFORT, _COLOUR_BORDER, _SIZE_FILL, _COLOUR_SIZE_FILL),
         pairs_at=(200, 100, 50, 25),
@@ -166,7 +169,7 @@ def _search_preset(image: NDArray[np.uint8], preset: _Preset) -> NDArray[np.floa
     found: list[Groups] = []
     for colour in preset.colours:
         pixels = _blurred(_converted(image, colour))
-        for labels in segment(pixels, np.array(preset.scales, dtype=np.float64), _MIN_REGION):
+        for labels in segment(pixels, np.array(preset.scales, dtype=np.float64), preset.min_region):
             regions = describe_regions(labels, codes, _NUM_CODES, strength)
             found.append(_alone(regions))
             found += [group(regions, mix, num_pixels, preset.pairs_at, _MIN_SIDE) for mix in preset.mixes]

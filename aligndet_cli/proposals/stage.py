@@ -51,7 +51,7 @@ class ProposalsConfig(StageConfig):
     source: Literal["selective-search", "ground-truth"] = "selective-search"
     import_file: Path | None = None
     mode: SearchMode = "fast"
-    # Square root of the pixels searched; None is the mode's own. Memory grows with its fourth power: 0.4 GB at the limit.
+    # Square root of the pixels searched, None is the mode's own; memory grows with its fourth power to 0.4 GB.
     working_size: int | None = Field(None, ge=32, le=1024)
     min_size: int = Field(32, ge=0)  # paper D.1, SoCo: width and height in pixels
     max_ratio: float = Field(3.0, ge=1)  # paper D.1, `ratio3`
