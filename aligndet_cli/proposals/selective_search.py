@@ -54,7 +54,7 @@ _COLOUR_BORDER = Mix(colour=1, border=1)
 _SIZE_FILL = Mix(size=1, fill=1)
 _COLOUR_SIZE_FILL = Mix(colour=1, size=1, fill=1)
 
-# Found on the training photos of minicoco and a part of bccd; examples/benchmarks.md has photos that were kept apart.
+# Found on minicoco and a part of bccd; examples/benchmarks.md has the figures.
 _PRESETS = {
     "fast": _Preset(
         working_size=256,
@@ -75,7 +75,6 @@ _PRESETS = {
 }
 
 # Weights of what makes a good box: large, with a strong border, found in several ways, joined rather than tried.
-# Size comes first in every published order that works; a third of the gain over it is the border's.
 _SIZE, _BORDER, _AGREEMENT, _PAIR = 0.6, 4.0, 0.35, 1.5
 _PATIENCE = 2.0  # seconds without an explanation
 _SAME = 0.7  # IoU from which two boxes count as one find
@@ -165,10 +164,11 @@ def _search_preset(image: NDArray[np.uint8], preset: _Preset) -> NDArray[np.floa
     num_pixels = image.shape[0] * image.shape[1]
     lab = _converted(image, cv2.COLOR_RGB2LAB)
     codes = np.right_shift(lab, 4, dtype=np.uint8)
-    strength = np.minimum(edge_strength(_blurred(lab)) / np.float32(_STRONG_EDGE), np.float32(1))
+    smooth_lab = _blurred(lab)
+    strength = np.minimum(edge_strength(smooth_lab) / np.float32(_STRONG_EDGE), np.float32(1))
     found: list[Groups] = []
     for colour in preset.colours:
-        pixels = _blurred(_converted(image, colour))
+        pixels = smooth_lab if colour == cv2.COLOR_RGB2LAB else _blurred(_converted(image, colour))
         for labels in segment(pixels, np.array(preset.scales, dtype=np.float64), preset.min_region):
             regions = describe_regions(labels, codes, _NUM_CODES, strength)
             found.append(_alone(regions))
