@@ -268,7 +268,7 @@ def bench_table(timings: list[Timing]) -> Table:
         "waiting for data": [f"{t.data_wait:.0%}" for t in timings],
         **{f"  {part}": [_share(t, part) for t in timings] for part in PARTS if any(t.parts_s for t in timings)},
         "the paper's schedule": [t.schedule for t in timings],
-        "takes, on one device": [_hours(t.schedule_hours) for t in timings],
+        "takes, on one device": [hours_or_days(t.schedule_hours) for t in timings],
     }
     for title, cells in rows.items():
         table.add_row(title, *cells)
@@ -284,5 +284,5 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
-def _hours(hours: float) -> str:
+def hours_or_days(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"

@@ -1,5 +1,6 @@
 """`aligndet bench` on sizes that take a moment: what is measured, not how fast it is."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from commandline import NECK, aligndet
 from PIL import Image
 
 from aligndet_cli.bench.clock import PARTS
-from aligndet_cli.bench.measure import paper_schedule
+from aligndet_cli.bench.measure import hours_or_days, paper_schedule
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 
@@ -36,8 +37,15 @@ def test_own_images_as_a_table(toy: Path) -> None:
     words = ("--stage", "finetune", "--detector", "mask-rcnn", "--set", "detector.head_features=32")
     table = aligndet("bench", toy, *TINY, *NECK, *words).stdout
     assert "finetune" in table and "pretrain-box" not in table
-    for row in ("images/s", "peak memory", "waiting for data", "backbone", "90,000 steps of 16 images", "days"):
+    for row in ("images/s", "peak memory", "waiting for data", "backbone", "90,000 steps of 16 images"):
         assert row in table, table
+    # Hours or days: that depends on the machine.
+    assert re.search(r"takes, on one device +[\d.,]+ (hours|days)", table), table
+
+
+def test_long_times_are_days() -> None:
+    texts = [hours_or_days(hours) for hours in (0.04, 47.94, 48, 100)]
+    assert texts == ["0.0 hours", "47.9 hours", "2.0 days", "4.2 days"]
 
 
 def test_images_without_labels(tmp_path: Path) -> None:
