@@ -2,9 +2,9 @@
 
     python tests/benchmarks/interruptions.py --kills 20 --stops 20
 
-On the toy set. Each round interrupts one running stage once, after a random share of the time that it takes uninterrupted,
-and runs it again to the end; final files are compared byte for byte with those of the uninterrupted run. Exits 1 where any
-differs.
+On the toy set. Each round interrupts one running stage once, after a random share of the time that it takes
+uninterrupted, and runs it again to the end; final files are compared byte for byte with those of the uninterrupted run.
+Exits 1 where any differs.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def one_round(forks: ForkServer, stage: str, number: int, after_s: float, tally: Tally, chain: Path, toy: Path) -> None:
-    """Interrupt, run again, compare. A stage that was done before the moment came is started afresh, for a sooner one."""
+    """Interrupt, run again, compare. A stage that was done too soon is started afresh, for an earlier moment."""
     while True:
         workspace = workspace_before(stage, chain, chain.parent / "round")
         code = interrupt_once(forks, stage, workspace, toy, number, after_s)
