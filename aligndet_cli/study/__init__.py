@@ -1,0 +1,1 @@
+"""Many runs of one idea: `aligndet study`."""

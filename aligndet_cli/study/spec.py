@@ -1,0 +1,145 @@
+"""The file of a study: what is compared, and over what."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from aligndet_cli.config import STAGES, Frozen, did_you_mean, flatten, read_toml, validated
+from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.errors import ConfigError
+
+Percent = Annotated[float, Field(gt=0, le=100)]
+Whole = Annotated[int, Field(ge=0)]
+Tables = dict[str, dict[str, Any]]  # settings by stage
+
+COMMON = "common"  # the table of settings for every stage that has them
+KINDS_OF_INIT = ("pretrain", "backbone", "scratch")
+
+
+class Start(Frozen):
+    """Where fine-tuning starts: one line of the comparison.
+
+    Attributes:
+        label: what reports call it.
+        init: as in `finetune --init`; `pretrain` means the pre-training run of this very start.
+        settings: by stage; in the file they stand beside `label`, as `pretrain-box = { tasks = "contrastive" }`.
+        detectors, fractions, folds, seeds: only these of the study's; None: all.
+    """
+
+    label: str = Field(min_length=1)
+    init: str = "pretrain"
+    settings: Tables = {}
+    detectors: tuple[str, ...] | None = None
+    fractions: tuple[Percent, ...] | None = None
+    folds: tuple[Whole, ...] | None = None
+    seeds: tuple[Whole, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_stages(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        tables = {key: value for key, value in content.items() if key in (*STAGES, COMMON)}
+        if not tables:
+            return content
+        rest = {key: value for key, value in content.items() if key not in tables}
+        return {**rest, "settings": {**rest.get("settings", {}), **tables}}
+
+    @property
+    def slug(self) -> str:
+        """The label as a part of run names."""
+        return re.sub(r"[^A-Za-z0-9.]+", "-", self.label).strip("-.").lower()
+
+
+class StudyConfig(Frozen):
+    """A study: the cross product of detectors, starts, fractions, folds and seeds.
+
+    Attributes:
+        data, evaluate_data, image_data: of all stages, of `evaluate` and of `pretrain-image` (None: `data`).
+        pretrain_per_seed: pre-train the box stage once per seed; otherwise once, as the paper.
+        settings: by stage, and `common`; `detector`: the same for one detector, on top.
+        starts: the first is the baseline.
+    """
+
+    data: Path
+    evaluate_data: Path | None = None
+    image_data: Path | None = None
+    detectors: tuple[str, ...] = Field(min_length=1)
+    fractions: tuple[Percent, ...] = Field((100,), min_length=1)
+    folds: tuple[Whole, ...] = Field((1,), min_length=1)
+    seeds: tuple[Whole, ...] = Field((0,), min_length=1)
+    pretrain_per_seed: bool = False
+    settings: Tables = {}
+    detector: dict[str, Tables] = {}
+    starts: tuple[Start, ...] = Field(min_length=1)
+
+    @field_validator("detectors")
+    @classmethod
+    def _check_detectors(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in BUILDERS:
+                raise ValueError(f"'{name}' is not a detector{did_you_mean(name, list(BUILDERS))}")
+        return names
+
+    def data_of(self, stage: str) -> Path:
+        """The data set a stage reads."""
+        own = {"pretrain-image": self.image_data, "evaluate": self.evaluate_data}.get(stage)
+        return (own or self.data).resolve()
+
+
+def load_study(file: Path) -> StudyConfig:
+    """The study in a TOML file.
+
+    Raises:
+        ConfigError: unreadable, an unknown key (with the nearest known one), or parts that contradict each other.
+    """
+    content = read_toml(file, str(file))
+    if "starts" not in content or "data" not in content or "detectors" not in content:
+        missing = [key for key in ("data", "detectors", "starts") if key not in content]
+        raise ConfigError(f"{file}: {', '.join(missing)}: missing; a study names its data, detectors and [[starts]]")
+    for start in content["starts"] if isinstance(content["starts"], list) else ():
+        known = [*Start.model_fields, *STAGES, COMMON]
+        for key in start if isinstance(start, dict) else ():
+            if key not in known:
+                raise ConfigError(f"{file}: starts: '{key}' is no key of a start{did_you_mean(key, known)}")
+    study = validated(StudyConfig, content, {path: str(file) for path, _ in flatten(content)})
+    try:
+        _check_tables(study.settings, "settings")
+        for name, tables in study.detector.items():
+            _check_known(name, study.detectors, "detector")
+            _check_tables(tables, f"detector.{name}")
+        _check_starts(study)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return study
+
+
+def _check_starts(study: StudyConfig) -> None:
+    slugs: dict[str, str] = {}
+    for start in study.starts:
+        place = f"start '{start.label}'"
+        if not start.slug:
+            raise ConfigError(f"{place}: the label needs a letter or a digit, it becomes part of run names")
+        if start.slug in slugs:
+            raise ConfigError(f"{place}: gives the same run names as '{slugs[start.slug]}'; choose another label")
+        slugs[start.slug] = start.label
+        _check_tables(start.settings, place)
+        for key in ("detectors", "fractions", "folds", "seeds"):
+            for value in getattr(start, key) or ():
+                _check_known(value, getattr(study, key), f"{place}: {key}")
+        if start.init not in KINDS_OF_INIT and not Path(start.init).is_file():
+            raise ConfigError(f"{place}: init = '{start.init}': write pretrain, backbone, scratch or a file of weights")
+
+
+def _check_tables(tables: Mapping[str, Any], place: str) -> None:
+    for key in tables:
+        if key not in (*STAGES, COMMON):
+            raise ConfigError(f"{place}: '{key}' is not a stage{did_you_mean(key, [*STAGES, COMMON])}")
+
+
+def _check_known(value: Any, known: tuple[Any, ...], place: str) -> None:
+    if value not in known:
+        raise ConfigError(f"{place}: {value} is not among the study's: {', '.join(map(str, known))}")
