@@ -1,33 +1,33 @@
-"""Weights for a backbone: by torchvision name or from a file, checked key by key.
-
-Self-supervised checkpoints hold the same ResNet under different names (FACTS §6); a layout is recognised by where
-`conv1.weight` is.
-"""
+"""Weights for a backbone: by torchvision name or from a file, checked key by key."""
 
 import argparse
+import math
 import re
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from torch import Tensor, nn
-from torchvision.models import WeightsEnum, get_model_weights, get_weight
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
-from aligndet_cli.backbones.resnet import ResNet
+from aligndet_cli.backbones.build import BackboneConfig, build_backbone
+from aligndet_cli.backbones.interface import Backbone
+from aligndet_cli.backbones.layouts import Found, recognise
 from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.training.logs import logger
 from aligndet_cli.workspace import Artifact, Workspace, hash_files
 
 NO_WEIGHTS = "none"
-
-# MoCo v2 `module.encoder_q.`, PixPro `module.encoder.`, SwAV `module.`, DenseCL / DetCo `backbone.` or `encoder_q.`
-PREFIXES = ("", "module.encoder_q.", "module.encoder.", "module.backbone.", "module.", "backbone.", "encoder_q.")
-NESTING_KEYS = ("state_dict", "model")
 FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin")
-BODY_KEY = re.compile(r"(conv1|bn1|layer\d+)\.")
+# Follow from the structure, or are not used with a fixed momentum; files of old versions lack them.
+DERIVED = ("num_batches_tracked", "relative_position_index")
+BIAS_TABLE = "relative_position_bias_table"
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,13 @@ class BackboneWeights:
         file: None = random weights.
         content_hash: of the file, "none" without; for the manifest.
         origin: for people.
+        layout: of the file, see `LAYOUTS`; None for weights of ours and for random ones.
     """
 
     file: Path | None
     content_hash: str
     origin: str
+    layout: str | None = None
 
 
 RANDOM_WEIGHTS = BackboneWeights(None, NO_WEIGHTS, "none (random)")
@@ -56,12 +58,19 @@ def find_backbone_weights(weights: str, backbone_name: str, workspace: Workspace
         offline: never download; weights by name must be in torchvision's cache.
 
     Raises:
-        WeightsError: "workspace", and it has none of this backbone; or see `locate_backbone_weights`.
+        WeightsError: "workspace", and it has none of this backbone; or a file that `locate_backbone_weights` does not
+            find, or that does not fit.
     """
     if weights in WORKSPACE_WEIGHTS:
         return _workspace_weights(weights, backbone_name, workspace)
     file = locate_backbone_weights(weights, backbone_name, offline=offline)
-    return RANDOM_WEIGHTS if file is None else BackboneWeights(file, hash_files([file]), weights)
+    if file is None:
+        return RANDOM_WEIGHTS
+    found = read_backbone(file)
+    with torch.device("meta"):  # only to see whether it fits
+        backbone = build_backbone(BackboneConfig.model_validate({"name": backbone_name}))
+    _fit(backbone, found, file)
+    return BackboneWeights(file, hash_files([file]), f"{weights} ({found.layout} layout)", found.layout)
 
 
 def weights_of(artifact: Artifact) -> BackboneWeights:
@@ -86,15 +95,15 @@ def _workspace_weights(weights: str, backbone_name: str, workspace: Workspace) -
     )
 
 
-def load_backbone_weights(backbone: ResNet, file: Path | None) -> None:
-    """Fill `backbone` with the weights of a file; None leaves it as it is.
+def load_backbone_weights(backbone: Backbone, file: Path | None) -> None:
+    """Fill `backbone` with the weights of a file in any known layout; None leaves it as it is.
 
     Raises:
         WeightsError: an unreadable file, or one that does not fill every parameter and buffer of the backbone with
             the right shape.
     """
     if file is not None:
-        fill_backbone(backbone, read_state_dict(file), file)
+        fill_backbone(backbone, read_backbone(file), file)
 
 
 def locate_backbone_weights(weights: str, backbone_name: str, *, offline: bool) -> Path | None:
@@ -113,16 +122,19 @@ def locate_backbone_weights(weights: str, backbone_name: str, *, offline: bool) 
     return _cached_or_downloaded(_named_weights(weights, backbone_name), offline=offline)
 
 
-def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, as CPU tensors, out of `state_dict` or `model` if nested there.
+def read_backbone(file: Path) -> Found:
+    """The backbone in a file, under torchvision's names, as CPU tensors.
 
     Only plain data is unpickled, so a malicious file cannot run code.
 
     Raises:
-        WeightsError: damaged file, or one with anything but tensors and plain settings in it.
+        WeightsError: damaged file, one with anything but tensors and plain settings in it, or an unknown layout.
     """
+    # What published files hold beside tensors: options of argparse (SwAV, PixPro, DINO) and of yacs (SimMIM), of
+    # which a plain dictionary is made, so that yacs need not be installed.
+    harmless: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # SwAV and PixPro save their options too
+        with torch.serialization.safe_globals(harmless):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
         reason = str(error).split("\n", maxsplit=1)[0].split(". ", maxsplit=1)[0] or type(error).__name__
@@ -130,81 +142,111 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
             f"backbone weights {file}: not a readable PyTorch file of plain tensors ({reason}); get it again, or save "
             "just the model's state_dict() with torch.save"
         ) from None
-    for key in NESTING_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = _only_tensors(content)
-    if not tensors:
-        raise WeightsError(f"backbone weights {file}: no tensors in it; save the model's state_dict() with torch.save")
-    return tensors
+    found = recognise(content) if isinstance(content, Mapping) else None
+    if found is None:
+        name = _first_tensor(content)
+        if name is None:
+            raise WeightsError(
+                f"backbone weights {file}: no tensors in it; save the model's state_dict() with torch.save"
+            )
+        raise WeightsError(
+            f"backbone weights {file}: no ResNet, MobileNet v2 or Swin in a layout that is known (first "
+            f"key: '{name}'); save it under torchvision's names"
+        )
+    return found
 
 
-def fill_backbone(backbone: ResNet, state_dict: dict[str, Tensor], source: Path) -> None:
-    """Copy a checkpoint's tensors into the backbone; keys that are not the backbone's are left out.
+def fill_backbone(backbone: Backbone, found: Found, source: Path) -> None:
+    """Copy a checkpoint's tensors into the backbone.
 
     Args:
-        state_dict: names as in torchvision, behind one of `PREFIXES`.
         source: where it came from, for messages.
 
     Raises:
         WeightsError: naming the first keys that are missing, have another shape, or are of a deeper network.
     """
-    prefix = next((prefix for prefix in PREFIXES if f"{prefix}conv1.weight" in state_dict), None)
-    if prefix is None:
-        example = next(iter(state_dict))
+    fitted = _fit(backbone, found, source)
+    backbone.load_state_dict(backbone.state_dict() | fitted)
+    matched = sum(not name.endswith(DERIVED) for name in fitted)
+    resized = sum(value.shape != found.tensors[name].shape for name, value in fitted.items())
+    logger.info(
+        f"backbone weights {source}: {found.layout} layout, all {matched} tensors of the {backbone.name} found, "
+        f"{found.num_others} others left out"
+        + (f"; {resized} tables of relative positions resized to its windows" if resized else "")
+    )
+
+
+def _fit(backbone: Backbone, found: Found, source: Path) -> dict[str, Tensor]:
+    """The tensors to put into the backbone: all that it needs, in its shapes."""
+    if found.family != backbone.family:
         raise WeightsError(
-            f"backbone weights {source}: not a ResNet: 'conv1.weight' not found under any known prefix "
-            f"(first key: '{example}')"
+            f"backbone weights {source}: hold a {found.family} ({found.layout} layout), not a {backbone.name}; use "
+            f"a file of a {backbone.name}, or change the backbone"
         )
-    found = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-    _check_fit(backbone, found, source)
     wanted = backbone.state_dict()
-    # Checkpoints from before PyTorch 0.4.1 have no `num_batches_tracked`; it is not used with a fixed momentum.
-    backbone.load_state_dict({name: found.get(name, tensor) for name, tensor in wanted.items()})
-
-
-def _check_fit(backbone: ResNet, found: dict[str, Tensor], source: Path) -> None:
-    wanted = {name: t for name, t in backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
-    missing = [name for name in wanted if name not in found]
+    given = {name: _resize_table(name, value, wanted.get(name)) for name, value in found.tensors.items()}
+    needed = [name for name in wanted if not name.endswith(DERIVED) and not name.startswith(backbone.additions)]
+    missing = [name for name in needed if name not in given]
     reshaped = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
+        f"{name} {tuple(value.shape)} instead of {tuple(wanted[name].shape)}"
+        for name, value in given.items()
+        if name in wanted and not name.endswith(DERIVED) and value.shape != wanted[name].shape
     ]
     # Every key of a ResNet-50 is also in a ResNet-101: too many stages' blocks mean another network.
-    surplus = [
-        name
-        for name in found
-        if BODY_KEY.match(name) and not name.endswith("num_batches_tracked") and name not in wanted
-    ]
+    surplus = [name for name in given if name not in wanted and not name.endswith(DERIVED)]
     for problem, names in (("missing", missing), ("of another shape", reshaped), ("too many", surplus)):
         if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise WeightsError(
-                f"backbone weights {source}: do not fit {backbone.name}: {len(names)} tensors "
-                f"{problem}: {shown}; use a file of a {backbone.name}, or change the backbone"
+                f"backbone weights {source}: do not fit {backbone.name} ({found.layout} layout): {len(names)} of "
+                f"{len(needed)} tensors {problem}: {shown}; use a file of a {backbone.name}, or change the backbone"
             )
+    return {name: value for name, value in given.items() if name in wanted and value.shape == wanted[name].shape}
 
 
-def _only_tensors(content: Any) -> dict[str, Tensor]:
-    if isinstance(content, nn.Module) or not isinstance(content, dict):
-        return {}
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+def _resize_table(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
+    """Relative position biases (L, heads) of windows of another size, resized to ours.
+
+    Source: the official Swin code and mmdetection: bicubic, over the square of offsets.
+    """
+    if not name.endswith(BIAS_TABLE) or wanted is None or value.ndim != 2 or value.shape[1:] != wanted.shape[1:]:
+        return value
+    side, wanted_side = math.isqrt(len(value)), math.isqrt(len(wanted))
+    if side == wanted_side or side**2 != len(value):
+        return value
+    square = value.float().T.reshape(1, -1, side, side)  # (1, heads, side, side)
+    resized = interpolate(square, (wanted_side, wanted_side), mode="bicubic")
+    return resized.flatten(2)[0].T.contiguous()
+
+
+def _first_tensor(content: Any) -> str | None:
+    """Name of the first tensor of a file, at the top or one level below."""
+    parts = [content, *content.values()] if isinstance(content, Mapping) else []
+    for part in parts:
+        for name, value in part.items() if isinstance(part, Mapping) else ():
+            if isinstance(value, Tensor):
+                return str(name)
+    return None
+
+
+def torchvision_weights(backbone_name: str) -> dict[str, WeightsEnum]:
+    """The weights that torchvision has for a backbone, by name; none for a size that it does not have."""
+    return dict(get_model_weights(backbone_name).__members__) if backbone_name in list_models() else {}
 
 
 def _named_weights(weights: str, backbone_name: str) -> WeightsEnum:
-    known = get_model_weights(backbone_name)
-    choices = ", ".join(member.name for member in known)
+    known = torchvision_weights(backbone_name)
+    choices = "".join(f"{name}, " for name in known)
     try:
-        member = get_weight(weights) if "." in weights else known[weights]
+        member: WeightsEnum = get_weight(weights) if "." in weights else known[weights]
     except (KeyError, ValueError):
         raise WeightsError(
             f"backbone weights '{weights}': neither a file nor weights of {backbone_name}; "
-            f"known: none, workspace, DEFAULT, {choices}, or the path of a .pth file"
+            f"known: none, workspace, {choices}or the path of a .pth file"
         ) from None
-    if not isinstance(member, known):
-        raise WeightsError(f"backbone weights '{weights}': not for {backbone_name}, which has: {choices}")
+    if member not in known.values():
+        has = f"which has: {choices.removesuffix(', ')}" if known else "for which torchvision has none"
+        raise WeightsError(f"backbone weights '{weights}': not for {backbone_name}, {has}")
     return member
 
 

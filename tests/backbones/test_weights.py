@@ -1,4 +1,6 @@
 import argparse
+import copy
+import os
 import pickle
 import socket
 from collections.abc import Callable
@@ -6,13 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, get_model
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights
-from aligndet_cli.backbones.resnet import ResNet
-from aligndet_cli.backbones.weights import locate_backbone_weights
+from aligndet_cli.backbones import (
+    Backbone,
+    BackboneConfig,
+    build_backbone,
+    find_backbone_weights,
+    load_backbone_weights,
+)
+from aligndet_cli.backbones.layouts import recognise
+from aligndet_cli.backbones.weights import fill_backbone, locate_backbone_weights
 from aligndet_cli.errors import WeightsError
+from aligndet_cli.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +33,15 @@ def state_dict() -> dict[str, Tensor]:
     return model.state_dict()
 
 
-@pytest.fixture
-def backbone() -> ResNet:
+@pytest.fixture(scope="module")
+def fresh() -> Backbone:
     torch.manual_seed(2)
     return build_backbone(BackboneConfig(name="resnet18"))
+
+
+@pytest.fixture
+def backbone(fresh: Backbone) -> Backbone:
+    return copy.deepcopy(fresh)
 
 
 @pytest.fixture
@@ -45,39 +59,197 @@ def prefixed(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in state_dict.items()}
 
 
-LAYOUTS: dict[str, Callable[[dict[str, Tensor]], object]] = {
-    "torchvision": lambda s: s,
-    "torchvision before 0.4.1, without counters": lambda s: without(s, "num_batches_tracked"),
-    "plain, without fc": lambda s: without(s, "fc."),
-    "MoCo v2": lambda s: {
-        "epoch": 200,
-        "arch": "resnet18",
-        "state_dict": {
-            **prefixed({k: torch.zeros_like(v) for k, v in s.items()}, "module.encoder_k."),
-            **prefixed(s, "module.encoder_q."),
-            "module.queue": torch.zeros(4),
+def numbered(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names as children of `nn.Sequential(*resnet.children())`: conv1, bn1, relu, maxpool, layer1..4."""
+    children = [name for name, _ in get_model("resnet18").named_children()]
+    parts = [(name.partition("."), value) for name, value in without(state_dict, "fc.").items()]
+    return {f"{children.index(child)}.{rest}": value for (child, _, rest), value in parts}
+
+
+def zeros(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The other network of a momentum method, which must not be taken."""
+    return prefixed({name: torch.zeros_like(tensor) for name, tensor in state_dict.items()}, prefix)
+
+
+ONE = torch.zeros(1)
+OPTIONS = argparse.Namespace(lr=1.0)
+# Per file: the layout that is reported, and what the file holds; names from the released code of each method.
+LAYOUTS: dict[str, tuple[str, Callable[[dict[str, Tensor]], dict]]] = {
+    "torchvision, timm, DetCo": ("torchvision", lambda s: s),
+    "before PyTorch 0.4.1, without counters": ("torchvision", lambda s: without(s, "num_batches_tracked")),
+    "without fc, as DINO's backbone": ("torchvision", lambda s: without(s, "fc.")),
+    "MoCo v2": (
+        "MoCo",
+        lambda s: {
+            "epoch": 200,
+            "arch": "resnet18",
+            "state_dict": {**zeros(s, "module.encoder_k."), **prefixed(s, "module.encoder_q."), "module.queue": ONE},
         },
-    },
-    "SwAV": lambda s: {**prefixed(without(s, "fc."), "module."), "module.projection_head.0.weight": torch.zeros(2, 2)},
-    "PixPro": lambda s: {"opt": argparse.Namespace(lr=1.0), "model": prefixed(s, "module.encoder.")},
-    "DenseCL": lambda s: {"meta": {"epoch": 1}, "state_dict": prefixed(without(s, "fc."), "backbone.")},
-    "encoder_q": lambda s: {"state_dict": prefixed(s, "encoder_q.")},
+    ),
+    "MoCo, without module": ("MoCo", lambda s: {"state_dict": prefixed(s, "encoder_q.")}),
+    "SwAV": ("SwAV", lambda s: {**prefixed(without(s, "fc."), "module."), "module.projection_head.0.weight": ONE}),
+    "SwAV, whole": (
+        "SwAV",
+        lambda s: {"args": OPTIONS, "state_dict": {**prefixed(s, "module."), "module.prototypes.weight": ONE}},
+    ),
+    "PixPro": (
+        "PixPro",
+        lambda s: {
+            "opt": OPTIONS,
+            "model": {
+                **prefixed(s, "module.encoder."),
+                **zeros(s, "module.encoder_k."),
+                "module.value_transform.weight": ONE,
+                "module.predictor.linear1.weight": ONE,
+            },
+        },
+    ),
+    "PixPro, published": ("PixPro, SoCo or like them", lambda s: {"model": prefixed(s, "module.encoder.")}),
+    "SoCo": (
+        "SoCo",
+        lambda s: {
+            "opt": OPTIONS,
+            "model": {
+                **prefixed(s, "module.encoder."),
+                **zeros(s, "module.encoder_k."),
+                "module.predictor.linear1.weight": ONE,
+            },
+            "model_ema": zeros(s, "encoder."),
+        },
+    ),
+    "SimSiam": (
+        "SimSiam",
+        lambda s: {
+            "state_dict": {**prefixed(without(s, "fc."), "module.encoder."), "module.predictor.0.weight": ONE},
+            "arch": "resnet18",
+        },
+    ),
+    "DenseCL": (
+        "DenseCL",
+        lambda s: {
+            "meta": {"epoch": 1},
+            "state_dict": {
+                **prefixed(without(s, "fc."), "backbone."),
+                **prefixed(without(s, "fc."), "encoder_q.0."),
+                **zeros(s, "encoder_k.0."),
+            },
+        },
+    ),
+    "OpenSelfSup": ("torchvision", lambda s: {"state_dict": prefixed(without(s, "fc."), "backbone.")}),
+    "BYOL-PyTorch": (
+        "BYOL",
+        lambda s: {
+            "online_backbone": prefixed(numbered(s), "module.encoder."),
+            "target_backbone": zeros(numbered(s), "module.encoder."),
+        },
+    ),
+    "byol-pytorch": ("BYOL", lambda s: {**prefixed(s, "online_encoder.net."), **zeros(s, "target_encoder.net.")}),
+    "BYOL, encoder": ("BYOL", lambda s: {"state_dict": prefixed(s, "online_encoder.encoder.")}),
+    "BYOL, network": (
+        "BYOL",
+        lambda s: {"state_dict": {**prefixed(s, "module.online_network."), **zeros(s, "module.target_network.")}},
+    ),
+    "DINO, whole": (
+        "DINO",
+        lambda s: {
+            "student": zeros(s, "module.backbone."),
+            "teacher": {**prefixed(without(s, "fc."), "backbone."), "head.mlp.0.weight": ONE},
+            "args": OPTIONS,
+            "epoch": 100,
+        },
+    ),
+    "SlotCon": (
+        "SlotCon",
+        lambda s: {
+            "args": OPTIONS,
+            "model": {
+                **zeros(s, "module.encoder_q."),
+                **prefixed(without(s, "fc."), "module.encoder_k."),
+                "module.grouping_q.slot_embed.weight": ONE,
+            },
+        },
+    ),
+    "lightly": ("lightly", lambda s: {"state_dict": {**prefixed(numbered(s), "backbone."), "projection_head.x": ONE}}),
+    "lightly, named": ("torchvision", lambda s: {"state_dict": prefixed(without(s, "fc."), "backbone.")}),
+    "mmdetection": (
+        "mmdetection",
+        lambda s: {
+            "meta": {"CLASSES": ("a", "b")},
+            "state_dict": {**prefixed(without(s, "fc."), "backbone."), "bbox_head.retina_cls.weight": ONE},
+        },
+    ),
+    "AlignDet's": (
+        "AlignDet's own",
+        lambda s: {
+            "state_dict": {
+                **prefixed(without(s, "fc."), "backbone.backbone."),
+                **zeros(s, "target_backbone.backbone."),
+            }
+        },
+    ),
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_published_layouts_fill_every_tensor(
-    layout: str, state_dict: dict[str, Tensor], backbone: ResNet, tmp_path: Path
-) -> None:
-    file = tmp_path / "weights.pth"
-    torch.save(LAYOUTS[layout](state_dict), file)
-    load_backbone_weights(backbone, file)
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_published_layouts_fill_every_tensor(kind: str, state_dict: dict[str, Tensor], backbone: Backbone) -> None:
+    layout, wrap = LAYOUTS[kind]
+    found = recognise(wrap(state_dict))
+    assert found is not None and (found.layout, found.family) == (layout, "resnet")
+    fill_backbone(backbone, found, Path("file.pth"))
+    # The very same tensors, so the very same features.
     for name, tensor in backbone.state_dict().items():
-        if "num_batches_tracked" not in name or "counters" not in layout:
+        if "num_batches_tracked" not in name or "counters" not in kind:
             assert torch.equal(tensor, state_dict[name]), name
 
 
-def test_none_leaves_the_backbone_as_it_is(backbone: ResNet) -> None:
+@pytest.mark.parametrize("kind", ["torchvision, timm, DetCo", "SlotCon"])
+def test_files_fill_every_tensor(
+    kind: str, state_dict: dict[str, Tensor], backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layout, wrap = LAYOUTS[kind]
+    file = tmp_path / "weights.pth"
+    torch.save(wrap(state_dict), file)
+    weights = find_backbone_weights(str(file), "resnet18", Workspace(tmp_path / "w"), offline=True)
+    assert weights.file == file and weights.origin == f"{file} ({layout} layout)"
+    with caplog.at_level("INFO", logger="aligndet"):
+        load_backbone_weights(backbone, weights.file)
+    # 20 convolutions and 20 batch norms of four tensors
+    assert f"{layout} layout, all 100 tensors of the resnet18 found" in caplog.text
+    assert all(torch.equal(tensor, state_dict[name]) for name, tensor in backbone.state_dict().items())
+
+
+def mmdetection_mobilenet(backbone: Backbone) -> dict[str, Tensor]:
+    """mmdetection's names, from the modules: layers are the runs of blocks of one width."""
+    names = {"features.0.0": "conv1.conv", "features.0.1": "conv1.bn"}
+    names |= {"features.18.0": "conv2.conv", "features.18.1": "conv2.bn"}
+    widths = [16, 24, 32, 64, 96, 160, 320]
+    counts: dict[int, int] = {}
+    for index in range(1, 18):
+        block = backbone.features[index]
+        layer = widths.index(block.out_channels) + 1
+        at = f"layer{layer}.{counts.get(layer, 0)}"
+        counts[layer] = counts.get(layer, 0) + 1
+        leaves = [name for name, module in block.named_modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+        parts = ("expand_conv", "depthwise_conv", "linear_conv")[-len(leaves) // 2 :]
+        targets = [f"{at}.{part}.{kind}" for part in parts for kind in ("conv", "bn")]
+        names |= {f"features.{index}.{leaf}": target for leaf, target in zip(leaves, targets, strict=True)}
+    return {
+        f"{names[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": tensor
+        for name, tensor in backbone.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "mmdetection"])
+def test_mobilenet_layouts(layout: str) -> None:
+    source, backbone = (build_backbone(BackboneConfig(name="mobilenet_v2")) for _ in range(2))
+    tensors = mmdetection_mobilenet(source) if layout == "mmdetection" else source.state_dict()
+    found = recognise({"state_dict": {**tensors, "classifier.1.bias": ONE}})
+    assert found is not None and (found.layout, found.family, found.num_others) == (layout, "mobilenet", 1)
+    fill_backbone(backbone, found, Path("file.pth"))
+    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in backbone.state_dict().items())
+
+
+def test_none_leaves_the_backbone_as_it_is(backbone: Backbone) -> None:
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     load_backbone_weights(backbone, None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
@@ -85,6 +257,13 @@ def test_none_leaves_the_backbone_as_it_is(backbone: ResNet) -> None:
 
 class NotATensor:
     """Something that a checkpoint must not be able to bring to life."""
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("bomb-went-off",)
 
 
 def write_truncated(file: Path, state_dict: dict[str, Tensor]) -> None:
@@ -97,17 +276,23 @@ BROKEN: dict[str, tuple[Callable[[Path, dict[str, Tensor]], object], str]] = {
     "empty": (lambda f, s: f.write_bytes(b""), "not a readable PyTorch file"),
     "text": (lambda f, s: f.write_text("<html>404 not found</html>"), "not a readable PyTorch file"),
     "pickle": (lambda f, s: f.write_bytes(pickle.dumps({"a": NotATensor()})), "not a readable PyTorch file"),
+    "bomb": (lambda f, s: torch.save({"state_dict": s, "meta": Bomb()}, f), "not a readable PyTorch file"),
+    "bomb of old": (lambda f, s: f.write_bytes(pickle.dumps(Bomb())), "not a readable PyTorch file"),
     "whole module": (lambda f, s: torch.save(torch.nn.Linear(1, 1), f), "not a readable PyTorch file"),
     "a list": (lambda f, s: torch.save([1, 2], f), "no tensors in it"),
     "another network": (lambda f, s: torch.save({"stem.weight": torch.zeros(1)}, f), "first key: 'stem.weight'"),
     "a key missing": (lambda f, s: torch.save(without(s, "layer3.0.bn2.bias"), f), "missing: layer3.0.bn2.bias;"),
     "many missing": (
         lambda f, s: torch.save(without(s, "layer4"), f),
-        "25 tensors missing: layer4.0.conv1.weight",
+        "25 of 100 tensors missing: layer4.0.conv1.weight",
     ),
     "another shape": (
         lambda f, s: torch.save({**s, "conv1.weight": torch.zeros(64, 3, 3, 3)}, f),
         "of another shape: conv1.weight (64, 3, 3, 3) instead of (64, 3, 7, 7)",
+    ),
+    "another family": (
+        lambda f, s: torch.save({"features.1.conv.0.0.weight": torch.zeros(1)}, f),
+        "hold a mobilenet (torchvision layout), not a resnet18",
     ),
     "a deeper network": (
         lambda f, s: torch.save({**s, **prefixed(without(s, "layer", "fc", "bn1"), "layer3.2.")}, f),
@@ -118,17 +303,35 @@ BROKEN: dict[str, tuple[Callable[[Path, dict[str, Tensor]], object], str]] = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_bad_files_are_one_line_and_change_nothing(
-    kind: str, state_dict: dict[str, Tensor], backbone: ResNet, tmp_path: Path
+    kind: str, state_dict: dict[str, Tensor], backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     write, message = BROKEN[kind]
     file = tmp_path / "weights.pth"
     write(file, state_dict)
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     with pytest.raises(WeightsError) as raised:
         load_backbone_weights(backbone, file)
-    assert message in str(raised.value) and str(file) in str(raised.value)
+    assert not Path("bomb-went-off").exists()
+    assert message in str(raised.value) and str(file) in str(raised.value) and raised.value.exit_code == 4
     assert "\n" not in str(raised.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+
+
+def test_a_file_that_does_not_fit_is_refused_before_the_run(state_dict: dict[str, Tensor], tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(state_dict, file)
+    with pytest.raises(
+        WeightsError, match=r"weights\.pth: do not fit resnet34 \(torchvision layout\): 80 of 180 tensors"
+    ):
+        find_backbone_weights(str(file), "resnet34", Workspace(tmp_path / "w"), offline=True)
+
+
+def test_swin_l_is_not_torchvisions() -> None:
+    with pytest.raises(WeightsError, match="known: none, workspace, or the path of a .pth file"):
+        locate_backbone_weights("DEFAULT", "swin_l", offline=True)
+    with pytest.raises(WeightsError, match="not for swin_l, for which torchvision has none"):
+        locate_backbone_weights("Swin_B_Weights.DEFAULT", "swin_l", offline=True)
 
 
 def test_missing_file() -> None:
@@ -138,7 +341,7 @@ def test_missing_file() -> None:
 
 @pytest.mark.parametrize("weights", ["ResNet18_Weights.IMAGENET1K_V1", "IMAGENET1K_V1", "DEFAULT"])
 def test_names_are_found_in_the_cache(
-    weights: str, state_dict: dict[str, Tensor], backbone: ResNet, cache: Path
+    weights: str, state_dict: dict[str, Tensor], backbone: Backbone, cache: Path
 ) -> None:
     cache.mkdir(parents=True)
     torch.save(state_dict, cache / Path(ResNet18_Weights.IMAGENET1K_V1.url).name)
@@ -173,7 +376,7 @@ def test_a_download_is_checked_against_the_hash_in_its_name(cache: Path, monkeyp
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("IMAGENET1K_V9", "known: none, workspace, DEFAULT, IMAGENET1K_V1"),
+        ("IMAGENET1K_V9", "known: none, workspace, IMAGENET1K_V1, DEFAULT, or"),
         ("ResNet50_Weights.IMAGENET1K_V1", "not for resnet18, which has: IMAGENET1K_V1"),
         ("ResNet18_Weights.NOPE", "neither a file nor weights of resnet18"),
         ("NoSuchWeights.DEFAULT", "neither a file nor weights of resnet18"),

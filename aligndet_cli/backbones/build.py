@@ -1,0 +1,73 @@
+"""A backbone's settings, and the module they mean."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from aligndet_cli.backbones.interface import Backbone, Family
+from aligndet_cli.backbones.mobilenet import build_mobilenet
+from aligndet_cli.backbones.resnet import build_resnet
+from aligndet_cli.backbones.swin import build_swin
+from aligndet_cli.config import Frozen
+
+FAMILIES: dict[str, Family] = {
+    "resnet18": "resnet",
+    "resnet34": "resnet",
+    "resnet50": "resnet",
+    "resnet101": "resnet",
+    "mobilenet_v2": "mobilenet",
+    "swin_t": "swin",
+    "swin_s": "swin",
+    "swin_b": "swin",
+    "swin_l": "swin",
+}
+SWIN_DROP_PATH = 0.2  # FACTS §5
+
+
+class BackboneConfig(Frozen):
+    """Which backbone, where its weights come from, and what of it stays fixed while training."""
+
+    name: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "swin_t", "swin_s", "swin_b", "swin_l"
+    ] = "resnet50"
+    # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a .pth/.pt file, or
+    # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
+    weights: str = "auto"
+    # -1 nothing, 0 the stem, 1..4 the stem and that many stages. "auto": the stage decides (FACTS §5).
+    frozen_stages: Annotated[int, Field(ge=-1, le=4)] | Literal["auto"] = "auto"
+    # Batch norm layers keep their running statistics while training. "auto": the stage decides (FACTS §5).
+    norm_eval: bool | Literal["auto"] = "auto"
+    # Swin only: how often the last block is left out for an image in training. "auto": 0.2 (FACTS §5).
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
+
+    @property
+    def family(self) -> Family:
+        """The kind of network, which recipes and weight layouts go by."""
+        return FAMILIES[self.name]
+
+    @field_validator("drop_path")
+    @classmethod
+    def _check_drop_path(cls, drop_path: float | str, info: ValidationInfo) -> float | str:
+        name = info.data.get("name")
+        if drop_path != "auto" and name is not None and FAMILIES[name] != "swin":
+            raise ValueError(f"only Swin has it, not {name}; leave it out, or name a Swin with --backbone")
+        return drop_path
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """The named backbone with fresh weights, frozen as the config says; "auto" freezes nothing.
+
+    Weights are not read here: `find_backbone_weights` and `load_backbone_weights` do that, because a detector that is
+    about to be filled from a checkpoint does not need them.
+    """
+    backbone = _build(config)
+    frozen_stages = -1 if config.frozen_stages == "auto" else config.frozen_stages
+    norm_eval = False if config.norm_eval == "auto" else config.norm_eval
+    backbone.freeze(frozen_stages, norm_eval=norm_eval)
+    return backbone
+
+
+def _build(config: BackboneConfig) -> Backbone:
+    if config.family == "swin":
+        return build_swin(config.name, drop_path=SWIN_DROP_PATH if config.drop_path == "auto" else config.drop_path)
+    return build_mobilenet() if config.family == "mobilenet" else build_resnet(config.name)

@@ -1,0 +1,106 @@
+"""What every backbone promises, and the freezing that all families share."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Family = Literal["resnet", "mobilenet", "swin"]
+
+
+class Backbone(nn.Module):
+    """Body of a torchvision classifier, whose parts keep torchvision's names.
+
+    Args:
+        name: what torchvision calls it, e.g. `resnet50`.
+        channels: width of each map that `forward` returns.
+
+    Attributes:
+        family: decides recipes and weight layouts.
+        classifier: torchvision's name of the layer on the pooled last map, which is left behind.
+        additions: name prefixes of tensors that torchvision's network does not have. A weights file may lack them:
+            they start fresh then.
+    """
+
+    family: ClassVar[Family]
+    classifier: ClassVar[str]
+    additions: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, name: str, channels: dict[str, int]) -> None:
+        super().__init__()
+        self.name = name
+        self.channels = channels
+        self._levels = tuple(channels)
+        self._frozen_stages = -1
+        self._norm_eval = False
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Maps of the four stages.
+
+        Args:
+            pixels: (B, 3, H, W), ImageNet-normalised RGB.
+
+        Returns:
+            `{"c2": (B, C2, H/4, W/4), "c3": (B, C3, H/8, W/8), "c4": (B, C4, H/16, W/16), "c5": (B, C5, H/32, W/32)}`,
+            sizes rounded up.
+        """
+        raise NotImplementedError
+
+    def stem(self) -> list[nn.Module]:
+        """What comes before the first stage."""
+        raise NotImplementedError
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The parts of each of the four stages; the last makes c5."""
+        raise NotImplementedError
+
+    def only_for(self, level: str) -> list[nn.Module]:
+        """Parts that no other level needs and that a detector may leave out."""
+        return []
+
+    def use_levels(self, levels: Sequence[str]) -> dict[str, int]:
+        """Train nothing that only other levels need; returns the widths of these."""
+        self._levels = tuple(levels)
+        for part in self._idle_parts():
+            part.requires_grad_(False)
+        return {level: self.channels[level] for level in levels}
+
+    def freeze(self, frozen_stages: int, *, norm_eval: bool) -> None:
+        """Decide what training leaves alone; replaces any earlier decision.
+
+        Args:
+            frozen_stages: -1 nothing, 0 the stem, 1..4 the stem and that many stages: no gradients, no drop path, and
+                batch norm uses its running statistics.
+            norm_eval: batch norm uses its running statistics in all stages; its scale and shift still train
+                where they are not frozen. Layer norm has no statistics, so nothing changes for it.
+        """
+        self._frozen_stages = frozen_stages
+        self._norm_eval = norm_eval
+        self.requires_grad_(True)
+        for part in self._frozen_parts() + self._idle_parts():
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in `nn.Module`, except that what is frozen stays in eval mode."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        if self._norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def torchvision_state(self) -> dict[str, Tensor]:
+        """The state dict without our additions: torchvision's network has all of its keys."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(self.additions)}
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        frozen = self.stages()[: max(self._frozen_stages, 0)]
+        stem = self.stem() if self._frozen_stages >= 0 else []
+        return [*stem, *(part for stage in frozen for part in stage)]
+
+    def _idle_parts(self) -> list[nn.Module]:
+        return [part for level in self.channels if level not in self._levels for part in self.only_for(level)]

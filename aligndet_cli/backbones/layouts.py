@@ -1,0 +1,234 @@
+"""The layouts in which backbones are published: where they are in a file, and how their tensors are called there.
+
+A file is recognised from its keys alone. `LAYOUTS` says behind which prefix a method keeps the network it recommends,
+`NAMINGS` how a library calls the tensors of one; a file may combine any two.
+Source: FACTS 6, and the released code of each method.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from aligndet_cli.backbones.interface import Family
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a published file keeps the backbone.
+
+    Attributes:
+        name: of the method or library; "" = the naming says enough.
+        prefix: of the backbone's keys, after `module.` is taken away.
+        inside: top-level keys of the file that may hold it; "" = the file itself.
+        beside: what at least one other key begins with; () = nothing asked.
+    """
+
+    name: str
+    prefix: str
+    inside: tuple[str, ...] = ("state_dict", "model", "")
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What a library calls the tensors of a backbone.
+
+    Attributes:
+        marker: a tensor that every network so named has.
+        rules: (pattern of a whole name, torchvision's name); a name that fits none is not the backbone's.
+        reorder: what the values still need after renaming.
+    """
+
+    name: str
+    family: Family
+    marker: str
+    rules: tuple[tuple[str, str], ...]
+    reorder: Callable[[str, Tensor], Tensor] = lambda name, value: value
+
+
+@dataclass(frozen=True)
+class Found:
+    """A backbone in a file.
+
+    Attributes:
+        layout: what to call the layout.
+        tensors: the backbone's, under torchvision's names.
+        num_others: tensors beside them, in the part of the file they were found in.
+    """
+
+    layout: str
+    family: Family
+    tensors: Tensors
+    num_others: int
+
+
+# The first that fits wins. A method that publishes its momentum network (DINO's teacher, SlotCon's encoder_k) is read
+# from there; where both are in a file and the trained one is recommended (MoCo, PixPro, SoCo, BYOL), from that.
+LAYOUTS = (
+    Layout("DINO", "backbone.", inside=("teacher",)),
+    Layout("BYOL", "encoder.", inside=("online_backbone",)),
+    Layout("BYOL", "", inside=("online_backbone",)),
+    *(
+        Layout("BYOL", f"{network}.{body}")
+        for network in ("online_encoder", "online_network")
+        for body in ("encoder.", "net.", "backbone.", "")
+    ),
+    Layout("SlotCon", "encoder_k.", beside=("grouping_",)),
+    Layout("MoCo", "encoder_q."),
+    Layout("SimMIM", "encoder.", beside=("encoder.mask_token",)),
+    Layout("PixPro", "encoder.", beside=("value_transform.", "projector_instance.")),
+    Layout("SoCo", "encoder.", inside=("model",), beside=("predictor.",)),
+    Layout("SimSiam", "encoder.", beside=("predictor.",)),
+    Layout("PixPro, SoCo or like them", "encoder."),
+    Layout("SoCo's momentum network", "encoder.", inside=("model_ema",)),
+    Layout("DenseCL", "backbone.", beside=("encoder_q.0.",)),
+    Layout("AlignDet's own", "backbone.backbone."),
+    Layout("mmdetection", "backbone.", beside=("neck.", "bbox_head.", "rpn_head.", "roi_head.")),
+    Layout("", "backbone."),
+    Layout("SwAV", "", beside=("projection_head.", "prototypes.")),
+    Layout("", ""),
+)
+
+
+def recognise(content: Mapping[str, object]) -> Found | None:
+    """The backbone in what a weights file holds, under torchvision's names; None in a layout we do not know."""
+    for layout in LAYOUTS:
+        for key in layout.inside:
+            tensors = _plain(content.get(key) if key else content)
+            found = _named(layout, tensors)
+            if found is not None:
+                return found
+    return None
+
+
+def _plain(content: object) -> Tensors:
+    """The tensors of a state dict, without the `module.` that DistributedDataParallel puts before their names."""
+    items = content.items() if isinstance(content, Mapping) else ()
+    return {
+        name.removeprefix("module."): value
+        for name, value in items
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+
+
+def _named(layout: Layout, tensors: Tensors) -> Found | None:
+    if layout.beside and not any(name.startswith(layout.beside) for name in tensors):
+        return None
+    naming = next((naming for naming in NAMINGS if layout.prefix + naming.marker in tensors), None)
+    if naming is None:
+        return None
+    own = {name.removeprefix(layout.prefix): t for name, t in tensors.items() if name.startswith(layout.prefix)}
+    backbone = rename(naming, own)
+    return Found(layout.name or naming.name, naming.family, backbone, len(tensors) - len(backbone))
+
+
+def rename(naming: Naming, tensors: Tensors) -> Tensors:
+    """The backbone's tensors under torchvision's names; all others are left out."""
+    renamed = {}
+    for name, value in tensors.items():
+        for pattern, new_name in naming.rules:
+            match = re.fullmatch(pattern, name)
+            if match:
+                new = match.expand(new_name)
+                renamed[new] = naming.reorder(new, value)
+                break
+    return renamed
+
+
+def _swin_rules(
+    stage: str, patches: str, attention: str, mlp: tuple[str, str], *, is_merging_first: bool = False
+) -> tuple[tuple[str, str], ...]:
+    """Rules of a library that calls its stages `stage`.0 to 3.
+
+    Args:
+        patches: the convolution of the patch embedding.
+        attention: the attention of a block.
+        mlp: the two layers of a block's MLP.
+        is_merging_first: a patch merging begins a stage, as in timm; in the official code it ends one.
+    """
+    rules = [
+        (rf"patch_embed\.{patches}\.(\w+)", r"features.0.0.\1"),
+        (r"patch_embed\.norm\.(\w+)", r"features.0.2.\1"),
+        (r"norm3?\.(\w+)", r"norm.\1"),
+        (r"(norm[012]\.\w+)", r"\1"),
+    ]
+    for i in range(4):
+        block, new_block = rf"{stage}\.{i}\.blocks\.(\d+)", rf"features.{2 * i + 1}.\1"
+        merging = 2 * i if is_merging_first else 2 * i + 2
+        rules += [
+            (rf"{block}\.(norm[12]\.\w+)", rf"{new_block}.\2"),
+            (rf"{block}\.{attention}\.((?:qkv|proj)\.\w+|relative_position_bias_table)", rf"{new_block}.attn.\2"),
+            (rf"{block}\.{mlp[0]}\.(\w+)", rf"{new_block}.mlp.0.\2"),
+            (rf"{block}\.{mlp[1]}\.(\w+)", rf"{new_block}.mlp.3.\2"),
+            (rf"{stage}\.{i}\.downsample\.((?:norm|reduction)\.\w+)", rf"features.{merging}.\1"),
+        ]
+    return tuple(rules)
+
+
+def _unfolded_to_concatenated(name: str, value: Tensor) -> Tensor:
+    """Patch merging weights of mmdetection, whose input is `nn.Unfold`'s, for torchvision's, which concatenates.
+
+    The last axis of mmdetection's (..., 4C) is channel, row, column of the 2 x 2 cells; of torchvision's and the
+    official code's it is column, row, channel.
+    """
+    if not re.match(r"features\.[246]\.", name):
+        return value
+    cells = value.unflatten(-1, (-1, 2, 2))  # (..., C, row, column)
+    return cells.transpose(-1, -3).flatten(-3)  # (..., column, row, C) -> (..., 4C)
+
+
+def _mobilenet_rules() -> tuple[tuple[str, str], ...]:
+    """Rules of mmdetection: seven layers of blocks, whose convolutions have names instead of numbers."""
+    rules = [(r"conv1\.conv\.(\w+)", r"features.0.0.\1"), (r"conv1\.bn\.(\w+)", r"features.0.1.\1")]
+    feature = 1
+    for layer, num_blocks in enumerate((1, 2, 3, 4, 3, 3, 1), start=1):
+        depthwise = 0 if layer == 1 else 1  # the first block has no expansion
+        for block in range(num_blocks):
+            old, new = rf"layer{layer}\.{block}", rf"features.{feature}.conv"
+            rules += [
+                (rf"{old}\.expand_conv\.conv\.(\w+)", rf"{new}.0.0.\1"),
+                (rf"{old}\.expand_conv\.bn\.(\w+)", rf"{new}.0.1.\1"),
+                (rf"{old}\.depthwise_conv\.conv\.(\w+)", rf"{new}.{depthwise}.0.\1"),
+                (rf"{old}\.depthwise_conv\.bn\.(\w+)", rf"{new}.{depthwise}.1.\1"),
+                (rf"{old}\.linear_conv\.conv\.(\w+)", rf"{new}.{depthwise + 1}.\1"),
+                (rf"{old}\.linear_conv\.bn\.(\w+)", rf"{new}.{depthwise + 2}.\1"),
+            ]
+            feature += 1
+    return (*rules, (r"conv2\.conv\.(\w+)", r"features.18.0.\1"), (r"conv2\.bn\.(\w+)", r"features.18.1.\1"))
+
+
+# Here a layer is a number: children of torchvision's ResNet in order (lightly, BYOL-PyTorch).
+_NUMBERED = (("0", "conv1"), ("1", "bn1"), *((f"{i + 3}", f"layer{i}") for i in range(1, 5)))
+_OFFICIAL_MLP = (r"mlp\.fc1", r"mlp\.fc2")
+
+# The first whose marker is there wins; timm's Swin has all markers of the official one.
+NAMINGS = (
+    Naming("torchvision", "resnet", "conv1.weight", ((r"(?:conv1|bn1|layer\d+)\..+", r"\g<0>"),)),
+    Naming("lightly", "resnet", "4.0.conv1.weight", tuple((rf"{old}\.(.+)", rf"{new}.\1") for old, new in _NUMBERED)),
+    Naming("torchvision", "mobilenet", "features.1.conv.0.0.weight", ((r"features\..+", r"\g<0>"),)),
+    Naming("mmdetection", "mobilenet", "layer1.0.depthwise_conv.conv.weight", _mobilenet_rules()),
+    Naming("torchvision", "swin", "features.1.0.attn.qkv.weight", ((r"(?:features|norm[012]?)\..+", r"\g<0>"),)),
+    Naming(
+        "timm",
+        "swin",
+        "layers.3.downsample.reduction.weight",
+        _swin_rules("layers", "proj", "attn", _OFFICIAL_MLP, is_merging_first=True),
+    ),
+    Naming(
+        "official Swin",
+        "swin",
+        "layers.0.blocks.0.attn.qkv.weight",
+        _swin_rules("layers", "proj", "attn", _OFFICIAL_MLP),
+    ),
+    Naming(
+        "mmdetection",
+        "swin",
+        "stages.0.blocks.0.attn.w_msa.qkv.weight",
+        _swin_rules("stages", "projection", r"attn\.w_msa", (r"ffn\.layers\.0\.0", r"ffn\.layers\.1")),
+        reorder=_unfolded_to_concatenated,
+    ),
+)

@@ -1,0 +1,99 @@
+"""Swin transformers as feature extractors, from torchvision's parts.
+
+Source: Liu et al., ICCV 2021; the wrapping follows mmdetection's Swin: the image is padded to whole patches at the
+bottom and the right, each map has a layer norm of its own, freezing counts a patch merging to the stage before it.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
+
+from aligndet_cli.backbones.interface import Backbone
+
+PATCH = 4
+WINDOW = 7
+
+
+class Size(NamedTuple):
+    """Width after the patch embedding, and blocks and attention heads per stage."""
+
+    width: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+
+
+SIZES = {
+    "swin_t": Size(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin_s": Size(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin_b": Size(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "swin_l": Size(192, (2, 2, 18, 2), (6, 12, 24, 48)),  # not among torchvision's
+}
+
+
+class Swin(Backbone):
+    """Body of a Swin transformer; its state dict has torchvision's keys without `head`, and `norm0` to `norm2`.
+
+    The norm of c5 is the one before torchvision's classifier, with its trained weights where a file has them;
+    mmdetection starts all four norms anew.
+    """
+
+    family = "swin"
+    classifier = "head"
+    additions = ("norm0.", "norm1.", "norm2.")
+
+    def __init__(self, body: TorchvisionSwin, name: str) -> None:
+        width = body.norm.normalized_shape[0]
+        super().__init__(name, {"c2": width // 8, "c3": width // 4, "c4": width // 2, "c5": width})
+        self.features = body.features
+        self.norm0 = nn.LayerNorm(width // 8)
+        self.norm1 = nn.LayerNorm(width // 4)
+        self.norm2 = nn.LayerNorm(width // 2)
+        self.norm = body.norm
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Maps of the four stages, channels last in memory; see `Backbone.forward`."""
+        height, width = pixels.shape[-2:]
+        last = self.features[0](pad(pixels, (0, -width % PATCH, 0, -height % PATCH)))  # (B, H/4, W/4, C)
+        maps = {}
+        for place, (level, norm) in enumerate(zip(self.channels, self._norms(), strict=True)):
+            last = self.features[2 * place + 1](last)
+            maps[level] = norm(last).permute(0, 3, 1, 2)
+            if level != "c5":
+                last = self.features[2 * place + 2](last)  # patch merging; it pads odd sizes
+        return maps
+
+    def stem(self) -> list[nn.Module]:
+        """The patch embedding."""
+        return [self.features[0]]
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Blocks and norm of each level, with the patch merging that follows."""
+        norms = self._norms()
+        return [[norms[place], *self.features[2 * place + 1 : 2 * place + 3]] for place in range(len(norms))]
+
+    def only_for(self, level: str) -> list[nn.Module]:
+        """The norm of c2, c3 or c4: no other level sees it."""
+        return [] if level == "c5" else [dict(zip(self.channels, self._norms(), strict=True))[level]]
+
+    def _norms(self) -> list[nn.LayerNorm]:
+        return [self.norm0, self.norm1, self.norm2, self.norm]
+
+
+def build_swin(name: str, *, drop_path: float) -> Swin:
+    """A Swin transformer with torchvision's initial weights (truncated normal of 0.02).
+
+    Args:
+        drop_path: probability that the last block is left out for an image in training; it grows linearly from 0.
+    """
+    size = SIZES[name]
+    body = TorchvisionSwin(
+        patch_size=[PATCH, PATCH],
+        embed_dim=size.width,
+        depths=list(size.depths),
+        num_heads=list(size.num_heads),
+        window_size=[WINDOW, WINDOW],
+        stochastic_depth_prob=drop_path,
+    )
+    return Swin(body, name)

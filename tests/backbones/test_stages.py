@@ -1,0 +1,69 @@
+"""Every family of backbones under detectors, and through the commands."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from commandline import CHAIN, NECK, RESOLUTION, aligndet
+from torchvision.models import mobilenet_v2
+from torchvision.models.swin_transformer import SwinTransformer
+
+from aligndet_cli.backbones import Backbone, BackboneConfig, build_backbone
+from aligndet_cli.backbones.swin import SIZES, Size
+from aligndet_cli.detectors import BUILDERS, build_detector
+from aligndet_cli.detectors.detr import DETRConfig
+from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+
+# c2..c5, c3..c5 and c5 alone
+SMALL = {
+    "mask-rcnn": MaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1),
+    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1),
+    "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=1, feedforward_dim=64),
+}
+
+
+@pytest.fixture(scope="module", params=["mobilenet_v2", "swin_t"])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    torch.manual_seed(0)
+    return build_backbone(BackboneConfig(name=request.param))
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_losses_reach_every_trainable_parameter(backbone: Backbone, family: str) -> None:
+    assert family in BUILDERS
+    backbone.freeze(-1, norm_eval=False)
+    model = build_detector(SMALL[family], backbone, 3)
+    model.zero_grad(set_to_none=True)
+    targets = [BoxTargets(torch.tensor([[8.0, 8, 40, 50]]), torch.tensor([1]), torch.tensor([i])) for i in range(2)]
+    losses = model(ImageBatch(torch.randn(2, 3, 64, 64), ((61, 64), (64, 50))), targets)
+    sum(loss for name, loss in losses.items()).backward()
+    # Processes that train together wait for the gradient of every parameter that is to be trained.
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "swin_t"])
+def test_commands(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Image pre-training, box pre-training on its weights, and fine-tuning, one step each."""
+    size = Size(16, (2, 1, 1, 1), (1, 2, 4, 8))
+    monkeypatch.setitem(SIZES, "swin_t", size)
+    workspace = tmp_path / "w"
+    aligndet("proposals", toy, "-w", workspace, *CHAIN["proposals"])
+    words = ("-w", workspace, "--backbone", name, "--steps", "1", "--batch-size", "2", "-q")
+    aligndet("pretrain-image", toy, *words, "--method", "moco-v2", "--set", "image_size=32")
+    weights = torch.load(workspace / "pretrain-image" / f"moco-v2-{name}" / "weights.pt", weights_only=True)
+    reference = (
+        mobilenet_v2()
+        if name == "mobilenet_v2"
+        else SwinTransformer([4, 4], size.width, list(size.depths), list(size.num_heads), [7, 7])
+    )
+    missing, unexpected = reference.load_state_dict(weights, strict=False)
+    assert unexpected == [] and len(missing) == 2  # the classifier's
+    detector = ("--detector", "retinanet", *NECK, *RESOLUTION)
+    aligndet("pretrain-box", *words, *detector, "--backbone-weights", "workspace")
+    ran = aligndet("finetune", *words, *detector, "--json").json()
+    assert ran["result"]["init"] == "pretrain" and ran["result"]["matched_share"] == 1
+    trained = torch.load(workspace / "finetune" / f"retinanet-{name}" / "weights.pt", weights_only=True)
+    assert trained["backbone"]["name"] == name
