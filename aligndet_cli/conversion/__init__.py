@@ -1,0 +1,1 @@
+"""Detector weights in the layouts of other programs: `import-weights` and `export`."""

@@ -1,0 +1,32 @@
+"""Backbones inside of mmdetection's detectors that are not called as ours: MobileNet v2 and Swin."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from aligndet_cli.backbones.layouts import NAMINGS, rename
+
+PREFIX = "backbone."
+INDEX = "relative_position_index"  # follows from the size of the windows
+
+
+def rename_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors, those of the backbone under our names, and why some of these were left out.
+
+    Names that no backbone of the kind has stay as they are, to be refused with all others.
+    """
+    own = {name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)}
+    naming = next((naming for naming in NAMINGS if naming.marker in own), None)
+    if naming is None or naming.family == "resnet":
+        return dict(tensors), {}
+    renamed: dict[str, Tensor] = {}
+    left_out = {}
+    for name, tensor in tensors.items():
+        found = rename(naming, {name.removeprefix(PREFIX): tensor}) if name.startswith(PREFIX) else {}
+        if found:
+            renamed |= {f"{PREFIX}{ours}": value for ours, value in found.items()}
+        elif name.endswith(INDEX):
+            left_out[name] = "computed anew"
+        else:
+            renamed[name] = tensor
+    return renamed, left_out

@@ -1,0 +1,79 @@
+"""Names and ids of the classes that published detectors were trained on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aligndet_cli.data.dataset import UNUSED, Category
+from aligndet_cli.errors import ConfigError, WeightsError
+
+# Source: COCO 2017, in the order of their ids 1 to 90, of which ten are not used.
+COCO_NAMES = (
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", UNUSED, "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep"),
+    *("cow", "elephant", "bear", "zebra", "giraffe", UNUSED, "backpack", "umbrella", UNUSED, UNUSED),
+    *("handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat"),
+    *("baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", UNUSED, "wine glass", "cup", "fork"),
+    *("knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza"),
+    *("donut", "cake", "chair", "couch", "potted plant", "bed", UNUSED, "dining table", UNUSED, UNUSED, "toilet"),
+    *(UNUSED, "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
+    *("refrigerator", UNUSED, "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+)
+# Source: PASCAL VOC 2007, alphabetically; ids as our reader gives them.
+VOC_NAMES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+_BY_ID = tuple(Category(category_id, name) for category_id, name in enumerate(COCO_NAMES, start=1))
+COCO = tuple(category for category in _BY_ID if category.name != UNUSED)
+VOC = tuple(Category(category_id, name) for category_id, name in enumerate(VOC_NAMES, start=1))
+# Of models whose class id is COCO's id: there is a class for each unused id, and one for 0.
+COCO_BY_ID = (Category(0, UNUSED), *_BY_ID)
+_KNOWN = {"coco": (COCO, COCO_BY_ID), "voc": (VOC,)}
+
+
+def resolve_categories(
+    asked: str | None, num_classes: int, meta: Mapping[str, Any], file: Path
+) -> tuple[Category, ...]:
+    """The classes of a detector; position = class id.
+
+    Args:
+        asked: "coco", "voc", a COCO json with `categories`, or None: by the names in the file, else by their number.
+        num_classes: of the detector.
+        meta: of the checkpoint; mmdetection's `CLASSES` are names.
+        file: for messages.
+
+    Raises:
+        ConfigError: a choice that does not fit the detector.
+        WeightsError: nothing says what the classes are.
+    """
+    names = meta.get("CLASSES")
+    names = tuple(map(str, names)) if isinstance(names, Sequence) and len(names) == num_classes else None
+    tables = [table for word in ([asked] if asked else _KNOWN) for table in _KNOWN.get(word, ())]
+    if asked is not None and asked not in _KNOWN:
+        tables = [_read_categories(Path(asked))]
+    for table in tables:
+        if len(table) == num_classes and names is None:
+            return table
+        by_name = {category.name: category for category in table}
+        if names is not None and len(table) == num_classes and set(names) == set(by_name):
+            return tuple(by_name[name] for name in names)
+    if asked is not None:
+        given = f"{num_classes} classes" + (f" ({', '.join(names[:3])}, ...)" if names else "")
+        raise ConfigError(f"--categories {asked}: {file} has {given}; name a COCO json with just those categories")
+    if names is None:
+        raise WeightsError(f"{file}: {num_classes} classes without names; name them with --categories FILE.json")
+    return tuple(Category(number, name) for number, name in enumerate(names, start=1))
+
+
+def _read_categories(file: Path) -> tuple[Category, ...]:
+    """The categories of a COCO json, in the order of their ids."""
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))["categories"]
+        found = [Category(int(entry["id"]), str(entry["name"])) for entry in entries]
+    except OSError as error:
+        raise ConfigError(f"--categories {file}: {error.strerror}; write coco, voc or the path of a json") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"--categories {file}: not a COCO json with 'categories' (id and name each)") from None
+    return tuple(sorted(found, key=lambda category: category.category_id))

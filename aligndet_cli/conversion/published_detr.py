@@ -1,0 +1,25 @@
+"""Names of facebookresearch/detr, whose `detr_resnet50` and `detr_resnet101` weights are published."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from aligndet_cli.conversion.rules import Rule, rename
+
+RULES: tuple[Rule, ...] = (
+    ("backbone.0.body.*", "backbone.*"),
+    ("input_proj.*", "neck.*"),
+    ("query_embed.*", "query_embedding.*"),
+    ("class_embed.*", "class_predictor.*"),
+    ("bbox_embed.layers.0.*", "box_tower.0.*"),
+    ("bbox_embed.layers.1.*", "box_tower.2.*"),
+    ("bbox_embed.layers.2.*", "box_predictor.*"),
+    ("transformer.*", "transformer.*"),
+)
+
+
+def from_published(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under our names, and the names of those that are no part of a DETR."""
+    pairs = {name: rename(name, RULES, to_ours=True) for name in state_dict}
+    renamed = {ours: state_dict[name] for name, ours in pairs.items() if ours is not None}
+    return renamed, [name for name, ours in pairs.items() if ours is None]

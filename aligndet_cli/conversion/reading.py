@@ -1,0 +1,65 @@
+"""A checkpoint of any program as plain tensors, without running what is in it."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aligndet_cli.detectors.checkpoint import KIND
+from aligndet_cli.errors import WeightsError
+
+NESTING_KEYS = ("state_dict", "model")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Content of a file.
+
+    Attributes:
+        tensors: by their names there; floating point ones in float32.
+        meta: what mmdetection writes beside them; empty for others.
+    """
+
+    file: Path
+    tensors: dict[str, Tensor]
+    meta: Mapping[str, Any]
+
+
+def read_checkpoint(file: Path) -> Checkpoint:
+    """The tensors of a checkpoint, out of `state_dict` or `model` if nested there.
+
+    Raises:
+        WeightsError: no such file, damaged, with anything but tensors and plain settings in it, or one of ours.
+    """
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file; name a checkpoint (.pth)")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DETR saves its options too
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
+        reason = str(error).split("\n", maxsplit=1)[0].split(". ", maxsplit=1)[0] or type(error).__name__
+        raise WeightsError(
+            f"{file}: not a readable PyTorch file of plain tensors ({reason}); get it again, or save just the model's "
+            "state_dict() with torch.save"
+        ) from None
+    if isinstance(content, dict) and content.get("kind") == KIND:
+        raise WeightsError(f"{file}: is a detector of aligndet already; use it as it is: finetune --init {file}")
+    meta = content.get("meta") if isinstance(content, dict) else None
+    for key in NESTING_KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    entries = content.items() if isinstance(content, dict) else ()
+    tensors = {name: _plain(value) for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{file}: no tensors in it; save the model's state_dict() with torch.save")
+    return Checkpoint(file, tensors, meta if isinstance(meta, dict) else {})
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,0 +1,164 @@
+"""What a file of detector weights is: its layout by its names, its detector and backbone by its shapes."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from aligndet_cli.backbones import FAMILIES, BackboneConfig, build_backbone
+from aligndet_cli.errors import WeightsError
+
+Layout = Literal["mmdet", "aligndet", "detectron2", "torchvision", "detr"]
+
+# First match wins; each is a start of some tensor's name.
+_LAYOUT_MARKS: tuple[tuple[str, Layout], ...] = (
+    ("online_backbone.", "aligndet"),
+    ("backbone.bottom_up.", "detectron2"),
+    ("backbone.body.", "torchvision"),
+    ("backbone.0.body.", "detr"),
+    ("bbox_head.", "mmdet"),
+    ("rpn_head.", "mmdet"),
+)
+# Blocks of the four stages, and whether these have three convolutions.
+_RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the names and shapes of tensors say about their detector.
+
+    Attributes:
+        backbone: name as in `BackboneConfig`.
+        detector: settings of the family's config, `family` among them.
+        num_classes: None where there is no class predictor.
+    """
+
+    backbone: str
+    detector: dict[str, Any]
+    num_classes: int | None
+
+
+def find_layout(names: Iterable[str], file: Path) -> Layout:
+    """Which program wrote these tensors.
+
+    Raises:
+        WeightsError: none of those that are known.
+    """
+    known = list(names)
+    for mark, layout in _LAYOUT_MARKS:
+        if any(name.startswith(mark) for name in known):
+            return layout
+    raise WeightsError(
+        f"{file}: not a detector of a known layout (first key: '{known[0]}'); weights of a backbone alone go to "
+        "--backbone-weights"
+    )
+
+
+def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> Shape:
+    """Backbone, settings and number of classes of tensors under our names.
+
+    Raises:
+        WeightsError: the backbone is none of ours, or a part of the detector is missing.
+    """
+    try:
+        detector = _of_detr(tensors) if family == "detr" else _of_pyramid(family, tensors)
+        return Shape(_backbone_of(tensors, file), {"family": family, **detector}, _num_classes(family, tensors))
+    except KeyError as error:
+        raise WeightsError(f"{file}: looks like a {family}, but has no {error.args[0]}; get a complete file") from None
+
+
+def _backbone_of(tensors: Mapping[str, Tensor], file: Path) -> str:
+    if "backbone.features.0.0.weight" in tensors:
+        return _by_features(tensors, file)
+    blocks = tuple(_count(tensors, f"backbone.layer{stage}.#.conv1.weight") for stage in (1, 2, 3, 4))
+    name = _RESNETS.get((blocks, "backbone.layer1.0.conv3.weight" in tensors))
+    if name is None:
+        example = next((key for key in tensors if key.startswith("backbone.")), "none")
+        raise WeightsError(
+            f"{file}: its backbone is not a ResNet-18, 34, 50 or 101, MobileNet v2 or Swin (first key: '{example}')"
+        )
+    return name
+
+
+def _by_features(tensors: Mapping[str, Tensor], file: Path) -> str:
+    """Which MobileNet or Swin has features of these shapes."""
+    given = {name: t.shape for name, t in tensors.items() if name.startswith("backbone.features.")}
+    for name, family in FAMILIES.items():
+        if family != "resnet":
+            with torch.device("meta"):
+                state = build_backbone(BackboneConfig(name=name)).state_dict()
+            if all(
+                given.get(f"backbone.{n}") == t.shape
+                for n, t in state.items()
+                if n.endswith(".weight") and "features" in n
+            ):
+                return name
+    raise WeightsError(f"{file}: its backbone has the names of a Swin or MobileNet v2, but the shapes of none of ours")
+
+
+def _of_pyramid(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    neck = "neck.pyramid.inner_blocks.0"
+    settings: dict[str, Any] = {
+        "neck_channels": tensors[f"{neck}.0.weight"].shape[0],
+        "neck_norm": _norm_of(tensors, neck),
+    }
+    if family in ("retinanet", "fcos"):
+        return {**settings, "head_convs": _count(tensors, "head.class_tower.#.0.weight"), **_head_norm(tensors)}
+    fc = tensors["head.fc.weight"]
+    settings |= {
+        "head_convs": _count(tensors, "head.convs.#.0.weight"),
+        "head_fcs": 1 + _count(tensors, "head.extra_fcs.#.weight"),
+        "head_features": fc.shape[0],
+        "pool_size": isqrt(fc.shape[1] // settings["neck_channels"]),
+    }
+    if "mask_head.upsample.weight" in tensors:
+        settings["mask_convs"] = _count(tensors, "mask_head.convs.#.0.weight")
+    return {**settings, **_head_norm(tensors)}
+
+
+def _of_detr(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    num_queries, dim = tensors["query_embedding.weight"].shape
+    return {
+        "num_queries": num_queries,
+        "hidden_dim": dim,
+        "encoder_layers": _count(tensors, "transformer.encoder.layers.#.linear1.weight"),
+        "decoder_layers": _count(tensors, "transformer.decoder.layers.#.linear1.weight"),
+        "feedforward_dim": tensors["transformer.encoder.layers.0.linear1.weight"].shape[0],
+    }
+
+
+def _num_classes(family: str, tensors: Mapping[str, Tensor]) -> int | None:
+    bias = tensors.get("class_predictor.bias")
+    if bias is None:
+        return None
+    if family == "retinanet":
+        return len(bias) * 4 // len(tensors["box_predictor.bias"])  # as many per anchor as there are anchors
+    return len(bias) - (0 if family == "fcos" else 1)  # the others have one for "background"
+
+
+def _head_norm(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    first = ("head.class_tower.0", "head.convs.0", "mask_head.convs.0")
+    there = [block for block in first if f"{block}.0.weight" in tensors]
+    return {"head_norm": _norm_of(tensors, there[0])} if there else {}
+
+
+def _norm_of(tensors: Mapping[str, Tensor], block: str) -> str:
+    if f"{block}.1.running_mean" in tensors:
+        return "batch"
+    return "group" if f"{block}.1.weight" in tensors else "none"
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """Tensors of that name, where `#` stands for a number."""
+    wanted = re.compile(re.escape(pattern).replace(r"\#", r"\d+"))
+    return sum(wanted.fullmatch(name) is not None for name in tensors)

@@ -1,0 +1,54 @@
+"""Detectors small enough to be built in each test."""
+
+import functools
+
+import torch
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.detectors.checkpoint import DetectorFile
+from aligndet_cli.detectors.detr import DETRConfig
+from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
+from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+
+RCNN = {"neck_channels": 8, "head_features": 12}
+CONFIGS: dict[str, DetectorConfig] = {
+    "retinanet": RetinaNetConfig(neck_channels=8, head_convs=2, neck_norm="batch"),
+    "fcos": FCOSConfig(neck_channels=64, head_convs=1, neck_norm="none"),
+    "faster-rcnn": FasterRCNNConfig(**RCNN, head_convs=0, head_fcs=2, neck_norm="none"),
+    "mask-rcnn": MaskRCNNConfig(**RCNN, head_convs=3, head_norm="batch", mask_convs=2, neck_norm="batch"),
+    "detr": DETRConfig(
+        num_queries=7, hidden_dim=16, num_heads=8, encoder_layers=1, decoder_layers=2, feedforward_dim=24
+    ),
+}
+CATEGORIES = (Category(3, "cell"), Category(5, "disc"), Category(7, "rod"))
+
+
+def build(family: str, num_classes: int = 3) -> AnyDetector:
+    """With statistics and biases that differ from layer to layer, so that no two tensors are alike."""
+    torch.manual_seed(5)
+    model = build_detector(CONFIGS[family], build_backbone(BackboneConfig(name="resnet18")), num_classes).eval()
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                value.add_(torch.randn_like(value) * 0.02)
+            elif name.endswith("num_batches_tracked"):
+                value.fill_(len(name))
+    return model
+
+
+@functools.cache
+def detector_file(family: str) -> DetectorFile:
+    model = build(family)
+    return DetectorFile(
+        stage="finetune",
+        detector=CONFIGS[family],
+        backbone=BackboneConfig(name="resnet18", weights="none"),
+        categories=CATEGORIES,
+        resolution=(64, 96),
+        state_dict=dict(model.state_dict()),
+        extra={},
+    )
