@@ -12,14 +12,14 @@ import typer
 from rich.console import Console
 
 from aligndet_cli import __version__
-from aligndet_cli.config import STAGES, Sources, StageConfig, did_you_mean, flatten, load_config
+from aligndet_cli.config import STAGES, Sources, StageConfig, assign, did_you_mean, flatten, load_config
 from aligndet_cli.driver import Outcome, Request, execute, stage_config_class, with_data
 from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, as_user_error
-from aligndet_cli.flags import BENCH, DOCTOR, STAGE_FLAGS, Given, with_flags
+from aligndet_cli.flags import BENCH, DOCTOR, IMPORT, SPLIT, STAGE_FLAGS, Given, with_flags
 from aligndet_cli.training.launch import Shown
 from aligndet_cli.training.logs import logger, setup_logging
 from aligndet_cli.training.signals import Stopped, ignore_stopping, stop_at_once
-from aligndet_cli.workspace import Workspace
+from aligndet_cli.workspace import Workspace, write_bytes
 
 SCHEMA_VERSION = 1
 
@@ -139,6 +139,104 @@ def demo(
                 typer.echo(line)
 
 
+@app.command("study")
+def study(
+    file: Annotated[Path, typer.Argument(help="TOML file: what is compared, and over what.")],
+    workspace: WorkspaceOption = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs at a time (one per GPU).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List the runs and what is complete.")] = False,
+    progress: Annotated[str, typer.Option("--progress", help="Of single runs: auto | bar | plain | none.")] = "auto",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each run tells, too.")] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Run detectors, starts, labelled fractions, folds and seeds against each other, and report."""
+    from aligndet_cli.report.table import render
+    from aligndet_cli.study.command import run_study
+
+    setup_logging(int(verbose))
+    with user_errors(is_json):
+        shown = Shown(_progress_mode({"progress": progress}), int(verbose))
+        outcome = run_study(file, Workspace.locate(workspace), jobs=jobs, dry_run=dry_run, shown=shown)
+        if is_json:
+            _print_json({"command": "study", **outcome.to_json()})
+        else:
+            typer.echo(outcome.listing() if outcome.report is None else render(outcome.report, "table"))
+        for state in outcome.failed:
+            typer.echo(f"failed: {state.stage}/{state.name}: {state.message}", err=True)
+        if outcome.failure is not None:
+            _fail(str(outcome.failure), outcome.failure.exit_code, is_json=False)  # the result is out already
+
+
+@app.command("report")
+def report(
+    workspace: WorkspaceOption = None,
+    form: Annotated[str, typer.Option("--format", help="table | markdown | csv | json.")] = "table",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)] = None,
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Start to compare with (backbone only).", show_default=False)
+    ] = None,
+    metric: Annotated[str, typer.Option("--metric", help="AP, AP50, AP75, mask_AP and so on.")] = "AP,AP50,AP75",
+    is_json: JsonOption = False,
+) -> None:
+    """Put the evaluated runs of a workspace side by side, with the paper's numbers where there are any."""
+    from aligndet_cli.report.collect import check_baseline, collect_report
+    from aligndet_cli.report.table import check_format, render
+
+    setup_logging(0)
+    with user_errors(is_json):
+        check_format(form)
+        metrics = tuple(part.strip() for part in metric.split(","))
+        found = collect_report(Workspace.locate(workspace), baseline=baseline, metrics=metrics)
+        check_baseline(found, baseline)
+        if is_json or form == "json":
+            text = json.dumps({"schema_version": SCHEMA_VERSION, "command": "report", **found.to_json()})
+        else:
+            text = render(found, form)
+        if output is None:
+            typer.echo(text)
+        else:
+            write_bytes(output, f"{text}\n".encode())
+            logger.info(f"written to {output}")
+
+
+@app.command("import-weights")
+@with_flags(IMPORT, ("FILE", "Checkpoint of another program."))
+def import_weights(file: Path | None, given: Given) -> None:
+    """Turn a released checkpoint into a run that finetune --init and evaluate take."""
+    from aligndet_cli.conversion import importing
+
+    is_json = bool(given.control["json"])
+    setup_logging(0)
+    with user_errors(is_json):
+        if file is None:
+            raise ConfigError("which checkpoint? name it: `aligndet import-weights FILE`")
+        asked = {path: value for path, (_, value) in given.settings.items()}
+        request = importing.ImportRequest(file, **asked, force=bool(given.control["force"]))
+        outcome = importing.import_weights(request, Workspace.locate(given.control["workspace"]))
+        _print_outcome("import-weights", outcome, is_json)
+
+
+@app.command("export")
+def export(
+    workspace: WorkspaceOption = None,
+    run: Annotated[str | None, typer.Option("--run", help="Fine-tuned run (the newest), or pretrain-box/RUN.")] = None,
+    target: Annotated[str, typer.Option("--to", help="mmdet | torchvision | onnx.")] = "mmdet",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)] = None,
+    image_size: Annotated[str, typer.Option("--image-size", help="HEIGHTxWIDTH of the images, for onnx.")] = "800x1344",
+    is_json: JsonOption = False,
+) -> None:
+    """Write a run's weights for another program."""
+    from aligndet_cli.conversion.exporting import export_run
+
+    setup_logging(0)
+    with user_errors(is_json):
+        exported = export_run(Workspace.locate(workspace), run, target, output, image_size=image_size)
+        if is_json:
+            _print_json({"command": "export", **exported.to_json()})
+        else:
+            typer.echo("\n".join(exported.lines()))
+
+
 @app.command("status")
 def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> None:
     """Show what is in the workspace, what it was made from, and what is out of date."""
@@ -178,6 +276,22 @@ def doctor(data: Path | None, given: Given) -> None:
             raise GateError("doctor --strict: there are findings, see above")
 
 
+@app.command("split")
+@with_flags(SPLIT)
+def split(data: Path | None, given: Given) -> None:
+    """Write the field's low-data folds as COCO files."""
+    from aligndet_cli.data.folds import SplitConfig, write_folds
+
+    setup_logging(0)
+    with user_errors(bool(given.control["json"])):
+        config, _ = load_config(SplitConfig, "split", Sources(flags=_with_data_root(data, given)))
+        written = write_folds(config)
+        if given.control["json"]:
+            _print_json({"command": "split", "files": [fold.to_json() for fold in written]})
+        else:
+            typer.echo("\n".join(str(fold.file) for fold in written))
+
+
 @app.command("bench")
 @with_flags(BENCH)
 def bench(data: Path | None, given: Given) -> None:
@@ -208,12 +322,10 @@ def list_detectors() -> None:
 @list_app.command("backbones")
 def list_backbones() -> None:
     """Backbones and the torchvision weights there are for them."""
-    from torchvision.models import get_model_weights
+    from aligndet_cli.backbones import FAMILIES, torchvision_weights
 
-    from aligndet_cli.backbones import BUILDERS
-
-    for name in BUILDERS:
-        typer.echo(f"{name:<12} {', '.join(weights.name for weights in get_model_weights(name))}")
+    for name in FAMILIES:
+        typer.echo(f"{name:<12} {', '.join(torchvision_weights(name)) or 'none, give a file'}")
 
 
 @config_app.command("show")
@@ -224,16 +336,20 @@ def config_show(
     with_origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
     is_json: JsonOption = False,
 ) -> None:
-    """Print all settings of a stage as TOML, ready for --config."""
+    """Print all settings of a stage, with what its recipe fills in, as TOML, ready for --config."""
     with user_errors(is_json):
         if stage not in STAGES:
             raise ConfigError(f"'{stage}' is not a stage{did_you_mean(stage, list(STAGES))}")
         resolved, origins = load_config(stage_config_class(stage), stage, Sources(config, tuple(set_ or ())))
+        values, from_recipe = resolved.to_json(), resolved.from_recipe()
+        for key, value in from_recipe.items():
+            assign(values, key, value)
+            origins.setdefault(key, "recipe")
         if is_json:
-            _print_json({"command": "config show", "stage": stage, "config": resolved.to_json(), "origins": origins})
+            _print_json({"command": "config show", "stage": stage, "config": values, "origins": origins})
             return
         typer.echo(f"[{stage}]")
-        for key, value in flatten(resolved.to_json()):
+        for key, value in flatten(values):
             origin = f"  # {origins.get(key, 'default')}" if with_origin else ""
             # TOML has no null: a setting that is not set is shown as a comment.
             line = f"# {key} is not set" if value is None else f"{key} = {json.dumps(value)}"

@@ -89,12 +89,17 @@ class StageConfig(Frozen):
         """The resolved config as plain JSON values."""
         return self.model_dump(mode="json")
 
+    def from_recipe(self) -> dict[str, Any]:
+        """Settings left open here that a recipe fills in, by dotted path; for people, who may give them back."""
+        return {}
+
     def hashed_settings(self) -> dict[str, Any]:
         """Flat `{dotted.path: value}` of every setting that decides the result."""
         return {key: value for key, value in flatten(self.to_json()) if key not in self.UNHASHED}
 
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -115,11 +120,26 @@ def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tu
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    defaults = config_class().to_json()
     for path, value, origin in _settings(stage, sources):
-        _assign(values, path, value)
         origins[path] = origin
+        # A whole preset may come back as a file: what it leaves alone counts as left out, where stages ask.
+        if origin != str(sources.file) or path not in defaults or value != defaults[path]:
+            assign(values, path, value)
+    return validated(config_class, values, origins), origins
+
+
+def validated(config_class: type[ModelT], values: Mapping[str, Any], origins: Mapping[str, str]) -> ModelT:
+    """The settings as a config.
+
+    Args:
+        origins: `{dotted.path: where it was set}`, for the messages.
+
+    Raises:
+        ConfigError: an unknown key or a value that does not fit; one line per field.
+    """
     try:
-        return config_class.model_validate(values), origins
+        return config_class.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_readable(error, config_class, origins)) from None
 
@@ -146,7 +166,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 def _settings(stage: str, sources: Sources) -> Iterator[tuple[str, Any, str]]:
     if sources.file is not None:
-        for path, value in flatten(_read_toml(sources.file, stage)):
+        for path, value in flatten(_read_stage_table(sources.file, stage)):
             yield path, value, str(sources.file)
     for assignment in sources.assignments:
         path, equals, text = assignment.partition("=")
@@ -157,16 +177,28 @@ def _settings(stage: str, sources: Sources) -> Iterator[tuple[str, Any, str]]:
         yield path, value, flag
 
 
-def _read_toml(file: Path, stage: str) -> dict[str, Any]:
-    """Settings of `stage` from a TOML file: its table `[stage]`, or the whole file if it has no such tables."""
+def read_toml(file: Path, title: str) -> dict[str, Any]:
+    """Content of a TOML file.
+
+    Args:
+        title: what the file is called in messages.
+
+    Raises:
+        ConfigError: not there, not readable, or not TOML.
+    """
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"--config {file}: no such file") from None
+        raise ConfigError(f"{title}: no such file") from None
     except OSError as error:
-        raise ConfigError(f"--config {file}: cannot be read ({error.strerror})") from None
+        raise ConfigError(f"{title}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {file}: not valid TOML: {error}") from None
+        raise ConfigError(f"{title}: not valid TOML: {error}") from None
+
+
+def _read_stage_table(file: Path, stage: str) -> dict[str, Any]:
+    """Settings of `stage` from a TOML file: its table `[stage]`, or the whole file if it has no such tables."""
+    content = read_toml(file, f"--config {file}")
     if not any(key in STAGES for key in content):
         return content
     for key in content:
@@ -186,7 +218,12 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _assign(values: dict[str, Any], path: str, value: Any) -> None:
+def assign(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set a leaf of nested settings by its dotted path.
+
+    Raises:
+        ConfigError: the path goes through a plain value.
+    """
     *parents, leaf = path.split(".")
     node = values
     for parent in parents:
@@ -223,7 +260,7 @@ def _is_within(path: str, group: str) -> bool:
 def _readable_line(path: str, item: Any, where: str, config_class: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         *parents, key = map(str, item["loc"])
-        return f"{path}: unknown key{where}{did_you_mean(key, list(_fields_at(config_class, parents)))}"
+        return f"{path}: unknown key{where}{did_you_mean(key, list(fields_at(config_class, parents)))}"
     if item["type"] == "literal_error":
         choices = [choice.strip(" '") for choice in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return f"{path}: {item['input']!r} is not a choice{where}{did_you_mean(str(item['input']), choices)}"
@@ -243,14 +280,14 @@ def _path_of(item: Any, config_class: type[BaseModel]) -> str:
     kept = [
         part
         for place, part in enumerate(location)
-        if part in _fields_at(config_class, location[:place]) or part.isdigit()
+        if part in fields_at(config_class, location[:place]) or part.isdigit()
     ]
     if item["type"] == "extra_forbidden":
         kept.append(location[-1])
     return ".".join(kept)
 
 
-def _fields_at(model: type[BaseModel], location: list[str]) -> dict[str, Any]:
+def fields_at(model: type[BaseModel], location: list[str]) -> dict[str, Any]:
     """Fields of the settings group found by walking `location` from `model`.
 
     Union members are merged, unless the location goes through one by its tag (the family of a detector).

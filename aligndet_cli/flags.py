@@ -163,13 +163,18 @@ PRETRAIN_IMAGE = (
     *(flag for flag in TRAINING if flag.word != "--batch-size"),
     _flag("--batch-size", str, "Images per step over all processes; auto: the method's.", "training.batch_size"),
 )
+RECIPE = (
+    _flag("--recipe", str, "auto | default | self-supervised | moco-v2 | pixpro | swav | swin | simmim.", "recipe"),
+)
 PRETRAIN_BOX = (
     *MODEL,
     _flag("--topk", int, "Best N proposals per image.", "topk"),
+    _flag("--limit-boxes", int, "Draw images until they have N proposals.", "limit_boxes"),
     _flag("--temperature", float, "Of the contrastive loss.", "temperature"),
     _flag("--momentum", float, "First EMA coefficient.", "momentum"),
     _flag("--tasks", str, "both | contrastive | regression.", "tasks"),
     _flag("--freeze-backbone/--no-freeze-backbone", bool, "Keep the backbone as it is (freeze).", "freeze_backbone"),
+    *RECIPE,
     *TRAINING,
     _flag("--short-side", str, "Resolutions to draw from, e.g. 640,672.", "views.short_side", is_list=True),
     _flag("--long-side", int, "Largest long side.", "views.long_side"),
@@ -177,11 +182,13 @@ PRETRAIN_BOX = (
 FINETUNE = (
     *MODEL,
     _flag("--init", str, "pretrain | backbone | scratch | a weights.pt.", "init"),
+    _flag("--label", str, "What reports call the start of this run.", "label"),
     _flag("--load-modules", str, "Of neck,rpn,head: which to load.", "load_modules", is_list=True),
     _flag("--min-match", float, "Least share of weights that must fit.", "min_match"),
     _flag("--fraction", float, "Percent of the labelled images.", "fraction"),
     _flag("--fold", int, "Which fold of that fraction.", "fold"),
     _flag("--evaluate-every", int, "Epochs between evaluations.", "evaluate_every"),
+    *RECIPE,
     *TRAINING,
     _flag(
         "--short-side",
@@ -191,6 +198,7 @@ FINETUNE = (
         is_list=True,
     ),
     _flag("--long-side", int, "Largest long side.", "resolution.long_side"),
+    _flag("--policy", str, "auto | resize | detr (crops) | lsj (large-scale jitter).", "resolution.policy"),
 )
 EVALUATE = (
     _flag("--run", str, "Fine-tuned run (the newest).", "run"),
@@ -206,6 +214,23 @@ DOCTOR = (
     *(flag for flag in CONTROL if flag.word in ("--workspace", "--json")),
     _flag("--strict", bool, "Exit 6 when there are errors or warnings."),
     *DATA,
+)
+
+SPLIT = (
+    *(flag for flag in CONTROL if flag.word == "--json"),
+    *(flag for flag in DATA if flag.word != "--limit"),
+    _flag("--fractions", str, "Percents of the images (1,5,10,20).", "fractions", is_list=True),
+    _flag("--folds", str, "Numbers of the folds (1,2,3,4,5).", "folds", is_list=True),
+    _flag("--output", Path, "Folder to write to (semi_supervised, beside the labels).", "output"),
+    _flag("--unlabeled", bool, "Also write the images that each fold leaves out.", "unlabeled"),
+)
+
+IMPORT = (
+    *(flag for flag in CONTROL if flag.word in ("--workspace", "--name", "--force", "--json")),
+    _flag("--from", str, "auto | mmdet | aligndet | detectron2 | torchvision | detr.", "layout"),
+    _flag("--detector", str, "What it must be; tells a pre-trained Faster from a Mask R-CNN.", "detector"),
+    _flag("--backbone", str, "What its backbone must be.", "backbone"),
+    _flag("--categories", str, "Its classes, where the file does not say: coco | voc | a COCO json.", "categories"),
 )
 
 BENCH = (
@@ -233,8 +258,14 @@ STAGE_FLAGS: dict[str, tuple[Flag, ...]] = {
 }
 
 
-def with_flags(flags: tuple[Flag, ...]) -> Callable[[Callable[[Path | None, Given], None]], Callable[..., None]]:
-    """Turn `command(data, given)` into a Typer command with an optional DATA argument and these flags."""
+def with_flags(
+    flags: tuple[Flag, ...], argument: tuple[str, str] = ("DATA", "Data set.")
+) -> Callable[[Callable[[Path | None, Given], None]], Callable[..., None]]:
+    """Turn `command(data, given)` into a Typer command with these flags and an optional path.
+
+    Args:
+        argument: name and help of the path.
+    """
 
     def decorate(command: Callable[[Path | None, Given], None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -242,7 +273,9 @@ def with_flags(flags: tuple[Flag, ...]) -> Callable[[Callable[[Path | None, Give
             data = values.pop("data")
             command(data, collect(flags, values))
 
-        parameters = [_parameter("data", Annotated[Path | None, typer.Argument(help="Data set.", show_default=False)])]
+        metavar, text = argument
+        path = typer.Argument(help=text, metavar=metavar, show_default=False)
+        parameters = [_parameter("data", Annotated[Path | None, path])]
         parameters += [_parameter(flag.parameter, _annotation(flag)) for flag in flags]
         typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by Typer
         typed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

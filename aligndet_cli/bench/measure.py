@@ -32,9 +32,11 @@ from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import DetectorConfig, build_detector, settle_neck_norm
+from aligndet_cli.detectors.recipes import recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import DataError
 from aligndet_cli.finetune import stage as finetune
+from aligndet_cli.finetune.views import MULTI_SCALE, ResolutionConfig, resolve_resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.tables import plain_table
@@ -204,22 +206,22 @@ def _learner_of(plan: _Plan, process: Process) -> tuple[Learner, nn.Module, Rate
     config = plan.config
     common = {"detector": config.detector, "backbone": config.backbone, "runtime": config.runtime, "seed": config.seed}
     training = TrainingConfig(batch_size=config.batch_size)
-    num_images = len(plan.image_set)
+    num_images, recipe = len(plan.image_set), recipe_for(config.detector, config.backbone, None)
     if plan.stage == "pretrain-box":
         views = {"long_side": config.long_side} | ({"short_side": config.short_side} if config.short_side else {})
         asked = pretrain_box.PretrainBoxConfig(**common, training=training, views=pretrain_box.ViewsConfig(**views))
-        rates = config.detector.RECIPE.pretrain
+        rates = recipe.pretrain
         settings = _loop_settings(config, rates, num_images)
-        learner, pretext = pretrain_box.build_learner(asked, settings, process, _num_classes(plan))
+        learner, pretext = pretrain_box.build_learner(asked, rates, settings, process, _num_classes(plan))
         return learner, pretext, rates
-    resolution = finetune.ResolutionConfig(short_side=config.short_side, long_side=config.long_side)
-    labelled = finetune.FinetuneConfig(**common, training=training, resolution=resolution)
+    sides = ResolutionConfig(short_side=config.short_side, long_side=config.long_side)
+    labelled = finetune.FinetuneConfig(**common, training=training, resolution=sides)
     detector = settle_neck_norm(config.detector, "batch")
     model = build_detector(detector, build_backbone(config.backbone), _num_classes(plan))
-    rates = config.detector.RECIPE.finetune
+    rates = recipe.finetune
     settings = _loop_settings(config, rates, num_images)
-    short_sides = config.short_side or finetune.MULTI_SCALE
-    return finetune.build_learner(model, labelled, short_sides, rates, settings, process), model, rates
+    resolution = resolve_resolution(sides, recipe.policy, MULTI_SCALE)
+    return finetune.build_learner(model, labelled, resolution, rates, settings, process), model, rates
 
 
 def _loop_settings(config: BenchConfig, rates: Rates, num_images: int) -> LoopSettings:
@@ -285,4 +287,5 @@ def _seconds(seconds: float) -> str:
 
 
 def hours_or_days(hours: float) -> str:
+    """A long time, in words."""
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"

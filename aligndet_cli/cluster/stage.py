@@ -62,6 +62,7 @@ class ClusterConfig(StageConfig):
         "backbone.weights",
         "backbone.frozen_stages",
         "backbone.norm_eval",
+        "backbone.drop_path",
     }
 
     proposals: str | None = None  # name of the artifact; None = the newest
@@ -127,7 +128,7 @@ def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True,
             settings.
         WeightsError: the backbone's weights cannot be found.
     """
-    for setting in ("frozen_stages", "norm_eval"):
+    for setting in ("frozen_stages", "norm_eval", "drop_path"):
         if getattr(config.backbone, setting) != "auto":
             raise ConfigError(f"backbone.{setting}: no effect here, nothing is trained; leave it out")
     store, images, artifact = open_proposals(workspace, config.proposals, config.data)

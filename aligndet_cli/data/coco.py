@@ -4,6 +4,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from aligndet_cli.data.segmentations import Segmentations, SegmentationWriter
 from aligndet_cli.errors import DataError
 
 _PREFIX = "instances_"
+_FOLD = re.compile(r"\.\d+@[\d.]+(-unlabeled)?$")
 _ROBOFLOW_NAME = "_annotations.coco.json"
 _TABLE_COLUMNS = ("image_index", "boxes", "class_ids", "areas", "is_crowd")
 
@@ -39,11 +41,18 @@ def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
     splits = {}
     for file in sorted((root / "annotations").glob(f"{_PREFIX}*.json")):
         name = file.stem.removeprefix(_PREFIX)
-        folders = (root / name, root / "images" / name, root / "images", root)
+        folders = (*image_dirs(root, name), root)
         splits[name] = CocoSplit(name, file, folders)
     for file in sorted(root.glob(f"*/{_ROBOFLOW_NAME}")):
         splits.setdefault(file.parent.name, CocoSplit(file.parent.name, file, (file.parent,)))
     return splits
+
+
+def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
+    """Where the images of a split may lie, most likely first; those of a fold (`train.1@10`) are the whole's."""
+    whole = _FOLD.sub("", split)
+    names = dict.fromkeys((split, whole))
+    return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.segmentations import Segmentations
 
+UNUSED = "N/A"  # name of an id that a detector has an output for, but that no data uses
+
 
 @dataclass(frozen=True)
 class Category:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from aligndet_cli.config import DataConfig, did_you_mean
 from aligndet_cli.data.assembly import Labels, assemble
-from aligndet_cli.data.coco import CocoSplit, find_coco_splits, read_coco
+from aligndet_cli.data.coco import CocoSplit, find_coco_splits, image_dirs, read_coco
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.folder import has_images, read_folder
@@ -193,7 +193,7 @@ def _read_explicit(data: DataConfig, with_masks: bool, findings: Findings, index
         folders: tuple[Path, ...] = (data.images,)
     else:
         base = data.root or data.annotations.parent.parent
-        folders = (base / stem, base / "images" / stem, base / "images", data.annotations.parent)
+        folders = (*image_dirs(base, stem), data.annotations.parent)
     split = CocoSplit(name, data.annotations, folders)
     return read_coco(split, data.root or folders[0], with_masks=with_masks, findings=findings, index_dir=index_dir)
 

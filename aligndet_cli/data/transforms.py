@@ -6,7 +6,7 @@ Everything random is drawn beforehand on the CPU (`ViewParams`), from the seed a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -54,6 +54,15 @@ class Sample:
     class_ids: Tensor
     masks: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+
+
+class Crop(NamedTuple):
+    """A part of an image, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,24 @@ def resize(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.resize(image, list(size_hw), InterpolationMode.BILINEAR, antialias=False)
 
 
+def crop_sample(sample: Sample, crop: Crop, device: torch.device) -> Sample:
+    """A part of a sample, on the device; boxes are cut at its border, and those wholly outside left out."""
+    top, left, height, width = crop
+    limits = torch.tensor([width, height, width, height])
+    boxes = (sample.boxes - torch.tensor([left, top, left, top])).clamp(min=0).minimum(limits)
+    kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+
+    def part_of(pixels: Tensor) -> Tensor:
+        # Whole to the device: a part of pinned memory is not a piece of it, and would be copied twice.
+        return pixels.to(device, non_blocking=True)[:, top : top + height, left : left + width]
+
+    masks = sample.masks
+    if masks is not None:
+        masks = part_of(masks if kept.all() else masks[kept])
+    image = part_of(sample.image)
+    return replace(sample, image=image, boxes=boxes[kept], class_ids=sample.class_ids[kept], masks=masks)
+
+
 def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
     """One view of a sample: normalised pixels (3, h, w), boxes (N, 4) in them, masks (N, h, w) if it has any.
 
@@ -162,25 +189,32 @@ def normalise(image: Tensor) -> Tensor:
     return (image.float() / 255.0).sub_(mean).div_(deviation)
 
 
-def pad_to_batch(images: Sequence[Tensor]) -> ImageBatch:
+def pad_to_batch(images: Sequence[Tensor], padded_side: int = 0) -> ImageBatch:
     """Normalised images (3, h, w) in one tensor, padded with zeros at the bottom and right.
 
-    The batch is as high and wide as its largest image, rounded up to a multiple of 32.
+    The batch is as high and wide as its largest image, and as `padded_side`, rounded up to a multiple of 32.
     """
     sizes_hw = tuple((int(image.shape[-2]), int(image.shape[-1])) for image in images)
-    height, width = (math.ceil(max(sides) / PAD_DIVISOR) * PAD_DIVISOR for sides in zip(*sizes_hw, strict=True))
+    largest = (max(*sides, padded_side) for sides in zip(*sizes_hw, strict=True))
+    height, width = (math.ceil(side / PAD_DIVISOR) * PAD_DIVISOR for side in largest)
     pixels = torch.stack([pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images])
     return ImageBatch(pixels, sizes_hw)
 
 
 def make_batch(
-    samples: Sequence[Sample], params: Sequence[ViewParams], device: torch.device, *, instance_offset: int | None = None
+    samples: Sequence[Sample],
+    params: Sequence[ViewParams],
+    device: torch.device,
+    *,
+    instance_offset: int | None = None,
+    padded_side: int = 0,
 ) -> tuple[ImageBatch, list[BoxTargets]]:
     """One view of every sample, as a batch on the device with its targets.
 
     Args:
         instance_offset: id of the first box of the batch; ids then run over the whole batch in order, whatever
             images have no boxes, and are the same in every view. None: the targets have no instance ids.
+        padded_side: see `pad_to_batch`.
     """
     images, targets = [], []
     for sample, view in zip(samples, params, strict=True):
@@ -191,7 +225,7 @@ def make_batch(
             instance_offset += len(boxes)
         images.append(image)
         targets.append(BoxTargets(boxes, sample.class_ids.to(device, non_blocking=True), ids, masks))
-    batch = pad_to_batch(images)
+    batch = pad_to_batch(images, padded_side)
     height, width = batch.pixels.shape[-2:]
     return batch, [replace(of_image, masks=_pad_masks(of_image.masks, height, width)) for of_image in targets]
 

@@ -53,6 +53,12 @@ def settle_neck_norm(config: DetectorConfig, norm: NormName) -> DetectorConfig:
     return config.model_copy(update={"neck_norm": norm}) if neck_norm_of(config) == "auto" else config
 
 
+def with_head_norm(config: DetectorConfig, norm: NormName) -> DetectorConfig:
+    """The config with this norm in the heads, where the family has a place for it and there is none yet."""
+    has_place = config.model_dump().get("head_norm") == "none"
+    return config.model_copy(update={"head_norm": norm}) if has_place else config
+
+
 __all__ = [
     "BUILDERS",
     "DEFAULT_FAMILY",
@@ -61,4 +67,5 @@ __all__ = [
     "build_detector",
     "neck_norm_of",
     "settle_neck_norm",
+    "with_head_norm",
 ]

@@ -1,7 +1,7 @@
 """`weights.pt`: a detector on disk, with what it takes to build it again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.training.checkpoint import serialise
+from aligndet_cli.training.schedules import RecipeName
 from aligndet_cli.workspace import write_bytes
 
 KIND = "aligndet-detector"
@@ -28,6 +29,7 @@ class DetectorFile:
         categories: the classes, position = class id; empty after pre-training.
         resolution: short and long side to test at; None after pre-training.
         extra: other state dicts by name (the projector of pre-training).
+        recipe: that it was trained with; None where the file does not say.
     """
 
     stage: str
@@ -36,7 +38,8 @@ class DetectorFile:
     categories: tuple[Category, ...]
     resolution: tuple[int, int] | None
     state_dict: dict[str, Tensor]
-    extra: dict[str, dict[str, Tensor]]
+    extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    recipe: RecipeName | None = None
 
 
 @dataclass(frozen=True)
@@ -61,29 +64,38 @@ def save_detector(
     configs: tuple[DetectorConfig, BackboneConfig],
     categories: Sequence[Category] = (),
     resolution: tuple[int, int] | None = None,
-    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+    recipe: RecipeName | None = None,
 ) -> None:
-    """Write a detector; after pre-training what no fine-tuning can use, as its class predictor, is left out."""
+    """Write a detector."""
+    content = DetectorFile(stage, *configs, tuple(categories), resolution, kept_state(model, stage), recipe=recipe)
+    write_detector(file, content)
+
+
+def kept_state(model: AnyDetector, stage: str) -> dict[str, Tensor]:
+    """What of a detector is saved: after pre-training not what no fine-tuning can use, as its class predictor."""
     left_out = {"class_predictor", *model.fresh_modules} if stage == "pretrain-box" else set()
-    state = {
-        name: value.cpu().contiguous()
-        for name, value in model.state_dict().items()
-        if name.partition(".")[0] not in left_out
-    }
-    content = {
+    return {name: value for name, value in model.state_dict().items() if name.partition(".")[0] not in left_out}
+
+
+def write_detector(file: Path, content: DetectorFile) -> None:
+    """Write what `read_detector` reads."""
+    plain = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
-        "stage": stage,
-        "detector": configs[0].model_dump(mode="json"),
-        "backbone": configs[1].model_dump(mode="json"),
-        "categories": [{"category_id": category.category_id, "name": category.name} for category in categories],
-        "resolution": resolution,
-        "state_dict": state,
-        "extra": {
-            name: {key: value.cpu().contiguous() for key, value in part.items()} for name, part in (extra or {}).items()
-        },
+        "stage": content.stage,
+        "detector": content.detector.model_dump(mode="json"),
+        "backbone": content.backbone.model_dump(mode="json"),
+        "categories": [{"category_id": category.category_id, "name": category.name} for category in content.categories],
+        "resolution": content.resolution,
+        "recipe": content.recipe,
+        "state_dict": _on_cpu(content.state_dict),
+        "extra": {name: _on_cpu(part) for name, part in content.extra.items()},
     }
-    write_bytes(file, serialise(content))
+    write_bytes(file, serialise(plain))
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu().contiguous() for name, value in tensors.items()}
 
 
 def read_detector(file: Path) -> DetectorFile:
@@ -111,6 +123,7 @@ def read_detector(file: Path) -> DetectorFile:
         resolution=tuple(content["resolution"]) if content["resolution"] else None,
         state_dict=content["state_dict"],
         extra=content["extra"],
+        recipe=content.get("recipe"),
     )
 
 

@@ -1,10 +1,10 @@
 """DETR in plain PyTorch: a transformer that turns one feature map into a set of boxes, without anchors or NMS.
 
-Source: Carion et al., ECCV 2020; facebookresearch/detr, whose `detr_resnet50` weights `from_published` reads, and
-mmdetection's `detr_r50`, which AlignDet's configs build on. The two agree to rounding.
+Source: Carion et al., ECCV 2020; facebookresearch/detr; mmdetection's `detr_r50`, which AlignDet's configs build on.
+The two agree to rounding.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
@@ -31,17 +31,6 @@ from aligndet_cli.detectors.parts.transformer import LayerSize, Transformer, enc
 from aligndet_cli.training.schedules import Rates, Recipe
 
 LEVELS = ("c5",)  # of the backbone
-# Names in published `detr_resnet50` weights -> ours; what is not here has the same name in both.
-PUBLISHED_NAMES = {
-    "backbone.0.body.": "backbone.",
-    "input_proj.": "neck.",
-    "query_embed.": "query_embedding.",
-    "class_embed.": "class_predictor.",
-    "bbox_embed.layers.0.": "box_tower.0.",
-    "bbox_embed.layers.1.": "box_tower.2.",
-    "bbox_embed.layers.2.": "box_predictor.",
-}
-
 
 _RATES = Rates(
     lr=1e-4,
@@ -66,6 +55,7 @@ class DETRConfig(Frozen):
         needs_clusters=True,
         momentum_follows=("query_embedding.weight",),
         trains_whole_backbone=True,
+        policy="detr",
     )
 
     family: Literal["detr"] = "detr"
@@ -126,7 +116,7 @@ class DETR(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.neck = nn.Conv2d(backbone.channels["c5"], dim, 1)
+        self.neck = nn.Conv2d(backbone.use_levels(LEVELS)["c5"], dim, 1)
         self.transformer = transformer
         self.query_embedding = nn.Embedding(num_queries, dim)
         self.class_predictor = nn.Linear(dim, num_classes + 1)  # "no object" last
@@ -290,15 +280,6 @@ def inside_cells(features: Features, cells: Tensor) -> Tensor:
     )
     sizes = send(features.sizes_hw, cells.device)
     return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
-
-
-def from_published(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of facebookresearch/detr's `detr_resnet50` (its `model` entry) under our names."""
-    renamed = {}
-    for name, tensor in state_dict.items():
-        prefix = next((known for known in PUBLISHED_NAMES if name.startswith(known)), "")
-        renamed[PUBLISHED_NAMES.get(prefix, "") + name.removeprefix(prefix)] = tensor
-    return renamed
 
 
 def build_detr(config: DETRConfig, backbone: Backbone, num_classes: int) -> DETR:

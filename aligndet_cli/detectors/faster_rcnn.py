@@ -49,7 +49,8 @@ class RCNNConfig(Frozen):
     # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = "auto"
     head_convs: int = Field(4, ge=0)  # AlignDet: Shared4Conv1FC; mmdetection's default head has none and two fc
-    head_features: int = Field(1024, ge=1)
+    head_fcs: int = Field(1, ge=1, le=2)
+    head_features: int = Field(1024, ge=1)  # of each fully connected layer
     head_norm: NormName = "none"
     pool_size: int = Field(7, ge=1)  # rows and columns of a pooled RoI
     rpn_positive_iou: float = Field(0.7, gt=0, le=1)
@@ -155,7 +156,7 @@ def build_faster_rcnn(config: FasterRCNNConfig, backbone: Backbone, num_classes:
 def build_box_parts(config: RCNNConfig, backbone: Backbone) -> BoxParts:
     """Fresh neck, RPN and head on `backbone`."""
     neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
-    widths = {level: backbone.channels[level] for level in LEVELS}
+    widths = backbone.use_levels(LEVELS)
     channels = config.neck_channels
     rpn_rules = RPNRules(
         positive_iou=config.rpn_positive_iou,
@@ -168,7 +169,13 @@ def build_box_parts(config: RCNNConfig, backbone: Backbone) -> BoxParts:
         backbone,
         FPN(widths, channels, neck_norm, extra_levels="pooled"),
         RPN(channels, rpn_rules),
-        BoxHead(channels, config.head_convs, config.head_norm, config.pool_size, config.head_features),
+        BoxHead(
+            channels,
+            config.head_convs,
+            config.head_norm,
+            pool_size=config.pool_size,
+            fc_features=[config.head_features] * config.head_fcs,
+        ),
         TwoStageRules(
             rpn_sampling=Sampling(config.rpn_samples, config.rpn_positive_fraction),
             roi_sampling=Sampling(config.roi_samples, config.roi_positive_fraction),

@@ -347,7 +347,7 @@ def compute_iou_of_sides(sides: Tensor, true_sides: Tensor) -> Tensor:
 def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS:
     """An FCOS on `backbone` with fresh neck, head and predictors."""
     neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
-    widths = {level: backbone.channels[level] for level in LEVELS}
+    widths = backbone.use_levels(LEVELS)
     return FCOS(
         backbone,
         FPN(widths, config.neck_channels, neck_norm, extra_levels="from_p5"),

@@ -8,7 +8,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from aligndet_cli.data.dataset import Category, ImageSet
+from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
 from aligndet_cli.detectors.interface import Detections, ImageBatch
 from aligndet_cli.detectors.parts.mask_head import paste_mask
 
@@ -45,13 +45,14 @@ def predict_each(
         batches: `(positions in image_set, images, original sizes (height, width))`.
         categories: of the model; position = class id.
     """
+    unused = {category.category_id for category in categories if category.name == UNUSED}
     for indices, images, original_sizes in batches:
         for index, detections, view_hw, size_hw in zip(
             indices, model.detect(images), images.sizes_hw, original_sizes, strict=True
         ):
             found = detections_to_coco(detections, view_hw, size_hw, categories)
             image_id = int(image_set.image_ids[index])
-            yield index, [{"image_id": image_id, **entry} for entry in found]
+            yield index, [{"image_id": image_id, **entry} for entry in found if entry["category_id"] not in unused]
 
 
 def detections_to_coco(

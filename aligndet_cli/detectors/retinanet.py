@@ -306,7 +306,7 @@ class RetinaNet(nn.Module):
 def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: int) -> RetinaNet:
     """A RetinaNet on `backbone` with fresh neck, head and predictors."""
     neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
-    widths = {level: backbone.channels[level] for level in LEVELS}
+    widths = backbone.use_levels(LEVELS)
     return RetinaNet(
         backbone,
         FPN(widths, config.neck_channels, neck_norm, extra_levels="from_c5"),

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from aligndet_cli.config import StageConfig
-from aligndet_cli.data.dataset import Category, ImageSet
+from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
 from aligndet_cli.data.open import open_images
 from aligndet_cli.detectors.checkpoint import load_detector
@@ -172,12 +172,12 @@ def check_gate(plan: Plan) -> None:
 
 
 def check_categories(run_name: str, trained: Sequence[Category], image_set: ImageSet) -> None:
-    """Compare the classes a run was trained on with those of the data, by id and name.
+    """Compare the classes a run was trained on with those of the data, by id and name; unused ids do not count.
 
     Raises:
         DataError: they differ; AP would be that of other classes.
     """
-    ours = {category.category_id: category.name for category in trained}
+    ours = {category.category_id: category.name for category in trained if category.name != UNUSED}
     theirs = {category.category_id: category.name for category in image_set.categories}
     differences = [
         f"id {category_id} is {_quoted(ours.get(category_id))} in the run "

@@ -14,9 +14,11 @@ from aligndet_cli.backbones import (
     weights_of,
 )
 from aligndet_cli.config import WORKSPACE_WEIGHTS
-from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm
+from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
+from aligndet_cli.detectors.recipes import recipe_for
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.training.schedules import Recipe
 from aligndet_cli.workspace import Artifact, Workspace, hash_files
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class Initial:
         origin: the weights, in words.
         freeze_origin: why the backbone is frozen the way it is.
         is_supervised_backbone: whether the backbone was trained on ImageNet's labels (decides freezing and scales).
+        recipe, recipe_origin: how it is trained, and why so.
+        has_new_head_norms: the recipe has put norms into the heads.
         weights: of the backbone alone, where nothing else is loaded.
     """
 
@@ -46,6 +50,9 @@ class Initial:
     origin: str
     freeze_origin: str
     is_supervised_backbone: bool
+    recipe: Recipe
+    recipe_origin: str
+    has_new_head_norms: bool = False
     weights: BackboneWeights = RANDOM_WEIGHTS
 
     @property
@@ -92,7 +99,8 @@ def _backbone_only(config: FinetuneConfig, workspace: Workspace) -> Initial:
     if weights.file is None:
         raise ConfigError("--init backbone: no backbone weights; give --backbone-weights, or use --init scratch")
     changed = config.model_copy(update={"backbone": backbone})
-    initial = _resolved(changed, "backbone", None, weights.content_hash, f"backbone only, {weights.origin}")
+    origin = f"backbone only, {weights.origin}"
+    initial = _resolved(changed, "backbone", None, weights.content_hash, origin, weights.layout)
     return replace(initial, weights=weights)
 
 
@@ -138,23 +146,47 @@ def _resolved(
     file: Path | None,
     content_hash: str,
     origin: str,
+    layout: str | None = None,
 ) -> Initial:
-    detector, backbone = config.detector, config.backbone
+    detector, backbone, asked = config.detector, config.backbone, config.recipe
+    recipe_origin = "given" if asked else "by detector, backbone and its weights"
+    is_made_for_recipe = True
     if file is not None:
-        detector, backbone = _inherited(config, read_detector(file), file)
+        source = read_detector(file)
+        detector, backbone = _inherited(config, source, file)
+        is_made_for_recipe = source.stage == "pretrain-box"
+        if asked is None and source.recipe is not None:
+            asked, recipe_origin = source.recipe, f"that of {origin}"
+    recipe = recipe_for(detector, backbone, layout, asked=asked)
     # FACTS 5: batch norm in the neck. Asked-for or inherited norms other than the pre-training's "none" stay.
-    detector = settle_neck_norm(detector, "batch")
+    inherited = settle_neck_norm(detector, "batch")
+    detector = inherited
+    if recipe.norms_in_heads and is_made_for_recipe and "head_norm" not in config.detector.model_fields_set:
+        detector = with_head_norm(inherited, "batch")
     is_supervised = _is_torchvision_name(backbone.weights)
     frozen_stages, norm_eval, why = (1, True, "supervised") if is_supervised else (-1, False, "not supervised")
-    if detector.RECIPE.trains_whole_backbone:
-        frozen_stages, norm_eval, why = -1, False, f"{detector.family} recipe, for any"
+    if recipe.trains_whole_backbone:
+        whose = detector.family if recipe.name == "default" else recipe.name
+        frozen_stages, norm_eval, why = -1, False, f"{whose} recipe, for any"
     backbone = backbone.model_copy(
         update={
             "frozen_stages": frozen_stages if backbone.frozen_stages == "auto" else backbone.frozen_stages,
             "norm_eval": norm_eval if backbone.norm_eval == "auto" else backbone.norm_eval,
         }
     )
-    return Initial(kind, file, detector, backbone, content_hash, origin, f"{why} weights", is_supervised)
+    return Initial(
+        kind=kind,
+        file=file,
+        detector=detector,
+        backbone=backbone,
+        content_hash=content_hash,
+        origin=origin,
+        freeze_origin=f"{why} weights",
+        is_supervised_backbone=is_supervised,
+        recipe=recipe,
+        recipe_origin=recipe_origin,
+        has_new_head_norms=detector != inherited,
+    )
 
 
 def _inherited(config: FinetuneConfig, source: DetectorFile, file: Path) -> tuple[DetectorConfig, BackboneConfig]:

@@ -1,16 +1,17 @@
 """`aligndet finetune`: labels and a pre-trained detector -> a fine-tuned detector."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights
-from aligndet_cli.config import DataConfig, Frozen, Side, StageConfig
+from aligndet_cli.config import DataConfig, StageConfig
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.folds import fraction_of
 from aligndet_cli.data.loaders import (
     LabelBoxes,
     OnError,
@@ -27,17 +28,25 @@ from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector, 
 from aligndet_cli.detectors.checkpoint import read_detector, save_detector
 from aligndet_cli.detectors.metrics import coco_ground_truth, coco_metrics
 from aligndet_cli.detectors.predict import predict_images
+from aligndet_cli.detectors.recipes import layout_of, recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
-from aligndet_cli.finetune.views import LabelledViews
+from aligndet_cli.finetune.views import (
+    MULTI_SCALE,
+    SINGLE_SCALE,
+    WIDE_MULTI_SCALE,
+    LabelledViews,
+    Resolution,
+    ResolutionConfig,
+    resolve_resolution,
+)
 from aligndet_cli.training.batch_size import (
     draw_samples,
     largest_on_gpu,
     recorded_batch_size,
     settle_batch_size,
-    worst_sizes,
 )
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
@@ -45,26 +54,17 @@ from aligndet_cli.training.launch import Devices, Process, resolve_devices
 from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, train
 from aligndet_cli.training.optimizer import (
+    AskedRecipe,
     TrainingConfig,
     build_optimizer,
     check_batch_split,
     describe_settings,
     resolve_settings,
+    training_of,
 )
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import Rates, steps_per_epoch
 from aligndet_cli.workspace import Output, Workspace, write_json
-
-MULTI_SCALE = (640, 672, 704, 736, 768, 800)  # FACTS 5, self-supervised backbones
-VOC_MULTI_SCALE = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # FACTS 5
-SINGLE_SCALE = (800,)  # FACTS 5, supervised backbones
-
-
-class ResolutionConfig(Frozen):
-    """Training resolution; the test resolution is its largest short side. None: by backbone and data (FACTS 5)."""
-
-    short_side: Annotated[tuple[Side, ...], Field(min_length=1)] | None = None
-    long_side: Side = 1333
 
 
 class FinetuneConfig(StageConfig):
@@ -72,6 +72,7 @@ class FinetuneConfig(StageConfig):
 
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
         "init",
+        "label",
         "backbone.weights",
         "training.logger",
         "training.checkpoint.every_steps",
@@ -82,6 +83,7 @@ class FinetuneConfig(StageConfig):
     backbone: BackboneConfig = BackboneConfig()
     # pretrain: the newest fitting run; backbone: plain fine-tuning, the control; scratch; or a weights.pt.
     init: str = "pretrain"
+    label: str | None = None  # what reports call this start; None: by what was loaded
     load_modules: tuple[str, ...] = ("backbone", "neck", "rpn", "head")
     keep_box_predictor: bool = True  # the official converter drops it
     min_match: float = Field(0.9, ge=0, le=1)
@@ -90,7 +92,18 @@ class FinetuneConfig(StageConfig):
     resolution: ResolutionConfig = ResolutionConfig()
     on_error: OnError = "skip"
     evaluate_every: int | None = Field(None, ge=1)  # epochs
+    recipe: AskedRecipe = None
     training: TrainingConfig = TrainingConfig()
+
+    def from_recipe(self) -> dict[str, Any]:
+        """What the recipe fills in, as far as it can be told without data and workspace."""
+        recipe = recipe_for(self.detector, self.backbone, layout_of(self.backbone), asked=self.recipe)
+        norms = {"detector.neck_norm": "batch"} if neck_norm_of(self.detector) == "auto" else {}
+        if recipe.norms_in_heads and "head_norm" not in self.detector.model_fields_set:
+            norms["detector.head_norm"] = "batch"
+        rates = recipe.plain if self.init in ("backbone", "scratch") else recipe.finetune
+        policy = {"resolution.policy": self.resolution.policy or recipe.policy}
+        return {"recipe": recipe.name, **policy, **norms, **training_of(self.training, rates)}
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ class Plan:
     Attributes:
         masks: of the boxes of `image_set`, where the detector trains on them.
         initial: where the weights come from, and the detector and backbone that follow from it.
-        short_sides: training resolutions.
+        resolution: how images are resized and cropped.
         evaluation: the images of `--evaluate-every`, or None.
     """
 
@@ -113,7 +126,7 @@ class Plan:
     masks: LabelMasks | None
     indices: list[int]
     initial: Initial
-    short_sides: tuple[int, ...]
+    resolution: Resolution
     evaluation: ImageSet | None
 
 
@@ -134,15 +147,15 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
     image_set = replace(image_set, segmentations=None)
     initial = find_initial(config, workspace)
-    recipe = initial.detector.RECIPE
-    rates = recipe.finetune if initial.is_pretrained else recipe.plain
-    name, short_sides = _name(config, initial), config.resolution.short_side or _default_scales(initial, image_set)
+    rates = initial.recipe.finetune if initial.is_pretrained else initial.recipe.plain
+    name = _name(config, initial)
+    resolution = resolve_resolution(config.resolution, initial.recipe.policy, _default_scales(initial, image_set))
     training = settle_batch_size(
         config.training,
         rates,
         devices,
         recorded=recorded_batch_size(workspace, "finetune", name, resume=resume, force=force),
-        largest=lambda process: _largest_batch(config, initial, rates, image_set, short_sides, process),
+        largest=lambda process: _largest_batch(config, initial, rates, image_set, resolution, process),
     )
     check_batch_split(training, devices)
     config = config.model_copy(update={"training": training})
@@ -159,7 +172,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         masks=masks,
         indices=indices,
         initial=initial,
-        short_sides=short_sides,
+        resolution=resolution,
         evaluation=_evaluation_images(config),
     )
 
@@ -169,7 +182,7 @@ def _largest_batch(
     initial: Initial,
     rates: Rates,
     image_set: ImageSet,
-    short_sides: Sequence[int],
+    resolution: Resolution,
     process: Process,
 ) -> int:
     """Images that fit on the GPU of the process, each with as many boxes as any has."""
@@ -177,8 +190,8 @@ def _largest_batch(
     num_classes = len(image_set.categories)
     settings = resolve_settings(one, rates, num_images=len(image_set), seed=config.seed, runtime=config.runtime)
     model = build_detector(initial.detector, build_backbone(initial.backbone), num_classes)
-    learner = build_learner(model, config, short_sides, rates, settings, process)
-    sizes_hw = worst_sizes(short_sides, config.resolution.long_side)
+    learner = build_learner(model, config, resolution, rates, settings, process)
+    sizes_hw = resolution.worst_sizes()
     num_boxes = int(np.diff(image_set.offsets).max())
     with_masks = initial.detector.RECIPE.needs_masks
 
@@ -220,6 +233,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     frozen, norm_eval = initial.backbone.frozen_stages, initial.backbone.norm_eval
     neck_norm = neck_norm_of(initial.detector)
     neck = "" if neck_norm is None else f", neck norm {neck_norm}"
+    neck += ", head norm batch" if initial.has_new_head_norms else ""
     return {
         "run": f"finetune/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), {len(plan.image_set.categories)} classes",
@@ -227,7 +241,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "detector": f"{initial.detector.family}{neck}, {initial.backbone.name}",
         "weights": initial.origin,
         "backbone": f"frozen stages {frozen}, norms {'fixed' if norm_eval else 'trained'} ({initial.freeze_origin})",
-        "resolution": f"short side {list(plan.short_sides)}, long side {config.resolution.long_side}",
+        "resolution": plan.resolution.describe(),
+        "recipe": f"{initial.recipe.name} ({initial.recipe_origin})",
         **describe_settings(config.training, plan.rates, plan.settings, plan.devices),
     }
 
@@ -244,7 +259,7 @@ def run(plan: Plan, process: Process) -> None:
         for line in report.table():
             logger.info(line)
     learner = replace(
-        build_learner(model, config, plan.short_sides, plan.rates, plan.settings, process),
+        build_learner(model, config, plan.resolution, plan.rates, plan.settings, process),
         between=lambda done: _evaluate_now_and_then(plan, model, done, process),
     )
     train(learner, lambda step: _batches(plan, step, process), plan.settings, folder, process)
@@ -257,7 +272,7 @@ def run(plan: Plan, process: Process) -> None:
 def build_learner(
     model: AnyDetector,
     config: FinetuneConfig,
-    short_sides: Sequence[int],
+    resolution: Resolution,
     rates: Rates,
     settings: LoopSettings,
     process: Process,
@@ -265,26 +280,12 @@ def build_learner(
     """What the loop trains: `model`, moved to the device of the process."""
     place(model, process)
     compile_parts([model], config.runtime)
-    task = LabelledViews(model, short_sides=short_sides, long_side=config.resolution.long_side, seed=config.seed)
+    task = LabelledViews(model, resolution=resolution, seed=config.seed)
     return Learner(
         model=wrap(task, process),
         optimizer=build_optimizer(model, rates, settings, process),
         state={"model": model},
     )
-
-
-def fraction_of(num_images: int, percent: float, fold: int) -> list[int]:
-    """Positions of the images of a low-data fold, in the order they were drawn; all of them at 100 %.
-
-    Source: FACTS 6, the field's `instances_train2017.{fold}@{percent}.json`: NumPy's legacy generator, seeded with
-        the fold.
-    """
-    if percent == 100:
-        return list(range(num_images))
-    count = int(percent / 100 * num_images)
-    if count == 0:
-        raise ConfigError(f"--fraction {percent:g}: leaves none of the {num_images} images")
-    return [int(index) for index in np.random.RandomState(fold).choice(num_images, count, replace=False)]
 
 
 def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
@@ -335,8 +336,8 @@ def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: P
             images,
             indices=range(len(images)),
             batch_size=1,
-            short_side=max(plan.short_sides),
-            long_side=config.resolution.long_side,
+            short_side=plan.resolution.at_test[0],
+            long_side=plan.resolution.at_test[1],
             num_workers=0,
             device=torch.device(process.device),
         )
@@ -350,14 +351,15 @@ def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: P
 
 
 def _finish(plan: Plan, model: AnyDetector, report: LoadReport | None) -> None:
-    config, folder = plan.config, plan.output.partial
+    folder = plan.output.partial
     save_detector(
         folder / "weights.pt",
         model,
         stage="finetune",
         configs=(plan.initial.detector, plan.initial.backbone),
         categories=plan.image_set.categories,
-        resolution=(max(plan.short_sides), config.resolution.long_side),
+        resolution=plan.resolution.at_test,
+        recipe=plan.initial.recipe.name,
     )
     merge_skipped(folder)
     plot_curves(folder / "metrics.jsonl", folder / "plots")
@@ -365,6 +367,7 @@ def _finish(plan: Plan, model: AnyDetector, report: LoadReport | None) -> None:
         "steps": plan.settings.schedule.num_steps,
         "images": len(plan.indices),
         "init": plan.initial.kind,
+        "backbone": plan.initial.backbone.name,
         "matched_share": None if report is None else round(report.share, 6),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
@@ -382,7 +385,7 @@ def _name(config: FinetuneConfig, initial: Initial) -> str:
 
 def _default_scales(initial: Initial, image_set: ImageSet) -> tuple[int, ...]:
     if image_set.format == "voc":
-        return VOC_MULTI_SCALE
+        return WIDE_MULTI_SCALE
     return SINGLE_SCALE if initial.is_supervised_backbone else MULTI_SCALE
 
 

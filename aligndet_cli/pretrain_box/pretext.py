@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torchvision.ops import StochasticDepth
 
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.interface import BoxTargets, Features, ImageBatch
@@ -107,7 +108,7 @@ class BoxPretext(nn.Module):
         if self.freeze_backbone:
             self.online.backbone.eval()
         for module in self.momentum.modules():
-            if isinstance(module, nn.Dropout | nn.MultiheadAttention):
+            if isinstance(module, nn.Dropout | nn.MultiheadAttention | StochasticDepth):
                 module.eval()
         return self
 

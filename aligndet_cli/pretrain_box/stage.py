@@ -28,10 +28,12 @@ from aligndet_cli.data.loaders import (
 )
 from aligndet_cli.data.proposal_source import open_proposals
 from aligndet_cli.data.transforms import Sample
-from aligndet_cli.detectors import DetectorConfig, build_detector, settle_neck_norm
-from aligndet_cli.detectors.checkpoint import save_detector
+from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
+from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
+from aligndet_cli.detectors.recipes import layout_of, recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.pretrain_box.boxes import ProposalBoxes, draw_images
 from aligndet_cli.pretrain_box.health import judge
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
@@ -49,14 +51,16 @@ from aligndet_cli.training.launch import Devices, Process, resolve_devices
 from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, train
 from aligndet_cli.training.optimizer import (
+    AskedRecipe,
     TrainingConfig,
     build_optimizer,
     check_batch_split,
     describe_settings,
     resolve_settings,
+    training_of,
 )
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.schedules import momentum_at
+from aligndet_cli.training.schedules import Rates, Recipe, momentum_at
 from aligndet_cli.workspace import Artifact, Output, Workspace
 
 
@@ -97,8 +101,17 @@ class PretrainBoxConfig(StageConfig):
     momentum: float = Field(0.996, ge=0, le=1)  # official selfsup configs
     tasks: Tasks = "both"
     freeze_backbone: bool = True
+    limit_boxes: int | None = Field(None, ge=1)  # images are drawn until they have so many proposals
+    recipe: AskedRecipe = None
     on_error: OnError = "skip"
     training: TrainingConfig = TrainingConfig()
+
+    def from_recipe(self) -> dict[str, Any]:
+        """What the recipe fills in, as far as it can be told without a workspace."""
+        recipe = recipe_for(self.detector, self.backbone, layout_of(self.backbone), asked=self.recipe)
+        norm = {"detector.neck_norm": "none"} if neck_norm_of(self.detector) == "auto" else {}
+        topk = {"topk": recipe.topk} if self.topk is None and recipe.topk is not None else {}
+        return {"recipe": recipe.name, **norm, **topk, **training_of(self.training, recipe.pretrain)}
 
 
 @dataclass(frozen=True)
@@ -106,38 +119,15 @@ class Plan:
     """What `prepare` found out; everything `run` needs."""
 
     config: PretrainBoxConfig
+    recipe: Recipe
     output: Output
     devices: Devices
     settings: LoopSettings
     image_set: ImageSet
-    boxes: "ProposalBoxes"
+    boxes: ProposalBoxes
     indices: list[int]
     proposals_name: str
     weights: BackboneWeights
-
-
-@dataclass(frozen=True)
-class ProposalBoxes:
-    """Proposals as the boxes of an image, classed by cluster or all of the one class "object"; see `BoxSource`."""
-
-    store: ProposalStore
-    rows: NDArray[np.int64]  # (images,) row of each image of the set in the store
-    topk: int | None
-    clusters: ClusterLabels | None = None
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the detector: the clusters, or one, "object", whose predictor is not trained."""
-        return 1 if self.clusters is None else self.clusters.num_clusters
-
-    def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The best `topk` proposals of an image."""
-        row = int(self.rows[index])
-        boxes = self.store.boxes_of(row)[: self.topk]
-        if self.clusters is None:
-            return boxes, np.zeros(len(boxes), dtype=np.int64)
-        start = int(self.store.offsets[row])
-        return boxes, self.clusters.of_rows(start, start + len(boxes))
 
 
 def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
@@ -157,6 +147,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     weights = find_backbone_weights(
         config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
     )
+    recipe = recipe_for(config.detector, config.backbone, weights.layout, asked=config.recipe)
     inputs = {
         "data": image_set.fingerprint,
         "proposals": artifact.content_hash,
@@ -166,33 +157,34 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     if clusters is not None:
         inputs["clusters"] = clusters.content_hash
     labels = None if clusters is None else ClusterLabels(clusters.folder)
-    boxes = ProposalBoxes(store, rows, config.topk or config.detector.RECIPE.topk, labels)
+    boxes = ProposalBoxes(store, rows, config.topk or recipe.topk, labels)
+    if config.limit_boxes is not None:
+        indices = draw_images(indices, boxes, config.limit_boxes, config.seed)
     name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
-    rates = config.detector.RECIPE.pretrain
+    rates = recipe.pretrain
     training = settle_batch_size(
         config.training,
         rates,
         devices,
         recorded=recorded_batch_size(workspace, "pretrain-box", name, resume=resume, force=force),
-        largest=lambda process: _largest_batch(config, boxes, int(store.counts[rows].max()), len(indices), process),
+        largest=lambda process: _largest_batch(config, rates, boxes, len(indices), process),
     )
     check_batch_split(training, devices)
     config = config.model_copy(update={"training": training})
     settings = resolve_settings(training, rates, num_images=len(indices), seed=config.seed, runtime=config.runtime)
     output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
-    return Plan(config, output, devices, settings, image_set, boxes, indices, artifact.name, weights)
+    return Plan(config, recipe, output, devices, settings, image_set, boxes, indices, artifact.name, weights)
 
 
 def _largest_batch(
-    config: PretrainBoxConfig, boxes: "ProposalBoxes", max_boxes: int, num_images: int, process: Process
+    config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_images: int, process: Process
 ) -> int:
     """Images that fit on the GPU of the process, each with as many proposals as any has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
-    rates = config.detector.RECIPE.pretrain
     settings = resolve_settings(one, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
-    learner, _ = build_learner(config, settings, process, boxes.num_classes)
+    learner, _ = build_learner(config, rates, settings, process, boxes.num_classes)
     sizes_hw = worst_sizes(config.views.short_side, config.views.long_side)
-    num_boxes = min(max_boxes, boxes.topk or max_boxes)
+    num_boxes = int(boxes.counts(range(len(boxes.rows))).max())
 
     def draw(count: int) -> list[Sample]:
         return draw_samples(count, sizes_hw, num_boxes=num_boxes, num_classes=boxes.num_classes)
@@ -231,6 +223,7 @@ def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: A
 def describe(plan: Plan) -> dict[str, Any]:
     """Effective settings, for people."""
     config, boxes = plan.config, plan.boxes
+    chosen = "with proposals" if config.limit_boxes is None else f"with {_num_boxes(plan)} proposals (--limit-boxes)"
     per_image = "all" if boxes.topk is None else f"best {boxes.topk}"
     origin = "given" if config.topk else f"{config.detector.family} recipe"
     clusters = {}
@@ -239,14 +232,19 @@ def describe(plan: Plan) -> dict[str, Any]:
     return {
         "run": f"pretrain-box/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), proposals/{plan.proposals_name}",
-        "images": f"{len(plan.indices)} with proposals, of {len(plan.image_set.file_names[: config.data.limit])}",
+        "images": f"{len(plan.indices)} {chosen}, of {len(plan.image_set.file_names[: config.data.limit])}",
         "proposals per image": f"{per_image} ({origin})",
         **clusters,
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "
         f"backbone {'frozen' if config.freeze_backbone else 'trained'}",
         "views": f"short side {list(config.views.short_side)}, long side {config.views.long_side}",
-        **describe_settings(config.training, config.detector.RECIPE.pretrain, plan.settings, plan.devices),
+        "recipe": f"{plan.recipe.name} ({'given' if config.recipe else 'by detector, backbone and its weights'})",
+        **describe_settings(config.training, plan.recipe.pretrain, plan.settings, plan.devices),
     }
+
+
+def _num_boxes(plan: Plan) -> int:
+    return int(plan.boxes.counts(plan.indices).sum())
 
 
 def run(plan: Plan, process: Process) -> None:
@@ -257,7 +255,8 @@ def run(plan: Plan, process: Process) -> None:
         if plan.weights.file is None and config.freeze_backbone:
             logger.warning("the frozen backbone has random weights: give --backbone-weights, or --no-freeze-backbone")
     wait_for_all(process)
-    learner, pretext = build_learner(config, plan.settings, process, plan.boxes.num_classes, plan.weights.file)
+    weights, num_classes = plan.weights.file, plan.boxes.num_classes
+    learner, pretext = build_learner(config, plan.recipe.pretrain, plan.settings, process, num_classes, weights)
     stream = SampleStream(plan.image_set, plan.indices, plan.boxes, config.on_error)
     workers = resolve_workers(config.runtime.num_workers, process)
 
@@ -280,7 +279,12 @@ def run(plan: Plan, process: Process) -> None:
 
 
 def build_learner(
-    config: PretrainBoxConfig, settings: LoopSettings, process: Process, num_classes: int, weights: Path | None = None
+    config: PretrainBoxConfig,
+    rates: Rates,
+    settings: LoopSettings,
+    process: Process,
+    num_classes: int,
+    weights: Path | None = None,
 ) -> tuple[Learner, BoxPretext]:
     """What the loop trains, on the device of the process, and the pretext in it."""
     pretext = build_pretext(config, process, num_classes, weights)
@@ -294,7 +298,7 @@ def build_learner(
     num_steps = settings.schedule.num_steps
     learner = Learner(
         model=wrap(task, process),
-        optimizer=build_optimizer(task, config.detector.RECIPE.pretrain, settings, process),
+        optimizer=build_optimizer(task, rates, settings, process),
         state={"pretext": pretext},
         after_step=lambda step: pretext.update_momentum(momentum_at(step, num_steps, config.momentum)),
     )
@@ -330,13 +334,17 @@ def pretrain_detector(config: PretrainBoxConfig) -> DetectorConfig:
 
 def _finish(plan: Plan, pretext: BoxPretext) -> None:
     config, folder = plan.config, plan.output.partial
-    save_detector(
-        folder / "weights.pt",
-        pretext.online,
+    content = DetectorFile(
         stage="pretrain-box",
-        configs=(pretrain_detector(config), config.backbone),
+        detector=pretrain_detector(config),
+        backbone=config.backbone,
+        categories=(),
+        resolution=None,
+        state_dict=kept_state(pretext.online, "pretrain-box"),
         extra={"projector": pretext.projector.state_dict()},
+        recipe=plan.recipe.name,
     )
+    write_detector(folder / "weights.pt", content)
     merge_skipped(folder)
     plot_curves(folder / "metrics.jsonl", folder / "plots")
     health = judge(folder / "metrics.jsonl")
@@ -345,6 +353,7 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
         "verdict": health.pop("verdict"),
         "steps": plan.settings.schedule.num_steps,
         "images": len(plan.indices),
+        "boxes": _num_boxes(plan),
         "trained_parameters": sum(p.numel() for p in pretext.parameters() if p.requires_grad),
         **health,
     }

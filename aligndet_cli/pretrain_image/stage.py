@@ -237,6 +237,7 @@ def _build_method(plan: Plan) -> Method:
 def _initial_backbone(plan: Plan) -> Backbone:
     torch.manual_seed(plan.config.seed)
     backbone = build_backbone(plan.config.backbone)
+    backbone.use_levels(("c5",))
     load_backbone_weights(backbone, plan.weights.file)
     return backbone
 
@@ -257,9 +258,9 @@ def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
 
 def _finish(plan: Plan, method: Method, process: Process) -> None:
     folder = plan.output.partial
-    state = method.backbone.state_dict()
+    state = method.backbone.torchvision_state()
     if isinstance(method, Supervised):
-        state |= {f"fc.{name}": value for name, value in method.fc.state_dict().items()}
+        state |= {f"{method.backbone.classifier}.{name}": value for name, value in method.fc.state_dict().items()}
     weights = {name: value.cpu().contiguous() for name, value in state.items()}
     write_bytes(folder / "weights.pt", serialise(weights))
     merge_skipped(folder)

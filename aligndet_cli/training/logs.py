@@ -125,7 +125,7 @@ class Progress:
     def _line(self) -> None:
         self._last_line, self._shown = time.monotonic(), self.done
         left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
-        eta = f"  eta {_clock(left)}" if self.done < self.total and self.rate > 0 else ""
+        eta = f"  eta {clock(left)}" if self.done < self.total and self.rate > 0 else ""
         print(f"{self.title}: {self.done}/{self.total} {self.unit}{eta}  {self._text()}".rstrip(), file=sys.stderr)
         sys.stderr.flush()
 
@@ -134,7 +134,8 @@ def _short(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration as `m:ss` or `h:mm:ss`."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -4,17 +4,22 @@ import importlib.util
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import nn
 
 from aligndet_cli.config import Frozen, RuntimeConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.training.launch import Devices, Process
 from aligndet_cli.training.loop import CheckpointConfig, LoopSettings
-from aligndet_cli.training.schedules import REFERENCE_BATCH, Rates, ScheduleName, build_schedule
+from aligndet_cli.training.schedules import REFERENCE_BATCH, Rates, RecipeName, ScheduleName, build_schedule
 
 SGD_MOMENTUM = 0.9  # FACTS 5
+UNDECAYED = ("relative_position_bias_table",)  # beside norms, where those do not decay; torchvision's name in Swin
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+# `--recipe`; None, "auto" for people: the one that fits detector and backbone, see `detectors/recipes.py`.
+AskedRecipe = Annotated[RecipeName | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 
 
 class TrainingConfig(Frozen):
@@ -57,7 +62,7 @@ def resolve_settings(
         steps=training.steps,
         num_images=num_images,
         batch_size=training.images_per_step,
-        warmup=rates.warmup,
+        warmup=(rates.warmup, rates.warmup_steps),
         decay=rates.decay,
     )
     scaled_lr = rates.lr * training.images_per_step / rates.batch_size  # linear scaling, FACTS 5
@@ -73,6 +78,20 @@ def resolve_settings(
         checkpoint=training.checkpoint,
         logger=training.logger,
     )
+
+
+def training_of(training: TrainingConfig, rates: Rates) -> dict[str, Any]:
+    """What a recipe makes of the settings that are open, by dotted path; the rate only once the batch is a number."""
+    values: dict[str, Any] = {}
+    if training.schedule is None:
+        values["training.schedule"] = rates.schedule
+    if training.lr is None and training.batch_size != "auto":
+        values["training.lr"] = rates.lr * training.images_per_step / rates.batch_size
+    if training.weight_decay is None:
+        values["training.weight_decay"] = rates.weight_decay
+    if training.clip_norm is None and rates.clip_norm is not None:
+        values["training.clip_norm"] = rates.clip_norm
+    return values
 
 
 def check_batch_split(training: TrainingConfig, devices: Devices) -> None:
@@ -117,28 +136,32 @@ def describe_settings(
 
 
 def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, process: Process) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all trainable parameters, in groups by backbone or not, bias or not.
+    """The recipe's optimizer over all trainable parameters, in groups by backbone or not, bias or not, norm or not.
 
     A group's `lr_scale` is its factor on the learning rate of the step, or of the run where `constant_lr` is set.
 
-    Source: mmcv `DefaultOptimizerConstructor`; as there, the shift of a norm is not a bias.
+    Source: mmcv `DefaultOptimizerConstructor`; as there, the shift of a norm is not a bias. Its Swin configs find
+    norms by the word in their name, we by what they are.
     """
-    norm_shifts = {id(module.bias) for module in model.modules() if isinstance(module, NORMS)}
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    of_norms = {
+        id(parameter) for module in model.modules() if isinstance(module, NORMS) for parameter in module.parameters()
+    }
+    groups: dict[tuple[bool, bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parts = name.split(".")
-            is_bias = parts[-1] == "bias" and id(parameter) not in norm_shifts
-            key = ("backbone" in parts, is_bias, not set(parts).isdisjoint(rates.constant_lr))
+            parts, is_of_norm = name.split("."), id(parameter) in of_norms
+            is_bias = parts[-1] == "bias" and not is_of_norm
+            decays = rates.decays_norms or not (is_of_norm or parts[-1] in UNDECAYED)
+            key = ("backbone" in parts, is_bias, not set(parts).isdisjoint(rates.constant_lr), decays)
             groups.setdefault(key, []).append(parameter)
     options = [
         {
             "params": parameters,
-            "weight_decay": settings.weight_decay * (rates.bias_decay_scale if is_bias else 1.0),
+            "weight_decay": settings.weight_decay * (rates.bias_decay_scale if is_bias else 1.0) * decays,
             "lr_scale": (rates.backbone_lr_scale if is_backbone else 1.0) * (rates.bias_lr_scale if is_bias else 1.0),
             "constant_lr": is_constant,
         }
-        for (is_backbone, is_bias, is_constant), parameters in groups.items()
+        for (is_backbone, is_bias, is_constant, decays), parameters in groups.items()
     ]
     fused = process.device.startswith("cuda") or None
     if rates.optimizer == "adamw":

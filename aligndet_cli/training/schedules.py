@@ -6,6 +6,8 @@ from typing import Literal
 
 from aligndet_cli.errors import ConfigError
 
+RecipeName = Literal["default", "self-supervised", "moco-v2", "pixpro", "swav", "swin", "simmim"]
+PolicyName = Literal["resize", "detr", "lsj"]
 ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "90e", "100e", "150e", "200e"]
 WarmupName = Literal["linear", "constant", "none"]
 DecayName = Literal["steps", "cosine"]
@@ -88,12 +90,14 @@ def build_schedule(
     steps: int | None,
     num_images: int,
     batch_size: int,
-    warmup: WarmupName = "linear",
+    warmup: tuple[WarmupName, int] = ("linear", WARMUP_STEPS),
     decay: DecayName = "steps",
 ) -> Schedule:
     """The curve of a named schedule, shortened or lengthened to `epochs` or `steps` when one of them is given.
 
-    Warm-up is 500 steps but never more than a tenth of the run, so that short runs train at their full rate.
+    Args:
+        warmup: its kind and steps, which are never more than a tenth of the run, so that short runs train at their
+            full rate.
 
     Raises:
         ConfigError: both `epochs` and `steps` are given.
@@ -105,7 +109,8 @@ def build_schedule(
         steps, epochs = length.steps, length.epochs
     num_steps = steps or (epochs or 0) * steps_per_epoch(num_images, batch_size)
     drops = tuple(round(fraction * num_steps) for fraction in length.drops) if decay == "steps" else ()
-    return Schedule(num_steps, 0 if warmup == "none" else min(WARMUP_STEPS, num_steps // 10), drops, warmup, decay)
+    kind, warmup_steps = warmup
+    return Schedule(num_steps, 0 if kind == "none" else min(warmup_steps, num_steps // 10), drops, kind, decay)
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,10 @@ class Rates:
         lr: learning rate for `batch_size` images.
         origin: where the numbers come from, for people.
         schedule: length, unless another is asked for.
+        warmup_steps: steps until the full rate.
         clip_norm: largest gradient norm; None does not clip.
         bias_lr_scale, bias_decay_scale: factors on both for biases.
+        decays_norms: norms, and the relative position biases of attention, decay like everything else.
         backbone_lr_scale: factor on the learning rate of the backbone.
         constant_lr: names of parts whose learning rate is not scheduled.
     """
@@ -129,10 +136,12 @@ class Rates:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     schedule: ScheduleName = "1x"
     warmup: WarmupName = "linear"
+    warmup_steps: int = WARMUP_STEPS
     decay: DecayName = "steps"
     clip_norm: float | None = None
     bias_lr_scale: float = 1.0
     bias_decay_scale: float = 1.0
+    decays_norms: bool = True
     backbone_lr_scale: float = 1.0
     constant_lr: tuple[str, ...] = ()
 
@@ -150,6 +159,9 @@ class Recipe:
         needs_clusters: pre-training also trains the class predictor, on the cluster of each proposal.
         momentum_follows: parameters that the momentum detector takes over from the online one instead of averaging.
         trains_whole_backbone: fine-tuning freezes nothing of the backbone, supervised weights or not.
+        name: which of the recipes of the family this is; see `detectors/recipes.py`.
+        policy: how fine-tuning resizes and crops; see `finetune/views.py`.
+        norms_in_heads: fine-tuning puts batch norm into the heads of a pre-training that had no norm there.
     """
 
     pretrain: Rates
@@ -160,3 +172,6 @@ class Recipe:
     needs_clusters: bool = False
     momentum_follows: tuple[str, ...] = ()
     trains_whole_backbone: bool = False
+    name: RecipeName = "default"
+    policy: PolicyName = "resize"
+    norms_in_heads: bool = False

@@ -33,6 +33,7 @@ from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import BUILDERS, build_detector
 from aligndet_cli.finetune import stage as finetune
+from aligndet_cli.finetune.views import Resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.training.batch_size import draw_samples
 from aligndet_cli.training.launch import Process, keep_freed_memory
@@ -79,7 +80,7 @@ def build_step(side: str, family: str, backbone: str) -> Step:
         num_classes = NUM_CLASSES if config.detector.RECIPE.needs_clusters else 1
         if num_classes == 1:
             samples = [Sample(s.position, s.index, s.image, s.boxes, torch.zeros_like(s.class_ids)) for s in samples]
-        learner, _ = pretrain_box.build_learner(config, loop, process, num_classes)
+        learner, _ = pretrain_box.build_learner(config, rates, loop, process, num_classes)
         return step_of_learner(learner, config, rates, samples)
     neck_norm = {} if family == "detr" else {"neck_norm": "batch" if side == "finetune" else "none"}
     config = finetune.FinetuneConfig(
@@ -88,7 +89,7 @@ def build_step(side: str, family: str, backbone: str) -> Step:
     rates = config.detector.RECIPE.finetune
     loop = resolve_settings(training, rates, num_images=1000, seed=0, runtime=RuntimeConfig())
     model = build_detector(config.detector, build_backbone(config.backbone), NUM_CLASSES)
-    learner = finetune.build_learner(model, config, (HEIGHT,), rates, loop, process)
+    learner = finetune.build_learner(model, config, Resolution("resize", (HEIGHT,), WIDTH, WIDTH), rates, loop, process)
     return step_of_learner(learner, config, rates, samples)
 
 

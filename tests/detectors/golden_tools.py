@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from aligndet_cli.conversion.convert import convert
+from aligndet_cli.conversion.exporting import mmdet_checkpoint
+from aligndet_cli.conversion.importing import ImportRequest, import_weights
+from aligndet_cli.conversion.reading import Checkpoint
+from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors.checkpoint import load_detector, read_detector
 from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
+from aligndet_cli.workspace import Workspace
 
 GOLDEN = Path(__file__).parent / "golden"
 TAU = 0.5
@@ -29,6 +36,26 @@ def draw_tensor(name: str, spec: list, seed: int) -> np.ndarray:
 def draw_weights(file: str, seed: int) -> dict[str, np.ndarray]:
     specs = json.loads((GOLDEN / file).read_text())
     return {name: draw_tensor(name, spec, seed) for name, spec in specs.items()}
+
+
+def as_tensors(weights: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.asarray(array)).float() for name, array in weights.items()}
+
+
+def import_drawn(weights: dict[str, np.ndarray], folder: Path, *, key: str = "state_dict") -> AnyDetector:
+    """The detector that `import-weights` makes of a file with these weights; also exports it and imports that again."""
+    file = folder / "drawn.pth"
+    torch.save({key: as_tensors(weights)}, file)
+    run = import_weights(ImportRequest(file), Workspace(folder / "workspace"))
+    file.unlink()
+    content = read_detector(run.folder / "weights.pt")
+    checkpoint, left_out = mmdet_checkpoint(content)
+    again = convert(Checkpoint(file, checkpoint["state_dict"], checkpoint["meta"]))
+    assert not left_out and not again.left_out
+    assert (again.detector, again.backbone, again.stage) == (content.detector, content.backbone, content.stage)
+    assert list(again.state_dict) == list(content.state_dict)
+    assert all(torch.equal(tensor, content.state_dict[name]) for name, tensor in again.state_dict.items())
+    return load_detector(run.folder / "weights.pt").model
 
 
 def draw_image(name: str, seed: int, height: int, width: int) -> np.ndarray:

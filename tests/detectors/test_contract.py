@@ -1,7 +1,7 @@
 """What every detector family promises, see detectors/interface.py."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -34,6 +34,9 @@ class TinyBackbone(nn.Module):
         for conv in self.convs:
             maps.append(conv(maps[-1]).relu())
         return dict(zip(self.channels, maps[2:], strict=True))
+
+    def use_levels(self, levels: Sequence[str]) -> dict[str, int]:
+        return {level: self.channels[level] for level in levels}
 
 
 # All anchors and RoIs are used, so that no random draw hangs on which proposals there are.

@@ -15,12 +15,14 @@ import pytest
 import torch
 from golden_tools import (
     GOLDEN,
+    as_tensors,
     checksum,
     contrastive_loss,
     draw_image,
     draw_pretext_images,
     draw_tensor,
     draw_weights,
+    import_drawn,
     read_pretext_boxes,
     to_batch,
 )
@@ -28,35 +30,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr, from_published, inside_cells
+from aligndet_cli.conversion import mmdet, published_detr
+from aligndet_cli.conversion.rules import rename
+from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr, inside_cells
 from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import encode_position
 
-# Published names -> mmdetection's, by which its weights were drawn
-MMDET_NAMES = (
-    (r"^backbone\.0\.body\.", "backbone."),
-    (r"^(transformer|input_proj|projector)\.", r"bbox_head.\1."),
-    (r"^query_embed\.", "bbox_head.query_embedding."),
-    (r"^class_embed\.", "bbox_head.fc_cls."),
-    (r"^bbox_embed\.layers\.0\.", "bbox_head.reg_ffn.layers.0.0."),
-    (r"^bbox_embed\.layers\.1\.", "bbox_head.reg_ffn.layers.1."),
-    (r"^bbox_embed\.layers\.2\.", "bbox_head.fc_reg."),
-    (r"decoder\.norm\.", "decoder.post_norm."),
-    (r"\.self_attn\.", ".attentions.0.attn."),
-    (r"\.multihead_attn\.", ".attentions.1.attn."),
-    (r"\.linear1\.", ".ffns.0.layers.0.0."),
-    (r"\.linear2\.", ".ffns.0.layers.1."),
-    (r"\.norm1\.", ".norms.0."),
-    (r"\.norm2\.", ".norms.1."),
-    (r"\.norm3\.", ".norms.2."),
-)
+
+def our_name(name: str) -> str:
+    ours = rename(name, published_detr.RULES, to_ours=True)
+    return name if ours is None else ours  # the projector of pre-training, which is not published
 
 
 def mmdet_name(name: str) -> str:
-    for pattern, theirs in MMDET_NAMES:
-        name = re.sub(pattern, theirs, name)
-    return name
+    """Of a published name: that by which mmdetection's weights were drawn."""
+    if name.startswith("projector."):
+        return f"bbox_head.{name}"
+    theirs = rename(our_name(name), mmdet.RULES["detr"], to_ours=False)
+    assert theirs is not None
+    return theirs
 
 
 def read_numbers(group: str, case: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -68,7 +61,9 @@ def read_numbers(group: str, case: str) -> tuple[dict[str, np.ndarray], dict]:
 def build(backbone: str, num_classes: int, weights: dict[str, np.ndarray]) -> DETR:
     """A DETR filled from weights with published names, strictly."""
     model = build_detr(DETRConfig(), build_backbone(BackboneConfig(name=backbone)), num_classes)
-    model.load_state_dict(from_published({name: torch.from_numpy(array).float() for name, array in weights.items()}))
+    state, unknown = published_detr.from_published(as_tensors(weights))
+    assert not unknown
+    model.load_state_dict(state)
     return model.eval()
 
 
@@ -84,7 +79,7 @@ def assert_gradients(model: DETR, names: list[str], norms: np.ndarray) -> None:
     """Norms in the order of `names`, NaN where the reference has no gradient."""
     by_name = dict(model.named_parameters())
     for name, norm in zip(names, norms, strict=True):
-        (ours,) = from_published({name: torch.zeros(0)})
+        ours = our_name(name)
         gradient = by_name[ours].grad if ours in by_name else None
         assert (gradient is None) == np.isnan(norm), name
         if gradient is not None:
@@ -108,15 +103,16 @@ def published_weights() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def published(published_weights: dict[str, np.ndarray]) -> DETR:
-    model = build("resnet50", 91, published_weights)
+def published(published_weights: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> DETR:
+    model = import_drawn(published_weights, tmp_path_factory.mktemp("import"), key="model")
     for name, parameter in model.backbone.named_parameters():  # what the reference trains
         parameter.requires_grad_(bool(re.match(r"layer[234].*(conv\d|downsample\.0)\.weight", name)))
     return model
 
 
 def test_published_weights_fill_the_model_without_a_rest(published_weights: dict[str, np.ndarray]) -> None:
-    renamed = from_published({name: torch.from_numpy(array) for name, array in published_weights.items()})
+    renamed, unknown = published_detr.from_published(as_tensors(published_weights))
+    assert not unknown
     model = build_detr(DETRConfig(), build_backbone(BackboneConfig(name="resnet50")), 91)
     wanted = {name: value.shape for name, value in model.state_dict().items() if "num_batches_tracked" not in name}
     assert {name: value.shape for name, value in renamed.items()} == wanted
@@ -209,15 +205,15 @@ def supervised_names() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def supervised() -> DETR:
-    return build("resnet50", 80, draw_weights_by_mmdet_name())
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> DETR:
+    return import_drawn(draw_weights_by_mmdet_name(), tmp_path_factory.mktemp("import"))
 
 
 def draw_weights_by_mmdet_name() -> dict[str, np.ndarray]:
     """The distributions are those of G5, drawn by other names and for 80 classes."""
     specs = json.loads((GOLDEN / "g5_detr_weights.json").read_text())
     specs["class_embed.weight"][1], specs["class_embed.bias"][1] = [81, 256], [81]
-    return {name: draw_tensor(mmdet_name(name), spec, 303) for name, spec in specs.items()}
+    return {mmdet_name(name): draw_tensor(mmdet_name(name), spec, 303) for name, spec in specs.items()}
 
 
 @pytest.mark.parametrize("case", ["eq", "ragged"])

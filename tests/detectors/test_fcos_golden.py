@@ -5,6 +5,7 @@ alone. Here the official projector is applied to our class maps, so that embeddi
 features that the detector itself hands over are compared with those maps.
 """
 
+import functools
 import json
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 import torch
 from golden_tools import (
     GOLDEN,
+    as_tensors,
     assert_maps_equal,
     contrastive_loss,
     draw_image,
     draw_pretext_images,
     draw_pretext_weights,
     draw_weights,
+    import_drawn,
     read_pretext_boxes,
     to_batch,
 )
@@ -25,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.conversion import mmdet
 from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, build_fcos, compute_centerness
 from aligndet_cli.detectors.interface import BoxTargets
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
@@ -34,36 +38,14 @@ ALL_POINTS = 100_000
 PROJECTOR = "bbox_head.conv_cls."
 SCALES = "bbox_head.scales."
 
-# mmdetection's names -> ours, first match wins
-RENAMES = (
-    ("neck.lateral_convs.", "neck.pyramid.inner_blocks."),
-    ("neck.fpn_convs.3.", "neck.pyramid.extra_blocks.p6."),
-    ("neck.fpn_convs.4.", "neck.pyramid.extra_blocks.p7."),
-    ("neck.fpn_convs.", "neck.pyramid.layer_blocks."),
-    ("bbox_head.cls_convs.", "head.class_tower."),
-    ("bbox_head.reg_convs.", "head.box_tower."),
-    ("bbox_head.conv_cls.", "class_predictor."),
-    ("bbox_head.conv_reg.", "box_predictor.sides."),
-    ("bbox_head.conv_centerness.", "box_predictor.centerness."),
-)
-
-
-def our_name(name: str) -> str:
-    if name.startswith("backbone."):
-        return name
-    for theirs, ours in RENAMES:
-        if name.startswith(theirs):
-            renamed = ours + name.removeprefix(theirs)
-            return renamed.replace(".conv.", ".0.").replace(".bn.", ".1.").replace(".gn.", ".1.")
-    raise AssertionError(name)
+our_name = functools.partial(mmdet.our_name, "fcos")
 
 
 def build(backbone: str, weights: dict[str, np.ndarray], **options: object) -> FCOS:
     config = FCOSConfig.model_validate(options)
     model = build_fcos(config, build_backbone(BackboneConfig(name=backbone)), num_classes=80).eval()
-    state = {our_name(n): torch.from_numpy(array).float() for n, array in weights.items() if not n.startswith(SCALES)}
-    scales = [weights[f"{SCALES}{level}.scale"] for level in range(5)]
-    state["head.scales.factors"] = torch.tensor(np.array(scales)).float()
+    state, unknown = mmdet.from_mmdet("fcos", as_tensors(weights))
+    assert not unknown
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert all("num_batches_tracked" in name or name.startswith("class_predictor.") for name in missing), missing
@@ -199,8 +181,8 @@ def test_pretext_losses_and_gradients(views: tuple, numbers: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def supervised() -> FCOS:
-    model = build("resnet50", draw_weights("g3_fcos_weights.json", 303), neck_norm="batch")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> FCOS:
+    model = import_drawn(draw_weights("g3_fcos_weights.json", 303), tmp_path_factory.mktemp("import"))
     model.backbone.freeze(1, norm_eval=True)
     return model.eval()
 

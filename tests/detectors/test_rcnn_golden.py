@@ -4,6 +4,7 @@ The official pre-training has box offsets for every instance id (DIFFERENCES, bu
 compare, the model here has 256 classes and a proposal's class is its instance id.
 """
 
+import functools
 import json
 
 import numpy as np
@@ -11,12 +12,14 @@ import pytest
 import torch
 from golden_tools import (
     GOLDEN,
+    as_tensors,
     assert_maps_equal,
     checksum,
     contrastive_loss,
     draw_image,
     draw_pretext_images,
     draw_weights,
+    import_drawn,
     read_pretext_boxes,
     to_batch,
 )
@@ -24,8 +27,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.conversion import mmdet
 from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
-from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
+from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, ImageBatch
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.parts import sampling
@@ -38,31 +42,7 @@ from aligndet_cli.detectors.parts.two_stage import DELTA_STD
 PROJECTOR = "roi_head.bbox_head.fc_cls."
 EVERYTHING = {"rpn_samples": 10**6, "rpn_positive_fraction": 1, "roi_samples": 10**6, "roi_positive_fraction": 1}
 
-# mmdetection's names -> ours, first match wins
-RENAMES = (
-    ("neck.lateral_convs.", "neck.pyramid.inner_blocks."),
-    ("neck.fpn_convs.", "neck.pyramid.layer_blocks."),
-    ("rpn_head.rpn_conv.", "rpn.conv."),
-    ("rpn_head.rpn_cls.", "rpn.objectness."),
-    ("rpn_head.rpn_reg.", "rpn.deltas."),
-    ("roi_head.bbox_head.shared_convs.", "head.convs."),
-    ("roi_head.bbox_head.shared_fcs.0.", "head.fc."),
-    (PROJECTOR, "class_predictor."),
-    ("roi_head.bbox_head.fc_reg.", "box_predictor."),
-    ("roi_head.mask_head.convs.", "mask_head.convs."),
-    ("roi_head.mask_head.upsample.", "mask_head.upsample."),
-    ("roi_head.mask_head.conv_logits.", "mask_predictor."),
-)
-
-
-def our_name(name: str) -> str:
-    if name.startswith("backbone."):
-        return name
-    for theirs, ours in RENAMES:
-        if name.startswith(theirs):
-            rest = name.removeprefix(theirs)
-            return ours + rest.replace(".conv.", ".0.").replace(".bn.", ".1.")
-    raise AssertionError(name)
+our_name = functools.partial(mmdet.our_name, "mask-rcnn")
 
 
 def draw_all_weights(heads: str, backbone: str, seed: int) -> dict[str, np.ndarray]:
@@ -76,7 +56,8 @@ def build(
 ) -> AnyDetector:
     model = build_detector(config, build_backbone(BackboneConfig(name=backbone)), num_classes).eval()
     wanted = set(model.state_dict())
-    state = {our_name(name): torch.from_numpy(array).float() for name, array in weights.items()}
+    state, unknown = mmdet.from_mmdet("mask-rcnn", as_tensors(weights))
+    assert not unknown
     missing, unexpected = model.load_state_dict({n: v for n, v in state.items() if n in wanted}, strict=False)
     assert not unexpected
     assert all("num_batches_tracked" in name or name.partition(".")[0] in untouched for name in missing), missing
@@ -344,14 +325,18 @@ def test_supervised_assignment_is_identical(
     np.testing.assert_allclose(deltas, stored[f"{case}/train/positive_targets"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(scope="module", params=["faster_rcnn", "mask_rcnn"])
+def imported(request: pytest.FixtureRequest, supervised_weights: dict, tmp_path_factory: pytest.TempPathFactory):
+    has_masks = request.param == "mask_rcnn"
+    weights = {name: array for name, array in supervised_weights.items() if has_masks or "mask_head" not in name}
+    return import_drawn(weights, tmp_path_factory.mktemp("import"))
+
+
 @pytest.mark.parametrize(
     ("case", "chosen"), [("ragged", [1]), *(pytest.param(c, [0, 1], marks=pytest.mark.slow) for c in ("eq", "ragged"))]
 )
-def test_supervised_detections(
-    case: str, chosen: list[int], supervised_weights: dict, supervised_numbers: dict
-) -> None:
-    stored = supervised_numbers
-    model = build_supervised("mask_rcnn", supervised_weights)
+def test_supervised_detections(case: str, chosen: list[int], imported: AnyDetector, supervised_numbers: dict) -> None:
+    stored, model = supervised_numbers, imported
     images, _ = draw_inputs(case, stored)
     chosen_images = ImageBatch(images.pixels[chosen], tuple(images.sizes_hw[i] for i in chosen))
     for i, found in zip(chosen, model.detect(chosen_images), strict=True):
@@ -359,6 +344,9 @@ def test_supervised_detections(
         np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
         np.testing.assert_allclose(found.scores, scores[:, 0], rtol=0, atol=1e-5)
         assert np.array_equal(found.class_ids, stored[f"{case}/detected_class_ids{i}"])
+        if found.masks is None:
+            assert isinstance(model, FasterRCNN)
+            continue
         expected = torch.from_numpy(stored[f"{case}/mask_logits{i}"]).sigmoid()
         np.testing.assert_allclose(found.masks[:2], expected, rtol=0, atol=1e-4)
         pasted = [

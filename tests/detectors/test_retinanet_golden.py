@@ -1,5 +1,6 @@
 """RetinaNet against numbers computed with mmdetection and the authors' code; see golden/README.md."""
 
+import functools
 import json
 
 import numpy as np
@@ -7,12 +8,14 @@ import pytest
 import torch
 from golden_tools import (
     GOLDEN,
+    as_tensors,
     assert_maps_equal,
     contrastive_loss,
     draw_image,
     draw_pretext_images,
     draw_pretext_weights,
     draw_weights,
+    import_drawn,
     read_pretext_boxes,
     to_batch,
 )
@@ -20,38 +23,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.conversion import mmdet
 from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets
 from aligndet_cli.detectors.parts.box_coder import encode_boxes
 from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig, build_retinanet
 
 ALL_ANCHORS = 100_000
 
-# mmdetection's names -> ours, first match wins
-RENAMES = (
-    ("neck.lateral_convs.", "neck.pyramid.inner_blocks."),
-    ("neck.fpn_convs.3.", "neck.pyramid.extra_blocks.p6."),
-    ("neck.fpn_convs.4.", "neck.pyramid.extra_blocks.p7."),
-    ("neck.fpn_convs.", "neck.pyramid.layer_blocks."),
-    ("bbox_head.cls_convs.", "head.class_tower."),
-    ("bbox_head.reg_convs.", "head.box_tower."),
-    ("bbox_head.retina_cls.", "class_predictor."),
-    ("bbox_head.retina_reg.", "box_predictor."),
-)
-
-
-def our_name(name: str) -> str:
-    if name.startswith("backbone."):
-        return name
-    for theirs, ours in RENAMES:
-        if name.startswith(theirs):
-            return (ours + name.removeprefix(theirs)).replace(".conv.", ".0.").replace(".bn.", ".1.")
-    raise AssertionError(name)
+our_name = functools.partial(mmdet.our_name, "retinanet")
 
 
 def build(backbone: str, weights: dict[str, np.ndarray], **options: object) -> RetinaNet:
     config = RetinaNetConfig.model_validate(options)
     model = build_retinanet(config, build_backbone(BackboneConfig(name=backbone)), num_classes=80).eval()
-    state = {our_name(name): torch.from_numpy(array).float() for name, array in weights.items()}
+    state, unknown = mmdet.from_mmdet("retinanet", as_tensors(weights))
+    assert not unknown
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert all("num_batches_tracked" in name or name.startswith("class_predictor.") for name in missing), missing
@@ -164,8 +150,8 @@ def test_pretext_losses_and_gradients(views: tuple, numbers: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def supervised() -> RetinaNet:
-    model = build("resnet50", draw_weights("g3_weights.json", 303), neck_norm="batch")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> RetinaNet:
+    model = import_drawn(draw_weights("g3_weights.json", 303), tmp_path_factory.mktemp("import"))
     model.backbone.freeze(1, norm_eval=True)
     return model.eval()
 

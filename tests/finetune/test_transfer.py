@@ -10,7 +10,6 @@ from aligndet_cli.detectors import AnyDetector, build_detector
 from aligndet_cli.detectors.checkpoint import read_detector, save_detector
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.finetune.stage import fraction_of
 from aligndet_cli.finetune.transfer import modules_to_restart, parse_modules, transfer
 
 EVERYTHING = parse_modules(["neck", "rpn", "head"])
@@ -88,14 +87,6 @@ def test_misfits_are_told_apart_and_refused() -> None:
 def test_unknown_module_words_are_refused() -> None:
     with pytest.raises(ConfigError, match="'nek' is not one of backbone, neck, rpn, head"):
         parse_modules(["nek"])
-
-
-def test_folds_are_those_of_the_field() -> None:
-    # RandomState(1).choice(10, 2, replace=False), NumPy's frozen legacy generator: [2 9]
-    assert fraction_of(10, 20, 1) == [2, 9]
-    assert fraction_of(10, 100, 1) == list(range(10))
-    with pytest.raises(ConfigError, match="leaves none"):
-        fraction_of(10, 1, 1)
 
 
 CATS = (Category(3, "cat"), Category(4, "dog"))

@@ -13,7 +13,7 @@ from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.finetune.views import LabelledViews
+from aligndet_cli.finetune.views import LabelledViews, Resolution
 from aligndet_cli.training.batch_size import draw_samples
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
@@ -35,7 +35,7 @@ def gradients(family: str, samples: list[Sample], accumulate: int) -> tuple[Tens
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig(name="resnet18", norm_eval=True))
     model = build_detector(SMALL[family], backbone, num_classes=3)
-    task = LabelledViews(model, short_sides=(64,), long_side=96, seed=0)
+    task = LabelledViews(model, resolution=Resolution("resize", (64,), 96, 1024), seed=0)
     learner = Learner(task, torch.optim.SGD(model.parameters(), lr=0.0), {"model": model})
     settings = LoopSettings(Schedule(10, 0, ()), base_lr=0.0, weight_decay=0.0, seed=0, accumulate=accumulate)
     watch = watch_divergence(learner, Process())

@@ -1,5 +1,6 @@
 import pytest
 from torch import nn
+from torchvision.models.swin_transformer import SwinTransformerBlock
 
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.errors import ConfigError
@@ -43,14 +44,14 @@ def test_epochs_and_steps_exclude_each_other() -> None:
 
 
 def test_constant_warm_up_is_a_third() -> None:
-    schedule = build_schedule("12k", epochs=None, steps=None, num_images=1, batch_size=1, warmup="constant")
+    schedule = build_schedule("12k", epochs=None, steps=None, num_images=1, batch_size=1, warmup=("constant", 500))
     assert schedule.lr_factor(0) == schedule.lr_factor(499) == pytest.approx(1 / 3)
     assert schedule.lr_factor(500) == 1.0
 
 
 def test_cosine_falls_from_the_full_rate_to_nothing() -> None:
     schedule = build_schedule(
-        "100e", epochs=None, steps=None, num_images=40, batch_size=10, warmup="none", decay="cosine"
+        "100e", epochs=None, steps=None, num_images=40, batch_size=10, warmup=("none", 0), decay="cosine"
     )
     assert (schedule.num_steps, schedule.drop_steps, schedule.warmup_steps) == (400, (), 0)
     assert [schedule.lr_factor(step) for step in (0, 100, 200, 300)] == pytest.approx(
@@ -72,6 +73,25 @@ def test_rate_scales_with_the_batch_unless_given() -> None:
     # backbone weights, backbone biases, head weights, head biases
     assert [group["lr_scale"] for group in groups] == pytest.approx([0.1, 0.2, 1.0, 2.0])
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0, 1e-4, 0.0]
+
+
+def test_norms_and_position_biases_may_be_left_from_decay() -> None:
+    """FACTS 5, Swin: of a block's parameters only the weights and biases of its linear layers decay."""
+    block = SwinTransformerBlock(8, 2, [2, 2], [0, 0])
+    rates = Rates(1e-4, 0.05, "a recipe", optimizer="adamw", decays_norms=False)
+    settings = resolve_settings(TrainingConfig(steps=10), rates, num_images=10, seed=0, runtime=RuntimeConfig())
+    groups = build_optimizer(block, rates, settings, Process()).param_groups
+    kept = {id(p) for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
+    names = {name for name, p in block.named_parameters() if id(p) in kept}
+    norms = {f"norm{number}.{part}" for number in (1, 2) for part in ("weight", "bias")}
+    assert names == {"attn.relative_position_bias_table", *norms}
+    everything = build_optimizer(block, Rates(1e-4, 0.05, "a recipe"), settings, Process()).param_groups
+    assert {group["weight_decay"] for group in everything} == {0.05}
+
+
+def test_warm_up_may_be_longer() -> None:
+    schedule = build_schedule("90k", epochs=None, steps=None, num_images=1, batch_size=1, warmup=("linear", 1000))
+    assert schedule.warmup_steps == 1000 and schedule.lr_factor(500) == pytest.approx(0.5005)
 
 
 def test_a_part_may_keep_its_rate() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -131,28 +132,35 @@ def kaiming_convs(module: nn.Module) -> None:
 
 
 class BoxHead(nn.Module):
-    """Convolutions and one fully connected layer, shared by classes and boxes.
+    """Convolutions and fully connected layers, shared by classes and boxes.
 
-    Source: mmdetection `Shared4Conv1FCBBoxHead`, its initial weights included.
+    Source: mmdetection `Shared4Conv1FCBBoxHead` and `Shared2FCBBoxHead`, their initial weights included.
 
     Args:
         channels: width of the pyramid and the convolutions.
         num_convs: how many.
         norm: norm after each convolution, in place of its bias.
         pool_size: rows and columns of a pooled RoI.
-        out_features: width of the fully connected layer.
+        fc_features: width of each fully connected layer.
     """
 
-    def __init__(self, channels: int, num_convs: int, norm: NormName, pool_size: int, out_features: int) -> None:
+    def __init__(
+        self, channels: int, num_convs: int, norm: NormName, *, pool_size: int, fc_features: Sequence[int]
+    ) -> None:
         super().__init__()
         self.pool_size = pool_size
         convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
         self.convs = nn.Sequential(*convs)
-        self.fc = nn.Linear(channels * pool_size**2, out_features)
+        self.fc = nn.Linear(channels * pool_size**2, fc_features[0])
+        self.extra_fcs = nn.ModuleList(nn.Linear(width, after) for width, after in pairwise(fc_features))
         kaiming_convs(self.convs)
-        nn.init.xavier_uniform_(self.fc.weight)
-        nn.init.zeros_(self.fc.bias)
+        for fc in (self.fc, *self.extra_fcs):
+            nn.init.xavier_uniform_(fc.weight)
+            nn.init.zeros_(fc.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(S, C, size, size) pooled RoIs -> (S, out_features)."""
-        return self.fc(self.convs(pooled).flatten(1)).relu()
+        """(S, C, size, size) pooled RoIs -> (S, last of `fc_features`)."""
+        hidden = self.fc(self.convs(pooled).flatten(1)).relu()
+        for fc in self.extra_fcs:
+            hidden = fc(hidden).relu()
+        return hidden

@@ -45,7 +45,7 @@ def test_pooling_is_roi_align_on_the_level_of_the_image() -> None:
 
 def test_every_level_gets_a_gradient_without_any_roi() -> None:
     pyramid = [level.requires_grad_() for level in make_pyramid()]
-    head = BoxHead(3, 1, "none", 2, 5)
+    head = BoxHead(3, 1, "none", pool_size=2, fc_features=[5])
     pooled, row = pool_rois(pyramid, to_rois([torch.zeros(0, 4)] * 2), 2)
     head(pooled)[row].sum().backward()
     assert all(level.grad is not None and not level.grad.any() for level in pyramid)
@@ -101,7 +101,7 @@ def test_the_best_proposal_of_a_box_is_its_own_though_another_box_fits_better() 
 
 def test_initial_weights_are_mmdetections() -> None:
     torch.manual_seed(0)
-    head = BoxHead(64, 2, "none", 7, 256)
+    head = BoxHead(64, 2, "none", pool_size=7, fc_features=[256])
     conv = head.convs[0][0]
     assert conv.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)  # Kaiming normal, fan out
     assert head.fc.weight.abs().max().item() <= (6 / (64 * 49 + 256)) ** 0.5  # Xavier uniform

@@ -1,0 +1,139 @@
+"""Low-data folds: which images they have, and the field's files that hold them. Free of torch.
+
+Source: FACTS 6; the files `instances_train2017.{fold}@{percent}.json` of Unbiased Teacher and Soft Teacher, whose
+images and annotations keep the order of the whole file.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from aligndet_cli.config import DataConfig, StageConfig
+from aligndet_cli.data.coco import find_coco_splits, to_coco_dict
+from aligndet_cli.data.open import choose_split, locate_data, open_images
+from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.training.logs import logger
+from aligndet_cli.workspace import write_bytes
+
+FOLDER = "semi_supervised"  # beside the labels, as in the field's own layouts
+
+
+class SplitConfig(StageConfig):
+    """Settings of `aligndet split`; the defaults are the paper's folds (FACTS 6)."""
+
+    fractions: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field((1, 5, 10, 20), min_length=1)  # percent
+    folds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    output: Path | None = None  # None: `semi_supervised/` beside the labels
+    unlabeled: bool = False  # also the images that a fold leaves out, as `...-unlabeled.json`
+
+
+@dataclass(frozen=True)
+class FoldFile:
+    """One file that was written.
+
+    Attributes:
+        num_images, num_boxes: entries of the file.
+    """
+
+    file: Path
+    percent: float
+    fold: int
+    num_images: int
+    num_boxes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "file": str(self.file)}
+
+
+def fraction_of(num_images: int, percent: float, fold: int) -> list[int]:
+    """Positions of the images of a fold, in the order they were drawn; all of them at 100 %.
+
+    Folds of one percentage are drawn independently of each other, so they overlap.
+
+    Source: FACTS 6: NumPy's legacy generator, seeded with the fold.
+
+    Raises:
+        ConfigError: no image is left.
+    """
+    if percent == 100:
+        return list(range(num_images))
+    count = int(percent / 100 * num_images)
+    if count == 0:
+        raise ConfigError(f"--fraction {percent:g}: leaves none of the {num_images} images")
+    return [int(index) for index in np.random.RandomState(fold).choice(num_images, count, replace=False)]
+
+
+def write_folds(config: SplitConfig) -> list[FoldFile]:
+    """Write the COCO json of every fold at every percentage; other formats than COCO become COCO.
+
+    Raises:
+        ConfigError: no data named, or a percentage that leaves no image.
+        DataError: the labels cannot be read.
+    """
+    data = config.data
+    content, split, beside, images = _whole(data)
+    folder = config.output or beside / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for percent in config.fractions:
+        for fold in config.folds:
+            chosen = set(fraction_of(len(content["images"]), percent, fold))
+            stem = f"instances_{split}.{fold}@{percent:g}"
+            written.append(_write(folder / f"{stem}.json", content, chosen, percent, fold))
+            if config.unlabeled:
+                rest = set(range(len(content["images"]))) - chosen
+                written.append(_write(folder / f"{stem}-unlabeled.json", content, rest, percent, fold))
+    place = f"{data.root or 'DATA'} --annotations {written[0].file}{f' --images {images}' if images else ''}"
+    logger.info(f"to train on one: aligndet finetune {place}")
+    return written
+
+
+def _whole(data: DataConfig) -> tuple[dict[str, Any], str, Path, Path | None]:
+    """The COCO json of the whole split, the name of the split, the folder its labels are in, and that of its images.
+
+    The latter is None where the json and the root are enough to find them.
+    """
+    if data.annotations is not None:
+        stem = data.annotations.stem.removeprefix("instances_")
+        return _read(data.annotations), stem, data.annotations.parent, data.images
+    if data.root is None:
+        raise ConfigError("which data? name its folder, or its labels with --annotations")
+    root, kind = locate_data(data.root, data.format)
+    if kind == "coco":
+        splits = find_coco_splits(root)
+        split = choose_split(root, list(splits), data.split, "train")
+        return _read(splits[split].annotations), split, splits[split].annotations.parent, None
+    image_set = open_images(data, purpose="train", with_masks=True)
+    if not image_set.has_labels:
+        raise DataError(f"{root}: no labels for split '{image_set.split}'; folds are of labelled images")
+    return to_coco_dict(image_set), image_set.split, root, image_set.images_dir
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file; check --annotations") from None
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON ({error}); is the download complete?") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{file}: no list '{key}' at its top level; expected a COCO instances json")
+    for key, wanted in (("images", "id"), ("annotations", "image_id")):
+        if not all(isinstance(entry, dict) and wanted in entry for entry in content[key]):
+            raise DataError(f"{file}: '{key}' has entries without '{wanted}'; `aligndet doctor` tells which")
+    return dict(content)
+
+
+def _write(file: Path, whole: dict[str, Any], chosen: set[int], percent: float, fold: int) -> FoldFile:
+    images = [image for position, image in enumerate(whole["images"]) if position in chosen]
+    image_ids = {image["id"] for image in images}
+    annotations = [entry for entry in whole["annotations"] if entry["image_id"] in image_ids]
+    write_bytes(file, json.dumps({**whole, "images": images, "annotations": annotations}).encode())
+    logger.info(f"{file}: {len(images)} images, {len(annotations)} boxes")
+    return FoldFile(file, percent, fold, len(images), len(annotations))
