@@ -199,6 +199,22 @@ def report(
             logger.info(f"written to {output}")
 
 
+@app.command("toy")
+def toy(
+    folder: Annotated[Path, typer.Argument(help="Folder to draw into.")],
+    num_train: Annotated[int, typer.Option("--train", min=1, help="Pictures to train on.")] = 480,
+    num_val: Annotated[int, typer.Option("--val", min=1, help="Pictures to measure on.")] = 96,
+    is_single: Annotated[bool, typer.Option("--objects", help="One object each, one folder per class.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the pictures.")] = 0,
+) -> None:
+    """Draw a small data set to try things on: many objects per picture with COCO labels, or single objects by class."""
+    from aligndet_cli.data.toy import draw_toy_data, draw_toy_objects
+
+    with user_errors(is_json=False):
+        (draw_toy_objects if is_single else draw_toy_data)(folder, seed=seed, num_train=num_train, num_val=num_val)
+        typer.echo(str(folder))
+
+
 @app.command("import-weights")
 @with_flags(IMPORT, ("FILE", "Checkpoint of another program."))
 def import_weights(file: Path | None, given: Given) -> None:

@@ -359,6 +359,16 @@ def test_status_shows_the_chain(workspace: Path, toy: Path, monkeypatch: pytest.
     assert rows["finetune"]["remark"] == "pretrain-box/retinanet-resnet18 is stale"
 
 
+def test_toy_draws_both_kinds(tmp_path: Path) -> None:
+    assert aligndet("toy", tmp_path / "scenes", "--train", 2, "--val", 1).stdout.split() == [str(tmp_path / "scenes")]
+    aligndet("toy", tmp_path / "objects", "--objects", "--train", 5, "--val", 1, "--seed", 3)
+    scenes = json.loads((tmp_path / "scenes/annotations/instances_train.json").read_text())
+    assert len(scenes["images"]) == len(list((tmp_path / "scenes/train").iterdir())) == 2
+    assert sorted(folder.name for folder in (tmp_path / "objects/train").iterdir()) == [
+        category["name"] for category in sorted(scenes["categories"], key=lambda category: category["name"])
+    ]
+
+
 def test_status_of_nothing(tmp_path: Path) -> None:
     assert "empty; start with `aligndet proposals DATA`" in aligndet("status", "-w", tmp_path / "none").stdout
     assert aligndet("status", "-w", tmp_path / "none", "--json").json()["runs"] == []

@@ -10,19 +10,21 @@ SHORT = ("training.steps=2",)
 
 @pytest.mark.e2e
 def test_demo_runs_all_stages_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "NUM_OBJECTS", 24)
     monkeypatch.setattr(demo, "NUM_TRAIN", 7)
     monkeypatch.setattr(demo, "NUM_VAL", 3)
     monkeypatch.setattr(demo, "NUM_CLUSTERS", 3)
     monkeypatch.setattr(demo, "MODEL", SLIM)
-    monkeypatch.setattr(demo, "PRETRAIN", (*SHORT, "freeze_backbone=false", "views.short_side=[64]"))
+    monkeypatch.setattr(demo, "PRETRAIN", (*SHORT, "views.short_side=[64]"))
+    monkeypatch.setattr(demo, "BACKBONE", (*SHORT, "method=supervised", SLIM[0], SLIM[-1], "image_size=32"))
     monkeypatch.setattr(demo, "FINETUNE", (*SHORT, "resolution.short_side=[64]"))
     report = demo.run_demo(tmp_path, seed=0)
     numbers = report.to_json()
     assert set(numbers["delta"]) == {"AP", "AP50", "AP75"}
     assert numbers["delta"]["AP"] == numbers["with"]["AP"] - numbers["without"]["AP"]
-    assert len(report.pictures) >= 6 and all(picture.stat().st_size > 1000 for picture in report.pictures)
+    assert len(report.pictures) >= 7 and all(picture.stat().st_size > 1000 for picture in report.pictures)
     assert report.table().row_count == 3
     stages = {folder.parent.name for folder in (tmp_path / "workspace-0").glob("*/*") if folder.is_dir()}
-    assert stages == {"proposals", "cluster", "pretrain-box", "finetune", "evaluate"}
+    assert stages == {"pretrain-image", "proposals", "cluster", "pretrain-box", "finetune", "evaluate"}
     # Again: nothing is redone, the same table.
     assert demo.run_demo(tmp_path, seed=0).to_json() == numbers
