@@ -1,5 +1,6 @@
 """What every backbone promises, and the freezing that all families share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
@@ -9,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Family = Literal["resnet", "mobilenet", "swin"]
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """Body of a torchvision classifier, whose parts keep torchvision's names.
 
     Args:
@@ -35,6 +36,7 @@ class Backbone(nn.Module):
         self._frozen_stages = -1
         self._norm_eval = False
 
+    @abstractmethod
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Maps of the four stages.
 
@@ -45,15 +47,14 @@ class Backbone(nn.Module):
             `{"c2": (B, C2, H/4, W/4), "c3": (B, C3, H/8, W/8), "c4": (B, C4, H/16, W/16), "c5": (B, C5, H/32, W/32)}`,
             sizes rounded up.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def stem(self) -> list[nn.Module]:
         """What comes before the first stage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
         """The parts of each of the four stages; the last makes c5."""
-        raise NotImplementedError
 
     def only_for(self, level: str) -> list[nn.Module]:
         """Parts that no other level needs and that a detector may leave out."""

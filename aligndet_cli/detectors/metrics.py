@@ -73,22 +73,17 @@ def evaluate_coco(
         image_ids: evaluate these images only; None = all.
         iou_type: `segm` compares `segmentation` (RLE); ground truths without one are left out and counted.
     """
-    chosen = {int(image["id"]) for image in ground_truth["images"]}
-    chosen = chosen if image_ids is None else chosen & set(image_ids)
-    annotations = [entry for entry in ground_truth["annotations"] if entry["image_id"] in chosen]
+    dataset, predictions = _select(ground_truth, predictions, image_ids)
     num_without_mask = 0
     if iou_type == "segm":
-        with_mask = [entry for entry in annotations if entry.get("segmentation")]
-        num_without_mask = len(annotations) - len(with_mask)
-        annotations = with_mask
-    predictions = [entry for entry in predictions if entry["image_id"] in chosen]
-    dataset = {
-        "images": [image for image in ground_truth["images"] if image["id"] in chosen],
-        "categories": list(ground_truth["categories"]),
-        "annotations": _with_usable_ids(annotations),
-    }
+        with_mask = [entry for entry in dataset["annotations"] if entry.get("segmentation")]
+        num_without_mask = len(dataset["annotations"]) - len(with_mask)
+        dataset["annotations"] = with_mask
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints, and stdout is for the result
-        evaluator = _run_pycocotools(dataset, predictions, iou_type)
+        evaluator = _build_evaluator(dataset, predictions, iou_type)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
     metrics = _summary(evaluator, dataset, predictions, iou_type)
     if iou_type == "segm":
         metrics["counts"]["ground_truths_without_mask"] = num_without_mask
@@ -98,6 +93,40 @@ def evaluate_coco(
         iou_thresholds=np.asarray(evaluator.params.iouThrs),
         recall_thresholds=np.asarray(evaluator.params.recThrs),
     )
+
+
+def coco_evaluator(
+    ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], *, iou_thresholds: Sequence[float]
+) -> COCOeval:
+    """The evaluator of pycocotools after it has matched boxes of all sizes at these IoUs, in `evalImgs`.
+
+    Detections have the ids 1, 2 ... in the order of `predictions`, and no ground truth has the id 0.
+
+    Args:
+        predictions: of the images of `ground_truth` only.
+    """
+    dataset, predictions = _select(ground_truth, predictions, None)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = _build_evaluator(dataset, predictions, "bbox")
+        evaluator.params.iouThrs = np.array(iou_thresholds)
+        evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
+        evaluator.evaluate()
+    return evaluator
+
+
+def _select(
+    ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], image_ids: Collection[int] | None
+) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    """What pycocotools takes, of these images only; None = all."""
+    chosen = {int(image["id"]) for image in ground_truth["images"]}
+    chosen = chosen if image_ids is None else chosen & set(image_ids)
+    annotations = [entry for entry in ground_truth["annotations"] if entry["image_id"] in chosen]
+    dataset = {
+        "images": [image for image in ground_truth["images"] if image["id"] in chosen],
+        "categories": list(ground_truth["categories"]),
+        "annotations": _with_usable_ids(annotations),
+    }
+    return dataset, [entry for entry in predictions if entry["image_id"] in chosen]
 
 
 def coco_ground_truth(image_set: ImageSet, *, with_masks: bool = False) -> dict[str, Any]:
@@ -148,7 +177,7 @@ def _with_usable_ids(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str,
     return [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
 
 
-def _run_pycocotools(dataset: dict[str, Any], predictions: Sequence[Mapping[str, Any]], iou_type: IouType) -> COCOeval:
+def _build_evaluator(dataset: dict[str, Any], predictions: Sequence[Mapping[str, Any]], iou_type: IouType) -> COCOeval:
     truth = COCO()
     truth.dataset = dataset
     truth.createIndex()
@@ -161,11 +190,7 @@ def _run_pycocotools(dataset: dict[str, Any], predictions: Sequence[Mapping[str,
         found = COCO()
         found.dataset = {**dataset, "annotations": []}
         found.createIndex()
-    evaluator = COCOeval(truth, found, iou_type)
-    evaluator.evaluate()
-    evaluator.accumulate()
-    evaluator.summarize()
-    return evaluator
+    return COCOeval(truth, found, iou_type)
 
 
 def _summary(

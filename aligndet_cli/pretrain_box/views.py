@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from aligndet_cli.data.transforms import Sample, draw_view, make_batch
+from aligndet_cli.data.transforms import Sample, ViewParams, draw_view, make_batch
 from aligndet_cli.pretrain_box.pretext import BoxPretext
+
+VIEWS = (1, 2)
 
 
 class TwoViews(nn.Module):
@@ -35,11 +37,17 @@ class TwoViews(nn.Module):
         """Losses and shown numbers of one batch. Proposal i of view 1 is proposal i of view 2."""
         views = []
         device = next(self.parameters()).device
-        for number in (1, 2):
-            params = [
-                draw_view((self.seed, sample.position, number), self.short_sides, self.long_side, with_colour=True)
-                for sample in samples
-            ]
+        for number in VIEWS:
+            params = draw_views(samples, number, self.short_sides, self.long_side, self.seed)
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 views.append(make_batch(samples, params, device, instance_offset=0))
         return self.pretext(*views, with_health=self.is_logged(step))
+
+
+def draw_views(
+    samples: Sequence[Sample], number: int, short_sides: Sequence[int], long_side: int, seed: int
+) -> list[ViewParams]:
+    """What is done to each sample to make its view `number` (of `VIEWS`)."""
+    return [
+        draw_view((seed, sample.position, number), short_sides, long_side, with_colour=True) for sample in samples
+    ]

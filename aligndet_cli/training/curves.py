@@ -1,68 +1,143 @@
-"""Curves of a run's `metrics.jsonl` as a picture. A drawing error is a warning: it must not cost anyone a run."""
+"""Curves of the `metrics.jsonl` of one run, or of several on the same axes."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from aligndet_cli.training.logs import logger
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-# Okabe-Ito: told apart by everyone.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MAX_POINTS = 2000
+from aligndet_cli.plotting import COLOURS, DASHES, REFERENCE, finish_axes, never_failing, new_figure, save_figure
+
+MAX_POINTS = 400  # of a curve; more cannot be told apart on a panel, and longer logs take seconds to draw
+_PANEL = (4.8, 3.5)  # inches
+_MAX_COLUMNS = 3
+# What is drawn together, by title: numbers of like size and meaning. Losses are told by their names.
+_CONTRAST_LOSS = ("loss_contrastive", "chance")
+_PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Contrastive loss", "loss", _CONTRAST_LOSS),
+    ("Contrast accuracy", "share of pairs", ("contrast_accuracy", "contrast_accuracy_by_chance")),
+    ("Similarity of embeddings", "cosine", ("positive_similarity", "negative_similarity")),
+    ("Embedding rank", "directions used", ("embedding_rank",)),
+    ("Embedding spread", "1 = even over the sphere", ("embedding_spread",)),
+    ("Accuracy", "share", ("accuracy",)),
+    ("On the validation split", "AP", ("AP", "AP50", "AP75")),
+)
+_BY_CHANCE = ("chance", "contrast_accuracy_by_chance")
+Log = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
-def plot_curves(metrics: Path, folder: Path) -> None:
-    """Write `folder/curves.png`: losses (with the chance level, where there is one) and the other numbers."""
-    try:
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-        folder.mkdir(exist_ok=True)
-        _draw(lines, folder / "curves.png")
-    except Exception as error:
-        logger.warning(f"{folder / 'curves.png'}: not drawn: {type(error).__name__}: {error}")
+def plot_curves(metrics: Path, folder: Path, limits: Mapping[str, tuple[float, str]] | None = None) -> None:
+    """Write `folder/curves.png`: every loss and number of a run over its steps, with its chance level if it has one.
+
+    Args:
+        limits: by number, a level worth drawing and what it is called.
+    """
+    file = folder / "curves.png"
+    with never_failing(file):
+        save_figure(draw_runs({"": read_log(metrics)}, limits=limits or {}), file)
 
 
-def _draw(lines: Sequence[dict[str, float]], file: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+def plot_comparison(runs: Mapping[str, Path], file: Path, title: str = "") -> None:
+    """Write the losses, and the AP where it was measured now and then, of several runs on the same axes.
 
-    panels = [
-        ("loss", [key for key in _keys(lines) if key.startswith("loss_") or key == "chance"]),
-        ("cosine similarity", ["positive_similarity", "negative_similarity"]),
-        ("embedding rank", ["embedding_rank"]),
-        ("accuracy", ["accuracy"]),
-        ("AP on the validation split", ["AP", "AP50", "AP75"]),
+    Args:
+        runs: `metrics.jsonl` by what the run is called.
+
+    Source: figure 7 of the paper, which draws the fine-tuning losses with and without pre-training.
+    """
+    with never_failing(file):
+        logs = {name: read_log(metrics) for name, metrics in runs.items()}
+        save_figure(draw_runs(logs, limits={}, title=title), file)
+
+
+def read_log(metrics: Path) -> Log:
+    """(steps, values) of each number in a `metrics.jsonl`; a last line that is still being written is left out."""
+    columns: dict[str, tuple[list[float], list[float]]] = {}
+    for text in metrics.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        for key, value in line.items():
+            steps, values = columns.setdefault(key, ([], []))
+            steps.append(line["step"])
+            values.append(value)
+    log = {key: (np.array(steps), np.array(values, dtype=np.float64)) for key, (steps, values) in columns.items()}
+    if "chance" in log:  # of `loss_contrastive`, log(1 + n): one of a positive and n negatives is the most alike
+        log["contrast_accuracy_by_chance"] = (log["chance"][0], np.exp(-log["chance"][1]))
+    return log
+
+
+def draw_runs(runs: Mapping[str, Log], *, limits: Mapping[str, tuple[float, str]], title: str = "") -> Figure:
+    """One panel per kind of number. Runs differ in colour if there are several, else the numbers of a panel do."""
+    panels = _panels_of({key for log in runs.values() for key in log}, split=len(runs) > 1)
+    num_columns = min(len(panels), _MAX_COLUMNS) or 1
+    num_rows = -(-len(panels) // num_columns) or 1
+    figure = new_figure(_PANEL[0] * num_columns, _PANEL[1] * num_rows + 0.3 * bool(title))
+    for place, (heading, label, keys) in enumerate(panels):
+        axes = figure.add_subplot(num_rows, num_columns, place + 1)
+        for run_place, (name, log) in enumerate(runs.items()):
+            for key_place, key in enumerate(key for key in keys if key in log):
+                colour = COLOURS[(key_place if len(runs) == 1 else run_place) % len(COLOURS)]
+                _draw_curve(axes, *log[key], **_style(key, name, colour, run_place if len(runs) > 1 else 0))
+        for key in keys:
+            if key in limits:
+                axes.axhline(limits[key][0], color=REFERENCE, linestyle=":", label=limits[key][1])
+        _scale(axes, keys)
+        finish_axes(axes, title=heading, x="step", y=label)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _panels_of(keys: set[str], *, split: bool) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Title, label and numbers of each panel. With `split`, each number of one kind has a panel of its own."""
+    losses = sorted(key for key in keys if key.startswith("loss_") and key not in _CONTRAST_LOSS)
+    found = [(title, label, tuple(key for key in known if key in keys)) for title, label, known in _PANELS]
+    kept = [panel for panel in found if panel[2]]
+    own_losses = ("Losses", "loss", tuple(losses))
+    if not split:
+        return [*kept[:1], own_losses, *kept[1:]] if losses and kept else [own_losses] * bool(losses) + kept
+    return [(_name_of(key), "loss", (key,)) for key in losses] + [
+        (key if label == "AP" else title, label, (key,))
+        for title, label, known in kept
+        for key in known
+        if key not in _BY_CHANCE
     ]
-    panels = [(title, [key for key in keys if any(key in line for line in lines)]) for title, keys in panels]
-    panels = [(title, keys) for title, keys in panels if keys]
-    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    for number, (title, keys) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), number + 1)
-        for key, colour in zip(keys, _COLOURS, strict=False):
-            points = _thin([(line["step"], line[key]) for line in lines if key in line])
-            is_reference = key == "chance"
-            axes.plot(
-                [step for step, _ in points],
-                [value for _, value in points],
-                color="#666666" if is_reference else colour,
-                linestyle="--" if is_reference else "-",
-                marker="o" if len(points) < 12 else None,
-                markersize=3,
-                label="loss by chance" if is_reference else key.removeprefix("loss_").replace("_", " "),
-            )
-        axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel(title)
-        axes.set_ylim(bottom=0 if axes.get_ylim()[0] > 0 else None)  # cosines and their losses go below
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(file, metadata={"Software": None})
 
 
-def _keys(lines: Sequence[dict[str, float]]) -> list[str]:
-    return list(dict.fromkeys(key for line in lines for key in line))
+def _style(key: str, run: str, colour: str, place: int) -> dict[str, Any]:
+    if key in _BY_CHANCE:
+        return {"color": REFERENCE, "linestyle": "--", "label": "by chance"}
+    return {"color": colour, "linestyle": DASHES[place % 2], "label": run or _name_of(key)}
 
 
-def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    return points[:: max(len(points) // _MAX_POINTS, 1)]
+def _draw_curve(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], **style: Any) -> None:
+    """A line; where there are more points than can be seen, their means in blocks, in a band from least to largest."""
+    size = -(-len(values) // MAX_POINTS)
+    if size > 1:
+        starts = np.arange(0, len(values), size)
+        lows, highs = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+        counts = np.diff([*starts, len(values)])
+        steps, values = np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts
+        axes.fill_between(steps, lows, highs, color=style["color"], alpha=0.15, linewidth=0)
+    if len(values) < 12:
+        style |= {"marker": "o", "markersize": 3}
+    axes.plot(steps, values, linewidth=1.6, **style)
+
+
+def _scale(axes: Axes, keys: Sequence[str]) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    # From 0, but for what moves little from far above it, and cosines and their losses, which go below.
+    low, high = axes.get_ylim()
+    if low > 0 and not set(keys) & set(_CONTRAST_LOSS):
+        axes.set_ylim(0, 1.04 * high)
+
+
+def _name_of(key: str) -> str:
+    return key.removeprefix("loss_").replace("_", " ").replace("box reg", "box regression").replace("cls", "class")
