@@ -97,6 +97,24 @@ class StageConfig(Frozen):
         """Flat `{dotted.path: value}` of every setting that decides the result."""
         return {key: value for key, value in flatten(self.to_json()) if key not in self.UNHASHED}
 
+    def changes_since(self, recorded: Mapping[str, Any]) -> list[str]:
+        """What differs from the settings that an artifact was made with, one `key: old -> new` each.
+
+        Args:
+            recorded: its `hashed_settings`. One that they lack is of a newer version than the artifact's, which did
+                what is now the default.
+        """
+        settings = self.hashed_settings()
+        missing = {key: self._default_of(key) for key in settings if key not in recorded}
+        return describe_differences({**recorded, **missing}, settings)
+
+    def _default_of(self, path: str) -> Any:
+        *groups, name = path.split(".")
+        group: BaseModel = self
+        for part in groups:
+            group = getattr(group, part)
+        return type(group)().model_dump(mode="json")[name]
+
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -151,6 +169,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One `key: old -> new` per difference of two flat mappings."""
+    keys = [*old, *(key for key in new if key not in old)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
 def hash_json(value: Any) -> str:

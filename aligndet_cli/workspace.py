@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from aligndet_cli.config import STAGES, StageConfig, flatten, hash_json
+from aligndet_cli.config import STAGES, StageConfig, describe_differences, hash_json
 from aligndet_cli.errors import ConfigError, RunError, TakenError
 
 FORMAT_VERSION = 1
@@ -250,10 +250,10 @@ class Workspace:
             "started": now(),
         }
         if (folder / "manifest.json").exists() and not force:
-            _refuse_if_changed(folder, header, "is complete", "--force to redo it, or --name for a second run")
+            _refuse_if_changed(folder, config, inputs, "is complete", "--force to redo it, or --name for a second run")
             return Output("complete", folder, partial)
         if (partial / "manifest.json").exists() and resume and not force:
-            _refuse_if_changed(partial, header, "was interrupted", "--no-resume to start over")
+            _refuse_if_changed(partial, config, inputs, "was interrupted", "--no-resume to start over")
             return Output(
                 "resume", folder, partial, {**header, "started": read_json(partial / "manifest.json")["started"]}
             )
@@ -315,16 +315,10 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat()
 
 
-def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One `key: old -> new` per difference of two flat mappings."""
-    keys = [*old, *(key for key in new if key not in old)]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
-
-
-def _refuse_if_changed(folder: Path, header: Mapping[str, Any], state: str, remedy: str) -> None:
+def _refuse_if_changed(folder: Path, config: StageConfig, inputs: Mapping[str, str], state: str, remedy: str) -> None:
     old = read_json(folder / "manifest.json")
-    changes = describe_differences(dict(flatten(old["settings"])), dict(flatten(header["settings"])))
-    changes += [f"input {change}" for change in describe_differences(old["inputs"], header["inputs"])]
+    changes = config.changes_since(old["settings"])
+    changes += [f"input {change}" for change in describe_differences(old["inputs"], inputs)]
     if changes:
         final = folder.name.removeprefix(".").removesuffix(".partial")
         raise ConfigError(f"{folder.parent / final} {state} with other settings: {'; '.join(changes)}. Use {remedy}")

@@ -48,6 +48,18 @@ def test_start_complete_and_refuse(tmp_path: Path) -> None:
     assert plan(tmp_path, seed=3, force=True).action == "start"
 
 
+def test_a_setting_that_is_newer_than_the_artifact_is_no_change(tmp_path: Path) -> None:
+    finish(plan(tmp_path), "old")
+    file = tmp_path / "proposals/a/manifest.json"
+    manifest = read_json(file)
+    del manifest["settings"]["data.limit"]
+    write_json(file, manifest)
+    assert plan(tmp_path).action == "complete"
+    limited = StageConfig.model_validate({"data": {"limit": 3}})
+    with pytest.raises(ConfigError, match=r"data\.limit: None -> 3"):
+        Workspace(tmp_path).plan_output("proposals", "a", limited, INPUTS)
+
+
 def test_resume_and_refuse(tmp_path: Path) -> None:
     output = plan(tmp_path)
     with output.lock():

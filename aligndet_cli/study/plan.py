@@ -94,8 +94,7 @@ def finished(run: StageRun, workspace: Workspace) -> Artifact | None:
     if not (folder / "manifest.json").exists():
         return None
     artifact = Artifact(folder, dict(read_json(folder / "manifest.json")))
-    is_same = artifact.manifest["config_hash"] == hash_json(run.config().hashed_settings())
-    return artifact if is_same else None
+    return None if run.config().changes_since(artifact.manifest["settings"]) else artifact
 
 
 def _is_asked(start: Start, detector: str, fraction: float, fold: int, seed: int) -> bool:
@@ -163,7 +162,7 @@ class _Planner:
         config = run.config()
         needed = [finished(self.runs[key], self.workspace) for key in run.needs]
         for artifact in self.workspace.artifacts(run.stage):
-            is_same = artifact.manifest["config_hash"] == hash_json(config.hashed_settings())
+            is_same = not config.changes_since(artifact.manifest["settings"])
             same_data = artifact.config()["data"]["root"] == str(config.data.root)
             hashes = artifact.manifest["inputs"].values()
             if is_same and same_data and all(one is not None and one.content_hash in hashes for one in needed):

@@ -6,7 +6,6 @@ import pytest
 from commandline import aligndet, files_of
 from study_builders import SMALL, TWO_STARTS, values_of, write_study
 
-from aligndet_cli.config import hash_json
 from aligndet_cli.driver import Outcome, Request, stage_config_class
 from aligndet_cli.errors import DataError, Preempted
 from aligndet_cli.study import run as study_run
@@ -41,7 +40,7 @@ class FakeStages:
         parents = [str(one).removesuffix("/weights.pt").rsplit("/", 1)[-1] for one in sources if one]
         places = {"pretrain-box": "proposals", "finetune": "pretrain-box", "evaluate": "finetune"}
         inputs = {parent: f"{places[request.stage]}/{parent}" for parent in parents if parent != "scratch"}
-        manifest = {"config_hash": hash_json(config.hashed_settings()), "content_hash": key, "inputs": inputs}
+        manifest = {"settings": config.hashed_settings(), "content_hash": key, "inputs": inputs}
         manifest |= {"finished": str(len(self.done)), "result": {}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         (folder / "config.json").write_text(json.dumps(config.to_json()))
