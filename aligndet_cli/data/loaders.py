@@ -197,36 +197,48 @@ def evaluation_batches(
     *,
     indices: Sequence[int],
     batch_size: int,
-    short_side: int,
-    long_side: int,
+    resolution: tuple[int, int],
     num_workers: int,
     device: torch.device,
+    skipped: dict[int, DataError] | None = None,
 ) -> Iterator[tuple[list[int], ImageBatch, list[tuple[int, int]]]]:
     """Batches in the given order as `(indices, images, original (height, width) of each)`.
 
+    Args:
+        resolution: short and long side that images are resized to.
+        skipped: where to note, by index, the images that cannot be read; they are left out. Without it they are an
+            error: evaluating without them would change the metric.
+
     Raises:
-        DataError: an image cannot be read. Evaluating without it would change the metric, so it is never skipped.
+        DataError: an image cannot be read.
     """
     chunks = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-    loader: DataLoader[list[Tensor] | DataError] = DataLoader(
+    loader: DataLoader[list[Tensor | DataError]] = DataLoader(
         _ImageChunks(image_set, chunks),
         batch_size=None,
         num_workers=num_workers,
         worker_init_fn=_start_worker if num_workers else None,
     )
-    for chunk, images in zip(chunks, loader, strict=True):
-        if isinstance(images, DataError):
-            raise images
+    for chunk, loaded in zip(chunks, loader, strict=True):
+        errors = {index: item for index, item in zip(chunk, loaded, strict=True) if isinstance(item, DataError)}
+        if errors and skipped is None:
+            raise errors[min(errors, key=chunk.index)]
+        if skipped is not None:
+            skipped.update(errors)
+        chunk = [index for index in chunk if index not in errors]
+        if not chunk:
+            continue
+        images = [item for item in loaded if isinstance(item, Tensor)]
         sizes_hw = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         resized = [
-            normalise(resize(image.to(device), resized_hw(size_hw, short_side, long_side)))
+            normalise(resize(image.to(device), resized_hw(size_hw, *resolution)))
             for image, size_hw in zip(images, sizes_hw, strict=True)
         ]
         yield chunk, pad_to_batch(resized), sizes_hw
 
 
-class _ImageChunks(Dataset[list[Tensor] | DataError]):
-    """Decoded images by chunk; an error is handed over, since a loader process would wrap it in its traceback."""
+class _ImageChunks(Dataset[list[Tensor | DataError]]):
+    """Decoded images by chunk; errors are handed over, since a loader process would wrap them in its traceback."""
 
     def __init__(self, image_set: ImageSet, chunks: list[list[int]]) -> None:
         self.image_set, self.chunks = image_set, chunks
@@ -234,9 +246,12 @@ class _ImageChunks(Dataset[list[Tensor] | DataError]):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, row: int) -> list[Tensor] | DataError:
+    def __getitem__(self, row: int) -> list[Tensor | DataError]:
+        return [self._load(index) for index in self.chunks[row]]
+
+    def _load(self, index: int) -> Tensor | DataError:
         try:
-            return [load_image(self.image_set, index) for index in self.chunks[row]]
+            return load_image(self.image_set, index)
         except DataError as error:
             return error
 

@@ -1,5 +1,6 @@
 """Detections of a model as COCO results: original image and category ids, boxes in the original image's pixels."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
 from aligndet_cli.detectors.interface import Detections, ImageBatch
 from aligndet_cli.detectors.parts.mask_head import paste_mask
+from aligndet_cli.errors import RunError
 
 # A thousandth of a pixel and a millionth of a score: finer than float32 is right about, and short in the file.
 BOX_DECIMALS = 3
@@ -25,6 +27,21 @@ class Detects(Protocol):
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Detections of each image."""
         ...
+
+
+@contextlib.contextmanager
+def forward_pass(device: torch.device, precision: str) -> Iterator[None]:
+    """The precision asked for (`32-true`, `bf16-mixed`, `16-mixed`), and too little GPU memory with a way out.
+
+    Raises:
+        RunError: out of GPU memory.
+    """
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    try:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise RunError("out of GPU memory: lower --batch-size or --short-side and --long-side") from error
 
 
 def predict_images(

@@ -1,9 +1,5 @@
-"""Pictures of an evaluation: precision over recall, AP of each class, and detections beside the ground truth.
+"""Pictures of an evaluation: precision over recall, AP per class, kinds of errors, confusions, and images."""
 
-Drawn without a display and without a date or a version in the files, so that the same numbers give the same bytes.
-"""
-
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,25 +9,20 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import AbstractPathEffect, withStroke
-from numpy.typing import NDArray
 
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.images import read_image
 from aligndet_cli.detectors.metrics import CocoEvaluation
-from aligndet_cli.training.logs import logger
+from aligndet_cli.evaluate.analysis import PARTS
+from aligndet_cli.evaluate.sheets import draw_best_and_worst, draw_detections
+from aligndet_cli.plotting import COLOURS, DASHES, SMALL, finish_axes, never_failing, new_figure, save_figure, shorten
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; yellow and black are left out as too faint on
-# white and on photographs.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-DASHES = ("-", "--", ":")
-MIN_SCORE = 0.3
 MAX_BARS = 40
 MAX_CLASS_CURVES = len(COLOURS)
-NUM_SHEET_IMAGES = 6
-MAX_BOXES_NAMED = 25
-_DPI = 100
+MAX_CONFUSION = 40  # classes; more cannot be read
+MAX_NUMBERED = 16  # classes up to which the cells of the confusion matrix have numbers
+CURVES = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "mean": "IoU 0.5 to 0.95"}
+# From what is right to what is not there at all; the last in grey.
+_PART_COLOURS = (COLOURS[0], COLOURS[5], COLOURS[3], COLOURS[4], "#BBBBBB")
 
 
 @dataclass(frozen=True)
@@ -40,6 +31,7 @@ class Drawing:
 
     Attributes:
         evaluation: boxes' numbers, with the curves.
+        analysis: content of `analysis.json`.
         ground_truth: COCO json dict.
         predictions: COCO results.
         image_set: where the pixels are.
@@ -47,6 +39,7 @@ class Drawing:
     """
 
     evaluation: CocoEvaluation
+    analysis: Mapping[str, Any]
     ground_truth: Mapping[str, Any]
     predictions: Sequence[Mapping[str, Any]]
     image_set: ImageSet
@@ -54,46 +47,41 @@ class Drawing:
 
 
 def draw_plots(folder: Path, drawing: Drawing) -> None:
-    """Write `precision_recall.png`, `per_class_ap.png` and `detections.png`; a failure is a warning, never an error.
-
-    The numbers are already safe when this runs: a font that lacks a class's letters must not cost them.
-    """
-    folder.mkdir(exist_ok=True)
+    """Write the pictures; one that cannot be drawn is a warning, since the numbers are safe when this runs."""
+    images = (drawing.image_set, drawing.ground_truth, drawing.predictions, drawing.analysis, drawing.title)
     pictures: dict[str, Callable[[], Figure]] = {
         "precision_recall.png": partial(draw_precision_recall, drawing),
         "per_class_ap.png": partial(draw_per_class, drawing),
-        "detections.png": partial(draw_detections, drawing),
+        "errors.png": partial(draw_errors, drawing),
+        "confusion.png": partial(draw_confusion, drawing),
+        "detections.png": partial(draw_detections, *images),
+        "best_and_worst.png": partial(draw_best_and_worst, *images),
     }
     for name, draw in pictures.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # e.g. a glyph missing from the font
-                draw().savefig(folder / name, format="png", dpi=_DPI, metadata={"Software": None})
-        except Exception as error:
-            logger.warning("plots/%s was not drawn: %s: %s", name, type(error).__name__, error)
+        with never_failing(folder / name):
+            save_figure(draw(), folder / name)
 
 
 def draw_precision_recall(drawing: Drawing) -> Figure:
-    """Mean curves at IoU 0.5, 0.75 and 0.9 on the left; the most frequent classes at 0.5 on the right."""
-    evaluation = drawing.evaluation
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    """Mean curves on the left; the most frequent classes at IoU 0.5 on the right."""
+    evaluation, curves = drawing.evaluation, drawing.analysis["precision_recall"]
+    figure = new_figure(11, 4.6)
     mean_axes, class_axes = figure.subplots(1, 2)
-    has_truth = (evaluation.precision > -1).all(axis=(0, 1))  # (K,)
-    for threshold, colour, dash in zip((0.5, 0.75, 0.9), COLOURS, DASHES, strict=False):
-        curves = evaluation.precision[_threshold_index(evaluation, threshold)][:, has_truth]  # (R, K')
-        if curves.size:
-            mean_curve = curves.mean(axis=1)
-            label = f"IoU {threshold:g}: AP {mean_curve.mean():.3f}"
-            mean_axes.plot(evaluation.recall_thresholds, mean_curve, dash, color=colour, linewidth=2, label=label)
-    _finish_curves(mean_axes, f"Mean over {int(has_truth.sum())} classes")
+    for (key, name), colour, dash in zip(CURVES.items(), COLOURS, DASHES, strict=False):
+        if curves[key]:
+            label = f"{name}: AP {np.mean(curves[key]):.3f}"
+            mean_axes.plot(curves["recall"], curves[key], dash, color=colour, linewidth=2, label=label)
     per_class = evaluation.metrics["per_class"]
-    frequent = sorted(np.flatnonzero(has_truth), key=lambda k: -per_class[k]["ground_truths"])[:MAX_CLASS_CURVES]
+    with_truth = [index for index, entry in enumerate(per_class) if entry["AP"] is not None]
+    _finish_curves(mean_axes, f"Mean over {len(with_truth)} classes")
+    frequent = sorted(with_truth, key=lambda index: -per_class[index]["ground_truths"])[:MAX_CLASS_CURVES]
     for position, index in enumerate(frequent):
-        curve = evaluation.precision[_threshold_index(evaluation, 0.5)][:, index]
-        label = f"{_short(per_class[index]['name'])}: {curve.mean():.3f}"
+        curve = evaluation.precision[0][:, index]  # at IoU 0.5
+        label = f"{shorten(per_class[index]['name'])}: AP50 {curve.mean():.3f}"
         style = DASHES[position % len(DASHES)]
         class_axes.plot(evaluation.recall_thresholds, curve, style, color=COLOURS[position], linewidth=1.8, label=label)
-    _finish_curves(class_axes, f"IoU 0.5, {len(frequent)} most frequent of {len(per_class)} classes")
+    which = f"{len(frequent)} most frequent of {len(per_class)}" if len(frequent) < len(per_class) else "all"
+    _finish_curves(class_axes, f"IoU 0.5, {which} classes")
     figure.suptitle(f"Precision over recall - {drawing.title}")
     return figure
 
@@ -103,100 +91,119 @@ def draw_per_class(drawing: Drawing) -> Figure:
     per_class = [entry for entry in drawing.evaluation.metrics["per_class"] if entry["AP"] is not None]
     ranked = sorted(per_class, key=lambda entry: (-entry["AP"], entry["name"]))
     shown = ranked[:MAX_BARS]
-    figure = Figure(figsize=(8, 1.6 + 0.32 * max(len(shown), 2)), layout="constrained")
+    figure = new_figure(8, 1.6 + 0.32 * max(len(shown), 2))
     axes = figure.subplots()
     rows = np.arange(len(shown))
     axes.barh(rows - 0.2, [entry["AP50"] for entry in shown], 0.38, color=COLOURS[5], label="AP50")
     axes.barh(rows + 0.2, [entry["AP"] for entry in shown], 0.38, color=COLOURS[0], label="AP")
     for row, entry in enumerate(shown):
         numbers = f"{entry['AP']:.3f} / {entry['AP50']:.3f}"
-        axes.text(max(entry["AP"], entry["AP50"]) + 0.01, row, numbers, va="center", fontsize=8)
-    axes.set_yticks(rows, [f"{_short(entry['name'])} ({entry['ground_truths']})" for entry in shown])
-    axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
-    axes.set_xlim(0, 1.16)
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.set_xlabel("AP / AP50; number of ground truths in brackets")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", fontsize=9)
+        axes.text(max(entry["AP"], entry["AP50"]) + 0.01, row, numbers, va="center", fontsize=SMALL)
+    names = [f"{shorten(entry['name'])} ({entry['ground_truths']})" for entry in shown]
     left_out = f", best {len(shown)} of {len(ranked)} classes" if len(ranked) > len(shown) else ""
-    axes.set_title(f"AP per class - {drawing.title}{left_out}")
+    _finish_bars(axes, names, f"AP per class - {drawing.title}{left_out}", 1.16)
+    axes.set_xlabel("AP / AP50; number of ground truths in brackets")
+    axes.legend(loc="lower right", fontsize=SMALL)
     return figure
 
 
-def draw_detections(drawing: Drawing) -> Figure:
-    """A few images, evenly spread over those with ground truth; of each pair, labels left and detections right."""
-    category_ids = [category.category_id for category in drawing.image_set.categories]
-    names = [category.name for category in drawing.image_set.categories]
-    truths = _by_image(drawing.ground_truth["annotations"])
-    found = _by_image([entry for entry in drawing.predictions if entry["score"] >= MIN_SCORE])
-    chosen = _spread([index for index, image_id in enumerate(drawing.image_set.image_ids) if int(image_id) in truths])
-    num_rows = max((len(chosen) + 1) // 2, 1)
-    figure = Figure(figsize=(15, 3.1 * num_rows + 0.5), layout="constrained")
-    axes = figure.subplots(num_rows, 4, squeeze=False).reshape(-1, 2)  # one pair per image
-    for pair in axes.reshape(-1):
-        pair.set_axis_off()
-    for (left, right), index in zip(axes, chosen, strict=False):
-        record = drawing.image_set.record(index)
-        pixels = read_image(record.path)
-        for panel, entries in ((left, truths), (right, found)):
-            owned = entries.get(record.image_id, [])
-            panel.imshow(pixels)
-            _draw_boxes(panel, owned, category_ids, names)
-            what = "ground truth" if panel is left else f"detections, score >= {MIN_SCORE:g}"
-            panel.set_title(f"{_short(record.file_name, 26)}: {len(owned)} {what}", fontsize=9)
-    figure.suptitle(f"Ground truth beside detections - {drawing.title}")
+def draw_errors(drawing: Drawing) -> Figure:
+    """What keeps AP50 from 1, as bars of length 1: over all classes and for each."""
+    errors = drawing.analysis["errors"]
+    measured = [entry for entry in errors["per_class"] if entry["AP50"] is not None]
+    ranked = sorted(measured, key=lambda entry: (-entry["AP50"], entry["name"]))
+    shown = ranked[:MAX_BARS]
+    rows = [("all classes", errors)] * bool(measured) + [(shorten(entry["name"]), entry) for entry in shown]
+    figure = new_figure(9, 1.9 + 0.34 * max(len(rows), 2))
+    left_out = f", best {len(shown)} of {len(ranked)} classes" if len(ranked) > len(shown) else ""
+    draw_error_bars(figure.subplots(), rows, f"What AP50 loses to which errors - {drawing.title}{left_out}")
     return figure
 
 
-def _draw_boxes(
-    axes: Axes, entries: Sequence[Mapping[str, Any]], category_ids: Sequence[int], names: Sequence[str]
-) -> None:
-    for position, entry in enumerate(sorted(entries, key=lambda entry: -entry.get("score", 1.0))):
-        class_id = category_ids.index(entry["category_id"])
-        colour = COLOURS[class_id % len(COLOURS)]
-        left, top, width, height = entry["bbox"]
-        # A dark rim keeps every colour visible on every background.
-        rim: list[AbstractPathEffect] = [withStroke(linewidth=3.2, foreground="black", alpha=0.6)]
-        style = ":" if entry.get("iscrowd") else "-"
-        box = Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=1.6, linestyle=style)
-        box.set_path_effects(rim)
-        axes.add_patch(box)
-        if position >= MAX_BOXES_NAMED:
-            continue
-        score = f" {entry['score']:.2f}" if "score" in entry else ""
-        # Above the box, or inside it where the image ends.
-        place = "top" if top < 0.06 * axes.get_ylim()[0] else "bottom"
-        label = axes.text(left, top, _short(names[class_id], 14) + score, fontsize=6.5, color="white", va=place)
-        label.set_path_effects([withStroke(linewidth=1.8, foreground="black")])
-        label.set_clip_on(True)
+def draw_error_bars(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]], title: str) -> None:
+    """One stacked bar per row of `PARTS`."""
+    for part, colour in zip(PARTS, _PART_COLOURS, strict=True):
+        before = [sum(values[other] for other in PARTS[: PARTS.index(part)]) for _, values in rows]
+        widths = [values[part] for _, values in rows]
+        axes.barh(range(len(rows)), widths, 0.72, left=before, color=colour, edgecolor="white", label=part)
+        for row, (start, width) in enumerate(zip(before, widths, strict=True)):
+            if width >= 0.045:  # else the number is wider than its bar
+                ink = "white" if part == "AP50" else "black"
+                place = (start + width / 2, row)
+                axes.text(*place, f"{width:.2f}", ha="center", va="center", fontsize=SMALL, color=ink)
+    _finish_bars(axes, [name for name, _ in rows], title, 1.0)
+    axes.set_xlabel("AP at IoU 0.5, and what it gains when the errors of a kind do not count")
+    handles, names = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, names, loc="outside lower center", ncols=len(PARTS), fontsize=SMALL)
+
+
+def draw_confusion(drawing: Drawing) -> Figure:
+    """How often objects of a class (rows) were found as which class (columns), in percent of the row."""
+    confusion, categories = drawing.analysis["confusion"], drawing.ground_truth["categories"]
+    truths = {entry["category_id"]: entry["ground_truths"] for entry in drawing.evaluation.metrics["per_class"]}
+    kept = sorted((entry["id"] for entry in categories), key=lambda number: -truths[number])[:MAX_CONFUSION]
+    shown = [entry for entry in categories if entry["id"] in kept]
+    place = {entry["id"]: position for position, entry in enumerate(shown)}
+    counts = np.zeros((len(shown) + 1, len(shown) + 1), dtype=np.int64)  # the last: background, missed
+    for entry in confusion["counts"]:
+        row, column = (len(shown) if entry[key] is None else place.get(entry[key]) for key in ("truth", "found"))
+        if row is not None and column is not None:
+            counts[row, column] += entry["count"]
+    side = max((0.55 if len(shown) <= MAX_NUMBERED else 0.3) * len(counts), 3.4)  # inches
+    figure = new_figure(side + 3.4, side + 2.2)
+    axes = figure.subplots()
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    figure.colorbar(image, ax=axes, label="% of the row", fraction=0.03)
+    names = [shorten(entry["name"]) for entry in shown]
+    axes.set_xticks(range(len(counts)), [*names, "missed"], rotation=90, fontsize=SMALL)
+    axes.set_yticks(range(len(counts)), [*names, "background"], fontsize=SMALL)
+    if len(shown) <= MAX_NUMBERED:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            ink = "white" if shares[row, column] > 55 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=SMALL, color=ink)
+    axes.set(xlabel="detected as", ylabel="ground truth")
+    left_out = f"\n{len(shown)} most frequent of {len(categories)} classes" if len(shown) < len(categories) else ""
+    axes.set_title(
+        f"Confusions - {drawing.title}\nIoU {confusion['iou_threshold']:g}, score >= "
+        f"{confusion['score_threshold']:.2f} (best F1: {confusion['f1']:.2f}){left_out}",
+        fontsize=10,
+    )
+    return figure
+
+
+def draw_comparison(analyses: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+    """Precision over recall and kinds of errors of several runs on the same axes.
+
+    Args:
+        analyses: contents of `analysis.json` by run.
+    """
+    figure = new_figure(13, 4.6)
+    curve_axes, error_axes = figure.subplots(1, 2, width_ratios=(5, 7))
+    for (name, analysis), colour in zip(analyses.items(), COLOURS, strict=False):
+        curves = analysis["precision_recall"]
+        for key, dash in (("0.5", DASHES[0]), ("mean", DASHES[1])):
+            if curves[key]:
+                label = f"{shorten(name, 30)}, {CURVES[key]}: {np.mean(curves[key]):.3f}"
+                curve_axes.plot(curves["recall"], curves[key], dash, color=colour, linewidth=2, label=label)
+    _finish_curves(curve_axes, "Precision over recall, mean over classes")
+    rows = [(shorten(name, 30), analysis["errors"]) for name, analysis in analyses.items()]
+    rows = [(name, errors) for name, errors in rows if errors["AP50"] is not None]
+    draw_error_bars(error_axes, rows, "What AP50 loses to which errors")
+    figure.suptitle(title)
+    return figure
 
 
 def _finish_curves(axes: Axes, title: str) -> None:
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(-0.02, 1.03), title=title)
-    axes.grid(alpha=0.3)
+    """Labels and limits of precision over recall."""
+    finish_axes(axes, title=title, x="recall", y="precision")
+    axes.set(xlim=(0, 1.01), ylim=(-0.02, 1.03))
+
+
+def _finish_bars(axes: Axes, names: Sequence[str], title: str, right: float) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
+    axes.set_xlim(0, right)
+    axes.set_xticks(np.linspace(0, 1, 6))
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_lines():
-        axes.legend(fontsize=8, loc="upper right")
-
-
-def _threshold_index(evaluation: CocoEvaluation, threshold: float) -> int:
-    return int(np.abs(evaluation.iou_thresholds - threshold).argmin())
-
-
-def _by_image(entries: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    grouped: dict[int, list[Mapping[str, Any]]] = {}
-    for entry in entries:
-        grouped.setdefault(entry["image_id"], []).append(entry)
-    return grouped
-
-
-def _spread(indices: Sequence[int]) -> list[int]:
-    """At most `NUM_SHEET_IMAGES` of them, evenly spread from the first to the last."""
-    positions: NDArray[np.int64] = np.linspace(0, len(indices) - 1, min(len(indices), NUM_SHEET_IMAGES)).astype(
-        np.int64
-    )
-    return [indices[position] for position in positions]
-
-
-def _short(text: str, length: int = 22) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+    axes.set_title(title)

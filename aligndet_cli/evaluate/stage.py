@@ -1,6 +1,5 @@
 """The stage `evaluate`: a fine-tuned detector and labelled images become metrics, predictions and pictures."""
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,14 @@ from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
 from aligndet_cli.data.open import open_images
 from aligndet_cli.detectors.checkpoint import load_detector
 from aligndet_cli.detectors.metrics import COCO_NUMBERS, coco_ground_truth, coco_metrics, evaluate_coco
-from aligndet_cli.detectors.predict import predict_each
-from aligndet_cli.errors import ConfigError, DataError, GateError, RunError
+from aligndet_cli.detectors.predict import forward_pass, predict_each
+from aligndet_cli.errors import ConfigError, DataError, GateError
+from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.compare import compare_runs
-from aligndet_cli.evaluate.plots import Drawing, draw_plots
+from aligndet_cli.evaluate.plots import Drawing, draw_comparison, draw_plots
 from aligndet_cli.evaluate.voc_metrics import voc_metrics
+from aligndet_cli.plotting import never_failing, save_figure
+from aligndet_cli.training.curves import plot_comparison
 from aligndet_cli.training.distributed import wait_for_all
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
@@ -156,6 +158,8 @@ def conclude(plan: Plan) -> dict[str, Any]:
         conclusion["compare"] = {"with": plan.other.name, **comparison}
         for line in _comparison_lines(plan, comparison):
             logger.info(line)
+        if plan.config.plots:
+            _draw_comparison(plan, plan.other)
     return conclusion
 
 
@@ -229,21 +233,21 @@ def _predict_missing(plan: Plan, process: Process) -> None:
     # makes the batches that an uninterrupted run makes.
     indices = [index for chunk in missing for index in range(chunk * chunk_size, chunk * chunk_size + sizes[chunk])]
     loaded = load_detector(plan.run.folder / "weights.pt")
-    model = loaded.model.to(process.device).eval()
+    device = torch.device(process.device)
+    model = loaded.model.to(device).eval()
     batches = evaluation_batches(
         plan.image_set,
         indices=indices,
         batch_size=plan.config.batch_size,
-        short_side=plan.resolution[0],
-        long_side=plan.resolution[1],
+        resolution=plan.resolution,
         num_workers=resolve_workers(plan.config.runtime.num_workers, process),
-        device=torch.device(process.device),
+        device=device,
     )
     done = sum(sizes.values()) - len(indices)
     unit = "images" if process.world_size == 1 else "images per process"
     progress = Progress("evaluate", sum(sizes.values()), unit, start=done, mode=process.progress)
     finished: dict[int, list[dict[str, Any]]] = {}
-    with stop_on_signal() as stop, progress, _forward_pass(plan, process):
+    with stop_on_signal() as stop, progress, forward_pass(device, plan.config.runtime.precision):
         for index, found in predict_each(model, batches, plan.image_set, plan.categories):
             finished[index] = found
             progress.advance()
@@ -264,17 +268,6 @@ def _chunk_files(plan: Plan) -> list[Path]:
     return [plan.output.partial / "resume" / f"predictions-{chunk:06d}.json" for chunk in range(num_chunks)]
 
 
-@contextlib.contextmanager
-def _forward_pass(plan: Plan, process: Process) -> Iterator[None]:
-    """The precision asked for, and running out of GPU memory as an error with a way out."""
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(plan.config.runtime.precision)
-    try:
-        with torch.autocast(torch.device(process.device).type, dtype=dtype, enabled=dtype is not None):
-            yield
-    except torch.OutOfMemoryError as error:
-        raise RunError("out of GPU memory: lower --batch-size or --short-side and --long-side") from error
-
-
 def _finish(plan: Plan) -> None:
     """Measure what is in the files, not what was in memory: the numbers can be had from `predictions.json` alone."""
     partial = plan.output.partial
@@ -283,7 +276,7 @@ def _finish(plan: Plan) -> None:
     lines = ",\n".join(json.dumps(entry) for entry in predictions)
     write_bytes(partial / "predictions.json", f"[\n{lines}\n]\n".encode())
     write_json(partial / "ground_truth.json", ground_truth)
-    evaluation = evaluate_coco(ground_truth, predictions)
+    evaluation = evaluate_coco(ground_truth, predictions, loose_iou=TOUCH_IOU)
     metrics: dict[str, Any] = {**evaluation.metrics, "run": plan.run.name, "split": plan.image_set.split}
     if plan.has_masks:
         metrics["segm"] = coco_metrics(ground_truth, predictions, iou_type="segm")
@@ -291,11 +284,26 @@ def _finish(plan: Plan) -> None:
     if plan.metric == "voc":
         metrics["voc"] = voc_metrics(ground_truth, predictions)
     write_json(partial / "metrics.json", metrics)
+    analysis = analyse(evaluation, ground_truth, predictions)
+    write_json(partial / "analysis.json", analysis)
     if plan.config.plots:
         title = f"{plan.run.name} on {plan.image_set.split}"
-        draw_plots(partial / "plots", Drawing(evaluation, ground_truth, predictions, plan.image_set, title))
+        draw_plots(partial / "plots", Drawing(evaluation, analysis, ground_truth, predictions, plan.image_set, title))
     _warn_if_nothing_found(metrics)
     plan.output.complete(_result(metrics, plan.metric), content=["metrics.json", "predictions.json"])
+
+
+def _draw_comparison(plan: Plan, other: Artifact) -> None:
+    """Both runs on the same axes: curves and errors of the evaluations, and losses of the runs where both have them."""
+    folders = (plan.output.folder, other.folder)
+    file = plan.output.folder / "plots" / f"compare-{other.name}.png"
+    with never_failing(file):
+        analyses = {folder.name: read_json(folder / "analysis.json") for folder in folders}
+        save_figure(draw_comparison(analyses, " against ".join(analyses)), file)
+    runs = (plan.run.name, str(read_json(other.folder / "metrics.json")["run"]))
+    logs = {name: plan.run.folder.with_name(name) / "metrics.jsonl" for name in runs}
+    if len(logs) > 1 and all(log.exists() for log in logs.values()):  # imported runs have none
+        plot_comparison(logs, file.with_name(f"compare-{other.name}-training.png"), "Fine-tuning")
 
 
 def _shown(value: float | None) -> str:

@@ -18,7 +18,8 @@ _PANEL = (4.8, 3.5)  # inches
 _MAX_COLUMNS = 3
 # What is drawn together, by title: numbers of like size and meaning. Losses are told by their names.
 _CONTRAST_LOSS = ("loss_contrastive", "chance")
-_PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+_Panel = tuple[str, str, tuple[str, ...]]  # title, label, numbers
+_PANELS: tuple[_Panel, ...] = (
     ("Contrastive loss", "loss", _CONTRAST_LOSS),
     ("Contrast accuracy", "share of pairs", ("contrast_accuracy", "contrast_accuracy_by_chance")),
     ("Similarity of embeddings", "cosine", ("positive_similarity", "negative_similarity")),
@@ -95,7 +96,7 @@ def draw_runs(runs: Mapping[str, Log], *, limits: Mapping[str, tuple[float, str]
     return figure
 
 
-def _panels_of(keys: set[str], *, split: bool) -> list[tuple[str, str, tuple[str, ...]]]:
+def _panels_of(keys: set[str], *, split: bool) -> list[_Panel]:
     """Title, label and numbers of each panel. With `split`, each number of one kind has a panel of its own."""
     losses = sorted(key for key in keys if key.startswith("loss_") and key not in _CONTRAST_LOSS)
     found = [(title, label, tuple(key for key in known if key in keys)) for title, label, known in _PANELS]
@@ -103,12 +104,10 @@ def _panels_of(keys: set[str], *, split: bool) -> list[tuple[str, str, tuple[str
     own_losses = ("Losses", "loss", tuple(losses))
     if not split:
         return [*kept[:1], own_losses, *kept[1:]] if losses and kept else [own_losses] * bool(losses) + kept
-    return [(_name_of(key), "loss", (key,)) for key in losses] + [
-        (key if label == "AP" else title, label, (key,))
-        for title, label, known in kept
-        for key in known
-        if key not in _BY_CHANCE
-    ]
+    singles: list[_Panel] = [(_name_of(key), "loss", (key,)) for key in losses]
+    for title, label, known in kept:
+        singles += [(key if label == "AP" else title, label, (key,)) for key in known if key not in _BY_CHANCE]
+    return singles
 
 
 def _style(key: str, run: str, colour: str, place: int) -> dict[str, Any]:

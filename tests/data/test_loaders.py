@@ -98,8 +98,7 @@ def test_evaluation_goes_through_all_images_in_order(images: ImageSet) -> None:
         images,
         indices=[5, 0, 3],
         batch_size=2,
-        short_side=32,
-        long_side=99,
+        resolution=(32, 99),
         num_workers=0,
         device=torch.device("cpu"),
     )

@@ -6,9 +6,25 @@ from PIL import Image
 
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.detectors.metrics import coco_ground_truth, evaluate_coco
-from aligndet_cli.evaluate.plots import NUM_SHEET_IMAGES, Drawing, draw_detections, draw_per_class, draw_plots
+from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
+from aligndet_cli.evaluate.plots import (
+    Drawing,
+    draw_comparison,
+    draw_confusion,
+    draw_errors,
+    draw_per_class,
+    draw_plots,
+)
+from aligndet_cli.evaluate.sheets import NUM_IMAGES, draw_best_and_worst, draw_detections
 
-PICTURES = ["detections.png", "per_class_ap.png", "precision_recall.png"]
+PICTURES = [
+    "best_and_worst.png",
+    "confusion.png",
+    "detections.png",
+    "errors.png",
+    "per_class_ap.png",
+    "precision_recall.png",
+]
 
 
 def _image_set(folder: Path, num_images: int, names: list[str]) -> ImageSet:
@@ -38,7 +54,13 @@ def _image_set(folder: Path, num_images: int, names: list[str]) -> ImageSet:
 def _drawing(folder, num_images, names, predictions) -> Drawing:
     image_set = _image_set(folder, num_images, names)
     truth = coco_ground_truth(image_set)
-    return Drawing(evaluate_coco(truth, predictions), truth, predictions, image_set, "run on val")
+    evaluation = evaluate_coco(truth, predictions, loose_iou=TOUCH_IOU)
+    analysis = analyse(evaluation, truth, predictions)
+    return Drawing(evaluation, analysis, truth, predictions, image_set, "run on val")
+
+
+def _sheet(draw, drawing: Drawing) -> list:
+    return draw(drawing.image_set, drawing.ground_truth, drawing.predictions, drawing.analysis, drawing.title).axes
 
 
 @pytest.mark.parametrize(
@@ -57,21 +79,57 @@ def test_pictures_are_drawn_and_the_same_every_time(tmp_path, caplog, num_images
         for n in range(num_found)
     ]
     drawing = _drawing(tmp_path, num_images, names, found)
-    for folder in ("once", "again"):
-        draw_plots(tmp_path / folder, drawing)
+    draw_plots(tmp_path / "once", drawing)
     assert sorted(file.name for file in (tmp_path / "once").iterdir()) == PICTURES
     for name in PICTURES:
-        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
         assert np.asarray(Image.open(tmp_path / "once" / name)).std() > 5  # not an empty page
+    if num_images == 9:
+        draw_plots(tmp_path / "again", drawing)
+        for name in PICTURES:
+            assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert caplog.text == ""
 
 
-def test_sheet_shows_detections_from_a_score_of_three_tenths(tmp_path):
-    found = [{"image_id": 0, "category_id": 1, "bbox": [6, 1, 34, 29], "score": score} for score in (0.29, 0.3, 0.9)]
-    axes = draw_detections(_drawing(tmp_path, 20, ["cat"], found)).axes
-    assert len(axes) == 2 * NUM_SHEET_IMAGES
+def test_sheet_shows_detections_from_the_score_of_the_best_f1_on(tmp_path):
+    # Both right ones are kept, and with them what is between; 1 of 20 more is not worth the last.
+    boxes = ([6, 1, 34, 29], 0.9), ([60, 40, 5, 5], 0.5), ([60, 40, 5, 5], 0.2)
+    found = [{"image_id": 0, "category_id": 1, "bbox": box, "score": score} for box, score in boxes]
+    found.append({"image_id": 19, "category_id": 1, "bbox": [6, 1, 34, 29], "score": 0.4})
+    drawing = _drawing(tmp_path, 20, ["cat"], found)
+    axes = _sheet(draw_detections, drawing)
+    assert len(axes) == 2 * NUM_IMAGES
     assert [len(axis.patches) for axis in axes[:4]] == [1, 2, 1, 0]
     assert axes[-2].get_title().startswith("19.png")  # spread from the first to the last
+    titles = [axis.get_title() for axis in _sheet(draw_best_and_worst, drawing)[1:4:2]]
+    assert titles == [
+        "best: 1 right, 0 wrong, 0 missed\ndetections: 1",
+        "best: 1 right, 1 wrong, 0 missed\ndetections: 2",
+    ]
+
+
+def test_confusion_matrix_has_the_counts_in_their_places(tmp_path):
+    # The boxes of images 0 (cat) and 1 (dog) found as cats, that of image 2 (cat) missed, and a dog on nothing.
+    found = [(0, 1, [5, 0, 35, 30]), (1, 1, [5, 0, 35, 30]), (0, 2, [60, 35, 10, 10])]
+    entries = [{"image_id": i, "category_id": c, "bbox": box, "score": 0.9} for i, c, box in found]
+    axes = draw_confusion(_drawing(tmp_path, 3, ["cat", "dog"], entries)).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "missed"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "background"]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {
+        (0, 0): "1",  # (column, row)
+        (2, 0): "1",
+        (0, 1): "1",
+        (1, 2): "1",
+    }
+
+
+def test_error_bars_have_length_one(tmp_path):
+    found = [{"image_id": 0, "category_id": 1, "bbox": [6, 1, 34, 29], "score": 0.9}]
+    drawing = _drawing(tmp_path, 3, ["cat", "dog"], found)
+    axes = draw_errors(drawing).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["all classes", "cat", "dog"]
+    assert [sum(bar.get_width() for bar in axes.patches[row::3]) for row in range(3)] == pytest.approx([1, 1, 1])
+    both = draw_comparison({"one": drawing.analysis, "other": drawing.analysis}, "one against other").axes
+    assert len(both[0].get_lines()) == 4 and len(both[1].patches) == 10
 
 
 def test_classes_without_ground_truth_have_no_bar(tmp_path):

@@ -118,8 +118,8 @@ def use_detector(monkeypatch, make_model, **fields):
     monkeypatch.setattr(stage, "load_detector", lambda path: Loaded(make_model(), **fields))
 
 
-def evaluate(workspace, root, *, process=None, force=False, **settings):
-    config = EvaluateConfig(data=DataConfig(root=root), **settings)
+def evaluate(workspace, root, *, process=None, force=False, plots=False, **settings):
+    config = EvaluateConfig(data=DataConfig(root=root), plots=plots, **settings)
     plan = stage.prepare(config, workspace, force=force)
     if plan.output.action != "complete":
         with plan.output.lock():
@@ -133,7 +133,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_perfect_detector_gets_one(workspace, coco_root):
-    plan = evaluate(workspace, coco_root)
+    plan = evaluate(workspace, coco_root, plots=True)
     artifact = workspace.require("evaluate", "second-val2017")  # the newest run
     metrics = json.loads((artifact.folder / "metrics.json").read_text())
     assert metrics["AP"] == pytest.approx(1.0)
@@ -142,10 +142,14 @@ def test_a_perfect_detector_gets_one(workspace, coco_root):
     assert artifact.result["AP"] == metrics["AP"]
     assert stage.conclude(plan) == {}
     assert sorted(files_of(artifact.folder)) == [
+        "analysis.json",
         "config.json",
         "ground_truth.json",
         "metrics.json",
+        "plots/best_and_worst.png",
+        "plots/confusion.png",
         "plots/detections.png",
+        "plots/errors.png",
         "plots/per_class_ap.png",
         "plots/precision_recall.png",
         "predictions.json",
@@ -180,14 +184,14 @@ def test_predictions_have_the_original_ids(workspace, coco_root):
 
 @pytest.mark.parametrize("dies_at", [0, 1, 2, 5, 6])
 def test_killed_and_run_again_gives_the_same_files(workspace, coco_root, monkeypatch, dies_at):
-    whole = files_of(evaluate(workspace, coco_root, name="whole", plots=False).output.folder)
+    whole = files_of(evaluate(workspace, coco_root, name="whole").output.folder)
     use_detector(monkeypatch, lambda: ColourDetector(dies_at))
     with pytest.raises(Killed):
-        evaluate(workspace, coco_root, name="killed", plots=False)
+        evaluate(workspace, coco_root, name="killed")
     assert workspace.find("evaluate", "killed") is None
     detectors = []
     use_detector(monkeypatch, lambda: detectors.append(ColourDetector()) or detectors[-1])
-    plan = evaluate(workspace, coco_root, name="killed", plots=False)
+    plan = evaluate(workspace, coco_root, name="killed")
     assert plan.output.action == "resume"
     assert detectors[-1].seen == NUM_IMAGES - dies_at // 2 * 2  # whole chunks of two are not done again
     resumed = files_of(plan.output.folder)
@@ -242,14 +246,14 @@ def test_killed_while_measuring(workspace, coco_root, monkeypatch):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(stage, "draw_plots", die)
+        patch.setattr(stage, "analyse", die)
         evaluate(workspace, coco_root, force=True)
     assert files_of(evaluate(workspace, coco_root, force=True).output.folder) == whole
 
 
 def test_two_processes_give_the_same_files(workspace, coco_root, monkeypatch):
     alone = files_of(evaluate(workspace, coco_root).output.folder)
-    plan = stage.prepare(EvaluateConfig(data=DataConfig(root=coco_root)), workspace, force=True)
+    plan = stage.prepare(EvaluateConfig(data=DataConfig(root=coco_root), plots=False), workspace, force=True)
     main, other = Process(0, 2), Process(1, 2)
 
     def work_of_the_other(process):
@@ -276,11 +280,19 @@ def test_run_again_is_complete_and_gates_still_hold(workspace, coco_root):
 def test_compare_gives_the_delta(workspace, coco_root):
     evaluate(workspace, coco_root, run="first", short_side=37, long_side=50)
     plan = evaluate(workspace, coco_root, run="second", compare="first")
+    plan = replace(plan, config=plan.config.model_copy(update={"plots": True}))
     comparison = stage.conclude(plan)["compare"]
     assert comparison["with"] == "first-val2017"
     assert comparison["AP"]["this"] == pytest.approx(1.0)
     assert comparison["AP"]["delta"] == pytest.approx(1.0 - comparison["AP"]["other"])
     assert comparison["AP"]["delta"] > 0.01
+    plots = plan.output.folder / "plots"
+    assert [file.name for file in plots.glob("compare*")] == ["compare-first-val2017.png"]  # these runs have no log
+    for name in ("first", "second"):
+        log = "".join(json.dumps({"step": step, "loss_cls": 1 / step}) + "\n" for step in (1, 2))
+        (workspace.root / "finetune" / name / "metrics.jsonl").write_text(log)
+    stage.conclude(plan)
+    assert (plots / "compare-first-val2017-training.png").exists()
 
 
 def test_compare_with_a_run_not_evaluated_names_the_command(workspace, coco_root):
@@ -291,7 +303,7 @@ def test_compare_with_a_run_not_evaluated_names_the_command(workspace, coco_root
 
 
 def test_compare_on_other_data_is_refused(workspace, coco_root):
-    evaluate(workspace, coco_root, run="first", name="short", plots=False)
+    evaluate(workspace, coco_root, run="first", name="short")
     config = EvaluateConfig(data=DataConfig(root=coco_root, limit=3), compare="short")
     with pytest.raises(ConfigError, match="was evaluated on other images or labels"):
         stage.prepare(config, workspace)
@@ -331,13 +343,13 @@ def test_drawing_never_fails_a_run(workspace, coco_root, monkeypatch, caplog):
 
     monkeypatch.setattr("aligndet_cli.evaluate.plots.draw_per_class", fail)
     monkeypatch.setattr(stage.logger, "propagate", True)
-    folder = evaluate(workspace, coco_root).output.folder
+    folder = evaluate(workspace, coco_root, plots=True).output.folder
     assert (folder / "metrics.json").exists()
     assert "plots/per_class_ap.png was not drawn: RuntimeError: no such font" in caplog.text
 
 
 def test_limit_evaluates_the_first_images(workspace, coco_root):
-    config = EvaluateConfig(data=DataConfig(root=coco_root, limit=2))
+    config = EvaluateConfig(data=DataConfig(root=coco_root, limit=2), plots=False)
     plan = stage.prepare(config, workspace)
     with plan.output.lock():
         stage.run(plan, Process())

@@ -1,0 +1,76 @@
+"""The style that all pictures share, and the one place that keeps a drawing error from failing a run.
+
+Figures are made as objects (`new_figure`), never through pyplot: there is no display to need, no global state, and
+nothing to close. The files hold no date and no version, so that the same numbers give the same bytes.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from aligndet_cli.training.logs import logger
+from aligndet_cli.workspace import write_bytes
+
+# Okabe and Ito's colours, told apart with any kind of colour vision, the most distant ones first; yellow and black are
+# left out as too faint on white and on photographs.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+REFERENCE = "#666666"  # what is not a measurement: chance levels, medians, diagonals
+DASHES = ("-", "--", ":", "-.")
+SMALL = 8  # points: legends and numbers inside of a picture
+_DPI = 100
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches (of 100 pixels), which lays out its axes so that nothing overlaps."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def finish_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
+    """Title, labels (with units), a faint grid, no box around the axes, and a legend where anything is named."""
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=SMALL)
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a PNG at once (never half of it), making its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # e.g. a glyph missing from the font
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_bytes(file, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def never_failing(file: Path) -> Iterator[None]:
+    """Turn any error of what is drawn inside into a warning that names the picture.
+
+    What a run has measured is worth more than its pictures: a font that lacks a letter must not cost it.
+    """
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s was not drawn: %s: %s", file, type(error).__name__, error)
+
+
+def hex_to_rgb(colour: str) -> tuple[int, int, int]:
+    """`#0072B2` as (0, 114, 178), for pictures that are drawn with OpenCV."""
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return red, green, blue
+
+
+def shorten(text: str, length: int = 22) -> str:
+    """The text, or its beginning and dots where it is longer."""
+    return text if len(text) <= length else text[: length - 3] + "..."

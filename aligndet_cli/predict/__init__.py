@@ -1,0 +1,1 @@
+"""`aligndet predict`: a fine-tuned detector on anybody's images."""

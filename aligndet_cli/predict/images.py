@@ -1,0 +1,71 @@
+"""The images that the words of a command line mean. Free of torch."""
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.folder import list_images
+from aligndet_cli.data.images import is_image_file
+from aligndet_cli.errors import DataError
+
+
+def find_images(words: Sequence[str], leave_out: Path) -> ImageSet:
+    """All images named, each once, in the order of the words.
+
+    Their ids are 1, 2 ... and their file names are relative to the folder that holds them all.
+
+    Args:
+        words: files, folders (with all below them) and glob patterns (`**` for any folders).
+        leave_out: folder whose files do not count: where pictures are written, perhaps by an earlier call.
+
+    Raises:
+        DataError: a word names no image.
+    """
+    paths: dict[str, None] = {}
+    for word in words:
+        found = [os.path.abspath(path) for path in _matches(word)]  # noqa: PTH100  # `resolve` would follow links
+        kept = [path for path in found if not Path(path).is_relative_to(leave_out.absolute())]
+        if not kept:
+            raise DataError(f"{word}: no images there; name files, folders, or a pattern such as 'photos/*.jpg'")
+        paths.update(dict.fromkeys(kept))
+    folder = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))  # noqa: PTH120
+    return _image_set(folder, [Path(path).relative_to(folder).as_posix() for path in paths])
+
+
+def _matches(word: str) -> list[Path]:
+    path = Path(word)
+    if path.is_dir():
+        return [path / name for name in list_images(path)]
+    if path.exists():
+        return [path]  # whatever its name: reading it will tell
+    found = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207  # absolute patterns too
+    folders = {match for match in found if match.is_dir()}
+    below = [folder / name for folder in folders if "**" not in word for name in list_images(folder)]
+    return sorted([match for match in found if match not in folders and is_image_file(match.name)] + below)
+
+
+def _image_set(folder: Path, file_names: list[str]) -> ImageSet:
+    """Images without labels."""
+    count = len(file_names)
+    return ImageSet(
+        format="folder",
+        root=folder,
+        split="",
+        images_dir=folder,
+        file_names=file_names,
+        image_ids=np.arange(1, count + 1, dtype=np.int64),
+        sizes_hw=np.zeros((count, 2), dtype=np.int32),
+        offsets=np.zeros(count + 1, dtype=np.int64),
+        boxes=np.zeros((0, 4), dtype=np.float32),
+        class_ids=np.zeros(0, dtype=np.int64),
+        areas=np.zeros(0, dtype=np.float32),
+        is_crowd=np.zeros(0, dtype=np.bool_),
+        segmentations=None,
+        categories=(),
+        fingerprint="",
+        problems={},
+    )
