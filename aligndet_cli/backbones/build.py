@@ -37,6 +37,9 @@ class BackboneConfig(Frozen):
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] | Literal["auto"] = "auto"
     # Batch norm layers keep their running statistics while training. "auto": the stage decides (FACTS §5).
     norm_eval: bool | Literal["auto"] = "auto"
+    # ResNet-50 and 101 only: where stages begin, the 1x1 convolution makes steps of two and not the 3x3 one, as in the
+    # first ("caffe") weights, which detectron2 starts from; import-weights sets this for theirs.
+    stride_in_1x1: bool = False
     # Swin only: how often the last block is left out for an image in training. "auto": 0.2 (FACTS §5).
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
 
@@ -44,6 +47,14 @@ class BackboneConfig(Frozen):
     def family(self) -> Family:
         """The kind of network, which recipes and weight layouts go by."""
         return FAMILIES[self.name]
+
+    @field_validator("stride_in_1x1")
+    @classmethod
+    def _check_stride(cls, stride_in_1x1: bool, info: ValidationInfo) -> bool:
+        name = info.data.get("name")
+        if stride_in_1x1 and name is not None and name not in ("resnet50", "resnet101"):
+            raise ValueError(f"only ResNet-50 and 101 have 1x1 convolutions before the 3x3 ones, not {name}")
+        return stride_in_1x1
 
     @field_validator("drop_path")
     @classmethod
@@ -70,4 +81,6 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 def _build(config: BackboneConfig) -> Backbone:
     if config.family == "swin":
         return build_swin(config.name, drop_path=SWIN_DROP_PATH if config.drop_path == "auto" else config.drop_path)
-    return build_mobilenet() if config.family == "mobilenet" else build_resnet(config.name)
+    if config.family == "mobilenet":
+        return build_mobilenet()
+    return build_resnet(config.name, stride_in_1x1=config.stride_in_1x1)

@@ -1,7 +1,8 @@
 """ResNets as feature extractors, from torchvision's parts.
 
 Source: He et al., CVPR 2016; strides sit in the 3x3 convolutions, as in torchvision and mmdetection's
-`style="pytorch"`. Freezing follows mmdetection's `frozen_stages` and `norm_eval`.
+`style="pytorch"`, unless asked for in the 1x1 ones (`style="caffe"`, detectron2's `STRIDE_IN_1X1`). Freezing follows
+mmdetection's `frozen_stages` and `norm_eval`.
 """
 
 from torch import Tensor, nn
@@ -51,8 +52,15 @@ class ResNet(Backbone):
         return [[self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
 
-def build_resnet(name: str) -> ResNet:
-    """A ResNet with torchvision's initial weights (Kaiming normal, fan out; batch norm 1 and 0)."""
+def build_resnet(name: str, *, stride_in_1x1: bool = False) -> ResNet:
+    """A ResNet with torchvision's initial weights (Kaiming normal, fan out; batch norm 1 and 0).
+
+    Args:
+        stride_in_1x1: of bottlenecks; their convolutions have the same shapes either way.
+    """
     body = get_model(name, weights=None)
     assert isinstance(body, torchvision_resnet.ResNet)
+    for block in body.modules():
+        if stride_in_1x1 and isinstance(block, torchvision_resnet.Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     return ResNet(body, name)

@@ -28,9 +28,10 @@ VOC_NAMES = (
 _BY_ID = tuple(Category(category_id, name) for category_id, name in enumerate(COCO_NAMES, start=1))
 COCO = tuple(category for category in _BY_ID if category.name != UNUSED)
 VOC = tuple(Category(category_id, name) for category_id, name in enumerate(VOC_NAMES, start=1))
-# Of models whose class id is COCO's id: there is a class for each unused id, and one for 0.
+# Of models whose class id is COCO's id: there is a class for each unused id, and one for 0. R-CNNs of torchvision have
+# a background in the place of that, and so just `_BY_ID`.
 COCO_BY_ID = (Category(0, UNUSED), *_BY_ID)
-_KNOWN = {"coco": (COCO, COCO_BY_ID), "voc": (VOC,)}
+_KNOWN = {"coco": (COCO, _BY_ID, COCO_BY_ID), "voc": (VOC,)}
 
 
 def resolve_categories(

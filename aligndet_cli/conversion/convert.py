@@ -12,11 +12,14 @@ from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.conversion.backbone_names import INDEX, PREFIX, rename_backbone
+from aligndet_cli.conversion.input_style import apply_style, check_style, style_of_mmdet
 from aligndet_cli.conversion.mmdet import RULES, find_family, from_mmdet
+from aligndet_cli.conversion.published_detectron2 import from_detectron2
 from aligndet_cli.conversion.published_detr import from_published
+from aligndet_cli.conversion.published_torchvision import from_torchvision
 from aligndet_cli.conversion.reading import Checkpoint
 from aligndet_cli.conversion.recognise import Layout, find_layout, find_shape
-from aligndet_cli.conversion.rules import rename
+from aligndet_cli.conversion.rules import Renamed, rename
 from aligndet_cli.detectors import DetectorConfig, build_detector
 from aligndet_cli.errors import ConfigError, WeightsError
 
@@ -25,16 +28,9 @@ PROJECTOR = "projector."
 OWN_META = "aligndet"
 # Settings of mmdetection that change detections without a trace in names and shapes.
 _OTHER_DETECTORS = (
-    (r"style\s*=\s*['\"]caffe['\"]", "strides in the 1x1 convolutions of its backbone (style='caffe')"),
-    (r"to_rgb\s*=\s*False", "images in BGR"),
     (r"centerness_on_reg\s*=\s*True", "centerness on the box tower"),
     (r"norm_on_bbox\s*=\s*True", "box sides in strides (norm_on_bbox)"),
     (r"type\s*=\s*['\"]soft_nms['\"]", "soft NMS"),
-)
-_TORCHVISION = (
-    ("head.regression_head.bbox_ctrness.", "FCOS: its points, box sides, centerness and scores are defined otherwise"),
-    ("head.classification_head.", "RetinaNet: its P7 follows a ReLU and its anchors are rounded to whole pixels"),
-    ("roi_heads.", "R-CNN: its RoIAlign is not aligned to pixels and its anchors are rounded"),
 )
 
 
@@ -68,46 +64,53 @@ class Converted:
         return lines + [f"{count} left out: {reason}" for reason, count in reasons.items()]
 
 
-def convert(checkpoint: Checkpoint, *, layout: str = "auto", family: str | None = None) -> Converted:
+def convert(
+    checkpoint: Checkpoint, *, layout: str = "auto", family: str | None = None, style: str | None = None
+) -> Converted:
     """Recognise a checkpoint and rename its tensors.
 
     Args:
         layout: what the user says it is, or "auto".
         family: what the user says the detector is; needed for none but a pre-trained Faster R-CNN, which has the same
             tensors as a Mask R-CNN.
+        style: what the user says about its images; see `STYLES`.
 
     Raises:
         ConfigError: it is not what the user says.
         WeightsError: a detector that none of ours equals, or that is not complete.
     """
+    check_style(style)
     file, found = checkpoint.file, find_layout(checkpoint.tensors, checkpoint.file)
     is_same = layout in ("auto", found) or {layout, found} == {"mmdet", "aligndet"}
     if not is_same:
         raise ConfigError(f"--from {layout}: {file} is of {found}; leave out --from")
-    if found == "torchvision":
-        raise WeightsError(_refusal_of_torchvision(checkpoint))
-    if found == "detectron2":
-        raise WeightsError(
-            f"{file}: detectron2's ResNets have their strides in the 1x1 convolutions, or do not tell; ours would "
-            "detect something else: use mmdetection's model"
-        )
+    if style is not None and found in ("torchvision", "detr"):
+        raise ConfigError(f"--style: {file} is of {found}, which has one only; leave it out")
     if found == "detr" and "dc5" in file.name:
         raise WeightsError(f"{file}: a DETR with a dilated last stage (DC5), which ours has not; use the one without")
-    left_out: dict[str, str] = {}
-    if found == "detr":
-        tensors, unknown = from_published(checkpoint.tensors)
-        its_family = "detr"
+    if found == "torchvision":
+        renamed = from_torchvision(checkpoint.tensors, checkpoint.digest, file)
+    elif found == "detectron2":
+        renamed = from_detectron2(checkpoint.tensors, style, file)
     else:
-        inner, left_out = _inner_detector(checkpoint.tensors)
-        inner, computed = rename_backbone(inner)
-        left_out |= computed
-        its_family = _family_of(inner, checkpoint, family)
-        tensors, unknown = from_mmdet(its_family, inner)
-    if family not in (None, its_family):
-        raise ConfigError(f"{file}: is a {its_family}, not a {family}; change --detector")
-    if unknown:
-        raise WeightsError(f"{file}: {_some(unknown)} belong to no {its_family} of ours; this variant is not supported")
-    return _fit(checkpoint, found, its_family, tensors, left_out)
+        renamed = from_published(checkpoint.tensors) if found == "detr" else _of_mmdet(checkpoint, family, style)
+    if family not in (None, renamed.family):
+        raise ConfigError(f"{file}: is a {renamed.family}, not a {family}; change --detector")
+    if renamed.unknown:
+        some = _some(renamed.unknown)
+        raise WeightsError(f"{file}: {some} belong to no {renamed.family} of ours; this variant is not supported")
+    return _fit(checkpoint, found, renamed)
+
+
+def _of_mmdet(checkpoint: Checkpoint, asked: str | None, style: str | None) -> Renamed:
+    """A detector with mmdetection's names, AlignDet's own included."""
+    inner, left_out = _inner_detector(checkpoint.tensors)
+    inner, computed = rename_backbone(inner)
+    family = _family_of(inner, checkpoint, asked)
+    tensors, unknown = from_mmdet(family, inner)
+    config = str(checkpoint.meta.get("config", ""))
+    tensors, backbone = apply_style(tensors, style_of_mmdet(config, style, checkpoint.file), checkpoint.file)
+    return Renamed(family, tensors, unknown, left_out | computed, backbone=backbone)
 
 
 def _inner_detector(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -140,30 +143,25 @@ def _family_of(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, asked: str
     return family
 
 
-def _refusal_of_torchvision(checkpoint: Checkpoint) -> str:
-    why = next((why for mark, why in _TORCHVISION if any(n.startswith(mark) for n in checkpoint.tensors)), "detector")
-    return f"{checkpoint.file}: a torchvision {why}; ours would detect something else: use mmdetection's model"
-
-
 def _is_pretrained(tensors: Mapping[str, Tensor]) -> bool:
     return "class_predictor.bias" not in tensors or any(name.startswith(PROJECTOR) for name in tensors)
 
 
-def _fit(
-    checkpoint: Checkpoint, layout: Layout, family: str, tensors: dict[str, Tensor], left_out: dict[str, str]
-) -> Converted:
+def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     """Check the renamed tensors against the detector that their shapes ask for."""
+    family, tensors, left_out = renamed.family, renamed.tensors, renamed.left_out
     shape = find_shape(family, tensors, checkpoint.file)
     own = checkpoint.meta.get(OWN_META) or {}
     adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
-    detector = adapter.validate_python(own.get("detector", shape.detector))
-    backbone = BackboneConfig.model_validate(own.get("backbone", {"name": shape.backbone, "weights": "none"}))
+    detector = adapter.validate_python(own.get("detector", {**shape.detector, **renamed.detector}))
+    named = {"name": shape.backbone, "weights": "none", **renamed.backbone}
+    backbone = BackboneConfig.model_validate(own.get("backbone", named))
     with torch.device("meta"):
         model = build_detector(detector, build_backbone(backbone), shape.num_classes or 1)
     unused: set[str] = set()
     may_lack: set[str] = set()
     projector: dict[str, Tensor] = {}
-    if is_pretrained := _is_pretrained(tensors):
+    if is_pretrained := layout in ("mmdet", "aligndet") and _is_pretrained(tensors):
         unused = {"class_predictor", "projector", *model.fresh_modules}
         unused |= {"box_predictor"} if detector.family in ("faster-rcnn", "mask-rcnn") else set()
         may_lack = {*unused, "box_predictor"}  # the authors' converter drops that
@@ -176,7 +174,7 @@ def _fit(
     _check_fit(kept, needed, family, checkpoint.file)
     gone = [name for name in tensors if _module_of(name) in unused and name not in projector]
     prefix = "online_backbone." if layout == "aligndet" else ""
-    left_out |= {f"{prefix}{rename(name, RULES[family], to_ours=False)}": _why_unused(name) for name in gone}
+    left_out = left_out | {f"{prefix}{rename(name, RULES[family], to_ours=False)}": _why_unused(name) for name in gone}
     return Converted(
         layout=layout,
         stage="pretrain-box" if is_pretrained else "finetune",

@@ -31,6 +31,7 @@ class ImportConfig(StageConfig):
     detector: DetectorConfig
     backbone: BackboneConfig
     categories: str | None
+    style: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ImportRequest:
     Attributes:
         layout: one of `LAYOUTS`.
         detector, backbone: to confirm, and to tell a pre-trained Faster from a Mask R-CNN.
+        style: how its images are prepared, where the file does not tell; see `STYLES`.
         name: of the run.
         categories: see `resolve_categories`.
         force: replace a run of that name.
@@ -49,6 +51,7 @@ class ImportRequest:
     layout: str = "auto"
     detector: str | None = None
     backbone: str | None = None
+    style: str | None = None
     name: str | None = None
     categories: str | None = None
     force: bool = False
@@ -64,7 +67,7 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
     if request.layout not in LAYOUTS:
         raise ConfigError(f"--from {request.layout}: write one of {', '.join(LAYOUTS)}")
     checkpoint = read_checkpoint(request.file)
-    converted = convert(checkpoint, layout=request.layout, family=request.detector)
+    converted = convert(checkpoint, layout=request.layout, family=request.detector, style=request.style)
     name, backbone = converted.detector.family, converted.backbone.name
     if request.backbone not in (None, backbone):
         raise ConfigError(f"{request.file}: has a {backbone}, not a {request.backbone}; change --backbone")
@@ -78,6 +81,7 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
         detector=converted.detector,
         backbone=converted.backbone,
         categories=request.categories,
+        style=request.style,
     )
     inputs = {"weights": hash_files([request.file]), "backbone weights": "none"}
     output = workspace.plan_output(converted.stage, str(config.name), config, inputs, force=request.force)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from aligndet_cli.conversion.rules import Rule, rename
+from aligndet_cli.conversion.rules import Renamed, Rule, rename_all
 
 RULES: tuple[Rule, ...] = (
     ("backbone.0.body.*", "backbone.*"),
@@ -18,8 +18,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def from_published(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under our names, and the names of those that are no part of a DETR."""
-    pairs = {name: rename(name, RULES, to_ours=True) for name in state_dict}
-    renamed = {ours: state_dict[name] for name, ours in pairs.items() if ours is not None}
-    return renamed, [name for name, ours in pairs.items() if ours is None]
+def from_published(state_dict: Mapping[str, Tensor]) -> Renamed:
+    """A DETR under our names."""
+    return Renamed("detr", *rename_all(state_dict, RULES))

@@ -1,6 +1,7 @@
 """A checkpoint of any program as plain tensors, without running what is in it."""
 
 import argparse
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ class Checkpoint:
     Attributes:
         tensors: by their names there; floating point ones in float32.
         meta: what mmdetection writes beside them; empty for others.
+        digest: SHA-256 of the file.
     """
 
     file: Path
     tensors: dict[str, Tensor]
     meta: Mapping[str, Any]
+    digest: str = ""
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
@@ -41,6 +44,8 @@ def read_checkpoint(file: Path) -> Checkpoint:
         with torch.serialization.safe_globals([argparse.Namespace]):  # DETR saves its options too
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
+        if file.suffix == ".pkl":
+            raise WeightsError(_how_to_convert(file)) from None
         reason = str(error).split("\n", maxsplit=1)[0].split(". ", maxsplit=1)[0] or type(error).__name__
         raise WeightsError(
             f"{file}: not a readable PyTorch file of plain tensors ({reason}); get it again, or save just the model's "
@@ -57,7 +62,18 @@ def read_checkpoint(file: Path) -> Checkpoint:
     tensors = {name: _plain(value) for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"{file}: no tensors in it; save the model's state_dict() with torch.save")
-    return Checkpoint(file, tensors, meta if isinstance(meta, dict) else {})
+    with file.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return Checkpoint(file, tensors, meta if isinstance(meta, dict) else {}, digest)
+
+
+def _how_to_convert(file: Path) -> str:
+    """What to do with detectron2's files of arrays."""
+    return (
+        f"{file}: a pickle, which could run code of others and is not opened; if you trust it, write its arrays as "
+        f"tensors: python -c \"import pickle, torch; arrays = pickle.load(open('{file}', 'rb'))['model']; "
+        f"torch.save({{name: torch.as_tensor(a) for name, a in arrays.items()}}, '{file.with_suffix('.pth')}')\""
+    )
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -119,6 +119,7 @@ def _of_pyramid(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "head_convs": _count(tensors, "head.convs.#.0.weight"),
         "head_fcs": 1 + _count(tensors, "head.extra_fcs.#.weight"),
         "head_features": fc.shape[0],
+        "rpn_convs": 1 + _count(tensors, "rpn.extra_convs.#.weight"),
         "pool_size": isqrt(fc.shape[1] // settings["neck_channels"]),
     }
     if "mask_head.upsample.weight" in tensors:

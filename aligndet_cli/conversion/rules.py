@@ -2,10 +2,47 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
 
 # (their pattern, our pattern): `#` stands for a number and `*` for the rest; the first that fits is used.
 Rule = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A detector of another program under our names.
+
+    Attributes:
+        unknown: their names of tensors that ours has not.
+        left_out: names of tensors that are no weights, and why.
+        detector, backbone: settings that names and shapes do not tell.
+    """
+
+    family: str
+    tensors: dict[str, Tensor]
+    unknown: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    detector: dict[str, Any] = field(default_factory=dict)
+    backbone: dict[str, Any] = field(default_factory=dict)
+
+
+def rename_all(
+    tensors: Mapping[str, Tensor], rules: Sequence[Rule], ignored: Iterable[str] = ()
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under our names, and the names of those that no rule fits, without the ignored ones."""
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for name in [name for name in tensors if name not in set(ignored)]:
+        ours = rename(name, rules, to_ours=True)
+        if ours is None:
+            unknown.append(name)
+        else:
+            renamed[ours] = tensors[name]
+    return renamed, sorted(unknown)
 
 
 def rename(name: str, rules: Sequence[Rule], *, to_ours: bool) -> str | None:

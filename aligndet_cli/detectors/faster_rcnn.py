@@ -21,8 +21,9 @@ from aligndet_cli.detectors.interface import (
     ImageBatch,
     extract_features,
 )
+from aligndet_cli.detectors.parts.anchors import AnchorStyle
 from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
-from aligndet_cli.detectors.parts.roi_head import BoxHead
+from aligndet_cli.detectors.parts.roi_head import BoxHead, Pooling
 from aligndet_cli.detectors.parts.rpn import RPN, RPNRules, Sampling
 from aligndet_cli.detectors.parts.two_stage import (
     TwoStageRules,
@@ -53,6 +54,12 @@ class RCNNConfig(Frozen):
     head_features: int = Field(1024, ge=1)  # of each fully connected layer
     head_norm: NormName = "none"
     pool_size: int = Field(7, ge=1)  # rows and columns of a pooled RoI
+    # What torchvision's detectors do otherwise; import-weights sets these for their weights.
+    anchors: AnchorStyle = "exact"
+    rpn_convs: int = Field(1, ge=1)
+    roi_aligned: bool = True
+    roi_sampling_ratio: int = Field(0, ge=0)  # samples along each side of a bin; 0: one for each cell
+    min_box_side: float = Field(0.0, ge=0)  # pixels; detections with a shorter side are dropped
     rpn_positive_iou: float = Field(0.7, gt=0, le=1)
     rpn_negative_iou: float = Field(0.3, gt=0, le=1)
     rpn_claim_iou: float = Field(0.3, ge=0, le=1)
@@ -168,7 +175,7 @@ def build_box_parts(config: RCNNConfig, backbone: Backbone) -> BoxParts:
     return BoxParts(
         backbone,
         FPN(widths, channels, neck_norm, extra_levels="pooled"),
-        RPN(channels, rpn_rules),
+        RPN(channels, rpn_rules, num_convs=config.rpn_convs, anchors=config.anchors),
         BoxHead(
             channels,
             config.head_convs,
@@ -184,7 +191,9 @@ def build_box_parts(config: RCNNConfig, backbone: Backbone) -> BoxParts:
             train_per_level=config.train_proposals_per_level,
             test_per_level=config.test_proposals_per_level,
             positive_iou=config.roi_positive_iou,
+            pooling=Pooling(config.roi_aligned, config.roi_sampling_ratio),
             score_threshold=config.score_threshold,
+            min_box_side=config.min_box_side,
             nms_iou=config.nms_iou,
             max_detections=config.max_detections,
         ),

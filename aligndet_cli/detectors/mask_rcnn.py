@@ -103,7 +103,7 @@ class MaskRCNN(nn.Module):
 
     def mask_logits(self, pyramid: list[Tensor], rois: Tensor, class_ids: Tensor) -> Tensor:
         """(S, M, M) logits of the mask of each RoI's class, for (S, 5) RoIs."""
-        pooled, row = pool_rois(pyramid, rois, self.mask_head.pool_size)
+        pooled, row = pool_rois(pyramid, rois, self.mask_head.pool_size, self.rules.pooling)
         by_level = torch.empty_like(class_ids).index_put((row,), class_ids)
         return predict_masks(self.mask_predictor, self.mask_head(pooled), by_level)[row]
 

@@ -33,12 +33,29 @@ class CocoEvaluation:
             has no ground truth.
         iou_thresholds: (T,) 0.5, 0.55 ... 0.95.
         recall_thresholds: (R,) 0, 0.01 ... 1.
+        matches: which detections found which ground truths; None where nobody asked.
     """
 
     metrics: dict[str, Any]
     precision: NDArray[np.float64]
     iou_thresholds: NDArray[np.float64]
     recall_thresholds: NDArray[np.float64]
+    matches: "CocoMatches | None" = None
+
+
+@dataclass(frozen=True)
+class CocoMatches:
+    """How pycocotools has matched boxes of all sizes.
+
+    Attributes:
+        truths: the ground truths it saw, each with an `id` other than 0.
+        per_group: its results for each class and image with either of them: `dtIds` (1, 2 ... in the order of the
+            predictions, best 100), and by threshold (`loose_iou` first, then T) `dtMatches` (id of the ground truth, 0
+            for none) and `dtIgnore`.
+    """
+
+    truths: list[dict[str, Any]]
+    per_group: list[dict[str, Any]]
 
 
 def coco_metrics(
@@ -64,6 +81,7 @@ def evaluate_coco(
     *,
     image_ids: Collection[int] | None = None,
     iou_type: IouType = "bbox",
+    loose_iou: float | None = None,
 ) -> CocoEvaluation:
     """Run pycocotools, quietly.
 
@@ -72,6 +90,7 @@ def evaluate_coco(
         predictions: COCO results with the category ids of `ground_truth`; `bbox` is xywh.
         image_ids: evaluate these images only; None = all.
         iou_type: `segm` compares `segmentation` (RLE); ground truths without one are left out and counted.
+        loose_iou: also tell the matches, with those at this IoU, which has no part in any number.
     """
     dataset, predictions = _select(ground_truth, predictions, image_ids)
     num_without_mask = 0
@@ -81,7 +100,7 @@ def evaluate_coco(
         dataset["annotations"] = with_mask
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints, and stdout is for the result
         evaluator = _build_evaluator(dataset, predictions, iou_type)
-        evaluator.evaluate()
+        matches = _evaluate(evaluator, loose_iou)
         evaluator.accumulate()
         evaluator.summarize()
     metrics = _summary(evaluator, dataset, predictions, iou_type)
@@ -92,26 +111,24 @@ def evaluate_coco(
         precision=evaluator.eval["precision"][:, :, :, 0, -1],
         iou_thresholds=np.asarray(evaluator.params.iouThrs),
         recall_thresholds=np.asarray(evaluator.params.recThrs),
+        matches=matches,
     )
 
 
-def coco_evaluator(
-    ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], *, iou_thresholds: Sequence[float]
-) -> COCOeval:
-    """The evaluator of pycocotools after it has matched boxes of all sizes at these IoUs, in `evalImgs`.
-
-    Detections have the ids 1, 2 ... in the order of `predictions`, and no ground truth has the id 0.
-
-    Args:
-        predictions: of the images of `ground_truth` only.
-    """
-    dataset, predictions = _select(ground_truth, predictions, None)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = _build_evaluator(dataset, predictions, "bbox")
-        evaluator.params.iouThrs = np.array(iou_thresholds)
-        evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
+def _evaluate(evaluator: COCOeval, loose_iou: float | None) -> CocoMatches | None:
+    """Match; at one more IoU where there is one, which is taken out again: a second pass would take as long."""
+    if loose_iou is None:
         evaluator.evaluate()
-    return evaluator
+        return None
+    evaluator.params.iouThrs = np.concatenate([[loose_iou], evaluator.params.iouThrs])
+    evaluator.evaluate()
+    evaluator.params.iouThrs = evaluator.params.iouThrs[1:]
+    groups = [group for group in evaluator.evalImgs if group is not None]
+    of_all_sizes = [dict(group) for group in groups if group["aRng"] == evaluator.params.areaRng[0]]
+    for group in groups:
+        for name in ("dtMatches", "dtIgnore", "gtMatches"):
+            group[name] = group[name][1:]
+    return CocoMatches(evaluator.cocoGt.dataset["annotations"], of_all_sizes)
 
 
 def _select(

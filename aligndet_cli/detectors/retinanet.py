@@ -4,12 +4,13 @@ Source: Lin et al., ICCV 2017; mmdetection `retinanet_r50_fpn`, which AlignDet's
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torchvision.ops import clip_boxes_to_image
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
@@ -21,11 +22,11 @@ from aligndet_cli.detectors.interface import (
     ImageBatch,
     extract_features,
 )
-from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
+from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
 from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
-from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
+from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NormName, check_group_channels
 from aligndet_cli.detectors.parts.matching import look_up, match_by_iou, matched_boxes
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_each_image
@@ -52,6 +53,10 @@ class RetinaNetConfig(Frozen):
     # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = "auto"
     head_norm: NormName = "none"
+    # What the detectors of torchvision and detectron2 do otherwise; import-weights sets these for their weights.
+    extra_levels: ConvExtraName = "from_c5"
+    anchors: AnchorStyle = "exact"
+    clip_before_nms: bool = True  # otherwise boxes are cut off at the image's border after suppression
     positive_iou: float = Field(0.5, gt=0, le=1)
     negative_iou: float = Field(0.4, gt=0, le=1)
     focal_alpha: float = Field(0.25, ge=0, le=1)
@@ -82,6 +87,7 @@ class RetinaNetRules:
     pretext_samples: int
     score_threshold: float
     detections_per_level: int
+    clip_before_nms: bool
     nms_iou: float
     max_detections: int
 
@@ -111,6 +117,7 @@ class RetinaNet(nn.Module):
         neck: makes P3..P7 of them.
         head: runs on each of these.
         num_classes: K, background not counted.
+        anchors: their style, see `AnchorGrid`.
         rules: the numbers to go by.
     """
 
@@ -125,13 +132,14 @@ class RetinaNet(nn.Module):
         *,
         channels: int,
         num_classes: int,
+        anchors: AnchorStyle,
         rules: RetinaNetRules,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
         self.head = head
-        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS)
+        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS, anchors)
         self.feature_dim = channels
         self.num_slots = self.anchors.num_per_cell
         self.num_classes = num_classes
@@ -282,6 +290,7 @@ class RetinaNet(nn.Module):
             size_hw: of the image in pixels, without padding.
         """
         boxes, scores, class_ids = [], [], []
+        frame_hw = size_hw if self.rules.clip_before_nms else None
         sizes = [level.shape[-2] * level.shape[-1] * self.num_slots for level in logits]
         for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors.split(sizes), strict=True):
             score, anchor_index, class_id = select_scores(
@@ -291,16 +300,17 @@ class RetinaNet(nn.Module):
                 max_scores=self.rules.detections_per_level,
             )
             delta = level_deltas.float().permute(1, 2, 0).reshape(-1, 4)[anchor_index]
-            boxes.append(decode_boxes(delta, level_anchors[anchor_index], size_hw))
+            boxes.append(decode_boxes(delta, level_anchors[anchor_index], frame_hw))
             scores.append(score)
             class_ids.append(class_id)
-        return select_detections(
+        found = select_detections(
             torch.cat(boxes),
             torch.cat(scores),
             torch.cat(class_ids),
             nms_iou=self.rules.nms_iou,
             max_detections=self.rules.max_detections,
         )
+        return found if frame_hw else replace(found, boxes=clip_boxes_to_image(found.boxes, size_hw))
 
 
 def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: int) -> RetinaNet:
@@ -309,10 +319,11 @@ def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: in
     widths = backbone.use_levels(LEVELS)
     return RetinaNet(
         backbone,
-        FPN(widths, config.neck_channels, neck_norm, extra_levels="from_c5"),
+        FPN(widths, config.neck_channels, neck_norm, extra_levels=config.extra_levels),
         RetinaNetHead(config.neck_channels, config.head_convs, config.head_norm),
         channels=config.neck_channels,
         num_classes=num_classes,
+        anchors=config.anchors,
         rules=RetinaNetRules(
             positive_iou=config.positive_iou,
             negative_iou=config.negative_iou,
@@ -321,6 +332,7 @@ def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: in
             pretext_samples=config.pretext_samples,
             score_threshold=config.score_threshold,
             detections_per_level=config.detections_per_level,
+            clip_before_nms=config.clip_before_nms,
             nms_iou=config.nms_iou,
             max_detections=config.max_detections,
         ),

@@ -143,6 +143,8 @@ def test_extracted_weights_and_which_rcnn_they_are() -> None:
 
 # ---- refusals ----
 
+OLD_CAFFE = "style='caffe', mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], to_rgb=False"
+
 
 def changed(family: str, changes: dict[str, Tensor | None]) -> dict[str, Tensor]:
     tensors = {**mmdet_tensors(family), **changes}
@@ -153,11 +155,9 @@ def changed(family: str, changes: dict[str, Tensor | None]) -> dict[str, Tensor]
     ("tensors", "meta", "said"),
     [
         (lambda: {"conv1.weight": torch.zeros(1)}, {}, "not a detector of a known layout .* --backbone-weights"),
-        (lambda: {"backbone.body.a": torch.zeros(1), "head.classification_head.b": torch.zeros(1)}, {}, "RetinaNet: "),
-        (lambda: {"backbone.body.a": torch.zeros(1), "roi_heads.b": torch.zeros(1)}, {}, "RoIAlign"),
-        (lambda: {"backbone.bottom_up.a": torch.zeros(1)}, {}, "detectron2"),
         (lambda: {"bbox_head.vfnet_cls.weight": torch.zeros(1)}, {}, "none of the detectors that can be imported"),
-        (lambda: mmdet_tensors("fcos"), {"config": "model=dict(style = 'caffe')"}, "style='caffe'"),
+        (lambda: mmdet_tensors("fcos"), {"config": "model=dict(style = 'caffe')"}, "style='caffe', but no mean"),
+        (lambda: mmdet_tensors("fcos"), {"config": OLD_CAFFE}, r"mean 122.77, 115.95, 102.98 \(RGB\) subtracted"),
         (lambda: changed("fcos", {"bbox_head.conv_dcn.weight": torch.zeros(1)}), {}, "1 tensors .*conv_dcn"),
         (lambda: changed("fcos", {"bbox_head.conv_reg.weight": None}), {}, "sides.weight.* missing"),
         (lambda: changed("fcos", {"bbox_head.conv_reg.weight": torch.zeros(1)}), {}, "of another shape"),

@@ -1,4 +1,4 @@
-"""Anchors on a pyramid's grid, in mmdetection's order and without its rounding differences to torchvision.
+"""Anchors on a pyramid's grid, in mmdetection's order and by default as exact as there.
 
 The anchors of one image are one list: levels from fine to coarse, then rows, columns, and the anchors of a cell.
 So `anchor // num_per_cell` counts cells over all levels and `anchor % num_per_cell` is the slot in the cell.
@@ -6,6 +6,7 @@ So `anchor // num_per_cell` counts cells over all levels and `anchor % num_per_c
 
 from collections.abc import Sequence
 from math import ceil
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +14,36 @@ from torch import Tensor, nn
 from aligndet_cli.detectors.interface import PAD_DIVISOR
 
 SizeHW = tuple[int, int]
+AnchorStyle = Literal["exact", "torchvision"]
 
 
 class AnchorGrid(nn.Module):
     """The anchors of a pyramid.
 
-    Source: mmdetection `AnchorGenerator` (`center_offset=0`). torchvision rounds the base anchors to integers and
-    derives strides from image and map sizes, which is wrong for sizes that are not multiples of the stride.
+    Source: mmdetection `AnchorGenerator` (`center_offset=0`). In the style of torchvision's, sides and then corners are
+    whole pixels, and cells are as far apart as they would be if each level covered the padded image evenly, which is
+    less than the stride where its size is no multiple of that.
 
     Args:
         strides: pixels per cell of each level.
         scales: side of the square anchor in strides.
         ratios: height / width; the area does not depend on it.
+        style: whose anchors, for weights that were trained with them.
     """
 
-    def __init__(self, strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]) -> None:
+    def __init__(
+        self,
+        strides: Sequence[int],
+        scales: Sequence[float],
+        ratios: Sequence[float],
+        style: AnchorStyle = "exact",
+    ) -> None:
         super().__init__()
         self.strides = tuple(strides)
+        self.style = style
         self.num_per_cell = len(scales) * len(ratios)
-        bases = torch.stack([base_anchors(stride, scales, ratios) for stride in strides])  # (L, A, 4)
+        of_level = rounded_base_anchors if style == "torchvision" else base_anchors
+        bases = torch.stack([of_level(stride, scales, ratios) for stride in strides])  # (L, A, 4)
         self.bases: Tensor
         self.register_buffer("bases", bases, persistent=False)  # derived, so not in checkpoints
 
@@ -46,12 +58,21 @@ class AnchorGrid(nn.Module):
         """
         levels = []
         for stride, base, (rows, columns) in zip(self.strides, self.bases, grids_hw, strict=True):
-            y = torch.arange(rows, device=base.device) * stride
-            x = torch.arange(columns, device=base.device) * stride
+            down, right = (stride, stride) if self.style == "exact" else self._spread(grids_hw[0], (rows, columns))
+            y = torch.arange(rows, device=base.device) * down
+            x = torch.arange(columns, device=base.device) * right
             y, x = torch.meshgrid(y, x, indexing="ij")
             corners = torch.stack([x, y, x, y], dim=-1)  # (H, W, 4)
             levels.append((corners[:, :, None] + base).view(-1, 4))
         return torch.cat(levels)
+
+    def _spread(self, finest_hw: SizeHW, grid_hw: SizeHW) -> SizeHW:
+        """Whole pixels between cells of a level that covers the padded image, of which the finest level tells the size.
+
+        That is exact because the finest stride divides `PAD_DIVISOR`.
+        """
+        rows, columns = grid_hw
+        return finest_hw[0] * self.strides[0] // rows, finest_hw[1] * self.strides[0] // columns
 
     def inside(self, grids_hw: Sequence[SizeHW], size_hw: SizeHW) -> Tensor:
         """Whether an anchor's cell touches the image, which counts as padded to a multiple of 32.
@@ -82,3 +103,8 @@ def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) 
     half_width = (stride * (1 / root)[:, None] * scale).flatten() * 0.5
     half_height = (stride * root[:, None] * scale).flatten() * 0.5
     return torch.stack([-half_width, -half_height, half_width, half_height], dim=-1)
+
+
+def rounded_base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """As `base_anchors`, in whole pixels: sides are cut off and corners rounded, to even numbers from halves."""
+    return base_anchors(1, [int(stride * scale) for scale in scales], ratios).round()

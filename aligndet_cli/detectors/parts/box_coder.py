@@ -19,18 +19,20 @@ def encode_boxes(boxes: Tensor, references: Tensor) -> Tensor:
     return torch.cat([(centers - reference_centers) / reference_sides, (sides / reference_sides).log()], dim=-1)
 
 
-def decode_boxes(deltas: Tensor, references: Tensor, size_hw: tuple[int, int]) -> Tensor:
+def decode_boxes(deltas: Tensor, references: Tensor, size_hw: tuple[int, int] | None) -> Tensor:
     """The (N, 4) xyxy boxes that `encode_boxes` would give `deltas` for, clipped to the image.
 
     Args:
         deltas: (N, 4) dx, dy, dw, dh.
         references: (N, 4) xyxy.
-        size_hw: height and width of the image in pixels.
+        size_hw: height and width of the image in pixels; None: not clipped.
     """
     reference_centers, reference_sides = _centers_and_sides(references)
     centers = reference_centers + reference_sides * deltas[:, :2]
     half_sides = reference_sides * deltas[:, 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() * 0.5
     boxes = torch.cat([centers - half_sides, centers + half_sides], dim=-1)
+    if size_hw is None:
+        return boxes
     height, width = size_hw
     return torch.stack(
         [

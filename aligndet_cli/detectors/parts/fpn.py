@@ -10,8 +10,10 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 NormName = Literal["none", "batch", "group"]
-# What P6 is made of, and P7 of P6; "pooled": every other cell of P5 is P6, and there is no P7.
-ExtraName = Literal["none", "from_c5", "from_p5", "pooled"]
+# What P6 is made of; P7 is made of P6, or of its positive part ("from_c5_relu" and "from_p5").
+ConvExtraName = Literal["from_c5", "from_c5_relu", "from_p5"]
+# "pooled": every other cell of P5 is P6, and there is no P7.
+ExtraName = ConvExtraName | Literal["none", "pooled"]
 NUM_GROUPS = 32  # mmdetection's GN configs, and the group norm paper
 
 
@@ -36,19 +38,20 @@ class ExtraLevels(ExtraFPNBlock):
     """P6 from the backbone's or the pyramid's last map and P7 from P6, both by a 3x3 convolution of stride 2.
 
     Source: mmdetection FPN `add_extra_convs="on_input"` (RetinaNet), and `"on_output"` with
-    `relu_before_extra_convs`, a ReLU between the two (FCOS). torchvision's `LastLevelP6P7` has the ReLU always and
-    norms never.
+    `relu_before_extra_convs`, a ReLU between the two (FCOS). `LastLevelP6P7` of torchvision and detectron2 has the
+    ReLU always and norms never.
 
     Args:
         in_channels: width of the map that P6 is made of.
         channels: width of the pyramid.
         norm: the same norm as in the rest of the pyramid.
-        from_output: P6 is made of P5, and P7 of the positive part of P6; otherwise of C5, and of all of P6.
+        source: what P6 is made of, and whether P7 of the positive part of P6.
     """
 
-    def __init__(self, in_channels: int, channels: int, norm: NormName, *, from_output: bool) -> None:
+    def __init__(self, in_channels: int, channels: int, norm: NormName, source: ConvExtraName) -> None:
         super().__init__()
-        self.from_output = from_output
+        self.from_output = source == "from_p5"
+        self.has_relu = source != "from_c5"
         conv = partial(
             Conv2dNormActivation, kernel_size=3, stride=2, norm_layer=norm_layer(norm), activation_layer=None
         )
@@ -64,7 +67,7 @@ class ExtraLevels(ExtraFPNBlock):
             names: one per map of `results`.
         """
         p6 = self.p6(results[-1] if self.from_output else x[-1])
-        return [*results, p6, self.p7(relu(p6) if self.from_output else p6)], [*names, "p6", "p7"]
+        return [*results, p6, self.p7(relu(p6) if self.has_relu else p6)], [*names, "p6", "p7"]
 
 
 class FPN(nn.Module):
@@ -84,10 +87,11 @@ class FPN(nn.Module):
         super().__init__()
         self.levels = tuple(in_channels)
         widths = list(in_channels.values())
-        extra: ExtraFPNBlock | None = LastLevelMaxPool() if extra_levels == "pooled" else None
-        if extra_levels in ("from_c5", "from_p5"):
-            from_output = extra_levels == "from_p5"
-            extra = ExtraLevels(channels if from_output else widths[-1], channels, norm, from_output=from_output)
+        extra: ExtraFPNBlock | None = None
+        if extra_levels == "pooled":
+            extra = LastLevelMaxPool()
+        elif extra_levels != "none":
+            extra = ExtraLevels(channels if extra_levels == "from_p5" else widths[-1], channels, norm, extra_levels)
         self.pyramid = FeaturePyramidNetwork(widths, channels, extra_blocks=extra, norm_layer=norm_layer(norm))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

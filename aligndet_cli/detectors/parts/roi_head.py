@@ -19,6 +19,22 @@ FINEST_SCALE = 56  # RoIs of side 56 * 2^l belong to level l
 
 
 @dataclass(frozen=True)
+class Pooling:
+    """How features of a RoI are read from the pyramid.
+
+    Attributes:
+        is_aligned: the centre of a pixel is half a pixel from its corner; otherwise coordinates are half a cell off.
+        sampling_ratio: samples along each side of a bin; 0: as many as the bin has cells.
+    """
+
+    is_aligned: bool = True
+    sampling_ratio: int = 0
+
+
+EXACT_POOLING = Pooling()
+
+
+@dataclass(frozen=True)
 class RoiSamples:
     """The RoIs of a batch that are trained on. One list entry per image, positives before background.
 
@@ -91,19 +107,23 @@ def to_rois(boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
 
 
-def pool_rois(pyramid: Sequence[Tensor], rois: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def pool_rois(
+    pyramid: Sequence[Tensor], rois: Tensor, size: int, pooling: Pooling = EXACT_POOLING
+) -> tuple[Tensor, Tensor]:
     """Features of RoIs, each from the level that fits its size.
 
     They come sorted by level: heads put their small outputs back in order, instead of us the large features.
     Every level takes part in the graph even if no RoI is on it, so its gradient is zero and not missing.
 
-    Source: mmdetection `SingleRoIExtractor` and `RoIAlign(aligned=True, sampling_ratio=0)`; torchvision's
-    `MultiScaleRoIAlign` is not aligned.
+    Source: mmdetection `SingleRoIExtractor` and `RoIAlign(aligned=True, sampling_ratio=0)`; in torchvision's
+    `MultiScaleRoIAlign` they are not aligned and have 2 x 2 samples. Its choice of level differs for images of less
+    than 91 pixels, whose padding misleads it about the strides.
 
     Args:
         pyramid: P2..P5 first, (B, C, H, W) each.
         rois: (S, 5) image index and xyxy.
         size: rows and columns of the result.
+        pooling: how.
 
     Returns:
         (S, C, size, size) float32, and (S,) int64: in which row of it each RoI is.
@@ -113,7 +133,7 @@ def pool_rois(pyramid: Sequence[Tensor], rois: Tensor, size: int) -> tuple[Tenso
     order = level.argsort(stable=True)
     parts = rois[order].split(torch.bincount(level, minlength=len(POOLED_STRIDES)).tolist())
     pooled = [
-        roi_align(maps.float(), part, size, 1 / stride, sampling_ratio=0, aligned=True)
+        roi_align(maps.float(), part, size, 1 / stride, pooling.sampling_ratio, pooling.is_aligned)
         for maps, part, stride in zip(pyramid, parts, POOLED_STRIDES, strict=False)
     ]
     return torch.cat(pooled), order.argsort()

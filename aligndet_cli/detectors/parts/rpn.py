@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import batched_nms
 
 from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
+from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
 from aligndet_cli.detectors.parts.matching import match_by_iou, matched_boxes
@@ -52,21 +52,24 @@ class RPNRules:
 
 
 class RPN(nn.Module):
-    """One 3x3 convolution for all levels, then whether and where there is an object, for each of 3 anchors per cell.
+    """3x3 convolutions for all levels, then whether and where there is an object, for each of 3 anchors per cell.
 
     Args:
-        channels: width of the pyramid and of the convolution.
+        channels: width of the pyramid and of the convolutions.
         rules: the numbers to go by.
+        num_convs: mmdetection has one.
+        anchors: see `AnchorGrid`.
     """
 
-    def __init__(self, channels: int, rules: RPNRules) -> None:
+    def __init__(self, channels: int, rules: RPNRules, *, num_convs: int = 1, anchors: AnchorStyle = "exact") -> None:
         super().__init__()
         self.rules = rules
-        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS)
+        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS, anchors)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.extra_convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs - 1))
         self.objectness = nn.Conv2d(channels, self.anchors.num_per_cell, 1)
         self.deltas = nn.Conv2d(channels, self.anchors.num_per_cell * 4, 1)  # anchor * 4 + (dx, dy, dw, dh)
-        for conv in (self.conv, self.objectness, self.deltas):
+        for conv in (self.conv, *self.extra_convs, self.objectness, self.deltas):
             nn.init.normal_(conv.weight, std=INIT_STD)
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
@@ -74,6 +77,8 @@ class RPN(nn.Module):
     def forward(self, pyramid: list[Tensor]) -> RPNOutput:
         """Objectness logits and box offsets of P2..P6."""
         hidden = [self.conv(level).relu() for level in pyramid]
+        for conv in self.extra_convs:
+            hidden = [conv(level).relu() for level in hidden]
         return [self.objectness(level) for level in hidden], [self.deltas(level) for level in hidden]
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.fpn import FPN
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.postprocess import select_detections
-from aligndet_cli.detectors.parts.roi_head import BoxHead, RoiSamples, pool_rois, sample_rois, to_rois
+from aligndet_cli.detectors.parts.roi_head import BoxHead, Pooling, RoiSamples, pool_rois, sample_rois, to_rois
 from aligndet_cli.detectors.parts.rpn import RPN, Sampling
 
 DELTA_STD = (0.1, 0.1, 0.2, 0.2)  # RoIs are close to their boxes: unit of dx, dy, dw, dh
@@ -35,6 +35,8 @@ class TwoStageRules:
         rpn_pretext, roi_pretext: of pre-training; no background RoIs are sampled there.
         train_per_level, test_per_level: proposals of a level before suppression.
         positive_iou: of a RoI.
+        pooling: of RoIs, for boxes and masks.
+        min_box_side: detections with a shorter side are dropped.
     """
 
     rpn_sampling: Sampling
@@ -44,7 +46,9 @@ class TwoStageRules:
     train_per_level: int
     test_per_level: int
     positive_iou: float
+    pooling: Pooling
     score_threshold: float
+    min_box_side: float
     nms_iou: float
     max_detections: int
 
@@ -110,11 +114,13 @@ def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[Size
     for boxes, score, delta, size_hw in zip(proposals, scores, deltas, sizes_hw, strict=True):
         roi, class_ids = (score > model.rules.score_threshold).nonzero(as_tuple=True)
         chosen = delta[roi, class_ids] * delta.new_tensor(DELTA_STD)
+        decoded, of_class = decode_boxes(chosen, boxes[roi], size_hw), score[roi, class_ids]
+        is_kept = (decoded[:, 2:] - decoded[:, :2] >= model.rules.min_box_side).all(dim=1)
         found.append(
             select_detections(
-                decode_boxes(chosen, boxes[roi], size_hw),
-                score[roi, class_ids],
-                class_ids,
+                decoded[is_kept],
+                of_class[is_kept],
+                class_ids[is_kept],
                 nms_iou=model.rules.nms_iou,
                 max_detections=model.rules.max_detections,
             )
@@ -159,7 +165,7 @@ def pretext_candidates(
 
 def roi_features(model: TwoStage, pyramid: list[Tensor], rois: Tensor) -> Tensor:
     """(S, C) features of (S, 5) RoIs, before the predictors."""
-    pooled, row = pool_rois(pyramid, rois, model.head.pool_size)
+    pooled, row = pool_rois(pyramid, rois, model.head.pool_size, model.rules.pooling)
     features: Tensor = model.head(pooled)
     return features[row]
 

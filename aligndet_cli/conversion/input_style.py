@@ -1,0 +1,129 @@
+"""What a detector's input looks like to its first convolution, and where its backbone makes steps of two."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aligndet_cli.data.transforms import MEAN, STD
+from aligndet_cli.errors import ConfigError, WeightsError
+
+CONV1 = "backbone.conv1.weight"
+BOTTLENECK = "backbone.layer1.0.conv3.weight"  # only ResNet-50 and 101 have it
+BUFFERS = ("pixel_mean", "pixel_std")  # of detectron2
+LEVELS = 255.0  # of a pixel
+TOLERANCE = 0.01  # of a mean, in pixel levels: programs write them with three decimals
+
+
+@dataclass(frozen=True)
+class InputStyle:
+    """How another program prepares pixels.
+
+    Attributes:
+        mean, std: subtracted from and divided by, for pixels of 0..255, in the order of the channels.
+        is_bgr: that order.
+        stride_in_1x1: see `BackboneConfig`.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    is_bgr: bool
+    stride_in_1x1: bool
+
+
+_MEAN = tuple(LEVELS * mean for mean in MEAN)
+_STD = tuple(LEVELS * std for std in STD)
+# Under mmdetection's names; detectron2 calls the weights of the first MSRA's, of the other torchvision's.
+STYLES = {
+    "caffe": InputStyle(_MEAN[::-1], (1.0, 1.0, 1.0), is_bgr=True, stride_in_1x1=True),
+    "pytorch": InputStyle(_MEAN, _STD, is_bgr=False, stride_in_1x1=False),
+}
+
+
+def check_style(asked: str | None) -> None:
+    """Refuse a style that there is not.
+
+    Raises:
+        ConfigError: naming those there are.
+    """
+    if asked not in (None, *STYLES):
+        raise ConfigError(f"--style {asked}: write {' or '.join(STYLES)}")
+
+
+def apply_style(tensors: dict[str, Tensor], style: InputStyle, file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (under our names) of a detector that sees RGB as ours do, and settings of its backbone.
+
+    Order and scale of the channels become part of the first convolution. That is exact, since both programs pad
+    images and convolutions with zeros after they have subtracted the mean, which therefore must be ours.
+
+    Raises:
+        WeightsError: the mean is another one, or the backbone is not a ResNet.
+    """
+    if style == STYLES["pytorch"]:
+        return tensors, {}
+    mean, std = ((of[::-1] if style.is_bgr else of) for of in (style.mean, style.std))
+    if any(abs(theirs - ours) > TOLERANCE for theirs, ours in zip(mean, _MEAN, strict=True)):
+        given, ours = (", ".join(f"{value:.2f}" for value in of) for of in (mean, _MEAN))
+        raise WeightsError(
+            f"{file}: its images have the mean {given} (RGB) subtracted, ours {ours}; it would detect something else"
+        )
+    if CONV1 not in tensors:
+        raise WeightsError(f"{file}: only a ResNet can see other images than ours; it has no {CONV1}")
+    kernel = tensors[CONV1]
+    kernel = kernel.flip(1) if style.is_bgr else kernel
+    scale = kernel.new_tensor(_STD) / kernel.new_tensor(std)
+    settings = {"stride_in_1x1": True} if style.stride_in_1x1 and BOTTLENECK in tensors else {}
+    return {**tensors, CONV1: kernel * scale[:, None, None]}, settings
+
+
+def style_of_mmdet(config: str, asked: str | None, file: Path) -> InputStyle:
+    """What the text of mmdetection's config says; without one, what was asked for, else mmdetection's default.
+
+    Raises:
+        WeightsError: a config that tells one half.
+    """
+    is_caffe = re.search(r"\bstyle\s*=\s*['\"]caffe", config) is not None
+    mean, std = (_numbers(config, key) for key in ("mean", "std"))
+    order = re.search(r"\bto_rgb\s*=\s*(True|False)", config)
+    if mean and std and order:
+        return InputStyle(mean, std, is_bgr=order[1] == "False", stride_in_1x1=is_caffe)
+    if is_caffe and asked is None:
+        raise WeightsError(
+            f"{file}: has style='caffe', but no mean and deviation of its images; add --style caffe if they are those "
+            "of detectron2's weights (103.53, 116.28, 123.675 in BGR, and 1)"
+        )
+    return STYLES[asked or "pytorch"]
+
+
+def style_of_detectron2(tensors: Mapping[str, Tensor], asked: str | None, file: Path) -> InputStyle:
+    """What the buffers with mean and deviation tell, and what was asked for.
+
+    Deviations are 1 where they are part of the weights that training started from. Those are MSRA's, whose steps are
+    made by the 1x1 convolutions.
+
+    Raises:
+        WeightsError: the file does not tell.
+    """
+    mean, std = (tuple(tensors[name].flatten().tolist()) if name in tensors else () for name in BUFFERS)
+    if not mean or not std:
+        if asked is None:
+            raise WeightsError(
+                f"{file}: does not tell how its images were normalised; add --style caffe (BGR with PIXEL_STD 1 and "
+                "STRIDE_IN_1X1, as all R-50 and R-101 of the model zoo) or pytorch (RGB, started from torchvision's)"
+            )
+        return STYLES[asked]
+    is_caffe = torch.allclose(torch.tensor(std), torch.ones(len(std)))
+    if asked is not None:
+        is_caffe = asked == "caffe"
+    return InputStyle(mean, std, is_bgr=mean[0] < mean[-1], stride_in_1x1=is_caffe)
+
+
+def _numbers(config: str, key: str) -> tuple[float, ...]:
+    """The first list of three numbers that a config has under that key; empty without one."""
+    match = re.search(rf"\b{key}\s*=\s*[\[(]([\d.,\s]*)[\])]", config)
+    found = re.findall(r"[\d.]+", match[1]) if match else []
+    return tuple(map(float, found)) if len(found) == len(MEAN) else ()
