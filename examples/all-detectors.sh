@@ -3,7 +3,7 @@
 #
 #   examples/all-detectors.sh path/to/coco [backbone weights]
 #
-# At full size (ResNet-50, the paper's schedules) this is several days on one GPU. SMALL=1 runs the same commands with a
+# At full size (ResNet-50, the paper's schedules) this is several days on one GPU. SMOKE=1 runs the same commands with a
 # ResNet-18 and tiny images: minutes on a CPU.
 set -euo pipefail
 data=$1
@@ -14,7 +14,7 @@ train=()
 limit=()
 clusters=()
 evaluation=()
-if [[ -n "${SMALL:-}" ]]; then
+if [[ -n "${SMOKE:-}" ]]; then
   backbone=(--backbone resnet18 --backbone-weights "$weights")
   train=(--short-side 96 --long-side 160 --steps 2 --batch-size 2)
   limit=(--limit 6)

@@ -4,7 +4,7 @@
 #   examples/coco.sh path/to/coco [torchvision weight name or file of a ResNet-50]
 #
 # Needs: COCO 2017 (train2017/, val2017/, annotations/), a GPU or several. At full size 12 epochs of pre-training and
-# 12 of fine-tuning. SMALL=1 runs the same commands in a few minutes on a CPU, with a ResNet-18 from scratch.
+# 12 of fine-tuning. SMOKE=1 runs the same commands in a few minutes on a CPU, with a ResNet-18 from scratch.
 set -euo pipefail
 data=$1
 weights=${2:-IMAGENET1K_V1}
@@ -12,7 +12,7 @@ weights=${2:-IMAGENET1K_V1}
 model=(--detector retinanet --backbone resnet50 --backbone-weights "$weights")
 train=()
 limit=()
-if [[ -n "${SMALL:-}" ]]; then
+if [[ -n "${SMOKE:-}" ]]; then
   model=(--detector retinanet --backbone resnet18 --set detector.neck_channels=64 --set detector.head_convs=1)
   train=(--short-side 96 --long-side 160 --steps 4 --batch-size 2)
   limit=(--limit 8)

@@ -5,7 +5,7 @@
 #
 # DATA: any labelled data set (COCO, VOC or YOLO root). Proposals come from its own training images; for more of your
 # unlabelled images, run `aligndet proposals FOLDER` first and pass DATA to finetune and evaluate only.
-# SMALL=1 runs it in a few minutes on a CPU, from scratch.
+# SMOKE=1 runs it in a few minutes on a CPU, from scratch.
 set -euo pipefail
 data=$1
 weights=${2:-IMAGENET1K_V1}
@@ -14,7 +14,7 @@ model=(--backbone resnet50 --backbone-weights "$weights")
 train=()
 control=backbone
 limit=()
-if [[ -n "${SMALL:-}" ]]; then
+if [[ -n "${SMOKE:-}" ]]; then
   model=(--backbone resnet18 --set detector.neck_channels=64 --set detector.head_convs=1)
   train=(--short-side 96 --long-side 160 --steps 4 --batch-size 2)
   control=scratch

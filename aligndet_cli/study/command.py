@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,16 @@ def run_study(
     names = {run.name for run in runs if run.stage == "evaluate"}
     report = collect_report(workspace, baseline=study.starts[0].label, names=names)
     return StudyOutcome(board.states(), report, _failure(board.states(), board.problems))
+
+
+def evaluations_of(files: Iterable[Path], workspace: Workspace) -> set[str]:
+    """Names of the evaluations that studies ask for.
+
+    Raises:
+        ConfigError: a study cannot be read, or contradicts itself.
+    """
+    runs = [run for file in files for run in plan_runs(load_study(file), workspace)]
+    return {run.name for run in runs if run.stage == "evaluate"}
 
 
 def _failure(states: list[RunState], problems: dict[str, Problem]) -> AlignDetError | None:

@@ -1,11 +1,12 @@
 """From a study to the list of its runs: their names, their settings, and which run needs which."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from aligndet_cli.config import (
+    STAGES,
     Sources,
     StageConfig,
     did_you_mean,
@@ -14,6 +15,7 @@ from aligndet_cli.config import (
     hash_json,
     load_config,
 )
+from aligndet_cli.detectors import BUILDERS
 from aligndet_cli.driver import stage_config_class
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.study.spec import COMMON, Start, StudyConfig
@@ -24,6 +26,8 @@ Settings = dict[str, tuple[str, Any]]  # {dotted.path: (where it was set, value)
 _SET_BY_STUDY = ("name", "label", "init", "fraction", "fold", "run", "proposals", "clusters", "detector.family")
 # What `finetune` refuses where it loads no pre-trained detector.
 _OF_LOADING = ("load_modules", "min_match", "keep_box_predictor")
+# Of the settings that do not decide whether a run is another one, those that do between runs of two names.
+_TOLD_APART = ("data.root", "backbone.weights", "init", "label")
 _SHARED_NAMES = {"pretrain-image": "backbone", "proposals": "proposals", "cluster": "clusters"}
 
 
@@ -110,6 +114,7 @@ class _Planner:
         self.study, self.workspace = study, workspace
         self.runs: dict[str, StageRun] = {}
         self._by_identity: dict[str, StageRun] = {}
+        self._known: dict[str, list[tuple[Artifact, list[Any]]]] = {}
         self._idle = {
             f"{title}.{path}"
             for title, table in self._tables(_Place(), COMMON) + self._own_common()
@@ -127,17 +132,17 @@ class _Planner:
         name += f"-s{place.seed}"
         links, needs = self._links("finetune", place)
         init = {} if "init" in links else {"init": ("starts", _init_of(place.start))}
-        tuned = self._register(StageRun("finetune", name, {**settings, **init, **links}, needs))
-        settings = {**self._settings("evaluate", place), "run": ("the study", name)}
-        self._register(StageRun("evaluate", name, settings, (tuned.key,)))
+        tuned = self._register(StageRun("finetune", self._own(name), {**settings, **init, **links}, needs))
+        settings = {**self._settings("evaluate", place), "run": ("the study", tuned.name)}
+        self._register(StageRun("evaluate", self._own(name), settings, (tuned.key,)))
 
     def refuse_unknown(self) -> None:
-        """Complain about common settings that none of the stages has."""
-        if self._idle:
-            path = min(self._idle)
-            table, setting = path.split(f"{COMMON}.", 1)
-            known = [key for key, _ in flatten(stage_config_class("finetune")().to_json())]
-            raise ConfigError(f"{table}{COMMON}: no stage of the study has '{setting}'{did_you_mean(setting, known)}")
+        """Complain about common settings that no stage has, whether the study has the stage or not."""
+        for place in sorted(self._idle):
+            table, setting = place.split(f"{COMMON}.", 1)
+            if not any(_has_setting(stage_config_class(stage), setting, name) for stage in STAGES for name in BUILDERS):
+                known = [key for key, _ in flatten(stage_config_class("finetune")().to_json())]
+                raise ConfigError(f"{table}{COMMON}: no stage has '{setting}'{did_you_mean(setting, known)}")
 
     def _add(self, stage: str, place: _Place) -> StageRun:
         """The run of a stage before fine-tuning, shared with all places where it would be the same."""
@@ -145,29 +150,43 @@ class _Planner:
         if identity in self._by_identity:
             return self._by_identity[identity]
         links, needs = self._links(stage, place)
-        run = StageRun(stage, self._name(stage, place, identity), {**self._settings(stage, place), **links}, needs)
-        if finished(run, self.workspace) is None and (name := self._made_before(run)) is not None:
-            run = StageRun(stage, name, run.settings, needs)
+        name = self._own(self._name(stage, place, identity))
+        run = self._register(StageRun(stage, name, {**self._settings(stage, place), **links}, needs))
         self._by_identity[identity] = run
-        return self._register(run)
+        return run
+
+    def _own(self, name: str) -> str:
+        return name if self.study.name is None else f"{self.study.name}-{name}"
 
     def _register(self, run: StageRun) -> StageRun:
+        """Take up a run, or the one of the workspace, of whatever name, that is the same."""
         run.config()
+        if finished(run, self.workspace) is None and (name := self._made_before(run)) is not None:
+            run = replace(run, name=name)
         assert run.key not in self.runs, f"two runs of the study are called {run.key}"
         self.runs[run.key] = run
         return run
 
     def _made_before(self, run: StageRun) -> str | None:
         """Name of an artifact of the workspace that has the settings and inputs of this run."""
-        config = run.config()
         needed = [finished(self.runs[key], self.workspace) for key in run.needs]
-        for artifact in self.workspace.artifacts(run.stage):
-            is_same = not config.changes_since(artifact.manifest["settings"])
-            same_data = artifact.config()["data"]["root"] == str(config.data.root)
+        if None in needed:
+            return None
+        config = run.config()
+        asked = _told_apart_by(config.to_json())
+        for artifact, told_apart_by in self._artifacts(run.stage):
             hashes = artifact.manifest["inputs"].values()
-            if is_same and same_data and all(one is not None and one.content_hash in hashes for one in needed):
+            is_same = told_apart_by == asked and all(one is not None and one.content_hash in hashes for one in needed)
+            if is_same and not config.changes_since(artifact.manifest["settings"]):
                 return artifact.name
         return None
+
+    def _artifacts(self, stage: str) -> list[tuple[Artifact, list[Any]]]:
+        """What the workspace has of a stage, read once."""
+        if stage not in self._known:
+            found = self.workspace.artifacts(stage)
+            self._known[stage] = [(artifact, _told_apart_by(artifact.config())) for artifact in found]
+        return self._known[stage]
 
     def _needs(self, stage: str, place: _Place, settings: Settings) -> tuple[str, ...]:
         """Stages that a stage reads from."""
@@ -258,6 +277,11 @@ class _Planner:
         places = [_Place(detector=name) for name in self.study.detectors]
         places += [_Place(start=start) for start in self.study.starts]
         return [table for place in places for table in self._tables(place, COMMON)]
+
+
+def _told_apart_by(config: dict[str, Any]) -> list[Any]:
+    values = dict(flatten(config))
+    return [values.get(path) for path in _TOLD_APART]
 
 
 def _title(start: Start) -> str:

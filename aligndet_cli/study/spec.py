@@ -58,12 +58,14 @@ class StudyConfig(Frozen):
     """A study: the cross product of detectors, starts, fractions, folds and seeds.
 
     Attributes:
+        name: begins the names of its runs, so that several studies can share a workspace.
         data, evaluate_data, image_data: of all stages, of `evaluate` and of `pretrain-image` (None: `data`).
         pretrain_per_seed: pre-train the box stage once per seed; otherwise once, as the paper.
         settings: by stage, and `common`; `detector`: the same for one detector, on top.
         starts: the first is the baseline.
     """
 
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=40)
     data: Path
     evaluate_data: Path | None = None
     image_data: Path | None = None

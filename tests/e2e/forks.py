@@ -10,6 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# What scripts call instead of the real command. Of the environment it passes on what commands read.
+_COMMAND = """\
+#!{python} -ISB
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+    connection.connect({door!r})
+    environment = {{name: value for name, value in os.environ.items() if name.startswith("ALIGNDET_")}}
+    request = {{"words": sys.argv[1:], "cwd": os.getcwd(), "environment": environment}}
+    socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
+    sys.exit(int(connection.recv(16)) % 256)
+"""
+
 
 @dataclass
 class ForkServer:
@@ -34,6 +46,12 @@ class ForkServer:
     def run(self, *words: str | Path, cwd: Path, die_at: int | None = None) -> int:
         """Start a command and wait for it."""
         return self.wait(self.start(*words, cwd=cwd, die_at=die_at))
+
+    def write_command(self, folder: Path) -> None:
+        """Put an `aligndet` for scripts into a folder."""
+        file = folder / "aligndet"
+        file.write_text(_COMMAND.format(python=sys.executable, door=f"{self.log}.door"))
+        file.chmod(0o755)
 
     @property
     def output(self) -> str:
@@ -60,7 +78,11 @@ def fork_server(log: Path) -> Iterator[ForkServer]:
     script = Path(__file__).with_name("forkserver.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1"}
     with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(script), f"{log}.door"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         yield ForkServer(process, log)

@@ -113,7 +113,7 @@ seeds = [1]
     [
         (
             '[settings.common]\n"backbone.nam" = 1',
-            "no stage of the study has 'backbone.nam'; did you mean 'backbone.na",
+            "no stage has 'backbone.nam'; did you mean 'backbone.na",
         ),
         ("[settings.finetune]\nfold = 3", "settings.finetune.fold: the study sets this itself"),
         ("[settings.common]\nseed = 3", "settings.common.seed: the study sets this itself"),

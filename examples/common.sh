@@ -1,0 +1,78 @@
+# What the scripts of the paper's tables share. Sourced by them, not run.
+#
+# Data sets, by environment variable or as links in the current folder: COCO (coco), VOC (VOCdevkit, 2007 and 2012),
+# IMAGENET (imagenet/train, one folder per class). ALIGNDET_WORKSPACE (workspace) keeps all runs: those that several
+# tables need are made once, and a script that was interrupted goes on when it is run again.
+#
+# Costs named by the scripts are estimates in hours of one A100, from table 12 of the paper (FCOS on eight of them):
+# 45 for a pre-training, 35 for 90k iterations or 12 epochs of fine-tuning, 5 for 12k.
+#
+# SMOKE=1 runs a script in a minute on a CPU: drawn pictures of 64 pixels, slim models, random backbone weights in the
+# published layouts, one or two steps. The numbers mean nothing then.
+set -euo pipefail
+
+table=$(basename "$0" .sh)
+workspace=${ALIGNDET_WORKSPACE:-workspace}
+studies=()
+coco=$(realpath -m "${COCO:-coco}")
+voc=$(realpath -m "${VOC:-VOCdevkit}")
+imagenet=$(realpath -m "${IMAGENET:-imagenet}")
+backbone=resnet50
+weights=IMAGENET1K_V1
+starts='[[starts]]
+label = "backbone only"
+init = "backbone"
+[[starts]]
+label = "AlignDet"'
+
+# pick FULL SMALL: the first word at full scale, the second with SMOKE=1.
+pick() { if [[ -n "${SMOKE:-}" ]]; then echo "$2"; else echo "$1"; fi; }
+
+# A schedule as a setting; with SMOKE=1 one step, or two of the longer ones.
+schedule() {
+  case $1 in 2x | 3x | 100e) steps=2 ;; 4x) steps=3 ;; *) steps=1 ;; esac
+  pick "\"training.schedule\" = \"$1\"" "\"training.steps\" = $steps"
+}
+
+# Path of a file of backbone weights; where it is missing, says so and fails.
+weights_of() {
+  if [[ ! -e "$2" ]]; then
+    echo "$table: skipped $1: no file $2" >&2
+    return 1
+  fi
+  realpath "$2"
+}
+
+# study NAME < TOML: run it, with the backbone and what SMOKE=1 makes small added.
+study() {
+  local file="$workspace/studies/$1.toml"
+  mkdir -p "$workspace/studies"
+  {
+    printf 'name = "%s"\n' "$1"
+    cat
+    printf '[settings.common]\n"backbone.name" = "%s"\n"backbone.weights" = "%s"\n' "$backbone" "$weights"
+    if [[ -n "${SMOKE:-}" ]]; then cat "$(dirname "$0")/smoke_settings.toml"; fi
+  } > "$file"
+  aligndet study "$file" > /dev/null # its table is a part of the report
+  studies+=(--study "$file")
+}
+
+# All studies of the script together, ours beside the paper's numbers.
+report() { aligndet report "${studies[@]}" "$@"; }
+
+# Drawn pictures in the place of all data sets, and weights as they are published.
+if [[ -n "${SMOKE:-}" ]]; then
+  mkdir -p "$workspace"
+  smoke=$(realpath "$workspace")/smoke
+  if [[ ! -e "$smoke" ]]; then
+    rm -rf "$smoke.new"
+    aligndet toy "$smoke.new/toy" --train 11 --val 5 > /dev/null
+    aligndet toy "$smoke.new/objects" --objects --train 15 --val 5 > /dev/null
+    python "$(dirname "$0")/smoke_weights.py" "$smoke.new"
+    mv "$smoke.new" "$smoke"
+  fi
+  coco=$smoke/toy voc=$smoke/toy imagenet=$smoke/objects
+  backbone=resnet18
+  weights=$smoke/imagenet.pt
+  MOCO=$smoke/moco.pt PIXPRO=$smoke/pixpro.pt SWAV=$smoke/swav.pt SIMMIM=$smoke/simmim.pt
+fi

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Table 3: Mask R-CNN on other backbones, with and without AlignDet.
+#
+#   examples/table03.sh            SMOKE=1 examples/table03.sh
+#
+# Needs COCO 2017 with masks, torchvision's ImageNet weights (downloaded when asked for by name; offline they must be in
+# its cache), and for SimMIM its published Swin-B: SIMMIM=FILE.
+# Costs about 1,500 GPU-hours (estimate): some 115 per backbone and 1x schedule, twice that for Swin.
+# Left out: CBNet v2, which is another kind of detector (HTC).
+source "$(dirname "$0")/common.sh"
+
+run() { # NAME SCHEDULE
+  study "$table-$1-$2" <<EOF
+data = "$coco"
+detectors = ["mask-rcnn"]
+$starts
+[settings.finetune]
+$(schedule "$2")
+EOF
+}
+
+for backbone in $(pick "mobilenet_v2 resnet18 resnet50 swin_s swin_b" "mobilenet_v2"); do
+  if [[ -n "${SMOKE:-}" ]]; then weights=$smoke/$backbone.pt; fi
+  run "$backbone" "$(pick 90k 1x)"
+  if [[ $backbone == swin_s ]]; then run "$backbone" 3x; fi
+done
+if weights=$(weights_of SimMIM "${SIMMIM:-simmim_pretrain__swin_base__img192_window6__800ep.pth}"); then
+  backbone=$(pick swin_b swin_t)
+  run simmim 3x
+fi
+report --metric AP,mask_AP
