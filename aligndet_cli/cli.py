@@ -15,7 +15,7 @@ from aligndet_cli import __version__
 from aligndet_cli.config import STAGES, Sources, StageConfig, assign, did_you_mean, flatten, load_config
 from aligndet_cli.driver import Outcome, Request, execute, stage_config_class, with_data
 from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, as_user_error
-from aligndet_cli.flags import BENCH, DOCTOR, IMPORT, SPLIT, STAGE_FLAGS, Given, with_flags
+from aligndet_cli.flags import BENCH, DOCTOR, IMPORT, PREDICT, SPLIT, STAGE_FLAGS, VIEWS, Given, with_flags
 from aligndet_cli.training.launch import Shown
 from aligndet_cli.training.logs import logger, setup_logging
 from aligndet_cli.training.signals import Stopped, ignore_stopping, stop_at_once
@@ -171,11 +171,17 @@ def study(
 def report(
     workspace: WorkspaceOption = None,
     form: Annotated[str, typer.Option("--format", help="table | markdown | csv | json.")] = "table",
+    is_page: Annotated[
+        bool, typer.Option("--html", help="One page of tables, commands and pictures (report.html in the workspace).")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="Start to compare with (backbone only).", show_default=False)
     ] = None,
     metric: Annotated[str, typer.Option("--metric", help="AP, AP50, AP75, mask_AP and so on.")] = "AP,AP50,AP75",
+    study: Annotated[
+        list[Path] | None, typer.Option("--study", help="Only the runs of this file (repeatable).", show_default=False)
+    ] = None,
     is_json: JsonOption = False,
 ) -> None:
     """Put the evaluated runs of a workspace side by side, with the paper's numbers where there are any."""
@@ -186,10 +192,20 @@ def report(
     with user_errors(is_json):
         check_format(form)
         metrics = tuple(part.strip() for part in metric.split(","))
-        found = collect_report(Workspace.locate(workspace), baseline=baseline, metrics=metrics)
+        place, names = Workspace.locate(workspace), None
+        if study:
+            from aligndet_cli.study.command import evaluations_of
+
+            names = evaluations_of(study, place)
+        found = collect_report(place, baseline=baseline, metrics=metrics, names=names)
         check_baseline(found, baseline)
-        if is_json or form == "json":
-            text = json.dumps({"schema_version": SCHEMA_VERSION, "command": "report", **found.to_json()})
+        if is_page:
+            from aligndet_cli.report.html import write_page
+
+            written = write_page(place, output, baseline=baseline, metrics=metrics, names=names)
+            output, text = None, _json_text({"command": "report", "file": str(written)}) if is_json else str(written)
+        elif is_json or form == "json":
+            text = _json_text({"command": "report", **found.to_json()})
         else:
             text = render(found, form)
         if output is None:
@@ -230,6 +246,28 @@ def import_weights(file: Path | None, given: Given) -> None:
         request = importing.ImportRequest(file, **asked, force=bool(given.control["force"]))
         outcome = importing.import_weights(request, Workspace.locate(given.control["workspace"]))
         _print_outcome("import-weights", outcome, is_json)
+
+
+@app.command("predict")
+@with_flags(PREDICT, ("IMAGES", "Image files, folders, or patterns such as 'photos/*.jpg'."), list[str])
+def predict(images: list[str] | None, given: Given) -> None:
+    """Detect in any images with a fine-tuned run, and draw what was found."""
+    from aligndet_cli.predict.command import PredictConfig, predict_files
+
+    control = given.control
+    is_json, verbosity = bool(control["json"]), -1 if control["quiet"] else 0
+    setup_logging(verbosity)
+    with user_errors(is_json):
+        if not images:
+            raise ConfigError("which images? name them: `aligndet predict IMAGES...`")
+        config, _ = load_config(PredictConfig, "predict", Sources(flags=given.settings))
+        shown = Shown(_progress_mode(control), verbosity)
+        place = Workspace.locate(control["workspace"])
+        predicted = predict_files(images, config, place, force=bool(control["force"]), shown=shown)
+        if is_json:
+            _print_json({"command": "predict", **predicted.to_json()})
+        else:
+            typer.echo("\n".join(predicted.lines()))
 
 
 @app.command("export")
@@ -325,6 +363,47 @@ def bench(data: Path | None, given: Given) -> None:
             _print_json({"command": "bench", "settings": config.to_json(), "stages": stages})
         else:
             _console().print(bench_table(timings))
+
+
+@app.command("views")
+@with_flags(VIEWS)
+def views(data: Path | None, given: Given) -> None:
+    """Draw the two views of a few images as pretrain-box will see them, to check boxes before training."""
+    from aligndet_cli.pretrain_box.preview import write_views
+
+    control = given.control
+    setup_logging(0)
+    with user_errors(bool(control["json"])):
+        sources = Sources(control["config"], tuple(control["set"] or ()), _with_data_root(data, given))
+        file = write_views(sources, Workspace.locate(control["workspace"]), control["output"], control["count"])
+        if control["json"]:
+            _print_json({"command": "views", "file": str(file)})
+        else:
+            typer.echo(str(file))
+
+
+@app.command("figures")
+def figures(
+    workspace: WorkspaceOption = None,
+    run: Annotated[str | None, typer.Option("--run", help="Evaluated run (the newest that is pre-trained).")] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Evaluated run without pre-training (the newest).")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder (figures, in the workspace).", show_default=False)
+    ] = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Draw the paper's figures of one's own runs: embeddings, box centres, losses and detections, with and without."""
+    from aligndet_cli.figures.command import write_figures
+
+    setup_logging(0)
+    with user_errors(is_json):
+        drawn = write_figures(Workspace.locate(workspace), run, compare, output)
+        if is_json:
+            _print_json({"command": "figures", **drawn.to_json()})
+        else:
+            typer.echo("\n".join(map(str, drawn.files)))
 
 
 @list_app.command("detectors")
@@ -457,7 +536,11 @@ def _console() -> Console:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps({"schema_version": SCHEMA_VERSION, **content}))
+    typer.echo(_json_text(content))
+
+
+def _json_text(content: dict[str, Any]) -> str:
+    return json.dumps({"schema_version": SCHEMA_VERSION, **content})
 
 
 if __name__ == "__main__":

@@ -230,6 +230,7 @@ IMPORT = (
     _flag("--from", str, "auto | mmdet | aligndet | detectron2 | torchvision | detr.", "layout"),
     _flag("--detector", str, "What it must be; tells a pre-trained Faster from a Mask R-CNN.", "detector"),
     _flag("--backbone", str, "What its backbone must be.", "backbone"),
+    _flag("--style", str, "Of its images and strides, where the file does not say: caffe | pytorch.", "style"),
     _flag("--categories", str, "Its classes, where the file does not say: coco | voc | a COCO json.", "categories"),
 )
 
@@ -248,6 +249,30 @@ BENCH = (
     _flag("--steps", int, "Steps that are timed.", "steps"),
 )
 
+PREDICT = (
+    *(flag for flag in CONTROL if flag.word in ("--workspace", "--json", "--progress", "--quiet")),
+    _flag("--force", bool, "Replace what an earlier call has written there.", "", RUN),
+    *DEVICES[:1],
+    *WORKERS,
+    *PRECISION[:1],
+    *(flag for flag in EVALUATE if flag.word in ("--run", "--batch-size", "--short-side", "--long-side")),
+    _flag("--weights", Path, "A weights.pt, instead of a run.", "weights"),
+    _flag("--score", float, "Least score of what is kept, 0..1 (0.3).", "score"),
+    _flag("--output -o", Path, "Folder to write to (predict/RUN in the workspace).", "output"),
+    _flag(
+        "--annotated/--no-annotated", bool, "Draw what was found into copies of the images (annotated).", "annotated"
+    ),
+    _flag("--save-crops", bool, "Also cut out what was found, one folder per class.", "save_crops"),
+)
+
+VIEWS = (
+    *(flag for flag in CONTROL if flag.word in ("--workspace", "--config", "--set", "--json", "--seed")),
+    *DATA[:-1],
+    _flag("--count", int, "Images to show (4).", "", RUN),
+    _flag("--output -o", Path, "File to write (views.jpg in the workspace).", "", RUN),
+    *(flag for flag in PRETRAIN_BOX if flag.word in ("--detector", "--topk", "--short-side", "--long-side")),
+)
+
 STAGE_FLAGS: dict[str, tuple[Flag, ...]] = {
     "pretrain-image": (*CONTROL, *DATA, *DEVICES, *PRECISION, *PRETRAIN_IMAGE),
     "proposals": (*CONTROL, *DATA, *WORKERS, *PROPOSALS),
@@ -259,15 +284,16 @@ STAGE_FLAGS: dict[str, tuple[Flag, ...]] = {
 
 
 def with_flags(
-    flags: tuple[Flag, ...], argument: tuple[str, str] = ("DATA", "Data set.")
-) -> Callable[[Callable[[Path | None, Given], None]], Callable[..., None]]:
-    """Turn `command(data, given)` into a Typer command with these flags and an optional path.
+    flags: tuple[Flag, ...], argument: tuple[str, str] = ("DATA", "Data set."), kind: Any = Path
+) -> Callable[[Callable[[Any, Given], None]], Callable[..., None]]:
+    """Turn `command(data, given)` into a Typer command with these flags and an optional argument.
 
     Args:
-        argument: name and help of the path.
+        argument: name and help of the argument.
+        kind: type of its value; of a list, any number of them.
     """
 
-    def decorate(command: Callable[[Path | None, Given], None]) -> Callable[..., None]:
+    def decorate(command: Callable[[Any, Given], None]) -> Callable[..., None]:
         @functools.wraps(command)
         def typed(**values: Any) -> None:
             data = values.pop("data")
@@ -275,7 +301,7 @@ def with_flags(
 
         metavar, text = argument
         path = typer.Argument(help=text, metavar=metavar, show_default=False)
-        parameters = [_parameter("data", Annotated[Path | None, path])]
+        parameters = [_parameter("data", Annotated[kind | None, path])]
         parameters += [_parameter(flag.parameter, _annotation(flag)) for flag in flags]
         typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by Typer
         typed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -112,8 +112,7 @@ def extract_features(
         # Only the very last batch can be short, and it is last here too: the loader cuts at the same places.
         indices=[int(position) for index in todo for position in source.batch(index)[:, 1]],
         batch_size=source.batch_size,
-        short_side=extraction.short_side,
-        long_side=extraction.long_side,
+        resolution=(extraction.short_side, extraction.long_side),
         num_workers=extraction.num_workers,
         device=torch.device(process.device),
     )

@@ -1,15 +1,17 @@
-"""A contact sheet: one row of crops per cluster, those nearest its centroid first."""
+"""Pictures of clusters: their sizes, and a sheet with a row of crops for each, those nearest its centroid first."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from aligndet_cli.cluster.features import ProposalImages
 from aligndet_cli.cluster.report import Clustering
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
+from aligndet_cli.plotting import COLOURS, REFERENCE, finish_axes, new_figure, save_figure
 from aligndet_cli.workspace import write_bytes
 
 NUM_CLUSTERS, NUM_CROPS = 16, 8
@@ -30,6 +32,21 @@ def draw_sheet(file: Path, source: ProposalImages, clustering: Clustering) -> No
     rows = [np.hstack(pair) for pair in zip(strips[:half], strips[half:], strict=True)]
     _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     write_bytes(file, encoded.tobytes())
+
+
+def draw_sizes(file: Path, clustering: Clustering) -> None:
+    """Write the number of proposals of each cluster, largest first, beside what it is when all are of one size."""
+    sizes = np.sort(clustering.sizes)[::-1]
+    figure = new_figure(6.5, 3.4)
+    axes = figure.add_subplot()
+    axes.bar(np.arange(1, len(sizes) + 1), sizes, width=1.0 if len(sizes) > 64 else 0.85, color=COLOURS[0])
+    label = f"all of one size: {sizes.mean():.4g}"
+    axes.axhline(float(sizes.mean()), color=REFERENCE, linestyle="--", label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    axes.set_xlim(0.3, len(sizes) + 0.7)
+    num_dead = int((sizes == 0).sum())
+    finish_axes(axes, title=f"{len(sizes)} clusters, {num_dead} empty", x="cluster, largest first", y="proposals")
+    save_figure(figure, file)
 
 
 def nearest_rows(clustering: Clustering, cluster_id: int, offsets: NDArray[np.int64]) -> list[int]:

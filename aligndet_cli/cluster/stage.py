@@ -35,11 +35,12 @@ from aligndet_cli.cluster.kmeans import (
 )
 from aligndet_cli.cluster.report import Clustering, build_report, find_problems, histogram_lines
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, save_array, save_arrays
-from aligndet_cli.cluster.sheet import draw_sheet
+from aligndet_cli.cluster.sheet import draw_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers
 from aligndet_cli.data.proposal_source import open_proposals
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.plotting import never_failing
 from aligndet_cli.training.distributed import place, wait_for_all
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
@@ -262,7 +263,10 @@ def _write_artifact(plan: Plan, clustering: Clustering, projection: Projection) 
     report = build_report(clustering, projection, len(plan.source.places))
     problems = find_problems(report)
     write_json(folder / "report.json", {**report, "warnings": problems})
-    draw_sheet(folder / "sheet.jpg", plan.source, clustering)
+    with never_failing(folder / "sheet.jpg"):
+        draw_sheet(folder / "sheet.jpg", plan.source, clustering)
+    with never_failing(folder / "plots" / "sizes.png"):
+        draw_sizes(folder / "plots" / "sizes.png", clustering)
     logger.info(
         f"cluster: {report['num_proposals']:,} proposals in {report['k']} clusters, inertia {report['inertia']:.4g} "
         f"({report['inertia_per_proposal']:.4g} per proposal); clusters explain {report['explained_by_clusters']:.1%} "

@@ -336,8 +336,7 @@ def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: P
             images,
             indices=range(len(images)),
             batch_size=1,
-            short_side=plan.resolution.at_test[0],
-            long_side=plan.resolution.at_test[1],
+            resolution=plan.resolution.at_test,
             num_workers=0,
             device=torch.device(process.device),
         )

@@ -7,9 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.cluster.labels import ClusterLabels
+from aligndet_cli.config import DataConfig
+from aligndet_cli.data.dataset import ImageSet, positions_of
+from aligndet_cli.data.proposal_source import open_proposals
 from aligndet_cli.data.transforms import mix_seed
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.proposals.store import ProposalStore
+from aligndet_cli.workspace import Artifact, Workspace
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,39 @@ class ProposalBoxes:
             return boxes, np.zeros(len(boxes), dtype=np.int64)
         start = int(self.store.offsets[row])
         return boxes, self.clusters.of_rows(start, start + len(boxes))
+
+
+@dataclass(frozen=True)
+class ProposalData:
+    """Proposals with their images.
+
+    Attributes:
+        rows: (images,) row of each image in the store; -1 for images that `proposals` could not read.
+        indices: images that have proposals, as far as the limit goes.
+    """
+
+    store: ProposalStore
+    image_set: ImageSet
+    artifact: Artifact
+    rows: NDArray[np.int64]
+    indices: list[int]
+
+
+def open_proposal_data(workspace: Workspace, name: str | None, data: DataConfig) -> ProposalData:
+    """The proposals to train on, see `open_proposals`, and the first `data.limit` images that have any.
+
+    Raises:
+        ConfigError: no such proposals, or not of this data.
+        DataError: none of the images has a proposal.
+    """
+    unlimited = DataConfig.model_validate({**data.model_dump(), "limit": None})
+    store, image_set, artifact = open_proposals(workspace, name, unlimited)
+    rows = positions_of(image_set.image_ids, store.image_ids)
+    has_boxes = (rows >= 0) & (store.counts[rows] > 0)
+    indices = [int(index) for index in has_boxes[: data.limit].nonzero()[0]]
+    if not indices:
+        raise DataError(f"{artifact.folder}: none of the images has a proposal; lower --min-size there")
+    return ProposalData(store, image_set, artifact, rows, indices)
 
 
 def draw_images(indices: list[int], boxes: ProposalBoxes, num_boxes: int, seed: int) -> list[int]:

@@ -40,9 +40,15 @@ def judge(metrics: Path) -> dict[str, Any]:
     return {"verdict": verdict, "explanation": explanation, **{key: round(value, 4) for key, value in means.items()}}
 
 
-def rank_limit(first_rank: float) -> float:
-    """The embedding rank below which a run that started with `first_rank` counts as collapsed."""
-    return max(MIN_RANK, MIN_RANK_SHARE * first_rank)
+def rank_level(metrics: Path) -> dict[str, tuple[float, str]]:
+    """The embedding rank below which a run counts as collapsed, for `plot_curves`; nothing without a contrast."""
+    with metrics.open() as lines:
+        first = json.loads(next(lines, "{}"))
+    return {"embedding_rank": (_rank_limit(first), "collapsed below")} if "embedding_rank" in first else {}
+
+
+def _rank_limit(first: dict[str, float]) -> float:
+    return max(MIN_RANK, MIN_RANK_SHARE * first["embedding_rank"])
 
 
 def _verdict(first: dict[str, float], means: dict[str, float], num_lines: int) -> tuple[str, str]:
@@ -52,7 +58,7 @@ def _verdict(first: dict[str, float], means: dict[str, float], num_lines: int) -
         f"contrastive loss {loss:.2f} (by chance {chance:.2f}, at the start {first['loss_contrastive']:.2f}), "
         f"embeddings use {rank:.0f} directions (at the start {first['embedding_rank']:.0f})"
     )
-    if rank < rank_limit(first["embedding_rank"]) or spread < MIN_SPREAD:
+    if rank < _rank_limit(first) or spread < MIN_SPREAD:
         return "collapsed", f"{facts}: boxes can no longer be told apart; lower --lr"
     if num_lines < MIN_LINES:
         return "too short", f"{facts}: only {num_lines} logged steps, too few to judge"

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
 from aligndet_cli.backbones import (
@@ -17,8 +15,8 @@ from aligndet_cli.backbones import (
     load_backbone_weights,
 )
 from aligndet_cli.cluster.labels import ClusterLabels
-from aligndet_cli.config import DataConfig, Frozen, Side, StageConfig
-from aligndet_cli.data.dataset import ImageSet, positions_of
+from aligndet_cli.config import Frozen, Side, StageConfig
+from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import (
     OnError,
     SampleStream,
@@ -26,18 +24,18 @@ from aligndet_cli.data.loaders import (
     resolve_workers,
     training_batches,
 )
-from aligndet_cli.data.proposal_source import open_proposals
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import layout_of, recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.errors import ConfigError, DataError
-from aligndet_cli.pretrain_box.boxes import ProposalBoxes, draw_images
-from aligndet_cli.pretrain_box.health import judge
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.plotting import never_failing
+from aligndet_cli.pretrain_box.boxes import ProposalBoxes, draw_images, open_proposal_data
+from aligndet_cli.pretrain_box.health import judge, rank_level
+from aligndet_cli.pretrain_box.pictures import draw_first_views
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
-from aligndet_cli.proposals.store import ProposalStore
 from aligndet_cli.training.batch_size import (
     draw_samples,
     largest_on_gpu,
@@ -137,13 +135,8 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         AlignDetError: whatever the user has to put right.
     """
     devices = resolve_devices(config.runtime)
-    unlimited = DataConfig.model_validate({**config.data.model_dump(), "limit": None})
-    store, image_set, artifact = open_proposals(workspace, config.proposals, unlimited)
-    rows = _rows_of(image_set, store)
-    has_boxes = (rows >= 0) & (store.counts[rows] > 0)
-    indices = [int(index) for index in has_boxes[: config.data.limit].nonzero()[0]]
-    if not indices:
-        raise DataError(f"{artifact.folder}: none of the images has a proposal; lower --min-size there")
+    data = open_proposal_data(workspace, config.proposals, config.data)
+    image_set, artifact, indices = data.image_set, data.artifact, data.indices
     weights = find_backbone_weights(
         config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
     )
@@ -157,7 +150,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     if clusters is not None:
         inputs["clusters"] = clusters.content_hash
     labels = None if clusters is None else ClusterLabels(clusters.folder)
-    boxes = ProposalBoxes(store, rows, config.topk or recipe.topk, labels)
+    boxes = ProposalBoxes(data.store, data.rows, config.topk or recipe.topk, labels)
     if config.limit_boxes is not None:
         indices = draw_images(indices, boxes, config.limit_boxes, config.seed)
     name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
@@ -190,11 +183,6 @@ def _largest_batch(
         return draw_samples(count, sizes_hw, num_boxes=num_boxes, num_classes=boxes.num_classes)
 
     return largest_on_gpu(learner, settings, draw, process=process, limit=num_images)
-
-
-def _rows_of(image_set: ImageSet, store: ProposalStore) -> NDArray[np.int64]:
-    """(images,) row of each image in the store; -1 for images that `proposals` could not read."""
-    return positions_of(image_set.image_ids, store.image_ids)
 
 
 def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: Artifact) -> Artifact | None:
@@ -346,7 +334,7 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
     )
     write_detector(folder / "weights.pt", content)
     merge_skipped(folder)
-    plot_curves(folder / "metrics.jsonl", folder / "plots")
+    _draw(plan)
     health = judge(folder / "metrics.jsonl")
     logger.info(f"{health['verdict']}: {health['explanation']}")
     result = {
@@ -358,3 +346,18 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
         **health,
     }
     plan.output.complete(result, content=["weights.pt"])
+
+
+def _draw(plan: Plan) -> None:
+    config, plots = plan.config, plan.output.partial / "plots"
+    metrics = plan.output.partial / "metrics.jsonl"
+    plot_curves(metrics, plots, rank_level(metrics))
+    stream = SampleStream(plan.image_set, plan.indices, plan.boxes, "skip")
+    with never_failing(plots / "views.jpg"):
+        draw_first_views(
+            plots / "views.jpg",
+            stream,
+            short_sides=config.views.short_side,
+            long_side=config.views.long_side,
+            seed=config.seed,
+        )

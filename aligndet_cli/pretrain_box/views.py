@@ -48,6 +48,4 @@ def draw_views(
     samples: Sequence[Sample], number: int, short_sides: Sequence[int], long_side: int, seed: int
 ) -> list[ViewParams]:
     """What is done to each sample to make its view `number` (of `VIEWS`)."""
-    return [
-        draw_view((seed, sample.position, number), short_sides, long_side, with_colour=True) for sample in samples
-    ]
+    return [draw_view((seed, sample.position, number), short_sides, long_side, with_colour=True) for sample in samples]

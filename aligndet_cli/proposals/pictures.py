@@ -1,23 +1,23 @@
 """Pictures of a store: a contact sheet of images with their proposals, histograms, and recall by budget."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
+from aligndet_cli.plotting import COLOURS, DASHES, REFERENCE, finish_axes, new_figure, save_figure
 from aligndet_cli.proposals.filters import areas_of
 from aligndet_cli.proposals.report import sample_boxes
 from aligndet_cli.proposals.store import ProposalStore
 from aligndet_cli.workspace import write_bytes
 
+_NUM_BINS = 40
 _NUM_TILES, _NUM_COLUMNS = 12, 4
 _TILE_HW = (300, 400)
 _STRIP = 22  # pixels for a line of text
@@ -31,10 +31,10 @@ _COLOURS: tuple[tuple[float, tuple[int, int, int]], ...] = (
 )
 _GROUP_COLOURS = {
     "all": "#000000",
-    "small": "#d55e00",
-    "medium": "#e69f00",
-    "large": "#56b4e9",
-    "reach_min_size": "#009e73",
+    "small": COLOURS[1],
+    "medium": COLOURS[4],
+    "large": COLOURS[5],
+    "reach_min_size": COLOURS[2],
 }
 
 
@@ -55,13 +55,12 @@ def draw_sheet(file: Path, store: ProposalStore, image_set: ImageSet) -> None:
 
 def draw_histograms(folder: Path, store: ProposalStore) -> None:
     """Write `count.png`, `size.png` and `aspect.png`: boxes per image, square roots of areas, widths / heights."""
-    folder.mkdir(exist_ok=True)
     sample = sample_boxes(store)
     sides = sample[:, 2:] - sample[:, :2]
-    ratios = np.log2(sides[:, 0] / sides[:, 1])
     _draw_histogram(folder / "count.png", store.counts, "proposals per image", "images")
-    _draw_histogram(folder / "size.png", np.sqrt(areas_of(sample)), "sqrt(area) in pixels", "proposals")
-    _draw_histogram(folder / "aspect.png", ratios, "log2(width / height)", "proposals")
+    _draw_histogram(folder / "size.png", np.sqrt(areas_of(sample)), "size, sqrt(area) in pixels", "proposals")
+    ratios = sides[:, 0] / sides[:, 1]
+    _draw_histogram(folder / "aspect.png", ratios, "aspect ratio, width / height", "proposals", is_ratio=True)
 
 
 def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
@@ -71,20 +70,20 @@ def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
         labels: of `measure_recall`.
     """
     budgets = labels["budgets"][:-1]
-    figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
-    for axes, key in zip(figure.subplots(1, 2), ("recall_at_iou_0.5", "mean_best_overlap"), strict=True):
-        for name, colour in _GROUP_COLOURS.items():
+    figure = new_figure(9, 3.6)
+    titles = {"recall_at_iou_0.5": "recall at IoU 0.5", "mean_best_overlap": "mean best overlap, IoU"}
+    for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        for place, (name, colour) in enumerate(_GROUP_COLOURS.items()):
             group = labels[name]
             if group["objects"]:
-                label = f"{name.replace('_', ' ')} ({group['objects']})"
-                axes.plot(budgets, group["curve"][key][:-1], color=colour, label=label)
+                label = f"{name.replace('_', ' ')} ({group['objects']} objects)"
+                dash = DASHES[place % len(DASHES)]
+                axes.plot(budgets, group["curve"][key][:-1], dash, color=colour, label=label)
         axes.set_xscale("log")
-        axes.set_xlabel("proposals per image")
-        axes.set_ylabel(key.replace("_", " "))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(0, 1)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    _save(figure, file)
+        finish_axes(axes, x="proposals per image", y=title)
+    save_figure(figure, file)
 
 
 def _draw_tile(store: ProposalStore, index: int, image_set: ImageSet) -> NDArray[np.uint8]:
@@ -115,7 +114,9 @@ def _draw_boxes(image: NDArray[np.uint8], boxes: NDArray[np.float32]) -> None:
     for position in np.argsort(-relative, kind="stable"):
         colour = next(colour for limit, colour in _COLOURS if relative[position] <= limit)
         x1, y1, x2, y2 = np.rint(boxes[position]).astype(int).tolist()
-        cv2.rectangle(image, (x1, y1), (max(x1, x2 - 1), max(y1, y2 - 1)), colour, 1)
+        corners = (x1, y1), (max(x1, x2 - 1), max(y1, y2 - 1))
+        cv2.rectangle(image, *corners, (0, 0, 0), 3)  # a dark rim keeps every colour visible on every background
+        cv2.rectangle(image, *corners, colour, 1)
 
 
 def _legend(width: int) -> NDArray[np.uint8]:
@@ -137,19 +138,26 @@ def _write_text(image: NDArray[np.uint8], text: str, left: int, bottom: int | No
     return image
 
 
-def _draw_histogram(file: Path, values: NDArray, x_label: str, y_label: str) -> None:
-    figure = Figure(figsize=(5, 3.2), dpi=100, layout="constrained")
+def _draw_histogram(file: Path, values: NDArray, x_label: str, y_label: str, *, is_ratio: bool = False) -> None:
+    figure = new_figure(5, 3.2)
     axes = figure.add_subplot()
-    axes.hist(values, bins=40, color="#4477aa")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    if is_ratio:  # 1/2 is as far from 1 as 2
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
     if values.size:
-        axes.axvline(float(np.median(values)), color="#cc3311", linestyle="--", label=f"median {np.median(values):.3g}")
-        axes.legend()
-    _save(figure, file)
+        low, high = float(values.min()), float(values.max())
+        edges = np.geomspace(low, max(high, low * 1.01), _NUM_BINS + 1) if is_ratio else _even_edges(values)
+        axes.hist(values, bins=edges.tolist(), color=COLOURS[0])
+        median = float(np.median(values))
+        axes.axvline(median, color=REFERENCE, linestyle="--", label=f"median {median:.3g}")
+    finish_axes(axes, x=x_label, y=y_label)
+    save_figure(figure, file)
 
 
-def _save(figure: Figure, file: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(file, buffer.getvalue())
+def _even_edges(values: NDArray) -> NDArray[np.floating]:
+    """Edges of bins of one width; around whole numbers, each of which falls into one bin with as many as others."""
+    if not np.issubdtype(values.dtype, np.integer):
+        return np.histogram_bin_edges(values, bins=_NUM_BINS)
+    low, high = int(values.min()), int(values.max())
+    step = -(-(high - low + 1) // _NUM_BINS)
+    return np.arange(low, high + step + 1, step) - 0.5

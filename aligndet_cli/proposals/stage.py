@@ -16,6 +16,7 @@ from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError, RunError
+from aligndet_cli.plotting import never_failing
 from aligndet_cli.proposals.backends import Backend, Workers, resolve_workers, results_of
 from aligndet_cli.proposals.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, hash_file
 from aligndet_cli.proposals.filters import FilterRules
@@ -303,8 +304,10 @@ def _write_report(plan: Plan, digests: list[int], num_skipped: int) -> dict[str,
     store = ProposalStore.open(partial)
     report = build_report(store, image_set, plan.config.min_size, digests)
     write_json(partial / "report.json", {"skipped_images": num_skipped, **report})
-    draw_sheet(partial / "sheet.jpg", store, image_set)
-    draw_histograms(partial / "plots", store)
+    with never_failing(partial / "sheet.jpg"):
+        draw_sheet(partial / "sheet.jpg", store, image_set)
+    with never_failing(partial / "plots"):
+        draw_histograms(partial / "plots", store)
     result = {
         "images": len(store),
         "proposals": store.total,
@@ -314,7 +317,8 @@ def _write_report(plan: Plan, digests: list[int], num_skipped: int) -> dict[str,
     }
     labels = report["labels"]
     if labels is not None and labels["all"]["objects"]:
-        draw_recall(partial / "plots" / "recall.png", labels)
+        with never_failing(partial / "plots" / "recall.png"):
+            draw_recall(partial / "plots" / "recall.png", labels)
         result["recall_at_iou_0.5"] = labels["all"]["recall_at_iou_0.5"]["all"]
         result["mean_best_overlap"] = labels["all"]["mean_best_overlap"]["all"]
     return result

@@ -18,9 +18,9 @@ FORMATS = ("table", "markdown", "csv", "json")
 
 def terminal_table(report: Report) -> Table:
     """One line per start, settings apart."""
-    header, *lines = _cells(report)
+    header, *lines = cells_of(report)
     table = plain_table(*header)
-    for column in table.columns[: _NUM_SETTING + 1]:
+    for column in table.columns[: NUM_SETTING + 1]:
         column.no_wrap = True
     previous = None
     for row, line in zip(report.rows, lines, strict=True):
@@ -28,7 +28,7 @@ def terminal_table(report: Report) -> Table:
             table.add_section()
         shown = [escape(cell) for cell in line]
         if row.setting == previous:
-            shown[:_NUM_SETTING] = [""] * _NUM_SETTING
+            shown[:NUM_SETTING] = [""] * NUM_SETTING
         table.add_row(*shown)
         previous = row.setting
     return table
@@ -36,8 +36,8 @@ def terminal_table(report: Report) -> Table:
 
 def markdown(report: Report) -> str:
     """A pipe table, and the remarks below it."""
-    header, *lines = _cells(report)
-    marks = ["---" if place < _NUM_SETTING + 1 else "---:" for place in range(len(header))]
+    header, *lines = cells_of(report)
+    marks = ["---" if place < NUM_SETTING + 1 else "---:" for place in range(len(header))]
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, marks, *lines]]
     return "\n".join([*rows, *(f"\n{remark}" for remark in report.remarks)]) + "\n"
 
@@ -83,16 +83,16 @@ def render(report: Report, form: str) -> str:
 
 
 _SETTING_COLUMNS = ("detector", "backbone", "schedule", "data", "labelled")
-_NUM_SETTING = len(_SETTING_COLUMNS)
+NUM_SETTING = len(_SETTING_COLUMNS)
 
 
-def _cells(report: Report) -> list[list[str]]:
+def cells_of(report: Report) -> list[list[str]]:
     """Header and lines of the table; columns that would be empty throughout are left out."""
     metric_columns = [title for metric in report.metrics for title in (metric, f"Δ {metric}", "wins", "paper")]
     header = [*_SETTING_COLUMNS, "start", "n", *metric_columns, "remark"]
     lines = [_line(row, report.metrics) for row in report.rows]
     kept = [
-        place for place, title in enumerate(header) if place <= _NUM_SETTING + 1 or any(line[place] for line in lines)
+        place for place, title in enumerate(header) if place <= NUM_SETTING + 1 or any(line[place] for line in lines)
     ]
     return [[line[place] for place in kept] for line in [header, *lines]]
 

@@ -1,0 +1,1 @@
+"""The figures of the paper, of one's own runs: `aligndet figures`."""

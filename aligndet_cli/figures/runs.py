@@ -1,0 +1,111 @@
+"""Which runs the figures are about."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from aligndet_cli.config import DataConfig
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.open import open_images
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.workspace import Artifact, Workspace, read_json
+
+_PLAIN = {"scratch": "from scratch", "backbone": "backbone only"}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A fine-tuned run, its evaluation, and what figures call it."""
+
+    run: Artifact
+    evaluation: Artifact
+    label: str
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it started from more than a backbone."""
+        return self.run.result.get("init") not in _PLAIN
+
+    @functools.cached_property
+    def predictions(self) -> list[dict[str, Any]]:
+        """COCO results."""
+        return list(read_json(self.evaluation.folder / "predictions.json"))
+
+
+def find_runs(workspace: Workspace, run: str | None, compare: str | None) -> tuple[Evaluated, Evaluated]:
+    """The runs to draw: one with pre-training and one without, evaluated on the same images.
+
+    Args:
+        run: None: the newest that is pre-trained and has a run to compare with.
+        compare: None: the newest plain run of the same detector.
+
+    Returns:
+        the run, and the one to compare with.
+
+    Raises:
+        ConfigError: there are no such runs.
+    """
+    known = _all_evaluated(workspace)
+    mine = [one for one in known if one.run.name == run] if run else [one for one in known if one.is_pretrained]
+    if run and not mine:
+        raise ConfigError(f"--run {run}: {_not_there(workspace, run, known)}")
+    others = (
+        [one for one in known if one.run.name == compare]
+        if compare
+        else [one for one in known if not one.is_pretrained]
+    )
+    if compare and not others:
+        raise ConfigError(f"--compare {compare}: {_not_there(workspace, compare, known)}")
+    for one in reversed(mine):
+        for other in reversed(others):
+            if one is not other and _is_comparable(one, other, same_detector=compare is None):
+                return _told_apart(one, other)
+    raise ConfigError(
+        f"{workspace.root}: no two evaluations of the same images, one of a pre-trained run and one without; run "
+        "`aligndet finetune --init backbone` (or scratch) and `aligndet evaluate`, or name runs by --run and --compare"
+    )
+
+
+def open_evaluated(one: Evaluated, workspace: Workspace) -> ImageSet:
+    """The images an evaluation was made on.
+
+    Raises:
+        ConfigError: they are not what they were.
+        DataError: they cannot be read.
+    """
+    data = DataConfig.model_validate(one.evaluation.config()["data"])
+    image_set = open_images(data, purpose="val", index_dir=workspace.index_dir)
+    if image_set.fingerprint != one.evaluation.manifest["inputs"]["data"]:
+        raise ConfigError(f"{image_set.root}: has changed since {one.evaluation.folder} was made; evaluate again")
+    return image_set
+
+
+def _all_evaluated(workspace: Workspace) -> list[Evaluated]:
+    """Oldest first."""
+    tuned = {artifact.content_hash: artifact for artifact in workspace.artifacts("finetune")}
+    found = []
+    for evaluation in workspace.artifacts("evaluate"):
+        run = tuned.get(evaluation.manifest["inputs"]["weights"])
+        if run is not None:
+            label = run.config().get("label") or _PLAIN.get(run.result["init"], "AlignDet")
+            found.append(Evaluated(run, evaluation, label))
+    return found
+
+
+def _is_comparable(one: Evaluated, other: Evaluated, *, same_detector: bool) -> bool:
+    families = {artifact.config()["detector"]["family"] for artifact in (one.run, other.run)}
+    images = {found.evaluation.manifest["inputs"]["data"] for found in (one, other)}
+    return len(images) == 1 and (len(families) == 1 or not same_detector)
+
+
+def _told_apart(one: Evaluated, other: Evaluated) -> tuple[Evaluated, Evaluated]:
+    if one.label != other.label:
+        return one, other
+    first, second = (Evaluated(found.run, found.evaluation, found.run.name) for found in (one, other))
+    return first, second
+
+
+def _not_there(workspace: Workspace, name: str, known: list[Evaluated]) -> str:
+    if workspace.find("finetune", name) is not None:
+        return f"not evaluated yet: run `aligndet evaluate --run {name}` first"
+    return f"no run of that name; evaluated runs here: {', '.join(one.run.name for one in known) or 'none'}"

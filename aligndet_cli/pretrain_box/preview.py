@@ -1,0 +1,51 @@
+"""`aligndet views`: what `pretrain-box` would train on, before it does."""
+
+from pathlib import Path
+
+from aligndet_cli.config import Sources, load_config
+from aligndet_cli.data.loaders import SampleStream
+from aligndet_cli.detectors.recipes import layout_of, recipe_for
+from aligndet_cli.driver import with_data
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
+from aligndet_cli.pretrain_box.pictures import NUM_IMAGES, draw_first_views
+from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
+from aligndet_cli.workspace import Workspace
+
+MAX_IMAGES = 64
+
+
+def write_views(sources: Sources, workspace: Workspace, file: Path | None = None, count: int | None = None) -> Path:
+    """Write the two views of the first images that `pretrain-box` with these settings trains on.
+
+    Args:
+        sources: settings of `pretrain-box`.
+        file: None: `views.jpg` in the workspace.
+        count: of images, at most 64; None: 4.
+
+    Returns:
+        the file.
+
+    Raises:
+        ConfigError: no proposals, or not of this data, or a count that cannot be.
+        DataError: images that cannot be read.
+    """
+    config, _ = load_config(PretrainBoxConfig, "pretrain-box", sources)
+    data = open_proposal_data(workspace, config.proposals, with_data(config, workspace, "pretrain-box").data)
+    count = min(NUM_IMAGES, len(data.indices)) if count is None else count
+    if not 1 <= count <= min(MAX_IMAGES, len(data.indices)):
+        raise ConfigError(f"--count {count}: write a number from 1 to {min(MAX_IMAGES, len(data.indices))}")
+    recipe = recipe_for(config.detector, config.backbone, layout_of(config.backbone), asked=config.recipe)
+    boxes = ProposalBoxes(data.store, data.rows, config.topk or recipe.topk)
+    file = file or workspace.root / "views.jpg"
+    if not file.parent.is_dir():
+        raise ConfigError(f"--output {file}: no such folder as {file.parent}")
+    draw_first_views(
+        file,
+        SampleStream(data.image_set, data.indices, boxes, config.on_error),
+        short_sides=config.views.short_side,
+        long_side=config.views.long_side,
+        seed=config.seed,
+        count=count,
+    )
+    return file

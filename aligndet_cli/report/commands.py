@@ -1,0 +1,59 @@
+"""The command that makes an artifact again, from what its folder says about it."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from aligndet_cli.config import StageConfig, flatten
+from aligndet_cli.driver import stage_config_class
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.flags import STAGE_FLAGS, Flag
+from aligndet_cli.workspace import Artifact
+
+
+def command_of(stage: str, artifact: Artifact, workspace: str) -> str | None:
+    """`aligndet STAGE DATA ...` with every setting that is not the default.
+
+    Args:
+        workspace: as it is to be named.
+
+    Returns:
+        the command, to be pasted into a shell; None for what no stage made (imported weights), or another version.
+    """
+    try:
+        config = stage_config_class(stage).model_validate(artifact.config())
+    except (ValidationError, ConfigError, OSError):
+        return None
+    settings = dict(_changed(config))
+    root = settings.pop("data.root", None)
+    flags = {flag.path: flag for flag in STAGE_FLAGS[stage] if flag.path}
+    words = ["aligndet", stage, *([root] if root else []), "-w", workspace]
+    for path, value in settings.items():
+        words += _words(flags.get(path), path, value)
+    return shlex.join(words)
+
+
+def _changed(config: StageConfig) -> Iterator[tuple[str, Any]]:
+    """Settings that differ from the defaults, but those that are not set; and which of several kinds a group is."""
+    full = config.to_json()
+    plain = type(config)().to_json()
+    family = full.get("detector", {}).get("family")
+    if family is not None and family != plain["detector"]["family"]:
+        yield "detector.family", family
+    for path, value in flatten(config.model_dump(mode="json", exclude_defaults=True)):
+        # Offline or not is where it ran, not what; an empty group is one of another kind with nothing changed.
+        if path not in ("runtime.offline", "detector.family") and value not in (None, {}):
+            yield path, value
+
+
+def _words(flag: Flag | None, path: str, value: Any) -> list[str]:
+    """A setting as words of the command line: its flag, or `--set`."""
+    if flag is None or (flag.kind is bool and value is False and "/" not in flag.names[0]):
+        return ["--set", f"{path}={json.dumps(value)}"]
+    if flag.kind is bool:
+        positive, _, negative = flag.names[0].partition("/")
+        return [positive if value else negative]
+    return [flag.word, ",".join(map(str, value)) if flag.is_list else str(value)]
