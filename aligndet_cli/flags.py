@@ -265,6 +265,16 @@ PREDICT = (
     _flag("--save-crops", bool, "Also cut out what was found, one folder per class.", "save_crops"),
 )
 
+REPORT = (
+    *(flag for flag in CONTROL if flag.word in ("--workspace", "--json")),
+    _flag("--html", bool, "One page of tables, commands and pictures (report.html in the workspace).", "", RUN),
+    _flag("--format", str, "table | markdown | csv | json (table).", "", RUN),
+    _flag("--output -o", Path, "File to write.", "", RUN),
+    _flag("--study", list, "Only the runs of this study file; repeatable.", "", RUN),
+    _flag("--baseline", str, "Start to compare with (backbone only).", "", RUN),
+    _flag("--metric", str, "AP, AP50, AP75, mask_AP and so on (AP,AP50,AP75).", "", RUN),
+)
+
 VIEWS = (
     *(flag for flag in CONTROL if flag.word in ("--workspace", "--config", "--set", "--json", "--seed")),
     *DATA[:-1],
@@ -284,24 +294,26 @@ STAGE_FLAGS: dict[str, tuple[Flag, ...]] = {
 
 
 def with_flags(
-    flags: tuple[Flag, ...], argument: tuple[str, str] = ("DATA", "Data set."), kind: Any = Path
+    flags: tuple[Flag, ...], argument: tuple[str, str] | None = ("DATA", "Data set."), kind: Any = Path
 ) -> Callable[[Callable[[Any, Given], None]], Callable[..., None]]:
     """Turn `command(data, given)` into a Typer command with these flags and an optional argument.
 
     Args:
-        argument: name and help of the argument.
+        argument: name and help of the argument; None: there is none, and `data` is None.
         kind: type of its value; of a list, any number of them.
     """
 
     def decorate(command: Callable[[Any, Given], None]) -> Callable[..., None]:
         @functools.wraps(command)
         def typed(**values: Any) -> None:
-            data = values.pop("data")
+            data = values.pop("data", None)
             command(data, collect(flags, values))
 
-        metavar, text = argument
-        path = typer.Argument(help=text, metavar=metavar, show_default=False)
-        parameters = [_parameter("data", Annotated[kind | None, path])]
+        parameters = []
+        if argument is not None:
+            metavar, text = argument
+            path = typer.Argument(help=text, metavar=metavar, show_default=False)
+            parameters.append(_parameter("data", Annotated[kind | None, path]))
         parameters += [_parameter(flag.parameter, _annotation(flag)) for flag in flags]
         typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by Typer
         typed.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

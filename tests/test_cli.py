@@ -12,7 +12,7 @@ import torch
 from commandline import CHAIN, Ran, aligndet, files_of
 
 from aligndet_cli import driver
-from aligndet_cli.flags import BENCH, DOCTOR, IMPORT, PREDICT, SPLIT, STAGE_FLAGS, VIEWS
+from aligndet_cli.flags import BENCH, DOCTOR, IMPORT, PREDICT, REPORT, SPLIT, STAGE_FLAGS, VIEWS
 
 FLAG_SNAPSHOT = Path(__file__).parent / "flags.txt"
 
@@ -400,6 +400,7 @@ def test_all_flags_are_as_written_down() -> None:
         "import-weights": IMPORT,
         "predict": PREDICT,
         "views": VIEWS,
+        "report": REPORT,
     }.items():
         for flag in flags:
             value = "" if flag.kind is bool else f" {'list' if flag.is_list else flag.kind.__name__}"

@@ -1,0 +1,1 @@
+"""The commands: thin functions around the packages that do the work, registered in `cli.py`. None imports torch."""

@@ -1,0 +1,81 @@
+"""Looking at data, drawing some, and splitting it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aligndet_cli.commands.terminal import console, print_json, user_errors, with_data_root
+from aligndet_cli.config import Sources, StageConfig, load_config
+from aligndet_cli.driver import with_data
+from aligndet_cli.errors import GateError
+from aligndet_cli.flags import DOCTOR, SPLIT, VIEWS, Given, with_flags
+from aligndet_cli.training.logs import setup_logging
+from aligndet_cli.workspace import Workspace
+
+
+@with_flags(DOCTOR)
+def doctor(data: Path | None, given: Given) -> None:
+    """Check images and labels, and say what is wrong with them."""
+    from aligndet_cli.data.doctor import check_data
+    from aligndet_cli.tables import doctor_table
+
+    is_json = bool(given.control["json"])
+    setup_logging(0)
+    with user_errors(is_json):
+        config, _ = load_config(StageConfig, "doctor", Sources(flags=with_data_root(data, given)))
+        report = check_data(with_data(config, Workspace.locate(given.control["workspace"]), "doctor").data)
+        if is_json:
+            print_json({"command": "doctor", **report.to_json()})
+        else:
+            console().print(doctor_table(report))
+            counts = ", ".join(f"{report.count(severity)} {severity}s" for severity in ("error", "warning"))
+            typer.echo(f"{report.summary['format'] or 'unknown'} data at {report.summary['root']}: {counts}")
+        if given.control["strict"] and report.count("error") + report.count("warning"):
+            raise GateError("doctor --strict: there are findings, see above")
+
+
+@with_flags(VIEWS)
+def views(data: Path | None, given: Given) -> None:
+    """Draw the two views of a few images as pretrain-box will see them, to check boxes before training."""
+    from aligndet_cli.pretrain_box.preview import write_views
+
+    control = given.control
+    setup_logging(0)
+    with user_errors(bool(control["json"])):
+        sources = Sources(control["config"], tuple(control["set"] or ()), with_data_root(data, given))
+        file = write_views(sources, Workspace.locate(control["workspace"]), control["output"], control["count"])
+        if control["json"]:
+            print_json({"command": "views", "file": str(file)})
+        else:
+            typer.echo(str(file))
+
+
+@with_flags(SPLIT)
+def split(data: Path | None, given: Given) -> None:
+    """Write the field's low-data folds as COCO files."""
+    from aligndet_cli.data.folds import SplitConfig, write_folds
+
+    setup_logging(0)
+    with user_errors(bool(given.control["json"])):
+        config, _ = load_config(SplitConfig, "split", Sources(flags=with_data_root(data, given)))
+        written = write_folds(config)
+        if given.control["json"]:
+            print_json({"command": "split", "files": [fold.to_json() for fold in written]})
+        else:
+            typer.echo("\n".join(str(fold.file) for fold in written))
+
+
+def toy(
+    folder: Annotated[Path, typer.Argument(help="Folder to draw into.")],
+    num_train: Annotated[int, typer.Option("--train", min=1, help="Pictures to train on.")] = 480,
+    num_val: Annotated[int, typer.Option("--val", min=1, help="Pictures to measure on.")] = 96,
+    is_single: Annotated[bool, typer.Option("--objects", help="One object each, one folder per class.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the pictures.")] = 0,
+) -> None:
+    """Draw a small data set to try things on: many objects per picture with COCO labels, or single objects by class."""
+    from aligndet_cli.data.toy import draw_toy_data, draw_toy_objects
+
+    with user_errors(is_json=False):
+        (draw_toy_objects if is_single else draw_toy_data)(folder, seed=seed, num_train=num_train, num_val=num_val)
+        typer.echo(str(folder))

@@ -1,0 +1,178 @@
+"""What has been made, and what it is worth: status, studies, reports, pictures, detections."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aligndet_cli.commands.terminal import (
+    JsonOption,
+    WorkspaceOption,
+    console,
+    fail,
+    json_text,
+    print_json,
+    progress_mode,
+    user_errors,
+)
+from aligndet_cli.config import Sources, load_config
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.flags import PREDICT, REPORT, Given, with_flags
+from aligndet_cli.training.launch import Shown
+from aligndet_cli.training.logs import logger, setup_logging
+from aligndet_cli.workspace import Workspace, write_bytes
+
+
+def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> None:
+    """Show what is in the workspace, what it was made from, and what is out of date."""
+    from aligndet_cli.status import collect_status
+    from aligndet_cli.tables import status_table
+
+    with user_errors(is_json):
+        place = Workspace.locate(workspace)
+        rows = collect_status(place)
+        if is_json:
+            print_json({"command": "status", "workspace": str(place.root), "runs": [row.to_json() for row in rows]})
+        elif rows:
+            console().print(status_table(rows))
+        else:
+            typer.echo(f"{place.root}: empty; start with `aligndet proposals DATA`")
+
+
+def demo(
+    workspace: WorkspaceOption = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the pictures and of all training.")] = 0,
+    is_json: JsonOption = False,
+) -> None:
+    """Run all five stages on pictures drawn on the spot, with and without pre-training, in a few minutes."""
+    from aligndet_cli.demo import run_demo
+
+    setup_logging(0)
+    with user_errors(is_json):
+        report = run_demo(workspace or Path("demo"), seed=seed)
+        if is_json:
+            print_json({"command": "demo", "status": "done", "result": report.to_json()})
+        else:
+            console().print(report.table())
+            for line in report.closing_lines():
+                typer.echo(line)
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="TOML file: what is compared, and over what.")],
+    workspace: WorkspaceOption = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Runs at a time (one per GPU).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="List the runs and what is complete.")] = False,
+    progress: Annotated[str, typer.Option("--progress", help="Of single runs: auto | bar | plain | none.")] = "auto",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each run tells, too.")] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Run detectors, starts, labelled fractions, folds and seeds against each other, and report."""
+    from aligndet_cli.report.table import render
+    from aligndet_cli.study.command import run_study
+
+    setup_logging(int(verbose))
+    with user_errors(is_json):
+        shown = Shown(progress_mode({"progress": progress}), int(verbose))
+        outcome = run_study(file, Workspace.locate(workspace), jobs=jobs, dry_run=dry_run, shown=shown)
+        if is_json:
+            print_json({"command": "study", **outcome.to_json()})
+        else:
+            typer.echo(outcome.listing() if outcome.report is None else render(outcome.report, "table"))
+        for state in outcome.failed:
+            typer.echo(f"failed: {state.stage}/{state.name}: {state.message}", err=True)
+        if outcome.failure is not None:
+            fail(str(outcome.failure), outcome.failure.exit_code, is_json=False)  # the result is out already
+
+
+@with_flags(REPORT, argument=None)
+def report(_: None, given: Given) -> None:
+    """Put the evaluated runs of a workspace side by side, with the paper's numbers where there are any."""
+    from aligndet_cli.report.collect import METRICS, check_baseline, collect_report
+    from aligndet_cli.report.table import check_format, render
+
+    control = given.control
+    is_json = bool(control["json"])
+    form, output, baseline = (
+        control["format"] or ("json" if is_json else "table"),
+        control["output"],
+        control["baseline"],
+    )
+    setup_logging(0)
+    with user_errors(is_json):
+        check_format(form)
+        if control["html"] and control["format"]:
+            raise ConfigError("--html and --format exclude each other")
+        place = Workspace.locate(control["workspace"])
+        asked = {
+            "baseline": baseline,
+            "metrics": [part.strip() for part in (control["metric"] or ",".join(METRICS)).split(",")],
+            "names": _evaluations_of(control["study"], place),
+        }
+        found = collect_report(place, **asked)
+        check_baseline(found, baseline)
+        if control["html"]:
+            from aligndet_cli.report.html import write_page
+
+            file = write_page(place, output, **asked)
+            typer.echo(json_text({"command": "report", "file": str(file)}) if is_json else str(file))
+            return
+        text = json_text({"command": "report", **found.to_json()}) if form == "json" else render(found, form)
+        if output is None:
+            typer.echo(text)
+        else:
+            write_bytes(output, f"{text}\n".encode())
+            logger.info(f"written to {output}")
+
+
+def _evaluations_of(studies: list[str] | None, workspace: Workspace) -> set[str] | None:
+    """Names of the runs that the studies ask for; None: all."""
+    if not studies:
+        return None
+    from aligndet_cli.study.command import evaluations_of
+
+    return evaluations_of(map(Path, studies), workspace)
+
+
+def figures(
+    workspace: WorkspaceOption = None,
+    run: Annotated[str | None, typer.Option("--run", help="Evaluated run (the newest that is pre-trained).")] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Evaluated run without pre-training (the newest).")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder (figures, in the workspace).", show_default=False)
+    ] = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Draw the paper's figures of one's own runs: embeddings, box centres, losses and detections, with and without."""
+    from aligndet_cli.figures.command import write_figures
+
+    setup_logging(0)
+    with user_errors(is_json):
+        drawn = write_figures(Workspace.locate(workspace), run, compare, output)
+        if is_json:
+            print_json({"command": "figures", **drawn.to_json()})
+        else:
+            typer.echo("\n".join(map(str, drawn.files)))
+
+
+@with_flags(PREDICT, ("IMAGES", "Image files, folders, or patterns such as 'photos/*.jpg'."), list[str])
+def predict(images: list[str] | None, given: Given) -> None:
+    """Detect in any images with a fine-tuned run, and draw what was found."""
+    from aligndet_cli.predict.command import PredictConfig, predict_files
+
+    control = given.control
+    is_json, verbosity = bool(control["json"]), -1 if control["quiet"] else 0
+    setup_logging(verbosity)
+    with user_errors(is_json):
+        if not images:
+            raise ConfigError("which images? name them: `aligndet predict IMAGES...`")
+        config, _ = load_config(PredictConfig, "predict", Sources(flags=given.settings))
+        shown = Shown(progress_mode(control), verbosity)
+        place = Workspace.locate(control["workspace"])
+        predicted = predict_files(images, config, place, force=bool(control["force"]), shown=shown)
+        if is_json:
+            print_json({"command": "predict", **predicted.to_json()})
+        else:
+            typer.echo("\n".join(predicted.lines()))

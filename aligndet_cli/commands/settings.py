@@ -1,0 +1,74 @@
+"""What can be chosen, and what it costs on this machine."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aligndet_cli.commands.terminal import JsonOption, console, print_json, user_errors, with_data_root
+from aligndet_cli.config import STAGES, Sources, assign, did_you_mean, flatten, load_config
+from aligndet_cli.driver import stage_config_class
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.flags import BENCH, Given, with_flags
+from aligndet_cli.training.logs import setup_logging
+
+
+@with_flags(BENCH)
+def bench(data: Path | None, given: Given) -> None:
+    """Measure how fast this machine trains a detector, and how long the paper's schedule would take on it."""
+    from aligndet_cli.bench.measure import BenchConfig, bench_table, run_bench
+
+    is_json = bool(given.control["json"])
+    setup_logging(0)
+    with user_errors(is_json):
+        sources = Sources(None, tuple(given.control["set"] or ()), with_data_root(data, given))
+        config, _ = load_config(BenchConfig, "bench", sources)
+        timings = run_bench(config)
+        if is_json:
+            stages = {timing.stage: timing.to_json() for timing in timings}
+            print_json({"command": "bench", "settings": config.to_json(), "stages": stages})
+        else:
+            console().print(bench_table(timings))
+
+
+def list_detectors() -> None:
+    """Detector families."""
+    from aligndet_cli.detectors import BUILDERS
+
+    typer.echo("\n".join(sorted(BUILDERS)))
+
+
+def list_backbones() -> None:
+    """Backbones and the torchvision weights there are for them."""
+    from aligndet_cli.backbones import FAMILIES, torchvision_weights
+
+    for name in FAMILIES:
+        typer.echo(f"{name:<12} {', '.join(torchvision_weights(name)) or 'none, give a file'}")
+
+
+def config_show(
+    stage: Annotated[str, typer.Argument(help=" | ".join(STAGES))],
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file.", show_default=False)] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="some.key=value", show_default=False)] = None,
+    with_origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Print all settings of a stage, with what its recipe fills in, as TOML, ready for --config."""
+    with user_errors(is_json):
+        if stage not in STAGES:
+            raise ConfigError(f"'{stage}' is not a stage{did_you_mean(stage, list(STAGES))}")
+        resolved, origins = load_config(stage_config_class(stage), stage, Sources(config, tuple(set_ or ())))
+        values, from_recipe = resolved.to_json(), resolved.from_recipe()
+        for key, value in from_recipe.items():
+            assign(values, key, value)
+            origins.setdefault(key, "recipe")
+        if is_json:
+            print_json({"command": "config show", "stage": stage, "config": values, "origins": origins})
+            return
+        typer.echo(f"[{stage}]")
+        for key, value in flatten(values):
+            origin = f"  # {origins.get(key, 'default')}" if with_origin else ""
+            # TOML has no null: a setting that is not set is shown as a comment.
+            line = f"# {key} is not set" if value is None else f"{key} = {json.dumps(value)}"
+            typer.echo(line + origin)

@@ -1,0 +1,98 @@
+"""What commands share: how they take common options, print, and end."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from aligndet_cli.config import flatten
+from aligndet_cli.driver import Outcome
+from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, as_user_error
+from aligndet_cli.flags import Given
+from aligndet_cli.training.signals import Stopped
+
+SCHEMA_VERSION = 1
+
+WorkspaceOption = Annotated[
+    Path | None, typer.Option("--workspace", "-w", help="Folder of the artifacts.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@contextlib.contextmanager
+def user_errors(is_json: bool) -> Iterator[None]:
+    """Turn what a user can put right into one line and an exit code; let our own bugs through."""
+    try:
+        yield
+    except AlignDetError as error:
+        fail(str(error), error.exit_code, is_json)
+    except Stopped as stop:
+        fail(str(stop), Preempted.exit_code, is_json)
+    except KeyboardInterrupt:
+        fail("interrupted; run the same command again to continue", 130, is_json)
+    except OSError as error:
+        known = as_user_error(error)
+        if known is None:
+            raise
+        fail(str(known), known.exit_code, is_json)
+
+
+def fail(message: str, exit_code: int, is_json: bool) -> None:
+    """End the command with one line."""
+    if is_json and exit_code != GateError.exit_code:  # the result of a failed gate is already out
+        print_json({"status": "error", "exit_code": exit_code, "message": message})
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(exit_code)
+
+
+def progress_mode(control: dict[str, Any]) -> Any:
+    """What `--progress` and `--quiet` ask for."""
+    mode = control["progress"] or ("none" if control["quiet"] else "auto")
+    if mode not in ("auto", "bar", "plain", "none"):
+        raise ConfigError(f"--progress {mode}: write auto, bar, plain or none")
+    return mode
+
+
+def with_data_root(data: Path | None, given: Given) -> dict[str, tuple[str, Any]]:
+    """The typed settings, with the argument DATA as one of them."""
+    return given.settings if data is None else {**given.settings, "data.root": ("DATA", data)}
+
+
+def print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
+    """Tell what came of a stage: its folder and result on stdout."""
+    result = outcome.artifact.result if outcome.artifact else {}
+    if is_json:
+        content: dict[str, Any] = {"command": stage, "status": outcome.status, "action": outcome.action}
+        content |= {"folder": str(outcome.folder), "result": result}
+        print_json({**content, "effective": outcome.effective, **outcome.conclusion})
+        return
+    if outcome.status == "dry run":
+        would_be = {"start": "would be written", "resume": "would be continued", "complete": "is already complete"}
+        typer.echo(f"dry run: {outcome.folder} {would_be[outcome.action]}")
+        return
+    prefix = "" if outcome.status == "done" else f"{outcome.status}: "
+    typer.echo(f"{prefix}{outcome.folder}")
+    for key, value in flatten({**result, **outcome.conclusion}):
+        if value is not None and not isinstance(value, list | dict):
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            typer.echo(f"  {key.replace('_', ' '):<24} {shown}")
+
+
+def console() -> Console:
+    """For tables: as wide as the terminal, and wide enough not to wrap where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print one object on stdout."""
+    typer.echo(json_text(content))
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """One object as it is printed: with the version of its layout."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **content})
