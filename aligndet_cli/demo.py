@@ -9,6 +9,7 @@ from rich.table import Table
 from aligndet_cli.config import Sources
 from aligndet_cli.data.toy import draw_toy_data, draw_toy_objects
 from aligndet_cli.driver import Outcome, Request, execute
+from aligndet_cli.report.html import write_page
 from aligndet_cli.tables import plain_table
 from aligndet_cli.training.logs import logger
 from aligndet_cli.workspace import Workspace
@@ -57,11 +58,11 @@ FINETUNE_LR = {"backbone": 0.02, "pretrain": 0.03}  # half as much again after p
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo measured: metrics without and with pre-training, and where its pictures are."""
+    """What the demo measured: metrics without and with pre-training, and the page that shows all of it."""
 
     without: dict[str, float]
     with_pretraining: dict[str, float]
-    pictures: tuple[Path, ...]
+    page: Path
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -70,7 +71,7 @@ class DemoReport:
             "without": self.without,
             "with": self.with_pretraining,
             "delta": delta,
-            "pictures": [str(picture) for picture in self.pictures],
+            "report": str(self.page),
         }
 
     def table(self) -> Table:
@@ -84,7 +85,7 @@ class DemoReport:
 
     def closing_lines(self) -> list[str]:
         """Where to look next."""
-        return ["pictures:", *(f"  {picture}" for picture in self.pictures)]
+        return [f"report with all pictures: {self.page}"]
 
 
 def run_demo(folder: Path, *, seed: int) -> DemoReport:
@@ -110,20 +111,19 @@ def run_demo(folder: Path, *, seed: int) -> DemoReport:
         flags = {"data.root": ("DATA", data), "seed": ("--seed", seed)}
         return execute(Request(name, workspace, Sources(None, settings, flags)))
 
-    backbone = stage("pretrain-image", *BACKBONE, data=objects)
-    proposals = stage("proposals")
+    stage("pretrain-image", *BACKBONE, data=objects)
+    stage("proposals")
     sizes = (f"k={NUM_CLUSTERS}", f"pca_dim={NUM_CLUSTERS}", "short_side=160", "long_side=224")
-    clusters = stage("cluster", *sizes, "backbone.name=resnet18")
-    pretrained = stage("pretrain-box", *MODEL, *PRETRAIN)
-    pictures = [backbone.folder / "plots/curves.png", proposals.folder / "sheet.jpg", clusters.folder / "sheet.jpg"]
-    pictures.append(pretrained.folder / "plots/curves.png")
+    stage("cluster", *sizes, "backbone.name=resnet18")
+    stage("pretrain-box", *MODEL, *PRETRAIN)
     metrics = []
+    comparison: tuple[str, ...] = ()
     for label, init in STARTS.items():
         settings = (f"init={init}", f"label={label}", f"training.lr={FINETUNE_LR[init]}")
-        run = stage("finetune", *MODEL, *FINETUNE, *settings)
-        evaluation = stage("evaluate", f"run={run.folder.name}", "batch_size=8")
+        run = stage("finetune", *MODEL, *FINETUNE, *settings).folder.name
+        evaluation = stage("evaluate", f"run={run}", "batch_size=8", *comparison)
         assert evaluation.artifact is not None, "a stage that is done has an artifact"
         metrics.append({key: float(evaluation.artifact.result[key] or 0.0) for key in METRICS})
-        pictures += sorted((evaluation.folder / "plots").glob("*.png"))
+        comparison = (f"compare={run}",)
     without, with_pretraining = metrics
-    return DemoReport(without, with_pretraining, tuple(pictures))
+    return DemoReport(without, with_pretraining, write_page(workspace))

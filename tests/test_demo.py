@@ -22,7 +22,9 @@ def test_demo_runs_all_stages_and_compares(tmp_path: Path, monkeypatch: pytest.M
     numbers = report.to_json()
     assert set(numbers["delta"]) == {"AP", "AP50", "AP75"}
     assert numbers["delta"]["AP"] == numbers["with"]["AP"] - numbers["without"]["AP"]
-    assert len(report.pictures) >= 7 and all(picture.stat().st_size > 1000 for picture in report.pictures)
+    page = (tmp_path / "workspace-0" / "report.html").read_text()
+    assert report.closing_lines() == [f"report with all pictures: {tmp_path / 'workspace-0' / 'report.html'}"]
+    assert page.count("<img") >= 7 and "plots/compare-retinanet-resnet18-backbone-val.png" in page
     assert report.table().row_count == 3
     stages = {folder.parent.name for folder in (tmp_path / "workspace-0").glob("*/*") if folder.is_dir()}
     assert stages == {"pretrain-image", "proposals", "cluster", "pretrain-box", "finetune", "evaluate"}
