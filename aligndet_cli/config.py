@@ -196,7 +196,7 @@ def _settings(stage: str, sources: Sources) -> Iterator[tuple[str, Any, str]]:
         path, equals, text = assignment.partition("=")
         if not equals or not path.strip():
             raise ConfigError(f"--set {assignment}: write it as --set some.key=value")
-        yield path.strip(), _parse_value(text.strip()), "--set"
+        yield path.strip(), parse_value(text.strip()), "--set"
     for path, (flag, value) in (sources.flags or {}).items():
         yield path, value, flag
 
@@ -234,7 +234,7 @@ def _read_stage_table(file: Path, stage: str) -> dict[str, Any]:
     return table
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A TOML value; anything that is not one is taken as a string, so that quotes are not needed."""
     try:
         return tomllib.loads(f"value = {text}")["value"]

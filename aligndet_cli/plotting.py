@@ -71,6 +71,12 @@ def hex_to_rgb(colour: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white (RGB), whichever can be read on the colour."""
+    red, green, blue = colour
+    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
+
+
 def shorten(text: str, length: int = 22) -> str:
     """The text, or its beginning and dots where it is longer."""
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -78,13 +78,15 @@ def write_figures(
         folder: None: `figures` in the workspace.
 
     Raises:
-        ConfigError: no runs to draw.
+        ConfigError: no runs to draw, or no folder to draw into.
         DataError: their images cannot be read.
     """
+    folder = folder or workspace.root / "figures"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: is a file, name a folder")
     ours, plain = find_runs(workspace, run, compare)
     image_set = open_evaluated(ours, workspace)
     subject = Subject(ours, plain, image_set, _spread(image_set))
-    folder = folder or workspace.root / "figures"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     drawings, reasons = _drawings(subject, workspace, device)
     files = []

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from aligndet_cli.plotting import COLOURS, hex_to_rgb, shorten
+from aligndet_cli.plotting import COLOURS, hex_to_rgb, ink_on, shorten
 
 _SMALLEST_SIDE = 480  # images whose long side is shorter are enlarged, or their labels would hide them
 _MASK_OPACITY = 0.35
@@ -56,7 +56,7 @@ def annotate(
         tag = _place(box, (right - left + size * 0.5, bottom - top + size * 0.4), (image.width, image.height), taken)
         taken.append(tag)
         draw.rectangle(tag, fill=colour)
-        draw.text((tag[0] + size * 0.25 - left, tag[1] + size * 0.2 - top), text, fill=_ink(colour), font=font)
+        draw.text((tag[0] + size * 0.25 - left, tag[1] + size * 0.2 - top), text, fill=ink_on(colour), font=font)
     return image
 
 
@@ -93,12 +93,6 @@ def _inset(box: Rectangle, by: float) -> Rectangle:
     """The box without its rim, or the box where nothing would be left."""
     inner = (box[0] + by, box[1] + by, box[2] - by, box[3] - by)
     return inner if inner[2] > inner[0] and inner[3] > inner[1] else box
-
-
-def _ink(colour: tuple[int, int, int]) -> str:
-    """Black or white, whichever can be read on the colour."""
-    red, green, blue = colour
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else "white"
 
 
 @cache

@@ -12,7 +12,7 @@ from torch import Tensor
 from aligndet_cli.data.loaders import SampleStream, StreamSampler
 from aligndet_cli.data.transforms import MEAN, STD, ViewParams, make_batch
 from aligndet_cli.errors import DataError
-from aligndet_cli.plotting import COLOURS, hex_to_rgb
+from aligndet_cli.plotting import COLOURS, hex_to_rgb, ink_on
 from aligndet_cli.pretrain_box.views import VIEWS, draw_views
 from aligndet_cli.training.launch import Process
 from aligndet_cli.workspace import write_bytes
@@ -112,7 +112,7 @@ def _draw_number(image: NDArray[np.uint8], box: NDArray[np.float32], number: int
     (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
     left = min(max(x1, 0), image.shape[1] - text_width - 6)
     cv2.rectangle(image, (left, y1), (left + text_width + 5, y1 + text_height + 6), colour, -1)
-    cv2.putText(image, text, (left + 3, y1 + text_height + 3), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1)
+    cv2.putText(image, text, (left + 3, y1 + text_height + 3), cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink_on(colour), 1)
 
 
 def _write(image: NDArray[np.uint8], text: str, baseline: int) -> NDArray[np.uint8]:

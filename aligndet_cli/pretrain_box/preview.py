@@ -27,7 +27,7 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
         the file.
 
     Raises:
-        ConfigError: no proposals, or not of this data, or a count that cannot be.
+        ConfigError: no proposals, or not of this data, or a count or file that cannot be.
         DataError: images that cannot be read.
     """
     config, _ = load_config(PretrainBoxConfig, "pretrain-box", sources)
@@ -38,6 +38,8 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
     recipe = recipe_for(config.detector, config.backbone, layout_of(config.backbone), asked=config.recipe)
     boxes = ProposalBoxes(data.store, data.rows, config.topk or recipe.topk)
     file = file or workspace.root / "views.jpg"
+    if file.suffix not in (".jpg", ".jpeg"):
+        raise ConfigError(f"--output {file}: name a .jpg file")
     if not file.parent.is_dir():
         raise ConfigError(f"--output {file}: no such folder as {file.parent}")
     draw_first_views(

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aligndet_cli.config import StageConfig, flatten
+from aligndet_cli.config import StageConfig, flatten, parse_value
 from aligndet_cli.driver import stage_config_class
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.flags import STAGE_FLAGS, Flag
@@ -52,7 +52,8 @@ def _changed(config: StageConfig) -> Iterator[tuple[str, Any]]:
 def _words(flag: Flag | None, path: str, value: Any) -> list[str]:
     """A setting as words of the command line: its flag, or `--set`."""
     if flag is None or (flag.kind is bool and value is False and "/" not in flag.names[0]):
-        return ["--set", f"{path}={json.dumps(value)}"]
+        is_plain = isinstance(value, str) and parse_value(value) == value
+        return ["--set", f"{path}={value if is_plain else json.dumps(value, ensure_ascii=False)}"]
     if flag.kind is bool:
         positive, _, negative = flag.names[0].partition("/")
         return [positive if value else negative]

@@ -180,7 +180,7 @@ def _class_tables(name: str, found: Artifact) -> list[Table]:
         for entry in per_class
     ]
     header = ("class", "AP", "AP50", "objects")
-    return [Table(f"{_id(name)}-classes", "Classes, in percent", header, rows, frozenset({1, 2, 3}))] if rows else []
+    return [Table(f"classes-{_id(name)}", "Classes, in percent", header, rows, frozenset({1, 2, 3}))] if rows else []
 
 
 def _artifact_table(rows: Sequence[StatusRow], artifacts: dict[str, Artifact]) -> Table:

@@ -67,8 +67,19 @@ class Embedded:
 
 def find_pictures(workspace: Workspace, folder: Path, stage: str) -> list[Picture]:
     """The pictures of an artifact (or another folder of the workspace), sheets first."""
-    found = [file for place in (folder, folder / "plots") for file in sorted(place.glob("*")) if file.suffix in _KINDS]
+    found = [
+        file
+        for place in (folder, folder / "plots")
+        for file in sorted(place.glob("*"), key=_in_order)
+        if file.suffix in _KINDS
+    ]
     return [Picture(file, str(file.relative_to(workspace.root)), _title(stage, file)) for file in found]
+
+
+def _in_order(file: Path) -> tuple[str, int]:
+    """By name, `figure_10` after `figure_4`."""
+    words = file.stem.rstrip("0123456789")
+    return words, int(file.stem[len(words) :] or 0)
 
 
 def embed_all(groups: Sequence[Sequence[Picture]]) -> tuple[dict[Path, Embedded], list[Picture]]:
