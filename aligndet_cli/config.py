@@ -77,6 +77,10 @@ class StageConfig(Frozen):
             "runtime.num_workers",
             "runtime.compile",
             "runtime.offline",
+            "backbone.weights",  # what they are is an input with a hash of its own
+            "training.logger",
+            "training.checkpoint.every_steps",
+            "training.checkpoint.every_seconds",
         }
     )
 

@@ -27,7 +27,7 @@ from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
 from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NormName, check_group_channels
-from aligndet_cli.detectors.parts.matching import look_up, match_by_iou, matched_boxes
+from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_each_image
 from aligndet_cli.training.schedules import Rates, Recipe
@@ -222,34 +222,18 @@ class RetinaNet(nn.Module):
         """Box offsets of every anchor: (B, A*4, H, W) per level."""
         return [self.box_predictor(self.head.box_tower(level)) for level in pyramid]
 
-    @torch.no_grad()
     def assign(
         self, grids_hw: list[SizeHW], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
     ) -> tuple[Tensor, Tensor]:
-        """Anchors of the batch, and which box of its image each is matched to.
-
-        Args:
-            grids_hw: rows and columns of each level.
-            sizes_hw: of each image in pixels, without padding.
-            targets: boxes of each image.
-
-        Returns:
-            (A, 4) anchors, the same for all images, and (B, A) int64: index of the box in its image, `BACKGROUND`
-            or `IGNORED`.
-        """
-        anchors = self.anchors(grids_hw)
-        matched = [
-            match_by_iou(
-                anchors,
-                of_image.boxes,
-                positive_iou=self.rules.positive_iou,
-                negative_iou=self.rules.negative_iou,
-                min_claim_iou=0.0,
-                valid=self.anchors.inside(grids_hw, size_hw),
-            )
-            for of_image, size_hw in zip(targets, sizes_hw, strict=True)
-        ]
-        return anchors, torch.stack(matched)
+        """Anchors of the batch and their matches as from `AnchorGrid.match`: every box claims an anchor."""
+        return self.anchors.match(
+            grids_hw,
+            sizes_hw,
+            targets,
+            positive_iou=self.rules.positive_iou,
+            negative_iou=self.rules.negative_iou,
+            min_claim_iou=0.0,
+        )
 
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
         """Focal loss of all classes of all anchors that are not ignored, per positive anchor of the batch.

@@ -70,14 +70,7 @@ from aligndet_cli.workspace import Output, Workspace, write_json
 class FinetuneConfig(StageConfig):
     """Settings of `finetune`; defaults are the paper's (FACTS 5)."""
 
-    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
-        "init",
-        "label",
-        "backbone.weights",
-        "training.logger",
-        "training.checkpoint.every_steps",
-        "training.checkpoint.every_seconds",
-    }
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"init", "label"}
 
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()

@@ -79,14 +79,7 @@ class ProjectorConfig(Frozen):
 class PretrainBoxConfig(StageConfig):
     """Settings of `pretrain-box`; defaults are the paper's (FACTS 3 to 5)."""
 
-    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
-        "proposals",
-        "clusters",
-        "backbone.weights",
-        "training.logger",
-        "training.checkpoint.every_steps",
-        "training.checkpoint.every_seconds",
-    }
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"proposals", "clusters"}
 
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()

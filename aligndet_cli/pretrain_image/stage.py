@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -55,13 +55,6 @@ class ImageTrainingConfig(TrainingConfig):
 
 class PretrainImageConfig(StageConfig):
     """Settings of `pretrain-image`; defaults are those of each method's paper, see `recipes.py`."""
-
-    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
-        "backbone.weights",
-        "training.logger",
-        "training.checkpoint.every_steps",
-        "training.checkpoint.every_seconds",
-    }
 
     method: MethodName = "simsiam"
     # Its weights are those to start from; "auto" starts from nothing.

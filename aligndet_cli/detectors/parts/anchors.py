@@ -11,7 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.interface import PAD_DIVISOR
+from aligndet_cli.detectors.parts.matching import match_by_iou
 
 SizeHW = tuple[int, int]
 AnchorStyle = Literal["exact", "torchvision"]
@@ -73,6 +75,43 @@ class AnchorGrid(nn.Module):
         """
         rows, columns = grid_hw
         return finest_hw[0] * self.strides[0] // rows, finest_hw[1] * self.strides[0] // columns
+
+    @torch.no_grad()
+    def match(
+        self,
+        grids_hw: Sequence[SizeHW],
+        sizes_hw: Sequence[SizeHW],
+        targets: Sequence[BoxTargets],
+        *,
+        positive_iou: float,
+        negative_iou: float,
+        min_claim_iou: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Anchors of the batch, and which box of its image each is matched to.
+
+        Args:
+            grids_hw: rows and columns of each level.
+            sizes_hw: of each image in pixels, without padding.
+            targets: boxes of each image.
+            positive_iou, negative_iou, min_claim_iou: see `match_by_iou`.
+
+        Returns:
+            (A, 4) anchors, the same for all images, and (B, A) int64: index of the box in its image, `BACKGROUND`
+            or `IGNORED`.
+        """
+        anchors = self(grids_hw)
+        matched = [
+            match_by_iou(
+                anchors,
+                of_image.boxes,
+                positive_iou=positive_iou,
+                negative_iou=negative_iou,
+                min_claim_iou=min_claim_iou,
+                valid=self.inside(grids_hw, size_hw),
+            )
+            for of_image, size_hw in zip(targets, sizes_hw, strict=True)
+        ]
+        return anchors, torch.stack(matched)
 
     def inside(self, grids_hw: Sequence[SizeHW], size_hw: SizeHW) -> Tensor:
         """Whether an anchor's cell touches the image, which counts as padded to a multiple of 32.

@@ -15,7 +15,7 @@ from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
-from aligndet_cli.detectors.parts.matching import match_by_iou, matched_boxes
+from aligndet_cli.detectors.parts.matching import matched_boxes
 from aligndet_cli.detectors.parts.sampling import sample_each_image
 
 STRIDES = (4, 8, 16, 32, 64)  # P2..P6
@@ -81,24 +81,18 @@ class RPN(nn.Module):
             hidden = [conv(level).relu() for level in hidden]
         return [self.objectness(level) for level in hidden], [self.deltas(level) for level in hidden]
 
-    @torch.no_grad()
     def assign(
         self, grids_hw: list[SizeHW], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
     ) -> tuple[Tensor, Tensor]:
-        """(A, 4) anchors, the same for all images, and (B, A) int64 matches as from `match_by_iou`."""
-        anchors = self.anchors(grids_hw)
-        matched = [
-            match_by_iou(
-                anchors,
-                of_image.boxes,
-                positive_iou=self.rules.positive_iou,
-                negative_iou=self.rules.negative_iou,
-                min_claim_iou=self.rules.min_claim_iou,
-                valid=self.anchors.inside(grids_hw, size_hw),
-            )
-            for of_image, size_hw in zip(targets, sizes_hw, strict=True)
-        ]
-        return anchors, torch.stack(matched)
+        """Anchors of the batch and their matches as from `AnchorGrid.match`."""
+        return self.anchors.match(
+            grids_hw,
+            sizes_hw,
+            targets,
+            positive_iou=self.rules.positive_iou,
+            negative_iou=self.rules.negative_iou,
+            min_claim_iou=self.rules.min_claim_iou,
+        )
 
     def losses(
         self, output: RPNOutput, sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets], sampling: Sampling
