@@ -1,6 +1,6 @@
 # What the scripts of the paper's tables share. Sourced by them, not run.
 #
-# Data sets, by environment variable or as links in the current folder: COCO (coco), VOC (VOCdevkit, 2007 and 2012),
+# Data sets, by environment variable or as links in the current folder: COCO (coco), VOC (VOCdevkit, with both years),
 # IMAGENET (imagenet/train, one folder per class). ALIGNDET_WORKSPACE (workspace) keeps all runs: those that several
 # tables need are made once, and a script that was interrupted goes on when it is run again.
 #
@@ -24,6 +24,18 @@ label = "backbone only"
 init = "backbone"
 [[starts]]
 label = "AlignDet"'
+
+# Ends the script where a data set is missing: needs COCO VOC IMAGENET.
+needs() {
+  local name folder
+  for name in "$@"; do
+    folder=${name,,}
+    if [[ ! -d "${!folder}" ]]; then
+      echo "$table: no folder ${!folder}; name the data set by $name=FOLDER" >&2
+      exit 3
+    fi
+  done
+}
 
 # pick FULL SMALL: the first word at full scale, the second with SMOKE=1.
 pick() { if [[ -n "${SMOKE:-}" ]]; then echo "$2"; else echo "$1"; fi; }
@@ -57,8 +69,17 @@ study() {
   studies+=(--study "$file")
 }
 
+# Complete runs of a stage in the latest study, in its order.
+runs_of() { aligndet study "${studies[-1]}" --dry-run | sed -n "s|^complete *$1/||p"; }
+
 # All studies of the script together, ours beside the paper's numbers.
-report() { aligndet report "${studies[@]}" "$@"; }
+report() {
+  if ((${#studies[@]} == 0)); then
+    echo "$table: all was skipped" >&2
+    exit 3
+  fi
+  aligndet report "${studies[@]}" "$@"
+}
 
 # Drawn pictures in the place of all data sets, and weights as they are published.
 if [[ -n "${SMOKE:-}" ]]; then
@@ -68,7 +89,7 @@ if [[ -n "${SMOKE:-}" ]]; then
     rm -rf "$smoke.new"
     aligndet toy "$smoke.new/toy" --train 11 --val 5 > /dev/null
     aligndet toy "$smoke.new/objects" --objects --train 15 --val 5 > /dev/null
-    python "$(dirname "$0")/smoke_weights.py" "$smoke.new"
+    python3 "$(dirname "$0")/smoke_weights.py" "$smoke.new"
     mv "$smoke.new" "$smoke"
   fi
   coco=$smoke/toy voc=$smoke/toy imagenet=$smoke/objects

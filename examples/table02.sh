@@ -7,6 +7,7 @@
 # Costs about 9,500 GPU-hours (estimate), 5,600 of which are the low-data runs of 90k iterations; the columns for 100 %
 # alone cost 1,500. The four convolutional detectors are pre-trained once each (45 hours), DETR for 50 epochs (190).
 source "$(dirname "$0")/common.sh"
+needs COCO
 
 for schedule in $(pick "12k 90k" 12k) $(pick "50e 100e" 50e); do
   case $schedule in

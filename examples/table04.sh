@@ -6,6 +6,7 @@
 # Needs COCO 2017 (images only) and VOC 2007 and 2012 (train on both trainval sets, test on 2007).
 # Costs about 70 GPU-hours (estimate) where table02.sh has pre-trained the detectors already, 390 otherwise.
 source "$(dirname "$0")/common.sh"
+needs COCO VOC
 
 for schedule in 12k 100e; do
   case $schedule in

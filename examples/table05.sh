@@ -7,6 +7,7 @@
 # Costs about 700 GPU-hours (estimate): six pre-trainings and twelve fine-tunings.
 # Left out: the rows of other methods without AlignDet. Add their files below; most layouts are known.
 source "$(dirname "$0")/common.sh"
+needs COCO
 
 run() { # METHOD FILE
   weights=$(weights_of "$1" "$2") || return 0

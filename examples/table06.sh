@@ -7,6 +7,7 @@
 # Costs about 2,100 GPU-hours (estimate): 190 for each pre-training, 440 for each fine-tuning.
 # Left out: UP-DETR and DETReg, which are other methods.
 source "$(dirname "$0")/common.sh"
+needs COCO
 
 run() { # NAME
   study "$table-$1" <<EOF

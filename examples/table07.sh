@@ -5,6 +5,7 @@
 #
 # Needs COCO 2017 with masks. Costs about 500 GPU-hours (estimate); the rows of 1x are those of table02.sh.
 source "$(dirname "$0")/common.sh"
+needs COCO
 
 for schedule in $(pick "90k 2x" 2x); do
   study "$table-$schedule" <<EOF

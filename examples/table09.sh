@@ -6,6 +6,7 @@
 # Needs COCO 2017. Costs about 220 GPU-hours (estimate), 105 of them for its own three rows; the first and the last are
 # those of table02.sh, and all of them share one pre-training.
 source "$(dirname "$0")/common.sh"
+needs COCO
 
 study "$table" <<EOF
 data = "$coco"

@@ -6,6 +6,7 @@
 # Needs COCO 2017. Costs about 275 GPU-hours (estimate), 160 of them for its own two rows; the others are those of
 # table02.sh.
 source "$(dirname "$0")/common.sh"
+needs COCO
 
 study "$table" <<EOF
 data = "$coco"

@@ -5,6 +5,7 @@
 #
 # Needs COCO 2017. Costs about 240 GPU-hours (estimate), 125 of them for its own row, which trains the backbone, too.
 source "$(dirname "$0")/common.sh"
+needs COCO
 
 study "$table" <<EOF
 data = "$coco"

@@ -3,8 +3,10 @@
 #
 #   examples/table13.sh            SMOKE=1 examples/table13.sh
 #
-# Needs COCO 2017. Costs about 375 GPU-hours (estimate), 295 of them for 2x and 3x; 1x is that of table02.sh.
+# Needs COCO 2017. Costs about 410 GPU-hours (estimate), 295 of them for 2x and 3x; the other rows are those of
+# table02.sh.
 source "$(dirname "$0")/common.sh"
+needs COCO
 
 study "$table" <<EOF
 data = "$coco"

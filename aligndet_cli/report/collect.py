@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,9 @@ class Measured:
         pair: fold (None with all images) and seed; runs of two starts with the same pair are compared.
         numbers: metrics in 0..1 by name; None where they cannot be measured.
         kind: `pretrain`, `backbone`, `scratch` or `import`.
+        is_labelled: the label was given to the run.
         weights: hash of what it started from.
+        backbone_weights: hash of what its backbone started from, and what people call it; None where unknown.
     """
 
     setting: Setting
@@ -57,7 +59,9 @@ class Measured:
     numbers: dict[str, float | None]
     name: str
     kind: str
+    is_labelled: bool
     weights: str
+    backbone_weights: tuple[str, str] | None
     finished: str
     published: Published | None
 
@@ -254,7 +258,7 @@ def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | Non
         start = pretrained.get(run.manifest["inputs"]["weights"])
         found.append(_measured(evaluation, run, start, metrics))
     remarks = [f"left out, the run they measured is gone or was made anew: {', '.join(gone)}"] if gone else []
-    return _told_apart(found, pretrained), remarks
+    return _told_apart(_apart_by_backbone(found), pretrained), remarks
 
 
 def _measured(evaluation: Artifact, run: Artifact, start: Artifact | None, metrics: Sequence[str]) -> Measured:
@@ -283,10 +287,36 @@ def _measured(evaluation: Artifact, run: Artifact, start: Artifact | None, metri
         numbers=_numbers(evaluation, metrics),
         name=run.name,
         kind=kind,
+        is_labelled=bool(config.get("label")),
         weights=str(run.manifest["inputs"]["weights"]),
+        backbone_weights=_backbone_weights(run, kind, start),
         finished=str(evaluation.manifest["finished"]),
         published=find_published(evaluation, run, start),
     )
+
+
+def _backbone_weights(run: Artifact, kind: str, start: Artifact | None) -> tuple[str, str] | None:
+    source = run if kind == "backbone" else start
+    key = "weights" if kind == "backbone" else "backbone weights"
+    if source is None or key not in source.manifest["inputs"]:
+        return None
+    file = Path(source.config()["backbone"].get("weights", ""))
+    return str(source.manifest["inputs"][key]), file.parent.name if file.name == "weights.pt" else file.stem
+
+
+def _apart_by_backbone(runs: list[Measured]) -> list[Measured]:
+    """Runs of several backbone weights that nothing else tells apart, with the weights beside the backbone's name."""
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for run in runs:
+        if run.backbone_weights is not None:
+            found.setdefault((run.setting, run.label, run.pair), set()).add(run.backbone_weights[0])
+    mixed = {setting for (setting, _, _), hashes in found.items() if len(hashes) > 1}
+    return [
+        replace(run, setting=replace(run.setting, backbone=f"{run.setting.backbone}, {run.backbone_weights[1]}"))
+        if run.setting in mixed and run.backbone_weights is not None
+        else run
+        for run in runs
+    ]
 
 
 def _told_apart(runs: list[Measured], pretrained: dict[str, Artifact]) -> list[Measured]:
@@ -294,9 +324,9 @@ def _told_apart(runs: list[Measured], pretrained: dict[str, Artifact]) -> list[M
     named = []
     for run in runs:
         rivals = {other.weights for other in runs if other.setting == run.setting and other.label == run.label}
-        if run.label == _PRETRAINED and len(rivals) > 1:
+        if run.label == _PRETRAINED and not run.is_labelled and len(rivals) > 1:
             known = pretrained.get(run.weights)
-            run = Measured(**{**vars(run), "label": f"{_PRETRAINED}, {known.name if known else run.weights[:6]}"})
+            run = replace(run, label=f"{_PRETRAINED}, {known.name if known else run.weights[:6]}")
         named.append(run)
     return named
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aligndet_cli.training.schedules import steps_per_epoch
 from aligndet_cli.workspace import Artifact
 
 _FRACTIONS = (1, 5, 10, 20, 100)
@@ -221,7 +222,7 @@ def _data(fraction: float, num_images: int, num_measured: int) -> str | None:
 def _schedule(steps: int, batch_size: int, num_images: int) -> str | None:
     if batch_size == 16 and steps in (12_000, 90_000):
         return "12k" if steps == 12_000 else "1x"
-    epochs = steps * batch_size / num_images
+    epochs = steps / steps_per_epoch(num_images, batch_size)
     near = [name for count, name in _EPOCHS.items() if abs(epochs - count) < 0.05]
     return near[0] if near else None
 

@@ -84,6 +84,23 @@ def test_starts_without_a_label_are_told_apart(workspace: Path) -> None:
     assert labels == ["backbone only", "AlignDet, one", "AlignDet, two", "longer", "scratch"]
 
 
+def test_runs_that_differ_only_in_backbone_weights_are_not_compared(tmp_path: Path) -> None:
+    for weights in ("/x/moco.pth.tar", "/x/pretrain-image/own/weights.pt"):
+        of = {"backbone_weights": weights, "label": "plain"}
+        add_evaluated(tmp_path, Tuned(f"plain-{len(weights)}", weights=weights, **of), 0.1)
+    rows = collect_report(Workspace(tmp_path)).rows
+    assert [row.setting.backbone for row in rows] == ["resnet50, moco.pth", "resnet50, own"]
+    assert all(row.is_baseline and not row.remark for row in rows)
+
+
+def test_a_pretraining_per_seed_is_one_start(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        add_pretrained(tmp_path, f"pre-{seed}", content_hash=f"pre-{seed}")
+        add_evaluated(tmp_path, Tuned(f"s{seed}", "file", "AlignDet", weights=f"pre-{seed}", seed=seed), 0.1)
+    [row] = collect_report(Workspace(tmp_path)).rows
+    assert row.label == "AlignDet" and row.runs == ("s0", "s1")
+
+
 def test_evaluations_of_runs_that_are_gone_are_named(workspace: Path) -> None:
     manifest = workspace / "finetune" / "plain" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"content_hash": "plain', '"content_hash": "other'))
