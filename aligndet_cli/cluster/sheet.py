@@ -11,7 +11,7 @@ from aligndet_cli.cluster.features import ProposalImages
 from aligndet_cli.cluster.report import Clustering
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
-from aligndet_cli.plotting import COLOURS, REFERENCE, finish_axes, new_figure, save_figure
+from aligndet_cli.plotting import COLOURS, JPEG, REFERENCE, finish_axes, new_figure, save_figure
 from aligndet_cli.workspace import write_bytes
 
 NUM_CLUSTERS, NUM_CROPS = 16, 8
@@ -30,7 +30,7 @@ def draw_sheet(file: Path, source: ProposalImages, clustering: Clustering) -> No
         strips.append(np.full_like(strips[0], 255))
     half = len(strips) // 2
     rows = [np.hstack(pair) for pair in zip(strips[:half], strips[half:], strict=True)]
-    _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], JPEG)
     write_bytes(file, encoded.tobytes())
 
 

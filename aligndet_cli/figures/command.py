@@ -112,10 +112,9 @@ def _drawings(subject: Subject, workspace: Workspace, device: str) -> tuple[dict
         stages = _find_stages(subject, workspace, device)
     except AlignDetError as error:
         return drawings, [f"figure_4.png: {error}"]
-    drawings["figure_4.png"] = partial(_embeddings, subject, stages, device)
     if finds_without_classes(stages.after.online):
         drawings["figure_5.png"] = partial(_pretrained_centres, subject, stages, device)
-    return drawings, []
+    return {"figure_4.png": partial(_embeddings, subject, stages, device), **drawings}, []
 
 
 def _find_stages(subject: Subject, workspace: Workspace, device: str) -> Stages:

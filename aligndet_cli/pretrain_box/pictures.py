@@ -12,7 +12,7 @@ from torch import Tensor
 from aligndet_cli.data.loaders import SampleStream, StreamSampler
 from aligndet_cli.data.transforms import MEAN, STD, ViewParams, make_batch
 from aligndet_cli.errors import DataError
-from aligndet_cli.plotting import COLOURS, hex_to_rgb, ink_on
+from aligndet_cli.plotting import COLOURS, JPEG, hex_to_rgb, ink_on
 from aligndet_cli.pretrain_box.views import VIEWS, draw_views
 from aligndet_cli.training.launch import Process
 from aligndet_cli.workspace import write_bytes
@@ -58,7 +58,7 @@ def draw_first_views(
         row = np.hstack([tiles[0], gap, tiles[1]])
         strip = np.full((_STRIP, row.shape[1], 3), _WHITE, dtype=np.uint8)
         rows += [_write(strip, f"{stream.image_set.file_names[sample.index]}: {which} proposals", 17), row]
-    _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], JPEG)
     write_bytes(file, encoded.tobytes())
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
-from aligndet_cli.plotting import COLOURS, DASHES, REFERENCE, finish_axes, new_figure, save_figure
+from aligndet_cli.plotting import COLOURS, DASHES, JPEG, REFERENCE, finish_axes, new_figure, save_figure
 from aligndet_cli.proposals.filters import areas_of
 from aligndet_cli.proposals.report import sample_boxes
 from aligndet_cli.proposals.store import ProposalStore
@@ -21,7 +21,7 @@ _NUM_BINS = 40
 _NUM_TILES, _NUM_COLUMNS = 12, 4
 _TILE_HW = (300, 400)
 _STRIP = 22  # pixels for a line of text
-_BOXES_PER_TILE = 25  # more hide the image
+_BOXES_PER_TILE = 15  # more hide the image
 # Box colour (RGB; Okabe-Ito, told apart by everyone) by size: sqrt(box area) / sqrt(image area) up to the limit.
 _COLOURS: tuple[tuple[float, tuple[int, int, int]], ...] = (
     (0.15, (213, 94, 0)),
@@ -39,7 +39,7 @@ _GROUP_COLOURS = {
 
 
 def draw_sheet(file: Path, store: ProposalStore, image_set: ImageSet) -> None:
-    """Write a JPEG of up to 12 images, evenly spread over those with proposals, with their first 25 boxes."""
+    """Write a JPEG of up to 12 images, evenly spread over those with proposals, with their first 15 boxes."""
     with_boxes = np.flatnonzero(store.counts > 0)
     candidates = with_boxes if len(with_boxes) else np.arange(len(store))
     picks = np.unique(np.linspace(0, len(candidates) - 1, _NUM_TILES).round().astype(int))
@@ -49,7 +49,7 @@ def draw_sheet(file: Path, store: ProposalStore, image_set: ImageSet) -> None:
     tiles += [blank] * (-len(tiles) % num_columns)
     rows = [np.hstack(tiles[start : start + num_columns]) for start in range(0, len(tiles), num_columns)]
     sheet = np.vstack([*rows, _legend(rows[0].shape[1])])
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), JPEG)
     write_bytes(file, encoded.tobytes())
 
 
@@ -116,7 +116,7 @@ def _draw_boxes(image: NDArray[np.uint8], boxes: NDArray[np.float32]) -> None:
         x1, y1, x2, y2 = np.rint(boxes[position]).astype(int).tolist()
         corners = (x1, y1), (max(x1, x2 - 1), max(y1, y2 - 1))
         cv2.rectangle(image, *corners, (0, 0, 0), 3)  # a dark rim keeps every colour visible on every background
-        cv2.rectangle(image, *corners, colour, 1)
+        cv2.rectangle(image, *corners, colour, 2)
 
 
 def _legend(width: int) -> NDArray[np.uint8]:

@@ -76,6 +76,7 @@ def read_log(metrics: Path) -> Log:
 
 def draw_runs(runs: Mapping[str, Log], *, limits: Mapping[str, tuple[float, str]], title: str = "") -> Figure:
     """One panel per kind of number. Runs differ in colour if there are several, else the numbers of a panel do."""
+    last = max((steps[-1] for log in runs.values() for steps, _ in log.values()), default=1.0)
     panels = _panels_of({key for log in runs.values() for key in log}, split=len(runs) > 1)
     num_columns = min(len(panels), _MAX_COLUMNS) or 1
     num_rows = -(-len(panels) // num_columns) or 1
@@ -89,7 +90,7 @@ def draw_runs(runs: Mapping[str, Log], *, limits: Mapping[str, tuple[float, str]
         for key in keys:
             if key in limits:
                 axes.axhline(limits[key][0], color=REFERENCE, linestyle=":", label=limits[key][1])
-        _scale(axes, keys)
+        _scale(axes, keys, last)
         finish_axes(axes, title=heading, x="step", y=label)
     if title:
         figure.suptitle(title)
@@ -103,7 +104,8 @@ def _panels_of(keys: set[str], *, split: bool) -> list[_Panel]:
     kept = [panel for panel in found if panel[2]]
     own_losses = ("Losses", "loss", tuple(losses))
     if not split:
-        return [*kept[:1], own_losses, *kept[1:]] if losses and kept else [own_losses] * bool(losses) + kept
+        num_before = int(bool(kept) and kept[0][2][0] in _CONTRAST_LOSS)
+        return [*kept[:num_before], *[own_losses] * bool(losses), *kept[num_before:]]
     singles: list[_Panel] = [(_name_of(key), "loss", (key,)) for key in losses]
     for title, label, known in kept:
         singles += [(key if label == "AP" else title, label, (key,)) for key in known if key not in _BY_CHANCE]
@@ -130,12 +132,12 @@ def _draw_curve(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float
     axes.plot(steps, values, linewidth=1.6, **style)
 
 
-def _scale(axes: Axes, keys: Sequence[str]) -> None:
+def _scale(axes: Axes, keys: Sequence[str], last: float) -> None:
+    axes.set_xlim(0, 1.02 * last)  # also where little is known, as AP on the way
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     # From 0, but for what moves little from far above it, and cosines and their losses, which go below.
-    low, high = axes.get_ylim()
-    if low > 0 and not set(keys) & set(_CONTRAST_LOSS):
-        axes.set_ylim(0, 1.04 * high)
+    if axes.dataLim.y0 >= 0 and axes.dataLim.y1 > 0 and not set(keys) & set(_CONTRAST_LOSS):
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1)
 
 
 def _name_of(key: str) -> str:

@@ -58,7 +58,8 @@ def test_artifact(make_workspace, config, run_stage):
     workspace = make_workspace()
     folder = run_stage(config, workspace)
     assert folder == workspace.root / "cluster" / "train2017-k5"
-    assert {file.name for file in folder.iterdir()} == FILES
+    names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    assert names == FILES | {"plots/sizes.png"}
     labels, centroids = np.load(folder / "labels.npy"), np.load(folder / "centroids.npy")
     assert labels.shape == (3 + 7 + 2 + 5 + 1,)
     assert labels.dtype == np.int16
