@@ -112,8 +112,8 @@ seeds = [1]
     ("table", "said"),
     [
         (
-            '[settings.common]\n"backbone.nam" = 1',
-            "no stage has 'backbone.nam'; did you mean 'backbone.na",
+            '[settings.common]\n"backbone.namx" = 1',
+            "no stage has 'backbone.namx'; did you mean 'backbone.na",
         ),
         ("[settings.finetune]\nfold = 3", "settings.finetune.fold: the study sets this itself"),
         ("[settings.common]\nseed = 3", "settings.common.seed: the study sets this itself"),
