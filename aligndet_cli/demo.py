@@ -9,6 +9,7 @@ from rich.table import Table
 from aligndet_cli.config import Sources
 from aligndet_cli.data.toy import draw_toy_data, draw_toy_objects
 from aligndet_cli.driver import Outcome, Request, execute
+from aligndet_cli.figures.command import write_figures
 from aligndet_cli.report.html import write_page
 from aligndet_cli.tables import plain_table
 from aligndet_cli.training.logs import logger
@@ -126,4 +127,5 @@ def run_demo(folder: Path, *, seed: int) -> DemoReport:
         metrics.append({key: float(evaluation.artifact.result[key] or 0.0) for key in METRICS})
         comparison = (f"compare={run}",)
     without, with_pretraining = metrics
+    write_figures(workspace)
     return DemoReport(without, with_pretraining, write_page(workspace))

@@ -151,6 +151,6 @@ def test_mistakes_are_one_line(workspace: Path, tmp_path: Path) -> None:
     said = aligndet(*words, "--baseline", "backbone", code=2).error_line()
     assert said == "error: --baseline backbone: no start of that name; did you mean 'backbone only'?"
     assert (
-        "--format tablez: is not a choice; did you mean 'table'?" in aligndet(*words, "--format", "tablez", code=2).stderr
+        "--format tablx: is not a choice; did you mean 'table'?" in aligndet(*words, "--format", "tablx", code=2).stderr
     )
     assert aligndet("report", "-w", tmp_path / "empty").stdout.startswith("nothing was evaluated here yet")
