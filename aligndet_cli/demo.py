@@ -26,7 +26,7 @@ BACKBONE = (
     "backbone.name=resnet18",
     "image_size=64",
     "min_area=1.0",
-    "training.steps=300",
+    "training.steps=450",
     "training.batch_size=16",
 )
 MODEL = (
