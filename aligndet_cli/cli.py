@@ -1,5 +1,6 @@
 """The command line: which commands there are. Imports no torch."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -67,6 +68,9 @@ def main() -> None:
     """Entry point of the console script."""
     # Read when torch is loaded: on a busy machine, threads that spin while they wait cost up to four times the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, io.StringIO())
     stop_at_once()
     try:
         app()

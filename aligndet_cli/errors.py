@@ -59,11 +59,13 @@ _NO_ACCESS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDI
 
 def as_user_error(error: OSError) -> RunError | None:
     """What the disk refuses, as an error that the user can put right; None for anything else."""
-    place = error.filename or "the workspace"
+    place = error.filename or "the place to write to"
     if error.errno in _NO_ROOM:
         return RunError(f"{place}: {error.strerror}; free some space, then run the same command again to continue")
     if error.errno in _NO_ACCESS or error.errno == errno.EIO:
-        return RunError(f"{place}: {error.strerror}; choose a --workspace that can be written, then run again")
+        return RunError(
+            f"{place}: {error.strerror}; choose a --workspace or --output that can be written, then run again"
+        )
     return None
 
 

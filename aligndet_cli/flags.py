@@ -221,7 +221,7 @@ SPLIT = (
     *(flag for flag in DATA if flag.word != "--limit"),
     _flag("--fractions", str, "Percents of the images (1,5,10,20).", "fractions", is_list=True),
     _flag("--folds", str, "Numbers of the folds (1,2,3,4,5).", "folds", is_list=True),
-    _flag("--output", Path, "Folder to write to (semi_supervised, beside the labels).", "output"),
+    _flag("--output -o", Path, "Folder to write to (semi_supervised, beside the labels).", "output"),
     _flag("--unlabeled", bool, "Also write the images that each fold leaves out.", "unlabeled"),
 )
 

@@ -278,10 +278,12 @@ def read_json(file: Path) -> Any:
     """Parsed content of a JSON file of ours.
 
     Raises:
-        ConfigError: not readable as JSON.
+        ConfigError: missing, or not readable as JSON.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: missing; delete its folder and run the stage again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: damaged ({error}); delete its folder and run the stage again") from None
 
@@ -292,13 +294,37 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Write a file atomically: temporary name, fsync, rename."""
+    """Write a file atomically: temporary name, fsync, rename. Pipes and devices (`/dev/stdout`) stay what they are."""
+    if file.exists() and not file.is_file():
+        file.write_bytes(content)
+        return
+    if file.is_symlink():
+        file = file.resolve()
     temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(file)
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    except OSError:  # a full disk needs the space
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def check_output_file(file: Path) -> None:
+    """Make sure, before any work, that a file named by `--output` can be written and is no part of an artifact.
+
+    Raises:
+        ConfigError: it cannot, or is.
+    """
+    if file.is_dir():
+        raise ConfigError(f"--output {file}: is a folder; name a file")
+    if not file.parent.is_dir():
+        raise ConfigError(f"--output {file}: no such folder as {file.parent}")
+    if (file.parent / "manifest.json").exists():
+        raise ConfigError(f"--output {file}: {file.parent} is a finished run; name a file elsewhere")
 
 
 def hash_files(files: Sequence[Path]) -> str:

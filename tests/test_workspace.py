@@ -1,5 +1,6 @@
 """The folder in which stages meet, and what a crash at any step of finishing leaves of it."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -12,7 +13,7 @@ from commandline import files_of
 
 from aligndet_cli.config import StageConfig
 from aligndet_cli.errors import ConfigError, RunError
-from aligndet_cli.workspace import Output, Workspace, is_locked, read_json, write_bytes, write_json
+from aligndet_cli.workspace import Output, Workspace, check_output_file, is_locked, read_json, write_bytes, write_json
 
 INPUTS = {"data": "abc"}
 
@@ -164,6 +165,38 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert file.read_bytes() == b"old"
     with pytest.raises(ConfigError, match=r"x\.json: damaged .*; delete its folder and run the stage again"):
         read_json(file)
+
+
+def test_pipes_and_links_stay_what_they_are(tmp_path: Path) -> None:
+    write_bytes(Path("/dev/null"), b"x")
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "link").symlink_to("there")
+    write_bytes(tmp_path / "link", b"x")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_bytes() == b"x"
+
+
+def test_a_full_disk_keeps_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(tmp_path / "x", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_files_are_checked_first(tmp_path: Path) -> None:
+    check_output_file(tmp_path / "x.csv")
+    (tmp_path / "manifest.json").touch()
+    for file, said in (
+        (tmp_path, "is a folder; name a file"),
+        (tmp_path / "none" / "x.csv", "no such folder as"),
+        (tmp_path / "weights.pt", "is a finished run; name a file elsewhere"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check_output_file(file)
+    with pytest.raises(ConfigError, match="missing; delete its folder and run the stage again"):
+        read_json(tmp_path / "config.json")
 
 
 def test_damaged_memory_costs_only_itself(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 from aligndet_cli.commands.terminal import console, print_json, user_errors, with_data_root
 from aligndet_cli.config import Sources, StageConfig, load_config
 from aligndet_cli.driver import with_data
-from aligndet_cli.errors import GateError
+from aligndet_cli.errors import ConfigError, GateError
 from aligndet_cli.flags import DOCTOR, SPLIT, VIEWS, Given, with_flags
 from aligndet_cli.training.logs import setup_logging
 from aligndet_cli.workspace import Workspace
@@ -71,11 +71,13 @@ def toy(
     num_train: Annotated[int, typer.Option("--train", min=1, help="Pictures to train on.")] = 480,
     num_val: Annotated[int, typer.Option("--val", min=1, help="Pictures to measure on.")] = 96,
     is_single: Annotated[bool, typer.Option("--objects", help="One object each, one folder per class.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the pictures.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the pictures.")] = 0,
 ) -> None:
     """Draw a small data set to try things on: many objects per picture with COCO labels, or single objects by class."""
     from aligndet_cli.data.toy import draw_toy_data, draw_toy_objects
 
     with user_errors(is_json=False):
+        if folder.is_dir() and any(folder.iterdir()):  # perhaps somebody's own data
+            raise ConfigError(f"{folder}: is not empty; name a new folder")
         (draw_toy_objects if is_single else draw_toy_data)(folder, seed=seed, num_train=num_train, num_val=num_val)
         typer.echo(str(folder))

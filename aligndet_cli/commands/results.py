@@ -20,7 +20,7 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.flags import PREDICT, REPORT, Given, with_flags
 from aligndet_cli.training.launch import Shown
 from aligndet_cli.training.logs import logger, setup_logging
-from aligndet_cli.workspace import Workspace, write_bytes
+from aligndet_cli.workspace import Workspace, check_output_file, write_bytes
 
 
 def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> None:
@@ -41,7 +41,7 @@ def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> No
 
 def demo(
     workspace: WorkspaceOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the pictures and of all training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the pictures and of all training.")] = 0,
     is_json: JsonOption = False,
 ) -> None:
     """Run all five stages on pictures drawn on the spot, with and without pre-training, in a few minutes."""
@@ -93,20 +93,21 @@ def report(_: None, given: Given) -> None:
 
     control = given.control
     is_json = bool(control["json"])
-    form, output, baseline = (
-        control["format"] or ("json" if is_json else "table"),
-        control["output"],
-        control["baseline"],
-    )
+    form = control["format"] or ("json" if is_json else "table")
+    output, baseline, metrics = control["output"], control["baseline"], control["metric"]
     setup_logging(0)
     with user_errors(is_json):
         check_format(form)
         if control["html"] and control["format"]:
             raise ConfigError("--html and --format exclude each other")
+        if is_json and form != "json" and output is None:
+            raise ConfigError(f"--json and --format {form} exclude each other without --output")
+        if output is not None:
+            check_output_file(output)
         place = Workspace.locate(control["workspace"])
         asked = {
             "baseline": baseline,
-            "metrics": [part.strip() for part in (control["metric"] or ",".join(METRICS)).split(",")],
+            "metrics": METRICS if metrics is None else [part.strip() for part in metrics.split(",")],
             "names": _evaluations_of(control["study"], place),
         }
         found = collect_report(place, **asked)
@@ -114,15 +115,17 @@ def report(_: None, given: Given) -> None:
         if control["html"]:
             from aligndet_cli.report.html import write_page
 
-            file = write_page(place, output, **asked)
-            typer.echo(json_text({"command": "report", "file": str(file)}) if is_json else str(file))
+            output = write_page(place, output, **asked)
+            typer.echo(json_text({"command": "report", "file": str(output)}) if is_json else str(output))
             return
         text = json_text({"command": "report", **found.to_json()}) if form == "json" else render(found, form)
         if output is None:
             typer.echo(text)
-        else:
-            write_bytes(output, f"{text}\n".encode())
-            logger.info(f"written to {output}")
+            return
+        write_bytes(output, f"{text}\n".encode())
+        logger.info(f"written to {output}")
+        if is_json:
+            print_json({"command": "report", "file": str(output)})
 
 
 def _evaluations_of(studies: list[str] | None, workspace: Workspace) -> set[str] | None:

@@ -16,7 +16,7 @@ from aligndet_cli.data.batch import PAD_DIVISOR
 from aligndet_cli.detectors.checkpoint import DetectorFile, load_detector, read_detector
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.training.checkpoint import serialise
-from aligndet_cli.workspace import Artifact, Workspace, write_bytes
+from aligndet_cli.workspace import Artifact, Workspace, check_output_file, write_bytes
 
 STAGES = ("finetune", "pretrain-box")
 SUFFIXES = {"mmdet": ".pth", "torchvision": ".pth", "onnx": ".onnx"}
@@ -68,7 +68,7 @@ def export_run(
         image_size: height and width of the images, for ONNX.
 
     Raises:
-        ConfigError: no such run or target, or one that goes only with fine-tuned runs.
+        ConfigError: no such run or target, one that goes only with fine-tuned runs, or a file that cannot be.
         WeightsError: the run cannot be expressed there.
     """
     if target not in SUFFIXES:
@@ -76,8 +76,7 @@ def export_run(
     artifact = _find_run(workspace, run)
     weights = artifact.folder / "weights.pt"
     file = file or Path(f"{artifact.name}-{target}{SUFFIXES[target]}")
-    if file.is_dir():
-        raise ConfigError(f"--output {file}: is a folder; name a file")
+    check_output_file(file)
     if target == "onnx":
         from aligndet_cli.conversion.onnx_graph import export_onnx
 

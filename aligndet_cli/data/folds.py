@@ -19,6 +19,8 @@ from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.training.logs import logger
 from aligndet_cli.workspace import write_bytes
 
+MAX_FOLD = 2**32 - 1  # seeds of NumPy's legacy generator
+
 FOLDER = "semi_supervised"  # beside the labels, as in the field's own layouts
 
 
@@ -26,7 +28,7 @@ class SplitConfig(StageConfig):
     """Settings of `aligndet split`; the defaults are the paper's folds (FACTS 6)."""
 
     fractions: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field((1, 5, 10, 20), min_length=1)  # percent
-    folds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    folds: tuple[Annotated[int, Field(ge=0, le=MAX_FOLD)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
     output: Path | None = None  # None: `semi_supervised/` beside the labels
     unlabeled: bool = False  # also the images that a fold leaves out, as `...-unlabeled.json`
 
@@ -78,16 +80,17 @@ def write_folds(config: SplitConfig) -> list[FoldFile]:
     data = config.data
     content, split, beside, images = _whole(data)
     folder = config.output or beside / FOLDER
+    places = range(len(content["images"]))
+    pairs = dict.fromkeys((percent, fold) for percent in config.fractions for fold in config.folds)
+    chosen = {(percent, fold): set(fraction_of(len(places), percent, fold)) for percent, fold in pairs}
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for percent in config.fractions:
-        for fold in config.folds:
-            chosen = set(fraction_of(len(content["images"]), percent, fold))
-            stem = f"instances_{split}.{fold}@{percent:g}"
-            written.append(_write(folder / f"{stem}.json", content, chosen, percent, fold))
-            if config.unlabeled:
-                rest = set(range(len(content["images"]))) - chosen
-                written.append(_write(folder / f"{stem}-unlabeled.json", content, rest, percent, fold))
+    for percent, fold in pairs:
+        stem, own = f"instances_{split}.{fold}@{percent:g}", chosen[percent, fold]
+        written.append(_write(folder / f"{stem}.json", content, own, percent, fold))
+        if config.unlabeled:
+            rest = set(places) - own
+            written.append(_write(folder / f"{stem}-unlabeled.json", content, rest, percent, fold))
     place = f"{data.root or 'DATA'} --annotations {written[0].file}{f' --images {images}' if images else ''}"
     logger.info(f"to train on one: aligndet finetune {place}")
     return written
@@ -117,7 +120,7 @@ def _whole(data: DataConfig) -> tuple[dict[str, Any], str, Path, Path | None]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"{file}: no such file; check --annotations") from None
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON ({error}); is the download complete?") from None
@@ -125,7 +128,7 @@ def _read(file: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{file}: no list '{key}' at its top level; expected a COCO instances json")
     for key, wanted in (("images", "id"), ("annotations", "image_id")):
-        if not all(isinstance(entry, dict) and wanted in entry for entry in content[key]):
+        if not all(isinstance(entry, dict) and isinstance(entry.get(wanted), int | str) for entry in content[key]):
             raise DataError(f"{file}: '{key}' has entries without '{wanted}'; `aligndet doctor` tells which")
     return dict(content)
 

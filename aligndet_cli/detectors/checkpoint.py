@@ -131,11 +131,18 @@ def load_detector(file: Path) -> LoadedDetector:
     """A fine-tuned detector from its file.
 
     Raises:
-        WeightsError: unreadable, or a pre-trained one, which cannot detect anything yet.
+        WeightsError: unreadable, damaged, or a pre-trained one, which cannot detect anything yet.
     """
     content = read_detector(file)
     if content.stage != "finetune" or content.resolution is None:
         raise WeightsError(f"{file}: only pre-trained, it has no classes yet; run `aligndet finetune` first")
     model = build_detector(content.detector, build_backbone(content.backbone), len(content.categories))
-    model.load_state_dict(content.state_dict)
+    try:
+        model.load_state_dict(content.state_dict)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split("\n")[1].split())
+        raise WeightsError(f"{file}: its tensors are not those of its {content.detector.family} ({detail})") from None
+    for name, value in content.state_dict.items():
+        if not bool(value.isfinite().all()):
+            raise WeightsError(f"{file}: '{name}' is not finite (NaN or infinity), so it would detect nothing")
     return LoadedDetector(model.eval(), content.categories, content.resolution, content.detector.RECIPE.needs_masks)

@@ -89,13 +89,16 @@ def write_figures(
     subject = Subject(ours, plain, image_set, _spread(image_set))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     drawings, reasons = _drawings(subject, workspace, device)
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, draw in drawings.items():
         try:
-            save_figure(draw(), folder / name)
-            files.append(folder / name)
+            figure = draw()
         except Exception as error:  # one figure less, and its reason
             reasons.append(f"{name}: {error if isinstance(error, AlignDetError | ValueError) else repr(error)}")
+            continue
+        save_figure(figure, folder / name)
+        files.append(folder / name)
     for reason in reasons:
         logger.warning(f"not drawn: {reason}")
     return Drawn(ours.run.name, plain.run.name, tuple(files), tuple(reasons))

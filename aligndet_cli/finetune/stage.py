@@ -11,7 +11,7 @@ from pydantic import Field
 from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights
 from aligndet_cli.config import DataConfig, StageConfig
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.folds import fraction_of
+from aligndet_cli.data.folds import MAX_FOLD, fraction_of
 from aligndet_cli.data.loaders import (
     LabelBoxes,
     OnError,
@@ -81,7 +81,7 @@ class FinetuneConfig(StageConfig):
     keep_box_predictor: bool = True  # the official converter drops it
     min_match: float = Field(0.9, ge=0, le=1)
     fraction: float = Field(100.0, gt=0, le=100)  # percent of the training images
-    fold: int = Field(1, ge=0)
+    fold: int = Field(1, ge=0, le=MAX_FOLD)
     resolution: ResolutionConfig = ResolutionConfig()
     on_error: OnError = "skip"
     evaluate_every: int | None = Field(None, ge=1)  # epochs

@@ -32,6 +32,7 @@ from aligndet_cli.training.logs import Progress, logger
 from aligndet_cli.workspace import Workspace
 
 PREDICTIONS, IMAGES, CROPS = "predictions.json", "images", "crops"
+_LONGEST_FOLDER = 60  # letters of a class name, each of 4 bytes at most
 _DRAWN_AHEAD = 8  # images that may wait to be drawn while the next ones are detected in
 
 
@@ -127,6 +128,7 @@ def predict_files(
         plan = _Plan(config, weights, image_set, Path(partial))
         devices = Devices(kind=resolve_devices(config.runtime).kind)
         launch(lambda plan, process: results.append(_run(plan, process, folder)), plan, devices, shown)
+        _check_output(folder, force=force)  # somebody else may have been faster
         _put_in_place(Path(partial), folder)
     return results[0]
 
@@ -258,7 +260,7 @@ class _Pictures:
         x, y, width, height = entry["bbox"]
         left, top = int(x), int(y)
         crop = pixels[top : max(int(np.ceil(y + height)), top + 1), left : max(int(np.ceil(x + width)), left + 1)]
-        class_folder = self.names[entry["category_id"]].replace("/", "_").strip(". ") or "_"
+        class_folder = self.names[entry["category_id"]].replace("/", "_").strip(". ")[:_LONGEST_FOLDER] or "_"
         if crop.size:  # a box may be nothing but the border
             _save(Image.fromarray(crop), self.plan.folder / CROPS / class_folder / name)
 

@@ -37,6 +37,8 @@ def find_images(words: Sequence[str], leave_out: Path) -> ImageSet:
 
 
 def _matches(word: str) -> list[Path]:
+    if not word:  # a variable of the shell that is not set; Path("") would be the current folder
+        return []
     path = Path(word)
     if path.is_dir():
         return [path / name for name in list_images(path)]

@@ -10,7 +10,7 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
 from aligndet_cli.pretrain_box.pictures import NUM_IMAGES, draw_first_views
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
-from aligndet_cli.workspace import Workspace
+from aligndet_cli.workspace import Workspace, check_output_file
 
 MAX_IMAGES = 64
 
@@ -40,8 +40,7 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
     file = file or workspace.root / "views.jpg"
     if file.suffix not in (".jpg", ".jpeg"):
         raise ConfigError(f"--output {file}: name a .jpg file")
-    if not file.parent.is_dir():
-        raise ConfigError(f"--output {file}: no such folder as {file.parent}")
+    check_output_file(file)
     draw_first_views(
         file,
         SampleStream(data.image_set, data.indices, boxes, config.on_error),

@@ -10,7 +10,7 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.report.collect import METRICS
 from aligndet_cli.report.page import Page, collect_page
 from aligndet_cli.training.logs import logger
-from aligndet_cli.workspace import Workspace, write_bytes
+from aligndet_cli.workspace import Workspace, check_output_file, write_bytes
 
 OPEN_RUNS = 8  # more of them are folded
 
@@ -35,12 +35,12 @@ def write_page(
     Raises:
         ConfigError: there is nothing in the workspace, or no folder for the file.
     """
+    if file is not None:
+        check_output_file(file)
     page = collect_page(workspace, baseline=baseline, metrics=metrics, names=names)
     if not page.artifacts.rows:
         raise ConfigError(f"{workspace.root}: empty; start with `aligndet proposals DATA`")
     file = file or workspace.root / "report.html"
-    if not file.parent.is_dir():
-        raise ConfigError(f"--output {file}: no such folder as {file.parent}")
     write_bytes(file, render_page(page).encode())
     if page.left_out:
         logger.warning("%s: %d pictures did not fit, and are named instead", file, len(page.left_out))

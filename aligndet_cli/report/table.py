@@ -69,7 +69,7 @@ def check_format(form: str) -> None:
 
 def render(report: Report, form: str) -> str:
     """The text of a report as `table`, `markdown` or `csv`."""
-    if not report.rows:
+    if not report.rows and form != "csv":  # of which programs expect the header at least
         return "\n".join(
             ["nothing was evaluated here yet: run `aligndet evaluate`, or `aligndet study`", *report.remarks]
         )

@@ -29,7 +29,7 @@ class Start(Frozen):
         detectors, fractions, folds, seeds: only these of the study's; None: all.
     """
 
-    label: str = Field(min_length=1)
+    label: str = Field(min_length=1, max_length=60)  # it becomes part of run names
     init: str = "pretrain"
     settings: Tables = {}
     detectors: tuple[str, ...] | None = None
@@ -85,6 +85,13 @@ class StudyConfig(Frozen):
             if name not in BUILDERS:
                 raise ValueError(f"'{name}' is not a detector{did_you_mean(name, list(BUILDERS))}")
         return names
+
+    @field_validator("fractions", "folds", "seeds", "detectors")
+    @classmethod
+    def _check_distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("has a value twice")
+        return values
 
     def data_of(self, stage: str) -> Path:
         """The data set a stage reads."""

@@ -95,3 +95,12 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"images": [{}], "annotations": [], "categories": []}')
     with pytest.raises(DataError, match="'images' has entries without 'id'"):
         write_folds(SplitConfig(data=DataConfig(annotations=tmp_path / "bad.json")))
+
+
+def test_nothing_is_written_where_a_fold_cannot_be(tmp_path: Path) -> None:
+    make_coco(tmp_path, coco_content())
+    words = ("split", tmp_path, "-o", tmp_path / "folds", "--fractions")
+    assert "leaves none" in aligndet(*words, "50,0.01", code=2).error_line() and not (tmp_path / "folds").exists()
+    assert "4294967295" in aligndet(*words, "50", "--folds", str(2**32), code=2).error_line()
+    assert "no such file" in aligndet("split", "--annotations", tmp_path, code=3).error_line()
+    assert len(aligndet(*words, "50", "--folds", "1,1", "--json").json()["files"]) == 1

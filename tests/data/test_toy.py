@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commandline import aligndet
 from pycocotools import mask as mask_api
 
 from aligndet_cli.config import DataConfig
@@ -98,6 +99,12 @@ def test_unwritable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"):
         draw_toy_data(tmp_path / "file", seed=0, num_train=1, num_val=1)
+
+
+def test_somebodys_folder_is_not_drawn_into(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    assert aligndet("toy", tmp_path, code=2).error_line().endswith("is not empty; name a new folder")
+    assert aligndet("toy", tmp_path / "new", "--seed", "-1", code=2).stdout == ""
 
 
 def test_objects_lie_in_a_folder_per_class(tmp_path: Path) -> None:

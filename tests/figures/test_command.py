@@ -41,6 +41,8 @@ def test_what_is_asked_for_must_be_there(pair: Path, chain: Path, tmp_path: Path
     assert aligndet("figures", "-w", pair, "--run", "x", code=2).error_line().startswith("error: --run x: no run of")
     (tmp_path / "file").touch()
     assert aligndet("figures", "-w", pair, "-o", tmp_path / "file", code=2).error_line().endswith("name a folder")
+    below = aligndet("figures", "-w", pair, "-o", tmp_path / "file" / "x", code=1).error_line()
+    assert "Not a directory; choose a --workspace or --output" in below
 
 
 def test_one_figure_that_fails_costs_no_other(pair: Path, tmp_path: Path, monkeypatch, caplog) -> None:

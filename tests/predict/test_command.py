@@ -131,5 +131,21 @@ def test_a_weights_file_instead_of_a_run(workspace, odd, tmp_path):
     assert "name them" in aligndet("predict", code=2).error_line()
 
 
+def test_weights_that_do_not_fit_are_refused(workspace, odd, tmp_path):
+    content = torch.load(workspace / "finetune" / "untrained" / "weights.pt", weights_only=True)
+    name = "backbone.conv1.weight"
+    for change, said in (
+        ({name: content["state_dict"][name] * float("nan")}, f"'{name}' is not finite"),
+        (
+            {name: content["state_dict"][name][:3]},
+            f"its tensors are not those of its retinanet (size mismatch for {name}",
+        ),
+    ):
+        file = tmp_path / "w.pt"
+        torch.save({**content, "state_dict": {**content["state_dict"], **change}}, file)
+        assert said in aligndet("predict", odd, "--weights", file, "-o", tmp_path / "out", code=4).error_line()
+    assert not (tmp_path / "out").exists()
+
+
 def _files(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]

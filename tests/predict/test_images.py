@@ -35,7 +35,7 @@ def test_words_name_images(photos, monkeypatch, words, expected):
     assert found.image_ids.tolist() == list(range(1, len(expected) + 1))
 
 
-@pytest.mark.parametrize("word", ["nowhere.jpg", "*.gif", "out", "*.txt"])
+@pytest.mark.parametrize("word", ["nowhere.jpg", "*.gif", "out", "*.txt", ""])
 def test_a_word_without_images_is_named(photos, monkeypatch, word):
     monkeypatch.chdir(photos)
     with pytest.raises(DataError) as caught:

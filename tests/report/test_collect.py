@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -154,3 +155,9 @@ def test_mistakes_are_one_line(workspace: Path, tmp_path: Path) -> None:
         "--format tablx: is not a choice; did you mean 'table'?" in aligndet(*words, "--format", "tablx", code=2).stderr
     )
     assert aligndet("report", "-w", tmp_path / "empty").stdout.startswith("nothing was evaluated here yet")
+    assert aligndet("report", "-w", tmp_path / "empty", "--format", "csv").stdout.count("\n") == 1  # the header
+    assert "--json and --format csv exclude" in aligndet(*words, "--json", "--format", "csv", code=2).error_line()
+    file = tmp_path / "report.json"
+    assert aligndet(*words, "--json", "-o", file).json()["file"] == str(file)
+    assert json.loads(file.read_text()) == aligndet(*words, "--json").json()
+    assert "--metric : not measured by" in aligndet(*words, "--metric", "", code=2).error_line()
