@@ -37,6 +37,9 @@ def judge(metrics: Path) -> dict[str, Any]:
     last = lines[-max(len(lines) // 5, 1) :]
     means = {name: sum(line[name] for line in last) / len(last) for name in _NUMBERS}
     verdict, explanation = _verdict(lines[0], means, len(lines))
+    if "loss_box_reg" in lines[0]:  # no part of the verdict: that of an R-CNN rises as its proposals get better
+        boxes = sum(line["loss_box_reg"] for line in last) / len(last)
+        explanation += f"; box regression loss {boxes:.2f} (at the start {lines[0]['loss_box_reg']:.2f})"
     return {"verdict": verdict, "explanation": explanation, **{key: round(value, 4) for key, value in means.items()}}
 
 

@@ -50,3 +50,13 @@ def test_regression_alone_has_no_contrast_to_judge(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"step": 1, "loss_box_reg": 1.0}) + "\n")
     assert judge(file)["verdict"] == "no contrast"
+
+
+def test_the_box_loss_is_told(tmp_path: Path) -> None:
+    file = log(tmp_path, [8.0] * 10, [100] * 10)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    losses = [0.9, *[1.0] * 7, 1.5, 1.7]  # the last fifth: 1.6
+    file.write_text(
+        "".join(json.dumps({**line, "loss_box_reg": loss}) + "\n" for line, loss in zip(lines, losses, strict=True))
+    )
+    assert judge(file)["explanation"].endswith("; box regression loss 1.60 (at the start 0.90)")
