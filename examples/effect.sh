@@ -5,7 +5,8 @@
 #
 # BCCD: root of the blood-cell photographs (https://github.com/Shenggan/BCCD_Dataset, VOC format); without it only the
 # drawn pictures. Every run that is complete is skipped, so it can be stopped and started again.
-# About three hours on two CPU cores; --jobs 2 halves that where there is memory for it, GPUs are used as they are.
+# About two hours of CPU time for the drawn pictures and one for the photographs; `--jobs 2` in the lines below uses two
+# cores where there is memory for it, GPUs are used as they are.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bccd=${1:-}
