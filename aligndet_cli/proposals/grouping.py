@@ -29,17 +29,20 @@ class Mix(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Boxes of regions that were joined, or could have been.
+    """Regions that were joined, or could have been.
 
     Attributes:
         boxes: (N, 4) float32 xyxy.
-        borders: (N,) float32 mean edge strength around each.
-        joined: (N,) bool: False for the pairs of neighbours that were only looked at.
+        fills: (N,) float32 part of the box that is the region.
+        weakest: (N,) float32 mean edge strength between the region and that neighbour to which it is least.
     """
 
     boxes: NDArray[np.float32]
-    borders: NDArray[np.float32]
-    joined: NDArray[np.bool_]
+    fills: NDArray[np.float32]
+    weakest: NDArray[np.float32]
+
+
+_Arrays = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
 class _Graph(NamedTuple):
@@ -49,7 +52,6 @@ class _Graph(NamedTuple):
         values: (E,) float32 similarity of the two ends; -1: no longer an edge.
         heads: (R,) first half-edge of each region, -1: none.
         following: (2E,) next half-edge of the same region, -1: none.
-        around: (R, 2) float32 strength and length of each region's whole border.
         best: (R,) edge to the neighbour that each region is most like, and (R,) float32 how much; -1: none.
         edge_to: (R,) all -1; room to work in.
     """
@@ -57,7 +59,6 @@ class _Graph(NamedTuple):
     values: NDArray[np.float32]
     heads: NDArray[np.int64]
     following: NDArray[np.int64]
-    around: NDArray[np.float32]
     best: NDArray[np.int64]
     best_values: NDArray[np.float32]
     edge_to: NDArray[np.int64]
@@ -93,30 +94,60 @@ def group(regions: Regions, mix: Mix, num_pixels: int, pairs_at: tuple[int, ...]
     return Groups(*_group(regions, cues, np.array(pairs_at, dtype=np.int64), np.float32(min_side)))
 
 
+def group_alone(regions: Regions, min_side: float = 0) -> Groups:
+    """The regions themselves as groups of one. Args: see `group`."""
+    return Groups(*_group_alone(regions, np.float32(min_side)))
+
+
 @compiled
-def _group(
-    regions: Regions, cues: _Cues, pairs_at: NDArray[np.int64], min_side: np.float32
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+def _group_alone(regions: Regions, min_side: np.float32) -> _Arrays:
+    out = _make_room(len(regions.sizes))
+    weakest = _weakest_borders(regions, regions.lengths)
+    count = 0
+    for region in range(len(regions.sizes)):
+        if _is_large(regions.boxes[region], min_side):
+            count = _write(regions.boxes[region], regions.sizes[region], weakest[region], out, count)
+    return out[0][:count], out[1][:count], out[2][:count]
+
+
+@compiled
+def _group(regions: Regions, cues: _Cues, pairs_at: NDArray[np.int64], min_side: np.float32) -> _Arrays:
     regions = _copied(regions)
     graph = _link_all(regions, cues)
-    count = len(regions.sizes)
-    boxes = np.empty((count + len(pairs_at) * len(regions.ends), 4), dtype=np.float32)
-    borders, joined = np.empty(len(boxes), dtype=np.float32), np.zeros(len(boxes), dtype=np.bool_)
-    num_out, num_left = 0, count
+    num_left = len(regions.sizes)
+    out, count = _make_room(num_left + len(pairs_at) * len(regions.ends)), 0
     while True:
         for number in pairs_at:
             if number == num_left:
-                num_out += _write_pairs(regions, graph, min_side, boxes[num_out:], borders[num_out:])
+                count = _write_pairs(regions, graph, min_side, out, count)
         first = _greatest(graph.best_values)
         if graph.best_values[first] < 0:
-            return boxes[:num_out], borders[:num_out], joined[:num_out]
+            return out[0][:count], out[1][:count], out[2][:count]
         region = _join(graph.best[first], regions, graph, cues)
         num_left -= 1
         if _is_large(regions.boxes[region], min_side):
-            boxes[num_out] = regions.boxes[region]
-            borders[num_out] = graph.around[region, 0] / max(graph.around[region, 1], np.float32(1))
-            joined[num_out] = True
-            num_out += 1
+            weakest = _weakest_border(region, regions, graph)
+            count = _write(regions.boxes[region], regions.sizes[region], weakest, out, count)
+
+
+@inlined
+def _make_room(size: int) -> _Arrays:
+    """Arrays for so many groups, in the order of `Groups`."""
+    return np.empty((size, 4), dtype=np.float32), np.empty(size, dtype=np.float32), np.empty(size, dtype=np.float32)
+
+
+@inlined
+def _write(box: NDArray[np.float32], size: np.float32, weakest: np.float32, out: _Arrays, place: int) -> int:
+    """Write a group; returns the place behind it."""
+    out[0][place] = box
+    out[1][place] = size / ((box[2] - box[0]) * (box[3] - box[1]))
+    out[2][place] = weakest
+    return place + 1
+
+
+@inlined
+def _is_large(box: NDArray[np.float32], min_side: np.float32) -> bool:
+    return box[2] - box[0] >= min_side and box[3] - box[1] >= min_side
 
 
 @inlined
@@ -153,7 +184,6 @@ def _link_all(regions: Regions, cues: _Cues) -> _Graph:
         np.empty(num_edges, dtype=np.float32),
         np.full(count, -1),
         np.full(2 * num_edges, -1),
-        np.zeros((count, 2), dtype=np.float32),
         np.full(count, -1),
         np.full(count, np.float32(-1)),
         np.full(count, -1),
@@ -161,10 +191,7 @@ def _link_all(regions: Regions, cues: _Cues) -> _Graph:
     for edge in range(num_edges):
         graph.values[edge] = _similarity(edge, regions, cues)
         for side in range(2):
-            region = regions.ends[edge, side]
-            _link(region, 2 * edge + side, graph)
-            graph.around[region, 0] += regions.strengths[edge]
-            graph.around[region, 1] += regions.lengths[edge]
+            _link(regions.ends[edge, side], 2 * edge + side, graph)
     for region in range(count):
         _find_best(region, graph)
     return graph
@@ -175,8 +202,6 @@ def _join(edge: int, regions: Regions, graph: _Graph, cues: _Cues) -> int:
     """Make one region of the two ends of an edge; returns the end that lives on."""
     i, j = regions.ends[edge]
     graph.values[edge] = graph.best_values[j] = -1
-    graph.around[i, 0] += graph.around[j, 0] - 2 * regions.strengths[edge]
-    graph.around[i, 1] += graph.around[j, 1] - 2 * regions.lengths[edge]
     _unite(i, j, regions)
     _take_edges(i, j, regions, graph)
     half = graph.heads[i]
@@ -284,27 +309,44 @@ def _cover(box: NDArray[np.float32], other: NDArray[np.float32], out: NDArray[np
 
 
 @inlined
-def _is_large(box: NDArray[np.float32], min_side: np.float32) -> bool:
-    return box[2] - box[0] >= min_side and box[3] - box[1] >= min_side
+def _weakest_borders(regions: Regions, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(R,) least mean edge strength between each region and one of its neighbours; 1 if it has none.
+
+    Args:
+        values: (E,) float32; edges with negative ones do not count.
+    """
+    weakest = np.ones(len(regions.sizes), dtype=np.float32)
+    for edge in range(len(regions.ends)):
+        if values[edge] >= 0:
+            between = regions.strengths[edge] / regions.lengths[edge]
+            for side in range(2):
+                region = regions.ends[edge, side]
+                weakest[region] = min(weakest[region], between)
+    return weakest
 
 
 @inlined
-def _write_pairs(
-    regions: Regions,
-    graph: _Graph,
-    min_side: np.float32,
-    boxes: NDArray[np.float32],
-    borders: NDArray[np.float32],
-) -> int:
-    """Write common box and border of all neighbours that are left; returns how many."""
-    count = 0
+def _weakest_border(region: int, regions: Regions, graph: _Graph) -> np.float32:
+    """The same for a single region."""
+    weakest = np.float32(1)
+    half = graph.heads[region]
+    while half >= 0:
+        edge = half >> 1
+        if graph.values[edge] >= 0:
+            weakest = min(weakest, regions.strengths[edge] / regions.lengths[edge])
+        half = graph.following[half]
+    return weakest
+
+
+@inlined
+def _write_pairs(regions: Regions, graph: _Graph, min_side: np.float32, out: _Arrays, place: int) -> int:
+    """Write all pairs of neighbours that are left; returns the place behind them."""
+    weakest = _weakest_borders(regions, graph.values)
+    box = np.empty(4, dtype=np.float32)
     for edge in range(len(regions.ends)):
         if graph.values[edge] >= 0:
             i, j = regions.ends[edge]
-            _cover(regions.boxes[i], regions.boxes[j], boxes[count])
-            if _is_large(boxes[count], min_side):
-                strength = graph.around[i, 0] + graph.around[j, 0] - 2 * regions.strengths[edge]
-                length = graph.around[i, 1] + graph.around[j, 1] - 2 * regions.lengths[edge]
-                borders[count] = strength / max(length, np.float32(1))
-                count += 1
-    return count
+            _cover(regions.boxes[i], regions.boxes[j], box)
+            if _is_large(box, min_side):
+                place = _write(box, regions.sizes[i] + regions.sizes[j], min(weakest[i], weakest[j]), out, place)
+    return place

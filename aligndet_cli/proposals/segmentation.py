@@ -195,5 +195,5 @@ def _numbered(parents: NDArray[np.uint32]) -> NDArray[np.int32]:
             labels[pixel] = num_regions
             num_regions += 1
         else:
-            labels[pixel] = labels[_root(parents, pixel)]
+            labels[pixel] = labels[parents[pixel]]  # which comes before the pixel
     return labels

@@ -1,7 +1,6 @@
 """Object proposals from one image without labels. The only place that knows how the boxes are found."""
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,10 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import compiled
 from aligndet_cli.proposals.filters import FilterRules, filter_proposals
-from aligndet_cli.proposals.grouping import Groups, Mix, group
-from aligndet_cli.proposals.regions import Regions, describe_regions
+from aligndet_cli.proposals.grouping import Groups, Mix, group, group_alone
+from aligndet_cli.proposals.ranking import box_keys, ranked
+from aligndet_cli.proposals.regions import describe_regions
 from aligndet_cli.proposals.segmentation import edge_strength, segment
 from aligndet_cli.proposals.soco import search_as_soco
 from aligndet_cli.training.logs import logger
@@ -74,10 +73,7 @@ _PRESETS = {
     ),
 }
 
-# Weights of what makes a good box: large, with a strong border, found in several ways, joined rather than tried.
-_SIZE, _BORDER, _AGREEMENT, _PAIR = 0.6, 4.0, 0.35, 1.5
 _PATIENCE = 2.0  # seconds without an explanation
-_SAME = 0.7  # IoU from which two boxes count as one find
 
 
 def pixels_needed(mode: SearchMode, working_size: int | None) -> int | None:
@@ -114,11 +110,11 @@ def search(
         change from call to call. `fast` and `quality` differ from the paper in the scaled copy, in cues (edge
         strength between regions instead of texture), in also giving out pairs of neighbours, and in the order.
     """
-    small = _scaled_down(image, pixels_needed(mode, working_size))
+    small = scaled_down(image, pixels_needed(mode, working_size))
     if small is None:
         return np.zeros((0, 4), dtype=np.float32)
     if mode in _PRESETS:
-        boxes = _search_preset(small, _PRESETS[mode])
+        boxes = ranked(*find_groups(small, mode))
     elif mode == "soco":
         boxes = _first_of_each(search_as_soco(small))
     else:
@@ -145,7 +141,7 @@ def warm_up(mode: SearchMode) -> None:
         notice.cancel()
 
 
-def _scaled_down(image: NDArray[np.uint8], num_pixels: int | None) -> NDArray[np.uint8] | None:
+def scaled_down(image: NDArray[np.uint8], num_pixels: int | None) -> NDArray[np.uint8] | None:
     """The image with at most so many pixels; None if too thin to segment."""
     height, width = image.shape[:2]
     scale = 1.0 if num_pixels is None else min(1.0, (num_pixels / float(height * width)) ** 0.5)
@@ -159,8 +155,9 @@ def _scaled_down(image: NDArray[np.uint8], num_pixels: int | None) -> NDArray[np
     return np.asarray(cv2.resize(image, small_hw[::-1], interpolation=interpolation), dtype=np.uint8)
 
 
-def _search_preset(image: NDArray[np.uint8], preset: _Preset) -> NDArray[np.float32]:
-    """(N, 4) float32 xyxy boxes in pixels of `image`, best first."""
+def find_groups(image: NDArray[np.uint8], mode: SearchMode) -> tuple[list[Groups], NDArray[np.float32]]:
+    """What `fast` or `quality` find in an image, not scaled, and its edge strength, (H, W) float32, 0..1."""
+    preset = _PRESETS[mode]
     num_pixels = image.shape[0] * image.shape[1]
     lab = _converted(image, cv2.COLOR_RGB2LAB)
     codes = np.right_shift(lab, 4, dtype=np.uint8)
@@ -171,19 +168,9 @@ def _search_preset(image: NDArray[np.uint8], preset: _Preset) -> NDArray[np.floa
         pixels = smooth_lab if colour == cv2.COLOR_RGB2LAB else _blurred(_converted(image, colour))
         for labels in segment(pixels, np.array(preset.scales, dtype=np.float64), preset.min_region):
             regions = describe_regions(labels, codes, _NUM_CODES, strength)
-            found.append(_alone(regions))
+            found.append(group_alone(regions, _MIN_SIDE))
             found += [group(regions, mix, num_pixels, preset.pairs_at, _MIN_SIDE) for mix in preset.mixes]
-    return _ranked(found, num_pixels)
-
-
-def _alone(regions: Regions) -> Groups:
-    """The regions themselves as groups of one."""
-    count = len(regions.sizes)
-    lengths = np.bincount(regions.ends.ravel(), np.repeat(regions.lengths, 2), count)
-    strengths = np.bincount(regions.ends.ravel(), np.repeat(regions.strengths, 2), count)
-    borders = (strengths / np.maximum(lengths, 1)).astype(np.float32)
-    is_large = (regions.boxes[:, 2:] - regions.boxes[:, :2]).min(axis=1) >= _MIN_SIDE
-    return Groups(regions.boxes[is_large], borders[is_large], np.ones(is_large.sum(), dtype=np.bool_))
+    return found, strength
 
 
 def _converted(image: NDArray[np.uint8], colour: int | None) -> NDArray[np.uint8]:
@@ -192,71 +179,6 @@ def _converted(image: NDArray[np.uint8], colour: int | None) -> NDArray[np.uint8
 
 def _blurred(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), _BLUR), dtype=np.float32)
-
-
-def _ranked(found: Sequence[Groups], num_pixels: int) -> NDArray[np.float32]:
-    """The distinct boxes, (N, 4) float32, by falling promise and then by size and coordinates."""
-    boxes, borders, joined = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    keys = _keys(boxes)
-    order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
-    times = np.diff(starts, append=len(order)).astype(np.int32)
-    looks = np.maximum.reduceat((_BORDER * borders - _PAIR * ~joined)[order], starts)
-    boxes = boxes[order[starts]]
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    order = np.argsort(areas, kind="stable")
-    boxes, areas = boxes[order], areas[order]
-    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
-    similar = num_similar(x1, y1, x2, y2, times[order], _SAME)
-    promise = _SIZE * np.log(areas / num_pixels) + looks[order] + _AGREEMENT * np.log(similar)
-    return np.asarray(boxes[np.argsort(-promise, kind="stable")], dtype=np.float32)
-
-
-def _keys(boxes: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """(N,) one number for each of (N, 4) boxes, which sorts ten times faster than rows; sides are below 2**16."""
-    x1, y1, x2, y2 = boxes.T.astype(np.uint64)
-    return np.asarray(x1 | y1 << np.uint64(16) | x2 << np.uint64(32) | y2 << np.uint64(48))
-
-
-@compiled
-def num_similar(
-    x1: NDArray[np.float32],
-    y1: NDArray[np.float32],
-    x2: NDArray[np.float32],
-    y2: NDArray[np.float32],
-    times: NDArray[np.int32],
-    threshold: float,
-) -> NDArray[np.int32]:
-    """(N,) int32 how often a box with an IoU of at least the threshold was found, each itself included.
-
-    Args:
-        x1: (N,) float32 left sides of boxes by rising area; also y1, x2, y2. One array each, cut to the boxes in
-            question, and no branches: so the inner loop compares eight boxes at a time, six times as fast.
-        times: (N,) int32 how often each was found.
-    """
-    areas = (x2 - x1) * (y2 - y1)
-    starts = np.searchsorted(areas, areas * threshold)  # IoU is at most the ratio of the areas
-    ends = np.searchsorted(areas, areas / threshold, side="right")
-    least = np.float32(threshold / (1 + threshold))  # of the sum of the areas
-    similar = np.empty_like(times)
-    for i in range(len(areas)):
-        near = slice(starts[i], ends[i])
-        left, top, right, bottom, near_areas, near_times = (
-            x1[near],
-            y1[near],
-            x2[near],
-            y2[near],
-            areas[near],
-            times[near],
-        )
-        total = np.int32(0)
-        for j in range(len(left)):
-            width = max(min(x2[i], right[j]) - max(x1[i], left[j]), np.float32(0))
-            height = max(min(y2[i], bottom[j]) - max(y1[i], top[j]), np.float32(0))
-            is_same = width * height >= least * (areas[i] + near_areas[j])
-            total += near_times[j] if is_same else np.int32(0)
-        similar[i] = total
-    return similar
 
 
 def _search_opencv(image: NDArray[np.uint8], mode: SearchMode) -> NDArray[np.float32]:
@@ -276,4 +198,4 @@ def _search_opencv(image: NDArray[np.uint8], mode: SearchMode) -> NDArray[np.flo
 
 def _first_of_each(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
     """The boxes without those that stand earlier already, (N, 4) xyxy."""
-    return boxes[np.sort(np.unique(_keys(boxes), return_index=True)[1])]
+    return boxes[np.sort(np.unique(box_keys(boxes), return_index=True)[1])]
