@@ -19,8 +19,3 @@ def compiled(function: Function) -> Function:
         return cast(Function, numba.njit(nogil=True, error_model="numpy", cache=True)(function))
     except RuntimeError:  # no folder for the cache
         return cast(Function, numba.njit(nogil=True, error_model="numpy")(function))
-
-
-def inlined(function: Function) -> Function:
-    """Compile as a part of each caller: for small functions that take tuples of arrays, whose call costs more."""
-    return cast(Function, numba.njit(inline="always")(function))

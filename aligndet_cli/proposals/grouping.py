@@ -1,11 +1,15 @@
-"""How alike neighbouring regions are, and their greedy grouping into a hierarchy. Compiled loops."""
+"""How alike neighbouring regions are, and their greedy grouping into a hierarchy. Compiled loops.
+
+What runs inside loops takes arrays rather than tuples of them: numba counts references to each array of a tuple at
+each call, which takes longer than the work itself.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import compiled, inlined
+from aligndet_cli.proposals.compiling import compiled
 from aligndet_cli.proposals.regions import HISTOGRAM_UNIT, Regions
 
 
@@ -34,15 +38,13 @@ class Groups(NamedTuple):
     Attributes:
         boxes: (N, 4) float32 xyxy.
         fills: (N,) float32 part of the box that is the region.
-        weakest: (N,) float32 mean edge strength between the region and that neighbour to which it is least.
+        contrasts: (N,) float32 contrast to the neighbour that is most like the region, 0..1: half the edge strength
+            between the two and half what their histograms do not share. 1 without neighbours.
     """
 
     boxes: NDArray[np.float32]
     fills: NDArray[np.float32]
-    weakest: NDArray[np.float32]
-
-
-_Arrays = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+    contrasts: NDArray[np.float32]
 
 
 class _Graph(NamedTuple):
@@ -91,66 +93,66 @@ def group(regions: Regions, mix: Mix, num_pixels: int, pairs_at: tuple[int, ...]
         are ours; pairs of neighbours are an idea of Pont-Tuset et al. 2017.
     """
     cues = _Cues(*np.array([*mix, num_pixels], dtype=np.float32))
-    return Groups(*_group(regions, cues, np.array(pairs_at, dtype=np.int64), np.float32(min_side)))
+    return _split(_group(regions, cues, np.array(pairs_at, dtype=np.int64), np.float32(min_side)))
 
 
 def group_alone(regions: Regions, min_side: float = 0) -> Groups:
     """The regions themselves as groups of one. Args: see `group`."""
-    return Groups(*_group_alone(regions, np.float32(min_side)))
+    return _split(_group_alone(regions, np.float32(min_side)))
+
+
+def _split(rows: NDArray[np.float32]) -> Groups:
+    """Groups from (N, 6): box, fill, contrast."""
+    return Groups(rows[:, :4], rows[:, 4], rows[:, 5])
 
 
 @compiled
-def _group_alone(regions: Regions, min_side: np.float32) -> _Arrays:
-    out = _make_room(len(regions.sizes))
-    weakest = _weakest_borders(regions, regions.lengths)
-    count = 0
+def _group_alone(regions: Regions, min_side: np.float32) -> NDArray[np.float32]:
+    rows, count = np.empty((len(regions.sizes), 6), dtype=np.float32), 0
+    contrasts = _least_contrasts(regions, regions.lengths)
     for region in range(len(regions.sizes)):
-        if _is_large(regions.boxes[region], min_side):
-            count = _write(regions.boxes[region], regions.sizes[region], weakest[region], out, count)
-    return out[0][:count], out[1][:count], out[2][:count]
+        count = _write(regions.boxes[region], regions.sizes[region], contrasts[region], min_side, rows, count)
+    return rows[:count]
 
 
 @compiled
-def _group(regions: Regions, cues: _Cues, pairs_at: NDArray[np.int64], min_side: np.float32) -> _Arrays:
+def _group(regions: Regions, cues: _Cues, pairs_at: NDArray[np.int64], min_side: np.float32) -> NDArray[np.float32]:
     regions = _copied(regions)
     graph = _link_all(regions, cues)
     num_left = len(regions.sizes)
-    out, count = _make_room(num_left + len(pairs_at) * len(regions.ends)), 0
+    rows, count = np.empty((num_left + len(pairs_at) * len(regions.ends), 6), dtype=np.float32), 0
     while True:
         for number in pairs_at:
             if number == num_left:
-                count = _write_pairs(regions, graph, min_side, out, count)
+                count = _write_pairs(regions, graph.values, min_side, rows, count)
         first = _greatest(graph.best_values)
         if graph.best_values[first] < 0:
-            return out[0][:count], out[1][:count], out[2][:count]
-        region = _join(graph.best[first], regions, graph, cues)
+            return rows[:count]
+        region, contrast = _join(graph.best[first], regions, graph, cues)
         num_left -= 1
-        if _is_large(regions.boxes[region], min_side):
-            weakest = _weakest_border(region, regions, graph)
-            count = _write(regions.boxes[region], regions.sizes[region], weakest, out, count)
+        count = _write(regions.boxes[region], regions.sizes[region], contrast, min_side, rows, count)
 
 
-@inlined
-def _make_room(size: int) -> _Arrays:
-    """Arrays for so many groups, in the order of `Groups`."""
-    return np.empty((size, 4), dtype=np.float32), np.empty(size, dtype=np.float32), np.empty(size, dtype=np.float32)
-
-
-@inlined
-def _write(box: NDArray[np.float32], size: np.float32, weakest: np.float32, out: _Arrays, place: int) -> int:
-    """Write a group; returns the place behind it."""
-    out[0][place] = box
-    out[1][place] = size / ((box[2] - box[0]) * (box[3] - box[1]))
-    out[2][place] = weakest
+@compiled
+def _write(
+    box: NDArray[np.float32],
+    size: np.float32,
+    contrast: np.float32,
+    min_side: np.float32,
+    rows: NDArray[np.float32],
+    place: int,
+) -> int:
+    """Write a group unless its box is too small; returns the place behind it."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    if width < min_side or height < min_side:
+        return place
+    for column in range(4):
+        rows[place, column] = box[column]
+    rows[place, 4], rows[place, 5] = size / (width * height), contrast
     return place + 1
 
 
-@inlined
-def _is_large(box: NDArray[np.float32], min_side: np.float32) -> bool:
-    return box[2] - box[0] >= min_side and box[3] - box[1] >= min_side
-
-
-@inlined
+@compiled
 def _greatest(values: NDArray[np.float32]) -> int:
     """Place of the first greatest value; all are -1 or at least 0."""
     # Such floats have the order of their bits, and only the greatest of whole numbers is found eight at a time.
@@ -164,7 +166,7 @@ def _greatest(values: NDArray[np.float32]) -> int:
     return place
 
 
-@inlined
+@compiled
 def _copied(regions: Regions) -> Regions:
     return Regions(
         regions.sizes.copy(),
@@ -176,177 +178,191 @@ def _copied(regions: Regions) -> Regions:
     )
 
 
-@inlined
+@compiled
 def _link_all(regions: Regions, cues: _Cues) -> _Graph:
     """The graph before anything is joined."""
-    count, num_edges = len(regions.sizes), len(regions.ends)
-    graph = _Graph(
-        np.empty(num_edges, dtype=np.float32),
-        np.full(count, -1),
-        np.full(2 * num_edges, -1),
-        np.full(count, -1),
-        np.full(count, np.float32(-1)),
-        np.full(count, -1),
-    )
-    for edge in range(num_edges):
-        graph.values[edge] = _similarity(edge, regions, cues)
-        for side in range(2):
-            _link(regions.ends[edge, side], 2 * edge + side, graph)
-    for region in range(count):
-        _find_best(region, graph)
-    return graph
+    sizes, boxes, histograms, ends, lengths, strengths = regions
+    values = np.empty(len(ends), dtype=np.float32)
+    heads, following = np.full(len(sizes), -1), np.full(2 * len(ends), -1)
+    best, best_values = np.full(len(sizes), -1), np.full(len(sizes), np.float32(-1))
+    for edge in range(len(ends)):
+        i, j = ends[edge]
+        values[edge] = _similarity(i, j, strengths[edge] / lengths[edge], histograms, sizes, boxes, cues)[0]
+        _link(i, 2 * edge, heads, following)
+        _link(j, 2 * edge + 1, heads, following)
+    for region in range(len(sizes)):
+        best[region], best_values[region] = _find_best(region, heads, following, values)
+    return _Graph(values, heads, following, best, best_values, np.full(len(sizes), -1))
 
 
-@inlined
-def _join(edge: int, regions: Regions, graph: _Graph, cues: _Cues) -> int:
-    """Make one region of the two ends of an edge; returns the end that lives on."""
-    i, j = regions.ends[edge]
-    graph.values[edge] = graph.best_values[j] = -1
-    _unite(i, j, regions)
+@compiled
+def _join(edge: int, regions: Regions, graph: _Graph, cues: _Cues) -> tuple[int, np.float32]:
+    """Make one region of the two ends of an edge; returns the end that lives on and its contrast, see `Groups`."""
+    sizes, boxes, histograms, ends, lengths, strengths = regions
+    values, heads, following, best, best_values, _ = graph
+    i, j = ends[edge]
+    values[edge] = best_values[j] = -1
+    _unite(i, j, sizes, boxes, histograms)
     _take_edges(i, j, regions, graph)
-    half = graph.heads[i]
-    graph.heads[i] = -1
+    contrast = np.float32(1)
+    half = heads[i]
+    heads[i] = -1
     while half >= 0:  # link again what is still an edge, with its new similarity
-        edge, after = half >> 1, graph.following[half]
-        if graph.values[edge] >= 0:
-            _link(i, half, graph)
-            other = regions.ends[edge, 1 - (half & 1)]
-            graph.values[edge] = _similarity(edge, regions, cues)
-            if graph.best[other] == edge or graph.values[graph.best[other]] < 0:
-                _find_best(other, graph)
-            elif graph.values[edge] > graph.best_values[other]:
-                graph.best[other], graph.best_values[other] = edge, graph.values[edge]
+        edge, after = half >> 1, following[half]
+        if values[edge] >= 0:
+            _link(i, half, heads, following)
+            other = ends[edge, 1 - (half & 1)]
+            values[edge], difference = _similarity(
+                i, other, strengths[edge] / lengths[edge], histograms, sizes, boxes, cues
+            )
+            contrast = min(contrast, difference)
+            if best[other] == edge or values[best[other]] < 0:
+                best[other], best_values[other] = _find_best(other, heads, following, values)
+            elif values[edge] > best_values[other]:
+                best[other], best_values[other] = edge, values[edge]
         half = after
-    _find_best(i, graph)
-    return i
+    best[i], best_values[i] = _find_best(i, heads, following, values)
+    return i, contrast
 
 
-@inlined
+@compiled
 def _take_edges(i: int, j: int, regions: Regions, graph: _Graph) -> None:
     """Give the edges of j to i, or add them to the edge that i has to the same region."""
-    half = graph.heads[i]
+    ends, lengths, strengths = regions.ends, regions.lengths, regions.strengths
+    values, heads, following, edge_to = graph.values, graph.heads, graph.following, graph.edge_to
+    half = heads[i]
     while half >= 0:
-        if graph.values[half >> 1] >= 0:
-            graph.edge_to[regions.ends[half >> 1, 1 - (half & 1)]] = half >> 1
-        half = graph.following[half]
-    half = graph.heads[j]
+        if values[half >> 1] >= 0:
+            edge_to[ends[half >> 1, 1 - (half & 1)]] = half >> 1
+        half = following[half]
+    half = heads[j]
     while half >= 0:
-        edge, side, after = half >> 1, half & 1, graph.following[half]
-        if graph.values[edge] >= 0:
-            same = graph.edge_to[regions.ends[edge, 1 - side]]
+        edge, side, after = half >> 1, half & 1, following[half]
+        if values[edge] >= 0:
+            same = edge_to[ends[edge, 1 - side]]
             if same >= 0:
-                regions.lengths[same] += regions.lengths[edge]
-                regions.strengths[same] += regions.strengths[edge]
-                graph.values[edge] = -1
+                lengths[same] += lengths[edge]
+                strengths[same] += strengths[edge]
+                values[edge] = -1
             else:
-                regions.ends[edge, side] = i
-                _link(i, half, graph)
+                ends[edge, side] = i
+                _link(i, half, heads, following)
         half = after
-    half = graph.heads[i]
+    half = heads[i]
     while half >= 0:
-        graph.edge_to[regions.ends[half >> 1, 1 - (half & 1)]] = -1
-        half = graph.following[half]
+        edge_to[ends[half >> 1, 1 - (half & 1)]] = -1
+        half = following[half]
 
 
-@inlined
-def _link(region: int, half: int, graph: _Graph) -> None:
+@compiled
+def _link(region: int, half: int, heads: NDArray[np.int64], following: NDArray[np.int64]) -> None:
     """Put a half-edge at the head of a region's list."""
-    graph.following[half] = graph.heads[region]
-    graph.heads[region] = half
+    following[half] = heads[region]
+    heads[region] = half
 
 
-@inlined
-def _find_best(region: int, graph: _Graph) -> None:
-    """Note a region's edge to the neighbour that it is most like."""
+@compiled
+def _find_best(
+    region: int, heads: NDArray[np.int64], following: NDArray[np.int64], values: NDArray[np.float32]
+) -> tuple[int, np.float32]:
+    """A region's edge to the neighbour that it is most like, and how much it is; -1 if it has none."""
     found, top = -1, np.float32(-1)
-    half = graph.heads[region]
+    half = heads[region]
     while half >= 0:
-        if graph.values[half >> 1] > top:
-            found, top = half >> 1, graph.values[half >> 1]
-        half = graph.following[half]
-    graph.best[region], graph.best_values[region] = found, top
+        if values[half >> 1] > top:
+            found, top = half >> 1, values[half >> 1]
+        half = following[half]
+    return found, top
 
 
-@inlined
-def _similarity(edge: int, regions: Regions, cues: _Cues) -> np.float32:
-    """See `Mix`."""
-    i, j = regions.ends[edge]
-    one = np.float32(1)
-    both = regions.sizes[i] + regions.sizes[j]
-    smooth = one - regions.strengths[edge] / regions.lengths[edge]
-    total = cues.border * smooth + cues.size * (one - both / cues.num_pixels)
+@compiled
+def _similarity(
+    i: int,
+    j: int,
+    strength: np.float32,
+    histograms: NDArray[np.int32],
+    sizes: NDArray[np.float32],
+    boxes: NDArray[np.float32],
+    cues: _Cues,
+) -> tuple[np.float32, np.float32]:
+    """How alike two neighbours are, see `Mix`, and their contrast, see `Groups`.
+
+    Args:
+        strength: mean edge strength between the two.
+    """
+    one, num_pixels = np.float32(1), cues.num_pixels
+    both = sizes[i] + sizes[j]
+    colour = _common_colours(i, j, histograms)
+    total = cues.border * (one - strength) + cues.size * (one - both / num_pixels) + cues.colour * colour
     if cues.fill > 0:
-        box, other = regions.boxes[i], regions.boxes[j]
-        width, height = max(box[2], other[2]) - min(box[0], other[0]), max(box[3], other[3]) - min(box[1], other[1])
-        total += cues.fill * (one - (width * height - both) / cues.num_pixels)
-    if cues.colour > 0 or cues.effort > 0:
-        first, second, shared = regions.histograms[i], regions.histograms[j], np.int32(0)
-        for code in range(len(first)):
-            shared += min(first[code], second[code])
-        alike = shared / np.float32(HISTOGRAM_UNIT)
-        unlike = np.float32(1.02) - smooth + one - alike
-        smaller = min(regions.sizes[i], regions.sizes[j]) / cues.num_pixels
-        total += cues.colour * alike + cues.effort / (one + np.float32(50) * unlike * smaller)
-    return max(total, np.float32(0))
+        width = max(boxes[i, 2], boxes[j, 2]) - min(boxes[i, 0], boxes[j, 0])
+        height = max(boxes[i, 3], boxes[j, 3]) - min(boxes[i, 1], boxes[j, 1])
+        total += cues.fill * (one - (width * height - both) / num_pixels)
+    difference = strength + one - colour
+    if cues.effort > 0:
+        smaller = min(sizes[i], sizes[j]) / num_pixels
+        total += cues.effort / (one + np.float32(50) * (difference + np.float32(0.02)) * smaller)
+    return max(total, np.float32(0)), np.float32(0.5) * difference
 
 
-@inlined
-def _unite(i: int, j: int, regions: Regions) -> None:
+@compiled
+def _common_colours(i: int, j: int, histograms: NDArray[np.int32]) -> np.float32:
+    """Overlap of two histograms, 0..1."""
+    shared = np.int32(0)
+    for code in range(histograms.shape[1]):
+        shared += min(histograms[i, code], histograms[j, code])
+    return shared / np.float32(HISTOGRAM_UNIT)
+
+
+@compiled
+def _unite(
+    i: int, j: int, sizes: NDArray[np.float32], boxes: NDArray[np.float32], histograms: NDArray[np.int32]
+) -> None:
     """Make region i the union of both."""
-    share = regions.sizes[i] / (regions.sizes[i] + regions.sizes[j])
-    first, second = regions.histograms[i], regions.histograms[j]
-    for code in range(len(first)):
-        first[code] = np.int32(first[code] * share + second[code] * (1 - share) + np.float32(0.5))
-    regions.sizes[i] += regions.sizes[j]
-    _cover(regions.boxes[i], regions.boxes[j], regions.boxes[i])
+    share = sizes[i] / (sizes[i] + sizes[j])
+    for code in range(histograms.shape[1]):
+        histograms[i, code] = np.int32(
+            histograms[i, code] * share + histograms[j, code] * (1 - share) + np.float32(0.5)
+        )
+    sizes[i] += sizes[j]
+    _cover(boxes[i], boxes[j], boxes[i])
 
 
-@inlined
+@compiled
 def _cover(box: NDArray[np.float32], other: NDArray[np.float32], out: NDArray[np.float32]) -> None:
     """Write the common box of two."""
     out[0], out[1] = min(box[0], other[0]), min(box[1], other[1])
     out[2], out[3] = max(box[2], other[2]), max(box[3], other[3])
 
 
-@inlined
-def _weakest_borders(regions: Regions, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(R,) least mean edge strength between each region and one of its neighbours; 1 if it has none.
+@compiled
+def _least_contrasts(regions: Regions, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(R,) contrast of each region, see `Groups`.
 
     Args:
-        values: (E,) float32; edges with negative ones do not count.
+        values: (E,) float32; edges with negative ones are none any longer.
     """
-    weakest = np.ones(len(regions.sizes), dtype=np.float32)
-    for edge in range(len(regions.ends)):
+    histograms, ends, lengths, strengths = regions.histograms, regions.ends, regions.lengths, regions.strengths
+    least = np.ones(len(regions.sizes), dtype=np.float32)
+    for edge in range(len(ends)):
         if values[edge] >= 0:
-            between = regions.strengths[edge] / regions.lengths[edge]
-            for side in range(2):
-                region = regions.ends[edge, side]
-                weakest[region] = min(weakest[region], between)
-    return weakest
+            i, j = ends[edge]
+            difference = strengths[edge] / lengths[edge] + np.float32(1) - _common_colours(i, j, histograms)
+            least[i], least[j] = min(least[i], difference / 2), min(least[j], difference / 2)
+    return least
 
 
-@inlined
-def _weakest_border(region: int, regions: Regions, graph: _Graph) -> np.float32:
-    """The same for a single region."""
-    weakest = np.float32(1)
-    half = graph.heads[region]
-    while half >= 0:
-        edge = half >> 1
-        if graph.values[edge] >= 0:
-            weakest = min(weakest, regions.strengths[edge] / regions.lengths[edge])
-        half = graph.following[half]
-    return weakest
-
-
-@inlined
-def _write_pairs(regions: Regions, graph: _Graph, min_side: np.float32, out: _Arrays, place: int) -> int:
+@compiled
+def _write_pairs(
+    regions: Regions, values: NDArray[np.float32], min_side: np.float32, rows: NDArray[np.float32], place: int
+) -> int:
     """Write all pairs of neighbours that are left; returns the place behind them."""
-    weakest = _weakest_borders(regions, graph.values)
+    sizes, boxes, ends = regions.sizes, regions.boxes, regions.ends
+    contrasts = _least_contrasts(regions, values)
     box = np.empty(4, dtype=np.float32)
-    for edge in range(len(regions.ends)):
-        if graph.values[edge] >= 0:
-            i, j = regions.ends[edge]
-            _cover(regions.boxes[i], regions.boxes[j], box)
-            if _is_large(box, min_side):
-                place = _write(box, regions.sizes[i] + regions.sizes[j], min(weakest[i], weakest[j]), out, place)
+    for edge in range(len(ends)):
+        if values[edge] >= 0:
+            i, j = ends[edge]
+            _cover(boxes[i], boxes[j], box)
+            place = _write(box, sizes[i] + sizes[j], min(contrasts[i], contrasts[j]), min_side, rows, place)
     return place

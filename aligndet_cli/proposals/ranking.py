@@ -19,7 +19,7 @@ WEIGHTS = {
     "area": 0.25,  # its logarithm
     "agreement": 0.9,  # logarithm of how often the box, or almost the same, was found
     "fill": 2.0,  # part of the box that is the region
-    "border": 3.0,  # edge strength on the region's weakest side
+    "contrast": 4.5,  # to the neighbour that is most like the region
     "surroundings": -4.5,  # edge strength around the box: it cuts through something
     "sides": -0.3,  # number of its sides on which the image ends
 }
@@ -41,9 +41,9 @@ def describe_boxes(
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
     """The distinct boxes, (N, 4) float32 xyxy by coordinates, and by name what tells good ones, (N,) float32 each.
 
-    Of a box that was found several times, the greatest fill and border count. Args: see `ranked`.
+    Of a box that was found several times, the greatest fill and contrast count. Args: see `ranked`.
     """
-    boxes, fills, weakest = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    boxes, fills, contrasts = (np.concatenate(parts) for parts in zip(*found, strict=True))
     keys = box_keys(boxes)
     order = np.argsort(keys)
     starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
@@ -54,12 +54,13 @@ def describe_boxes(
     by_area = np.argsort(areas)
     similar = np.empty_like(areas)
     similar[by_area] = num_similar(x1[by_area], y1[by_area], x2[by_area], y2[by_area], times[by_area], _SAME)
-    surroundings, sides = look_around(boxes, cv2.integral(strength), _RING)
+    integral = np.asarray(cv2.integral(strength), dtype=np.float64)
+    surroundings, sides = look_around(boxes, integral, _RING)
     return boxes, {
         "area": np.log(areas),
         "agreement": np.log(similar),
         "fill": np.maximum.reduceat(fills[order], starts),
-        "border": np.maximum.reduceat(weakest[order], starts),
+        "contrast": np.maximum.reduceat(contrasts[order], starts),
         "surroundings": surroundings,
         "sides": sides,
     }
@@ -75,7 +76,7 @@ def box_keys(boxes: NDArray[np.float32]) -> NDArray[np.uint64]:
 def look_around(
     boxes: NDArray[np.float32], integral: NDArray[np.float64], ring: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What is around each box: mean edge strength (N,), 0 where there is nothing, and on how many sides nothing is (N,).
+    """What is around each box: (N,) mean edge strength, 0 where nothing is; (N,) on how many sides the image ends.
 
     Args:
         boxes: (N, 4) xyxy, whole pixels of the image.

@@ -36,7 +36,6 @@ class _Preset:
         scales: of the over-segmentations; see `segment`.
         min_region: pixels of their regions, at least.
         colours: colour spaces that are segmented, as conversions of OpenCV; None for RGB itself.
-        mixes: similarities that regions are grouped by.
         pairs_at: see `group`.
     """
 
@@ -44,31 +43,32 @@ class _Preset:
     scales: tuple[float, ...]
     min_region: int
     colours: tuple[int | None, ...]
-    mixes: tuple[Mix, ...]
     pairs_at: tuple[int, ...]
 
 
-_EFFORT = Mix(fill=1, effort=1)
-_COLOUR_BORDER = Mix(colour=1, border=1)
-_SIZE_FILL = Mix(size=1, fill=1)
-_COLOUR_SIZE_FILL = Mix(colour=1, size=1, fill=1)
+# What regions are grouped by, each for a hierarchy of its own.
+_MIXES = (
+    Mix(fill=1, effort=1),
+    Mix(colour=1, border=1),
+    Mix(size=1, fill=1),
+    Mix(colour=1, size=1, fill=1),
+    Mix(border=1, size=1, fill=1),
+)
 
-# Found on minicoco and a part of bccd; examples/benchmarks.md has the figures.
+# Found on the training photos of minicoco and bccd; examples/benchmarks.md has the figures.
 _PRESETS = {
     "fast": _Preset(
         working_size=256,
         scales=(50, 150),
         min_region=24,
         colours=(cv2.COLOR_RGB2LAB,),
-        mixes=(_EFFORT, _COLOUR_BORDER, _SIZE_FILL, _COLOUR_SIZE_FILL),
         pairs_at=(200, 100, 50),
     ),
     "quality": _Preset(
-        working_size=288,
-        scales=(40, 80),
+        working_size=304,
+        scales=(40, 80, 200),
         min_region=20,
         colours=(cv2.COLOR_RGB2LAB, cv2.COLOR_RGB2HSV, None),
-        mixes=(_EFFORT, _COLOUR_BORDER, _SIZE_FILL, _COLOUR_SIZE_FILL),
         pairs_at=(200, 100, 50, 25),
     ),
 }
@@ -169,7 +169,7 @@ def find_groups(image: NDArray[np.uint8], mode: SearchMode) -> tuple[list[Groups
         for labels in segment(pixels, np.array(preset.scales, dtype=np.float64), preset.min_region):
             regions = describe_regions(labels, codes, _NUM_CODES, strength)
             found.append(group_alone(regions, _MIN_SIDE))
-            found += [group(regions, mix, num_pixels, preset.pairs_at, _MIN_SIDE) for mix in preset.mixes]
+            found += [group(regions, mix, num_pixels, preset.pairs_at, _MIN_SIDE) for mix in _MIXES]
     return found, strength
 
 

@@ -47,7 +47,9 @@ def describe(image_set: ImageSet, index: int, mode: SearchMode) -> Photo:
         raise SystemExit(f"{path} is too thin to be searched")
     boxes, cues = describe_boxes(*find_groups(small, mode))
     boxes = np.rint(boxes * np.tile([size_hw[1] / small.shape[1], size_hw[0] / small.shape[0]], 2)).astype(np.float32)
-    passes = has_allowed_ratio(boxes, RULES.max_ratio) & has_allowed_size(boxes, size_hw, RULES.min_size, RULES.max_size)
+    passes = has_allowed_ratio(boxes, RULES.max_ratio) & has_allowed_size(
+        boxes, size_hw, RULES.min_size, RULES.max_size
+    )
     columns = np.stack([cues[name] for name in WEIGHTS], axis=1)
     return Photo(boxes[passes], columns[passes], pairwise_iou(boxes[passes], objects_of(image_set, index)))
 
@@ -82,7 +84,9 @@ def main() -> None:
     parser.add_argument("--split")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    image_sets = [open_images(DataConfig(root=root, split=arguments.split), purpose="train") for root in arguments.roots]
+    image_sets = [
+        open_images(DataConfig(root=root, split=arguments.split), purpose="train") for root in arguments.roots
+    ]
     roots = [[describe(images, index, arguments.mode) for index in range(len(images))] for images in image_sets]
     halves = [[photos[start::2] for photos in roots] for start in range(2)]
     own = np.array(list(WEIGHTS.values()))

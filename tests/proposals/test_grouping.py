@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aligndet_cli.proposals.grouping import Mix, group
+from aligndet_cli.proposals.grouping import Mix, group, group_alone
 from aligndet_cli.proposals.regions import HISTOGRAM_UNIT, describe_regions
 
 # Four columns of a 4 x 8 image, two pixels wide each, in gray levels 0, 1, 8 and 9.
@@ -35,9 +35,34 @@ def test_regions_are_described(columns):
 def test_weakest_border_is_joined_first(columns):
     found = group(columns, Mix(border=1), 32)
     np.testing.assert_array_equal(found.boxes, [[0, 0, 4, 4], [4, 0, 8, 4], [0, 0, 8, 4]])
-    # What is left around the pairs is the border of 0.9 between them; around everything there is none.
-    np.testing.assert_allclose(found.borders, [0.9, 0.9, 0], atol=1e-6)
-    assert found.joined.all()
+    np.testing.assert_array_equal(found.fills, [1, 1, 1])
+    # Between the two pairs the edge is 0.9 and no colour is shared; around everything there is nothing.
+    np.testing.assert_allclose(found.contrasts, [0.95, 0.95, 1], atol=1e-6)
+
+
+def test_regions_alone(columns):
+    found = group_alone(columns)
+    np.testing.assert_array_equal(found.boxes, columns.boxes)
+    np.testing.assert_array_equal(found.fills, [1, 1, 1, 1])
+    # No colours are shared; of the edges of a column (0.1, 0.9 and 0.2) the weaker one counts.
+    np.testing.assert_allclose(found.contrasts, [0.55, 0.55, 0.6, 0.6], atol=1e-6)
+    assert len(group_alone(columns, min_side=2.5).boxes) == 0
+
+
+def test_shared_colours_lessen_the_contrast():
+    codes = CODES.copy()
+    codes[:2, 4:6] = 1  # half of the third column looks like the second
+    found = group_alone(describe_regions(LABELS, codes, 16, strength_of(0, 0, 0)))
+    np.testing.assert_allclose(found.contrasts, [0.5, 0.25, 0.25, 0.5], atol=1e-6)
+
+
+def test_part_of_the_box_that_is_filled():
+    """An L of three quarters of its box, a square inside the corner, and the joined two."""
+    labels = np.zeros((8, 8), dtype=np.int32)
+    labels[:4, 4:] = 1
+    regions = describe_regions(labels, np.zeros((8, 8, 1), np.uint8), 16, np.zeros((8, 8), np.float32))
+    np.testing.assert_array_equal(group_alone(regions).fills, [0.75, 1])
+    np.testing.assert_array_equal(group(regions, Mix(size=1), 64).fills, [1])
 
 
 def test_small_regions_are_joined_first():
@@ -90,9 +115,9 @@ def test_pairs_of_neighbours_are_given_out_once_for_a_number_of_regions(columns)
         [0, 0, 8, 4],
     ]
     np.testing.assert_array_equal(found.boxes, expected)
-    np.testing.assert_array_equal(found.joined, [False] * 3 + [True] + [False] * 2 + [True, True])
-    # Around columns 1 and 2 together: 0.1 and 0.2 on four pixels each.
-    np.testing.assert_allclose(found.borders[1], 0.15, atol=1e-6)
+    # A pair has the weaker contrast of its two: columns 0 | 1 | 2 | 3 have edges of 0.1, 0.9 and 0.2. Once two are
+    # joined, 0.9 and 0.2 are left, and 0.9 between the last two.
+    np.testing.assert_allclose(found.contrasts, [0.55, 0.55, 0.6, 0.95, 0.6, 0.6, 0.95, 1], atol=1e-6)
 
 
 def test_short_boxes_are_not_given_out(columns):

@@ -15,7 +15,7 @@ from aligndet_cli.data.images import read_image
 from aligndet_cli.data.open import open_images
 from aligndet_cli.proposals import selective_search
 from aligndet_cli.proposals.filters import FilterRules, filter_proposals, has_allowed_size, pairwise_iou
-from aligndet_cli.proposals.selective_search import SearchMode, num_similar, pixels_needed, search
+from aligndet_cli.proposals.selective_search import SearchMode, pixels_needed, search
 
 DIGEST_SCRIPT = """
 import hashlib, os, sys
@@ -84,14 +84,6 @@ def test_an_object_with_a_strong_border_comes_before_the_clutter():
     boxes = search_whole(image)
     assert pairwise_iou(np.array([[90, 60, 230, 180]], np.float32), boxes[:5]).max() > 0.9
     assert len(boxes) > 100
-
-
-def test_what_is_found_more_often_counts_more():
-    """Times of the box itself, of the one that covers 0.8 of it, but not of those that cover 0.6 or lie apart."""
-    boxes = np.array([[0, 0, 6, 10], [0, 0, 8, 10], [0, 0, 10, 10], [20, 0, 30, 10]], dtype=np.float32)
-    times = np.array([5, 3, 2, 7], dtype=np.int32)
-    # IoU: 6/8 = 0.75 between the first two, 0.8 between the next two, 0.6 from the first to the third.
-    assert num_similar(*boxes.T.copy(), times, 0.7).tolist() == [8, 10, 5, 7]
 
 
 def test_same_bytes_on_every_call_thread_and_process(mosaic):
