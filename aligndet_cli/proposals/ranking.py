@@ -32,8 +32,9 @@ def ranked(found: Sequence[Groups], strength: NDArray[np.float32]) -> NDArray[np
         strength: (H, W) float32 edge strength, 0..1.
     """
     boxes, cues = describe_boxes(found, strength)
-    promise = np.sum([weight * cues[name] for name, weight in WEIGHTS.items()], axis=0, dtype=np.float32)
-    return boxes[np.argsort(-promise, kind="stable")]
+    promise = np.sum([weight * cues[name] for name, weight in WEIGHTS.items()], axis=0, dtype=np.float64)
+    promise -= np.arange(len(boxes)) * 1e-9  # less than float32 tells apart: a stable sort takes six times as long
+    return boxes[np.argsort(-promise)]
 
 
 def describe_boxes(

@@ -132,12 +132,12 @@ def _join(
     reach = steps[:, 0] * width + steps[:, 1]
     parents = np.arange(num_pixels, dtype=np.uint32)
     sizes = np.ones(num_pixels, dtype=np.int32)
-    inner = np.zeros(num_pixels, dtype=weights.dtype)  # largest weight inside
+    limits = np.zeros(num_pixels, dtype=weights.dtype)  # largest weight inside plus scale / size
     apart = order.copy()  # edges between regions
     labels = np.empty((len(scales), height, width), dtype=np.int32)
     for number in range(len(scales)):
         scale = scales[number]
-        limits = inner + (scale / sizes).astype(weights.dtype)
+        limits += ((scale - scales[number - 1] if number else scale) / sizes).astype(weights.dtype)
         num_apart = 0
         for position in apart:
             pixel, kind = position >> shift, position & mask
@@ -152,7 +152,6 @@ def _join(
                 first, second = min(first, second), max(first, second)
                 parents[second] = first
                 sizes[first] += sizes[second]
-                inner[first] = weight
                 limits[first] = weight + scale / sizes[first]
             else:
                 apart[num_apart] = position
