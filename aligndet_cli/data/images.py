@@ -107,6 +107,7 @@ def read_size_hw(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing, empty, or its header is not that of an image.
     """
+    _refuse_pipe(path)
     try:
         with path.open("rb") as handle:
             image = _open(handle, path, is_empty=path.stat().st_size == 0)
@@ -127,10 +128,17 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: the file is missing or cannot be read; one line naming it.
     """
+    _refuse_pipe(path)
     try:
         return path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from None
+
+
+def _refuse_pipe(path: Path) -> None:
+    """Reading a pipe would wait for ever for somebody who writes."""
+    if path.is_fifo():
+        raise DataError(f"{path}: is a pipe, not an image file")
 
 
 def _decode(image: Image.Image, path: Path) -> NDArray[np.uint8]:

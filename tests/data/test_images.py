@@ -1,5 +1,6 @@
 """Reading images: values are known colours, sizes are worked out beside each case."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -163,6 +164,14 @@ def test_what_is_not_an_image(tmp_path: Path, read, capfd: pytest.CaptureFixture
             read(path)
         assert str(path) in str(error.value) and "0x" not in str(error.value) and "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("read", [read_image, read_size_hw])
+def test_pipe_is_refused_rather_than_waited_for(tmp_path: Path, read) -> None:
+    pipe = tmp_path / "a.jpg"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match="is a pipe"):
+        read(pipe)
 
 
 def test_formats_that_run_programs_are_not_opened(tmp_path: Path) -> None:
