@@ -212,10 +212,9 @@ def _join(edge: int, regions: Regions, graph: _Graph, cues: _Cues) -> tuple[int,
         if values[edge] >= 0:
             _link(i, half, heads, following)
             other = ends[edge, 1 - (half & 1)]
-            values[edge], difference = _similarity(
-                i, other, strengths[edge] / lengths[edge], histograms, sizes, boxes, cues
-            )
-            contrast = min(contrast, difference)
+            strength = strengths[edge] / lengths[edge]
+            values[edge], between = _similarity(i, other, strength, histograms, sizes, boxes, cues)
+            contrast = min(contrast, between)
             if best[other] == edge or values[best[other]] < 0:
                 best[other], best_values[other] = _find_best(other, heads, following, values)
             elif values[edge] > best_values[other]:
@@ -298,11 +297,17 @@ def _similarity(
         width = max(boxes[i, 2], boxes[j, 2]) - min(boxes[i, 0], boxes[j, 0])
         height = max(boxes[i, 3], boxes[j, 3]) - min(boxes[i, 1], boxes[j, 1])
         total += cues.fill * (one - (width * height - both) / num_pixels)
-    difference = strength + one - colour
+    contrast = _contrast(strength, colour)
     if cues.effort > 0:
         smaller = min(sizes[i], sizes[j]) / num_pixels
-        total += cues.effort / (one + np.float32(50) * (difference + np.float32(0.02)) * smaller)
-    return max(total, np.float32(0)), np.float32(0.5) * difference
+        total += cues.effort / (one + np.float32(100) * (contrast + np.float32(0.01)) * smaller)
+    return max(total, np.float32(0)), contrast
+
+
+@compiled
+def _contrast(strength: np.float32, colour: np.float32) -> np.float32:
+    """See `Groups`. Args: mean edge strength between two neighbours and the overlap of their histograms."""
+    return np.float32(0.5) * (strength + np.float32(1) - colour)
 
 
 @compiled
@@ -347,8 +352,8 @@ def _least_contrasts(regions: Regions, values: NDArray[np.float32]) -> NDArray[n
     for edge in range(len(ends)):
         if values[edge] >= 0:
             i, j = ends[edge]
-            difference = strengths[edge] / lengths[edge] + np.float32(1) - _common_colours(i, j, histograms)
-            least[i], least[j] = min(least[i], difference / 2), min(least[j], difference / 2)
+            contrast = _contrast(strengths[edge] / lengths[edge], _common_colours(i, j, histograms))
+            least[i], least[j] = min(least[i], contrast), min(least[j], contrast)
     return least
 
 

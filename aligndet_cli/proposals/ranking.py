@@ -12,7 +12,6 @@ from aligndet_cli.proposals.grouping import Groups
 _SAME = 0.7  # IoU from which two boxes count as one find
 _RING = 0.1  # width of what is around a box, as a part of its sides
 
-
 # What makes a box promising: between what logistic regression gives for photos of COCO and for these and blood cells.
 # tests/benchmarks/proposal_order.py fits them, and examples/benchmarks.md tells what they find elsewhere.
 WEIGHTS = {
@@ -33,7 +32,7 @@ def ranked(found: Sequence[Groups], strength: NDArray[np.float32]) -> NDArray[np
     """
     boxes, cues = describe_boxes(found, strength)
     promise = np.sum([weight * cues[name] for name, weight in WEIGHTS.items()], axis=0, dtype=np.float64)
-    promise -= np.arange(len(boxes)) * 1e-9  # less than float32 tells apart: a stable sort takes six times as long
+    promise -= np.arange(len(boxes)) * 1e-9  # decides between equals; a stable sort takes six times as long
     return boxes[np.argsort(-promise)]
 
 
