@@ -6,12 +6,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
-from aligndet_cli.plotting import COLOURS, DASHES, JPEG, REFERENCE, finish_axes, new_figure, save_figure
+from aligndet_cli.plotting import COLOURS, DASHES, JPEG, REFERENCE, SMALL, finish_axes, new_figure, save_figure
 from aligndet_cli.proposals.filters import areas_of
 from aligndet_cli.proposals.report import sample_boxes
 from aligndet_cli.proposals.store import ProposalStore
@@ -70,7 +71,8 @@ def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
         labels: of `measure_recall`.
     """
     budgets = labels["budgets"][:-1]
-    figure = new_figure(9, 3.6)
+    figure = new_figure(9, 3.9)
+    lines: dict[str, Line2D] = {}
     titles = {"recall_at_iou_0.5": "recall at IoU 0.5", "mean_best_overlap": "mean best overlap, IoU"}
     for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for place, (name, colour) in enumerate(_GROUP_COLOURS.items()):
@@ -78,11 +80,13 @@ def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
             if group["objects"]:
                 label = f"{name.replace('_', ' ')} ({group['objects']} objects)"
                 dash = DASHES[place % len(DASHES)]
-                axes.plot(budgets, group["curve"][key][:-1], dash, color=colour, label=label)
+                (lines[label],) = axes.plot(budgets, group["curve"][key][:-1], dash, color=colour)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(0, 1)
         finish_axes(axes, x="proposals per image", y=title)
+    if lines:
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=SMALL)
     save_figure(figure, file)
 
 
