@@ -26,7 +26,7 @@ from aligndet_cli.pretrain_image.methods import Method, MethodName, MoCo, SimSia
 from aligndet_cli.pretrain_image.probe import Probe, score
 from aligndet_cli.pretrain_image.recipes import RECIPES, choose_batch_size, choose_momentum, choose_queue, choose_rates
 from aligndet_cli.pretrain_image.task import ImageTask
-from aligndet_cli.training.batch_size import recorded_batch_size
+from aligndet_cli.training.batch_size import recorded_split
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
@@ -103,9 +103,9 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     batch_size = config.training.batch_size
     if batch_size == "auto":
         # As when the run began, which may have been on another number of devices.
-        batch_size = recorded_batch_size(
-            workspace, "pretrain-image", name, resume=resume, force=force
-        ) or choose_batch_size(config.method, len(data.indices), devices.world_size * config.training.accumulate)
+        recorded = recorded_split(workspace, "pretrain-image", name, resume=resume, force=force)
+        parts = devices.world_size * config.training.accumulate
+        batch_size = recorded.batch_size if recorded else choose_batch_size(config.method, len(data.indices), parts)
     training = config.training.model_copy(update={"batch_size": batch_size})
     check_batch_split(training, devices)
     config = config.model_copy(update={"training": training})
