@@ -5,8 +5,10 @@ from aligndet_cli.backbones.interface import Backbone, Family
 from aligndet_cli.backbones.weights import (
     RANDOM_WEIGHTS,
     BackboneWeights,
+    WeightsTraining,
     find_backbone_weights,
     load_backbone_weights,
+    require_trained,
     torchvision_weights,
     weights_of,
 )
@@ -18,9 +20,11 @@ __all__ = [
     "BackboneConfig",
     "BackboneWeights",
     "Family",
+    "WeightsTraining",
     "build_backbone",
     "find_backbone_weights",
     "load_backbone_weights",
+    "require_trained",
     "torchvision_weights",
     "weights_of",
 ]

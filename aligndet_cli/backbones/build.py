@@ -33,6 +33,9 @@ class BackboneConfig(Frozen):
     # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a .pth/.pt file, or
     # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
     weights: str = "auto"
+    # Whether the weights were trained on ImageNet's labels, which decides what fine-tuning freezes and its image sizes.
+    # "auto": yes where a classifier lies beside the backbone in their file.
+    supervised: bool | Literal["auto"] = "auto"
     # -1 nothing, 0 the stem, 1..4 the stem and that many stages. "auto": the stage decides (FACTS §5).
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] | Literal["auto"] = "auto"
     # Batch norm layers keep their running statistics while training. "auto": the stage decides (FACTS §5).

@@ -15,7 +15,7 @@ from pydantic import Field
 from rich.table import Table
 from torch import nn
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbone
 from aligndet_cli.bench.clock import PARTS, StepClock
 from aligndet_cli.bench.images import DrawnProposals, write_coco
 from aligndet_cli.config import DataConfig, Side, StageConfig
@@ -206,7 +206,7 @@ def _learner_of(plan: _Plan, process: Process) -> tuple[Learner, nn.Module, Rate
     config = plan.config
     common = {"detector": config.detector, "backbone": config.backbone, "runtime": config.runtime, "seed": config.seed}
     training = TrainingConfig(batch_size=config.batch_size)
-    num_images, recipe = len(plan.image_set), recipe_for(config.detector, config.backbone, None)
+    num_images, recipe = len(plan.image_set), recipe_for(config.detector, config.backbone, WeightsTraining())
     if plan.stage == "pretrain-box":
         views = {"long_side": config.long_side} | ({"short_side": config.short_side} if config.short_side else {})
         asked = pretrain_box.PretrainBoxConfig(**common, training=training, views=pretrain_box.ViewsConfig(**views))

@@ -44,20 +44,12 @@ class FCOSConfig(Frozen):
     """FCOS; defaults are mmdetection's unless said otherwise."""
 
     RECIPE: ClassVar[Recipe] = Recipe(
-        # Only the official fine-tuning config treats biases and large gradients specially.
-        pretrain=Rates(0.01, 1e-4, "FCOS pre-training recipe", warmup="constant"),
+        # Only the authors' coco/fcos_r50_fpn_1x_coco.py treats biases and large gradients specially.
+        pretrain=Rates(0.01, 1e-4, "FCOS pre-training recipe"),
         finetune=Rates(
-            0.015,
-            5e-5,
-            "FCOS recipe after pre-training",
-            warmup="constant",
-            clip_norm=35.0,
-            bias_lr_scale=2.0,
-            bias_decay_scale=0.0,
+            0.015, 5e-5, "FCOS recipe after pre-training", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0
         ),
-        plain=Rates(
-            0.01, 1e-4, "FCOS recipe", warmup="constant", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0
-        ),
+        plain=Rates(0.01, 1e-4, "FCOS recipe", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0),
     )
 
     family: Literal["fcos"] = "fcos"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from aligndet_cli.config import Sources, load_config
 from aligndet_cli.data.loaders import SampleStream
-from aligndet_cli.detectors.recipes import layout_of, recipe_for
+from aligndet_cli.detectors.recipes import recipe_for, training_of_backbone
 from aligndet_cli.driver import with_data
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
@@ -35,7 +35,7 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
     count = min(NUM_IMAGES, len(data.indices)) if count is None else count
     if not 1 <= count <= min(MAX_IMAGES, len(data.indices)):
         raise ConfigError(f"--count {count}: write a number from 1 to {min(MAX_IMAGES, len(data.indices))}")
-    recipe = recipe_for(config.detector, config.backbone, layout_of(config.backbone), asked=config.recipe)
+    recipe = recipe_for(config.detector, config.backbone, training_of_backbone(config.backbone), asked=config.recipe)
     boxes = ProposalBoxes(data.store, data.rows, config.topk or recipe.topk)
     file = file or workspace.root / "views.jpg"
     if file.suffix not in (".jpg", ".jpeg"):
