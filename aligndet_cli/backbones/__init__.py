@@ -1,6 +1,6 @@
 """Backbones: a name becomes a module that returns feature maps by level."""
 
-from aligndet_cli.backbones.build import FAMILIES, BackboneConfig, build_backbone
+from aligndet_cli.backbones.build import FAMILIES, BackboneConfig, MethodName, build_backbone
 from aligndet_cli.backbones.interface import Backbone, Family
 from aligndet_cli.backbones.weights import (
     RANDOM_WEIGHTS,
@@ -20,6 +20,7 @@ __all__ = [
     "BackboneConfig",
     "BackboneWeights",
     "Family",
+    "MethodName",
     "WeightsTraining",
     "build_backbone",
     "find_backbone_weights",

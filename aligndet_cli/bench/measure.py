@@ -36,7 +36,7 @@ from aligndet_cli.detectors.recipes import recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import DataError
 from aligndet_cli.finetune import stage as finetune
-from aligndet_cli.finetune.views import MULTI_SCALE, ResolutionConfig, resolve_resolution
+from aligndet_cli.finetune.views import ResolutionConfig, resolve_resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.tables import plain_table
@@ -44,7 +44,7 @@ from aligndet_cli.training.launch import Devices, Process, Shown, launch, resolv
 from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, next_batch, train_step, watch_divergence
 from aligndet_cli.training.optimizer import TrainingConfig, resolve_settings
 from aligndet_cli.training.records import Speed, peak_memory
-from aligndet_cli.training.schedules import LENGTHS, REFERENCE_BATCH, Rates
+from aligndet_cli.training.schedules import LENGTHS, MULTI_SCALE, REFERENCE_BATCH, Rates
 
 StageName = Literal["pretrain-box", "finetune"]
 COCO_IMAGES = 118_287  # train2017

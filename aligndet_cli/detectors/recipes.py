@@ -6,12 +6,13 @@ learning rate and weight decay.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from aligndet_cli.backbones import BackboneConfig, WeightsTraining
+from aligndet_cli.backbones import BackboneConfig, MethodName, WeightsTraining
 from aligndet_cli.backbones.weights import training_shown_by
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.schedules import Freezing, Rates, Recipe, RecipeName
+from aligndet_cli.training.schedules import WIDE_SIDES, Freezing, Rates, Recipe, RecipeName, ScheduleName
 
 RCNN = ("faster-rcnn", "mask-rcnn")
 SELF_SUPERVISED: RecipeName = "self-supervised"
@@ -26,10 +27,11 @@ METHODS: dict[str, tuple[RecipeName, str]] = {
     "SoCo's momentum network": (SELF_SUPERVISED, "soco"),
     "DenseCL": (SELF_SUPERVISED, "densecl"),
     "SlotCon": (SELF_SUPERVISED, "slotcon"),
+    "self-supervised": (SELF_SUPERVISED, "other"),  # by `backbone.method`
     **{name: (SELF_SUPERVISED, name.lower()) for name in ("BYOL", "DINO", "lightly", "SimSiam")},
 }
-WIDE_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # voc0712.py; DETR's crops
-VOC_SCHEDULE, VOC_DETR_SCHEDULE = "12k", "100e"  # voc/*_12k_voc0712.py, voc/detr_mstrain_100e_voc0712.py
+VOC_SCHEDULE: ScheduleName = "12k"  # voc/*_12k_voc0712.py
+VOC_DETR_SCHEDULE: ScheduleName = "100e"  # voc/detr_mstrain_100e_voc0712.py
 # Images of COCO's train2017, with and without those that have no label. The authors' low-data configs of DETR round an
 # epoch of it up to 7,500 steps of 16 images.
 COCO_IMAGES = (118_287, 117_266)
@@ -178,8 +180,17 @@ def training_of_backbone(backbone: BackboneConfig) -> WeightsTraining:
     Raises:
         WeightsError: a file that cannot be read.
     """
-    training = training_shown_by(backbone.weights, backbone.name)
-    return training if backbone.supervised == "auto" else replace(training, is_supervised=backbone.supervised)
+    return told_training(backbone.method) or training_shown_by(backbone.weights, backbone.name)
+
+
+def told_training(method: MethodName | Literal["auto"]) -> WeightsTraining | None:
+    """Return how weights were trained where the setting `backbone.method` says it; None where it is "auto"."""
+    if method == "auto":
+        return None
+    if method == "supervised":
+        return WeightsTraining("torchvision", is_supervised=True)
+    layouts = {recipe: layout for layout, (recipe, _) in reversed(METHODS.items())}  # the first of each
+    return WeightsTraining("self-supervised" if method == "self-supervised" else layouts[method])
 
 
 def weights_kind(training: WeightsTraining) -> str:

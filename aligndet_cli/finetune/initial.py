@@ -19,7 +19,7 @@ from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
 from aligndet_cli.detectors.faster_rcnn import RCNNConfig
-from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for
+from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.training.schedules import Freezing, Recipe
 from aligndet_cli.workspace import Artifact, Workspace, hash_files
@@ -203,10 +203,9 @@ def _resolved(
 
 
 def _judge(training: WeightsTraining, backbone: BackboneConfig) -> tuple[WeightsTraining, str]:
-    """Return whether the backbone counts as trained on ImageNet's labels, and why."""
-    if backbone.supervised != "auto":
-        return replace(training, is_supervised=backbone.supervised), "backbone.supervised says so"
-    return training, training.reason
+    """Return how the backbone counts as trained, and why."""
+    told = told_training(backbone.method)
+    return (training, training.reason) if told is None else (told, f"backbone.method is {backbone.method}")
 
 
 def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTraining:

@@ -43,8 +43,6 @@ from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
 from aligndet_cli.finetune.views import (
-    MULTI_SCALE,
-    SINGLE_SCALE,
     LabelledViews,
     Resolution,
     ResolutionConfig,
@@ -71,7 +69,7 @@ from aligndet_cli.training.optimizer import (
     training_of,
 )
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.schedules import Rates, steps_per_epoch
+from aligndet_cli.training.schedules import MULTI_SCALE, SINGLE_SCALE, Rates, steps_per_epoch
 from aligndet_cli.workspace import Output, Workspace, write_json
 
 
@@ -379,14 +377,14 @@ def _finish(plan: Plan, model: AnyDetector, report: LoadReport | None) -> None:
         "images": len(plan.indices),
         "init": plan.initial.kind,
         "backbone": plan.initial.backbone.name,
-        "protocol": _protocol(plan),
+        "protocol": protocol_of(plan),
         "matched_share": None if report is None else round(report.share, 6),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
     plan.output.complete(result, content=["weights.pt"])
 
 
-def _protocol(plan: Plan) -> dict[str, Any]:
+def protocol_of(plan: Plan) -> dict[str, Any]:
     """Return what decides whether the run is one of the paper's, for reports."""
     schedule, resolution = plan.settings.schedule, plan.resolution
     return {

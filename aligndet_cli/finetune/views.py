@@ -11,12 +11,9 @@ from torch import Tensor, nn
 from aligndet_cli.config import Frozen, Side
 from aligndet_cli.data.transforms import Crop, Sample, ViewParams, crop_sample, draw_view, make_batch, mix_seed
 from aligndet_cli.detectors import AnyDetector
-from aligndet_cli.detectors.recipes import WIDE_SIDES
 from aligndet_cli.training.batch_size import worst_sizes
-from aligndet_cli.training.schedules import PolicyName
+from aligndet_cli.training.schedules import SINGLE_SCALE, WIDE_SIDES, PolicyName
 
-MULTI_SCALE = (640, 672, 704, 736, 768, 800)  # self-supervised backbones: the authors' coco/*_mstrain_1x_coco.py
-SINGLE_SCALE = (800,)  # supervised backbones: the authors' coco/*_1x_coco.py
 DETR_SHORT_SIDES, DETR_CROP = (400, 500, 600), (384, 600)  # of the image that is cropped, and limits of the crop
 JITTER, JITTER_SIDE = (0.1, 2.0), 1024  # long side of the image by side of the square; that side
 

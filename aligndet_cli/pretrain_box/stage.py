@@ -1,6 +1,6 @@
 """`aligndet pretrain-box`: proposals -> a detector whose neck and head are pre-trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from aligndet_cli.data.loaders import (
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
-from aligndet_cli.detectors.recipes import recipe_for, training_of_backbone, weights_kind
+from aligndet_cli.detectors.recipes import recipe_for, told_training, training_of_backbone, weights_kind
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.plotting import never_failing
@@ -143,6 +143,8 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     weights = find_backbone_weights(
         config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
     )
+    if (told := told_training(config.backbone.method)) is not None:
+        weights = replace(weights, layout=told.layout, is_supervised=told.is_supervised)
     recipe = recipe_for(config.detector, config.backbone, weights.training, asked=config.recipe)
     inputs = {
         "data": image_set.fingerprint,

@@ -16,6 +16,10 @@ WARMUP_STEPS = 500  # the authors' schedule_1x.py and the others
 # Share of the learning rate at the start; `constant`: the authors' semi-coco/fcos_r50_fpn_12k_semi-coco.py.
 WARMUP_START = {"linear": 0.001, "constant": 1 / 3, "none": 1.0}
 REFERENCE_BATCH = 16
+# Short sides of training images, one of which is drawn.
+SINGLE_SCALE = (800,)  # supervised backbones: the authors' coco/*_1x_coco.py
+MULTI_SCALE = (640, 672, 704, 736, 768, 800)  # self-supervised backbones: their coco/*_mstrain_1x_coco.py
+WIDE_SIDES = (480, 512, 544, 576, 608, *MULTI_SCALE)  # Pascal VOC: their voc0712.py; and DETR's crops
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,7 @@ from torch import Tensor, nn
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.data.transforms import Crop, Sample, ViewParams, crop_sample, draw_view, resized_hw
-from aligndet_cli.detectors.recipes import WIDE_SIDES
 from aligndet_cli.finetune.views import (
-    MULTI_SCALE,
-    SINGLE_SCALE,
     LabelledViews,
     Resolution,
     ResolutionConfig,
@@ -18,6 +15,7 @@ from aligndet_cli.finetune.views import (
     draw_labelled_view,
     resolve_resolution,
 )
+from aligndet_cli.training.schedules import MULTI_SCALE, SINGLE_SCALE, WIDE_SIDES
 
 CPU = torch.device("cpu")
 BOX = (30, 20, 90, 60)

@@ -13,6 +13,7 @@ from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.pretrain_box.stage import Plan, PretrainBoxConfig, describe, prepare
+from aligndet_cli.training.schedules import ProjectorRecipe
 from aligndet_cli.workspace import Workspace
 
 
@@ -24,7 +25,9 @@ def workspace(chain: Path, tmp_path: Path) -> Workspace:
 
 
 def plan_of(workspace: Workspace, **settings: object) -> Plan:
-    return prepare(PretrainBoxConfig.model_validate({"backbone": {"name": "resnet18"}, **settings}), workspace)
+    return prepare(
+        PretrainBoxConfig.model_validate({"backbone": {"name": "resnet18", "weights": "none"}, **settings}), workspace
+    )
 
 
 def test_images_are_drawn_until_they_have_enough_boxes(workspace: Workspace) -> None:
@@ -74,7 +77,7 @@ def test_parameters_of_fcos_on_resnet50_are_those_of_the_paper() -> None:
             build_detector(settle_neck_norm(config, "none"), build_backbone(BackboneConfig()), 1),
             recipe=config.RECIPE,
             embedding_dim=256,
-            hidden_dim=256,
+            projector=ProjectorRecipe(),
             temperature=0.5,
             tasks="both",
             freeze_backbone=True,
