@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aligndet_cli.data.loaders import SampleStream, StreamSampler
-from aligndet_cli.data.transforms import MEAN, STD, ViewParams, make_batch
+from aligndet_cli.data.transforms import MEAN, PLAIN_OPS, STD, ViewParams, make_batch
 from aligndet_cli.errors import DataError
 from aligndet_cli.plotting import COLOURS, JPEG, hex_to_rgb, ink_on
 from aligndet_cli.pretrain_box.views import VIEWS, draw_views
@@ -70,7 +70,8 @@ def _evenly_by_size(boxes: Tensor) -> Tensor:
 
 
 def _describe(params: ViewParams, size_hw: tuple[int, int]) -> str:
-    colour = "" if params.colour == "identity" else f", {params.colour} {params.strength:.2f}"
+    colour = "" if params.colour == "identity" else f", {params.colour}"
+    colour += "" if params.colour in PLAIN_OPS else f" {params.magnitude}"
     return f"{size_hw[1]}x{size_hw[0]}{', flipped' if params.flip else ''}{colour}"
 
 
