@@ -25,7 +25,14 @@ _WHITE, _INK = 255, (30, 30, 30)
 
 
 def draw_first_views(
-    file: Path, stream: SampleStream, *, short_sides: Sequence[int], long_side: int, seed: int, count: int = NUM_IMAGES
+    file: Path,
+    stream: SampleStream,
+    *,
+    short_sides: Sequence[int],
+    long_side: int,
+    seed: int,
+    batch_size: int,
+    count: int = NUM_IMAGES,
 ) -> None:
     """Write a JPEG of the two views of the first images that a run with these settings trains on, one row per image.
 
@@ -33,14 +40,15 @@ def draw_first_views(
     Of many proposals some are drawn, evenly spread over their sizes.
 
     Args:
-        short_sides, long_side, seed: as in training.
+        short_sides, long_side, seed, batch_size: as in training.
 
     Raises:
         DataError: an image cannot be read, and the stream does not skip it.
     """
-    sampler = StreamSampler(len(stream.indices), count, seed=seed, start_step=0, num_steps=1, process=Process())
+    aspects, num_steps = stream.image_set.aspects(stream.indices), -(-count // batch_size)
+    sampler = StreamSampler(aspects, batch_size, seed=seed, start_step=0, num_steps=num_steps, process=Process())
     rows = []
-    for place in next(iter(sampler)):
+    for place in [place for batch in sampler for place in batch][:count]:
         sample = stream[place]
         if isinstance(sample, DataError):
             raise sample

@@ -243,7 +243,7 @@ def run(plan: Plan, process: Process) -> None:
 
     def batches_from(step: int) -> Any:
         sampler = StreamSampler(
-            len(plan.indices),
+            plan.image_set.aspects(plan.indices),
             config.training.images_per_step,
             seed=config.seed,
             start_step=step,
@@ -353,4 +353,5 @@ def _draw(plan: Plan) -> None:
             short_sides=config.views.short_side,
             long_side=config.views.long_side,
             seed=config.seed,
+            batch_size=config.training.images_per_step,
         )
