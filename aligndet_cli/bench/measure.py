@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from aligndet_cli.bench.clock import PARTS, StepClock
 from aligndet_cli.bench.images import DrawnProposals, write_coco
 from aligndet_cli.config import DataConfig, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.images import read_missing_sizes
 from aligndet_cli.data.loaders import (
     BoxSource,
     LabelBoxes,
@@ -50,6 +51,7 @@ StageName = Literal["pretrain-box", "finetune"]
 COCO_IMAGES = 118_287  # train2017
 FINETUNE_SCHEDULE: Literal["90k"] = "90k"  # the paper's, table 2; DETR's recipe counts epochs
 NUM_CLUSTERS = 256  # the default of `cluster`
+_EPOCH = 8  # batches of drawn images; every epoch has one of both orientations, in COCO one of thousands
 _WARM_UP = 2
 _STEPS = {"cpu": 3, "cuda": 60}  # on a GPU enough to use up what was decoded ahead
 
@@ -112,10 +114,12 @@ def run_bench(config: BenchConfig) -> list[Timing]:
     with tempfile.TemporaryDirectory(prefix="aligndet-bench-") as folder:
         data = config.data
         if data.root is None and data.annotations is None and data.images is None:
-            write_coco(Path(folder) / "coco", 2 * config.batch_size)
+            write_coco(Path(folder) / "coco", _EPOCH * config.batch_size)
             data = DataConfig(root=Path(folder) / "coco")
         with_masks = config.detector.RECIPE.needs_masks and "finetune" in stages
         image_set = open_images(data, purpose="train", with_masks=with_masks)
+        sizes_hw = read_missing_sizes(image_set.images_dir, image_set.file_names, image_set.sizes_hw)
+        image_set = replace(image_set, sizes_hw=sizes_hw)
         if not image_set.has_labels and "finetune" in stages:
             raise DataError(f"{image_set.root}: no labels, so no fine-tuning: use --stage pretrain-box")
         context = multiprocessing.get_context("spawn")
@@ -246,7 +250,12 @@ def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sa
         masks = LabelMasks.of(images)
     stream = SampleStream(images, range(len(images)), boxes, "skip", masks)
     sampler = StreamSampler(
-        len(images), config.batch_size, seed=config.seed, start_step=0, num_steps=num_steps, process=process
+        images.aspects(range(len(images))),
+        config.batch_size,
+        seed=config.seed,
+        start_step=0,
+        num_steps=num_steps,
+        process=process,
     )
     return training_batches(stream, sampler, resolve_workers(config.runtime.num_workers, process))
 

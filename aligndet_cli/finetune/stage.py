@@ -318,7 +318,7 @@ def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
 
 def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
     sampler = StreamSampler(
-        len(plan.indices),
+        plan.image_set.aspects(plan.indices),
         plan.config.training.images_per_step,
         seed=plan.config.seed,
         start_step=step,

@@ -257,7 +257,7 @@ def run(plan: Plan, process: Process) -> None:
 
     def batches_from(step: int) -> Any:
         sampler = StreamSampler(
-            len(plan.indices),
+            plan.image_set.aspects(plan.indices),
             config.training.images_per_step,
             seed=config.seed,
             start_step=step,
@@ -371,4 +371,5 @@ def _draw(plan: Plan) -> None:
             short_sides=config.views.short_side,
             long_side=config.views.long_side,
             seed=config.seed,
+            batch_size=config.training.images_per_step,
         )

@@ -54,7 +54,7 @@ def samples(counts: tuple[int, ...]) -> list[Sample]:
 
 def views(counts: tuple[int, ...]) -> tuple[View, View]:
     drawn = samples(counts)
-    first, second = ViewParams(64, 200), ViewParams(96, 200, flip=True, colour="contrast", strength=0.9)
+    first, second = ViewParams(64, 200), ViewParams(96, 200, flip=True, colour="contrast", magnitude=9)
     return tuple(make_batch(drawn, [p] * len(drawn), CPU, instance_offset=0) for p in (first, second))
 
 
