@@ -41,7 +41,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
         ) from error
     if state.pop("version", 1) != VERSION:
         raise ConfigError(
-            f"{folder.parent}: was begun by another version of aligndet, which took the images in another order, so its "
+            f"{folder.parent}: was begun by another version of aligndet, with another order of images, so its "
             "end would be neither's: --no-resume begins again"
         )
     return int(files[-1].stem.removeprefix("step-")), state
