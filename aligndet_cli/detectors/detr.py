@@ -51,7 +51,7 @@ class DETRConfig(Frozen):
         pretrain=replace(_RATES, lr=2e-4, origin="DETR pre-training recipe", batch_size=64, backbone_lr_scale=1.0),
         finetune=replace(_RATES, origin="DETR recipe after pre-training"),
         plain=_RATES,
-        topk=50,  # half of the queries, FACTS 4
+        topk=50,  # official selfsup_detr config, SelectTopKProposals; half of the queries
         needs_clusters=True,
         momentum_follows=("query_embedding.weight",),
         projector=ProjectorRecipe(start="torch"),

@@ -45,6 +45,7 @@ class RCNNConfig(Frozen):
         finetune=Rates(0.03, 5e-5, "R-CNN recipe after pre-training"),
         plain=Rates(0.02, 1e-4, "R-CNN recipe"),
         projector=ProjectorRecipe(hidden_dim=1024),
+        topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; the authors train on all of them
     )
 
     neck_channels: int = Field(256, ge=1)

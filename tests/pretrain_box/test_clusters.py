@@ -59,7 +59,7 @@ def test_topk_is_the_recipes_unless_given(workspace: Path) -> None:
     assert prepare(config_of(), Workspace(workspace)).boxes.topk == 50
     assert prepare(config_of(topk=7), Workspace(workspace)).boxes.topk == 7
     retinanet = prepare(config_of(detector={}), Workspace(workspace))
-    assert retinanet.boxes.topk is None and retinanet.boxes.clusters is None and retinanet.boxes.num_classes == 1
+    assert retinanet.boxes.topk == 50 and retinanet.boxes.clusters is None and retinanet.boxes.num_classes == 1
     assert "best 50 (detr recipe)" in aligndet("pretrain-box", "-w", workspace, *DETR, "--dry-run").stderr
 
 

@@ -51,6 +51,20 @@ def test_images_are_drawn_until_they_have_enough_boxes(workspace: Workspace) -> 
         plan_of(workspace, limit_boxes=9999)
 
 
+@pytest.mark.parametrize(("family", "topk"), [("retinanet", 50), ("fcos", 70), ("faster-rcnn", 70), ("mask-rcnn", 70)])
+def test_proposals_are_capped_by_the_recipe_and_by_what_is_asked_for(
+    workspace: Workspace, family: str, topk: int
+) -> None:
+    capped = plan_of(workspace, detector={"family": family})
+    assert capped.boxes.topk == topk
+    assert describe(capped)["proposals per image"] == f"best {topk} ({family} recipe)"
+    assert capped.config.from_recipe()["topk"] == topk  # what `config show` prints
+    everything = plan_of(workspace, detector={"family": family}, topk=100_000)
+    rows = everything.boxes.rows[everything.indices]
+    assert everything.boxes.counts(everything.indices).tolist() == everything.boxes.store.counts[rows].tolist()
+    assert describe(everything)["proposals per image"] == "best 100000 (given)"
+
+
 def test_recipe_is_shown_and_refused(workspace: Workspace) -> None:
     assert describe(plan_of(workspace))["recipe"] == "default (by detector, backbone and its weights)"
     asked = plan_of(workspace, detector={"family": "faster-rcnn"}, recipe="swav")
