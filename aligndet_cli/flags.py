@@ -168,7 +168,7 @@ RECIPE = (
 )
 PRETRAIN_BOX = (
     *MODEL,
-    _flag("--topk", int, "Best N proposals per image.", "topk"),
+    _flag("--topk", int, "Best N proposals per image; 100000: all (by recipe: 50 or 70).", "topk"),
     _flag("--limit-boxes", int, "Draw images until they have N proposals.", "limit_boxes"),
     _flag("--temperature", float, "Of the contrastive loss.", "temperature"),
     _flag("--momentum", float, "First EMA coefficient.", "momentum"),

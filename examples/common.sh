@@ -95,5 +95,6 @@ if [[ -n "${SMOKE:-}" ]]; then
   coco=$smoke/toy voc=$smoke/toy imagenet=$smoke/objects
   backbone=resnet18
   weights=$smoke/imagenet.pt
-  MOCO=$smoke/moco.pt PIXPRO=$smoke/pixpro.pt SWAV=$smoke/swav.pt SIMMIM=$smoke/simmim.pt
+  MOCO=$smoke/moco.pt PIXPRO=$smoke/pixpro.pt SWAV=$smoke/swav.pt SIMMIM=$smoke/simmim.pt SWIN_B=$smoke/swin_t.pt
+  DENSECL=$smoke/densecl.pt DETCO=$smoke/moco.pt SLOTCON=$smoke/slotcon.pt SOCO=$smoke/soco.pt
 fi

@@ -12,16 +12,23 @@ Tensors = dict[str, Tensor]
 
 
 def main(folder: Path) -> None:
-    """Write `mobilenet_v2.pt`, `imagenet.pt`, `moco.pt`, `pixpro.pt`, `swav.pt` (ResNet-18), `simmim.pt` (Swin-T)."""
+    """Write a file for each layout: ResNet-18 but for `mobilenet_v2.pt`, `swin_t.pt` and `simmim.pt` (Swin-T)."""
     torch.save(random_weights(models.mobilenet_v2), folder / "mobilenet_v2.pt")
     resnet = random_weights(models.resnet18)
+    torch.save(resnet, folder / "imagenet.pt")
     resnet = {name: tensor for name, tensor in resnet.items() if not name.startswith("fc.")}
     beside = torch.zeros(1)
-    torch.save(resnet, folder / "imagenet.pt")
     torch.save({"state_dict": prefixed(resnet, "module.encoder_q.")}, folder / "moco.pt")
     pixpro = {**prefixed(resnet, "module.encoder."), "module.value_transform.weight": beside}
     torch.save({"model": pixpro}, folder / "pixpro.pt")
     torch.save({**prefixed(resnet, "module."), "module.prototypes.weight": beside}, folder / "swav.pt")
+    densecl = {**prefixed(resnet, "backbone."), "encoder_q.0.conv1.weight": beside}
+    torch.save({"state_dict": densecl}, folder / "densecl.pt")
+    slotcon = {**prefixed(resnet, "module.encoder_k."), "module.grouping_k.slot_embed.weight": beside}
+    torch.save({"model": slotcon}, folder / "slotcon.pt")
+    soco = {**prefixed(resnet, "module.encoder."), "module.predictor.linear1.weight": beside}
+    torch.save({"model": soco}, folder / "soco.pt")
+    torch.save(random_weights(models.swin_t), folder / "swin_t.pt")
     swin = {official_name(name): tensor for name, tensor in random_weights(models.swin_t).items()}
     torch.save({"model": {**prefixed(swin, "encoder."), "encoder.mask_token": beside}}, folder / "simmim.pt")
 

@@ -25,7 +25,6 @@ $starts
 "data.root" = "$coco"
 "training.batch_size" = $(pick $batch 2)
 [settings.finetune]
-"resolution.short_side" = $(pick "[480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]" "[48, 64]")
 $(schedule "$schedule")
 EOF
 done

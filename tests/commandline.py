@@ -15,13 +15,14 @@ from aligndet_cli.cli import app
 RESOLUTION = ("--short-side", "64", "--long-side", "96")
 NECK = ("--set", "detector.neck_channels=32", "--set", "detector.head_convs=1")
 BACKBONE = ("--backbone", "resnet18")
+RANDOM = ("--backbone-weights", "none")
 DETECTOR = ("--detector", "retinanet", *BACKBONE)
 SMALL = (*NECK, *RESOLUTION, "--steps", "6", "--batch-size", "2")
 # The five commands with the fewest words that find their inputs, and what makes them small.
 CHAIN: dict[str, tuple[str, ...]] = {
     "proposals": ("--set", "working_size=96", "--min-size", "16", "--num-workers", "1"),
-    "cluster": ("--k", "4", "--pca-dim", "4", *BACKBONE, *RESOLUTION),
-    "pretrain-box": (*DETECTOR, *SMALL),
+    "cluster": ("--k", "4", "--pca-dim", "4", *BACKBONE, *RANDOM, *RESOLUTION),
+    "pretrain-box": (*DETECTOR, *RANDOM, *SMALL),
     # After six steps all scores are low: keep them, so that there is something to evaluate.
     "finetune": (*DETECTOR, *SMALL, "--set", "detector.score_threshold=0.005"),
     "evaluate": (),

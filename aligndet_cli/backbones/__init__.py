@@ -1,12 +1,14 @@
 """Backbones: a name becomes a module that returns feature maps by level."""
 
-from aligndet_cli.backbones.build import FAMILIES, BackboneConfig, build_backbone
+from aligndet_cli.backbones.build import FAMILIES, BackboneConfig, MethodName, build_backbone
 from aligndet_cli.backbones.interface import Backbone, Family
 from aligndet_cli.backbones.weights import (
     RANDOM_WEIGHTS,
     BackboneWeights,
+    WeightsTraining,
     find_backbone_weights,
     load_backbone_weights,
+    require_trained,
     torchvision_weights,
     weights_of,
 )
@@ -18,9 +20,12 @@ __all__ = [
     "BackboneConfig",
     "BackboneWeights",
     "Family",
+    "MethodName",
+    "WeightsTraining",
     "build_backbone",
     "find_backbone_weights",
     "load_backbone_weights",
+    "require_trained",
     "torchvision_weights",
     "weights_of",
 ]

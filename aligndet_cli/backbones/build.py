@@ -10,6 +10,8 @@ from aligndet_cli.backbones.resnet import build_resnet
 from aligndet_cli.backbones.swin import build_swin
 from aligndet_cli.config import Frozen
 
+# Ways to train a backbone that recipes tell apart; `self-supervised`: any other without labels.
+MethodName = Literal["supervised", "self-supervised", "moco-v2", "pixpro", "swav", "simmim"]
 FAMILIES: dict[str, Family] = {
     "resnet18": "resnet",
     "resnet34": "resnet",
@@ -33,6 +35,9 @@ class BackboneConfig(Frozen):
     # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a .pth/.pt file, or
     # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
     weights: str = "auto"
+    # How the weights were trained, which decides recipe, freezing and image sizes of fine-tuning. "auto": what their
+    # file tells: its layout names a method, and an ImageNet classifier beside the backbone means "supervised".
+    method: MethodName | Literal["auto"] = "auto"
     # -1 nothing, 0 the stem, 1..4 the stem and that many stages. "auto": the stage decides (FACTS §5).
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] | Literal["auto"] = "auto"
     # Batch norm layers keep their running statistics while training. "auto": the stage decides (FACTS §5).

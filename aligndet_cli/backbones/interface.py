@@ -83,6 +83,14 @@ class Backbone(nn.Module, ABC):
             part.requires_grad_(False)
         self.train(self.training)
 
+    def fix_norms(self) -> None:
+        """Let batch norms use their running statistics and keep their scale and shift, whatever else is trained."""
+        self._norm_eval = True
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.requires_grad_(False)
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Self:
         """As in `nn.Module`, except that what is frozen stays in eval mode."""
         super().train(mode)

@@ -58,12 +58,25 @@ class Found:
         layout: what to call the layout.
         tensors: the backbone's, under torchvision's names.
         num_others: tensors beside them, in the part of the file they were found in.
+        num_classes: outputs of the image classifier beside the backbone; 0 = there is none.
     """
 
     layout: str
     family: Family
     tensors: Tensors
     num_others: int
+    num_classes: int = 0
+
+    @property
+    def is_supervised(self) -> bool:
+        """True if the backbone was trained on the labels of ImageNet (1,000 or 21,841 classes)."""
+        return self.num_classes >= IMAGENET_CLASSES
+
+
+IMAGENET_CLASSES = 1000
+# The last layer of image classifiers: torchvision's and timm's ResNet, their MobileNets, Swin in the official code and
+# torchvision, in timm, in mmpretrain. Those of self-supervised methods (projections) lie behind prefixes of their own.
+CLASSIFIERS = ("fc.weight", "classifier.1.weight", "classifier.weight", "head.weight", "head.fc.weight")
 
 
 # The first that fits wins. A method that publishes its momentum network (DINO's teacher, SlotCon's encoder_k) is read
@@ -123,7 +136,8 @@ def _named(layout: Layout, tensors: Tensors) -> Found | None:
         return None
     own = {name.removeprefix(layout.prefix): t for name, t in tensors.items() if name.startswith(layout.prefix)}
     backbone = rename(naming, own)
-    return Found(layout.name or naming.name, naming.family, backbone, len(tensors) - len(backbone))
+    num_classes = max((len(tensors[name]) for name in CLASSIFIERS if name in tensors and not layout.name), default=0)
+    return Found(layout.name or naming.name, naming.family, backbone, len(tensors) - len(backbone), num_classes)
 
 
 def rename(naming: Naming, tensors: Tensors) -> Tensors:

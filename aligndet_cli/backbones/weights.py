@@ -38,13 +38,40 @@ class BackboneWeights:
         file: None = random weights.
         content_hash: of the file, "none" without; for the manifest.
         origin: for people.
-        layout: of the file, see `LAYOUTS`; None for weights of ours and for random ones.
+        layout: of the file, see `LAYOUTS`; None for random weights.
+        is_supervised: True if the file shows that ImageNet's labels were used: a classifier lies beside the backbone.
     """
 
     file: Path | None
     content_hash: str
     origin: str
     layout: str | None = None
+    is_supervised: bool = False
+
+    @property
+    def training(self) -> "WeightsTraining":
+        """How they were trained, as far as the file shows it."""
+        return WeightsTraining(self.layout, self.is_supervised)
+
+
+@dataclass(frozen=True)
+class WeightsTraining:
+    """How the weights of a backbone were trained. Only the content of their file decides, never its name or folder.
+
+    Attributes:
+        layout: as in `BackboneWeights`.
+        is_supervised: as in `BackboneWeights`.
+    """
+
+    layout: str | None = None
+    is_supervised: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Say what in the file tells so, for people."""
+        if self.is_supervised:
+            return "an ImageNet classifier lies beside them in their file"
+        return "random weights" if self.layout is None else f"{self.layout} layout without an ImageNet classifier"
 
 
 RANDOM_WEIGHTS = BackboneWeights(None, NO_WEIGHTS, "none (random)")
@@ -70,12 +97,31 @@ def find_backbone_weights(weights: str, backbone_name: str, workspace: Workspace
     with torch.device("meta"):  # only to see whether it fits
         backbone = build_backbone(BackboneConfig.model_validate({"name": backbone_name}))
     _fit(backbone, found, file)
-    return BackboneWeights(file, hash_files([file]), f"{weights} ({found.layout} layout)", found.layout)
+    origin = f"{weights} ({found.layout} layout)"
+    return BackboneWeights(file, hash_files([file]), origin, found.layout, found.is_supervised)
 
 
 def weights_of(artifact: Artifact) -> BackboneWeights:
     """The weights that a run of `pretrain-image` ended with."""
-    return BackboneWeights(artifact.folder / "weights.pt", artifact.content_hash, f"pretrain-image/{artifact.name}")
+    file = artifact.folder / "weights.pt"
+    found = read_backbone(file)
+    origin = f"pretrain-image/{artifact.name}"
+    return BackboneWeights(file, artifact.content_hash, origin, found.layout, found.is_supervised)
+
+
+def require_trained(weights: BackboneWeights, config: BackboneConfig, stage: str) -> None:
+    """Refuse a backbone that is to stay as it is and was never trained, unless `none` was said.
+
+    Raises:
+        WeightsError: names the ways to get weights.
+    """
+    if weights.file is not None or config.weights == NO_WEIGHTS:
+        return
+    default = "DEFAULT (torchvision's, downloaded) or " if torchvision_weights(config.name) else ""
+    raise WeightsError(
+        f"{stage}: its backbone stays as it is, so it needs trained weights: give --backbone-weights {default}FILE, or "
+        f"run `aligndet pretrain-image DATA --backbone {config.name}` first; --backbone-weights none means random ones"
+    )
 
 
 def _workspace_weights(weights: str, backbone_name: str, workspace: Workspace) -> BackboneWeights:
@@ -93,6 +139,23 @@ def _workspace_weights(weights: str, backbone_name: str, workspace: Workspace) -
         f"{workspace.root / 'pretrain-image'}: no finished run of {backbone_name}{there}; "
         f"run `aligndet pretrain-image DATA --backbone {backbone_name}` first"
     )
+
+
+def training_shown_by(weights: str, backbone_name: str) -> WeightsTraining:
+    """Return how weights were trained, as far as the setting `backbone.weights` tells it without a workspace.
+
+    Nothing is downloaded: torchvision's weights by name are ImageNet classifiers.
+
+    Raises:
+        WeightsError: a file that cannot be read, or an unknown name.
+    """
+    if weights in (*WORKSPACE_WEIGHTS, NO_WEIGHTS):
+        return WeightsTraining()
+    if _is_file(weights):
+        found = read_backbone(_existing(weights))
+        return WeightsTraining(found.layout, found.is_supervised)
+    _named_weights(weights, backbone_name)
+    return WeightsTraining("torchvision", is_supervised=True)
 
 
 def load_backbone_weights(backbone: Backbone, file: Path | None) -> None:
@@ -114,12 +177,20 @@ def locate_backbone_weights(weights: str, backbone_name: str, *, offline: bool) 
     """
     if weights == NO_WEIGHTS:
         return None
-    if weights.endswith(FILE_SUFFIXES) or "/" in weights or Path(weights).is_file():
-        file = Path(weights)
-        if not file.is_file():
-            raise WeightsError(f"backbone weights {weights}: no such file")
-        return file
+    if _is_file(weights):
+        return _existing(weights)
     return _cached_or_downloaded(_named_weights(weights, backbone_name), offline=offline)
+
+
+def _is_file(weights: str) -> bool:
+    return weights.endswith(FILE_SUFFIXES) or "/" in weights or Path(weights).is_file()
+
+
+def _existing(weights: str) -> Path:
+    file = Path(weights)
+    if not file.is_file():
+        raise WeightsError(f"backbone weights {weights}: no such file")
+    return file
 
 
 def read_backbone(file: Path) -> Found:

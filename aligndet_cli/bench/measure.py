@@ -18,11 +18,12 @@ from pydantic import Field
 from rich.table import Table
 from torch import nn
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbone
 from aligndet_cli.bench.clock import PARTS, StepClock
 from aligndet_cli.bench.images import DrawnProposals, write_coco
 from aligndet_cli.config import DataConfig, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.images import read_missing_sizes
 from aligndet_cli.data.loaders import (
     BoxSource,
     LabelBoxes,
@@ -39,7 +40,7 @@ from aligndet_cli.detectors.recipes import recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import DataError, RunError
 from aligndet_cli.finetune import stage as finetune
-from aligndet_cli.finetune.views import MULTI_SCALE, ResolutionConfig, resolve_resolution
+from aligndet_cli.finetune.views import ResolutionConfig, resolve_resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.tables import plain_table
@@ -57,12 +58,13 @@ from aligndet_cli.training.loop import (
 )
 from aligndet_cli.training.optimizer import TrainingConfig, resolve_settings
 from aligndet_cli.training.records import Speed, peak_memory
-from aligndet_cli.training.schedules import LENGTHS, REFERENCE_BATCH, Rates
+from aligndet_cli.training.schedules import LENGTHS, MULTI_SCALE, REFERENCE_BATCH, Rates
 
 StageName = Literal["pretrain-box", "finetune"]
 COCO_IMAGES = 118_287  # train2017
 FINETUNE_SCHEDULE: Literal["90k"] = "90k"  # the paper's, table 2; DETR's recipe counts epochs
 NUM_CLUSTERS = 256  # the default of `cluster`
+_EPOCH = 8  # batches of drawn images; every epoch has one of both orientations, in COCO one of thousands
 _WARM_UP = 2
 _STEPS = {"cpu": 3, "cuda": 60}  # on a GPU enough to use up what was decoded ahead
 
@@ -125,10 +127,12 @@ def run_bench(config: BenchConfig) -> list[Timing]:
     with tempfile.TemporaryDirectory(prefix="aligndet-bench-") as folder:
         data = config.data
         if data.root is None and data.annotations is None and data.images is None:
-            write_coco(Path(folder) / "coco", 2 * config.batch_size)
+            write_coco(Path(folder) / "coco", _EPOCH * config.batch_size)
             data = DataConfig(root=Path(folder) / "coco")
         with_masks = config.detector.RECIPE.needs_masks and "finetune" in stages
         image_set = open_images(data, purpose="train", with_masks=with_masks)
+        sizes_hw = read_missing_sizes(image_set.images_dir, image_set.file_names, image_set.sizes_hw)
+        image_set = replace(image_set, sizes_hw=sizes_hw)
         if not image_set.has_labels and "finetune" in stages:
             raise DataError(f"{image_set.root}: no labels, so no fine-tuning: use --stage pretrain-box")
         plans = [_Plan(config, image_set, stage) for stage in stages]
@@ -144,7 +148,7 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
     """Make sure that steps fit into the memory of this machine."""
     config, images = plan.config, plan.image_set
     largest = config.model_copy(update={"short_side": (max(config.short_side or MULTI_SCALE),)})
-    recipe = recipe_for(config.detector, config.backbone, None)
+    recipe = recipe_for(config.detector, config.backbone, WeightsTraining())
     is_pretraining = plan.stage == "pretrain-box"
     trial = Trial(
         build=partial(_learner_to_try, replace(plan, config=largest)),
@@ -258,7 +262,7 @@ def _learner_of(plan: _Plan, process: Process) -> tuple[Learner, nn.Module, Rate
     config = plan.config
     common = {"detector": config.detector, "backbone": config.backbone, "runtime": config.runtime, "seed": config.seed}
     training = TrainingConfig(batch_size=config.batch_size)
-    num_images, recipe = len(plan.image_set), recipe_for(config.detector, config.backbone, None)
+    num_images, recipe = len(plan.image_set), recipe_for(config.detector, config.backbone, WeightsTraining())
     if plan.stage == "pretrain-box":
         views = {"long_side": config.long_side} | ({"short_side": config.short_side} if config.short_side else {})
         asked = pretrain_box.PretrainBoxConfig(**common, training=training, views=pretrain_box.ViewsConfig(**views))
@@ -298,7 +302,12 @@ def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sa
         masks = LabelMasks.of(images)
     stream = SampleStream(images, range(len(images)), boxes, "skip", masks)
     sampler = StreamSampler(
-        len(images), config.batch_size, seed=config.seed, start_step=0, num_steps=num_steps, process=process
+        images.aspects(range(len(images))),
+        config.batch_size,
+        seed=config.seed,
+        start_step=0,
+        num_steps=num_steps,
+        process=process,
     )
     return training_batches(stream, sampler, resolve_workers(config.runtime.num_workers, process))
 

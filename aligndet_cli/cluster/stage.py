@@ -21,6 +21,7 @@ from aligndet_cli.backbones import (
     build_backbone,
     find_backbone_weights,
     load_backbone_weights,
+    require_trained,
 )
 from aligndet_cli.cluster.features import Extraction, ProposalImages, extract_features, find_places
 from aligndet_cli.cluster.kmeans import (
@@ -148,11 +149,8 @@ def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True,
     }
     name = config.name or f"{artifact.name}-k{config.k}"
     output = workspace.plan_output("cluster", name, config, inputs, resume=resume, force=force)
-    if weights.file is None and output.action != "complete":
-        logger.warning(
-            "cluster: the backbone is untrained (no --backbone-weights), so the clusters mean nothing; "
-            "name trained weights for anything but a trial"
-        )
+    if output.action != "complete":
+        require_trained(weights, config.backbone, "cluster")
     source = ProposalImages(images, store, find_places(store, images), config.batch_size)
     return Plan(config, output, source, artifact.name, weights, num_channels)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.images import read_missing_sizes
 from aligndet_cli.data.segmentations import Segmentations
 
 # Annotation tools round to the next pixel: less than this beyond the border is not worth a word.
@@ -87,6 +88,8 @@ def box_table(
 def assemble(labels: Labels, *, limit: int | None, findings: Findings) -> ImageSet:
     """Check and correct what a reader found, keep the first `limit` images, and lay it out flat.
 
+    Sizes that labels should give but do not are read from the files; an image that cannot be read keeps a size of 0.
+
     Raises:
         DataError: (strict findings) no images, an image missing on disk, a file name that leaves the image
             folder, or a box that is not finite.
@@ -101,6 +104,8 @@ def assemble(labels: Labels, *, limit: int | None, findings: Findings) -> ImageS
         findings.error("no-images", f"{labels.source}: no images in split '{labels.split}'; check the path")
     file_names = [labels.file_names[index] for index in images]
     sizes_hw = labels.sizes_hw[images]
+    if labels.categories:  # boxes are clipped to their image, and batches put together by its shape
+        sizes_hw = read_missing_sizes(labels.images_dir, file_names, sizes_hw)
     table = _valid_boxes(_select_images(labels.table, is_kept), file_names, sizes_hw, labels, findings)
     counts = np.bincount(table.image_index, minlength=len(images))
     return ImageSet(

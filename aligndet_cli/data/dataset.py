@@ -1,5 +1,6 @@
 """One split of a data set behind one record, whatever its format on disk. Free of torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class ImageRecord:
         image_id: id in the data set's own files (COCO), else the position in the sorted list of all images.
         path: the image file.
         file_name: the path relative to the image folder, with `/`.
-        size_hw: height and width in pixels after EXIF rotation; None where the format does not say.
+        size_hw: height and width in pixels after EXIF rotation; None where it is not known, see `ImageSet`.
         boxes: (N, 4) float32, xyxy, absolute pixels, inside the image where its size is known.
         class_ids: (N,) int64, 0..K-1, the position in `ImageSet.categories`.
         areas: (N,) float32 square pixels; COCO's own `area`, else that of the box.
@@ -58,7 +59,7 @@ class ImageSet:
         images_dir: folder that `file_names` are relative to.
         file_names: per image, relative to `images_dir`, in file order (the order of the COCO json, else sorted).
         image_ids: (B,) int64.
-        sizes_hw: (B, 2) int32; 0 where the format does not say.
+        sizes_hw: (B, 2) int32; 0 where neither the format nor the header of the file says, and in plain folders.
         offsets: (B + 1,) int64; boxes of image i are rows offsets[i]:offsets[i + 1].
         boxes, class_ids, areas, is_crowd: all boxes, see `ImageRecord`.
         segmentations: one entry per box; None when masks were not asked for.
@@ -94,6 +95,11 @@ class ImageSet:
     def has_labels(self) -> bool:
         """Whether boxes with classes were found for this split."""
         return bool(self.categories)
+
+    def aspects(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """(N,) width by height of these images; 1 where it is not known."""
+        height, width = np.maximum(self.sizes_hw[np.asarray(indices, dtype=np.int64)], 1).T.astype(np.float64)
+        return np.asarray(width / height)
 
     def record(self, index: int) -> ImageRecord:
         """The image at a position, with views (no copies) of its boxes."""

@@ -6,10 +6,12 @@ decoded by Pillow (torchvision depends on it): it uses libjpeg-turbo, is as fast
 returning it half grey.
 """
 
+import contextlib
 import io
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -115,6 +117,15 @@ def read_size_hw(path: Path) -> tuple[int, int]:
             return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
     except OSError as error:
         raise _unreadable(path, error) from None
+
+
+def read_missing_sizes(images_dir: Path, file_names: Sequence[str], sizes_hw: NDArray[np.int32]) -> NDArray[np.int32]:
+    """(B, 2) heights and widths, those that are 0 read from the headers of their files; 0 still where that fails."""
+    sizes_hw = sizes_hw.copy()
+    for index in np.flatnonzero(sizes_hw[:, 0] == 0).tolist():
+        with contextlib.suppress(DataError):  # told by whoever needs the pixels
+            sizes_hw[index] = read_size_hw(images_dir / file_names[index])
+    return sizes_hw
 
 
 def is_image_file(name: str) -> bool:

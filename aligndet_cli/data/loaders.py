@@ -15,8 +15,9 @@ from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.masks import LabelMasks
+from aligndet_cli.data.order import epoch_order
 from aligndet_cli.data.packing import PackedSamples
-from aligndet_cli.data.transforms import Sample, mix_seed, normalise, pad_to_batch, resize, resized_hw
+from aligndet_cli.data.transforms import Sample, normalise, pad_to_batch, resize, resized_hw
 from aligndet_cli.errors import DataError
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.signals import leave_stopping_to_main_process
@@ -125,31 +126,41 @@ def load_image(image_set: ImageSet, index: int) -> Tensor:
 class StreamSampler(Sampler[list[tuple[int, int]]]):
     """Places of the samples of every step of one rank, from `start_step` to `num_steps`.
 
-    The stream is endless: one permutation of the images after the other. Step s takes positions
+    The stream is endless: one permutation of the images after the other, see `epoch_order`. Step s takes positions
     [s * batch_size, (s + 1) * batch_size) of it, and rank r a contiguous part of those, so the images of a step
     do not depend on the number of processes.
+
+    Args:
+        aspects: (N,) width by height of the images, see `ImageSet.aspects`; equal ones are not grouped.
     """
 
     def __init__(
-        self, num_images: int, batch_size: int, *, seed: int, start_step: int, num_steps: int, process: Process
+        self,
+        aspects: NDArray[np.float64],
+        batch_size: int,
+        *,
+        seed: int,
+        start_step: int,
+        num_steps: int,
+        process: Process,
     ) -> None:
-        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self.aspects, self.batch_size, self.seed = aspects, batch_size, seed
         self.start_step, self.num_steps, self.process = start_step, num_steps, process
 
     def __len__(self) -> int:
         return self.num_steps - self.start_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        part = self.batch_size // self.process.world_size
+        num_images, part = len(self.aspects), self.batch_size // self.process.world_size
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in range(self.start_step, self.num_steps):
             first = step * self.batch_size + self.process.rank * part
             places = []
             for position in range(first, first + part):
-                if position // self.num_images != epoch:
-                    epoch = position // self.num_images
-                    order = np.random.default_rng(mix_seed(self.seed, epoch)).permutation(self.num_images)
-                places.append((position, int(order[position % self.num_images])))
+                if position // num_images != epoch:
+                    epoch = position // num_images
+                    order = epoch_order(self.aspects, self.batch_size, seed=self.seed, epoch=epoch)
+                places.append((position, int(order[position % num_images])))
             yield places
 
 

@@ -1,10 +1,14 @@
 """A proposals artifact together with the images it was made from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aligndet_cli.config import DataConfig
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, positions_of
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.proposals.store import ProposalStore
@@ -17,7 +21,7 @@ _NOWHERE: dict[str, Any] = {"root": None, "format": "auto", "annotations": None,
 def open_proposals(
     workspace: Workspace, name: str | None = None, data: DataConfig | None = None
 ) -> tuple[ProposalStore, ImageSet, Artifact]:
-    """The proposals of that name (default: the newest), and the images they belong to.
+    """The proposals of that name (default: the newest), and the images they belong to, with their sizes.
 
     Args:
         data: where the data lies now, if the user says so; else where the proposals found it, else what the
@@ -44,7 +48,16 @@ def open_proposals(
             f"{images.root}: not the data that {artifact.folder} was made from (its labels or list of images differ); "
             f"name the right folder, or make proposals anew with `aligndet proposals {images.root} --force`"
         )
+    if not images.has_labels:  # nothing else tells the sizes of a plain folder
+        images = replace(images, sizes_hw=_sizes_hw(store, images))
     return store, images, artifact
+
+
+def _sizes_hw(store: ProposalStore, images: ImageSet) -> NDArray[np.int32]:
+    """(B, 2) heights and widths as the proposals saw the images, 0 for those that they could not read."""
+    rows = positions_of(images.image_ids, store.image_ids)
+    known = np.array([*(entry.size_hw for entry in store.images()), (0, 0)], dtype=np.int32)
+    return np.asarray(known[rows])  # -1, not in the store, is the last
 
 
 def _locate(workspace: Workspace, artifact: Artifact, asked: DataConfig) -> DataConfig:

@@ -31,6 +31,8 @@ ColourOp = Literal[
     "posterize",
 ]
 COLOUR_OPS: tuple[ColourOp, ...] = get_args(ColourOp)
+PLAIN_OPS: frozenset[ColourOp] = frozenset({"identity", "autocontrast", "equalize"})  # have no magnitude
+MAX_MAGNITUDE = 10  # of which 1..9 are drawn
 
 
 @dataclass(frozen=True)
@@ -73,30 +75,31 @@ class ViewParams:
         short_side, long_side: the short side is resized to the first unless the long one would exceed the second.
         flip: mirror left and right.
         colour: the colour operation; exactly one.
-        strength: its magnitude in 0..1.
+        magnitude: 1..9 of 10, how far the operation goes; `PLAIN_OPS` do not use it.
     """
 
     short_side: int
     long_side: int
     flip: bool = False
     colour: ColourOp = "identity"
-    strength: float = 0.0
+    magnitude: int = 1
 
 
 def draw_view(seed: tuple[int, ...], short_sides: Sequence[int], long_side: int, *, with_colour: bool) -> ViewParams:
     """Random view parameters that depend on `seed` alone.
 
-    Source: FACTS 3 (AlignDet 4.1): one of the short sides, flip with p = 0.5, exactly one colour operation.
+    Source: AlignDet 4.1: one of the short sides, flip with p = 0.5, exactly one colour operation; `rand_aug.py` of the
+        authors: at a magnitude drawn evenly from 1..9.
     """
     generator = torch.Generator().manual_seed(mix_seed(*seed))
     choice, op = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-    flip, strength = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    flip, magnitude = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     return ViewParams(
         short_side=short_sides[int(choice * len(short_sides))],
         long_side=long_side,
         flip=flip < 0.5,
         colour=COLOUR_OPS[int(op * len(COLOUR_OPS))] if with_colour else "identity",
-        strength=strength,
+        magnitude=1 + int(magnitude * (MAX_MAGNITUDE - 1)),
     )
 
 
@@ -162,23 +165,28 @@ def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tupl
         image = image.flip(-1)
         masks = masks.flip(-1) if masks is not None else None
         boxes = torch.stack([new_hw[1] - boxes[:, 2], boxes[:, 1], new_hw[1] - boxes[:, 0], boxes[:, 3]], dim=1)
-    pixels = normalise(change_colour(image, params.colour, params.strength))
+    pixels = normalise(change_colour(image, params.colour, params.magnitude))
     return pixels, boxes.to(device, non_blocking=True), masks
 
 
-def change_colour(image: Tensor, op: ColourOp, strength: float) -> Tensor:
-    """One colour operation on a (3, H, W) uint8 image; `strength` 0..1 spans the range of FACTS 3."""
-    factor = 0.1 + 1.8 * strength  # PIL's enhance factor, 0.1..1.9
+def change_colour(image: Tensor, op: ColourOp, magnitude: int) -> Tensor:
+    """One colour operation on a (3, H, W) uint8 image, at a magnitude of 1..9; within one grey level of Pillow's.
+
+    Source: the authors' `rand_aug.py`: enhance factors 0.28..1.72, solarize from 25..230 on, posterize to 4..1 bits.
+        There the image is padded to a multiple of 32 before, so that autocontrast, equalize and contrast see the black
+        border too; ours see the image alone.
+    """
+    factor = 0.1 + 1.8 * magnitude / MAX_MAGNITUDE
     operations = {
         "identity": lambda: image,
         "autocontrast": lambda: F.autocontrast(image),
         "equalize": lambda: F.equalize(image),
-        "solarize": lambda: F.solarize(image, threshold=min(256.0 * strength, 255.0)),
+        "solarize": lambda: F.solarize(image, threshold=256 * magnitude // MAX_MAGNITUDE),
         "color": lambda: F.adjust_saturation(image, factor),
         "contrast": lambda: F.adjust_contrast(image, factor),
         "brightness": lambda: F.adjust_brightness(image, factor),
         "sharpness": lambda: F.adjust_sharpness(image, factor),
-        "posterize": lambda: F.posterize(image, bits=min(int(5 * strength), 4)),
+        "posterize": lambda: F.posterize(image, bits=4 - 4 * magnitude // MAX_MAGNITUDE),
     }
     return operations[op]()
 

@@ -1,14 +1,14 @@
 """`weights.pt`: a detector on disk, with what it takes to build it again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbone
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
 from aligndet_cli.errors import WeightsError
@@ -30,6 +30,7 @@ class DetectorFile:
         resolution: short and long side to test at; None after pre-training.
         extra: other state dicts by name (the projector of pre-training).
         recipe: that it was trained with; None where the file does not say.
+        backbone_training: how the weights that its backbone began with were trained; None where the file does not say.
     """
 
     stage: str
@@ -40,6 +41,7 @@ class DetectorFile:
     state_dict: dict[str, Tensor]
     extra: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     recipe: RecipeName | None = None
+    backbone_training: WeightsTraining | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def save_detector(
     resolution: tuple[int, int] | None = None,
     recipe: RecipeName | None = None,
 ) -> None:
-    """Write a detector."""
+    """Write a detector; arguments as in `DetectorFile`."""
     content = DetectorFile(stage, *configs, tuple(categories), resolution, kept_state(model, stage), recipe=recipe)
     write_detector(file, content)
 
@@ -88,6 +90,7 @@ def write_detector(file: Path, content: DetectorFile) -> None:
         "categories": [{"category_id": category.category_id, "name": category.name} for category in content.categories],
         "resolution": content.resolution,
         "recipe": content.recipe,
+        "backbone_training": None if content.backbone_training is None else asdict(content.backbone_training),
         "state_dict": _on_cpu(content.state_dict),
         "extra": {name: _on_cpu(part) for name, part in content.extra.items()},
     }
@@ -115,6 +118,7 @@ def read_detector(file: Path) -> DetectorFile:
     if content["format_version"] != FORMAT_VERSION:
         raise WeightsError(f"{file}: format {content['format_version']}, this aligndet reads {FORMAT_VERSION}")
     adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
+    training = content.get("backbone_training")
     return DetectorFile(
         stage=content["stage"],
         detector=adapter.validate_python(content["detector"]),
@@ -124,6 +128,7 @@ def read_detector(file: Path) -> DetectorFile:
         state_dict=content["state_dict"],
         extra=content["extra"],
         recipe=content.get("recipe"),
+        backbone_training=WeightsTraining(**training) if training else None,
     )
 
 

@@ -28,7 +28,7 @@ from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import LayerSize, Transformer, encode_position
-from aligndet_cli.training.schedules import Rates, Recipe
+from aligndet_cli.training.schedules import Freezing, ProjectorRecipe, Rates, Recipe
 
 LEVELS = ("c5",)  # of the backbone
 
@@ -51,10 +51,11 @@ class DETRConfig(Frozen):
         pretrain=replace(_RATES, lr=2e-4, origin="DETR pre-training recipe", batch_size=64, backbone_lr_scale=1.0),
         finetune=replace(_RATES, origin="DETR recipe after pre-training"),
         plain=_RATES,
-        topk=50,  # half of the queries, FACTS 4
+        topk=50,  # official selfsup_detr config, SelectTopKProposals; half of the queries
         needs_clusters=True,
         momentum_follows=("query_embedding.weight",),
-        trains_whole_backbone=True,
+        projector=ProjectorRecipe(start="torch"),
+        freezing=Freezing(-1, norm_eval=False),  # coco/detr_r50_8x2_150e_coco.py
         policy="detr",
     )
 

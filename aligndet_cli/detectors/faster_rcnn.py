@@ -32,7 +32,7 @@ from aligndet_cli.detectors.parts.two_stage import (
     pretext_candidates,
     train_boxes,
 )
-from aligndet_cli.training.schedules import Rates, Recipe
+from aligndet_cli.training.schedules import ProjectorRecipe, Rates, Recipe
 
 LEVELS = ("c2", "c3", "c4", "c5")  # of the backbone; P2..P5 are made of them
 
@@ -44,6 +44,8 @@ class RCNNConfig(Frozen):
         pretrain=Rates(0.02, 1e-4, "R-CNN pre-training recipe"),
         finetune=Rates(0.03, 5e-5, "R-CNN recipe after pre-training"),
         plain=Rates(0.02, 1e-4, "R-CNN recipe"),
+        projector=ProjectorRecipe(hidden_dim=1024),
+        topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; the authors train on all of them
     )
 
     neck_channels: int = Field(256, ge=1)

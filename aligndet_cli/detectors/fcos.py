@@ -44,20 +44,13 @@ class FCOSConfig(Frozen):
     """FCOS; defaults are mmdetection's unless said otherwise."""
 
     RECIPE: ClassVar[Recipe] = Recipe(
-        # Only the official fine-tuning config treats biases and large gradients specially.
-        pretrain=Rates(0.01, 1e-4, "FCOS pre-training recipe", warmup="constant"),
+        # Only the authors' coco/fcos_r50_fpn_1x_coco.py treats biases and large gradients specially.
+        pretrain=Rates(0.01, 1e-4, "FCOS pre-training recipe"),
         finetune=Rates(
-            0.015,
-            5e-5,
-            "FCOS recipe after pre-training",
-            warmup="constant",
-            clip_norm=35.0,
-            bias_lr_scale=2.0,
-            bias_decay_scale=0.0,
+            0.015, 5e-5, "FCOS recipe after pre-training", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0
         ),
-        plain=Rates(
-            0.01, 1e-4, "FCOS recipe", warmup="constant", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0
-        ),
+        plain=Rates(0.01, 1e-4, "FCOS recipe", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0),
+        topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; the authors train on all of them
     )
 
     family: Literal["fcos"] = "fcos"
@@ -68,7 +61,8 @@ class FCOSConfig(Frozen):
     head_norm: NormName = "group"
     focal_alpha: float = Field(0.25, ge=0, le=1)
     focal_gamma: float = Field(2.0, ge=0)
-    pretext_samples: int = Field(2048, ge=1)  # points per batch for the contrast; official selfsup_fcos config
+    # Points per image for the contrast; official selfsup_fcos config: 2,048 for the two images of a GPU.
+    pretext_samples: int = Field(1024, ge=1)
     score_threshold: float = Field(0.05, ge=0, le=1)  # of the class score, before centerness
     detections_per_level: int = Field(1000, ge=1)  # kept before NMS
     nms_iou: float = Field(0.5, ge=0, le=1)
@@ -202,7 +196,7 @@ class FCOS(nn.Module):
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
-        """Points sampled from all images together, positives before background.
+        """Points sampled from all images together, `pretext_samples` times their number, positives before background.
 
         The box losses count all positives, sampled or not. The class predictor is not used, and the box branch only
         for the losses.
@@ -215,7 +209,7 @@ class FCOS(nn.Module):
         pyramid = self.neck(features.maps)
         class_maps = [self.head.class_tower(level) for level in pyramid]
         matched = self.assign(pyramid, proposals)
-        sample = sample_positives_first(matched.flatten(), self.rules.pretext_samples)
+        sample = sample_positives_first(matched.flatten(), self.rules.pretext_samples * len(matched))
         instance_ids = torch.stack([look_up(m, t.instance_ids) for m, t in zip(matched, proposals, strict=True)])
         num_points = matched.shape[1]
         return BoxCandidates(

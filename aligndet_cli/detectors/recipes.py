@@ -1,35 +1,45 @@
-"""Which recipe a detector is trained with: by its family, its backbone, and where the backbone's weights come from.
+"""Choose the recipe that a detector is trained with: by its family, its backbone, the backbone's weights, and the data.
 
-Source: FACTS 5, tables 3 to 5 of the paper and the configs of its released runs. The paper trained CBNet v2 (an HTC)
-too, which is no family here.
+Source: tables 3 to 6 of the paper, the authors' configs (named below) and the names of their released runs, which tell
+learning rate and weight decay.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from aligndet_cli.backbones import BackboneConfig
-from aligndet_cli.backbones.weights import read_backbone
+from aligndet_cli.backbones import BackboneConfig, MethodName, WeightsTraining
+from aligndet_cli.backbones.weights import training_shown_by
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.schedules import Rates, Recipe, RecipeName
+from aligndet_cli.training.schedules import WIDE_SIDES, Freezing, Rates, Recipe, RecipeName, ScheduleName
 
 RCNN = ("faster-rcnn", "mask-rcnn")
 SELF_SUPERVISED: RecipeName = "self-supervised"
-# By the layout of the weights' file, see `backbones/layouts.py`, where it tells a self-supervised method.
-RECIPE_OF_LAYOUT: dict[str, RecipeName] = {
-    "MoCo": "moco-v2",
-    "PixPro": "pixpro",
-    "PixPro, SoCo or like them": "pixpro",
-    "SwAV": "swav",
-    "SimMIM": "simmim",
-    **dict.fromkeys(("BYOL", "DenseCL", "DINO", "lightly", "SimSiam", "SlotCon", "SoCo"), SELF_SUPERVISED),
-    "SoCo's momentum network": SELF_SUPERVISED,
+# Recipe and short name of weights by the layout of their file (see `backbones/layouts.py`), where it tells the method.
+METHODS: dict[str, tuple[RecipeName, str]] = {
+    "MoCo": ("moco-v2", "moco"),
+    "PixPro": ("pixpro", "pixpro"),
+    "PixPro, SoCo or like them": ("pixpro", "pixpro or soco"),
+    "SwAV": ("swav", "swav"),
+    "SimMIM": ("simmim", "simmim"),
+    "SoCo": (SELF_SUPERVISED, "soco"),
+    "SoCo's momentum network": (SELF_SUPERVISED, "soco"),
+    "DenseCL": (SELF_SUPERVISED, "densecl"),
+    "SlotCon": (SELF_SUPERVISED, "slotcon"),
+    "self-supervised": (SELF_SUPERVISED, "other"),  # by `backbone.method`
+    **{name: (SELF_SUPERVISED, name.lower()) for name in ("BYOL", "DINO", "lightly", "SimSiam")},
 }
+VOC_SCHEDULE: ScheduleName = "12k"  # voc/*_12k_voc0712.py
+VOC_DETR_SCHEDULE: ScheduleName = "100e"  # voc/detr_mstrain_100e_voc0712.py
+# Images of COCO's train2017, with and without those that have no label. The authors' low-data configs of DETR round an
+# epoch of it up to 7,500 steps of 16 images.
+COCO_IMAGES = (118_287, 117_266)
+COCO_IMAGES_ROUNDED = 120_000
 
 
 def _self_supervised(recipe: Recipe) -> Recipe:
-    return replace(recipe, norms_in_heads=True)
+    return replace(recipe, norms_in_heads=True)  # coco/mask_rcnn_r50_fpn_mstrain_1x_coco.py
 
 
 def _moco(recipe: Recipe) -> Recipe:
@@ -43,22 +53,45 @@ def _swav(recipe: Recipe) -> Recipe:
 
 
 def _swin(recipe: Recipe) -> Recipe:
-    # The paper's rates; the released Swin-B run was fine-tuned with a weight decay of 1e-2.
-    plain = Rates(1e-4, 5e-2, "Swin recipe", optimizer="adamw", decays_norms=False)
+    """Change a recipe for Swin.
+
+    Source: other_backbones/finetune/mask_rcnn_swin-s-p4-w7_fpn_ms-crop_1x_coco.py and _3x_; the paper's weight decay
+    after pre-training (its released Swin-B run had 1e-2).
+    """
+    plain = Rates(
+        1e-4,
+        5e-2,
+        "Swin recipe",
+        optimizer="adamw",
+        warmup_steps=1000,
+        drops=(("3x", (27 / 36, 33 / 36)),),
+        decays_norms=False,
+    )
     return replace(
         recipe,
         pretrain=replace(plain, origin="Swin pre-training recipe"),
         finetune=replace(plain, weight_decay=2e-2, origin="Swin recipe after pre-training"),
         plain=plain,
-        trains_whole_backbone=True,  # as mmdetection's Swin configs
+        freezing=Freezing(-1, norm_eval=False),
+        policy="detr",
     )
 
 
 def _simmim(recipe: Recipe) -> Recipe:
+    """Change a recipe for SimMIM's Swin.
+
+    Source: other_backbones/finetune/mask_rcnn_swin-b-p4-w7_fpn_lsj_3x_coco_simmim.py, whose rate drops at 24 and 33;
+    other_backbones/selfsup/selfsup_mask-rcnn_swin-b_simmim.py; the released run's rate and decay after pre-training.
+    """
     swin = _swin(recipe)
-    plain = replace(swin.plain, lr=6e-5, origin="SimMIM recipe", batch_size=32, schedule="3x")
-    finetune = replace(plain, lr=9e-5, weight_decay=2.5e-3, origin="SimMIM recipe after pre-training")
-    return replace(swin, plain=plain, finetune=finetune, policy="lsj")
+    plain = replace(swin.plain, lr=6e-5, origin="SimMIM recipe", batch_size=32, schedule="3x", drops=())
+    return replace(
+        swin,
+        pretrain=replace(swin.pretrain, lr=6e-5, origin="SimMIM pre-training recipe", batch_size=32),
+        finetune=replace(plain, lr=9e-5, weight_decay=2.5e-3, origin="SimMIM recipe after pre-training"),
+        plain=plain,
+        policy="lsj",
+    )
 
 
 # What each makes of the recipe of a family, and the families it is for.
@@ -73,38 +106,104 @@ _VARIANTS: dict[RecipeName, tuple[Callable[[Recipe], Recipe], tuple[str, ...]]] 
 
 
 def recipe_for(
-    detector: DetectorConfig, backbone: BackboneConfig, layout: str | None, *, asked: RecipeName | None = None
+    detector: DetectorConfig, backbone: BackboneConfig, training: WeightsTraining, *, asked: RecipeName | None = None
 ) -> Recipe:
-    """The recipe that was asked for, else the one that fits.
+    """Return the recipe that was asked for, else the one that fits.
 
     Args:
-        layout: of the file with the backbone's weights, by name; None where there is none.
-        asked: its name; None chooses by family, backbone and layout.
+        training: of the backbone's weights.
+        asked: its name; None chooses by family, backbone and weights.
 
     Raises:
         ConfigError: asked for one that the family does not have.
     """
-    name = asked or _fitting(detector.family, backbone, layout)
+    name = asked or _fitting(detector.family, backbone, training)
+    recipe = detector.RECIPE
+    if backbone.family == "mobilenet" and recipe.freezing is None:
+        # other_backbones/finetune/mask_rcnn_mbv2_fpn_1x_coco.py: mmdetection's MobileNetV2 freezes nothing
+        recipe = replace(recipe, freezing=Freezing(-1, norm_eval=False))
     if name == "default":
-        return detector.RECIPE
+        return recipe
     change, families = _VARIANTS[name]
     if detector.family not in families:
         raise ConfigError(f"--recipe {name}: is for {', '.join(families)}, not for {detector.family}; use default")
-    return replace(change(detector.RECIPE), name=name)
+    return replace(change(recipe), name=name)
 
 
-def layout_of(backbone: BackboneConfig) -> str | None:
-    """The layout of the weights of a backbone, where its settings name a file.
+@dataclass(frozen=True)
+class LabelFacts:
+    """What of the labels decides how fine-tuning trains.
+
+    Attributes:
+        is_voc: they are of Pascal VOC's twenty classes.
+        is_fraction: only a part of the images is used.
+    """
+
+    is_voc: bool = False
+    is_fraction: bool = False
+
+
+def fit_to_labels(recipe: Recipe, family: str, labels: LabelFacts) -> Recipe:
+    """Change what fine-tuning does on Pascal VOC, and on a part of the labelled images.
+
+    Source: the authors' configs in voc/ and semi-coco/.
+    """
+    is_voc, is_fraction = labels.is_voc, labels.is_fraction
+    changes: dict[str, object] = {}
+    if is_fraction and family == "fcos":
+        changes |= {"warmup": "constant", "clip_norm": None}
+    if is_fraction and family == "detr":
+        changes |= {"warmup": "linear"}
+        recipe = replace(recipe, counts_whole_set=True)
+    if is_voc and family == "detr":
+        changes |= {"schedule": VOC_DETR_SCHEDULE, "drops": ((VOC_DETR_SCHEDULE, (70 / 100,)),), "clip_norm": None}
+        recipe = replace(recipe, policy="resize", freezing=Freezing(1, norm_eval=True))
+    elif is_voc:
+        changes |= {"schedule": VOC_SCHEDULE}
+    finetune, plain = (replace(rates, **changes) for rates in (recipe.finetune, recipe.plain))  # type: ignore[arg-type]
+    return replace(recipe, finetune=finetune, plain=plain, short_sides=WIDE_SIDES if is_voc else recipe.short_sides)
+
+
+def images_of_an_epoch(recipe: Recipe, num_chosen: int, num_all: int) -> int:
+    """Return how many images an epoch of fine-tuning counts, of `num_chosen` from a set of `num_all`.
+
+    Source: the authors' semi-coco/detr_50e_semi-coco.py trains for 375,000 steps of 16 images, whatever the fraction.
+    """
+    if not recipe.counts_whole_set:
+        return num_chosen
+    return COCO_IMAGES_ROUNDED if num_all in COCO_IMAGES else num_all
+
+
+def training_of_backbone(backbone: BackboneConfig) -> WeightsTraining:
+    """Return how the weights that settings name were trained, as far as it can be told without a workspace.
 
     Raises:
         WeightsError: a file that cannot be read.
     """
-    file = Path(backbone.weights)
-    return read_backbone(file).layout if file.is_file() else None
+    return told_training(backbone.method) or training_shown_by(backbone.weights, backbone.name)
 
 
-def _fitting(family: str, backbone: BackboneConfig, layout: str | None) -> RecipeName:
-    name: RecipeName = RECIPE_OF_LAYOUT.get(layout or "", "default")
+def told_training(method: MethodName | Literal["auto"]) -> WeightsTraining | None:
+    """Return how weights were trained where the setting `backbone.method` says it; None where it is "auto"."""
+    if method == "auto":
+        return None
+    if method == "supervised":
+        return WeightsTraining("torchvision", is_supervised=True)
+    layouts = {recipe: layout for layout, (recipe, _) in reversed(METHODS.items())}  # the first of each
+    return WeightsTraining("self-supervised" if method == "self-supervised" else layouts[method])
+
+
+def weights_kind(training: WeightsTraining) -> str:
+    """Return one word for how a backbone was trained: `supervised`, a method, or `other`; `none` for random weights."""
+    if training.is_supervised:
+        return "supervised"
+    if training.layout is None:
+        return "none"
+    return METHODS[training.layout][1] if training.layout in METHODS else "other"
+
+
+def _fitting(family: str, backbone: BackboneConfig, training: WeightsTraining) -> RecipeName:
+    name: RecipeName = METHODS[training.layout][0] if training.layout in METHODS else "default"
     if backbone.family != "resnet" and name != "simmim":
         name = "default"
     if backbone.family == "swin" and (name == "default" or family not in RCNN):

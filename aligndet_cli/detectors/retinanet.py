@@ -45,6 +45,7 @@ class RetinaNetConfig(Frozen):
         pretrain=Rates(0.01, 1e-4, "RetinaNet pre-training recipe"),
         finetune=Rates(0.015, 5e-5, "RetinaNet recipe after pre-training"),
         plain=Rates(0.01, 1e-4, "RetinaNet recipe"),
+        topk=50,  # official selfsup_retinanet config, SelectTopKProposals
     )
 
     family: Literal["retinanet"] = "retinanet"

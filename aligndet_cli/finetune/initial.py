@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,19 +10,24 @@ from aligndet_cli.backbones import (
     RANDOM_WEIGHTS,
     BackboneConfig,
     BackboneWeights,
+    WeightsTraining,
     find_backbone_weights,
+    torchvision_weights,
     weights_of,
 )
 from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
-from aligndet_cli.detectors.recipes import recipe_for
+from aligndet_cli.detectors.faster_rcnn import RCNNConfig
+from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.schedules import Recipe
+from aligndet_cli.training.schedules import Freezing, Recipe
 from aligndet_cli.workspace import Artifact, Workspace, hash_files
 
 if TYPE_CHECKING:
     from aligndet_cli.finetune.stage import FinetuneConfig
+
+LABELS = LabelFacts()  # all images of a set of its own classes
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,11 @@ class Initial:
     Attributes:
         kind: `pretrain`, `backbone`, `scratch`, or `file`.
         file: detector weights to transfer from; None for `backbone` and `scratch`.
-        detector, backbone: settings with nothing left "auto".
+        detector, backbone: settings, with nothing left "auto".
         content_hash: of the weights, for the manifest.
         origin: the weights, in words.
         freeze_origin: why the backbone is frozen the way it is.
-        is_supervised_backbone: whether the backbone was trained on ImageNet's labels (decides freezing and scales).
+        training, training_origin: how the backbone was trained (decides freezing and scales), and what tells so.
         recipe, recipe_origin: how it is trained, and why so.
         has_new_head_norms: the recipe has put norms into the heads.
         weights: of the backbone alone, where nothing else is loaded.
@@ -48,10 +53,11 @@ class Initial:
     backbone: BackboneConfig
     content_hash: str
     origin: str
-    freeze_origin: str
-    is_supervised_backbone: bool
+    training: WeightsTraining
+    training_origin: str
     recipe: Recipe
     recipe_origin: str
+    freeze_origin: str = ""
     has_new_head_norms: bool = False
     weights: BackboneWeights = RANDOM_WEIGHTS
 
@@ -61,29 +67,35 @@ class Initial:
         return self.file is not None
 
 
-def find_initial(config: FinetuneConfig, workspace: Workspace) -> Initial:
-    """Resolve `--init`.
+def find_initial(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts = LABELS) -> Initial:
+    """Resolve `--init`, and choose the recipe.
 
     Raises:
         ConfigError: no fitting pre-trained run, no such file, or no backbone weights.
         WeightsError: the file is not a detector of ours.
     """
+    return _with_freezing(_find(config, workspace, labels))
+
+
+def _find(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts) -> Initial:
     if config.init == "scratch":
         if config.backbone.weights not in ("auto", "none"):
             raise ConfigError("--init scratch: loads nothing; leave out --backbone-weights, or use --init backbone")
-        return _resolved(config, "scratch", None, "none", "random, nothing loaded")
+        return _resolved(config, labels, "scratch", None, "none", "random, nothing loaded")
     if config.init == "backbone":
-        return _backbone_only(config, workspace)
+        return _backbone_only(config, workspace, labels)
     if config.init == "pretrain":
         run = _pretrained_run(config, workspace)
-        return _resolved(config, "pretrain", run.folder / "weights.pt", run.content_hash, f"pretrain-box/{run.name}")
+        return _resolved(
+            config, labels, "pretrain", run.folder / "weights.pt", run.content_hash, f"pretrain-box/{run.name}"
+        )
     file = Path(config.init)
     if not file.is_file():
         raise ConfigError(f"--init {config.init}: write pretrain, backbone, scratch or the path of a weights.pt")
-    return _resolved(config, "file", file, hash_files([file]), str(file))
+    return _resolved(config, labels, "file", file, hash_files([file]), str(file))
 
 
-def _backbone_only(config: FinetuneConfig, workspace: Workspace) -> Initial:
+def _backbone_only(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts) -> Initial:
     """The backbone alone: what was asked for, else what the newest fitting run started from, as its control."""
     backbone, run = config.backbone, _newest_fitting(config, workspace)
     recorded = RANDOM_WEIGHTS.content_hash
@@ -100,8 +112,7 @@ def _backbone_only(config: FinetuneConfig, workspace: Workspace) -> Initial:
         raise ConfigError("--init backbone: no backbone weights; give --backbone-weights, or use --init scratch")
     changed = config.model_copy(update={"backbone": backbone})
     origin = f"backbone only, {weights.origin}"
-    initial = _resolved(changed, "backbone", None, weights.content_hash, origin, weights.layout)
-    return replace(initial, weights=weights)
+    return _resolved(changed, labels, "backbone", None, weights.content_hash, origin, weights)
 
 
 def _recorded_weights(content_hash: str, workspace: Workspace) -> BackboneWeights:
@@ -127,13 +138,22 @@ def _pretrained_run(config: FinetuneConfig, workspace: Workspace) -> Artifact:
 
 
 def _newest_fitting(config: FinetuneConfig, workspace: Workspace) -> Artifact | None:
-    """Newest pre-trained run of the same family, and of the same backbone if one was named."""
-    for run in reversed(workspace.artifacts("pretrain-box")):
-        settings = run.config()
-        is_same_backbone = settings["backbone"]["name"] == config.backbone.name or not _is_backbone_chosen(config)
-        if settings["detector"]["family"] == config.detector.family and is_same_backbone:
-            return run
+    """Return the newest pre-trained run of the family, and of the same backbone if one was named.
+
+    Without one, Faster and Mask R-CNN take a run of each other: the authors' Faster R-CNN starts from their Mask R-CNN.
+    """
+    for families in ({config.detector.family}, _interchangeable(config.detector.family)):
+        for run in reversed(workspace.artifacts("pretrain-box")):
+            settings = run.config()
+            is_same_backbone = settings["backbone"]["name"] == config.backbone.name or not _is_backbone_chosen(config)
+            if settings["detector"]["family"] in families and is_same_backbone:
+                return run
     return None
+
+
+def _interchangeable(family: str) -> set[str]:
+    """Return the families whose pre-training is the same: that of Faster and Mask R-CNN leaves the mask head alone."""
+    return set(RCNN) if family in RCNN else {family}
 
 
 def _is_backbone_chosen(config: FinetuneConfig) -> bool:
@@ -142,38 +162,30 @@ def _is_backbone_chosen(config: FinetuneConfig) -> bool:
 
 def _resolved(
     config: FinetuneConfig,
+    labels: LabelFacts,
     kind: Literal["pretrain", "backbone", "scratch", "file"],
     file: Path | None,
     content_hash: str,
     origin: str,
-    layout: str | None = None,
+    weights: BackboneWeights = RANDOM_WEIGHTS,
 ) -> Initial:
     detector, backbone, asked = config.detector, config.backbone, config.recipe
     recipe_origin = "given" if asked else "by detector, backbone and its weights"
-    is_made_for_recipe = True
+    is_made_for_recipe, training = True, weights.training
     if file is not None:
         source = read_detector(file)
         detector, backbone = _inherited(config, source, file)
         is_made_for_recipe = source.stage == "pretrain-box"
+        training = source.backbone_training or _training_before_it_was_recorded(source.backbone)
         if asked is None and source.recipe is not None:
             asked, recipe_origin = source.recipe, f"that of {origin}"
-    recipe = recipe_for(detector, backbone, layout, asked=asked)
-    # FACTS 5: batch norm in the neck. Asked-for or inherited norms other than the pre-training's "none" stay.
+    training, training_origin = _judge(training, backbone)
+    recipe = fit_to_labels(recipe_for(detector, backbone, training, asked=asked), detector.family, labels)
+    # AlignDet's fine-tuning configs: batch norm in the neck. Norms that were asked for or inherited stay.
     inherited = settle_neck_norm(detector, "batch")
     detector = inherited
     if recipe.norms_in_heads and is_made_for_recipe and "head_norm" not in config.detector.model_fields_set:
         detector = with_head_norm(inherited, "batch")
-    is_supervised = _is_torchvision_name(backbone.weights)
-    frozen_stages, norm_eval, why = (1, True, "supervised") if is_supervised else (-1, False, "not supervised")
-    if recipe.trains_whole_backbone:
-        whose = detector.family if recipe.name == "default" else recipe.name
-        frozen_stages, norm_eval, why = -1, False, f"{whose} recipe, for any"
-    backbone = backbone.model_copy(
-        update={
-            "frozen_stages": frozen_stages if backbone.frozen_stages == "auto" else backbone.frozen_stages,
-            "norm_eval": norm_eval if backbone.norm_eval == "auto" else backbone.norm_eval,
-        }
-    )
     return Initial(
         kind=kind,
         file=file,
@@ -181,17 +193,54 @@ def _resolved(
         backbone=backbone,
         content_hash=content_hash,
         origin=origin,
-        freeze_origin=f"{why} weights",
-        is_supervised_backbone=is_supervised,
+        training=training,
+        training_origin=training_origin,
         recipe=recipe,
         recipe_origin=recipe_origin,
         has_new_head_norms=detector != inherited,
+        weights=weights,
     )
+
+
+def _judge(training: WeightsTraining, backbone: BackboneConfig) -> tuple[WeightsTraining, str]:
+    """Return how the backbone counts as trained, and why."""
+    told = told_training(backbone.method)
+    return (training, training.reason) if told is None else (told, f"backbone.method is {backbone.method}")
+
+
+def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTraining:
+    """Return how a backbone was trained whose detector was saved by a version that kept only what the user typed."""
+    is_named = backbone.weights in torchvision_weights(backbone.name) or "_Weights." in backbone.weights
+    return WeightsTraining("torchvision", is_supervised=True) if is_named else WeightsTraining()
+
+
+def _with_freezing(initial: Initial) -> Initial:
+    """Return the start with nothing left "auto" in what its backbone leaves alone.
+
+    Source: the authors' configs: supervised ResNets keep stem and first stage, and the statistics of their norms
+    (coco/*_1x_coco.py); self-supervised ones train as a whole (coco/*_mstrain_1x_coco.py).
+    """
+    recipe = initial.recipe
+    if initial.kind == "scratch":
+        freezing, why = Freezing(-1, norm_eval=False), "nothing is loaded that could be kept"
+    elif recipe.freezing is not None:
+        freezing = recipe.freezing
+        why = f"{initial.detector.family} recipe" if recipe.name == "default" else f"{recipe.name} recipe"
+        why += f" for a {initial.backbone.name}, whatever its weights"
+    else:
+        word = "supervised" if initial.training.is_supervised else "not supervised"
+        freezing = Freezing(1, norm_eval=True) if initial.training.is_supervised else Freezing(-1, norm_eval=False)
+        why = f"{word} weights: {initial.training_origin}"
+    backbone = initial.backbone
+    changes = {name: value for name, value in asdict(freezing).items() if getattr(backbone, name) == "auto"}
+    why = why if changes else "given"
+    return replace(initial, backbone=backbone.model_copy(update=changes), freeze_origin=why)
 
 
 def _inherited(config: FinetuneConfig, source: DetectorFile, file: Path) -> tuple[DetectorConfig, BackboneConfig]:
     """Settings of the source, with those the user set on top: no need to repeat what pre-training was told."""
-    if source.detector.family != config.detector.family:
+    family = config.detector.family
+    if source.detector.family not in (_interchangeable(family) if source.stage == "pretrain-box" else {family}):
         raise ConfigError(f"{file}: is a {source.detector.family}, not a {config.detector.family}; change --detector")
     if _is_backbone_chosen(config) and source.backbone.name != config.backbone.name:
         raise ConfigError(f"{file}: has a {source.backbone.name}, not a {config.backbone.name}; change --backbone")
@@ -199,8 +248,14 @@ def _inherited(config: FinetuneConfig, source: DetectorFile, file: Path) -> tupl
     if source.stage == "pretrain-box" and neck_norm_of(source.detector) == "none":
         changes.setdefault("neck_norm", "auto")
     kept = {key: getattr(config.backbone, key) for key in config.backbone.model_fields_set - {"weights"}}
-    return source.detector.model_copy(update=changes), source.backbone.model_copy(update=kept)
+    return _as_family(source.detector, config.detector).model_copy(update=changes), source.backbone.model_copy(
+        update=kept
+    )
 
 
-def _is_torchvision_name(weights: str) -> bool:
-    return weights != "none" and "IMAGENET" in weights.upper() or weights == "DEFAULT"
+def _as_family(detector: DetectorConfig, wanted: DetectorConfig) -> DetectorConfig:
+    """Return the settings of a detector for another family of the same pre-training."""
+    if detector.family == wanted.family:
+        return detector
+    shared = {name: value for name, value in detector.model_dump().items() if name in RCNNConfig.model_fields}
+    return type(wanted).model_validate(shared)

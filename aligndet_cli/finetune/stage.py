@@ -1,5 +1,6 @@
 """`aligndet finetune`: labels and a pre-trained detector -> a fine-tuned detector."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,19 +26,24 @@ from aligndet_cli.data.loaders import (
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector, neck_norm_of
-from aligndet_cli.detectors.checkpoint import read_detector, save_detector
+from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, read_detector, write_detector
 from aligndet_cli.detectors.metrics import coco_ground_truth, coco_metrics
 from aligndet_cli.detectors.predict import predict_images
-from aligndet_cli.detectors.recipes import layout_of, recipe_for
+from aligndet_cli.detectors.recipes import (
+    COCO_IMAGES,
+    LabelFacts,
+    images_of_an_epoch,
+    recipe_for,
+    training_of_backbone,
+    weights_kind,
+)
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
 from aligndet_cli.finetune.views import (
-    MULTI_SCALE,
-    SINGLE_SCALE,
-    WIDE_MULTI_SCALE,
     LabelledViews,
     Resolution,
     ResolutionConfig,
@@ -59,12 +65,12 @@ from aligndet_cli.training.optimizer import (
     training_of,
 )
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.schedules import Rates, steps_per_epoch
+from aligndet_cli.training.schedules import MULTI_SCALE, SINGLE_SCALE, Rates, steps_per_epoch
 from aligndet_cli.workspace import Output, Workspace, write_json
 
 
 class FinetuneConfig(StageConfig):
-    """Settings of `finetune`; defaults are the paper's (FACTS 5)."""
+    """Settings of `finetune`; defaults are the paper's, by recipe."""
 
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"init", "label"}
 
@@ -86,7 +92,7 @@ class FinetuneConfig(StageConfig):
 
     def from_recipe(self) -> dict[str, Any]:
         """What the recipe fills in, as far as it can be told without data and workspace."""
-        recipe = recipe_for(self.detector, self.backbone, layout_of(self.backbone), asked=self.recipe)
+        recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
         norms = {"detector.neck_norm": "batch"} if neck_norm_of(self.detector) == "auto" else {}
         if recipe.norms_in_heads and "head_norm" not in self.detector.model_fields_set:
             norms["detector.head_norm"] = "batch"
@@ -135,10 +141,12 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     indices = fraction_of(len(image_set), config.fraction, config.fold)
     masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
     image_set = replace(image_set, segmentations=None)
-    initial = find_initial(config, workspace)
+    whole = _size_of_whole_set(image_set, config.fraction)
+    is_voc = {category.name for category in image_set.categories} == set(VOC_CLASSES)
+    initial = find_initial(config, workspace, LabelFacts(is_voc, is_fraction=whole > len(indices)))
     rates = initial.recipe.finetune if initial.is_pretrained else initial.recipe.plain
     name = _name(config, initial)
-    resolution = resolve_resolution(config.resolution, initial.recipe.policy, _default_scales(initial, image_set))
+    resolution = resolve_resolution(config.resolution, initial.recipe.policy, _default_scales(initial))
     training = settle_batch_size(
         config.training,
         rates,
@@ -147,7 +155,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         trial=_trial(config, initial, rates, image_set, resolution),
     )
     config = config.model_copy(update={"training": training})
-    settings = resolve_settings(training, rates, num_images=len(indices), seed=config.seed, runtime=config.runtime)
+    num_images = images_of_an_epoch(initial.recipe, len(indices), whole) if training.epochs is None else len(indices)
+    settings = resolve_settings(training, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
     inputs = {"data": image_set.fingerprint, "weights": initial.content_hash}
     output = workspace.plan_output("finetune", name, config, inputs, resume=resume, force=force)
     return Plan(
@@ -237,11 +246,17 @@ def describe(plan: Plan) -> dict[str, Any]:
         "images": f"{len(plan.indices)}{chosen}, {num_boxes} boxes",
         "detector": f"{initial.detector.family}{neck}, {initial.backbone.name}",
         "weights": initial.origin,
-        "backbone": f"frozen stages {frozen}, norms {'fixed' if norm_eval else 'trained'} ({initial.freeze_origin})",
+        "backbone": f"{_what_is_frozen(frozen)}, norms {'fixed' if norm_eval else 'trained'} ({initial.freeze_origin})",
         "resolution": plan.resolution.describe(),
         "recipe": f"{initial.recipe.name} ({initial.recipe_origin})",
         **describe_settings(config.training, plan.rates, plan.settings, plan.devices),
     }
+
+
+def _what_is_frozen(stages: int | str) -> str:
+    if stages == -1:
+        return "nothing frozen"
+    return "stem frozen" if stages == 0 else f"stem and {stages} stage{'s' * (stages != 1)} frozen"
 
 
 def run(plan: Plan, process: Process) -> None:
@@ -308,7 +323,7 @@ def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
 
 def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
     sampler = StreamSampler(
-        len(plan.indices),
+        plan.image_set.aspects(plan.indices),
         plan.config.training.images_per_step,
         seed=plan.config.seed,
         start_step=step,
@@ -349,15 +364,17 @@ def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: P
 
 def _finish(plan: Plan, model: AnyDetector, report: LoadReport | None) -> None:
     folder = plan.output.partial
-    save_detector(
-        folder / "weights.pt",
-        model,
+    content = DetectorFile(
         stage="finetune",
-        configs=(plan.initial.detector, plan.initial.backbone),
-        categories=plan.image_set.categories,
+        detector=plan.initial.detector,
+        backbone=plan.initial.backbone,
+        categories=tuple(plan.image_set.categories),
         resolution=plan.resolution.at_test,
+        state_dict=kept_state(model, "finetune"),
         recipe=plan.initial.recipe.name,
+        backbone_training=plan.initial.training,
     )
+    write_detector(folder / "weights.pt", content)
     merge_skipped(folder)
     plot_curves(folder / "metrics.jsonl", folder / "plots")
     result = {
@@ -365,10 +382,26 @@ def _finish(plan: Plan, model: AnyDetector, report: LoadReport | None) -> None:
         "images": len(plan.indices),
         "init": plan.initial.kind,
         "backbone": plan.initial.backbone.name,
+        "protocol": protocol_of(plan),
         "matched_share": None if report is None else round(report.share, 6),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
     plan.output.complete(result, content=["weights.pt"])
+
+
+def protocol_of(plan: Plan) -> dict[str, Any]:
+    """Return what decides whether the run is one of the paper's, for reports."""
+    schedule, resolution = plan.settings.schedule, plan.resolution
+    return {
+        "backbone_weights": weights_kind(plan.initial.training),
+        "recipe": plan.initial.recipe.name,
+        "batch_size": plan.config.training.images_per_step,
+        "steps": schedule.num_steps,
+        "drop_steps": list(schedule.drop_steps),
+        "policy": resolution.policy,
+        "short_sides": list(resolution.short_sides),
+        "long_side": resolution.long_side,
+    }
 
 
 def _name(config: FinetuneConfig, initial: Initial) -> str:
@@ -380,10 +413,22 @@ def _name(config: FinetuneConfig, initial: Initial) -> str:
     return name if config.fraction == 100 else f"{name}-f{config.fold}-p{config.fraction:g}"
 
 
-def _default_scales(initial: Initial, image_set: ImageSet) -> tuple[int, ...]:
-    if image_set.format == "voc":
-        return WIDE_MULTI_SCALE
-    return SINGLE_SCALE if initial.is_supervised_backbone else MULTI_SCALE
+def _default_scales(initial: Initial) -> tuple[int, ...]:
+    return initial.recipe.short_sides or (SINGLE_SCALE if initial.training.is_supervised else MULTI_SCALE)
+
+
+def _size_of_whole_set(image_set: ImageSet, fraction: float) -> int:
+    """Return the number of images of the set that those used are a part of.
+
+    Args:
+        fraction: of `image_set` that is used, in percent. With 100 the split's name may tell that it is a part itself:
+            `train2017.1@10` is 10 % of its set.
+    """
+    percent = re.search(r"@(\d+(?:\.\d+)?)$", image_set.split)
+    if fraction < 100 or percent is None:
+        return len(image_set)
+    share = float(percent[1]) / 100
+    return next((count for count in COCO_IMAGES if int(share * count) == len(image_set)), round(len(image_set) / share))
 
 
 def _evaluation_images(config: FinetuneConfig) -> ImageSet | None:

@@ -12,17 +12,14 @@ from aligndet_cli.config import Frozen, Side
 from aligndet_cli.data.transforms import Crop, Sample, ViewParams, crop_sample, draw_view, make_batch, mix_seed
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.training.batch_size import worst_sizes
-from aligndet_cli.training.schedules import PolicyName
+from aligndet_cli.training.schedules import SINGLE_SCALE, WIDE_SIDES, PolicyName
 
-MULTI_SCALE = (640, 672, 704, 736, 768, 800)  # FACTS 5, self-supervised backbones
-WIDE_MULTI_SCALE = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # FACTS 5, VOC; and DETR's
-SINGLE_SCALE = (800,)  # FACTS 5, supervised backbones
 DETR_SHORT_SIDES, DETR_CROP = (400, 500, 600), (384, 600)  # of the image that is cropped, and limits of the crop
 JITTER, JITTER_SIDE = (0.1, 2.0), 1024  # long side of the image by side of the square; that side
 
 
 class ResolutionConfig(Frozen):
-    """Training resolution; the test resolution is its largest short side. None: by recipe and data (FACTS 5)."""
+    """Training resolution; the test resolution is its largest short side. None: by recipe and data."""
 
     # resize: to one of the short sides. detr: half of the images are cropped before. lsj: large-scale jitter.
     policy: Annotated[PolicyName | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
@@ -68,7 +65,7 @@ class Resolution:
 def resolve_resolution(config: ResolutionConfig, policy: PolicyName, scales: tuple[int, ...]) -> Resolution:
     """What was asked for, else the policy of the recipe and these short sides (those of DETR for its policy)."""
     policy = config.policy or policy
-    default = {"resize": scales, "detr": WIDE_MULTI_SCALE, "lsj": SINGLE_SCALE}[policy]
+    default = {"resize": scales, "detr": WIDE_SIDES, "lsj": SINGLE_SCALE}[policy]
     return Resolution(policy, config.short_side or default, config.long_side, config.jitter_side or JITTER_SIDE)
 
 

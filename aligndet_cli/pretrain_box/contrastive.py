@@ -1,10 +1,17 @@
-"""The box-level contrastive loss in closed form: one similarity matrix per view, no loop over instances."""
+"""The box-level contrastive loss in closed form: similarities of a block of boxes at a time, no loop over instances."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+# Bounds the similarities, which grow with the square of the batch: as many queries at a time as fit in. Small blocks
+# stay in a processor's cache; a GPU wants few and large ones.
+BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 @dataclass(frozen=True)
@@ -17,6 +24,8 @@ class Contrast:
         positive_similarity: mean cosine of the positive pairs.
         negative_similarity: mean cosine of online boxes and their negatives.
         accuracy: share of the pairs that are more alike than the online box and any of its negatives.
+        counterparts: share of the online boxes whose instance has boxes in the momentum view, too; 1 without
+            instances. None where every box has one by construction.
     """
 
     loss: Tensor
@@ -24,15 +33,17 @@ class Contrast:
     positive_similarity: Tensor
     negative_similarity: Tensor
     accuracy: Tensor
+    counterparts: Tensor | None = None
 
     def shown(self) -> dict[str, Tensor]:
         """All but the loss, by the names in the log."""
-        return {
+        numbers = {
             "chance": self.chance,
             "positive_similarity": self.positive_similarity,
             "negative_similarity": self.negative_similarity,
             "contrast_accuracy": self.accuracy,
         }
+        return numbers if self.counterparts is None else {**numbers, "counterparts": self.counterparts}
 
 
 def contrastive_loss(
@@ -44,6 +55,8 @@ def contrastive_loss(
     of that instance (itself included). Negatives are all boxes of both views with another id, without gradient.
     The term of a pair is -log(e^s / (e^s + sum_neg e^n)) = softplus(logsumexp(n) - s).
 
+    The gradient is worked out with the value, block by block: no similarities are kept until the backward pass.
+
     Args:
         online: (S1, D) L2-normalised embeddings of the online view.
         online_ids: (S1,) int64 instance ids, -1 = background.
@@ -54,29 +67,25 @@ def contrastive_loss(
     Source: AlignDet eqs. 2-3 and Algorithm 1; the value and gradient are those of the official per-instance loop
         (`contrastive_loss.py`), whose background id collides with instance 256: ours is -1.
     """
-    queries, query_ids = _select(online, online_ids)
-    if len(queries) == 0:
-        zero = online.sum() * 0.0
-        return Contrast(zero, *(zero.detach() for _ in range(4)))
-    keys, key_ids = torch.cat([momentum.detach(), online.detach()]), torch.cat([momentum_ids, online_ids])
-    is_same = query_ids[:, None] == key_ids[None, :]  # (P, S2 + S1)
-    logits = (queries / temperature) @ keys.T  # (P, S2 + S1)
-    negatives = logits.masked_fill(is_same, torch.finfo(logits.dtype).min)
-    negative_lse = negatives.logsumexp(dim=1)  # (P,)
-
-    pair_logits, pair_rows = _positive_pairs(queries, query_ids, logits, is_same[:, : len(momentum)], temperature)
-    weights = _pair_divisors(query_ids, pair_rows).to(logits.dtype).reciprocal()
-    loss = (softplus(negative_lse[pair_rows] - pair_logits) * weights).sum()
     with torch.no_grad():
-        num_negatives = (~is_same).sum(dim=1)  # (P,)
-        per_query = torch.zeros_like(negative_lse).index_add_(0, pair_rows, weights)
-        return Contrast(
-            loss=loss,
-            chance=(torch.log1p(num_negatives.to(logits.dtype)) * per_query).sum(),
-            positive_similarity=(pair_logits * weights).sum() * temperature,
-            negative_similarity=_mean_negative(logits, is_same, num_negatives) * temperature,
-            accuracy=((pair_logits > negatives.amax(dim=1)[pair_rows]) * weights).sum(),
-        )
+        paired, orphans = _find_queries(online_ids, momentum_ids, online.dtype)
+        keys = torch.cat([momentum, online])  # (S2 + S1, D)
+        size = max(1, BLOCK_BYTES[keys.device.type] // max(1, len(keys) * keys.element_size()))
+        sums, gradient = online.new_zeros(4), torch.zeros_like(online) if online.requires_grad else None
+        for block in chain(paired.blocks(size), orphans.blocks(size)):
+            sums += _add_up(block, keys, online, temperature, gradient)
+        loss, pair_logits, accuracy, negative_logits = sums.unbind()
+        num_queries = len(paired.rows) + len(orphans.rows)
+        num_negatives = torch.cat([paired.num_negatives(), orphans.num_negatives()])  # (P,)
+        weights = torch.cat([paired.weights, orphans.weights])  # (P,)
+    return Contrast(
+        loss=loss if gradient is None else _WithGradient.apply(online, loss, gradient),
+        chance=(num_negatives.to(keys.dtype).log1p() * weights).sum(),
+        positive_similarity=pair_logits * temperature,
+        negative_similarity=negative_logits * temperature / num_negatives.sum().clamp(min=1),
+        accuracy=accuracy,
+        counterparts=loss.new_full((), len(paired.rows) / num_queries if num_queries else 1.0),
+    )
 
 
 def effective_rank(embeddings: Tensor) -> Tensor:
@@ -103,33 +112,129 @@ def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
     return {"embedding_spread": spread, "embedding_rank": effective_rank(embeddings)}
 
 
-def _select(online: Tensor, online_ids: Tensor) -> tuple[Tensor, Tensor]:
-    rows = (online_ids >= 0).nonzero()[:, 0]
-    return online[rows], online_ids[rows]
+class _WithGradient(torch.autograd.Function):
+    """A value whose gradient with regard to `inputs` is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return outer[0] * gradient, None, None
 
 
-def _positive_pairs(
-    queries: Tensor, query_ids: Tensor, logits: Tensor, is_positive: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Logits of all positive pairs (R,) and the row of `queries` each belongs to (R,)."""
-    rows, columns = is_positive.nonzero(as_tuple=True)
-    pair_logits = logits[rows, columns]
-    orphans = (~is_positive.any(dim=1)).nonzero()[:, 0]
-    if len(orphans) == 0:
-        return pair_logits, rows
-    # Instances absent from the momentum view: the official code lets gradient flow through both sides here.
-    own_logits = queries[orphans] @ queries[orphans].T / temperature
-    own_rows, own_columns = (query_ids[orphans, None] == query_ids[None, orphans]).nonzero(as_tuple=True)
-    return torch.cat([pair_logits, own_logits[own_rows, own_columns]]), torch.cat([rows, orphans[own_rows]])
+@dataclass(frozen=True)
+class _Members:
+    """The boxes of a view that are of the same instance as each of P queries.
+
+    Attributes:
+        by_id: (S,) int64, rows of the view, instance by instance.
+        starts, counts: (P,) int64, which part of `by_id` a query's instance is.
+    """
+
+    by_id: Tensor
+    starts: Tensor
+    counts: Tensor
+
+    def of(self, queries: Tensor | slice) -> "_Members":
+        """The same of some of the queries."""
+        return _Members(self.by_id, self.starts[queries], self.counts[queries])
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """(R,) queries and (R,) rows of the view, query by query."""
+        query = torch.arange(len(self.counts), device=self.counts.device).repeat_interleave(self.counts)
+        offsets = self.starts - (self.counts.cumsum(0) - self.counts)
+        return query, self.by_id[offsets[query] + torch.arange(len(query), device=query.device)]
 
 
-def _pair_divisors(query_ids: Tensor, pair_rows: Tensor) -> Tensor:
-    """(R,) int64, pairs of the instance times number of instances: the reciprocals average over both."""
-    _, instance_of_query = query_ids.unique(return_inverse=True)
-    instances = instance_of_query[pair_rows]
-    counts = torch.bincount(instances)
-    return counts[instances] * len(counts)
+@dataclass(frozen=True)
+class _Queries:
+    """Online boxes with an instance; orphans are those that have no box of it in the momentum view.
+
+    Attributes:
+        rows: (P,) int64, which of the online boxes.
+        weights: (P,) share of each in the mean over instances.
+        in_momentum, in_online: boxes of their instances.
+        are_orphans: all of them or none.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    in_momentum: _Members
+    in_online: _Members
+    are_orphans: bool
+
+    def blocks(self, size: int) -> "Iterator[_Queries]":
+        """So many queries at a time."""
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            members = self.in_momentum.of(part), self.in_online.of(part)
+            yield _Queries(self.rows[part], self.weights[part], *members, self.are_orphans)
+
+    def num_negatives(self) -> Tensor:
+        """(P,) int64, boxes of both views that are of another instance or none."""
+        num_keys = len(self.in_momentum.by_id) + len(self.in_online.by_id)
+        return num_keys - self.in_momentum.counts - self.in_online.counts
 
 
-def _mean_negative(logits: Tensor, is_same: Tensor, num_negatives: Tensor) -> Tensor:
-    return logits.masked_fill(is_same, 0.0).sum() / num_negatives.sum().clamp(min=1)
+def _find_queries(online_ids: Tensor, momentum_ids: Tensor, dtype: torch.dtype) -> tuple[_Queries, _Queries]:
+    """Those with a counterpart in the momentum view, and the orphans."""
+    in_momentum, in_online = _find_members(momentum_ids, online_ids), _find_members(online_ids, online_ids)
+    is_query, is_orphan = online_ids >= 0, in_momentum.counts == 0
+    first = in_online.by_id[in_online.starts]  # (S1,) of the same instance
+    num_instances = (is_query & (first == torch.arange(len(first), device=first.device))).sum()
+    weights = (in_online.counts * num_instances).to(dtype).reciprocal()
+    kinds = (is_query & ~is_orphan).nonzero()[:, 0], (is_query & is_orphan).nonzero()[:, 0]
+    paired, orphans = (
+        _Queries(rows, weights[rows], in_momentum.of(rows), in_online.of(rows), are_orphans=bool(kind))
+        for kind, rows in enumerate(kinds)
+    )
+    return paired, orphans
+
+
+def _find_members(ids: Tensor, wanted: Tensor) -> _Members:
+    """Where in (S,) ids those of (P,) wanted ones are."""
+    ordered, by_id = ids.sort(stable=True)
+    starts = torch.searchsorted(ordered, wanted)
+    return _Members(by_id, starts, torch.searchsorted(ordered, wanted, right=True) - starts)
+
+
+def _add_up(queries: _Queries, keys: Tensor, online: Tensor, temperature: float, gradient: Tensor | None) -> Tensor:
+    """What some queries add: (4,) loss, mean logit of the positives, accuracy, and sum of the negatives' logits.
+
+    Args:
+        keys: (S2 + S1, D), momentum view first.
+        online: (S1, D).
+        gradient: (S1, D) of the loss with regard to `online`; theirs is added.
+    """
+    num_momentum = len(keys) - len(online)
+    own = online[queries.rows] / temperature  # (c, D)
+    logits = own @ keys.T  # (c, S2 + S1)
+    row, column = queries.in_online.pairs()
+    same = positives = row, column + num_momentum
+    if not queries.are_orphans:
+        positives = queries.in_momentum.pairs()
+        same = torch.cat([positives[0], same[0]]), torch.cat([positives[1], same[1]])
+    pair_logits, row = logits[positives], positives[0]  # (R,)
+    negative_sum = logits.index_put_(same, logits.new_zeros(())).sum()
+    best = logits.index_put_(same, logits.new_full((), torch.finfo(logits.dtype).min)).amax(dim=1)  # (c,)
+    shares = logits.sub_(best[:, None]).exp_()  # of the negatives, once divided by their sum
+    total = shares.sum(dim=1)
+    margin = (best + total.log())[row] - pair_logits
+    num_positives = queries.in_online.counts if queries.are_orphans else queries.in_momentum.counts
+    weights = (queries.weights / num_positives)[row]
+    if gradient is not None:
+        pull = margin.sigmoid() * weights / temperature
+        push = torch.zeros_like(total).index_put_((row,), pull, accumulate=True)
+        shares.mul_((push / total)[:, None]).index_put_(positives, -pull)
+        gradient[queries.rows] += shares @ keys
+        if queries.are_orphans:  # the official code lets gradient flow through both sides here
+            shares.zero_().index_put_(positives, -pull)
+            gradient += shares[:, num_momentum:].T @ online[queries.rows]
+    hits = pair_logits > best[row]
+    return torch.stack(
+        [(softplus(margin) * weights).sum(), (pair_logits * weights).sum(), (hits * weights).sum(), negative_sum]
+    )

@@ -12,6 +12,8 @@ MIN_RANK_SHARE = 0.1
 MIN_RANK = 4.0
 MIN_SPREAD = 0.1
 MIN_LINES = 4
+# With a smaller share of boxes that meet their instance in the other view, the contrast is ever less between two views.
+MIN_COUNTERPARTS = 0.9
 
 _NUMBERS = (
     "loss_contrastive",
@@ -27,16 +29,24 @@ def judge(metrics: Path) -> dict[str, Any]:
     """Verdict on a run's `metrics.jsonl`, from its last fifth against its first logged step.
 
     Returns:
-        `verdict` (`healthy`, `collapsed`, `not learning`, `too short` or `no contrast`), one sentence of
-        `explanation`, and the means of the last fifth that it rests on.
+        `verdict` (`healthy`, `collapsed`, `not learning`, `few counterparts`, `too short` or `no contrast`), one
+        sentence of `explanation`, and the means of the last fifth that it rests on.
     """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     lines = [line for line in lines if "loss_contrastive" in line]
     if not lines:
         return {"verdict": "no contrast", "explanation": "the contrastive task was off"}
     last = lines[-max(len(lines) // 5, 1) :]
-    means = {name: sum(line[name] for line in last) / len(last) for name in _NUMBERS}
+    # `counterparts` is not in the logs of old versions.
+    names = [*_NUMBERS, *(["counterparts"] if all("counterparts" in line for line in last) else [])]
+    means = {name: sum(line[name] for line in last) / len(last) for name in names}
     verdict, explanation = _verdict(lines[0], means, len(lines))
+    if means.get("counterparts", 1.0) < MIN_COUNTERPARTS:
+        verdict = "few counterparts" if verdict == "healthy" else verdict
+        explanation += (
+            f"; only {means['counterparts']:.0%} of the boxes meet theirs in the other view: lower --topk, or raise "
+            "detector.pretext_samples (R-CNN: detector.pretext_roi_samples)"
+        )
     if "loss_box_reg" in lines[0]:  # no part of the verdict: that of an R-CNN rises as its proposals get better
         boxes = sum(line["loss_box_reg"] for line in last) / len(last)
         explanation += f"; box regression loss {boxes:.2f} (at the start {lines[0]['loss_box_reg']:.2f})"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aligndet_cli.data.loaders import SampleStream, StreamSampler
-from aligndet_cli.data.transforms import MEAN, STD, ViewParams, make_batch
+from aligndet_cli.data.transforms import MEAN, PLAIN_OPS, STD, ViewParams, make_batch
 from aligndet_cli.errors import DataError
 from aligndet_cli.plotting import COLOURS, JPEG, hex_to_rgb, ink_on
 from aligndet_cli.pretrain_box.views import VIEWS, draw_views
@@ -25,7 +25,14 @@ _WHITE, _INK = 255, (30, 30, 30)
 
 
 def draw_first_views(
-    file: Path, stream: SampleStream, *, short_sides: Sequence[int], long_side: int, seed: int, count: int = NUM_IMAGES
+    file: Path,
+    stream: SampleStream,
+    *,
+    short_sides: Sequence[int],
+    long_side: int,
+    seed: int,
+    batch_size: int,
+    count: int = NUM_IMAGES,
 ) -> None:
     """Write a JPEG of the two views of the first images that a run with these settings trains on, one row per image.
 
@@ -33,14 +40,15 @@ def draw_first_views(
     Of many proposals some are drawn, evenly spread over their sizes.
 
     Args:
-        short_sides, long_side, seed: as in training.
+        short_sides, long_side, seed, batch_size: as in training.
 
     Raises:
         DataError: an image cannot be read, and the stream does not skip it.
     """
-    sampler = StreamSampler(len(stream.indices), count, seed=seed, start_step=0, num_steps=1, process=Process())
+    aspects, num_steps = stream.image_set.aspects(stream.indices), -(-count // batch_size)
+    sampler = StreamSampler(aspects, batch_size, seed=seed, start_step=0, num_steps=num_steps, process=Process())
     rows = []
-    for place in next(iter(sampler)):
+    for place in [place for batch in sampler for place in batch][:count]:
         sample = stream[place]
         if isinstance(sample, DataError):
             raise sample
@@ -70,7 +78,8 @@ def _evenly_by_size(boxes: Tensor) -> Tensor:
 
 
 def _describe(params: ViewParams, size_hw: tuple[int, int]) -> str:
-    colour = "" if params.colour == "identity" else f", {params.colour} {params.strength:.2f}"
+    colour = "" if params.colour == "identity" else f", {params.colour}"
+    colour += "" if params.colour in PLAIN_OPS else f" {params.magnitude}"
     return f"{size_hw[1]}x{size_hw[0]}{', flipped' if params.flip else ''}{colour}"
 
 

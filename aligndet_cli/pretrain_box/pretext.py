@@ -12,9 +12,10 @@ from torchvision.ops import StochasticDepth
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.interface import BoxTargets, Features, ImageBatch
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss, embedding_health
-from aligndet_cli.training.schedules import Recipe
+from aligndet_cli.training.schedules import ProjectorRecipe, Recipe
 
 Tasks = Literal["both", "contrastive", "regression"]
+PROJECTOR_STD = 0.01  # the authors' heads: `init_cfg` of RetinaNet and FCOS, mmdetection's class predictor in R-CNN
 View = tuple[ImageBatch, Sequence[BoxTargets]]
 
 
@@ -22,19 +23,25 @@ class Projector(nn.Module):
     """Two-layer MLP from classification features to embeddings, with an output layer of its own per slot.
 
     Args:
+        recipe: width of its hidden layer and its initial weights.
         num_slots: candidates at one place that must not share an embedding (RetinaNet: 9 anchors).
 
-    Source: FACTS 4.2. The official projector starts with the class predictor's bias of -4.6, which makes all
-        embeddings alike at first; ours starts without bias, so that they differ as the features do.
+    Source: AlignDet §3.2; sizes and initial weights as in the authors' heads, see `ProjectorRecipe`. Their FCOS has a
+        3x3 convolution for the hidden layer; ours looks at the sampled points alone.
     """
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_slots: int) -> None:
+    def __init__(self, in_dim: int, recipe: ProjectorRecipe, out_dim: int, num_slots: int) -> None:
         super().__init__()
         self.out_dim, self.num_slots = out_dim, num_slots
-        self.hidden = nn.Linear(in_dim, hidden_dim)
-        self.output = nn.Linear(hidden_dim, num_slots * out_dim)  # row slot * out_dim + d
+        self.hidden = nn.Linear(in_dim, recipe.hidden_dim)
+        self.output = nn.Linear(recipe.hidden_dim, num_slots * out_dim)  # row slot * out_dim + d
+        if recipe.start == "torch":
+            return
         for layer in (self.hidden, self.output):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if recipe.start == "normal":
+                nn.init.normal_(layer.weight, std=PROJECTOR_STD)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor, slots: Tensor) -> Tensor:
@@ -72,7 +79,7 @@ class BoxPretext(nn.Module):
         *,
         recipe: Recipe,
         embedding_dim: int,
-        hidden_dim: int,
+        projector: ProjectorRecipe,
         temperature: float,
         tasks: Tasks,
         freeze_backbone: bool,
@@ -81,7 +88,7 @@ class BoxPretext(nn.Module):
         self.temperature, self.tasks, self.freeze_backbone = temperature, tasks, freeze_backbone
         self.momentum_follows = recipe.momentum_follows
         self.online = detector
-        self.projector = Projector(detector.feature_dim, hidden_dim, embedding_dim, detector.num_slots)
+        self.projector = Projector(detector.feature_dim, projector, embedding_dim, detector.num_slots)
         _freeze(*(detector.get_submodule(name) for name in detector.fresh_modules))
         if not recipe.needs_clusters or tasks == "contrastive":
             _freeze(detector.class_predictor)

@@ -1,6 +1,6 @@
 """`aligndet pretrain-box`: proposals -> a detector whose neck and head are pre-trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from aligndet_cli.backbones import (
     build_backbone,
     find_backbone_weights,
     load_backbone_weights,
+    require_trained,
 )
 from aligndet_cli.cluster.labels import ClusterLabels
 from aligndet_cli.config import Frozen, Side, StageConfig
@@ -27,7 +28,7 @@ from aligndet_cli.data.loaders import (
 )
 from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
-from aligndet_cli.detectors.recipes import layout_of, recipe_for
+from aligndet_cli.detectors.recipes import recipe_for, told_training, training_of_backbone, weights_kind
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.plotting import never_failing
@@ -52,26 +53,33 @@ from aligndet_cli.training.optimizer import (
     training_of,
 )
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.schedules import Rates, Recipe, momentum_at
+from aligndet_cli.training.schedules import ProjectorRecipe, ProjectorStart, Rates, Recipe, momentum_at
 from aligndet_cli.workspace import Artifact, Output, Workspace
 
 
 class ViewsConfig(Frozen):
     """Resolution of the two views."""
 
-    short_side: tuple[Side, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1)  # FACTS 3
+    short_side: tuple[Side, ...] = Field(
+        (640, 672, 704, 736, 768, 800), min_length=1
+    )  # AlignDet §4.1; coco_soft-teacher.py
     long_side: Side = 1333
 
 
 class ProjectorConfig(Frozen):
-    """Size of the MLP behind the classification features."""
+    """The MLP behind the classification features."""
 
-    hidden_dim: int = Field(256, ge=1)  # official selfsup configs
-    embedding_dim: int = Field(256, ge=1)
+    hidden_dim: int | None = Field(None, ge=1)  # None: the recipe of the detector
+    embedding_dim: int = Field(256, ge=1)  # the authors' selfsup_*.py
+    start: ProjectorStart | None = None  # initial weights, see `ProjectorRecipe`; None: the recipe of the detector
+
+    def resolve(self, recipe: ProjectorRecipe) -> ProjectorRecipe:
+        """Return what was asked for, else what the recipe says."""
+        return ProjectorRecipe(self.hidden_dim or recipe.hidden_dim, self.start or recipe.start)
 
 
 class PretrainBoxConfig(StageConfig):
-    """Settings of `pretrain-box`; defaults are the paper's (FACTS 3 to 5)."""
+    """Settings of `pretrain-box`; defaults are the paper's."""
 
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"proposals", "clusters"}
 
@@ -93,10 +101,12 @@ class PretrainBoxConfig(StageConfig):
 
     def from_recipe(self) -> dict[str, Any]:
         """What the recipe fills in, as far as it can be told without a workspace."""
-        recipe = recipe_for(self.detector, self.backbone, layout_of(self.backbone), asked=self.recipe)
+        recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
         norm = {"detector.neck_norm": "none"} if neck_norm_of(self.detector) == "auto" else {}
         topk = {"topk": recipe.topk} if self.topk is None and recipe.topk is not None else {}
-        return {"recipe": recipe.name, **norm, **topk, **training_of(self.training, recipe.pretrain)}
+        projector = self.projector.resolve(recipe.projector)
+        mlp = {"projector.hidden_dim": projector.hidden_dim, "projector.start": projector.start}
+        return {"recipe": recipe.name, **norm, **topk, **mlp, **training_of(self.training, recipe.pretrain)}
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,9 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     weights = find_backbone_weights(
         config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
     )
-    recipe = recipe_for(config.detector, config.backbone, weights.layout, asked=config.recipe)
+    if (told := told_training(config.backbone.method)) is not None:
+        weights = replace(weights, layout=told.layout, is_supervised=told.is_supervised)
+    recipe = recipe_for(config.detector, config.backbone, weights.training, asked=config.recipe)
     inputs = {
         "data": image_set.fingerprint,
         "proposals": artifact.content_hash,
@@ -142,11 +154,14 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         indices = draw_images(indices, boxes, config.limit_boxes, config.seed)
     name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
     rates = recipe.pretrain
+    recorded = recorded_split(workspace, "pretrain-box", name, resume=resume, force=force)
+    if config.freeze_backbone and not (recorded is not None and recorded.is_complete):
+        require_trained(weights, config.backbone, "pretrain-box")
     training = settle_batch_size(
         config.training,
         rates,
         devices,
-        recorded=recorded_split(workspace, "pretrain-box", name, resume=resume, force=force),
+        recorded=recorded,
         trial=_trial(config, rates, boxes, len(indices)),
     )
     config = config.model_copy(update={"training": training})
@@ -203,6 +218,7 @@ def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: A
 def describe(plan: Plan) -> dict[str, Any]:
     """Effective settings, for people."""
     config, boxes = plan.config, plan.boxes
+    projector = config.projector.resolve(plan.recipe.projector)
     chosen = "with proposals" if config.limit_boxes is None else f"with {_num_boxes(plan)} proposals (--limit-boxes)"
     per_image = "all" if boxes.topk is None else f"best {boxes.topk}"
     origin = "given" if config.topk else f"{config.detector.family} recipe"
@@ -216,7 +232,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "proposals per image": f"{per_image} ({origin})",
         **clusters,
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "
-        f"backbone {'frozen' if config.freeze_backbone else 'trained'}",
+        f"backbone {'frozen' if config.freeze_backbone else 'trained, its norms fixed'}",
+        "projector": f"{projector.hidden_dim} and {config.projector.embedding_dim} wide, {projector.start} start",
         "views": f"short side {list(config.views.short_side)}, long side {config.views.long_side}",
         "recipe": f"{plan.recipe.name} ({'given' if config.recipe else 'by detector, backbone and its weights'})",
         **describe_settings(config.training, plan.recipe.pretrain, plan.settings, plan.devices),
@@ -232,8 +249,6 @@ def run(plan: Plan, process: Process) -> None:
     config, folder = plan.config, plan.output.partial
     if process.is_main:
         plan.output.begin(config)
-        if plan.weights.file is None and config.freeze_backbone:
-            logger.warning("the frozen backbone has random weights: give --backbone-weights, or --no-freeze-backbone")
     wait_for_all(process)
     weights, num_classes = plan.weights.file, plan.boxes.num_classes
     learner, pretext = build_learner(config, plan.recipe.pretrain, plan.settings, process, num_classes, weights)
@@ -242,7 +257,7 @@ def run(plan: Plan, process: Process) -> None:
 
     def batches_from(step: int) -> Any:
         sampler = StreamSampler(
-            len(plan.indices),
+            plan.image_set.aspects(plan.indices),
             config.training.images_per_step,
             seed=config.seed,
             start_step=step,
@@ -293,12 +308,14 @@ def build_pretext(
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone)
     load_backbone_weights(backbone, weights)
+    if not config.freeze_backbone and config.backbone.norm_eval == "auto":
+        backbone.fix_norms()  # the authors' selfsup_*.py: BN in eval mode, scale and shift fixed
     detector = build_detector(pretrain_detector(config), backbone, num_classes)
     pretext = BoxPretext(
         detector,
         recipe=config.detector.RECIPE,
         embedding_dim=config.projector.embedding_dim,
-        hidden_dim=config.projector.hidden_dim,
+        projector=config.projector.resolve(config.detector.RECIPE.projector),
         temperature=config.temperature,
         tasks=config.tasks,
         freeze_backbone=config.freeze_backbone,
@@ -324,6 +341,7 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
         state_dict=kept_state(pretext.online, "pretrain-box"),
         extra={"projector": pretext.projector.state_dict()},
         recipe=plan.recipe.name,
+        backbone_training=plan.weights.training,
     )
     write_detector(folder / "weights.pt", content)
     merge_skipped(folder)
@@ -333,6 +351,7 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
     result = {
         "verdict": health.pop("verdict"),
         "steps": plan.settings.schedule.num_steps,
+        "backbone_weights": weights_kind(plan.weights.training),
         "images": len(plan.indices),
         "boxes": _num_boxes(plan),
         "trained_parameters": sum(p.numel() for p in pretext.parameters() if p.requires_grad),
@@ -353,4 +372,5 @@ def _draw(plan: Plan) -> None:
             short_sides=config.views.short_side,
             long_side=config.views.long_side,
             seed=config.seed,
+            batch_size=config.training.images_per_step,
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -239,7 +240,7 @@ def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
     config, data = plan.config, plan.data
     stream = SampleStream(data.images, data.indices, NoBoxes(), config.on_error)
     sampler = StreamSampler(
-        len(data.indices),
+        np.ones(len(data.indices)),  # views are squares: any images go together
         config.training.images_per_step,
         seed=config.seed,
         start_step=step,

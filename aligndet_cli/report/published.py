@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aligndet_cli.training.schedules import steps_per_epoch
+from aligndet_cli.training.schedules import (
+    LENGTHS,
+    MULTI_SCALE,
+    REFERENCE_BATCH,
+    SINGLE_SCALE,
+    WIDE_SIDES,
+    steps_per_epoch,
+)
 from aligndet_cli.workspace import Artifact
 
 _FRACTIONS = (1, 5, 10, 20, 100)
@@ -92,6 +99,7 @@ _PAIR = ("plain", "AlignDet")
 _COCO_TRAIN, _COCO_VAL = (118_287, 117_266), 5_000  # with and without the images that have no label
 _VOC_TRAIN, _VOC_TEST = 16_551, 4_952
 _EPOCHS = {12: "1x", 24: "2x", 36: "3x", 48: "4x", 50: "50e", 100: "100e", 150: "150e"}
+_DROPS: dict[str, tuple[float, ...]] = {str(name): length.drops for name, length in LENGTHS.items()}
 
 
 @dataclass(frozen=True)
@@ -183,32 +191,37 @@ def _r50(detector: str, schedule: str, variant: str, *, weights: str = "supervis
 
 
 def find_published(evaluation: Artifact, run: Artifact, start: Artifact | None) -> Published | None:
-    """The paper's numbers for an evaluated run, where the run is as in the paper.
+    """Return the paper's numbers for an evaluated run, if it was trained as in the paper.
 
-    Data sets are known by their number of images, schedules by steps and epochs, and files of backbone weights by their
-    names (`moco`, `swav`, `pixpro`, `simmim`).
+    Data sets are known by their number of images, backbones by what their weights' file shows. Schedule, batch size,
+    image sizes, crops and recipe must be those of the row.
 
     Args:
         start: the `pretrain-box` run it began with.
     """
-    experiment = _experiment(evaluation, run, start)
-    return None if experiment is None else published_numbers().get(experiment)
-
-
-def _experiment(evaluation: Artifact, run: Artifact, start: Artifact | None) -> Experiment | None:
-    config = run.config()
-    if "training" not in config:  # imported: nothing is known of how it was trained
+    protocol = run.result.get("protocol")
+    if protocol is None or "training" not in run.config():  # by an older version, or imported
         return None
+    experiment = _experiment(evaluation, run, protocol, start)
+    if experiment is None or _settings_of(protocol) != _published_settings(experiment):
+        return None
+    return published_numbers().get(experiment)
+
+
+def _experiment(
+    evaluation: Artifact, run: Artifact, protocol: dict[str, Any], start: Artifact | None
+) -> Experiment | None:
+    config = run.config()
     fraction, num_images = float(config["fraction"]), int(run.result["images"])
     data = _data(fraction, num_images, int(evaluation.result["images"]))
     if data is None:
         return None
-    settings = (start.config() if start is not None and "training" in start.config() else config)["backbone"]
-    schedule = _schedule(int(run.result["steps"]), int(config["training"]["batch_size"]), num_images)
-    weights, variant = _weights(str(settings["weights"])), _variant(run, config, start)
-    if weights is None or schedule is None or variant is None:
+    family = config["detector"]["family"]
+    schedule = _schedule(family, protocol, fraction, num_images)
+    weights, variant = protocol["backbone_weights"], _variant(run, config, start)
+    if schedule is None or variant is None:
         return None
-    return Experiment(data, config["detector"]["family"], run.result["backbone"], weights, schedule, fraction, variant)
+    return Experiment(data, family, run.result["backbone"], weights, schedule, fraction, variant)
 
 
 def _data(fraction: float, num_images: int, num_measured: int) -> str | None:
@@ -219,20 +232,48 @@ def _data(fraction: float, num_images: int, num_measured: int) -> str | None:
     return None
 
 
-def _schedule(steps: int, batch_size: int, num_images: int) -> str | None:
-    if batch_size == 16 and steps in (12_000, 90_000):
+def _schedule(family: str, protocol: dict[str, Any], fraction: float, num_images: int) -> str | None:
+    steps, batch_size = int(protocol["steps"]), int(protocol["batch_size"])
+    if family == "detr" and fraction != 100:  # as long as with all images
+        return {375_000: "50e", 750_000: "100e"}.get(steps * batch_size // REFERENCE_BATCH)
+    return _named_schedule(steps, batch_size, num_images)
+
+
+def _named_schedule(steps: int, batch_size: int, num_images: int) -> str | None:
+    if batch_size == REFERENCE_BATCH and steps in (12_000, 90_000):
         return "12k" if steps == 12_000 else "1x"
     epochs = steps / steps_per_epoch(num_images, batch_size)
     near = [name for count, name in _EPOCHS.items() if abs(epochs - count) < 0.05]
     return near[0] if near else None
 
 
-def _weights(setting: str) -> str | None:
-    """The kind of backbone weights."""
-    words = setting.lower().rsplit("/", 1)[-1]
-    if "imagenet" in words or words == "default":
-        return "supervised"
-    return next((kind for kind in ("moco", "swav", "pixpro", "simmim") if kind in words), None)
+def _settings_of(protocol: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what of a run must be as in the paper: recipe, batch size, policy, sides, and where the rate drops."""
+    drops = tuple(round(step / protocol["steps"], 3) for step in protocol["drop_steps"])
+    sides = (tuple(protocol["short_sides"]), protocol["long_side"])
+    return protocol["recipe"], protocol["batch_size"], protocol["policy"], sides, drops
+
+
+def _published_settings(one: Experiment) -> tuple[Any, ...]:
+    """Return the same of an experiment of the paper."""
+    recipe, batch_size, policy = "default", REFERENCE_BATCH, "resize"
+    sides: tuple[int, ...] = SINGLE_SCALE
+    drops = _DROPS[one.schedule]
+    if one.weights in ("moco", "pixpro", "swav"):
+        sides = MULTI_SCALE
+        if one.detector in ("faster-rcnn", "mask-rcnn"):
+            recipe = {"moco": "moco-v2"}.get(one.weights, one.weights)
+    if one.backbone.startswith("swin"):
+        recipe, policy, sides = "swin", "detr", WIDE_SIDES
+        drops = (27 / 36, 33 / 36) if one.schedule == "3x" else drops
+    if one.weights == "simmim":
+        recipe, batch_size, policy, sides, drops = "simmim", 32, "lsj", SINGLE_SCALE, _DROPS[one.schedule]
+    if one.detector == "detr":
+        policy, sides = "detr", WIDE_SIDES
+    if one.data == "voc":
+        policy, sides = "resize", WIDE_SIDES
+        drops = (70 / 100,) if one.detector == "detr" else drops
+    return recipe, batch_size, policy, (sides, 1333), tuple(round(drop, 3) for drop in drops)
 
 
 def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> str | None:
@@ -244,7 +285,7 @@ def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> s
     pretraining = start.config()
     if "training" not in pretraining:  # imported
         return "AlignDet" if pretraining.get("layout") == "aligndet" else None
-    length = _schedule(
+    length = _named_schedule(
         int(start.result["steps"]), int(pretraining["training"]["batch_size"]), int(start.result["images"])
     )
     changes = []

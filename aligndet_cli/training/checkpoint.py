@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 
-from aligndet_cli.errors import WeightsError
+from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.workspace import write_bytes
 
 KEPT = 2
+# Raised when the steps after a checkpoint would not be those that its run began with; 2: batches of one orientation.
+VERSION = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write the state after `step` finished steps and drop all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / f"step-{step:09d}.pt", serialise(state))
+    write_bytes(folder / f"step-{step:09d}.pt", serialise({"version": VERSION, **state}))
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
         old.unlink()
 
@@ -26,6 +28,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
     Raises:
         WeightsError: the file cannot be read; the message says how to go on.
+        ConfigError: the run was begun by a version whose next steps would have been others.
     """
     files = sorted(folder.glob("step-*.pt"))
     if not files:
@@ -36,6 +39,11 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
         raise WeightsError(
             f"{files[-1]}: cannot be read ({type(error).__name__}); delete it to go on from the one before"
         ) from error
+    if state.pop("version", 1) != VERSION:
+        raise ConfigError(
+            f"{folder.parent}: was begun by another version of aligndet, with another order of images, so its "
+            "end would be neither's: --no-resume begins again"
+        )
     return int(files[-1].stem.removeprefix("step-")), state
 
 

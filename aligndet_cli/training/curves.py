@@ -22,6 +22,7 @@ _Panel = tuple[str, str, tuple[str, ...]]  # title, label, numbers
 _PANELS: tuple[_Panel, ...] = (
     ("Contrastive loss", "loss", _CONTRAST_LOSS),
     ("Contrast accuracy", "share of pairs", ("contrast_accuracy", "contrast_accuracy_by_chance")),
+    ("Met in the other view", "share of queries", ("counterparts",)),
     ("Similarity of embeddings", "cosine", ("positive_similarity", "negative_similarity")),
     ("Embedding rank", "directions used", ("embedding_rank",)),
     ("Embedding spread", "1 = even over the sphere", ("embedding_spread",)),

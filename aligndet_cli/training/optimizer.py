@@ -13,7 +13,7 @@ from aligndet_cli.training.launch import Devices, Process
 from aligndet_cli.training.loop import CheckpointConfig, LoopSettings
 from aligndet_cli.training.schedules import REFERENCE_BATCH, Rates, RecipeName, ScheduleName, build_schedule
 
-SGD_MOMENTUM = 0.9  # FACTS 5
+SGD_MOMENTUM = 0.9  # the authors' schedule_1x.py
 UNDECAYED = ("relative_position_bias_table",)  # beside norms, where those do not decay; torchvision's name in Swin
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
@@ -23,7 +23,7 @@ AskedRecipe = Annotated[RecipeName | None, BeforeValidator(lambda value: None if
 
 
 class TrainingConfig(Frozen):
-    """Length and optimizer of a training stage. None: the recipe of the detector (FACTS 5)."""
+    """Length and optimizer of a training stage. None: the recipe of the detector."""
 
     schedule: ScheduleName | None = None
     epochs: int | None = Field(None, ge=1)
@@ -58,14 +58,13 @@ def resolve_settings(
         raise ConfigError("--logger tensorboard: not installed; pip install 'aligndet[tensorboard]'")
     schedule = build_schedule(
         training.schedule or rates.schedule,
+        rates,
         epochs=training.epochs,
         steps=training.steps,
         num_images=num_images,
         batch_size=training.images_per_step,
-        warmup=(rates.warmup, rates.warmup_steps),
-        decay=rates.decay,
     )
-    scaled_lr = rates.lr * training.images_per_step / rates.batch_size  # linear scaling, FACTS 5
+    scaled_lr = rates.lr * training.images_per_step / rates.batch_size  # linear scaling
     return LoopSettings(
         schedule=schedule,
         base_lr=scaled_lr if training.lr is None else training.lr,
@@ -124,15 +123,29 @@ def describe_settings(
         micro = training.images_per_step // devices.world_size // training.accumulate
         split += f", {training.accumulate} times {micro} after each other"
     decay = "cosine" if schedule.decay == "cosine" else f"/10 at {list(schedule.drop_steps)}"
+    warmup = f"{schedule.warmup} warm-up {schedule.warmup_steps}" if schedule.warmup_steps else "no warm-up"
     return {
-        "steps": f"{schedule.num_steps} (warm-up {schedule.warmup_steps}, {decay})",
+        "steps": f"{schedule.num_steps} ({warmup}, {decay})",
         "batch size": f"{training.batch_size} ({split})",
         "learning rate": f"{settings.base_lr:g} ({lr_origin})",
-        "optimizer": rates.optimizer,
+        "optimizer": ", ".join([rates.optimizer, *_exceptions(rates)]),
         "weight decay": f"{settings.weight_decay:g} ({decay_origin})",
         "gradient clipping": "off" if settings.clip_norm is None else f"{settings.clip_norm:g}",
         "precision": settings.precision,
     }
+
+
+def _exceptions(rates: Rates) -> list[str]:
+    """Say which parameters are trained otherwise than the rest."""
+    exceptions = []
+    if rates.backbone_lr_scale != 1.0:
+        exceptions.append(f"backbone at {rates.backbone_lr_scale:g} times the rate")
+    if rates.bias_lr_scale != 1.0 or rates.bias_decay_scale != 1.0:
+        decay = "without decay" if rates.bias_decay_scale == 0.0 else f"at {rates.bias_decay_scale:g} times the decay"
+        exceptions.append(f"biases at {rates.bias_lr_scale:g} times the rate and {decay}")
+    if not rates.decays_norms:
+        exceptions.append("norms and position biases without decay")
+    return exceptions
 
 
 def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, process: Process) -> torch.optim.Optimizer:

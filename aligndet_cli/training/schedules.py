@@ -11,9 +11,15 @@ PolicyName = Literal["resize", "detr", "lsj"]
 ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "90e", "100e", "150e", "200e"]
 WarmupName = Literal["linear", "constant", "none"]
 DecayName = Literal["steps", "cosine"]
-WARMUP_STEPS = 500  # FACTS 5
-WARMUP_START = {"linear": 0.001, "constant": 1 / 3, "none": 1.0}  # share of the learning rate, FACTS 5
+ProjectorStart = Literal["normal", "torch", "kaiming"]
+WARMUP_STEPS = 500  # the authors' schedule_1x.py and the others
+# Share of the learning rate at the start; `constant`: the authors' semi-coco/fcos_r50_fpn_12k_semi-coco.py.
+WARMUP_START = {"linear": 0.001, "constant": 1 / 3, "none": 1.0}
 REFERENCE_BATCH = 16
+# Short sides of training images, one of which is drawn.
+SINGLE_SCALE = (800,)  # supervised backbones: the authors' coco/*_1x_coco.py
+MULTI_SCALE = (640, 672, 704, 736, 768, 800)  # self-supervised backbones: their coco/*_mstrain_1x_coco.py
+WIDE_SIDES = (480, 512, 544, 576, 608, *MULTI_SCALE)  # Pascal VOC: their voc0712.py; and DETR's crops
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ LENGTHS: dict[ScheduleName, Length] = {
     "4x": Length(48, None, (32 / 48, 44 / 48)),
     "50e": Length(50, None, (40 / 50,)),
     "90e": Length(90, None, (30 / 90, 60 / 90)),
-    "100e": Length(100, None, (70 / 100,)),
+    "100e": Length(100, None, (80 / 100,)),
     "150e": Length(150, None, (100 / 150,)),
     "200e": Length(200, None, (120 / 200, 160 / 200)),
 }
@@ -73,7 +79,7 @@ class Schedule:
 def momentum_at(step: int, num_steps: int, start: float) -> float:
     """EMA coefficient of the momentum network: `start` at step 0, 1.0 at the end, on a cosine.
 
-    Source: FACTS 4.5; the official `momentum_update_hook.py`.
+    Source: AlignDet eq. 6; the authors' `momentum_update_hook.py`.
     """
     return 1.0 - (1.0 - start) * (math.cos(math.pi * step / num_steps) + 1.0) / 2.0
 
@@ -83,44 +89,15 @@ def steps_per_epoch(num_images: int, batch_size: int) -> int:
     return max(math.ceil(num_images / batch_size), 1)
 
 
-def build_schedule(
-    name: ScheduleName,
-    *,
-    epochs: int | None,
-    steps: int | None,
-    num_images: int,
-    batch_size: int,
-    warmup: tuple[WarmupName, int] = ("linear", WARMUP_STEPS),
-    decay: DecayName = "steps",
-) -> Schedule:
-    """The curve of a named schedule, shortened or lengthened to `epochs` or `steps` when one of them is given.
-
-    Args:
-        warmup: its kind and steps, which are never more than a tenth of the run, so that short runs train at their
-            full rate.
-
-    Raises:
-        ConfigError: both `epochs` and `steps` are given.
-    """
-    if epochs is not None and steps is not None:
-        raise ConfigError("--epochs and --steps: give one of them")
-    length = LENGTHS[name]
-    if steps is None and epochs is None:
-        steps, epochs = length.steps, length.epochs
-    num_steps = steps or (epochs or 0) * steps_per_epoch(num_images, batch_size)
-    drops = tuple(round(fraction * num_steps) for fraction in length.drops) if decay == "steps" else ()
-    kind, warmup_steps = warmup
-    return Schedule(num_steps, 0 if kind == "none" else min(warmup_steps, num_steps // 10), drops, kind, decay)
-
-
 @dataclass(frozen=True)
 class Rates:
-    """How one kind of run of a detector family is trained (FACTS 5).
+    """How one kind of run of a detector family is trained.
 
     Attributes:
         lr: learning rate for `batch_size` images.
         origin: where the numbers come from, for people.
         schedule: length, unless another is asked for.
+        drops: of the schedules whose rate drops elsewhere than `LENGTHS` says, as fractions of the whole.
         warmup_steps: steps until the full rate.
         clip_norm: largest gradient norm; None does not clip.
         bias_lr_scale, bias_decay_scale: factors on both for biases.
@@ -135,6 +112,7 @@ class Rates:
     batch_size: int = REFERENCE_BATCH
     optimizer: Literal["sgd", "adamw"] = "sgd"
     schedule: ScheduleName = "1x"
+    drops: tuple[tuple[ScheduleName, tuple[float, ...]], ...] = ()
     warmup: WarmupName = "linear"
     warmup_steps: int = WARMUP_STEPS
     decay: DecayName = "steps"
@@ -146,19 +124,75 @@ class Rates:
     constant_lr: tuple[str, ...] = ()
 
 
+def build_schedule(
+    name: ScheduleName,
+    rates: Rates,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    num_images: int,
+    batch_size: int,
+) -> Schedule:
+    """Build the curve of a named schedule, shortened or lengthened to `epochs` or `steps` if one of them is given.
+
+    The warm-up is never more than a tenth of the run, so that short runs train at their full rate.
+
+    Args:
+        rates: whose warm-up, decay and drops are used.
+
+    Raises:
+        ConfigError: both `epochs` and `steps` are given.
+    """
+    if epochs is not None and steps is not None:
+        raise ConfigError("--epochs and --steps: give one of them")
+    length = LENGTHS[name]
+    if steps is None and epochs is None:
+        steps, epochs = length.steps, length.epochs
+    num_steps = steps or (epochs or 0) * steps_per_epoch(num_images, batch_size)
+    fractions = dict(rates.drops).get(name, length.drops) if rates.decay == "steps" else ()
+    drop_steps = tuple(round(fraction * num_steps) for fraction in fractions)
+    warmup_steps = 0 if rates.warmup == "none" else min(rates.warmup_steps, num_steps // 10)
+    return Schedule(num_steps, warmup_steps, drop_steps, rates.warmup, rates.decay)
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """What of a backbone fine-tuning leaves alone; fields as in `BackboneConfig`, with nothing left "auto"."""
+
+    frozen_stages: int
+    norm_eval: bool
+
+
+@dataclass(frozen=True)
+class ProjectorRecipe:
+    """The MLP behind the classification features, as the authors' configs of a family have it.
+
+    Attributes:
+        hidden_dim: width of the layer between.
+        start: initial weights: `normal` of standard deviation 0.01 without bias, `torch` as `nn.Linear` has them, or
+            `kaiming` for ReLU without bias, which no config of theirs has.
+    """
+
+    hidden_dim: int = 256
+    start: ProjectorStart = "normal"
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How a detector family is trained (FACTS 4, 5).
+    """How a detector family is trained. Source: the authors' configs, by file name where they are given.
 
     Attributes:
         pretrain: box-domain pre-training.
         finetune: fine-tuning after it.
         plain: fine-tuning without it.
         topk: proposals per image in pre-training, best first; None takes all.
+        projector: of pre-training.
         needs_masks: fine-tuning trains on masks where boxes have them, and evaluation measures them.
         needs_clusters: pre-training also trains the class predictor, on the cluster of each proposal.
         momentum_follows: parameters that the momentum detector takes over from the online one instead of averaging.
-        trains_whole_backbone: fine-tuning freezes nothing of the backbone, supervised weights or not.
+        freezing: of the backbone in fine-tuning, whatever its weights; None: by how they were trained.
+        short_sides: of training images where the policy is `resize`; None: by how the weights were trained.
+        counts_whole_set: epochs of fine-tuning on a fraction of the images are as long as those of all of them.
         name: which of the recipes of the family this is; see `detectors/recipes.py`.
         policy: how fine-tuning resizes and crops; see `finetune/views.py`.
         norms_in_heads: fine-tuning puts batch norm into the heads of a pre-training that had no norm there.
@@ -168,10 +202,13 @@ class Recipe:
     finetune: Rates
     plain: Rates
     topk: int | None = None
+    projector: ProjectorRecipe = ProjectorRecipe()
     needs_masks: bool = False
     needs_clusters: bool = False
     momentum_follows: tuple[str, ...] = ()
-    trains_whole_backbone: bool = False
+    freezing: Freezing | None = None
+    short_sides: tuple[int, ...] | None = None
+    counts_whole_set: bool = False
     name: RecipeName = "default"
     policy: PolicyName = "resize"
     norms_in_heads: bool = False

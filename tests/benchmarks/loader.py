@@ -108,7 +108,7 @@ def measure_loading(arguments: argparse.Namespace, workspace: Workspace, workers
     plan = stage.prepare(config, workspace)
     prepared = time.perf_counter()
     sampler = StreamSampler(
-        len(plan.indices),
+        plan.image_set.aspects(plan.indices),
         arguments.batch_size,
         seed=0,
         start_step=0,

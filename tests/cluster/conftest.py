@@ -85,7 +85,7 @@ def small_config(**settings: Any) -> ClusterConfig:
     small = {
         "k": 5,
         "pca_dim": 4,
-        "backbone": {"name": "resnet18"},
+        "backbone": {"name": "resnet18", "weights": "none"},
         "short_side": 64,
         "long_side": 96,
         "batch_size": 2,

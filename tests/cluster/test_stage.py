@@ -15,7 +15,7 @@ import torch
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.cluster import kmeans, rows, stage
-from aligndet_cli.errors import ConfigError, Preempted, RunError
+from aligndet_cli.errors import ConfigError, Preempted, RunError, WeightsError
 from aligndet_cli.proposals.store import ProposalStore
 from aligndet_cli.training.launch import Process
 from aligndet_cli.workspace import Workspace, read_json
@@ -230,10 +230,9 @@ def test_changed_settings_are_refused(make_workspace, make_config, run_stage):
         stage.prepare(make_config(kmeans_epochs=3), workspace)
 
 
-def test_untrained_backbone_is_a_warning(make_workspace, config, caplog, monkeypatch):
-    monkeypatch.setattr(stage.logger, "propagate", True)
-    stage.prepare(config, make_workspace())
-    assert "untrained" in caplog.text
+def test_untrained_backbone_must_be_asked_for(make_workspace, make_config):
+    with pytest.raises(WeightsError, match=r"cluster: its backbone stays as it is.*--backbone-weights DEFAULT"):
+        stage.prepare(make_config(backbone={"name": "resnet18"}), make_workspace())
 
 
 def test_weights_file_is_an_input(make_workspace, make_config, tmp_path):

@@ -61,15 +61,19 @@ def test_boxes_are_clipped_dropped_and_counted(tmp_path: Path) -> None:
     }
 
 
-def test_unknown_sizes_clip_nothing(tmp_path: Path) -> None:
+def test_missing_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     content = coco_content()
     for image in content["images"]:
         del image["width"]
-    content["annotations"][0]["bbox"] = [500, 30, 10, 10]
+    content["annotations"][0]["bbox"] = [55, 30, 10, 10]
+    make_coco(tmp_path, content)
+    (tmp_path / "train2017" / "a.jpg").write_bytes(b"not an image")
+    images = open_root(tmp_path)
+    assert images.sizes_hw.tolist() == [[40, 60], [0, 0], [40, 60]] and images.record(1).size_hw is None
+    assert images.aspects([2, 1]).tolist() == [1.5, 1]
+    assert images.record(2).boxes.tolist() == [[55, 30, 60, 40]]
     make_coco(tmp_path, content)
     images = open_root(tmp_path)
-    assert images.record(0).size_hw is None
-    assert images.record(2).boxes.tolist() == [[500, 30, 510, 40]]
     assert {(image["height"], image["width"]) for image in to_coco_dict(images)["images"]} == {(40, 60)}
 
 

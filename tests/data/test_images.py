@@ -15,6 +15,7 @@ from aligndet_cli.data.images import (
     is_image_file,
     read_bytes,
     read_image,
+    read_missing_sizes,
     read_size_hw,
 )
 from aligndet_cli.errors import DataError
@@ -68,6 +69,17 @@ def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path: Path, orientat
     step = 32 // len(reduced)
     centres = reduced[[8 // step, 24 // step]][:, [8 // step, 32 // step]]
     np.testing.assert_allclose(centres.astype(int), CORNERS.astype(int), atol=12)
+
+
+def test_missing_sizes_are_read_from_headers_and_unreadable_files_passed_over(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying, to be turned by 90 degrees
+    corner_image().save(tmp_path / "turned.jpg", exif=exif)
+    corner_image().save(tmp_path / "known.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    given = np.array([[0, 0], [7, 5], [0, 0], [0, 0]], dtype=np.int32)
+    found = read_missing_sizes(tmp_path, ["turned.jpg", "known.jpg", "broken.jpg", "absent.jpg"], given)
+    assert found.tolist() == [[48, 32], [7, 5], [0, 0], [0, 0]] and not given[0].any()
 
 
 # Outside pytest, which resets the filters, images.py silences this.

@@ -27,8 +27,10 @@ def images(toy: Path) -> ImageSet:
 
 
 def sampler(num_images: int, start: int = 0, rank: int = 0, world: int = 1) -> StreamSampler:
+    """Steps of 4 images; the first three images of each five are wide, the others tall."""
     process = Process(rank=rank, world_size=world)
-    return StreamSampler(num_images, 4, seed=5, start_step=start, num_steps=6, process=process)
+    aspects = np.where(np.arange(num_images) % 5 < 3, 1.5, 0.75)
+    return StreamSampler(aspects, 4, seed=5, start_step=start, num_steps=6, process=process)
 
 
 def test_every_image_once_per_epoch_and_epochs_differ() -> None:
@@ -43,6 +45,15 @@ def test_two_ranks_share_what_one_would_take() -> None:
     whole = list(sampler(7))
     parts = [list(sampler(7, rank=rank, world=2)) for rank in range(2)]
     assert whole == [first + second for first, second in zip(*parts, strict=True)]
+
+
+def test_two_processes_together_see_every_image_once_an_epoch() -> None:
+    """17 images in steps of 4: the epochs end within a step, where the second process has what the first has not."""
+    parts = [list(sampler(17, rank=rank, world=2)) for rank in range(2)]
+    seen = sorted(place for part in parts for batch in part for place in batch)
+    assert [position for position, _ in seen] == list(range(24))
+    assert sorted(row for _, row in seen[:17]) == list(range(17))
+    assert {len({row for batch in part for _, row in batch}) for part in parts} != {17}
 
 
 def test_resuming_continues_the_stream() -> None:
@@ -111,7 +122,7 @@ def test_evaluation_goes_through_all_images_in_order(images: ImageSet) -> None:
 
 def test_a_batch_may_be_larger_than_the_data_set(images: ImageSet) -> None:
     process = Process()
-    two_epochs = StreamSampler(3, 4, seed=5, start_step=0, num_steps=3, process=process)
+    two_epochs = StreamSampler(np.array([2.0, 0.5, 1.0]), 4, seed=5, start_step=0, num_steps=3, process=process)
     rows = [row for batch in two_epochs for _, row in batch]
     assert all(sorted(rows[start : start + 3]) == [0, 1, 2] for start in (0, 3, 6, 9))
     stream = SampleStream(images, [0, 2, 4], LabelBoxes(images), "fail")

@@ -50,6 +50,18 @@ def test_where_the_proposals_found_it(workspace: Workspace, root: Path) -> None:
     assert store.image_ids.tolist() == images.image_ids.tolist()
 
 
+def test_images_of_a_plain_folder_have_the_sizes_that_the_proposals_saw(workspace: Workspace, root: Path) -> None:
+    add_proposals(workspace, "a", DataConfig(root=root))
+    folder = workspace.root / "proposals" / "a"
+    entries = [ImageProposals(number, f"{number}.png", (40, 50), np.zeros((0, 4), np.float32)) for number in (2, 0)]
+    write_store(folder, entries)  # without image 1, which could not be read
+    images = open_proposals(workspace)[1]
+    assert images.sizes_hw.tolist() == [[40, 50], [0, 0], [40, 50]]
+    assert images.aspects([0, 1]).tolist() == [1.25, 1]
+    write_store(folder, [])
+    assert open_proposals(workspace)[1].sizes_hw.tolist() == [[0, 0]] * 3
+
+
 def test_the_newest_or_the_named(workspace: Workspace, root: Path) -> None:
     add_proposals(workspace, "a", DataConfig(root=root, limit=1))
     add_proposals(workspace, "b", DataConfig(root=root, limit=2))

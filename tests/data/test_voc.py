@@ -34,8 +34,8 @@ def test_difficult_floats_and_missing_size(tmp_path: Path) -> None:
     make_voc(tmp_path, {"a": voc_xml(("cat", (1.5, 2, 400.25, 30)), difficult=1, size_hw=None)}, {"train": ["a"]})
     images = open_root(tmp_path)
     assert images.is_crowd.tolist() == [True]
-    assert images.boxes.tolist() == [[0.5, 1, 400.25, 30]]  # no size: not clipped
-    assert images.record(0).size_hw is None
+    assert images.record(0).size_hw == (40, 60)  # that of the file
+    assert images.boxes.tolist() == [[0.5, 1, 60, 30]]
 
 
 def test_boxes_without_area_are_dropped(tmp_path: Path) -> None:

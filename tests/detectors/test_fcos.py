@@ -90,7 +90,7 @@ def test_scales_act_per_level() -> None:
         torch.testing.assert_close(two, one * (level + 1))
 
 
-def test_candidates_are_counted_per_batch_and_positives_come_first() -> None:
+def test_candidates_are_drawn_from_the_whole_batch_and_positives_come_first() -> None:
     images, targets = one_image(
         torch.tensor([[10.0, 12, 60, 50], [70, 20, 120, 90]]), torch.zeros(2, dtype=torch.int64)
     )
@@ -99,7 +99,7 @@ def test_candidates_are_counted_per_batch_and_positives_come_first() -> None:
     few, many = build(pretext_samples=7).eval(), build(pretext_samples=100_000).eval()
     of_few = few.box_candidates(few.extract(images), targets, with_losses=True)
     of_many = many.box_candidates(many.extract(images), targets, with_losses=True)
-    assert len(of_few.slots) == 7 and (of_few.instance_ids >= 0).all()
+    assert len(of_few.slots) == 2 * 7 and (of_few.instance_ids >= 0).all()
     assert len(of_many.slots) == 2 * (192 + 48 + 12 + 4 + 1)
     torch.testing.assert_close(of_few.losses, of_many.losses)
 

@@ -1,18 +1,33 @@
-"""Every row of the paper's table of hyper-parameters (FACTS 5), as literal numbers."""
+"""Every row of the paper's table of hyper-parameters, as literal numbers."""
 
 import pytest
 
-from aligndet_cli.backbones import BackboneConfig
+from aligndet_cli.backbones import BackboneConfig, WeightsTraining
 from aligndet_cli.backbones.layouts import LAYOUTS, NAMINGS
-from aligndet_cli.detectors import DetectorConfig
+from aligndet_cli.detectors import BUILDERS, DetectorConfig
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
-from aligndet_cli.detectors.recipes import RECIPE_OF_LAYOUT, recipe_for
+from aligndet_cli.detectors.recipes import (
+    METHODS,
+    LabelFacts,
+    fit_to_labels,
+    images_of_an_epoch,
+    recipe_for,
+    weights_kind,
+)
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.schedules import LENGTHS, Rates
+from aligndet_cli.training.schedules import (
+    LENGTHS,
+    WIDE_SIDES,
+    Freezing,
+    ProjectorRecipe,
+    Rates,
+    Recipe,
+    build_schedule,
+)
 
 # (lr, weight decay, batch size, optimizer, schedule) of pre-training, fine-tuning after it, and fine-tuning without it.
 SGD = (16, "sgd", "1x")
@@ -31,7 +46,7 @@ TABLE = [
         "swin_b",
         "SimMIM",
         "simmim",
-        [(1e-4, 5e-2, *ADAMW), (9e-5, 2.5e-3, 32, "adamw", "3x"), (6e-5, 5e-2, 32, "adamw", "3x")],
+        [(6e-5, 5e-2, 32, "adamw", "1x"), (9e-5, 2.5e-3, 32, "adamw", "3x"), (6e-5, 5e-2, 32, "adamw", "3x")],
     ),
     (
         DETRConfig(),
@@ -45,37 +60,107 @@ TABLE = [
         ],
     ),
 ]
+NOTHING = Freezing(-1, norm_eval=False)
 
 
 def backbone(name: str) -> BackboneConfig:
     return BackboneConfig.model_validate({"name": name})
 
 
+def recipe_of(detector: DetectorConfig, name: str = "resnet50", layout: str | None = None) -> Recipe:
+    return recipe_for(detector, backbone(name), WeightsTraining(layout))
+
+
 def numbers(rates: Rates) -> tuple[float, float, int, str, str]:
     return rates.lr, rates.weight_decay, rates.batch_size, rates.optimizer, rates.schedule
 
 
+def every(recipe: Recipe) -> tuple[Rates, Rates, Rates]:
+    return recipe.pretrain, recipe.finetune, recipe.plain
+
+
 @pytest.mark.parametrize(("detector", "backbone_name", "layout", "name", "rows"), TABLE)
 def test_rates(detector: DetectorConfig, backbone_name: str, layout: str | None, name: str, rows: list) -> None:
-    recipe = recipe_for(detector, backbone(backbone_name), layout)
+    recipe = recipe_of(detector, backbone_name, layout)
     assert recipe.name == name
-    assert [numbers(rates) for rates in (recipe.pretrain, recipe.finetune, recipe.plain)] == rows
+    assert [numbers(rates) for rates in every(recipe)] == rows
     assert recipe.norms_in_heads == (name in ("moco-v2", "pixpro", "swav"))
-    every = (recipe.pretrain, recipe.finetune, recipe.plain)
-    assert {rates.decays_norms for rates in every} == {name not in ("swin", "simmim")}
-    assert recipe.policy == ("detr" if detector.family == "detr" else "lsj" if name == "simmim" else "resize")
+    assert {rates.decays_norms for rates in every(recipe)} == {name not in ("swin", "simmim")}
+    policy = {"swin": "detr", "simmim": "lsj"}.get(name, "detr" if detector.family == "detr" else "resize")
+    assert recipe.policy == policy
 
 
 def test_what_else_the_table_says() -> None:
     fcos = FCOSConfig().RECIPE
     for rates in (fcos.finetune, fcos.plain):
         assert (rates.bias_lr_scale, rates.bias_decay_scale, rates.clip_norm) == (2.0, 0.0, 35.0)
-    assert {rates.warmup for rates in (fcos.pretrain, fcos.finetune, fcos.plain)} == {"constant"}
+    assert {rates.warmup for rates in every(fcos)} == {"linear"} and fcos.pretrain.clip_norm is None
     detr = DETRConfig().RECIPE
-    assert {rates.clip_norm for rates in (detr.pretrain, detr.finetune, detr.plain)} == {0.1}
+    assert {rates.clip_norm for rates in every(detr)} == {0.1} and {rates.warmup for rates in every(detr)} == {"none"}
     assert detr.finetune.backbone_lr_scale == detr.plain.backbone_lr_scale == 0.1
-    swav = recipe_for(MaskRCNNConfig(), backbone("resnet50"), "SwAV")
-    assert [rates.warmup_steps for rates in (swav.pretrain, swav.finetune, swav.plain)] == [500, 1000, 500]
+    swav = recipe_of(MaskRCNNConfig(), "resnet50", "SwAV")
+    assert [rates.warmup_steps for rates in every(swav)] == [500, 1000, 500]
+    for layout in (None, "SimMIM"):
+        swin = recipe_of(MaskRCNNConfig(), "swin_b", layout)
+        assert [rates.warmup_steps for rates in every(swin)] == [1000, 1000, 1000]
+        assert swin.freezing == NOTHING
+
+
+def test_swin_drops_later_than_simmim() -> None:
+    # of 36 epochs, one step each
+    swin, simmim = (recipe_of(MaskRCNNConfig(), "swin_b", layout).plain for layout in (None, "SimMIM"))
+    assert build_schedule("3x", swin, num_images=16, batch_size=16).drop_steps == (27, 33)
+    assert build_schedule("3x", simmim, num_images=16, batch_size=16).drop_steps == (24, 33)
+
+
+def test_projectors() -> None:
+    rcnn = ProjectorRecipe(1024, "normal")
+    expected = {
+        "retinanet": ProjectorRecipe(256, "normal"),
+        "fcos": ProjectorRecipe(256, "normal"),
+        "faster-rcnn": rcnn,
+        "mask-rcnn": rcnn,
+        "detr": ProjectorRecipe(256, "torch"),
+    }
+    configs = (RetinaNetConfig(), FCOSConfig(), FasterRCNNConfig(), MaskRCNNConfig(), DETRConfig())
+    assert {config.family: config.RECIPE.projector for config in configs} == expected
+    assert set(expected) == set(BUILDERS)
+
+
+def test_voc_has_schedules_and_sizes_of_its_own() -> None:
+    voc = LabelFacts(is_voc=True)
+    for config in (FCOSConfig(), RetinaNetConfig(), FasterRCNNConfig()):
+        recipe = fit_to_labels(config.RECIPE, config.family, voc)
+        assert (recipe.finetune.schedule, recipe.plain.schedule, recipe.pretrain.schedule) == ("12k", "12k", "1x")
+        assert recipe.short_sides == WIDE_SIDES and recipe.policy == "resize" and recipe.freezing is None
+        assert recipe.finetune.clip_norm == config.RECIPE.finetune.clip_norm
+    detr = fit_to_labels(DETRConfig().RECIPE, "detr", voc)
+    assert (detr.policy, detr.freezing, detr.short_sides) == ("resize", Freezing(1, norm_eval=True), WIDE_SIDES)
+    for rates in (detr.finetune, detr.plain):
+        assert (rates.clip_norm, rates.schedule, rates.warmup, rates.backbone_lr_scale) == (None, "100e", "none", 0.1)
+        assert build_schedule("100e", rates, num_images=16, batch_size=16).drop_steps == (70,)
+
+
+def test_fractions_have_warm_ups_and_lengths_of_their_own() -> None:
+    part = LabelFacts(is_fraction=True)
+    fcos = fit_to_labels(FCOSConfig().RECIPE, "fcos", part)
+    assert {(rates.warmup, rates.clip_norm) for rates in (fcos.finetune, fcos.plain)} == {("constant", None)}
+    detr = fit_to_labels(DETRConfig().RECIPE, "detr", part)
+    assert {(rates.warmup, rates.clip_norm) for rates in (detr.finetune, detr.plain)} == {("linear", 0.1)}
+    for name, steps, drop in (("50e", 375_000, 300_000), ("100e", 750_000, 600_000)):
+        for num_all in (118_287, 117_266):  # of which 1 % is chosen
+            num_images = images_of_an_epoch(detr, num_all // 100, num_all)
+            schedule = build_schedule(name, detr.plain, num_images=num_images, batch_size=16)
+            assert (schedule.num_steps, schedule.warmup_steps, schedule.drop_steps) == (steps, 500, (drop,))
+    assert images_of_an_epoch(detr, 10, 100) == 100  # another set
+    retinanet = RetinaNetConfig().RECIPE
+    assert fit_to_labels(retinanet, "retinanet", part) == retinanet
+    assert images_of_an_epoch(retinanet, 10, 100) == 10
+
+
+def test_mobilenet_is_trained_as_a_whole() -> None:
+    assert recipe_of(MaskRCNNConfig(), "mobilenet_v2").freezing == NOTHING
+    assert recipe_of(MaskRCNNConfig(), "resnet18").freezing is None
 
 
 def test_schedules() -> None:
@@ -92,25 +177,33 @@ def test_schedules() -> None:
         "4x": (48, [32, 44]),
         "50e": (50, [40]),
         "90e": (90, [30, 60]),  # pretrain-image
-        "100e": (100, [70]),
+        "100e": (100, [80]),
         "150e": (150, [100]),
         "200e": (200, [120, 160]),  # pretrain-image
     }
 
 
 def test_what_is_asked_for_wins() -> None:
-    assert recipe_for(MaskRCNNConfig(), backbone("resnet50"), "SwAV", asked="default") == MaskRCNNConfig().RECIPE
-    assert recipe_for(MaskRCNNConfig(), backbone("resnet50"), None, asked="swav").finetune.weight_decay == 5e-6
+    resnet, swav = backbone("resnet50"), WeightsTraining("SwAV")
+    assert recipe_for(MaskRCNNConfig(), resnet, swav, asked="default") == MaskRCNNConfig().RECIPE
+    assert recipe_for(MaskRCNNConfig(), resnet, WeightsTraining(), asked="swav").finetune.weight_decay == 5e-6
     with pytest.raises(ConfigError, match=r"--recipe swav: is for faster-rcnn, mask-rcnn, not for fcos; use default"):
-        recipe_for(FCOSConfig(), backbone("resnet50"), None, asked="swav")
+        recipe_for(FCOSConfig(), resnet, WeightsTraining(), asked="swav")
 
 
 def test_families_without_rates_of_their_own_keep_theirs() -> None:
-    known = {layout.name for layout in LAYOUTS} | {naming.name for naming in NAMINGS}
-    assert set(RECIPE_OF_LAYOUT) <= known
-    for layout in RECIPE_OF_LAYOUT:
-        assert recipe_for(FCOSConfig(), backbone("resnet50"), layout) == FCOSConfig().RECIPE
-    assert recipe_for(DETRConfig(), backbone("swin_t"), "SimMIM") == DETRConfig().RECIPE
-    assert recipe_for(RetinaNetConfig(), backbone("swin_t"), "SimMIM").name == "swin"
-    assert recipe_for(MaskRCNNConfig(), backbone("swin_t"), "DINO").name == "swin"
-    assert recipe_for(MaskRCNNConfig(), backbone("resnet50"), "BYOL").norms_in_heads
+    known = {layout.name for layout in LAYOUTS} | {naming.name for naming in NAMINGS} | {"self-supervised"}
+    assert set(METHODS) <= known
+    for layout in METHODS:
+        assert recipe_of(FCOSConfig(), "resnet50", layout) == FCOSConfig().RECIPE
+    assert recipe_of(DETRConfig(), "swin_t", "SimMIM") == DETRConfig().RECIPE
+    assert recipe_of(RetinaNetConfig(), "swin_t", "SimMIM").name == "swin"
+    assert recipe_of(MaskRCNNConfig(), "swin_t", "DINO").name == "swin"
+    assert recipe_of(MaskRCNNConfig(), "resnet50", "BYOL").norms_in_heads
+
+
+def test_weights_have_one_word() -> None:
+    assert weights_kind(WeightsTraining()) == "none"
+    assert weights_kind(WeightsTraining("timm", is_supervised=True)) == "supervised"
+    assert weights_kind(WeightsTraining("torchvision")) == "other"
+    assert weights_kind(WeightsTraining("MoCo")) == "moco"

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,8 @@ from aligndet_cli.training.launch import Process
 from aligndet_cli.training.loop import Learner, LoopSettings, train
 from aligndet_cli.training.schedules import Schedule
 
-NUM_IMAGES, BATCH, NUM_STEPS = 7, 4, 9
+BATCH, NUM_STEPS = 4, 9
+ASPECTS = np.array([1.5, 0.75, 1.5, 1.5, 0.75, 1.0, 1.3])  # of 7 images
 PLAN = SimpleNamespace(config=SimpleNamespace(runtime=RuntimeConfig()))
 
 
@@ -47,7 +49,7 @@ def run(_plan: Any, process: Process, folder: Path, stop_after: int | None) -> N
     settings = LoopSettings(Schedule(NUM_STEPS, 0, ()), base_lr=0.1, weight_decay=0.0, seed=0)
 
     def batches_from(start: int) -> Iterator[list[Any]]:
-        sampler = StreamSampler(NUM_IMAGES, BATCH, seed=5, start_step=start, num_steps=NUM_STEPS, process=process)
+        sampler = StreamSampler(ASPECTS, BATCH, seed=5, start_step=start, num_steps=NUM_STEPS, process=process)
         for step, places in enumerate(sampler, start=start):
             with (folder / "order.jsonl").open("a") as handle:
                 handle.write(json.dumps([step, process.rank, places]) + "\n")

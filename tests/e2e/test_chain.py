@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import CHAIN, SMALL, aligndet, run_chain
+from commandline import CHAIN, RANDOM, SMALL, aligndet, run_chain
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -139,7 +139,7 @@ def run_on_real_data(data: Path, workspace: Path) -> Path:
     """The four commands of the issue, made small by flags; returns the evaluation."""
     few = ("-w", workspace, "--limit", "16")
     aligndet("proposals", data, *few, "--set", "working_size=96", "--num-workers", "2")
-    aligndet("pretrain-box", *RETINANET, "-w", workspace, *SMALL)
+    aligndet("pretrain-box", *RETINANET, *RANDOM, "-w", workspace, *SMALL)
     aligndet("finetune", *RETINANET, *few, *SMALL, "--set", "detector.score_threshold=0.005")
     aligndet("evaluate", *few)
     check_status(workspace, ("proposals", "pretrain-box", "finetune", "evaluate"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import CHAIN, RESOLUTION, aligndet
+from commandline import CHAIN, RANDOM, RESOLUTION, aligndet
 
 pytestmark = pytest.mark.e2e
 
@@ -36,7 +36,7 @@ def data(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_whole_chain_with_masks(data: Path, tmp_path: Path) -> None:
     workspace = ("-w", tmp_path / "workspace")
     aligndet("proposals", data, *workspace, *CHAIN["proposals"])
-    aligndet("pretrain-box", *workspace, *SMALL, "--steps", "3")
+    aligndet("pretrain-box", *workspace, *SMALL, *RANDOM, "--steps", "3")
     folder = tmp_path / "workspace" / "pretrain-box" / "mask-rcnn-resnet18"
     names = {name.partition(".")[0] for name in torch.load(folder / "weights.pt")["state_dict"]}
     assert names == {"backbone", "neck", "rpn", "head", "box_predictor"}

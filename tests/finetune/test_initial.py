@@ -4,17 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import resnet18
+from torchvision.models import resnet18, swin_t
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import DetectorConfig, build_detector
-from aligndet_cli.detectors.checkpoint import save_detector
+from aligndet_cli.detectors.checkpoint import read_detector, save_detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
+from aligndet_cli.errors import ConfigError
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.stage import FinetuneConfig
+from aligndet_cli.finetune.transfer import MODULE_NAMES, modules_to_restart, transfer
 from aligndet_cli.workspace import Workspace
 
+CATEGORIES = (Category(1, "a"),)
 RESNET = BackboneConfig(name="resnet18")
 SMALL = FasterRCNNConfig(neck_channels=32, head_convs=1, head_features=64)
 
@@ -62,6 +67,42 @@ def test_a_detector_brings_its_recipe(tmp_path: Path, stage: str, head_norm: str
 
 
 def test_swin_is_never_frozen(tmp_path: Path) -> None:
-    initial = found(tmp_path, init="scratch", backbone={"name": "swin_t"}, detector={"family": "mask-rcnn"})
-    assert initial.recipe.name == "swin" and initial.backbone.frozen_stages == -1
-    assert initial.freeze_origin == "swin recipe, for any weights"
+    torch.save(swin_t().state_dict(), tmp_path / "swin.pth")  # with its classifier: supervised
+    backbone = {"name": "swin_t", "weights": str(tmp_path / "swin.pth")}
+    initial = found(tmp_path, init="backbone", backbone=backbone, detector={"family": "mask-rcnn"})
+    assert initial.recipe.name == "swin" and initial.backbone.frozen_stages == -1 and initial.training.is_supervised
+    assert initial.freeze_origin == "swin recipe for a swin_t, whatever its weights"
+
+
+def test_nothing_random_is_frozen(tmp_path: Path) -> None:
+    initial = found(tmp_path, init="scratch", detector={"family": "detr"})
+    assert (initial.backbone.frozen_stages, initial.backbone.norm_eval) == (-1, False)
+
+
+def test_a_user_may_know_better_than_the_file(tmp_path: Path, moco: str) -> None:
+    backbone = {"name": "resnet18", "weights": moco}
+    initial = found(tmp_path, init="backbone", backbone=backbone)
+    assert initial.freeze_origin == "not supervised weights: MoCo layout without an ImageNet classifier"
+    told = found(tmp_path, init="backbone", backbone={**backbone, "method": "supervised"})
+    assert (told.backbone.frozen_stages, told.backbone.norm_eval) == (1, True)
+    other = found(tmp_path, init="backbone", backbone={**backbone, "method": "swav"}, detector={"family": "mask-rcnn"})
+    assert other.recipe.name == "swav" and other.backbone.frozen_stages == -1
+    assert told.freeze_origin == "supervised weights: backbone.method is supervised"
+
+
+@pytest.mark.parametrize("other", ["mask-rcnn", "faster-rcnn"])
+def test_faster_and_mask_rcnn_start_from_each_other(tmp_path: Path, other: str) -> None:
+    """The authors' Faster R-CNN starts from the pre-training of their Mask R-CNN."""
+    config = MaskRCNNConfig(**SMALL.model_dump(exclude={"family"})) if other == "faster-rcnn" else SMALL
+    file = tmp_path / "weights.pt"
+    source = build_detector(config, build_backbone(RESNET), 1)
+    save_detector(file, source, stage="pretrain-box", configs=(config, RESNET))
+    initial = found(tmp_path, init=str(file), detector={"family": other})
+    assert (initial.detector.family, initial.detector.head_features, initial.detector.neck_norm) == (other, 64, "batch")
+    model = build_detector(initial.detector, build_backbone(RESNET), 1)
+    restart = modules_to_restart(model, read_detector(file), CATEGORIES, keep_box_predictor=True)
+    report = transfer(model, read_detector(file).state_dict, modules=MODULE_NAMES, restart=restart)
+    assert report.share == 1.0 and torch.equal(model.rpn.objectness.weight, source.rpn.objectness.weight)
+    save_detector(file, source, stage="finetune", configs=(config, RESNET))
+    with pytest.raises(ConfigError, match="change --detector"):
+        found(tmp_path, init=str(file), detector={"family": other})

@@ -7,9 +7,6 @@ from torch import Tensor, nn
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.data.transforms import Crop, Sample, ViewParams, crop_sample, draw_view, resized_hw
 from aligndet_cli.finetune.views import (
-    MULTI_SCALE,
-    SINGLE_SCALE,
-    WIDE_MULTI_SCALE,
     LabelledViews,
     Resolution,
     ResolutionConfig,
@@ -18,6 +15,7 @@ from aligndet_cli.finetune.views import (
     draw_labelled_view,
     resolve_resolution,
 )
+from aligndet_cli.training.schedules import MULTI_SCALE, SINGLE_SCALE, WIDE_SIDES
 
 CPU = torch.device("cpu")
 BOX = (30, 20, 90, 60)
@@ -140,7 +138,7 @@ def test_what_decides_the_resolution() -> None:
         return resolve_resolution(ResolutionConfig.model_validate(asked), of_recipe, scales)
 
     assert resolved("resize") == Resolution("resize", MULTI_SCALE, 1333, 1024)
-    assert resolved("detr", SINGLE_SCALE).short_sides == WIDE_MULTI_SCALE
+    assert resolved("detr", SINGLE_SCALE).short_sides == WIDE_SIDES
     assert resolved("lsj").at_test == (800, 1333) and resolved("lsj").worst_sizes() == [(1024, 1024)]
     assert resolved("detr", policy="resize", short_side=(64,)) == Resolution("resize", (64,), 1333, 1024)
     assert resolved("detr", policy="auto").policy == "detr"

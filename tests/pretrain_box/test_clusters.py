@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commandline import BACKBONE, RESOLUTION, aligndet
+from commandline import BACKBONE, RANDOM, RESOLUTION, aligndet
 
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, prepare
 from aligndet_cli.workspace import Workspace
 
-DETR = ("--detector", "detr", *BACKBONE)
+DETR = ("--detector", "detr", *BACKBONE, *RANDOM)
 SMALL = (
     *("--set", "detector.hidden_dim=32", "--set", "detector.num_heads=4", "--set", "detector.encoder_layers=1"),
     *("--set", "detector.decoder_layers=2", "--set", "detector.feedforward_dim=48"),
@@ -31,7 +31,9 @@ def workspace(chain: Path, tmp_path: Path) -> Path:
 
 
 def config_of(**settings: object) -> PretrainBoxConfig:
-    return PretrainBoxConfig.model_validate({"detector": {"family": "detr"}, **settings})
+    return PretrainBoxConfig.model_validate(
+        {"detector": {"family": "detr"}, "backbone": {"weights": "none"}, **settings}
+    )
 
 
 def test_boxes_come_with_the_clusters_of_their_rows(workspace: Path) -> None:
@@ -56,8 +58,8 @@ def test_boxes_come_with_the_clusters_of_their_rows(workspace: Path) -> None:
 def test_topk_is_the_recipes_unless_given(workspace: Path) -> None:
     assert prepare(config_of(), Workspace(workspace)).boxes.topk == 50
     assert prepare(config_of(topk=7), Workspace(workspace)).boxes.topk == 7
-    retinanet = prepare(PretrainBoxConfig(), Workspace(workspace))
-    assert retinanet.boxes.topk is None and retinanet.boxes.clusters is None and retinanet.boxes.num_classes == 1
+    retinanet = prepare(config_of(detector={}), Workspace(workspace))
+    assert retinanet.boxes.topk == 50 and retinanet.boxes.clusters is None and retinanet.boxes.num_classes == 1
     assert "best 50 (detr recipe)" in aligndet("pretrain-box", "-w", workspace, *DETR, "--dry-run").stderr
 
 
@@ -86,7 +88,7 @@ def test_clusters_by_name(workspace: Path) -> None:
 
 def test_other_clusters_are_another_run(workspace: Path) -> None:
     aligndet("pretrain-box", "-w", workspace, *DETR, *SMALL, *SHORT)
-    aligndet("cluster", "-w", workspace, "--k", "3", "--pca-dim", "4", *BACKBONE, *RESOLUTION)
+    aligndet("cluster", "-w", workspace, "--k", "3", "--pca-dim", "4", *BACKBONE, *RANDOM, *RESOLUTION)
     line = aligndet("pretrain-box", "-w", workspace, *DETR, *SMALL, *SHORT, code=2).error_line()
     assert "input clusters: " in line and "--force" in line
     assert (

@@ -2,14 +2,17 @@
 
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from aligndet_cli.pretrain_box import contrastive
 from aligndet_cli.pretrain_box.contrastive import Contrast, contrastive_loss, effective_rank
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -102,6 +105,111 @@ def test_equals_the_loop_in_value_and_gradient(seed: int) -> None:
         gradients.append((loss.item(), raw.grad))
     assert gradients[0][0] == pytest.approx(gradients[1][0], abs=1e-11)
     torch.testing.assert_close(gradients[0][1], gradients[1][1], rtol=0, atol=1e-11)
+
+
+Problem = tuple[Tensor, Tensor, Tensor, Tensor]  # embeddings and ids of the online view, then of the momentum view
+
+
+def all_at_once(online: Tensor, online_ids: Tensor, momentum: Tensor, momentum_ids: Tensor, tau: float) -> Contrast:
+    """Every number of a `Contrast` from whole matrices, with the gradient of autograd."""
+    queries, ids = online[online_ids >= 0], online_ids[online_ids >= 0]
+    keys = torch.cat([momentum, online.detach()])
+    is_same = ids[:, None] == torch.cat([momentum_ids, online_ids])  # (P, S2 + S1)
+    logits = queries @ keys.T / tau
+    negatives = logits.masked_fill(is_same, torch.finfo(logits.dtype).min)
+    is_positive = ids[:, None] == torch.cat([momentum_ids, ids])  # (P, S2 + P)
+    is_paired = is_positive[:, : len(momentum)].any(dim=1)
+    is_positive[:, len(momentum) :] &= ~is_paired[:, None]
+    own = queries @ torch.cat([momentum, queries]).T / tau
+    weights = torch.zeros_like(own)
+    for instance in ids.unique():
+        of_instance = is_positive & (ids == instance)[:, None]
+        weights[of_instance] = 1 / (of_instance.sum() * len(ids.unique())).double()
+    num_negatives = (~is_same).sum(dim=1)
+    return Contrast(
+        loss=(softplus(negatives.logsumexp(dim=1)[:, None] - own) * weights).sum(),
+        chance=(num_negatives.double().log1p() * weights.sum(dim=1)).sum(),
+        positive_similarity=(own * weights).sum() * tau,
+        negative_similarity=logits.masked_fill(is_same, 0).sum() * tau / max(num_negatives.sum(), 1),
+        accuracy=((own > negatives.amax(dim=1)[:, None]) * weights).sum(),
+        counterparts=is_paired.double().mean(),
+    )
+
+
+def with_orphans() -> Problem:
+    return random_problem(1)
+
+
+def without_orphans() -> Problem:
+    online, online_ids, momentum, momentum_ids = random_problem(1)
+    return online, torch.where(torch.isin(online_ids, momentum_ids), online_ids, -1), momentum, momentum_ids
+
+
+def nothing_but_orphans() -> Problem:
+    online, online_ids, momentum, momentum_ids = random_problem(1)
+    return online, online_ids, momentum, momentum_ids + 1000
+
+
+def nothing_in_the_momentum_view() -> Problem:
+    online, online_ids, momentum, momentum_ids = random_problem(1)
+    return online, online_ids, momentum[:0], momentum_ids[:0]
+
+
+def no_negatives() -> Problem:
+    online, online_ids, momentum, momentum_ids = random_problem(1)
+    return online, torch.full_like(online_ids, 7), momentum, torch.full_like(momentum_ids, 7)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 1000])
+@pytest.mark.parametrize(
+    "problem", [with_orphans, without_orphans, nothing_but_orphans, nothing_in_the_momentum_view, no_negatives]
+)
+def test_blocks_give_what_whole_matrices_give(
+    problem: Callable[[], Problem], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online, online_ids, momentum, momentum_ids = problem()
+    monkeypatch.setitem(contrastive.BLOCK_BYTES, "cpu", rows * (len(online) + len(momentum)) * 8)
+    found = []
+    for function in (lambda *args: contrastive_loss(*args, temperature=0.3), lambda *args: all_at_once(*args, 0.3)):
+        raw = online.clone().requires_grad_()
+        contrast = function(normalize(raw, dim=1), online_ids, momentum, momentum_ids)
+        (3 * contrast.loss).backward()
+        found.append((torch.stack([contrast.loss.detach(), *contrast.shown().values()]).double(), raw.grad))
+    assert len(found[0][0]) == 6
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_number_of_similarities(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 600 queries x 1200 keys = 720,000 similarities; in blocks of 16 KiB no tensor may have more values than the
+    # embeddings (600 + 600) x 8, or a block's pairs.
+    monkeypatch.setitem(contrastive.BLOCK_BYTES, "cpu", 1 << 14)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            tensors = result if isinstance(result, tuple | list) else (result,)
+            largest = max(largest, *(t.numel() for t in tensors if isinstance(t, Tensor)))
+            return result
+
+    generator = torch.Generator().manual_seed(0)
+    online, momentum = (normalize(torch.randn(600, 8, generator=generator), dim=1) for _ in range(2))
+    ids = torch.arange(600) // 4
+    with Watch():
+        contrastive_loss(online.requires_grad_(), ids, momentum, (ids + 30) % 200, temperature=0.5).loss.backward()
+    assert largest == 1200 * 8
+
+
+def test_counterparts_are_counted_over_queries() -> None:
+    # Instance 0 has three boxes and a counterpart, instance 1 one and none; background does not count.
+    online, momentum = normalize(torch.randn(5, 4), dim=1), normalize(torch.randn(3, 4), dim=1)
+    ids, momentum_ids = torch.tensor([0, 0, 0, 1, -1]), torch.tensor([0, 2, -1])
+    contrast = contrastive_loss(online, ids, momentum, momentum_ids, temperature=0.5)
+    assert contrast.shown()["counterparts"].item() == 0.75
+    nothing = contrastive_loss(online, torch.full((5,), -1), momentum, momentum_ids, temperature=0.5)
+    assert nothing.shown()["counterparts"].item() == 1
 
 
 def test_momentum_embeddings_get_no_gradient() -> None:

@@ -40,6 +40,34 @@ def test_verdicts(tmp_path: Path, losses: list[float], ranks: list[float], sprea
     assert judge(log(tmp_path, losses, ranks, spread))["verdict"] == verdict
 
 
+def with_counterparts(file: Path, shares: list[float]) -> Path:
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [{**line, "counterparts": share} for line, share in zip(lines, shares, strict=True)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_few_counterparts(tmp_path: Path) -> None:
+    # The last fifth of ten lines: (0.86 + 0.92) / 2 = 0.89.
+    file = with_counterparts(log(tmp_path, [8.0] * 8 + [6.0, 4.0], [100] * 10), [0.99] * 8 + [0.86, 0.92])
+    found = judge(file)
+    assert (found["verdict"], found["counterparts"]) == ("few counterparts", 0.89)
+    assert "only 89% of the boxes meet theirs in the other view: lower --topk" in found["explanation"]
+    assert "detector.pretext_samples" in found["explanation"]
+
+
+def test_enough_counterparts(tmp_path: Path) -> None:
+    file = with_counterparts(log(tmp_path, [8.0] * 8 + [6.0, 4.0], [100] * 10), [0.2] * 8 + [0.89, 0.92])
+    found = judge(file)
+    assert found["verdict"] == "healthy" and "other view" not in found["explanation"]
+
+
+def test_worse_than_few_counterparts(tmp_path: Path) -> None:
+    file = with_counterparts(log(tmp_path, [8.2] * 10, [150] * 10), [0.5] * 10)
+    found = judge(file)
+    assert found["verdict"] == "not learning" and "only 50% of the boxes meet theirs" in found["explanation"]
+
+
 def test_numbers_are_those_of_the_last_fifth(tmp_path: Path) -> None:
     found = judge(log(tmp_path, [8.0] * 8 + [6.0, 4.0], [100] * 10))
     assert (found["verdict"], found["loss_contrastive"]) == ("healthy", 5.0)

@@ -16,7 +16,7 @@ from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Projector, View
-from aligndet_cli.training.schedules import momentum_at
+from aligndet_cli.training.schedules import ProjectorRecipe, ProjectorStart, momentum_at
 
 SMALL = {
     "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64),
@@ -35,7 +35,7 @@ def build(family: str, **settings: object) -> BoxPretext:
         detector,
         recipe=SMALL[family].RECIPE,
         embedding_dim=16,
-        hidden_dim=24,
+        projector=ProjectorRecipe(hidden_dim=24),
         temperature=0.5,
         **{"tasks": "both", "freeze_backbone": True, **settings},
     )
@@ -54,7 +54,7 @@ def samples(counts: tuple[int, ...]) -> list[Sample]:
 
 def views(counts: tuple[int, ...]) -> tuple[View, View]:
     drawn = samples(counts)
-    first, second = ViewParams(64, 200), ViewParams(96, 200, flip=True, colour="contrast", strength=0.9)
+    first, second = ViewParams(64, 200), ViewParams(96, 200, flip=True, colour="contrast", magnitude=9)
     return tuple(make_batch(drawn, [p] * len(drawn), CPU, instance_offset=0) for p in (first, second))
 
 
@@ -145,7 +145,7 @@ def test_both_views_name_the_same_proposals(family: str) -> None:
 
 def test_projector_keeps_slots_apart() -> None:
     torch.manual_seed(0)
-    projector = Projector(5, 6, 4, num_slots=3)
+    projector = Projector(5, ProjectorRecipe(6), 4, num_slots=3)
     nn.init.normal_(projector.output.bias)
     features, slots = torch.randn(11, 5), torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1, 0, 0])
     everything = projector.output(projector.hidden(features).relu()).view(11, 3, 4)
@@ -154,8 +154,20 @@ def test_projector_keeps_slots_apart() -> None:
 
 
 def test_projector_with_one_slot_and_no_rows() -> None:
-    assert Projector(5, 6, 4, num_slots=1)(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
-    assert Projector(5, 6, 4, num_slots=9)(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
+    for num_slots in (1, 9):
+        projector = Projector(5, ProjectorRecipe(6), 4, num_slots)
+        assert projector(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64)).shape == (0, 4)
+
+
+def test_projectors_start_as_released() -> None:
+    def deviations(start: ProjectorStart) -> list[float]:
+        torch.manual_seed(0)
+        projector = Projector(256, ProjectorRecipe(256, start), 256, num_slots=1)
+        return [float(layer.weight.detach().std()) for layer in (projector.hidden, projector.output)]
+
+    assert deviations("normal") == pytest.approx([0.01, 0.01], rel=0.01)
+    assert deviations("kaiming") == pytest.approx([(2 / 256) ** 0.5] * 2, rel=0.01)  # 0.088
+    assert deviations("torch") == pytest.approx([(1 / 3 / 256) ** 0.5] * 2, rel=0.01)  # even in +-1/sqrt(256): 0.036
 
 
 def test_momentum_rises_on_a_cosine() -> None:

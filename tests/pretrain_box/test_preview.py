@@ -52,7 +52,8 @@ def test_a_run_draws_what_it_was_trained_on(chain: Path, toy: Path, tmp_path: Pa
     [run] = (chain / "pretrain-box").iterdir()
     config = json.loads((run / "config.json").read_text())
     sides = ",".join(map(str, config["views"]["short_side"])), str(config["views"]["long_side"])
-    aligndet("views", toy, "-w", chain, "--short-side", sides[0], "--long-side", sides[1], "-o", tmp_path / "v.jpg")
+    words = ("--short-side", sides[0], "--long-side", sides[1], "-o", tmp_path / "v.jpg")
+    aligndet("views", toy, "-w", chain, "--set", f"training.batch_size={config['training']['batch_size']}", *words)
     assert (tmp_path / "v.jpg").read_bytes() == (run / "plots" / "views.jpg").read_bytes()
 
 
@@ -73,7 +74,7 @@ def test_a_box_lies_on_its_thing_in_both_views(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pictures, "draw_views", lambda samples, number, *_: [views[number]])
     image_set = open_images(DataConfig(root=tmp_path / "data"), purpose="train")
     stream = SampleStream(image_set, [0], OneBox(), "fail")
-    draw_first_views(tmp_path / "v.jpg", stream, short_sides=[66], long_side=88, seed=0, count=1)
+    draw_first_views(tmp_path / "v.jpg", stream, short_sides=[66], long_side=88, seed=0, batch_size=4, count=1)
     with Image.open(tmp_path / "v.jpg") as image:
         shown = np.asarray(image).astype(int)
     blue = np.array([0, 114, 178])  # of the first box

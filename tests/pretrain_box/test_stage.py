@@ -13,6 +13,7 @@ from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.pretrain_box.stage import Plan, PretrainBoxConfig, describe, prepare
+from aligndet_cli.training.schedules import ProjectorRecipe
 from aligndet_cli.workspace import Workspace
 
 
@@ -24,7 +25,9 @@ def workspace(chain: Path, tmp_path: Path) -> Workspace:
 
 
 def plan_of(workspace: Workspace, **settings: object) -> Plan:
-    return prepare(PretrainBoxConfig.model_validate({"backbone": {"name": "resnet18"}, **settings}), workspace)
+    return prepare(
+        PretrainBoxConfig.model_validate({"backbone": {"name": "resnet18", "weights": "none"}, **settings}), workspace
+    )
 
 
 def test_images_are_drawn_until_they_have_enough_boxes(workspace: Workspace) -> None:
@@ -46,6 +49,20 @@ def test_images_are_drawn_until_they_have_enough_boxes(workspace: Workspace) -> 
     assert plan_of(workspace, topk=3, limit_boxes=sum(counts.values())).indices == whole.indices
     with pytest.raises(ConfigError, match=r"--limit-boxes 9999: the \d+ images have only \d+ proposals"):
         plan_of(workspace, limit_boxes=9999)
+
+
+@pytest.mark.parametrize(("family", "topk"), [("retinanet", 50), ("fcos", 70), ("faster-rcnn", 70), ("mask-rcnn", 70)])
+def test_proposals_are_capped_by_the_recipe_and_by_what_is_asked_for(
+    workspace: Workspace, family: str, topk: int
+) -> None:
+    capped = plan_of(workspace, detector={"family": family})
+    assert capped.boxes.topk == topk
+    assert describe(capped)["proposals per image"] == f"best {topk} ({family} recipe)"
+    assert capped.config.from_recipe()["topk"] == topk  # what `config show` prints
+    everything = plan_of(workspace, detector={"family": family}, topk=100_000)
+    rows = everything.boxes.rows[everything.indices]
+    assert everything.boxes.counts(everything.indices).tolist() == everything.boxes.store.counts[rows].tolist()
+    assert describe(everything)["proposals per image"] == "best 100000 (given)"
 
 
 def test_recipe_is_shown_and_refused(workspace: Workspace) -> None:
@@ -74,7 +91,7 @@ def test_parameters_of_fcos_on_resnet50_are_those_of_the_paper() -> None:
             build_detector(settle_neck_norm(config, "none"), build_backbone(BackboneConfig()), 1),
             recipe=config.RECIPE,
             embedding_dim=256,
-            hidden_dim=256,
+            projector=ProjectorRecipe(),
             temperature=0.5,
             tasks="both",
             freeze_backbone=True,

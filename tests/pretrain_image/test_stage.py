@@ -125,7 +125,10 @@ def test_asked_for_weights_that_nobody_made(made: Path, toy: Path, tmp_path: Pat
     words = ("pretrain-box", "-w", tmp_path, "--backbone", "resnet18", "-n")
     line = aligndet(*words, "--backbone-weights", "workspace", code=4).error_line()
     assert "no finished run of resnet18; run `aligndet pretrain-image DATA --backbone resnet18` first" in line
-    assert "weights none (random)" in aligndet(*words, "--json").json()["effective"]["detector"]
+    line = aligndet(*words, code=4).error_line()
+    assert "needs trained weights: give --backbone-weights DEFAULT" in line and "none means random ones" in line
+    ran = aligndet(*words, "--backbone-weights", "none", "--json")
+    assert "weights none (random)" in ran.json()["effective"]["detector"]
 
 
 @pytest.mark.parametrize(

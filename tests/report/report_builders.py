@@ -2,9 +2,11 @@
 
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from aligndet_cli.training.schedules import SINGLE_SCALE, WIDE_SIDES
 
 _clock = itertools.count(1000)
 
@@ -27,6 +29,25 @@ class Tuned:
     steps: int = 90_000
     batch_size: int = 16
     load_modules: tuple[str, ...] = ("backbone", "neck", "rpn", "head")
+    trained_on: str = "supervised"
+    protocol: dict[str, Any] = field(default_factory=dict)  # what is not as in the paper
+
+
+def protocol_of(run: Tuned) -> dict[str, Any]:
+    """That of table 2 for a supervised ResNet-50, and DETR's crops."""
+    drops = {12_000: (0.75, 11 / 12), 90_000: (2 / 3, 82.5 / 90)}.get(run.steps, (2 / 3, 11 / 12))
+    is_detr = run.detector == "detr"
+    usual = {
+        "backbone_weights": run.trained_on,
+        "recipe": "default",
+        "batch_size": run.batch_size,
+        "steps": run.steps,
+        "drop_steps": [round(drop * run.steps) for drop in ((0.8,) if is_detr else drops)],
+        "policy": "detr" if is_detr else "resize",
+        "short_sides": list(WIDE_SIDES if is_detr else SINGLE_SCALE),
+        "long_side": 1333,
+    }
+    return {**usual, **run.protocol}
 
 
 def put(
@@ -51,7 +72,8 @@ def add_tuned(workspace: Path, run: Tuned) -> str:
         "data": {"root": "/data/coco", "annotations": None},
         "training": {"schedule": None, "epochs": None, "batch_size": run.batch_size},
     }
-    result = {"init": run.init, "images": run.images, "steps": run.steps, "backbone": run.backbone}
+    result: dict[str, Any] = {"init": run.init, "images": run.images, "steps": run.steps, "backbone": run.backbone}
+    result["protocol"] = protocol_of(run)
     content_hash = f"{run.name}-{next(_clock)}"
     put(workspace / "finetune" / run.name, content_hash, config, {"data": "coco", "weights": run.weights}, result)
     return content_hash

@@ -31,7 +31,7 @@ def test_a_long_log_is_thinned_without_losing_its_extremes() -> None:
 def test_chance_and_limits_are_drawn_in(tmp_path: Path) -> None:
     lines = [
         {"step": step, "loss_contrastive": 3.0, "loss_cls": 0.5, "chance": np.log(1 + 99), "contrast_accuracy": 0.2}
-        | {"positive_similarity": 0.4, "negative_similarity": -0.1, "embedding_rank": 50.0}
+        | {"counterparts": 0.97, "positive_similarity": 0.4, "negative_similarity": -0.1, "embedding_rank": 50.0}
         for step in (10, 20)
     ]
     file = tmp_path / "metrics.jsonl"
@@ -44,6 +44,7 @@ def test_chance_and_limits_are_drawn_in(tmp_path: Path) -> None:
         "Contrastive loss",
         "Losses",
         "Contrast accuracy",
+        "Met in the other view",
         "Similarity of embeddings",
         "Embedding rank",
     ]

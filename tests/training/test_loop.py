@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.data.transforms import Sample
-from aligndet_cli.errors import Preempted, RunError
+from aligndet_cli.errors import ConfigError, Preempted, RunError
 from aligndet_cli.training.checkpoint import load_checkpoint
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.loop import (
@@ -188,3 +188,9 @@ def test_what_is_kept_in_float32_has_its_gradients_in_float32_too() -> None:
         )
         gradients.append(model.weight.grad)
     assert gradients[0] is not None and torch.equal(gradients[0], gradients[1])
+
+
+def test_a_run_of_another_version_is_not_continued(tmp_path: Path) -> None:
+    torch.save({"model": {}}, tmp_path / "step-000000003.pt")  # the first version did not say that it was
+    with pytest.raises(ConfigError, match="--no-resume begins again"):
+        load_checkpoint(tmp_path)
