@@ -39,7 +39,7 @@ def settle_batch_size(
         may_split = training.batch_size == "auto" and recorded is None and "accumulate" not in training.model_fields_set
         settled = _fitted(settled, devices, trial, may_split=may_split)
     if training.batch_size == "auto":
-        parts = f", in {settled.accumulate} parts (--accumulate)" if settled.accumulate > 1 else ""
+        parts = f", in {settled.accumulate} parts (--accumulate {settled.accumulate})" if settled.accumulate > 1 else ""
         logger.info(f"--batch-size auto: {settled.batch_size} ({origin}){parts}")
     return settled
 

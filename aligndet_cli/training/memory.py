@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+# Of a cgroup: a limit, what counts against it, and what of that can be dropped; the second version's, then the first's.
+_LIMITS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.high", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,13 @@ class Usage:
     """Bytes of a process.
 
     Attributes:
-        resident, peak: in memory, and the most there ever were.
-        mapped, mapped_peak: of its address space, likewise.
+        resident: in memory, without what it shares with files.
+        mapped: of its address space.
+        mapped_peak: the most there ever were.
         data: of its address space, what only this process can write to.
     """
 
     resident: int
-    peak: int
     mapped: int
     mapped_peak: int
     data: int
@@ -60,9 +66,9 @@ def free_room(root: Path = ROOT) -> Room:
 
 def process_usage(pid: int | None = None, root: Path = ROOT) -> Usage | None:
     """What a process uses, by default this one; None where the system does not tell (only Linux does) or it is gone."""
-    content = _read(root / f"proc/{'self' if pid is None else pid}/status") or ""
+    content = _read(root / f"proc/{'self' if pid is None else pid}/status")
     kilobytes = {line.split(":")[0]: line.split()[1] for line in content.splitlines() if line.endswith(" kB")}
-    keys = ("VmRSS", "VmHWM", "VmSize", "VmPeak", "VmData")
+    keys = ("RssAnon", "VmSize", "VmPeak", "VmData")
     if any(key not in kilobytes for key in keys):
         return None
     return Usage(*(int(kilobytes[key]) << 10 for key in keys))
@@ -86,7 +92,7 @@ def peak_resident() -> int:
 
 def _available(root: Path) -> int | None:
     """Of the machine: what Linux can give without swapping, elsewhere all it has."""
-    for line in (_read(root / "proc/meminfo") or "").splitlines():
+    for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
     if root != ROOT or "SC_PHYS_PAGES" not in os.sysconf_names:
@@ -97,12 +103,12 @@ def _available(root: Path) -> int | None:
 def _cgroups(root: Path) -> list[Path]:
     """Folders of the groups this process is in whose memory is counted, each followed by those around it."""
     of_kind = {}
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+    for line in _read(root / "proc/self/cgroup").splitlines():
         number, kinds, path = line.split(":", 2)
         if number == "0" or "memory" in kinds.split(","):
             of_kind["cgroup2" if number == "0" else "cgroup"] = path
     folders: list[Path] = []
-    for line in (_read(root / "proc/self/mountinfo") or "").splitlines():
+    for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         shown, mount = before.split()[3:5]  # the group that is seen at the mount point
         kind, _, options = after.split(maxsplit=2)
@@ -117,25 +123,22 @@ def _cgroups(root: Path) -> list[Path]:
 
 def _free_in(folder: Path) -> int | None:
     """What the limits of one group leave; pages of files that can be dropped count as free."""
-    v2 = [(name, "memory.current", "inactive_file") for name in ("memory.max", "memory.high")]
     found = []
-    for limit_name, usage_name, cache in [
-        *v2,
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ]:
+    for limit_name, usage_name, cache in _LIMITS:
         limit, used = _read(folder / limit_name), _read(folder / usage_name)
-        if limit is None or used is None or limit.strip() == "max":
+        if limit in ("", "max") or not used:
             continue
-        counts = dict(line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
+        counts = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
         found.append(max(int(limit) - int(used) + int(counts.get(cache, 0)), 0))
     return min(found, default=None)
 
 
-def _read(file: Path) -> str | None:
+def _read(file: Path) -> str:
+    """What it says; nothing where it is not there, or belongs to a process that is gone."""
     try:
-        return file.read_text()
+        return file.read_text().strip()
     except OSError:
-        return None
+        return ""
 
 
 def keep_freed_memory() -> None:
@@ -150,8 +153,10 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def give_back_memory() -> None:
-    """Give the system what this process has kept and does not use."""
+def give_back_freed_memory() -> None:
+    """Let this process give back what it frees, at once, so that what it has is what it needs; slow."""
     library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_MAX, 65_536)
+        library.mallopt(_M_MMAP_THRESHOLD, 2**20)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**17)

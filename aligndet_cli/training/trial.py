@@ -17,10 +17,12 @@ from aligndet_cli.training.batch_size import Trial
 from aligndet_cli.training.launch import Process, run_here
 from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import build_scaler, memory_that_ran_out, train_step, watch_divergence
-from aligndet_cli.training.memory import Usage, give_back_memory, limit_growth, process_usage
+from aligndet_cli.training.memory import Usage, give_back_freed_memory, limit_growth, process_usage
 
 _PATIENCE_S = 300.0
 _POLL_S = 0.2
+# What a process has by what it needs, as blocks of changing sizes leave gaps; see tests/benchmarks/memory.py.
+FRAGMENTATION = 1.35
 # Of decoded images: those of the step, and the next ones while they are read and packed.
 _BATCHES_HELD = 2
 _NO_ROOM: Literal["out of memory"] = "out of memory"
@@ -119,6 +121,7 @@ def _work(trial: Trial, room: int | None, connection: Connection) -> None:
 
 def _measure(trial: Trial, process: Process) -> Footprint | str:
     """A small step brings libraries, gradients and the optimizer's state; then one of the real size."""
+    give_back_freed_memory()
     before = process_usage()
     if before is None:
         return "this system does not tell what a process uses"
@@ -131,16 +134,18 @@ def _measure(trial: Trial, process: Process) -> Footprint | str:
 
     take(0, trial.draw_small())
     gc.collect()
-    give_back_memory()
     idle = _usage()
     samples = trial.draw(1)
     take(1, samples)
-    after = _usage()
-    fixed, grown = idle.resident - before.resident, after.peak - before.resident
+    peak, fixed = _usage().mapped_peak, idle.resident - before.resident
     tensors = [tensor for sample in samples for tensor in (sample.image, sample.masks) if tensor is not None]
-    per_sample = sum(tensor.nbytes for tensor in tensors)
-    unused = max(after.mapped_peak - before.mapped - grown, 0)
-    return Footprint(before.resident, unused, fixed, max(grown - fixed, 0), per_sample)
+    return Footprint(
+        started=before.resident,
+        unused=max(idle.mapped - before.mapped - fixed, 0),
+        fixed=fixed,
+        per_image=int(FRAGMENTATION * max(peak - idle.mapped, 0)),
+        per_sample=sum(tensor.nbytes for tensor in tensors),
+    )
 
 
 def _usage() -> Usage:
