@@ -16,7 +16,8 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import IncrementalPCA
 from threadpoolctl import threadpool_limits
 
-from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, map_in_order, row_ranges, save_arrays, shuffled_batches
+from aligndet_cli.arrays import save_arrays
+from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, map_in_order, row_ranges, shuffled_batches
 from aligndet_cli.errors import ConfigError
 
 # Rows per incremental PCA step, each an SVD of (rows + pca_dim, C) in float64. Fewer rows take less memory, more rows

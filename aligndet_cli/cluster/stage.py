@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from aligndet_cli.arrays import save_array, save_arrays
 from aligndet_cli.backbones import (
     BackboneConfig,
     BackboneWeights,
@@ -35,7 +36,7 @@ from aligndet_cli.cluster.kmeans import (
     project,
 )
 from aligndet_cli.cluster.report import Clustering, build_report, find_problems, histogram_lines
-from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, save_array, save_arrays
+from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.cluster.sheet import draw_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers

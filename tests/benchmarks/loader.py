@@ -101,6 +101,7 @@ def measure_loading(arguments: argparse.Namespace, workspace: Workspace, workers
     began = time.perf_counter()
     config = stage.PretrainBoxConfig.model_validate(
         {
+            "backbone": {"weights": "none"},
             "runtime": {"accelerator": "cpu", "num_workers": workers},
             "training": {"steps": arguments.batches, "batch_size": arguments.batch_size},
         }
