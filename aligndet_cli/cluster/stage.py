@@ -51,7 +51,6 @@ from aligndet_cli.workspace import Output, Workspace, write_json
 
 ARTIFACT_FILES = ("labels.npy", "centroids.npy", "pca.npz", "report.json", "sheet.jpg")
 _MAX_THREADS = 8  # each holds blocks of some 40 MB
-_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class ClusterConfig(StageConfig):
@@ -208,7 +207,7 @@ def _extract(plan: Plan, process: Process, features: RowFile, marks: DoneMarks, 
         level=config.level,
         short_side=config.short_side,
         long_side=config.long_side,
-        autocast=_AUTOCAST[config.runtime.precision],
+        precision=config.runtime.precision,
         num_workers=resolve_workers(config.runtime.num_workers, process),
     )
     batches = range(process.rank, plan.source.num_batches, process.world_size)
