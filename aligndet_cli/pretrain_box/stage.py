@@ -21,9 +21,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import (
     OnError,
     SampleStream,
-    StreamSampler,
-    resolve_workers,
-    training_batches,
+    batches_of_run,
 )
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
@@ -253,18 +251,16 @@ def run(plan: Plan, process: Process) -> None:
     weights, num_classes = plan.weights.file, plan.boxes.num_classes
     learner, pretext = build_learner(config, plan.recipe.pretrain, plan.settings, process, num_classes, weights)
     stream = SampleStream(plan.image_set, plan.indices, plan.boxes, config.on_error)
-    workers = resolve_workers(config.runtime.num_workers, process)
 
     def batches_from(step: int) -> Any:
-        sampler = StreamSampler(
-            plan.image_set.aspects(plan.indices),
+        return batches_of_run(
+            stream,
             config.training.images_per_step,
+            steps=range(step, plan.settings.schedule.num_steps),
             seed=config.seed,
-            start_step=step,
-            num_steps=plan.settings.schedule.num_steps,
+            num_workers=config.runtime.num_workers,
             process=process,
         )
-        return training_batches(stream, sampler, workers)
 
     train(learner, batches_from, plan.settings, folder, process)
     wait_for_all(process)
