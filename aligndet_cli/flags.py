@@ -212,7 +212,7 @@ EVALUATE = (
 
 DOCTOR = (
     *(flag for flag in CONTROL if flag.word in ("--workspace", "--json")),
-    _flag("--strict", bool, "Exit 6 when there are errors or warnings."),
+    _flag("--strict", bool, "Exit 6 on warnings too (errors: always 3)."),
     *DATA,
 )
 
