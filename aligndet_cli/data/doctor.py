@@ -197,8 +197,8 @@ def _report_labels(image_set: ImageSet, findings: Findings) -> None:
         findings.info("images-without-boxes", message, count=len(empty), example=example)
     if image_set.is_crowd.any():
         count = int(image_set.is_crowd.sum())
-        message = f"{counted(count, 'crowd or difficult box', 'crowd or difficult boxes')}: not trained on, ignored in evaluation"
-        findings.info("crowds", message, count=count)
+        boxes = counted(count, "crowd or difficult box", "crowd or difficult boxes")
+        findings.info("crowds", f"{boxes}: not trained on, ignored in evaluation", count=count)
     _report_classes(image_set, findings)
     _report_duplicate_boxes(image_set, findings)
     without = 0 if image_set.segmentations is None else int(image_set.segmentations.is_missing.sum())

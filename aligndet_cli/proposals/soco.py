@@ -84,7 +84,7 @@ def _crossing_pairs(boxes: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: NDArray[np.float32]) -> NDArray[np.int32]:
-    """(R, B) shares of the pixels of each region, in units of 1 / `_HISTOGRAM_UNIT`: hue, saturation, value, textures."""
+    """(R, B) shares of the pixels of each region by hue, saturation, value and textures, times `_HISTOGRAM_UNIT`."""
     columns: list[NDArray[Any]] = [
         np.stack([sizes, sizes], axis=1),
         _counts(image.max(axis=2), _VALUE_BINS, labels, len(sizes)),
