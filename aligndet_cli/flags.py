@@ -149,6 +149,7 @@ PROPOSALS = (
 CLUSTER = (
     _flag("--k", int, "Number of clusters.", "k"),
     _flag("--pca-dim", int, "Dimensions kept of the features.", "pca_dim"),
+    _flag("--import", Path, "Take the categories of a COCO json as clusters instead of making some.", "import_file"),
     *MODEL[1:],
     _flag("--batch-size", int, "Images per forward pass.", "batch_size"),
     _flag("--short-side", int, "Resolution the images are resized to.", "short_side"),
