@@ -89,7 +89,7 @@ def _labels_by_box(
     for box, cluster_id in zip(boxes[::-1].tolist(), cluster_ids[::-1].tolist(), strict=True):
         waiting[tuple(box)].append(cluster_id)
     found = [waiting.get(tuple(box), []) for box in wanted.tolist()]
-    return np.array([cluster_ids.pop() if cluster_ids else -1 for cluster_ids in found], dtype=np.int64)
+    return np.array([ids.pop() if ids else -1 for ids in found], dtype=np.int64)
 
 
 def _require_all(file: Path, labels: NDArray[np.int32], store: ProposalStore) -> None:
