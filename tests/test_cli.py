@@ -379,10 +379,12 @@ def test_doctor(toy: Path, tmp_path: Path) -> None:
     assert [finding for finding in ran.json()["findings"] if finding["severity"] != "info"] == []
     data = Path(shutil.copytree(toy, tmp_path / "toy"))
     (data / "train" / "000003.jpg").write_bytes(b"")
-    content = aligndet("doctor", data, "-w", tmp_path / "w", "--json").json()
-    assert any(finding["severity"] == "error" for finding in content["findings"])
-    ran = aligndet("doctor", data, "-w", tmp_path / "w", "--strict", code=6)
-    assert "000003.jpg" in ran.stdout and "doctor --strict: there are findings" in ran.error_line()
+    ran = aligndet("doctor", data, "-w", tmp_path / "w", "--json", code=3)
+    assert any(finding["severity"] == "error" for finding in ran.json()["findings"])
+    assert "000003.jpg" in ran.error_line()
+    ran = aligndet("doctor", data, "-w", tmp_path / "w", "--strict", code=3)
+    assert "000003.jpg" in ran.stdout and f"coco data at {data}: 1 error, 0 warnings\n" in ran.stdout
+    assert "000003.jpg" in ran.error_line()
     assert not (tmp_path / "w").exists()
 
 
