@@ -79,7 +79,7 @@ class Schedule:
 def momentum_at(step: int, num_steps: int, start: float) -> float:
     """EMA coefficient of the momentum network: `start` at step 0, 1.0 at the end, on a cosine.
 
-    Source: AlignDet eq. 6; the authors' `momentum_update_hook.py`.
+    Source: docs/paper.md §4.5; the authors' `momentum_update_hook.py`.
     """
     return 1.0 - (1.0 - start) * (math.cos(math.pi * step / num_steps) + 1.0) / 2.0
 
