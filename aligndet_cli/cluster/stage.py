@@ -1,7 +1,7 @@
 """`aligndet cluster`: proposals -> one pseudo class per proposal, from backbone features, PCA and k-means, or a file.
 
-Source: FACTS §1, §8: RoIAlign features of the proposals, PCA to 256, k-means to 256 clusters. The authors never
-published their code; what they left open (which features, which resolution) is named where it is decided below.
+Source: docs/paper.md §8.1, §8.2: RoIAlign features of the proposals, PCA to 256 dimensions, k-means to 256 clusters.
+The authors never published their code; comments below name what they left open and we decided (docs/differences.md 6).
 """
 
 import contextlib
@@ -80,8 +80,8 @@ class ClusterConfig(StageConfig):
 
     proposals: str | None = None  # name of the artifact; None = the newest
     import_file: Path | None = None
-    k: int = Field(256, ge=2)  # FACTS §1
-    pca_dim: int = Field(256, ge=1)  # FACTS §8
+    k: int = Field(256, ge=2)  # paper B.5
+    pca_dim: int = Field(256, ge=1)  # docs/paper.md §8.2
     backbone: BackboneConfig = BackboneConfig()
     # Ours: the last map, averaged inside the box, is what a classifier's pooled feature is.
     level: Literal["c2", "c3", "c4", "c5"] = "c5"
@@ -98,7 +98,7 @@ class ClusterConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` resolved.
+    """Hold what `prepare` resolved.
 
     Attributes:
         source: images with proposals, in batches.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commandline import BACKBONE, RESOLUTION, aligndet
+from commandline import BACKBONE, RANDOM, RESOLUTION, aligndet
 
 from aligndet_cli.cluster import stage
 from aligndet_cli.cluster.stage import ClusterConfig
@@ -210,6 +210,6 @@ def test_detr_trains_on_imported_clusters(tmp_path: Path, root: Path) -> None:
     small = ("detector.hidden_dim=32", "detector.num_heads=4", "detector.encoder_layers=1", "detector.decoder_layers=1")
     settings = [word for setting in (*small, "detector.feedforward_dim=48") for word in ("--set", setting)]
     steps = (*BACKBONE, *RESOLUTION, "--steps", "2", "--batch-size", "2")
-    ran = aligndet("pretrain-box", *words, "--detector", "detr", *settings, *steps)
+    ran = aligndet("pretrain-box", *words, "--detector", "detr", *RANDOM, *settings, *steps)
     assert "cluster/train2017-imported, 5 of them" in ran.stderr
     assert "cluster/train2017-imported" in aligndet("status", *words).stdout
