@@ -26,7 +26,7 @@ _PACKAGES = (
     "torchvision",
     "numpy",
     "numba",
-    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
     "scikit-learn",
     "pycocotools",
 )

@@ -42,7 +42,7 @@ def gather_objects(value: Any, process: Process) -> list[Any]:
 
 
 def any_rank(flag: bool, process: Process) -> bool:
-    """Whether the flag is set on any process, so that all of them act on it in the same step."""
+    """Return True if the flag is set on any process, so that all of them act on it in the same step."""
     if process.world_size == 1:
         return flag
     value = torch.tensor(float(flag))
@@ -74,7 +74,8 @@ def wrap(model: nn.Module, process: Process) -> nn.Module:
 def place(model: nn.Module, process: Process) -> None:
     """Move a model to the device of the process, in place: channels last, SyncBN where GPUs share a batch.
 
-    SyncBN is exact for batches spread over GPUs; on CPU processes batch norms stay local (DESIGN 2).
+    SyncBN computes the statistics of the batch over all GPUs, as the paper does (docs/paper.md §5.6). On CPU processes
+    batch norms stay local: torch has no SyncBN there.
     """
     if process.world_size > 1 and process.device.startswith("cuda"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
