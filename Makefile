@@ -24,7 +24,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/codespell aligndet_cli tests examples README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell aligndet_cli tests examples docs README.md CHANGELOG.md CONTRIBUTING.md
 
 format: setup
 	$(BIN)/ruff format .

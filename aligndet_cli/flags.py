@@ -149,6 +149,7 @@ PROPOSALS = (
 CLUSTER = (
     _flag("--k", int, "Number of clusters.", "k"),
     _flag("--pca-dim", int, "Dimensions kept of the features.", "pca_dim"),
+    _flag("--import", Path, "Take the categories of a COCO json as clusters instead of making some.", "import_file"),
     *MODEL[1:],
     _flag("--batch-size", int, "Images per forward pass.", "batch_size"),
     _flag("--short-side", int, "Resolution the images are resized to.", "short_side"),
@@ -212,7 +213,7 @@ EVALUATE = (
 
 DOCTOR = (
     *(flag for flag in CONTROL if flag.word in ("--workspace", "--json")),
-    _flag("--strict", bool, "Exit 6 when there are errors or warnings."),
+    _flag("--strict", bool, "Exit 6 on warnings too (errors: always 3)."),
     *DATA,
 )
 

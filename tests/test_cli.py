@@ -1,4 +1,4 @@
-"""The command line as a whole: exit codes, messages, and what goes to which stream. Issue 2, points 3, 4 and 7."""
+"""The command line as a whole: exit codes, messages, and what goes to which stream."""
 
 import json
 import os
@@ -278,7 +278,7 @@ def test_shown_settings_can_be_given_back(stage: str, tmp_path: Path) -> None:
     assert "not a stage; did you mean" in aligndet("config", "show", stage[:-1], code=2).error_line()
 
 
-@pytest.mark.parametrize(("init", "rate"), [("pretrain", 0.015), ("scratch", 0.01)])  # RetinaNet's, FACTS 5
+@pytest.mark.parametrize(("init", "rate"), [("pretrain", 0.015), ("scratch", 0.01)])  # docs/paper.md §5.1
 def test_a_preset_that_is_given_back_trains_the_same(chain: Path, tmp_path: Path, init: str, rate: float) -> None:
     settings = ("backbone.name=resnet18", "detector.neck_channels=32", "detector.head_convs=1", "training.steps=6")
     settings += ("training.batch_size=2", "resolution.short_side=[64]", "name=again", f"init={init}")
@@ -379,10 +379,12 @@ def test_doctor(toy: Path, tmp_path: Path) -> None:
     assert [finding for finding in ran.json()["findings"] if finding["severity"] != "info"] == []
     data = Path(shutil.copytree(toy, tmp_path / "toy"))
     (data / "train" / "000003.jpg").write_bytes(b"")
-    content = aligndet("doctor", data, "-w", tmp_path / "w", "--json").json()
-    assert any(finding["severity"] == "error" for finding in content["findings"])
-    ran = aligndet("doctor", data, "-w", tmp_path / "w", "--strict", code=6)
-    assert "000003.jpg" in ran.stdout and "doctor --strict: there are findings" in ran.error_line()
+    ran = aligndet("doctor", data, "-w", tmp_path / "w", "--json", code=3)
+    assert any(finding["severity"] == "error" for finding in ran.json()["findings"])
+    assert "000003.jpg" in ran.error_line()
+    ran = aligndet("doctor", data, "-w", tmp_path / "w", "--strict", code=3)
+    assert "000003.jpg" in ran.stdout and f"coco data at {data}: 1 error, 0 warnings\n" in ran.stdout
+    assert "000003.jpg" in ran.error_line()
     assert not (tmp_path / "w").exists()
 
 
@@ -432,7 +434,7 @@ def _setting_names(schema: dict, node: dict | None = None, prefix: str = "") -> 
     "words", [["--help"], ["finetune", "--help"], ["finetune", "--detektor", "x"], ["status"], ["pretrian-box"]]
 )
 def test_help_and_mistakes_do_not_import_torch(words: list[str], tmp_path: Path) -> None:
-    """What makes them slow is importing torch; CPU time itself is measured in tests/benchmarks/startup.py."""
+    """Importing torch makes them slow; tests/benchmarks/startup.py measures the CPU time itself."""
     script = (
         "import sys\n"
         "from aligndet_cli.cli import main\n"

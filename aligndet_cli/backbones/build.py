@@ -23,11 +23,11 @@ FAMILIES: dict[str, Family] = {
     "swin_b": "swin",
     "swin_l": "swin",
 }
-SWIN_DROP_PATH = 0.2  # FACTS §5
+SWIN_DROP_PATH = 0.2  # docs/paper.md §5.2
 
 
 class BackboneConfig(Frozen):
-    """Which backbone, where its weights come from, and what of it stays fixed while training."""
+    """Choose a backbone, where its weights come from, and what of it stays fixed while training."""
 
     name: Literal[
         "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "swin_t", "swin_s", "swin_b", "swin_l"
@@ -38,14 +38,14 @@ class BackboneConfig(Frozen):
     # How the weights were trained, which decides recipe, freezing and image sizes of fine-tuning. "auto": what their
     # file tells: its layout names a method, and an ImageNet classifier beside the backbone means "supervised".
     method: MethodName | Literal["auto"] = "auto"
-    # -1 nothing, 0 the stem, 1..4 the stem and that many stages. "auto": the stage decides (FACTS §5).
+    # -1 nothing, 0 the stem, 1..4 the stem and that many stages. "auto": the stage decides (docs/paper.md §5.6).
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] | Literal["auto"] = "auto"
-    # Batch norm layers keep their running statistics while training. "auto": the stage decides (FACTS §5).
+    # Batch norm layers keep their running statistics while training. "auto": the stage decides (docs/paper.md §5.6).
     norm_eval: bool | Literal["auto"] = "auto"
     # ResNet-50 and 101 only: where stages begin, the 1x1 convolution makes steps of two and not the 3x3 one, as in the
     # first ("caffe") weights, which detectron2 starts from; import-weights sets this for theirs.
     stride_in_1x1: bool = False
-    # Swin only: how often the last block is left out for an image in training. "auto": 0.2 (FACTS §5).
+    # Swin only: how often the last block is left out for an image in training. "auto": 0.2 (docs/paper.md §5.2).
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
 
     @property

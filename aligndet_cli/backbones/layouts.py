@@ -2,7 +2,7 @@
 
 A file is recognised from its keys alone. `LAYOUTS` says behind which prefix a method keeps the network it recommends,
 `NAMINGS` how a library calls the tensors of one; a file may combine any two.
-Source: FACTS 6, and the released code of each method.
+Source: docs/paper.md §6.5, and the released code of each method.
 """
 
 import re
@@ -18,7 +18,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a published file keeps the backbone.
+    """Describe where a published file keeps the backbone.
 
     Attributes:
         name: of the method or library; "" = the naming says enough.
@@ -35,7 +35,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Naming:
-    """What a library calls the tensors of a backbone.
+    """Describe how a library names the tensors of a backbone.
 
     Attributes:
         marker: a tensor that every network so named has.

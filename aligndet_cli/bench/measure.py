@@ -28,9 +28,7 @@ from aligndet_cli.data.loaders import (
     BoxSource,
     LabelBoxes,
     SampleStream,
-    StreamSampler,
-    resolve_workers,
-    training_batches,
+    batches_of_run,
 )
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
@@ -300,16 +298,14 @@ def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sa
         boxes = DrawnProposals(images, config.num_proposals, _num_classes(plan))
     elif config.detector.RECIPE.needs_masks:
         masks = LabelMasks.of(images)
-    stream = SampleStream(images, range(len(images)), boxes, "skip", masks)
-    sampler = StreamSampler(
-        images.aspects(range(len(images))),
+    return batches_of_run(
+        SampleStream(images, range(len(images)), boxes, "skip", masks),
         config.batch_size,
+        steps=range(num_steps),
         seed=config.seed,
-        start_step=0,
-        num_steps=num_steps,
+        num_workers=config.runtime.num_workers,
         process=process,
     )
-    return training_batches(stream, sampler, resolve_workers(config.runtime.num_workers, process))
 
 
 def paper_schedule(stage: StageName, rates: Rates) -> tuple[str, int]:

@@ -1,6 +1,7 @@
 """Read access to finished clusters for the stages that train on them. Free of torch and scikit-learn."""
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,16 @@ class ClusterLabels:
 
     @functools.cached_property
     def num_clusters(self) -> int:
-        """K; some of them may be empty."""
-        return len(_map(self.folder / "centroids.npy"))
+        """K; some of them may be empty.
+
+        Raises:
+            DataError: the report cannot be read.
+        """
+        file = self.folder / "report.json"
+        try:
+            return int(json.loads(file.read_text(encoding="utf-8"))["k"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _unreadable(file, error) from None
 
     def of_rows(self, start: int, stop: int) -> NDArray[np.int64]:
         """(stop - start,) cluster ids of rows of the store, 0..K-1."""
@@ -47,5 +56,9 @@ def _map(file: Path) -> NDArray:
     try:
         array: NDArray = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); delete its folder and run `aligndet cluster`") from None
+        raise _unreadable(file, error) from None
     return array
+
+
+def _unreadable(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file}: cannot be read ({error}); delete its folder and run `aligndet cluster`")

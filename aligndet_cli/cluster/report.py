@@ -16,6 +16,25 @@ _BAR_WIDTH = 32
 
 
 @dataclass(frozen=True)
+class Members:
+    """Which proposals are in which cluster. M = proposals, k = clusters.
+
+    Attributes:
+        labels: (M,) int32 cluster id of each row of the proposals.
+        distances: (M,) float32, small for what is typical of its cluster; all 0 where nothing tells.
+    """
+
+    labels: NDArray[np.int32]
+    distances: NDArray[np.float32]
+    k: int
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(k,) members of each cluster."""
+        return np.bincount(self.labels, minlength=self.k).astype(np.int64)
+
+
+@dataclass(frozen=True)
 class Clustering:
     """The outcome. M = proposals, k = clusters, D = PCA dimensions.
 
@@ -32,9 +51,30 @@ class Clustering:
     variance: float
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
-        """(k,) members of each cluster."""
-        return np.bincount(self.labels, minlength=len(self.centroids)).astype(np.int64)
+    def members(self) -> Members:
+        """What is known of clusters without centroids as well."""
+        return Members(self.labels, self.distances, len(self.centroids))
+
+
+def build_size_report(members: Members, num_images: int) -> dict[str, Any]:
+    """What the sizes of the clusters tell, as JSON values; `effective_clusters`: see `build_report`."""
+    sizes, num_rows = members.sizes, len(members.labels)
+    return {
+        "num_proposals": num_rows,
+        "num_images_with_proposals": num_images,
+        "k": len(sizes),
+        "effective_clusters": float(np.exp(-np.sum(_plogp(sizes / num_rows)))),
+        "dead_clusters": np.flatnonzero(sizes == 0).tolist(),
+        "size_quantiles": {
+            name: float(np.quantile(sizes, share))
+            for name, share in (("min", 0), ("p10", 0.1), ("median", 0.5), ("p90", 0.9), ("max", 1))
+        },
+        "size_histogram": size_histogram(sizes),
+        "clusters": [
+            {"cluster_id": index, "size": int(size), "share": float(size / num_rows)}
+            for index, size in enumerate(sizes)
+        ],
+    }
 
 
 def build_report(clustering: Clustering, projection: Projection, num_images: int) -> dict[str, Any]:
@@ -45,33 +85,21 @@ def build_report(clustering: Clustering, projection: Projection, num_images: int
     the features, 1: all members are equal), `explained_by_pca` what of the features the PCA kept, and
     `effective_clusters` = exp(entropy of the sizes), k when all are of one size.
     """
-    sizes = clustering.sizes
+    report = build_size_report(clustering.members, num_images)
+    sizes = clustering.members.sizes
     inertia = float(clustering.distances.sum(dtype=np.float64))
     num_rows = len(clustering.labels)
     sums = np.bincount(clustering.labels, weights=clustering.distances, minlength=len(sizes))
-    mean_distances = sums / np.maximum(sizes, 1)
-    dead = np.flatnonzero(sizes == 0)
+    for entry, mean_distance in zip(report["clusters"], sums / np.maximum(sizes, 1), strict=True):
+        entry["mean_squared_distance"] = float(mean_distance)
     return {
-        "num_proposals": num_rows,
-        "num_images_with_proposals": num_images,
-        "k": len(sizes),
         "pca_dim": len(projection.components),
         "feature_dim": len(projection.mean),
         "inertia": inertia,
         "inertia_per_proposal": inertia / num_rows,
         "explained_by_pca": float(projection.explained.sum()),
         "explained_by_clusters": 1 - inertia / (clustering.variance * num_rows) if clustering.variance > 0 else 0.0,
-        "effective_clusters": float(np.exp(-np.sum(_plogp(sizes / num_rows)))),
-        "dead_clusters": dead.tolist(),
-        "size_quantiles": {
-            name: float(np.quantile(sizes, share))
-            for name, share in (("min", 0), ("p10", 0.1), ("median", 0.5), ("p90", 0.9), ("max", 1))
-        },
-        "size_histogram": size_histogram(sizes),
-        "clusters": [
-            {"cluster_id": index, "size": int(size), "share": float(size / num_rows), "mean_squared_distance": float(d)}
-            for index, (size, d) in enumerate(zip(sizes, mean_distances, strict=True))
-        ],
+        **report,
     }
 
 

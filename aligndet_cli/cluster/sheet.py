@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from aligndet_cli.cluster.features import ProposalImages
-from aligndet_cli.cluster.report import Clustering
+from aligndet_cli.cluster.report import Members
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
 from aligndet_cli.plotting import COLOURS, JPEG, REFERENCE, finish_axes, new_figure, save_figure
@@ -21,11 +21,11 @@ _TEXT_WIDTH = 132
 _CONTEXT = 0.1  # of the box's size, shown around it
 
 
-def draw_sheet(file: Path, source: ProposalImages, clustering: Clustering) -> None:
+def draw_sheet(file: Path, source: ProposalImages, members: Members) -> None:
     """Write a JPEG with crops of the 16 largest clusters, in two columns; the box is drawn inside each crop."""
-    largest = np.argsort(-clustering.sizes, kind="stable")[:NUM_CLUSTERS]
-    largest = largest[clustering.sizes[largest] > 0]
-    strips = [_draw_strip(source, clustering, int(cluster_id)) for cluster_id in largest]
+    largest = np.argsort(-members.sizes, kind="stable")[:NUM_CLUSTERS]
+    largest = largest[members.sizes[largest] > 0]
+    strips = [_draw_strip(source, members, int(cluster_id)) for cluster_id in largest]
     if len(strips) % 2:
         strips.append(np.full_like(strips[0], 255))
     half = len(strips) // 2
@@ -34,9 +34,9 @@ def draw_sheet(file: Path, source: ProposalImages, clustering: Clustering) -> No
     write_bytes(file, encoded.tobytes())
 
 
-def draw_sizes(file: Path, clustering: Clustering) -> None:
+def draw_sizes(file: Path, members: Members) -> None:
     """Write the number of proposals of each cluster, largest first, beside what it is when all are of one size."""
-    sizes = np.sort(clustering.sizes)[::-1]
+    sizes = np.sort(members.sizes)[::-1]
     figure = new_figure(6.5, 3.4)
     axes = figure.add_subplot()
     axes.bar(np.arange(1, len(sizes) + 1), sizes, width=1.0 if len(sizes) > 64 else 0.85, color=COLOURS[0])
@@ -49,7 +49,7 @@ def draw_sizes(file: Path, clustering: Clustering) -> None:
     save_figure(figure, file)
 
 
-def nearest_rows(clustering: Clustering, cluster_id: int, offsets: NDArray[np.int64]) -> list[int]:
+def nearest_rows(members: Members, cluster_id: int, offsets: NDArray[np.int64]) -> list[int]:
     """Rows of a cluster nearest its centroid, at most 8 and from different images while there are enough.
 
     Neighbouring proposals of one image are near-copies: eight of them would show one object, not a cluster.
@@ -57,13 +57,13 @@ def nearest_rows(clustering: Clustering, cluster_id: int, offsets: NDArray[np.in
     Args:
         offsets: (B + 1,) rows of image i are offsets[i]:offsets[i + 1].
     """
-    members = np.flatnonzero(clustering.labels == cluster_id)
-    members = members[np.argsort(clustering.distances[members], kind="stable")]
-    owners = np.searchsorted(offsets, members, side="right")
+    rows = np.flatnonzero(members.labels == cluster_id)
+    rows = rows[np.argsort(members.distances[rows], kind="stable")]
+    owners = np.searchsorted(offsets, rows, side="right")
     seen: set[int] = set()
     first: list[int] = []
     repeated: list[int] = []
-    for row, owner in zip(members.tolist(), owners.tolist(), strict=True):
+    for row, owner in zip(rows.tolist(), owners.tolist(), strict=True):
         (repeated if owner in seen else first).append(row)
         seen.add(owner)
         if len(first) == NUM_CROPS:
@@ -71,16 +71,16 @@ def nearest_rows(clustering: Clustering, cluster_id: int, offsets: NDArray[np.in
     return (first + repeated)[:NUM_CROPS]
 
 
-def _draw_strip(source: ProposalImages, clustering: Clustering, cluster_id: int) -> NDArray[np.uint8]:
+def _draw_strip(source: ProposalImages, members: Members, cluster_id: int) -> NDArray[np.uint8]:
     """(tile + gap, text + 8 tiles, 3) uint8 RGB."""
     width = _TEXT_WIDTH + NUM_CROPS * (_TILE + _GAP)
     strip = np.full((_TILE + _GAP, width, 3), 255, dtype=np.uint8)
-    size = int(clustering.sizes[cluster_id])
-    lines = (f"cluster {cluster_id}", f"{size:,} boxes", f"{size / len(clustering.labels):.1%} of all")
+    size = int(members.sizes[cluster_id])
+    lines = (f"cluster {cluster_id}", f"{size:,} boxes", f"{size / len(members.labels):.1%} of all")
     for index, text in enumerate(lines):
         where = (8, 34 + 20 * index)
         cv2.putText(strip, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
-    for index, row in enumerate(nearest_rows(clustering, cluster_id, source.store.offsets)):
+    for index, row in enumerate(nearest_rows(members, cluster_id, source.store.offsets)):
         left = _TEXT_WIDTH + index * (_TILE + _GAP)
         strip[_GAP // 2 : _GAP // 2 + _TILE, left : left + _TILE] = _draw_crop(source, row)
     return strip

@@ -1,13 +1,14 @@
-"""`aligndet cluster`: proposals -> one pseudo class per proposal, from backbone features, PCA and k-means.
+"""`aligndet cluster`: proposals -> one pseudo class per proposal, from backbone features, PCA and k-means, or a file.
 
-Source: FACTS §1, §8: RoIAlign features of the proposals, PCA to 256, k-means to 256 clusters. The authors never
-published their code; what they left open (which features, which resolution) is named where it is decided below.
+Source: docs/paper.md §8.1, §8.2: RoIAlign features of the proposals, PCA to 256 dimensions, k-means to 256 clusters.
+The authors never published their code; comments below name what they left open and we decided (docs/differences.md 6).
 """
 
 import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from aligndet_cli.arrays import save_array, save_arrays
 from aligndet_cli.backbones import (
     BackboneConfig,
     BackboneWeights,
@@ -24,6 +26,7 @@ from aligndet_cli.backbones import (
     require_trained,
 )
 from aligndet_cli.cluster.features import Extraction, ProposalImages, extract_features, find_places
+from aligndet_cli.cluster.given import GivenClusters, clusters_from_coco
 from aligndet_cli.cluster.kmeans import (
     ClusterSettings,
     Projection,
@@ -34,14 +37,22 @@ from aligndet_cli.cluster.kmeans import (
     num_pca_rows,
     project,
 )
-from aligndet_cli.cluster.report import Clustering, build_report, find_problems, histogram_lines
-from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, save_array, save_arrays
+from aligndet_cli.cluster.report import (
+    Clustering,
+    Members,
+    build_report,
+    build_size_report,
+    find_problems,
+    histogram_lines,
+)
+from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.cluster.sheet import draw_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers
 from aligndet_cli.data.proposal_source import open_proposals
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.plotting import never_failing
+from aligndet_cli.proposals.exchange import hash_file
 from aligndet_cli.training.distributed import place, wait_for_all
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
@@ -50,15 +61,15 @@ from aligndet_cli.workspace import Output, Workspace, write_json
 
 ARTIFACT_FILES = ("labels.npy", "centroids.npy", "pca.npz", "report.json", "sheet.jpg")
 _MAX_THREADS = 8  # each holds blocks of some 40 MB
-_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class ClusterConfig(StageConfig):
     """Settings of the stage `cluster`."""
 
-    # The proposals and the weights are inputs, hashed by content; split and limit of the data are the proposals'.
+    # Proposals, weights and an imported file are inputs, hashed by content; split and limit are the proposals'.
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
         "proposals",
+        "import_file",
         "data.split",
         "data.limit",
         "backbone.weights",
@@ -68,8 +79,9 @@ class ClusterConfig(StageConfig):
     }
 
     proposals: str | None = None  # name of the artifact; None = the newest
-    k: int = Field(256, ge=2)  # FACTS §1
-    pca_dim: int = Field(256, ge=1)  # FACTS §8
+    import_file: Path | None = None
+    k: int = Field(256, ge=2)  # paper B.5
+    pca_dim: int = Field(256, ge=1)  # docs/paper.md §8.2
     backbone: BackboneConfig = BackboneConfig()
     # Ours: the last map, averaged inside the box, is what a classifier's pooled feature is.
     level: Literal["c2", "c3", "c4", "c5"] = "c5"
@@ -86,7 +98,7 @@ class ClusterConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` resolved.
+    """Hold what `prepare` resolved.
 
     Attributes:
         source: images with proposals, in batches.
@@ -122,45 +134,73 @@ class Plan:
         )
 
 
-def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
-    """Open proposals, images and weights and decide what to do; nothing is written.
+@dataclass(frozen=True)
+class ImportPlan:
+    """What `prepare` resolved where the clusters come from a file; the names are those of `Plan`.
+
+    Attributes:
+        given: the clusters; None for a finished run.
+    """
+
+    config: ClusterConfig
+    output: Output
+    source: ProposalImages
+    proposals_name: str
+    given: GivenClusters | None
+
+
+def prepare(
+    config: ClusterConfig, workspace: Workspace, *, resume: bool = True, force: bool = False
+) -> Plan | ImportPlan:
+    """Open proposals, images and weights, or the file to import, and decide what to do; nothing is written.
 
     Raises:
-        ConfigError: no proposals, too few of them for `k` or `pca_dim`, other data, or a finished run with other
-            settings.
+        ConfigError: no proposals, too few of them for `k` or `pca_dim`, other data, settings that cannot take effect,
+            or a finished run with other settings.
         WeightsError: the backbone's weights cannot be found.
+        DataError: the imported file cannot be used, or lacks a proposal.
     """
-    for setting in ("frozen_stages", "norm_eval", "drop_path"):
-        if getattr(config.backbone, setting) != "auto":
-            raise ConfigError(f"backbone.{setting}: no effect here, nothing is trained; leave it out")
+    _check_settings(config)
     store, images, artifact = open_proposals(workspace, config.proposals, config.data)
     if store.total == 0:
         raise ConfigError(f"{artifact.folder}: holds no proposals at all; make some with looser filters")
+    source = ProposalImages(images, store, find_places(store, images), config.batch_size)
+    inputs = {"data": images.fingerprint, "proposals": artifact.content_hash}
+    if config.import_file is not None:
+        inputs["import"] = hash_file(config.import_file)
+        name = config.name or f"{artifact.name}-imported"
+        output = workspace.plan_output("cluster", name, config, inputs, resume=resume, force=force)
+        is_complete = output.action == "complete"
+        given = None if is_complete else clusters_from_coco(config.import_file, store, images)
+        return ImportPlan(config, output, source, artifact.name, given)
     with torch.device("meta"):  # only to ask how wide it is
         num_channels = build_backbone(config.backbone).channels[config.level]
     check_sizes(store.total, num_channels, ClusterSettings(config.k, config.pca_dim))
     weights = find_backbone_weights(
         config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
     )
-    inputs = {
-        "data": images.fingerprint,
-        "proposals": artifact.content_hash,
-        "weights": weights.content_hash,
-    }
+    inputs["weights"] = weights.content_hash
     name = config.name or f"{artifact.name}-k{config.k}"
     output = workspace.plan_output("cluster", name, config, inputs, resume=resume, force=force)
     if output.action != "complete":
         require_trained(weights, config.backbone, "cluster")
-    source = ProposalImages(images, store, find_places(store, images), config.batch_size)
     return Plan(config, output, source, artifact.name, weights, num_channels)
 
 
-def describe(plan: Plan) -> dict[str, Any]:
+def describe(plan: Plan | ImportPlan) -> dict[str, Any]:
     """Effective settings by name, for people."""
-    config, images = plan.config, plan.source.images
-    return {
+    config, source = plan.config, plan.source
+    images = source.images
+    shown = {
         "data": f"{images.root} ({images.format}, split {images.split}, {len(images)} images)",
-        "proposals": f"{plan.proposals_name} ({plan.num_rows:,} in {len(plan.source.places):,} images)",
+        "proposals": f"{plan.proposals_name} ({source.store.total:,} in {len(source.places):,} images)",
+    }
+    if isinstance(plan, ImportPlan):
+        shown["clusters"] = f"import of {config.import_file}"
+        if plan.given is not None:
+            shown["k"] = f"{len(plan.given.categories)}, the categories of the file by id"
+        return shown | {"output": str(plan.output.folder)}
+    return shown | {
         "backbone": f"{config.backbone.name}, weights {plan.weights.origin}",
         "features": f"{config.level}, {plan.num_channels} channels, RoIAlign averaged over the box",
         "resolution": f"short side {config.short_side}, long side at most {config.long_side}",
@@ -173,13 +213,17 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
 
 
-def run(plan: Plan, process: Process) -> None:
-    """Extract features on every process, then cluster on the main one.
+def run(plan: Plan | ImportPlan, process: Process) -> None:
+    """Extract features on every process, then cluster on the main one; or write down what was imported.
 
     Raises:
         Preempted: stopped by a signal; the same command continues.
         RunError: no room on disk, or features that are not finite.
     """
+    if isinstance(plan, ImportPlan):
+        if process.is_main:
+            _write_import(plan)
+        return
     resume = plan.output.partial / "resume"
     features = RowFile(resume / "features.f16", "<f2", plan.num_rows, plan.num_channels)
     marks = DoneMarks(resume / "features.done", plan.source.num_batches)
@@ -199,6 +243,19 @@ def run(plan: Plan, process: Process) -> None:
             plan.output.complete(result, content=("labels.npy", "centroids.npy"))
 
 
+def _check_settings(config: ClusterConfig) -> None:
+    """Refuse what cannot take effect."""
+    for setting in ("frozen_stages", "norm_eval", "drop_path"):
+        if getattr(config.backbone, setting) != "auto":
+            raise ConfigError(f"backbone.{setting}: no effect here, nothing is trained; leave it out")
+    if config.import_file is None:
+        return
+    of_making = set(ClusterConfig.model_fields) - set(StageConfig.model_fields) - {"proposals", "import_file"}
+    idle = sorted(config.model_fields_set & of_making)
+    if idle:
+        raise ConfigError(f"{', '.join(idle)}: no effect with --import, which takes clusters as they are: leave it out")
+
+
 def _extract(plan: Plan, process: Process, features: RowFile, marks: DoneMarks, stop: StopSignal) -> None:
     config = plan.config
     if marks.read()[process.rank :: process.world_size].all():
@@ -207,7 +264,7 @@ def _extract(plan: Plan, process: Process, features: RowFile, marks: DoneMarks, 
         level=config.level,
         short_side=config.short_side,
         long_side=config.long_side,
-        autocast=_AUTOCAST[config.runtime.precision],
+        precision=config.runtime.precision,
         num_workers=resolve_workers(config.runtime.num_workers, process),
     )
     batches = range(process.rank, plan.source.num_batches, process.world_size)
@@ -251,8 +308,7 @@ def _cluster(plan: Plan, process: Process, features: RowFile, stop: StopSignal) 
 def _write_artifact(plan: Plan, clustering: Clustering, projection: Projection) -> dict[str, Any]:
     """Write all files; returns the summary for the manifest and tells people."""
     folder = plan.output.partial
-    dtype = np.int16 if plan.config.k <= np.iinfo(np.int16).max + 1 else np.int32
-    save_array(folder / "labels.npy", clustering.labels.astype(dtype))
+    _save_labels(folder, clustering.members)
     save_array(folder / "centroids.npy", clustering.centroids)
     save_arrays(
         folder / "pca.npz",
@@ -261,10 +317,7 @@ def _write_artifact(plan: Plan, clustering: Clustering, projection: Projection) 
     report = build_report(clustering, projection, len(plan.source.places))
     problems = find_problems(report)
     write_json(folder / "report.json", {**report, "warnings": problems})
-    with never_failing(folder / "sheet.jpg"):
-        draw_sheet(folder / "sheet.jpg", plan.source, clustering)
-    with never_failing(folder / "plots" / "sizes.png"):
-        draw_sizes(folder / "plots" / "sizes.png", clustering)
+    _draw(folder, plan.source, clustering.members)
     logger.info(
         f"cluster: {report['num_proposals']:,} proposals in {report['k']} clusters, inertia {report['inertia']:.4g} "
         f"({report['inertia_per_proposal']:.4g} per proposal); clusters explain {report['explained_by_clusters']:.1%} "
@@ -279,6 +332,50 @@ def _write_artifact(plan: Plan, clustering: Clustering, projection: Projection) 
         "dead_clusters": len(report["dead_clusters"]),
         "warnings": problems,
     }
+
+
+def _write_import(plan: ImportPlan) -> None:
+    """Write the artifact of clusters that a file brought along, and tell people."""
+    given, folder = plan.given, plan.output.partial
+    assert given is not None, "a finished run is not run again"
+    plan.output.begin(plan.config)
+    members = Members(given.labels, np.zeros(len(given.labels), np.float32), len(given.categories))
+    categories = given.to_json()
+    _save_labels(folder, members)
+    write_json(folder / "categories.json", categories)
+    report = build_size_report(members, len(plan.source.places))
+    for entry, category in zip(report["clusters"], categories, strict=True):
+        entry.update(category)
+    write_json(folder / "report.json", {**report, "num_unused_boxes": given.num_unused})
+    _draw(folder, plan.source, members)
+    if not given.are_plain:
+        first, last = given.categories[0].name, given.categories[-1].name
+        logger.warning(
+            f"cluster: the categories are not cluster_1 to cluster_{members.k}: clusters are numbered by category id, "
+            f"from {first} to {last}; {plan.output.folder / 'categories.json'} lists them"
+        )
+    if given.num_unused:
+        logger.warning(f"cluster: {given.num_unused:,} boxes of the file are none of the proposals and are left out")
+    logger.info(
+        f"cluster: {report['num_proposals']:,} proposals in {report['k']} clusters of {plan.config.import_file}"
+    )
+    for line in histogram_lines(report["size_histogram"]):
+        logger.info(line)
+    result = {name: report[name] for name in ("num_proposals", "k", "effective_clusters")}
+    result |= {"dead_clusters": len(report["dead_clusters"]), "num_unused_boxes": given.num_unused}
+    plan.output.complete(result, content=("labels.npy", "categories.json"))
+
+
+def _save_labels(folder: Path, members: Members) -> None:
+    dtype = np.int16 if members.k <= np.iinfo(np.int16).max + 1 else np.int32
+    save_array(folder / "labels.npy", members.labels.astype(dtype))
+
+
+def _draw(folder: Path, source: ProposalImages, members: Members) -> None:
+    with never_failing(folder / "sheet.jpg"):
+        draw_sheet(folder / "sheet.jpg", source, members)
+    with never_failing(folder / "plots" / "sizes.png"):
+        draw_sizes(folder / "plots" / "sizes.png", members)
 
 
 def _bytes_needed(plan: Plan) -> int:

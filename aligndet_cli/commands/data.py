@@ -8,7 +8,7 @@ import typer
 from aligndet_cli.commands.terminal import console, print_json, user_errors, with_data_root
 from aligndet_cli.config import Sources, StageConfig, load_config
 from aligndet_cli.driver import with_data
-from aligndet_cli.errors import ConfigError, GateError
+from aligndet_cli.errors import ConfigError, DataError, GateError
 from aligndet_cli.flags import DOCTOR, SPLIT, VIEWS, Given, with_flags
 from aligndet_cli.training.logs import setup_logging
 from aligndet_cli.workspace import Workspace
@@ -16,8 +16,9 @@ from aligndet_cli.workspace import Workspace
 
 @with_flags(DOCTOR)
 def doctor(data: Path | None, given: Given) -> None:
-    """Check images and labels, and say what is wrong with them."""
+    """Check images and labels, and say what is wrong with them; exit code 3 on errors."""
     from aligndet_cli.data.doctor import check_data
+    from aligndet_cli.data.findings import counted
     from aligndet_cli.tables import doctor_table
 
     is_json = bool(given.control["json"])
@@ -29,10 +30,14 @@ def doctor(data: Path | None, given: Given) -> None:
             print_json({"command": "doctor", **report.to_json()})
         else:
             console().print(doctor_table(report))
-            counts = ", ".join(f"{report.count(severity)} {severity}s" for severity in ("error", "warning"))
+            counts = ", ".join(counted(report.count(severity), severity) for severity in ("error", "warning"))
             typer.echo(f"{report.summary['format'] or 'unknown'} data at {report.summary['root']}: {counts}")
-        if given.control["strict"] and report.count("error") + report.count("warning"):
-            raise GateError("doctor --strict: there are findings, see above")
+    with user_errors(is_json=False):  # the result is out already
+        if errors := report.count("error"):
+            others = f" (and {counted(errors - 1, 'more error')}, see above)" if errors > 1 else ""
+            raise DataError(report.findings[0].message + others)
+        if given.control["strict"] and (warnings := report.count("warning")):
+            raise GateError(f"doctor --strict: {counted(warnings, 'warning')}, see above")
 
 
 @with_flags(VIEWS)

@@ -8,6 +8,11 @@ from aligndet_cli.errors import DataError
 Severity = Literal["error", "warning", "info"]
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`1 image`, `2 images`; `plural` where it is not the noun with an s."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One kind of problem.
@@ -52,11 +57,11 @@ class Findings:
         self.items.append(Finding("error", code, message, count, example))
 
     def warn(self, code: str, message: str, *, count: int = 1, example: str = "") -> None:
-        """Report something that was corrected, left out, or looks wrong."""
+        """Report something that changes results: corrected, left out, or there twice."""
         self.items.append(Finding("warning", code, message, count, example))
 
     def info(self, code: str, message: str, *, count: int = 1, example: str = "") -> None:
-        """Report something worth knowing."""
+        """Report something worth knowing that changes nothing: the labels are used as they are."""
         self.items.append(Finding("info", code, message, count, example))
 
     def problem_counts(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Low-data folds: which images they have, and the field's files that hold them. Free of torch.
 
-Source: FACTS 6; the files `instances_train2017.{fold}@{percent}.json` of Unbiased Teacher and Soft Teacher, whose
-images and annotations keep the order of the whole file.
+Source: docs/paper.md §6.1; the files `instances_train2017.{fold}@{percent}.json` of Unbiased Teacher and Soft Teacher,
+whose images and annotations keep the order of the whole file.
 """
 
 import json
@@ -25,7 +25,7 @@ FOLDER = "semi_supervised"  # beside the labels, as in the field's own layouts
 
 
 class SplitConfig(StageConfig):
-    """Settings of `aligndet split`; the defaults are the paper's folds (FACTS 6)."""
+    """Settings of `aligndet split`; the defaults are the paper's folds (docs/paper.md §6.1)."""
 
     fractions: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field((1, 5, 10, 20), min_length=1)  # percent
     folds: tuple[Annotated[int, Field(ge=0, le=MAX_FOLD)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
@@ -57,7 +57,7 @@ def fraction_of(num_images: int, percent: float, fold: int) -> list[int]:
 
     Folds of one percentage are drawn independently of each other, so they overlap.
 
-    Source: FACTS 6: NumPy's legacy generator, seeded with the fold.
+    Source: docs/paper.md §6.1: NumPy's legacy generator, seeded with the fold.
 
     Raises:
         ConfigError: no image is left.

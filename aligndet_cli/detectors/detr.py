@@ -51,7 +51,7 @@ class DETRConfig(Frozen):
         pretrain=replace(_RATES, lr=2e-4, origin="DETR pre-training recipe", batch_size=64, backbone_lr_scale=1.0),
         finetune=replace(_RATES, origin="DETR recipe after pre-training"),
         plain=_RATES,
-        topk=50,  # official selfsup_detr config, SelectTopKProposals; half of the queries
+        topk=50,  # the authors' selfsup/detr.py, SelectTopKProposals; half of the queries
         needs_clusters=True,
         momentum_follows=("query_embedding.weight",),
         projector=ProjectorRecipe(start="torch"),
@@ -129,12 +129,12 @@ class DETR(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """What only the contrastive task trains: nothing, one transformer serves both."""
+        """Return what only the contrastive task trains: nothing, one transformer serves both."""
         return []
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """What only the box losses train."""
+        """Return the modules that only the box losses train."""
         return [self.box_tower, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:
@@ -162,7 +162,7 @@ class DETR(nn.Module):
 
         The proposals' `class_ids` are clusters: they take part in the matching, and train the class predictor. One
         matching serves all losses. Source: the official code matches a second time for the contrast, with instance ids
-        in the place of cluster ids, so that the class part of that cost means nothing (DIFFERENCES, bug 14).
+        in the place of cluster ids, so that the class part of that cost means nothing (docs/differences.md 19).
 
         Args:
             features: of the backbone; gradients stop where they do.
@@ -186,7 +186,7 @@ class DETR(nn.Module):
         )
 
     def decode(self, features: Features) -> Tensor:
-        """What each query knows after each decoder layer: (L, B, Q, C)."""
+        """Return the state of each query after each decoder layer: (L, B, Q, C)."""
         cells = self.neck(features.maps["c5"])  # (B, C, H, W)
         is_inside = inside_cells(features, cells)
         position = encode_position(is_inside, self.feature_dim)  # (B, H, W, C)
@@ -206,7 +206,7 @@ class DETR(nn.Module):
     def assign(
         self, logits: Tensor, boxes: Tensor, targets: Sequence[BoxTargets], sizes_hw: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Which box of the batch each prediction is matched to: (L, B, Q) int64, see `match_queries`."""
+        """Match each prediction to a box of the batch: (L, B, Q) int64, see `match_queries`."""
         return match_queries(logits, boxes, targets, sizes_hw, self.rules.costs)
 
     def class_loss(self, logits: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
@@ -218,7 +218,8 @@ class DETR(nn.Module):
     def cluster_loss(self, logits: Tensor, matched: Tensor, proposals: Sequence[BoxTargets]) -> Tensor:
         """Cross-entropy over clusters and "no object" of all queries, per matched query: (L,).
 
-        Source: in the official pre-training the weight of "no object" is lost, and with it its part of the divisor.
+        Source: in the official pre-training the weight of "no object" is lost, and with it its part of the divisor
+            (docs/differences.md 26).
         """
         losses, is_object = self._cross_entropy(logits, matched, proposals)
         return self.rules.costs.class_weight * losses.sum(dim=(1, 2)) / is_object.sum(dim=(1, 2)).clamp(min=1)
@@ -271,7 +272,7 @@ class DETR(nn.Module):
 
 
 def inside_cells(features: Features, cells: Tensor) -> Tensor:
-    """(B, H, W) bool: whether the top left pixel of a cell is in the image and not in its padding.
+    """Return (B, H, W) bool: True where the top left pixel of a cell is in the image and not in its padding.
 
     Source: nearest interpolation of a mask of pixels, as in the official code.
     """

@@ -38,14 +38,14 @@ LEVELS = ("c2", "c3", "c4", "c5")  # of the backbone; P2..P5 are made of them
 
 
 class RCNNConfig(Frozen):
-    """What Faster and Mask R-CNN have in common; defaults are mmdetection's unless said otherwise."""
+    """Settings that Faster and Mask R-CNN have in common; defaults are mmdetection's unless said otherwise."""
 
     RECIPE: ClassVar[Recipe] = Recipe(
         pretrain=Rates(0.02, 1e-4, "R-CNN pre-training recipe"),
         finetune=Rates(0.03, 5e-5, "R-CNN recipe after pre-training"),
         plain=Rates(0.02, 1e-4, "R-CNN recipe"),
         projector=ProjectorRecipe(hidden_dim=1024),
-        topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; the authors train on all of them
+        topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; see docs/differences.md 5
     )
 
     neck_channels: int = Field(256, ge=1)
@@ -74,7 +74,7 @@ class RCNNConfig(Frozen):
     roi_positive_iou: float = Field(0.5, gt=0, le=1)
     roi_samples: int = Field(512, ge=1)  # RoIs of an image
     roi_positive_fraction: float = Field(0.25, gt=0, le=1)
-    # Anchors and positive RoIs of an image in pre-training; official selfsup_mask_rcnn config.
+    # Anchors and positive RoIs of an image in pre-training; the authors' selfsup_mask_rcnn_r50_fpn.py.
     pretext_rpn_samples: int = Field(4096, ge=1)
     pretext_roi_samples: int = Field(4096, ge=1)
     score_threshold: float = Field(0.05, ge=0, le=1)
@@ -97,7 +97,7 @@ class FasterRCNNConfig(RCNNConfig):
 
 
 class BoxParts(NamedTuple):
-    """What finds boxes, before there are classes."""
+    """Hold the parts that find boxes, before there are classes."""
 
     backbone: Backbone
     neck: FPN
@@ -127,12 +127,12 @@ class FasterRCNN(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """What only the contrastive task trains: nothing, the head serves classes and boxes."""
+        """Return what only the contrastive task trains: nothing, the head serves classes and boxes."""
         return []
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """What only the box losses train."""
+        """Return the modules that only the box losses train."""
         return [self.rpn, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:

@@ -34,7 +34,8 @@ from aligndet_cli.detectors.parts.sampling import sample_positives_first
 from aligndet_cli.training.schedules import Rates, Recipe
 
 LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
-# P3..P7. The official pre-training config leaves them at 4..64, so that its points cover a quarter of the image.
+# P3..P7. The authors' pre-training leaves them at 4..64, so that its points cover a quarter of the image
+# (docs/differences.md 10).
 STRIDES = (8, 16, 32, 64, 128)
 RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))  # longest side distance, pixels
 MIN_IOU = 1e-6  # keeps the logarithm finite
@@ -50,7 +51,7 @@ class FCOSConfig(Frozen):
             0.015, 5e-5, "FCOS recipe after pre-training", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0
         ),
         plain=Rates(0.01, 1e-4, "FCOS recipe", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0),
-        topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; the authors train on all of them
+        topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; see docs/differences.md 5
     )
 
     family: Literal["fcos"] = "fcos"
@@ -61,7 +62,8 @@ class FCOSConfig(Frozen):
     head_norm: NormName = "group"
     focal_alpha: float = Field(0.25, ge=0, le=1)
     focal_gamma: float = Field(2.0, ge=0)
-    # Points per image for the contrast; official selfsup_fcos config: 2,048 for the two images of a GPU.
+    # Points per image for the contrast; the authors' selfsup_fcos_r50_fpn.py has 2,048 for the two images of a GPU
+    # (docs/differences.md 16).
     pretext_samples: int = Field(1024, ge=1)
     score_threshold: float = Field(0.05, ge=0, le=1)  # of the class score, before centerness
     detections_per_level: int = Field(1000, ge=1)  # kept before NMS
@@ -89,7 +91,7 @@ class FCOSRules:
 
 
 class LevelScales(nn.Module):
-    """A learned factor for each level, so that one convolution serves boxes of all sizes; paper §3.2."""
+    """A learned factor for each level, so that one convolution serves boxes of all sizes; FCOS paper §3.2."""
 
     def __init__(self, num_levels: int) -> None:
         super().__init__()
@@ -155,12 +157,12 @@ class FCOS(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """What only the contrastive task trains: nothing, for centerness sits on the class tower."""
+        """Return what only the contrastive task trains: nothing, for centerness sits on the class tower."""
         return []
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """What only the box losses train."""
+        """Return the modules that only the box losses train."""
         return [self.head.box_tower, self.head.scales, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:
@@ -229,7 +231,7 @@ class FCOS(nn.Module):
 
     @torch.no_grad()
     def assign(self, pyramid: list[Tensor], targets: Sequence[BoxTargets]) -> Tensor:
-        """Which box of its image each point is matched to: (B, P) int64, index of the box or `BACKGROUND`.
+        """Match each point to a box of its image: (B, P) int64, index of the box or `BACKGROUND`.
 
         Points in the padding are background like any other outside of the boxes, as in mmdetection: what the pixels
         there show is known.
@@ -322,7 +324,7 @@ class FCOS(nn.Module):
 
 
 def compute_centerness(sides: Tensor) -> Tensor:
-    """(S,) in 0..1, 1 in the middle of the box and 0 on its border; of the (S, 4) distances to its sides; eq. 3."""
+    """Return (S,), 1 in the middle of the box and 0 on its border, of (S, 4) distances to its sides; FCOS eq. 3."""
     horizontal, vertical = sides[:, 0::2], sides[:, 1::2]  # (S, 2) left and right, top and bottom
     shares = (horizontal.amin(dim=1) / horizontal.amax(dim=1)) * (vertical.amin(dim=1) / vertical.amax(dim=1))
     return shares.sqrt()

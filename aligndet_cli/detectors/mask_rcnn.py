@@ -1,7 +1,7 @@
 """Mask R-CNN: Faster R-CNN and a mask for each box.
 
 Source: He et al., ICCV 2017; mmdetection `mask_rcnn_r50_fpn`, which AlignDet's configs build on. The mask head is not
-part of box-domain pre-training (FACTS 4), where the two families do the same.
+part of box-domain pre-training (docs/paper.md §4.9), where the two families do the same.
 """
 
 from collections.abc import Sequence
@@ -67,12 +67,12 @@ class MaskRCNN(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """What only the contrastive task trains: nothing, the head serves classes and boxes."""
+        """Return what only the contrastive task trains: nothing, the head serves classes and boxes."""
         return []
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """What only the box losses train."""
+        """Return the modules that only the box losses train."""
         return [self.rpn, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:

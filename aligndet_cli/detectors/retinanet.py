@@ -45,7 +45,7 @@ class RetinaNetConfig(Frozen):
         pretrain=Rates(0.01, 1e-4, "RetinaNet pre-training recipe"),
         finetune=Rates(0.015, 5e-5, "RetinaNet recipe after pre-training"),
         plain=Rates(0.01, 1e-4, "RetinaNet recipe"),
-        topk=50,  # official selfsup_retinanet config, SelectTopKProposals
+        topk=50,  # the authors' selfsup/retinanet.py, SelectTopKProposals
     )
 
     family: Literal["retinanet"] = "retinanet"
@@ -62,7 +62,7 @@ class RetinaNetConfig(Frozen):
     negative_iou: float = Field(0.4, gt=0, le=1)
     focal_alpha: float = Field(0.25, ge=0, le=1)
     focal_gamma: float = Field(2.0, ge=0)
-    pretext_samples: int = Field(2048, ge=1)  # anchors per image for the contrast; official selfsup_retinanet config
+    pretext_samples: int = Field(2048, ge=1)  # anchors per image for the contrast; paper B.3
     score_threshold: float = Field(0.05, ge=0, le=1)
     detections_per_level: int = Field(1000, ge=1)  # kept before NMS
     nms_iou: float = Field(0.5, ge=0, le=1)
@@ -152,12 +152,12 @@ class RetinaNet(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """What only the contrastive task trains."""
+        """Return the modules that only the contrastive task trains."""
         return [self.head.class_tower]
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """What only the box losses train."""
+        """Return the modules that only the box losses train."""
         return [self.head.box_tower, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:
@@ -325,5 +325,5 @@ def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: in
 
 
 def _num_positives(matched: Tensor) -> Tensor:
-    """What mmdetection divides losses by: positive anchors of the batch, an image without any counting as one."""
+    """Count positive anchors of the batch, by which mmdetection divides losses; an image without any counts as one."""
     return (matched >= 0).sum(dim=1).clamp(min=1).sum()

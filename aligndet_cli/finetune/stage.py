@@ -18,10 +18,8 @@ from aligndet_cli.data.loaders import (
     LabelBoxes,
     OnError,
     SampleStream,
-    StreamSampler,
+    batches_of_run,
     evaluation_batches,
-    resolve_workers,
-    training_batches,
 )
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
@@ -322,16 +320,15 @@ def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
 
 
 def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
-    sampler = StreamSampler(
-        plan.image_set.aspects(plan.indices),
-        plan.config.training.images_per_step,
-        seed=plan.config.seed,
-        start_step=step,
-        num_steps=plan.settings.schedule.num_steps,
+    config = plan.config
+    return batches_of_run(
+        SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), config.on_error, plan.masks),
+        config.training.images_per_step,
+        steps=range(step, plan.settings.schedule.num_steps),
+        seed=config.seed,
+        num_workers=config.runtime.num_workers,
         process=process,
     )
-    stream = SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), plan.config.on_error, plan.masks)
-    return training_batches(stream, sampler, resolve_workers(plan.config.runtime.num_workers, process))
 
 
 def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: Process) -> dict[str, float] | None:

@@ -22,7 +22,7 @@ class ProposalBoxes:
 
     store: ProposalStore
     rows: NDArray[np.int64]  # (images,) row of each image of the set in the store
-    topk: int | None
+    topk: int
     clusters: ClusterLabels | None = None
 
     @property
@@ -34,7 +34,7 @@ class ProposalBoxes:
         """How many proposals each of these images has, at most `topk`."""
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         found = np.where(rows >= 0, self.store.counts[rows], 0)
-        return found if self.topk is None else np.minimum(found, self.topk)
+        return np.minimum(found, self.topk)
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best `topk` proposals of an image."""

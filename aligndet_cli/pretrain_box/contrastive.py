@@ -62,10 +62,10 @@ def contrastive_loss(
         online_ids: (S1,) int64 instance ids, -1 = background.
         momentum: (S2, D) L2-normalised embeddings of the momentum view; treated as constants.
         momentum_ids: (S2,) int64.
-        temperature: tau of eq. 2.
+        temperature: tau of eq. 4.
 
-    Source: AlignDet eqs. 2-3 and Algorithm 1; the value and gradient are those of the official per-instance loop
-        (`contrastive_loss.py`), whose background id collides with instance 256: ours is -1.
+    Source: docs/paper.md §4.3, which is eqs. 2 to 4 and Algorithm 1. The value and gradient are those of the authors'
+        loop over instances (`contrastive_loss.py`), whose background id collides with instance 256: ours is -1.
     """
     with torch.no_grad():
         paired, orphans = _find_queries(online_ids, momentum_ids, online.dtype)
@@ -196,14 +196,14 @@ def _find_queries(online_ids: Tensor, momentum_ids: Tensor, dtype: torch.dtype) 
 
 
 def _find_members(ids: Tensor, wanted: Tensor) -> _Members:
-    """Where in (S,) ids those of (P,) wanted ones are."""
+    """Find the places in (S,) ids that have each of (P,) wanted ids."""
     ordered, by_id = ids.sort(stable=True)
     starts = torch.searchsorted(ordered, wanted)
     return _Members(by_id, starts, torch.searchsorted(ordered, wanted, right=True) - starts)
 
 
 def _add_up(queries: _Queries, keys: Tensor, online: Tensor, temperature: float, gradient: Tensor | None) -> Tensor:
-    """What some queries add: (4,) loss, mean logit of the positives, accuracy, and sum of the negatives' logits.
+    """Return what some queries add: (4,) loss, mean logit of the positives, accuracy, sum of the negatives' logits.
 
     Args:
         keys: (S2 + S1, D), momentum view first.
@@ -231,7 +231,7 @@ def _add_up(queries: _Queries, keys: Tensor, online: Tensor, temperature: float,
         push = torch.zeros_like(total).index_put_((row,), pull, accumulate=True)
         shares.mul_((push / total)[:, None]).index_put_(positives, -pull)
         gradient[queries.rows] += shares @ keys
-        if queries.are_orphans:  # the official code lets gradient flow through both sides here
+        if queries.are_orphans:  # gradient flows through both sides here: docs/differences.md 25
             shares.zero_().index_put_(positives, -pull)
             gradient += shares[:, num_momentum:].T @ online[queries.rows]
     hits = pair_logits > best[row]

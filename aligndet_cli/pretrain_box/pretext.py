@@ -109,7 +109,7 @@ class BoxPretext(nn.Module):
         """Training mode for all but a frozen backbone, whose norms keep their statistics, and momentum dropout.
 
         The momentum side is what the online side is compared with, so it does without that noise. The official code
-        drops out on both sides (DIFFERENCES, bug 12).
+        drops out on both sides (docs/differences.md 17).
         """
         super().train(mode)
         if self.freeze_backbone:

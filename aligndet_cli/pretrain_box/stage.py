@@ -22,9 +22,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import (
     OnError,
     SampleStream,
-    StreamSampler,
-    resolve_workers,
-    training_batches,
+    batches_of_run,
 )
 from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
@@ -90,8 +88,8 @@ class PretrainBoxConfig(StageConfig):
     topk: int | None = Field(None, ge=1)  # None = the recipe of the detector
     views: ViewsConfig = ViewsConfig()
     projector: ProjectorConfig = ProjectorConfig()
-    temperature: float = Field(0.5, gt=0)  # official selfsup configs
-    momentum: float = Field(0.996, ge=0, le=1)  # official selfsup configs
+    temperature: float = Field(0.5, gt=0)  # the paper, eq. 4
+    momentum: float = Field(0.996, ge=0, le=1)  # the authors' selfsup_detector.py
     tasks: Tasks = "both"
     freeze_backbone: bool = True
     limit_boxes: int | None = Field(None, ge=1)  # images are drawn until they have so many proposals
@@ -100,10 +98,10 @@ class PretrainBoxConfig(StageConfig):
     training: TrainingConfig = TrainingConfig()
 
     def from_recipe(self) -> dict[str, Any]:
-        """What the recipe fills in, as far as it can be told without a workspace."""
+        """Return what the recipe fills in, as far as it can be told without a workspace."""
         recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
         norm = {"detector.neck_norm": "none"} if neck_norm_of(self.detector) == "auto" else {}
-        topk = {"topk": recipe.topk} if self.topk is None and recipe.topk is not None else {}
+        topk = {"topk": recipe.topk} if self.topk is None else {}
         projector = self.projector.resolve(recipe.projector)
         mlp = {"projector.hidden_dim": projector.hidden_dim, "projector.start": projector.start}
         return {"recipe": recipe.name, **norm, **topk, **mlp, **training_of(self.training, recipe.pretrain)}
@@ -111,7 +109,7 @@ class PretrainBoxConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` found out; everything `run` needs."""
+    """Hold what `prepare` found out; everything `run` needs."""
 
     config: PretrainBoxConfig
     recipe: Recipe
@@ -220,7 +218,6 @@ def describe(plan: Plan) -> dict[str, Any]:
     config, boxes = plan.config, plan.boxes
     projector = config.projector.resolve(plan.recipe.projector)
     chosen = "with proposals" if config.limit_boxes is None else f"with {_num_boxes(plan)} proposals (--limit-boxes)"
-    per_image = "all" if boxes.topk is None else f"best {boxes.topk}"
     origin = "given" if config.topk else f"{config.detector.family} recipe"
     clusters = {}
     if boxes.clusters is not None:
@@ -229,7 +226,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "run": f"pretrain-box/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), proposals/{plan.proposals_name}",
         "images": f"{len(plan.indices)} {chosen}, of {len(plan.image_set.file_names[: config.data.limit])}",
-        "proposals per image": f"{per_image} ({origin})",
+        "proposals per image": f"best {boxes.topk} ({origin})",
         **clusters,
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "
         f"backbone {'frozen' if config.freeze_backbone else 'trained, its norms fixed'}",
@@ -253,18 +250,16 @@ def run(plan: Plan, process: Process) -> None:
     weights, num_classes = plan.weights.file, plan.boxes.num_classes
     learner, pretext = build_learner(config, plan.recipe.pretrain, plan.settings, process, num_classes, weights)
     stream = SampleStream(plan.image_set, plan.indices, plan.boxes, config.on_error)
-    workers = resolve_workers(config.runtime.num_workers, process)
 
     def batches_from(step: int) -> Any:
-        sampler = StreamSampler(
-            plan.image_set.aspects(plan.indices),
+        return batches_of_run(
+            stream,
             config.training.images_per_step,
+            steps=range(step, plan.settings.schedule.num_steps),
             seed=config.seed,
-            start_step=step,
-            num_steps=plan.settings.schedule.num_steps,
+            num_workers=config.runtime.num_workers,
             process=process,
         )
-        return training_batches(stream, sampler, workers)
 
     train(learner, batches_from, plan.settings, folder, process)
     wait_for_all(process)
@@ -281,7 +276,7 @@ def build_learner(
     num_classes: int,
     weights: Path | None = None,
 ) -> tuple[Learner, BoxPretext]:
-    """What the loop trains, on the device of the process, and the pretext in it."""
+    """Build what the loop trains, on the device of the process, and the pretext in it."""
     pretext = build_pretext(config, process, num_classes, weights)
     task = TwoViews(
         pretext,
@@ -326,7 +321,7 @@ def build_pretext(
 
 
 def pretrain_detector(config: PretrainBoxConfig) -> DetectorConfig:
-    """The detector as pre-trained: without norm in the neck unless one is asked for (official configs)."""
+    """The detector as pre-trained: without norm in the neck unless one is asked for (docs/paper.md §5.6)."""
     return settle_neck_norm(config.detector, "none")
 
 

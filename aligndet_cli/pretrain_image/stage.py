@@ -18,7 +18,7 @@ from aligndet_cli.backbones import (
     load_backbone_weights,
 )
 from aligndet_cli.config import Side, StageConfig
-from aligndet_cli.data.loaders import OnError, SampleStream, StreamSampler, resolve_workers, training_batches
+from aligndet_cli.data.loaders import OnError, SampleStream, batches_of_run
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.pretrain_image.health import judge
@@ -238,16 +238,15 @@ def _initial_backbone(plan: Plan) -> Backbone:
 
 def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
     config, data = plan.config, plan.data
-    stream = SampleStream(data.images, data.indices, NoBoxes(), config.on_error)
-    sampler = StreamSampler(
-        np.ones(len(data.indices)),  # views are squares: any images go together
+    return batches_of_run(
+        SampleStream(data.images, data.indices, NoBoxes(), config.on_error),
         config.training.images_per_step,
+        steps=range(step, plan.settings.schedule.num_steps),
         seed=config.seed,
-        start_step=step,
-        num_steps=plan.settings.schedule.num_steps,
+        num_workers=config.runtime.num_workers,
         process=process,
+        aspects=np.ones(len(data.indices)),  # views are squares: any images go together
     )
-    return training_batches(stream, sampler, resolve_workers(config.runtime.num_workers, process))
 
 
 def _finish(plan: Plan, method: Method, process: Process) -> None:

@@ -7,12 +7,12 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.proposals.store import ImageEntry, ProposalStore
 from aligndet_cli.training.logs import logger
@@ -61,9 +61,37 @@ def boxes_from_coco(file: Path, image_set: ImageSet) -> GivenBoxes:
     Raises:
         DataError: not such a file, or none of its images is in the data set.
     """
-    annotations, images = _read_annotations(file)
-    file_ids, boxes, scores = _columns(file, annotations)
-    position_by_file_id = _match(np.unique(file_ids).tolist(), images, image_set)
+    return _boxes_of(file, _read_coco(file), image_set)[0]
+
+
+def classed_boxes_from_coco(
+    file: Path, image_set: ImageSet
+) -> tuple[GivenBoxes, NDArray[np.int64], tuple[Category, ...]]:
+    """The boxes of `boxes_from_coco`, the category id of each, (M,) int64, and the categories of the file, by id.
+
+    A file that lists no categories has those that its boxes name.
+
+    Raises:
+        DataError: as `boxes_from_coco`, or a box has no category of the file.
+    """
+    content = _read_coco(file)
+    given, rows = _boxes_of(file, content, image_set)
+    category_ids = _category_ids(file, content.annotations)
+    categories = _categories(file, content.categories) or tuple(
+        Category(category_id, str(category_id)) for category_id in np.unique(category_ids).tolist()
+    )
+    unknown = np.flatnonzero(~np.isin(category_ids, [category.category_id for category in categories]))
+    if len(unknown):
+        raise DataError(
+            f"{file}: 'categories' does not list category id {category_ids[unknown[0]]} of annotation {unknown[0]}"
+        )
+    return given, category_ids[rows], categories
+
+
+def _boxes_of(file: Path, content: "_Content", image_set: ImageSet) -> tuple[GivenBoxes, NDArray[np.int64]]:
+    """The boxes of the images of a data set, and where in the file's list each of them is, (M,) int64."""
+    file_ids, boxes, scores = _columns(file, content.annotations)
+    position_by_file_id = _match(np.unique(file_ids).tolist(), content.images, image_set)
     _report_match(file, position_by_file_id, file_ids, image_set)
     positions = np.array([position_by_file_id.get(file_id, -1) for file_id in file_ids.tolist()], dtype=np.int64)
     matched = np.flatnonzero(positions >= 0)
@@ -71,7 +99,7 @@ def boxes_from_coco(file: Path, image_set: ImageSet) -> GivenBoxes:
     order = matched[np.lexsort((-scores[matched], positions[matched]))]
     counts = np.bincount(positions[matched], minlength=len(image_set))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return GivenBoxes(boxes[order], offsets)
+    return GivenBoxes(boxes[order], offsets), order
 
 
 def hash_file(file: Path) -> str:
@@ -138,20 +166,28 @@ def _joined(entries: Iterator[dict[str, Any]]) -> Iterator[str]:
     yield "\n"
 
 
-def _read_annotations(file: Path) -> tuple[list[Any], list[Any]]:
-    """The annotations and the images of a json file; no images for a bare list."""
+class _Content(NamedTuple):
+    """The lists of a json file; a bare list is one of annotations."""
+
+    annotations: list[Any]
+    images: list[Any]
+    categories: list[Any]
+
+
+def _read_coco(file: Path) -> _Content:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: not valid JSON ({error}); import needs a COCO json of boxes") from None
     if isinstance(content, list):
-        return content, []
+        return _Content(content, [], [])
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         raise DataError(f"{file}: no list 'annotations' in it; import needs a COCO json of boxes")
     images = content.get("images") or []
     if not isinstance(images, list) or not all(isinstance(image, dict) and "id" in image for image in images):
         raise DataError(f"{file}: 'images' must be a list of objects with an 'id'")
-    return content["annotations"], images
+    categories = content.get("categories") or []
+    return _Content(content["annotations"], images, categories if isinstance(categories, list) else [])
 
 
 def _columns(
@@ -174,6 +210,27 @@ def _columns(
     boxes = boxes_xywh.copy()
     boxes[:, 2:] += boxes_xywh[:, :2]
     return file_ids, boxes.astype(np.float32), scores
+
+
+def _category_ids(file: Path, annotations: Sequence[Any]) -> NDArray[np.int64]:
+    """(M,) int64."""
+    try:
+        return np.array([operator.index(annotation["category_id"]) for annotation in annotations], dtype=np.int64)
+    except (KeyError, TypeError, OverflowError):
+        raise DataError(f"{file}: every annotation needs a whole 'category_id', its cluster") from None
+
+
+def _categories(file: Path, entries: Sequence[Any]) -> tuple[Category, ...]:
+    """What the file lists, by id."""
+    try:
+        found = {
+            entry["id"]: Category(operator.index(entry["id"]), str(entry.get("name", entry["id"]))) for entry in entries
+        }
+    except (KeyError, TypeError, AttributeError):
+        raise DataError(f"{file}: 'categories' must be a list of objects with a whole 'id'") from None
+    if len(found) < len(entries):
+        raise DataError(f"{file}: 'categories' lists an id twice; make the ids unique")
+    return tuple(found[category_id] for category_id in sorted(found))
 
 
 def _match(file_ids: list[int], images: Sequence[Mapping[str, Any]], image_set: ImageSet) -> dict[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.proposals.compiling import compiled
-from aligndet_cli.proposals.regions import HISTOGRAM_UNIT, Regions
+from aligndet_cli.proposals.regions import Regions
 
 
 class Mix(NamedTuple):
@@ -67,7 +67,7 @@ class _Graph(NamedTuple):
 
 
 class _Cues(NamedTuple):
-    """`Mix` and the number of pixels of the image, as float32."""
+    """`Mix`, the number of pixels of the image and the unit of the histograms, as float32."""
 
     colour: np.float32
     size: np.float32
@@ -75,6 +75,7 @@ class _Cues(NamedTuple):
     border: np.float32
     effort: np.float32
     num_pixels: np.float32
+    histogram_unit: np.float32
 
 
 def group(regions: Regions, mix: Mix, num_pixels: int, pairs_at: tuple[int, ...] = (), min_side: float = 0) -> Groups:
@@ -92,7 +93,7 @@ def group(regions: Regions, mix: Mix, num_pixels: int, pairs_at: tuple[int, ...]
     Source: Uijlings et al. 2013, algorithm 1, whose cues are colour, texture, size and fill. `border` and `effort`
         are ours; pairs of neighbours are an idea of Pont-Tuset et al. 2017.
     """
-    cues = _Cues(*np.array([*mix, num_pixels], dtype=np.float32))
+    cues = _Cues(*np.array([*mix, num_pixels, regions.histogram_unit], dtype=np.float32))
     return _split(_group(regions, cues, np.array(pairs_at, dtype=np.int64), np.float32(min_side)))
 
 
@@ -175,13 +176,14 @@ def _copied(regions: Regions) -> Regions:
         regions.ends.copy(),
         regions.lengths.copy(),
         regions.strengths.copy(),
+        regions.histogram_unit,
     )
 
 
 @compiled
 def _link_all(regions: Regions, cues: _Cues) -> _Graph:
     """The graph before anything is joined."""
-    sizes, boxes, histograms, ends, lengths, strengths = regions
+    sizes, boxes, histograms, ends, lengths, strengths, _ = regions
     values = np.empty(len(ends), dtype=np.float32)
     heads, following = np.full(len(sizes), -1), np.full(2 * len(ends), -1)
     best, best_values = np.full(len(sizes), -1), np.full(len(sizes), np.float32(-1))
@@ -198,7 +200,7 @@ def _link_all(regions: Regions, cues: _Cues) -> _Graph:
 @compiled
 def _join(edge: int, regions: Regions, graph: _Graph, cues: _Cues) -> tuple[int, np.float32]:
     """Make one region of the two ends of an edge; returns the end that lives on and its contrast, see `Groups`."""
-    sizes, boxes, histograms, ends, lengths, strengths = regions
+    sizes, boxes, histograms, ends, lengths, strengths, _ = regions
     values, heads, following, best, best_values, _ = graph
     i, j = ends[edge]
     values[edge] = best_values[j] = -1
@@ -291,7 +293,7 @@ def _similarity(
     """
     one, num_pixels = np.float32(1), cues.num_pixels
     both = sizes[i] + sizes[j]
-    colour = _common_colours(i, j, histograms)
+    colour = _common_colours(i, j, histograms, cues.histogram_unit)
     total = cues.border * (one - strength) + cues.size * (one - both / num_pixels) + cues.colour * colour
     if cues.fill > 0:
         width = max(boxes[i, 2], boxes[j, 2]) - min(boxes[i, 0], boxes[j, 0])
@@ -311,12 +313,12 @@ def _contrast(strength: np.float32, colour: np.float32) -> np.float32:
 
 
 @compiled
-def _common_colours(i: int, j: int, histograms: NDArray[np.int32]) -> np.float32:
+def _common_colours(i: int, j: int, histograms: NDArray[np.int32], unit: np.float32) -> np.float32:
     """Overlap of two histograms, 0..1."""
     shared = np.int32(0)
     for code in range(histograms.shape[1]):
         shared += min(histograms[i, code], histograms[j, code])
-    return shared / np.float32(HISTOGRAM_UNIT)
+    return shared / unit
 
 
 @compiled
@@ -348,11 +350,12 @@ def _least_contrasts(regions: Regions, values: NDArray[np.float32]) -> NDArray[n
         values: (E,) float32; edges with negative ones are none any longer.
     """
     histograms, ends, lengths, strengths = regions.histograms, regions.ends, regions.lengths, regions.strengths
+    unit = np.float32(regions.histogram_unit)
     least = np.ones(len(regions.sizes), dtype=np.float32)
     for edge in range(len(ends)):
         if values[edge] >= 0:
             i, j = ends[edge]
-            contrast = _contrast(strengths[edge] / lengths[edge], _common_colours(i, j, histograms))
+            contrast = _contrast(strengths[edge] / lengths[edge], _common_colours(i, j, histograms, unit))
             least[i], least[j] = min(least[i], contrast), min(least[j], contrast)
     return least
 

@@ -17,10 +17,11 @@ class Regions(NamedTuple):
     Attributes:
         sizes: (R,) float32 number of pixels.
         boxes: (R, 4) float32 xyxy in pixels of the label map.
-        histograms: (R, B) int32, in units of `HISTOGRAM_UNIT`.
+        histograms: (R, B) int32 shares of the pixels, in units of 1 / `histogram_unit`.
         ends: (E, 2) int32 regions of each pair.
         lengths: (E,) float32 number of neighbouring pixels of the two.
         strengths: (E,) float32 edge strength, summed over these.
+        histogram_unit: a power of two.
     """
 
     sizes: NDArray[np.float32]
@@ -29,6 +30,7 @@ class Regions(NamedTuple):
     ends: NDArray[np.int32]
     lengths: NDArray[np.float32]
     strengths: NDArray[np.float32]
+    histogram_unit: int
 
 
 def describe_regions(
@@ -47,7 +49,7 @@ def describe_regions(
     sizes, boxes, counts = _measure(labels, codes, num_codes)
     ends, lengths, strengths = _find_borders(labels, strength, len(sizes))
     shares = counts * (HISTOGRAM_UNIT / (sizes[:, None] * codes.shape[2]))
-    return Regions(sizes, boxes, np.rint(shares).astype(np.int32), ends, lengths, strengths)
+    return Regions(sizes, boxes, np.rint(shares).astype(np.int32), ends, lengths, strengths, HISTOGRAM_UNIT)
 
 
 @compiled

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from aligndet_cli.proposals.compiling import compiled
 from aligndet_cli.proposals.grouping import Mix, group
-from aligndet_cli.proposals.regions import HISTOGRAM_UNIT, Regions
+from aligndet_cli.proposals.regions import Regions
 from aligndet_cli.proposals.segmentation import segment_exactly
 
 _SCALE, _SIGMA, _MIN_REGION = 300.0, 0.9, 100
 _BLUR_REACH = 4.0  # SciPy's default: where the Gaussian is cut off, in sigmas
 _VALUE_BINS, _TEXTURE_BINS = 25, 10
+# Similarities differ in their sixth digit, and the order of the boxes hangs on them: as fine as float32 is. The six
+# histograms of a region add up to 6 * 2**24, far below the limit of int32.
+_HISTOGRAM_UNIT = 2**24
 
 # (row, column) of eight points on a circle of one pixel, with the digits that scikit-image rounds to.
 _D = 0.70711
@@ -44,7 +47,7 @@ def group_as_soco(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArra
     boxes = _region_boxes(labels, len(sizes))
     ends = _crossing_pairs(boxes)
     nothing = np.ones(len(ends), dtype=np.float32)
-    regions = Regions(sizes, boxes, _histograms(image, labels, sizes), ends, nothing, 0 * nothing)
+    regions = Regions(sizes, boxes, _histograms(image, labels, sizes), ends, nothing, 0 * nothing, _HISTOGRAM_UNIT)
     groups = group(regions, Mix(colour=1, size=1, fill=1), labels.size)
     return np.concatenate([boxes, groups.boxes])
 
@@ -81,7 +84,7 @@ def _crossing_pairs(boxes: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: NDArray[np.float32]) -> NDArray[np.int32]:
-    """(R, B) shares of the pixels of each region, in units of `HISTOGRAM_UNIT`: hue, saturation, value, textures."""
+    """(R, B) shares of the pixels of each region by hue, saturation, value and textures, times `_HISTOGRAM_UNIT`."""
     columns: list[NDArray[Any]] = [
         np.stack([sizes, sizes], axis=1),
         _counts(image.max(axis=2), _VALUE_BINS, labels, len(sizes)),
@@ -90,7 +93,7 @@ def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: NDAr
         _counts(_texture_codes(image[:, :, channel].astype(np.float64)), _TEXTURE_BINS, labels, len(sizes))
         for channel in range(3)
     ]
-    return np.rint(np.concatenate(columns, axis=1) / sizes[:, None] * HISTOGRAM_UNIT).astype(np.int32)
+    return np.rint(np.concatenate(columns, axis=1) / sizes[:, None] * _HISTOGRAM_UNIT).astype(np.int32)
 
 
 def _counts(values: NDArray[np.uint8], bins: int, labels: NDArray[np.int32], num_regions: int) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ _SET_BY_STUDY = ("name", "label", "init", "fraction", "fold", "run", "proposals"
 # What `finetune` refuses where it loads no pre-trained detector.
 _OF_LOADING = ("load_modules", "min_match", "keep_box_predictor")
 # Of the settings that do not decide whether a run is another one, those that do between runs of two names.
-_TOLD_APART = ("data.root", "backbone.weights", "init", "label")
+_TOLD_APART = ("data.root", "backbone.weights", "import_file", "init", "label")
 _SHARED_NAMES = {"pretrain-image": "backbone", "proposals": "proposals", "cluster": "clusters"}
 
 

@@ -1,5 +1,6 @@
 """The few collectives the rest of the code needs; each is the identity in a single process."""
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +42,7 @@ def gather_objects(value: Any, process: Process) -> list[Any]:
 
 
 def any_rank(flag: bool, process: Process) -> bool:
-    """Whether the flag is set on any process, so that all of them act on it in the same step."""
+    """Return True if the flag is set on any process, so that all of them act on it in the same step."""
     if process.world_size == 1:
         return flag
     value = torch.tensor(float(flag))
@@ -73,12 +74,19 @@ def wrap(model: nn.Module, process: Process) -> nn.Module:
 def place(model: nn.Module, process: Process) -> None:
     """Move a model to the device of the process, in place: channels last, SyncBN where GPUs share a batch.
 
-    SyncBN is exact for batches spread over GPUs; on CPU processes batch norms stay local (DESIGN 2).
+    SyncBN computes the statistics of the batch over all GPUs, as the paper does (docs/paper.md §5.6). On CPU processes
+    batch norms stay local: torch has no SyncBN there.
     """
     if process.world_size > 1 and process.device.startswith("cuda"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(torch.device(process.device))
     model.to(memory_format=torch.channels_last)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of a forward pass in a precision: `32-true`, `bf16-mixed` or `16-mixed`."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def compile_parts(detectors: Sequence[nn.Module], runtime: RuntimeConfig) -> None:

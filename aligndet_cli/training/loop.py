@@ -17,7 +17,7 @@ from aligndet_cli.config import Frozen
 from aligndet_cli.data.transforms import Sample, mix_seed
 from aligndet_cli.errors import RunError
 from aligndet_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from aligndet_cli.training.distributed import any_rank, mean_over_ranks, wait_for_all
+from aligndet_cli.training.distributed import any_rank, autocast, mean_over_ranks, wait_for_all
 from aligndet_cli.training.divergence import Divergence
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
@@ -181,7 +181,7 @@ def train_step(
     for number, micro in enumerate(micro_batches):
         is_last = number == len(micro_batches) - 1
         with _gradient_sync(learner.model, is_last):
-            with _autocast(settings.precision, process):
+            with autocast(torch.device(process.device), settings.precision):
                 losses, shown = learner.model(micro, step)
             total = torch.stack(list(losses.values())).sum() / len(micro_batches)
             # Not under autocast: it would lower the gradients of what the model keeps in float32.
@@ -211,13 +211,6 @@ def _split(samples: Sequence[Sample], parts: int) -> list[Sequence[Sample]]:
 def _gradient_sync(model: Any, is_last: bool) -> contextlib.AbstractContextManager[Any]:
     """Average gradients over processes once per step, with its last micro-batch."""
     return model.no_sync() if not is_last and hasattr(model, "no_sync") else contextlib.nullcontext()
-
-
-def _autocast(precision: str, process: Process) -> contextlib.AbstractContextManager[Any]:
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(process.device).type, dtype=dtype)
 
 
 def next_batch(batches: Iterator[list[Sample]], speed: Speed) -> list[Sample]:

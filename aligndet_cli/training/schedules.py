@@ -79,7 +79,7 @@ class Schedule:
 def momentum_at(step: int, num_steps: int, start: float) -> float:
     """EMA coefficient of the momentum network: `start` at step 0, 1.0 at the end, on a cosine.
 
-    Source: AlignDet eq. 6; the authors' `momentum_update_hook.py`.
+    Source: docs/paper.md §4.5; the authors' `momentum_update_hook.py`.
     """
     return 1.0 - (1.0 - start) * (math.cos(math.pi * step / num_steps) + 1.0) / 2.0
 
@@ -185,7 +185,7 @@ class Recipe:
         pretrain: box-domain pre-training.
         finetune: fine-tuning after it.
         plain: fine-tuning without it.
-        topk: proposals per image in pre-training, best first; None takes all.
+        topk: proposals per image in pre-training, best first.
         projector: of pre-training.
         needs_masks: fine-tuning trains on masks where boxes have them, and evaluation measures them.
         needs_clusters: pre-training also trains the class predictor, on the cluster of each proposal.
@@ -201,7 +201,7 @@ class Recipe:
     pretrain: Rates
     finetune: Rates
     plain: Rates
-    topk: int | None = None
+    topk: int
     projector: ProjectorRecipe = ProjectorRecipe()
     needs_masks: bool = False
     needs_clusters: bool = False

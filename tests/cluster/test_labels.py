@@ -9,7 +9,7 @@ from aligndet_cli.errors import DataError
 
 def test_rows_and_number_of_clusters(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.array([3, 0, 2, 3, 1], dtype=np.int16))
-    np.save(tmp_path / "centroids.npy", np.zeros((7, 2), dtype=np.float32))  # some may be dead
+    (tmp_path / "report.json").write_text('{"k": 7}')  # some may be dead
     labels = ClusterLabels(tmp_path)
     assert (len(labels), labels.num_clusters) == (5, 7)
     assert labels.of_rows(1, 4).tolist() == [0, 2, 3] and labels.of_rows(1, 4).dtype == np.int64
@@ -22,3 +22,7 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes | None) -> None:
         (tmp_path / "labels.npy").write_bytes(content)
     with pytest.raises(DataError, match=r"labels\.npy: cannot be read .*aligndet cluster"):
         len(ClusterLabels(tmp_path))
+    if content is not None:
+        (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"report\.json: cannot be read .*aligndet cluster"):
+        _ = ClusterLabels(tmp_path).num_clusters

@@ -65,4 +65,4 @@ def test_problems(labels: list[int], k: int, words: list[str]) -> None:
 def test_nearest_rows_prefer_different_images() -> None:
     # rows 0-9 are of image 0, rows 10, 11 of image 1; nearest first by distance = row number
     clustering = make_clustering([0] * 12, k=1, distances=list(range(12)))
-    assert nearest_rows(clustering, 0, np.array([0, 10, 12])) == [0, 10, 1, 2, 3, 4, 5, 6]
+    assert nearest_rows(clustering.members, 0, np.array([0, 10, 12])) == [0, 10, 1, 2, 3, 4, 5, 6]

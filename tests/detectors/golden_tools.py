@@ -130,7 +130,7 @@ def assert_maps_equal(maps: list[Tensor], stored: dict[str, np.ndarray], prefix:
 
 
 def contrastive_loss(query: Tensor, query_ids: Tensor, key: Tensor, key_ids: Tensor) -> Tensor:
-    """FACTS §4.3, instance by instance."""
+    """Compute the loss of docs/paper.md §4.3, instance by instance, of (S1, D) and (S2, D) embeddings."""
     query, key = functional.normalize(query), functional.normalize(key).detach()
     pool, pool_ids = torch.cat([query.detach(), key]), torch.cat([query_ids, key_ids])
     terms = []

@@ -1,4 +1,4 @@
-"""What every detector family promises, see detectors/interface.py."""
+"""Every detector family keeps the promises of detectors/interface.py."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -159,7 +159,7 @@ def test_candidates_have_consistent_shapes_and_known_ids(model: Detector, counts
 
 
 def test_more_than_256_instances_stay_apart(model: Detector) -> None:
-    # The authors use id 256 as background, so the 257th proposal of a batch vanishes there (DIFFERENCES, bug 4).
+    # The authors use id 256 as background, so the 257th proposal of a batch vanishes there (docs/differences.md 12).
     targets = [BoxTargets(t.boxes, t.class_ids, t.instance_ids + 200) for t in make_targets((60, 41))]
     ids = set(candidates(model, targets).instance_ids.tolist())
     assert 256 in ids and max(ids) > 280

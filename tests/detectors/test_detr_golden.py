@@ -1,8 +1,8 @@
 """DETR against numbers computed with facebookresearch/detr (G5), mmdetection (G3) and the authors' code (G2).
 
 One number of G2 cannot be met: there the contrast goes by a second matching, with instance ids in the place of cluster
-ids (DIFFERENCES, bug 14), and ours by the one that the losses go by. So the matching and all other losses are compared
-as they are, and the contrast, the total and the gradients with the reference's rule, applied here.
+ids, and ours by the one that the losses go by (docs/differences.md 19). So the matching and all other losses are
+compared as they are, and the contrast, the total and the gradients with the reference's rule, applied here.
 """
 
 import copy

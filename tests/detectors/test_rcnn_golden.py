@@ -1,7 +1,7 @@
 """Faster and Mask R-CNN against numbers computed with mmdetection and the authors' code; see golden/README.md.
 
-The official pre-training has box offsets for every instance id (DIFFERENCES, bug 5). Ours have one class, "object"; to
-compare, the model here has 256 classes and a proposal's class is its instance id.
+The official pre-training has box offsets for every instance id, ours for one class, "object" (docs/differences.md 13).
+To compare, the model here has 256 classes and a proposal's class is its instance id.
 """
 
 import functools

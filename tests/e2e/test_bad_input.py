@@ -1,4 +1,4 @@
-"""Bad input through the command line: one line, the right exit code, nothing lost. Issue 2, point 7."""
+"""Bad input through the command line: one line, the right exit code, nothing lost."""
 
 import json
 import resource
@@ -328,7 +328,7 @@ def test_read_only_disk(forks: "ForkServer", toy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["finetune", "evaluate"])
 def test_files_may_not_grow(stage: str, chain: Path, tmp_path: Path) -> None:
-    """What `ulimit -f` and quotas do; works without the right to mount anything."""
+    """Limit the size of files, as `ulimit -f` and quotas do; needs no right to mount anything."""
     workspace = Path(shutil.copytree(chain, tmp_path / "w"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))

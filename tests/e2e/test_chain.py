@@ -1,4 +1,4 @@
-"""All stages in order with the fewest words, on every label format and on real images. Issue 2, point 2."""
+"""All stages in order with the fewest words, on every label format and on real images."""
 
 import contextlib
 import io

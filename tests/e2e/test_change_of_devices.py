@@ -1,4 +1,4 @@
-"""An interrupted run that goes on with another number of processes. Issue 5: the same images in every step."""
+"""An interrupted run that goes on with another number of processes sees the same images in every step."""
 
 import functools
 import json

@@ -36,7 +36,7 @@ from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.boxes import ProposalData
 from aligndet_cli.report.published import Published, find_published, published_numbers
 from aligndet_cli.study.plan import StageRun
-from aligndet_cli.workspace import Artifact, Workspace
+from aligndet_cli.workspace import Artifact, Workspace, write_json
 
 SETTINGS = Path(__file__).with_name("settings")
 LEFT_OUT = ("run", "data", "images")  # of the effective settings: what does not follow from the recipe
@@ -137,7 +137,7 @@ def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
         (folder / name).mkdir()
     clusters = Artifact(folder / "clusters", {"content_hash": "clusters"})
     clusters.folder.mkdir()
-    np.save(clusters.folder / "centroids.npy", np.zeros((256, 1)))
+    write_json(clusters.folder / "report.json", {"k": 256})
     patch.setenv("TORCH_HOME", str(folder / "torch"))
     patch.setattr(pretrain_box, "open_proposal_data", pretended_proposals)
     patch.setattr(

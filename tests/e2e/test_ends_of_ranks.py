@@ -1,4 +1,4 @@
-"""Two processes of which one dies, hangs, fails, or which are asked to stop. Issue 5, points 6 and 7."""
+"""Two processes of which one dies, hangs or fails, or which are asked to stop, end in time and say why."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Killed at any moment and run again, a stage leaves the same bytes as without. Issue 2, point 3."""
+"""Killed at any moment and run again, a stage leaves the same bytes as without."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Two gloo processes on the CPU: the same weights on both, those of averaged gradients. Issue 2, point 8."""
+"""Two gloo processes on the CPU: the same weights on both, those of averaged gradients."""
 
 import contextlib
 import functools
@@ -100,7 +100,7 @@ def test_under_torchrun(workspace: Path) -> None:
 
 
 def torchrun_variables() -> list[dict[str, str]]:
-    """What torchrun sets for each of two processes."""
+    """Return the variables that torchrun sets for each of two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -109,7 +109,7 @@ def torchrun_variables() -> list[dict[str, str]]:
 
 
 def slurm_variables() -> list[dict[str, str]]:
-    """What srun sets for each of two processes; the job is one whose port is free."""
+    """Return the variables that srun sets for each of two processes; the job is one whose port is free."""
     step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "localhost,elsewhere[3-4]"}
     for job in range(os.getpid(), os.getpid() + 100):
         found = [{**step, "SLURM_JOB_ID": str(job), "SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]

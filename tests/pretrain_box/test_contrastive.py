@@ -64,7 +64,7 @@ def test_equals_the_reference(case: str) -> None:
 
 
 def per_instance_loop(online: Tensor, online_ids: Tensor, momentum: Tensor, momentum_ids: Tensor, tau: float) -> Tensor:
-    """FACTS 4.3 word by word: every instance, every query, every positive."""
+    """Compute docs/paper.md §4.3 word by word: every instance, every query, every positive."""
     terms = []
     for instance in online_ids[online_ids >= 0].unique():
         queries = online[online_ids == instance]

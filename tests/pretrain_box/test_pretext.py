@@ -68,6 +68,7 @@ def test_losses_reach_every_trainable_parameter_and_nothing_else(family: str, co
     pretext = build(family)
     losses, shown = pretext(*views(counts), with_health=True)
     assert all(torch.isfinite(value) for value in (*losses.values(), *shown.values()))
+    assert 0 <= shown["counterparts"] <= 1
     sum(losses.values()).backward()
     for name, parameter in pretext.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name

@@ -126,7 +126,7 @@ def test_short_boxes_are_not_given_out(columns):
 
 
 def test_regions_stay_as_they_are(columns):
-    before = [array.copy() for array in columns]
+    before = [np.copy(array) for array in columns]
     group(columns, Mix(colour=1, size=1, fill=1, border=1, effort=1), 32)
     for array, copy in zip(columns, before, strict=True):
         np.testing.assert_array_equal(array, copy)

@@ -26,11 +26,11 @@ def test_filtered_boxes_are_those_of_soco(shared_data, soco_reference):
 
 
 def test_same_regions_in_the_same_order(shared_data, soco_reference):
-    entry = soco_reference["images"][0]
-    image = read_image(shared_data / "minicoco/train2017" / entry["file"])
-    with np.load(shared_data.parent / "golden/g4_selective_search/seg_000000000009.npz") as arrays:
-        boxes = group_as_soco(image, arrays["segments"].astype(np.int32))
-    np.testing.assert_array_equal(boxes, as_boxes(entry["rects"]))
+    for entry in soco_reference["images"]:
+        image = read_image(shared_data / "minicoco/train2017" / entry["file"])
+        with np.load(shared_data.parent / f"golden/g4_selective_search/seg_{entry['file'][:-4]}.npz") as arrays:
+            boxes = group_as_soco(image, arrays["segments"].astype(np.int32))
+        np.testing.assert_array_equal(boxes, as_boxes(entry["rects"]))
 
 
 def test_nms_keeps_what_the_official_order_keeps(soco_reference):

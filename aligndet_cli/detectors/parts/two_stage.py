@@ -1,6 +1,7 @@
-"""What Faster and Mask R-CNN do alike: proposals, then classes and boxes of RoIs, in training, test and pretext.
+"""Find proposals, then classes and boxes of RoIs, as Faster and Mask R-CNN both do in training, test and pretext.
 
-Source: mmdetection `TwoStageDetector`, `StandardRoIHead` and `BBoxHead`; AlignDet's `selfsup_mask_rcnn` config.
+Source: mmdetection `TwoStageDetector`, `StandardRoIHead` and `BBoxHead`; the authors'
+`_base_/models/selfsup_mask_rcnn_r50_fpn.py`.
 """
 
 from collections.abc import Sequence
@@ -133,8 +134,8 @@ def pretext_candidates(
 ) -> BoxCandidates:
     """RoIs that overlap a proposal (those themselves included), image by image; none is background.
 
-    Source: official selfsup_mask_rcnn config. There the box predictor has rows for every instance id; here all are
-    of class "object" (DIFFERENCES, bug 5).
+    Source: the authors' `_base_/models/selfsup_mask_rcnn_r50_fpn.py`. There the box predictor has rows for every
+    instance id; here all are of class "object" (docs/differences.md 13).
 
     Args:
         features: of the backbone; gradients stop where they do.
