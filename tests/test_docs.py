@@ -6,8 +6,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -19,21 +19,21 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "exa
 TYPED = re.compile(r"^(?: {4}|\$ )?(?:\w+=\S+ )*aligndet (\S.*)$|`aligndet ([^`]+)`", flags=re.MULTILINE)
 FLAG = re.compile(r"(?<![\w`-])`?(--[a-z][a-z-]*)")
 # Of pip, mkdocs, torchrun, sbatch, srun and the benchmarks of tests/benchmarks/.
-FOREIGN = {"--extra-index-url", "--index-url", "--strict", "--array", "--wrap", "--ntasks", "--nproc-per-node"}
-FOREIGN |= {"--nnodes", "--ntasks-per-node", "--rdzv-backend", "--rdzv-endpoint", "--gres", "--signal", "--requeue"}
+FOREIGN = {"--extra-index-url", "--index-url", "--strict", "--array", "--wrap", "--ntasks", "--nproc-per-node", "--no-python"}
+FOREIGN |= {"--nnodes", "--ntasks-per-node", "--rdzv-backend", "--rdzv-endpoint", "--gres", "--signal", "--requeue", "--nodes"}
 BENCHMARKS = {"--rows", "--channels", "--workers", "--backends", "--kills", "--stops"}
 
 
-def commands() -> dict[str, click.Command]:
+def commands() -> dict[str, Any]:
     """Return every command by the words that name it, such as `config show`."""
-    found: dict[str, click.Command] = {}
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():
         inner = getattr(command, "commands", None)
         found |= {f"{name} {word}": one for word, one in inner.items()} if inner else {name: command}
     return found
 
 
-def flags_of(command: click.Command) -> set[str]:
+def flags_of(command: Any) -> set[str]:
     return {"--help", "-h"} | {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
 
 
