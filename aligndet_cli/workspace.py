@@ -293,17 +293,17 @@ def write_json(file: Path, value: Any) -> None:
     write_bytes(file, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def write_bytes(file: Path, content: bytes) -> None:
+def write_bytes(file: Path, *parts: bytes | memoryview) -> None:
     """Write a file atomically: temporary name, fsync, rename. Pipes and devices (`/dev/stdout`) stay what they are."""
     if file.exists() and not file.is_file():
-        file.write_bytes(content)
+        file.write_bytes(b"".join(parts))
         return
     if file.is_symlink():
         file = file.resolve()
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         with temporary.open("wb") as handle:
-            handle.write(content)
+            handle.writelines(parts)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(file)

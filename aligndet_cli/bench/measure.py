@@ -5,11 +5,14 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from rich.table import Table
@@ -25,9 +28,7 @@ from aligndet_cli.data.loaders import (
     BoxSource,
     LabelBoxes,
     SampleStream,
-    StreamSampler,
-    resolve_workers,
-    training_batches,
+    batches_of_run,
 )
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
@@ -35,14 +36,24 @@ from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import DetectorConfig, build_detector, settle_neck_norm
 from aligndet_cli.detectors.recipes import recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.errors import DataError
+from aligndet_cli.errors import DataError, RunError
 from aligndet_cli.finetune import stage as finetune
 from aligndet_cli.finetune.views import ResolutionConfig, resolve_resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.tables import plain_table
+from aligndet_cli.training.batch_size import Trial, worst_sizes
+from aligndet_cli.training.fitting import try_fit
 from aligndet_cli.training.launch import Devices, Process, Shown, launch, resolve_devices
-from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, next_batch, train_step, watch_divergence
+from aligndet_cli.training.loop import (
+    Learner,
+    LoopSettings,
+    build_scaler,
+    known_errors,
+    next_batch,
+    train_step,
+    watch_divergence,
+)
 from aligndet_cli.training.optimizer import TrainingConfig, resolve_settings
 from aligndet_cli.training.records import Speed, peak_memory
 from aligndet_cli.training.schedules import LENGTHS, MULTI_SCALE, REFERENCE_BATCH, Rates
@@ -122,14 +133,53 @@ def run_bench(config: BenchConfig) -> list[Timing]:
         image_set = replace(image_set, sizes_hw=sizes_hw)
         if not image_set.has_labels and "finetune" in stages:
             raise DataError(f"{image_set.root}: no labels, so no fine-tuning: use --stage pretrain-box")
+        plans = [_Plan(config, image_set, stage) for stage in stages]
+        if devices.kind == "cpu":
+            for plan in plans:
+                _check_memory(plan, devices)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-            return [pool.submit(_time_stage, _Plan(config, image_set, stage), devices).result() for stage in stages]
+            return [_result_of(plan, pool.submit(_time_stage, plan, devices)) for plan in plans]
+
+
+def _check_memory(plan: _Plan, devices: Devices) -> None:
+    """Make sure that steps fit into the memory of this machine."""
+    config, images = plan.config, plan.image_set
+    largest = config.model_copy(update={"short_side": (max(config.short_side or MULTI_SCALE),)})
+    recipe = recipe_for(config.detector, config.backbone, WeightsTraining())
+    is_pretraining = plan.stage == "pretrain-box"
+    trial = Trial(
+        build=partial(_learner_to_try, replace(plan, config=largest)),
+        settings=_loop_settings(config, recipe.pretrain if is_pretraining else recipe.finetune, len(images)),
+        sizes_hw=worst_sizes(largest.short_side or (), config.long_side),
+        num_boxes=config.num_proposals if is_pretraining else int(np.diff(images.offsets).max()),
+        num_classes=_num_classes(plan),
+        num_images=len(images),
+        with_masks=config.detector.RECIPE.needs_masks and not is_pretraining,
+    )
+    fit = try_fit(trial, devices, config.batch_size)
+    if fit is not None and fit.needed(config.batch_size) > fit.budget:
+        raise RunError(f"{plan.stage}: {fit.problem(config.batch_size, 1, devices)}: {fit.advice(1)}")
+
+
+def _learner_to_try(plan: _Plan, process: Process) -> Learner:
+    return _learner_of(plan, process)[0]
+
+
+def _result_of(plan: _Plan, running: "Future[Timing]") -> Timing:
+    try:
+        return running.result()
+    except BrokenProcessPool:
+        reason = "its process was killed, most likely by the system because memory ran out: lower --batch-size"
+    except RuntimeError as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    raise RunError(f"{plan.stage}: {reason}")
 
 
 def _time_stage(plan: _Plan, devices: Devices) -> Timing:
     found: list[Timing] = []
-    launch(lambda plan, process: found.append(_take_time(plan, process)), plan, devices, Shown())
+    with known_errors("lower --batch-size or --short-side"):
+        launch(lambda plan, process: found.append(_take_time(plan, process)), plan, devices, Shown())
     return found[0]
 
 
@@ -248,16 +298,14 @@ def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sa
         boxes = DrawnProposals(images, config.num_proposals, _num_classes(plan))
     elif config.detector.RECIPE.needs_masks:
         masks = LabelMasks.of(images)
-    stream = SampleStream(images, range(len(images)), boxes, "skip", masks)
-    sampler = StreamSampler(
-        images.aspects(range(len(images))),
+    return batches_of_run(
+        SampleStream(images, range(len(images)), boxes, "skip", masks),
         config.batch_size,
+        steps=range(num_steps),
         seed=config.seed,
-        start_step=0,
-        num_steps=num_steps,
+        num_workers=config.runtime.num_workers,
         process=process,
     )
-    return training_batches(stream, sampler, resolve_workers(config.runtime.num_workers, process))
 
 
 def paper_schedule(stage: StageName, rates: Rates) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from aligndet_cli.data.loaders import evaluation_batches
 from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.errors import RunError
 from aligndet_cli.proposals.store import ProposalStore
+from aligndet_cli.training.distributed import autocast
 from aligndet_cli.training.launch import Process
 
 # A box is read at 14 x 14 points and averaged: the mean over a 7 x 7 RoIAlign with 2 x 2 points per bin, which is
@@ -30,14 +31,14 @@ class Extraction:
         level: which backbone map, `c2`..`c5`.
         short_side, long_side: images are resized so that the short side is `short_side`, unless the long side
             would pass `long_side`.
-        autocast: reduced precision of the backbone, or None.
+        precision: of the backbone, see `autocast`.
         num_workers: processes that read images ahead; does not change the result.
     """
 
     level: str
     short_side: int
     long_side: int
-    autocast: torch.dtype | None = None
+    precision: str = "32-true"
     num_workers: int = 0
 
 
@@ -157,7 +158,7 @@ def _rows_of(
     """(N, C) features of all boxes of a batch."""
     device, batch_hw = images.pixels.device, (images.pixels.shape[-2], images.pixels.shape[-1])
     pixels = images.pixels.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, dtype=extraction.autocast, enabled=extraction.autocast is not None):
+    with autocast(device, extraction.precision):
         feature_map: Tensor = backbone(pixels)[extraction.level]
     boxes_per_image = [boxes.to(device) for boxes in boxes_per_image]
     rows = pool_boxes(feature_map.float(), boxes_per_image, batch_hw).to(torch.float16)

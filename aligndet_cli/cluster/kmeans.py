@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import IncrementalPCA
 from threadpoolctl import threadpool_limits
 
-from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, map_in_order, row_ranges, save_arrays, shuffled_batches
+from aligndet_cli.arrays import save_arrays
+from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, map_in_order, row_ranges, shuffled_batches
 from aligndet_cli.errors import ConfigError
 
 # Rows per incremental PCA step, each an SVD of (rows + pca_dim, C) in float64. Fewer rows take less memory, more rows
@@ -167,19 +169,21 @@ def fit_kmeans(projected: RowFile, settings: ClusterSettings, folder: Path, watc
         (k, D) float32.
     """
     state_file = folder / "kmeans-state.npz"
-    estimator, done = _new_kmeans(settings), 0
-    if state_file.exists():
-        done = _restore_kmeans(estimator, state_file)
-        watch.resumed(done * projected.num_rows)
+    batch_rows, random = max(_KMEANS_ROWS, 16 * settings.k), np.random.RandomState(settings.seed)
+    estimator = MiniBatchKMeans(
+        settings.k, batch_size=batch_rows, init_size=batch_rows, compute_labels=False, random_state=random, n_init=1
+    )
+    done = _restore_kmeans(estimator, random, state_file)
+    watch.resumed(done * projected.num_rows)
     with threadpool_limits(1, user_api="blas"):
         for epoch in range(done, settings.epochs):
             estimator.reassignment_ratio = 0.01 if epoch < settings.epochs - 1 else 0.0
             rng = np.random.default_rng((settings.seed, 1, epoch))
-            for batch in shuffled_batches(projected.num_rows, max(_KMEANS_ROWS, 16 * settings.k), rng):
+            for batch in shuffled_batches(projected.num_rows, batch_rows, rng):
                 rows = projected.read_ranges(batch)
                 estimator.partial_fit(rows)
                 watch.finished(len(rows))
-            save_arrays(state_file, {"done": epoch + 1, **_kmeans_state(estimator)})
+            save_arrays(state_file, {"done": epoch + 1, **_kmeans_state(estimator, random)})
     return np.ascontiguousarray(estimator.cluster_centers_, dtype=np.float32)
 
 
@@ -242,39 +246,31 @@ def _explained_share(estimator: IncrementalPCA) -> NDArray[np.float64]:
     return squares / total if total > 0 else np.zeros_like(squares)
 
 
-def _new_kmeans(settings: ClusterSettings) -> MiniBatchKMeans:
-    rows = max(_KMEANS_ROWS, 16 * settings.k)
-    return MiniBatchKMeans(
-        settings.k, batch_size=rows, init_size=rows, compute_labels=False, random_state=settings.seed, n_init=1
-    )
+def _kmeans_state(estimator: MiniBatchKMeans, random: np.random.RandomState) -> dict[str, Any]:
+    """Everything the next `partial_fit` depends on, as arrays (no pickle).
+
+    That is, beside the settings, whatever fitting has added to the estimator, under scikit-learn's own names.
+    """
+    settings, (_, keys, *rest) = estimator.get_params(), random.get_state()
+    added = {name: value for name, value in vars(estimator).items() if name not in settings and value is not random}
+    state = {f"fitted.{name}": value for name, value in added.items()}
+    return {**state, "version": sklearn.__version__, "random_keys": keys, "random_rest": np.array(rest)}
 
 
-def _kmeans_state(estimator: MiniBatchKMeans) -> dict[str, Any]:
-    """Everything the next `partial_fit` depends on, as arrays (no pickle)."""
-    _, keys, position, has_gauss, gauss = estimator._random_state.get_state()
-    return {
-        "centers": estimator.cluster_centers_,
-        "counts": estimator._counts,
-        "since_reassign": estimator._n_since_last_reassign,
-        "num_steps": estimator.n_steps_,
-        "num_threads": estimator._n_threads,
-        "batch_size": estimator._batch_size,
-        "random_keys": keys,
-        "random_rest": np.array([position, has_gauss, gauss]),
-    }
+def _restore_kmeans(estimator: MiniBatchKMeans, random: np.random.RandomState, file: Path) -> int:
+    """Bring a new estimator, and the source of its random numbers, to a saved state.
 
-
-def _restore_kmeans(estimator: MiniBatchKMeans, file: Path) -> int:
-    """Bring an estimator to a saved state; returns the number of finished epochs."""
+    Returns:
+        number of finished epochs; 0 where nothing was saved, or by another version of scikit-learn.
+    """
+    if not file.exists():
+        return 0
     with np.load(file) as state:
-        estimator.cluster_centers_ = state["centers"]
-        estimator._counts = state["counts"]
-        estimator._n_since_last_reassign = int(state["since_reassign"])
-        estimator.n_steps_ = int(state["num_steps"])
-        estimator._n_threads = int(state["num_threads"])
-        estimator._batch_size = int(state["batch_size"])
-        estimator.n_features_in_ = state["centers"].shape[1]
+        if state.get("version") != sklearn.__version__:
+            return 0
+        for name in state.files:
+            if name.startswith("fitted."):
+                setattr(estimator, name.removeprefix("fitted."), state[name][()])
         position, has_gauss, gauss = state["random_rest"]
-        estimator._random_state = np.random.RandomState()
-        estimator._random_state.set_state(("MT19937", state["random_keys"], int(position), int(has_gauss), gauss))
+        random.set_state(("MT19937", state["random_keys"], int(position), int(has_gauss), gauss))
         return int(state["done"])

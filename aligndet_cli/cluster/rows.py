@@ -1,9 +1,8 @@
 """Large row arrays on disk, touched a few thousand rows at a time, and marks of which pieces are finished."""
 
 import errno
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -164,20 +163,6 @@ def map_in_order(
                 waiting.extend(pool.submit(function, item) for item in islice(remaining, 1))
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def save_array(file: Path, array: NDArray[Any]) -> None:
-    """Write a `.npy` atomically."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_bytes(file, buffer.getvalue())
-
-
-def save_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
-    """Write an `.npz` atomically; the same arrays give the same bytes."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    write_bytes(file, buffer.getvalue())
 
 
 def _reserve(path: Path, num_bytes: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from aligndet_cli.arrays import save_array, save_arrays
 from aligndet_cli.backbones import (
     BackboneConfig,
     BackboneWeights,
@@ -44,7 +45,7 @@ from aligndet_cli.cluster.report import (
     find_problems,
     histogram_lines,
 )
-from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, save_array, save_arrays
+from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.cluster.sheet import draw_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers
@@ -60,7 +61,6 @@ from aligndet_cli.workspace import Output, Workspace, write_json
 
 ARTIFACT_FILES = ("labels.npy", "centroids.npy", "pca.npz", "report.json", "sheet.jpg")
 _MAX_THREADS = 8  # each holds blocks of some 40 MB
-_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class ClusterConfig(StageConfig):
@@ -264,7 +264,7 @@ def _extract(plan: Plan, process: Process, features: RowFile, marks: DoneMarks, 
         level=config.level,
         short_side=config.short_side,
         long_side=config.long_side,
-        autocast=_AUTOCAST[config.runtime.precision],
+        precision=config.runtime.precision,
         num_workers=resolve_workers(config.runtime.num_workers, process),
     )
     batches = range(process.rank, plan.source.num_batches, process.world_size)

@@ -17,7 +17,7 @@ from aligndet_cli.data.assembly import BoxTable, Labels, select_rows
 from aligndet_cli.data.dataset import Category, ImageSet, positions_of
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.images import read_size_hw
-from aligndet_cli.data.index import IndexFile
+from aligndet_cli.data.index import LabelIndex
 from aligndet_cli.data.segmentations import Segmentations, SegmentationWriter
 from aligndet_cli.errors import DataError
 
@@ -78,7 +78,7 @@ def read_coco(
     Raises:
         DataError: the file is missing, is not (all of) a COCO json, or (strict findings) contradicts itself.
     """
-    index = IndexFile.of(
+    index = LabelIndex.of(
         split.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
     )
     content = _from_index(index)
@@ -117,11 +117,9 @@ def _parse(file: Path, *, with_masks: bool, findings: Findings) -> CocoContent:
         )
 
 
-def _to_index(index: IndexFile, content: CocoContent) -> None:
+def _to_index(index: LabelIndex, content: CocoContent) -> None:
     table, segmentations = content.table, content.table.segmentations
     arrays: dict[str, NDArray[Any]] = {
-        # JSON, since it is fast and names may hold anything
-        "file_names": np.frombuffer(json.dumps(content.file_names).encode(), dtype=np.uint8),
         "image_ids": content.image_ids,
         "sizes_hw": content.sizes_hw,
         **{name: getattr(table, name) for name in _TABLE_COLUMNS},
@@ -130,10 +128,11 @@ def _to_index(index: IndexFile, content: CocoContent) -> None:
         arrays["segmentation_starts"], arrays["segmentation_ends"] = segmentations.starts, segmentations.ends
         arrays["segmentation_text"] = segmentations.text
     categories = [[category.category_id, category.name] for category in content.categories]
-    index.save({"label_digest": content.label_digest, "categories": categories}, arrays)
+    about = {"label_digest": content.label_digest, "categories": categories, "file_names": content.file_names}
+    index.save(about, arrays)
 
 
-def _from_index(index: IndexFile | None) -> CocoContent | None:
+def _from_index(index: LabelIndex | None) -> CocoContent | None:
     loaded = None if index is None else index.load()
     if loaded is None:
         return None
@@ -143,7 +142,7 @@ def _from_index(index: IndexFile | None) -> CocoContent | None:
         names = ("segmentation_text", "segmentation_starts", "segmentation_ends")
         segmentations = Segmentations(*(arrays[name] for name in names))
     return CocoContent(
-        file_names=json.loads(arrays["file_names"].tobytes()),
+        file_names=content["file_names"],
         image_ids=np.array(arrays["image_ids"]),
         sizes_hw=np.array(arrays["sizes_hw"]),
         table=BoxTable(**{name: np.array(arrays[name]) for name in _TABLE_COLUMNS}, segmentations=segmentations),

@@ -164,24 +164,41 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
             yield places
 
 
-def training_batches(
-    stream: SampleStream, sampler: StreamSampler, num_workers: int
+def batches_of_run(
+    stream: SampleStream,
+    batch_size: int,
+    *,
+    steps: range,
+    seed: int,
+    num_workers: int | Literal["auto"],
+    process: Process,
+    aspects: NDArray[np.float64] | None = None,
 ) -> Generator[list[Sample], None, None]:
-    """Batches of one rank, one per step, decoded by `num_workers` processes (0: in this one) until it is closed.
+    """Yield the batches of one rank for some steps of a run, in the order of `StreamSampler`, until it is closed.
 
     For a GPU they lie in pinned memory, from which copies to the device do not wait.
+
+    Args:
+        batch_size: images of a step, of all ranks together.
+        num_workers: processes that decode images (0: this one), see `resolve_workers`.
+        aspects: (N,) width by height of the images of the stream; None takes their own.
 
     Raises:
         DataError: see `SampleStream`.
     """
+    if aspects is None:
+        aspects = stream.image_set.aspects(stream.indices)
+    workers = resolve_workers(num_workers, process)
     loader: DataLoader[Sample | DataError] = DataLoader(
         stream,
-        batch_sampler=sampler,
-        num_workers=num_workers,
+        batch_sampler=StreamSampler(
+            aspects, batch_size, seed=seed, start_step=steps.start, num_steps=steps.stop, process=process
+        ),
+        num_workers=workers,
         collate_fn=_pack,
-        worker_init_fn=_start_worker if num_workers else None,
-        prefetch_factor=4 if num_workers else None,
-        pin_memory=sampler.process.device != "cpu",
+        worker_init_fn=_start_worker if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=process.device != "cpu",
     )
     for batch in loader:
         if isinstance(batch, DataError):

@@ -3,22 +3,33 @@
 import hashlib
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
+from yaml.reader import ReaderError
 
 from aligndet_cli.data.assembly import Labels, box_table
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.folder import list_images
 from aligndet_cli.data.images import is_image_file, read_size_hw
-from aligndet_cli.data.yaml_subset import read_yaml_keys
 from aligndet_cli.errors import DataError
 
 SPLITS = ("train", "val", "test")
-_KEYS = ("path", "train", "val", "test", "names", "nc")
+_NAMES_LIKE = "a list of words, e.g. names: [cat, 'traffic: light']"
+_KEYS: dict[str, tuple[tuple[type, ...], str]] = {  # what they may hold, and how to say so
+    "path": ((str,), "a folder"),
+    **dict.fromkeys(SPLITS, ((str, list), "a folder, an image or a .txt file, or a list of these")),
+    "names": ((list, dict), _NAMES_LIKE),
+    "nc": ((str,), "a number"),
+}
+_NOTHING = ("", "~", "null", "Null", "NULL")
+_MAX_CHARACTERS = 2**20  # of the file, and of what its aliases repeat; LVIS with its 1,203 classes has 30,000
+_MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,9 @@ def read_yolo_config(file: Path) -> YoloConfig:
     Raises:
         DataError: not readable, or without classes or splits.
     """
-    values = read_yaml_keys(file, _KEYS)
+    values = _read_keys(file)
     base = _base(file, values.get("path"))
-    splits = {name: _places(file, base, values[name]) for name in SPLITS if values.get(name)}
+    splits = {name: _places(base, values[name]) for name in SPLITS if values.get(name)}
     if not splits:
         raise DataError(f"{file}: names no 'train' or 'val' images; add e.g. 'train: images/train'")
     return YoloConfig(file, splits, _categories(values, file))
@@ -114,7 +125,7 @@ def read_yolo(config: YoloConfig, root: Path, split: str, *, with_masks: bool, f
 
 def _describes_data(file: Path) -> bool:
     try:
-        values = read_yaml_keys(file, _KEYS)
+        values = _read_keys(file)
     except DataError:
         return file.stem == "data"
     has_classes, has_splits = "names" in values or "nc" in values, any(values.get(split) for split in SPLITS)
@@ -122,36 +133,102 @@ def _describes_data(file: Path) -> bool:
     return has_classes or has_splits if file.stem == "data" else has_classes and has_splits
 
 
-def _base(file: Path, path: Any) -> Path:
+def _read_keys(file: Path) -> dict[str, Any]:
+    """Read the keys of `_KEYS` that a file has: text, a list of texts, or texts by text; None where it says nothing.
+
+    Scalars stay as they are written, since `no` and `007` are class names here.
+
+    Raises:
+        DataError: cannot be read, is not YAML, or a key holds something else.
+    """
+    content = _parse(file)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: holds no keys; expected YAML with 'train', 'val' and 'names'")
+    values = {key: content[key] if content[key] not in _NOTHING else None for key in _KEYS if key in content}
+    for key, value in values.items():
+        if value is None:
+            continue
+        kinds, expected = _KEYS[key]
+        words = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if not isinstance(value, kinds) or not all(isinstance(word, str) for word in words):
+            raise DataError(f"{file}: '{key}' must be {expected}")
+        if sum(map(len, words)) > _MAX_CHARACTERS:
+            raise DataError(f"{file}: '{key}' is too large when its aliases are written out; write it shorter")
+    return values
+
+
+def _parse(file: Path) -> Any:
+    """Read a YAML file; repeated aliases are one object, so the result is no larger than the file."""
+    try:
+        with file.open(encoding="utf-8-sig") as handle:
+            text = handle.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS:
+            raise DataError(f"{file}: too large for a data.yaml; list images in a .txt file and name that")
+        return yaml.load(text, yaml.BaseLoader)
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: not a text file; expected YAML with 'train', 'val' and 'names'") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise DataError(f"{file}:{line}: not YAML (a control character); remove it") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise DataError(f"{file}:{line}: not YAML ({error.problem}); correct that line") from None
+    except (RecursionError, ValueError, OverflowError):  # a thousand brackets, or the escape of no character
+        raise DataError(f"{file}: cannot be read as YAML; expected 'train', 'val' and 'names'") from None
+
+
+def _base(file: Path, path: str | None) -> Path:
     """The folder that split paths are relative to: `path`, from the yaml's own folder, else that folder."""
     if path is None:
         return file.parent
-    candidate = file.parent / str(path)
+    candidate = file.parent / path
     # A relative `path` is often meant from ultralytics' own datasets folder: then the yaml lies in the data set.
     return candidate if candidate.is_dir() else file.parent
 
 
-def _places(file: Path, base: Path, value: Any) -> list[Path]:
+def _places(base: Path, value: str | list[str]) -> list[Path]:
     places = []
     for name in value if isinstance(value, list) else [value]:
-        place = base / str(name)
-        if not place.exists() and str(name).startswith("../"):
-            place = base / str(name)[3:]  # Roboflow writes '../train/images' for 'train/images'
+        place = base / name
+        if not place.exists() and name.startswith("../"):
+            place = base / name[3:]  # Roboflow writes '../train/images' for 'train/images'
         places.append(place)
     return places
 
 
 def _categories(values: dict[str, Any], file: Path) -> tuple[Category, ...]:
-    names = values.get("names")
-    if names is None and isinstance(values.get("nc"), int):
-        names = [f"class {number}" for number in range(values["nc"])]
+    names, count = values.get("names"), _whole_number(values.get("nc") or "")
+    if count is not None and count > _MAX_CLASSES:
+        raise DataError(f"{file}: 'nc' is {count}, more than {_MAX_CLASSES:,} classes; correct it")
+    if names is None and count is not None:
+        names = [f"class {number}" for number in range(count)]
+    by_number = _numbered(names or [])
+    if not by_number or min(by_number) < 0:
+        raise DataError(f"{file}: 'names' must be {_NAMES_LIKE}")
+    if count is not None and count != len(by_number):
+        raise DataError(f"{file}: 'nc' is {count} but 'names' lists {len(by_number)} classes; correct one")
+    return tuple(Category(number, _whole_characters(name)) for number, name in sorted(by_number.items()))
+
+
+def _numbered(names: list[str] | dict[str, str]) -> dict[int, str]:
+    """Return names by class number, -1 for what is none."""
     if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or not all(isinstance(key, int) and key >= 0 for key in names):
-        raise DataError(f"{file}: 'names' must list the classes, e.g. names: [cat, dog]")
-    if isinstance(values.get("nc"), int) and values["nc"] != len(names):
-        raise DataError(f"{file}: 'nc' is {values['nc']} but 'names' lists {len(names)} classes; correct one")
-    return tuple(Category(number, str(names[number])) for number in sorted(names))
+        return dict(enumerate(names))
+    numbers = ((_whole_number(key), name) for key, name in names.items())
+    return {-1 if number is None else number: name for number, name in numbers}
+
+
+def _whole_number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else None
+
+
+def _whole_characters(text: str) -> str:
+    """Join the two halves of a character that JSON writes as two escapes, which YAML takes for two characters."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _image_files(config: YoloConfig, split: str) -> list[Path]:

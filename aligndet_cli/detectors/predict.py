@@ -13,6 +13,7 @@ from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
 from aligndet_cli.detectors.interface import Detections, ImageBatch
 from aligndet_cli.detectors.parts.mask_head import paste_mask
 from aligndet_cli.errors import RunError
+from aligndet_cli.training.distributed import autocast
 
 # A thousandth of a pixel and a millionth of a score: finer than float32 is right about, and short in the file.
 BOX_DECIMALS = 3
@@ -36,9 +37,8 @@ def forward_pass(device: torch.device, precision: str) -> Iterator[None]:
     Raises:
         RunError: out of GPU memory.
     """
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(device, precision):
             yield
     except torch.OutOfMemoryError as error:
         raise RunError("out of GPU memory: lower --batch-size or --short-side and --long-side") from error

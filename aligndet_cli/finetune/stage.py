@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,10 +18,8 @@ from aligndet_cli.data.loaders import (
     LabelBoxes,
     OnError,
     SampleStream,
-    StreamSampler,
+    batches_of_run,
     evaluation_batches,
-    resolve_workers,
-    training_batches,
 )
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
@@ -48,14 +47,10 @@ from aligndet_cli.finetune.views import (
     ResolutionConfig,
     resolve_resolution,
 )
-from aligndet_cli.training.batch_size import (
-    draw_samples,
-    largest_on_gpu,
-    recorded_batch_size,
-    settle_batch_size,
-)
+from aligndet_cli.training.batch_size import Trial, recorded_split
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
+from aligndet_cli.training.fitting import settle_batch_size
 from aligndet_cli.training.launch import Devices, Process, resolve_devices
 from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, train
@@ -63,7 +58,6 @@ from aligndet_cli.training.optimizer import (
     AskedRecipe,
     TrainingConfig,
     build_optimizer,
-    check_batch_split,
     describe_settings,
     resolve_settings,
     training_of,
@@ -155,10 +149,9 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         config.training,
         rates,
         devices,
-        recorded=recorded_batch_size(workspace, "finetune", name, resume=resume, force=force),
-        largest=lambda process: _largest_batch(config, initial, rates, image_set, resolution, process),
+        recorded=recorded_split(workspace, "finetune", name, resume=resume, force=force),
+        trial=_trial(config, initial, rates, image_set, resolution),
     )
-    check_batch_split(training, devices)
     config = config.model_copy(update={"training": training})
     num_images = images_of_an_epoch(initial.recipe, len(indices), whole) if training.epochs is None else len(indices)
     settings = resolve_settings(training, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
@@ -179,28 +172,37 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     )
 
 
-def _largest_batch(
-    config: FinetuneConfig,
-    initial: Initial,
-    rates: Rates,
-    image_set: ImageSet,
-    resolution: Resolution,
-    process: Process,
-) -> int:
-    """Images that fit on the GPU of the process, each with as many boxes as any has."""
+def _trial(
+    config: FinetuneConfig, initial: Initial, rates: Rates, image_set: ImageSet, resolution: Resolution
+) -> Trial:
+    """Steps on images of the largest size, each with as many boxes as any has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
     num_classes = len(image_set.categories)
+    policy = "resize" if resolution.policy == "detr" else resolution.policy  # crops are smaller
+    largest = replace(resolution, policy=policy, short_sides=(max(resolution.short_sides),))
     settings = resolve_settings(one, rates, num_images=len(image_set), seed=config.seed, runtime=config.runtime)
+    return Trial(
+        build=partial(_learner_to_try, config, initial, num_classes, largest, rates, settings),
+        settings=settings,
+        sizes_hw=resolution.worst_sizes(),
+        num_boxes=int(np.diff(image_set.offsets).max()),
+        num_classes=num_classes,
+        num_images=len(image_set),
+        with_masks=initial.detector.RECIPE.needs_masks,
+    )
+
+
+def _learner_to_try(
+    config: FinetuneConfig,
+    initial: Initial,
+    num_classes: int,
+    resolution: Resolution,
+    rates: Rates,
+    settings: LoopSettings,
+    process: Process,
+) -> Learner:
     model = build_detector(initial.detector, build_backbone(initial.backbone), num_classes)
-    learner = build_learner(model, config, resolution, rates, settings, process)
-    sizes_hw = resolution.worst_sizes()
-    num_boxes = int(np.diff(image_set.offsets).max())
-    with_masks = initial.detector.RECIPE.needs_masks
-
-    def draw(count: int) -> list[Sample]:
-        return draw_samples(count, sizes_hw, num_boxes=num_boxes, num_classes=num_classes, with_masks=with_masks)
-
-    return largest_on_gpu(learner, settings, draw, process=process, limit=len(image_set))
+    return build_learner(model, config, resolution, rates, settings, process)
 
 
 def _check_settings(config: FinetuneConfig) -> None:
@@ -293,6 +295,7 @@ def build_learner(
         model=wrap(task, process),
         optimizer=build_optimizer(model, rates, settings, process),
         state={"model": model},
+        largest_hw=resolution.worst_sizes()[0],
     )
 
 
@@ -317,16 +320,15 @@ def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
 
 
 def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
-    sampler = StreamSampler(
-        plan.image_set.aspects(plan.indices),
-        plan.config.training.images_per_step,
-        seed=plan.config.seed,
-        start_step=step,
-        num_steps=plan.settings.schedule.num_steps,
+    config = plan.config
+    return batches_of_run(
+        SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), config.on_error, plan.masks),
+        config.training.images_per_step,
+        steps=range(step, plan.settings.schedule.num_steps),
+        seed=config.seed,
+        num_workers=config.runtime.num_workers,
         process=process,
     )
-    stream = SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), plan.config.on_error, plan.masks)
-    return training_batches(stream, sampler, resolve_workers(plan.config.runtime.num_workers, process))
 
 
 def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: Process) -> dict[str, float] | None:

@@ -1,6 +1,7 @@
 """`aligndet pretrain-box`: proposals -> a detector whose neck and head are pre-trained."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,11 +22,8 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import (
     OnError,
     SampleStream,
-    StreamSampler,
-    resolve_workers,
-    training_batches,
+    batches_of_run,
 )
-from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import recipe_for, told_training, training_of_backbone, weights_kind
@@ -37,15 +35,10 @@ from aligndet_cli.pretrain_box.health import judge, rank_level
 from aligndet_cli.pretrain_box.pictures import draw_first_views
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
-from aligndet_cli.training.batch_size import (
-    draw_samples,
-    largest_on_gpu,
-    recorded_batch_size,
-    settle_batch_size,
-    worst_sizes,
-)
+from aligndet_cli.training.batch_size import Trial, recorded_split, worst_sizes
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
+from aligndet_cli.training.fitting import settle_batch_size
 from aligndet_cli.training.launch import Devices, Process, resolve_devices
 from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, train
@@ -53,7 +46,6 @@ from aligndet_cli.training.optimizer import (
     AskedRecipe,
     TrainingConfig,
     build_optimizer,
-    check_batch_split,
     describe_settings,
     resolve_settings,
     training_of,
@@ -160,36 +152,42 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         indices = draw_images(indices, boxes, config.limit_boxes, config.seed)
     name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
     rates = recipe.pretrain
+    recorded = recorded_split(workspace, "pretrain-box", name, resume=resume, force=force)
+    if config.freeze_backbone and not (recorded is not None and recorded.is_complete):
+        require_trained(weights, config.backbone, "pretrain-box")
     training = settle_batch_size(
         config.training,
         rates,
         devices,
-        recorded=recorded_batch_size(workspace, "pretrain-box", name, resume=resume, force=force),
-        largest=lambda process: _largest_batch(config, rates, boxes, len(indices), process),
+        recorded=recorded,
+        trial=_trial(config, rates, boxes, len(indices)),
     )
-    check_batch_split(training, devices)
     config = config.model_copy(update={"training": training})
     settings = resolve_settings(training, rates, num_images=len(indices), seed=config.seed, runtime=config.runtime)
     output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
-    if config.freeze_backbone and output.action != "complete":
-        require_trained(weights, config.backbone, "pretrain-box")
     return Plan(config, recipe, output, devices, settings, image_set, boxes, indices, artifact.name, weights)
 
 
-def _largest_batch(
-    config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_images: int, process: Process
-) -> int:
-    """Images that fit on the GPU of the process, each with as many proposals as any has."""
+def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_images: int) -> Trial:
+    """Steps on images of the largest size, each with as many proposals as any has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
     settings = resolve_settings(one, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
-    learner, _ = build_learner(config, rates, settings, process, boxes.num_classes)
-    sizes_hw = worst_sizes(config.views.short_side, config.views.long_side)
-    num_boxes = int(boxes.counts(range(len(boxes.rows))).max())
+    views = config.views.model_copy(update={"short_side": (max(config.views.short_side),)})
+    config = config.model_copy(update={"training": one, "views": views})
+    return Trial(
+        build=partial(_learner_to_try, config, rates, settings, boxes.num_classes),
+        settings=settings,
+        sizes_hw=worst_sizes(config.views.short_side, config.views.long_side),
+        num_boxes=int(boxes.counts(range(len(boxes.rows))).max()),
+        num_classes=boxes.num_classes,
+        num_images=num_images,
+    )
 
-    def draw(count: int) -> list[Sample]:
-        return draw_samples(count, sizes_hw, num_boxes=num_boxes, num_classes=boxes.num_classes)
 
-    return largest_on_gpu(learner, settings, draw, process=process, limit=num_images)
+def _learner_to_try(
+    config: PretrainBoxConfig, rates: Rates, settings: LoopSettings, num_classes: int, process: Process
+) -> Learner:
+    return build_learner(config, rates, settings, process, num_classes)[0]
 
 
 def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: Artifact) -> Artifact | None:
@@ -252,18 +250,16 @@ def run(plan: Plan, process: Process) -> None:
     weights, num_classes = plan.weights.file, plan.boxes.num_classes
     learner, pretext = build_learner(config, plan.recipe.pretrain, plan.settings, process, num_classes, weights)
     stream = SampleStream(plan.image_set, plan.indices, plan.boxes, config.on_error)
-    workers = resolve_workers(config.runtime.num_workers, process)
 
     def batches_from(step: int) -> Any:
-        sampler = StreamSampler(
-            plan.image_set.aspects(plan.indices),
+        return batches_of_run(
+            stream,
             config.training.images_per_step,
+            steps=range(step, plan.settings.schedule.num_steps),
             seed=config.seed,
-            start_step=step,
-            num_steps=plan.settings.schedule.num_steps,
+            num_workers=config.runtime.num_workers,
             process=process,
         )
-        return training_batches(stream, sampler, workers)
 
     train(learner, batches_from, plan.settings, folder, process)
     wait_for_all(process)
@@ -295,6 +291,7 @@ def build_learner(
         optimizer=build_optimizer(task, rates, settings, process),
         state={"pretext": pretext},
         after_step=lambda step: pretext.update_momentum(momentum_at(step, num_steps, config.momentum)),
+        largest_hw=worst_sizes(config.views.short_side, config.views.long_side)[0],
     )
     return learner, pretext
 

@@ -18,7 +18,7 @@ from aligndet_cli.backbones import (
     load_backbone_weights,
 )
 from aligndet_cli.config import Side, StageConfig
-from aligndet_cli.data.loaders import OnError, SampleStream, StreamSampler, resolve_workers, training_batches
+from aligndet_cli.data.loaders import OnError, SampleStream, batches_of_run
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.pretrain_image.health import judge
@@ -27,7 +27,7 @@ from aligndet_cli.pretrain_image.methods import Method, MethodName, MoCo, SimSia
 from aligndet_cli.pretrain_image.probe import Probe, score
 from aligndet_cli.pretrain_image.recipes import RECIPES, choose_batch_size, choose_momentum, choose_queue, choose_rates
 from aligndet_cli.pretrain_image.task import ImageTask
-from aligndet_cli.training.batch_size import recorded_batch_size
+from aligndet_cli.training.batch_size import recorded_split
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
@@ -104,9 +104,9 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     batch_size = config.training.batch_size
     if batch_size == "auto":
         # As when the run began, which may have been on another number of devices.
-        batch_size = recorded_batch_size(
-            workspace, "pretrain-image", name, resume=resume, force=force
-        ) or choose_batch_size(config.method, len(data.indices), devices.world_size * config.training.accumulate)
+        recorded = recorded_split(workspace, "pretrain-image", name, resume=resume, force=force)
+        parts = devices.world_size * config.training.accumulate
+        batch_size = recorded.batch_size if recorded else choose_batch_size(config.method, len(data.indices), parts)
     training = config.training.model_copy(update={"batch_size": batch_size})
     check_batch_split(training, devices)
     config = config.model_copy(update={"training": training})
@@ -238,16 +238,15 @@ def _initial_backbone(plan: Plan) -> Backbone:
 
 def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
     config, data = plan.config, plan.data
-    stream = SampleStream(data.images, data.indices, NoBoxes(), config.on_error)
-    sampler = StreamSampler(
-        np.ones(len(data.indices)),  # views are squares: any images go together
+    return batches_of_run(
+        SampleStream(data.images, data.indices, NoBoxes(), config.on_error),
         config.training.images_per_step,
+        steps=range(step, plan.settings.schedule.num_steps),
         seed=config.seed,
-        start_step=step,
-        num_steps=plan.settings.schedule.num_steps,
+        num_workers=config.runtime.num_workers,
         process=process,
+        aspects=np.ones(len(data.indices)),  # views are squares: any images go together
     )
-    return training_batches(stream, sampler, resolve_workers(config.runtime.num_workers, process))
 
 
 def _finish(plan: Plan, method: Method, process: Process) -> None:

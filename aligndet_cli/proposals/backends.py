@@ -6,8 +6,6 @@ import importlib.util
 import itertools
 import os
 import socket
-import threading
-import time
 import urllib.parse
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -19,7 +17,7 @@ from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from aligndet_cli.errors import ConfigError, RunError
-from aligndet_cli.training.signals import helpers_ignore_sigusr1, leave_stopping_to_main_process
+from aligndet_cli.training.signals import end_with_parent, helpers_ignore_sigusr1, leave_stopping_to_main_process
 
 Backend = Literal["processes", "threads", "dask", "ray"]
 _JOBLIB_NAMES = {"processes": "loky", "threads": "threading", "dask": "dask", "ray": "ray"}
@@ -113,7 +111,7 @@ def results_of(
 
 def _call(function: Callable[[Task], Result], parent_pid: int | None, task: Task) -> Result:
     if parent_pid is not None:
-        _end_with_parent(parent_pid)
+        _leave_ending_to_parent(parent_pid)
     return function(task)
 
 
@@ -185,17 +183,11 @@ def _with_known_errors(results: Iterator[Result]) -> Iterator[Result]:
 
 
 @functools.cache
-def _end_with_parent(parent_pid: int) -> None:
-    """Make a worker process end within a second of its parent, and not before; nothing happens in the parent itself.
+def _leave_ending_to_parent(parent_pid: int) -> None:
+    """Make a worker process end with its parent, and not before; nothing happens in the parent itself.
 
     joblib's workers outlive a parent that was ended by `kill -9`, waiting for work that cannot come any more.
     """
     if os.getppid() == parent_pid:
         leave_stopping_to_main_process()
-        threading.Thread(target=_exit_once_orphaned, args=(parent_pid,), daemon=True).start()
-
-
-def _exit_once_orphaned(parent_pid: int) -> None:
-    while os.getppid() == parent_pid:
-        time.sleep(1)
-    os._exit(1)
+        end_with_parent()

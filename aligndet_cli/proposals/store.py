@@ -9,7 +9,6 @@
 """
 
 import functools
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -20,8 +19,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.arrays import save_array
 from aligndet_cli.errors import DataError
-from aligndet_cli.workspace import write_bytes
 
 STORE_FILES = ("boxes.npy", "offsets.npy", "image_ids.npy", "images.jsonl")
 
@@ -167,20 +166,14 @@ def write_store(folder: Path, images: Iterable[ImageProposals]) -> None:
             os.fsync(handle.fileno())
     boxes_part.replace(folder / "boxes.npy")
     lines_part.replace(folder / "images.jsonl")
-    _write_array(folder / "offsets.npy", np.cumsum([0, *counts], dtype=np.int64))
-    _write_array(folder / "image_ids.npy", np.array(image_ids, dtype=np.int64))
+    save_array(folder / "offsets.npy", np.cumsum([0, *counts], dtype=np.int64))
+    save_array(folder / "image_ids.npy", np.array(image_ids, dtype=np.int64))
 
 
 def _write_header(handle: BinaryIO, num_rows: int) -> int:
     header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, 4)}
     np.lib.format.write_array_header_1_0(handle, header)
     return handle.tell()
-
-
-def _write_array(file: Path, values: NDArray[np.int64]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    write_bytes(file, buffer.getvalue())
 
 
 def _to_line(image: ImageProposals) -> bytes:

@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -14,7 +13,7 @@ from aligndet_cli.study.plan import StageRun
 from aligndet_cli.study.run import Board, Problem, announce, conclude, perform, request_of
 from aligndet_cli.training.launch import Shown
 from aligndet_cli.training.logs import setup_logging
-from aligndet_cli.training.signals import Stopped, ignore_stopping, stop_at_once, stop_on_signal
+from aligndet_cli.training.signals import Stopped, end_with_parent, ignore_stopping, stop_at_once, stop_on_signal
 from aligndet_cli.workspace import Workspace
 
 _POLL_S = 0.5  # how soon a signal is noticed
@@ -111,7 +110,7 @@ def _work(connection: Connection, gpu: str | None, threads: int, verbosity: int)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     stop_at_once()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # a study that was killed leaves nobody behind who holds the locks of its runs
     setup_logging(verbosity if verbosity > 0 else -1)
     try:
         import torch
@@ -124,11 +123,3 @@ def _work(connection: Connection, gpu: str | None, threads: int, verbosity: int)
         return
     finally:
         ignore_stopping()
-
-
-def _end_with_parent() -> None:
-    """A study that was killed leaves nobody behind who holds the locks of its runs."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

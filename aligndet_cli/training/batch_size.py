@@ -1,18 +1,17 @@
-"""`--batch-size auto`: the largest batch that fits on the GPU, found by taking steps before the run."""
+"""What steps are tried with before a run, and the largest batch that fits on a GPU, found by taking some."""
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.errors import RunError
-from aligndet_cli.training.launch import Devices, Process
-from aligndet_cli.training.logs import logger
+from aligndet_cli.training.launch import Process
 from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
-from aligndet_cli.training.optimizer import TrainingConfig
-from aligndet_cli.training.schedules import Rates
 from aligndet_cli.workspace import Workspace, read_json
 
 MAX_IMAGES = 512  # per GPU; no recipe goes beyond
@@ -21,39 +20,68 @@ USED_SHARE = 0.9
 _STEPS = 2  # the optimizer's state is there from the second on
 
 
-def settle_batch_size(
-    training: TrainingConfig, rates: Rates, devices: Devices, *, recorded: int | None, largest: Callable[[Process], int]
-) -> TrainingConfig:
-    """The settings with a number in the place of "auto".
+@dataclass(frozen=True)
+class Trial:
+    """What steps are tried with before the run. Picklable.
 
-    Args:
-        rates: the recipe, whose batch size is used where there is no GPU.
-        recorded: what was found when the interrupted or finished run of this name began, if there is one.
-        largest: images that fit on the GPU of a process; called only where it matters.
+    Attributes:
+        build: makes what the stage would train, on the device of a process; thrown away afterwards.
+        sizes_hw: of a lying and a standing image of the largest resolution, see `worst_sizes`.
+        num_boxes: of each image, as many as any has.
+        num_images: there are.
     """
-    if training.batch_size != "auto":
-        return training
-    parts = devices.world_size * training.accumulate
-    if recorded is not None:
-        number, origin = recorded, "as when the run began"
-    elif devices.kind == "cuda":
-        number, origin = largest(Process(device=devices.first)) * parts, f"what fits on {devices.world_size} GPU(s)"
-    else:
-        number, origin = -(-rates.batch_size // parts) * parts, f"{rates.origin}; only GPUs are searched for more"
-    logger.info(f"--batch-size auto: {number} ({origin})")
-    return training.model_copy(update={"batch_size": number})
+
+    build: Callable[[Process], Learner]
+    settings: LoopSettings
+    sizes_hw: Sequence[tuple[int, int]]
+    num_boxes: int
+    num_classes: int
+    num_images: int
+    with_masks: bool = False
+
+    @property
+    def largest(self) -> str:
+        """Height and width of the largest images, for people."""
+        return "x".join(map(str, self.sizes_hw[0]))
+
+    def draw(self, count: int) -> list[Sample]:
+        """Samples of the worst kind, that many."""
+        return self._draw(count, self.sizes_hw)
+
+    def draw_small(self) -> list[Sample]:
+        """A strip as long as the largest image, which therefore is not enlarged, and a twentieth as high."""
+        height, width = self.sizes_hw[0]
+        return self._draw(1, [(max(height // 20, 1), width)])
+
+    def _draw(self, count: int, sizes_hw: Sequence[tuple[int, int]]) -> list[Sample]:
+        return draw_samples(
+            count,
+            sizes_hw,
+            num_boxes=self.num_boxes,
+            num_classes=self.num_classes,
+            with_masks=self.with_masks,
+        )
 
 
-def recorded_batch_size(
+class Split(NamedTuple):
+    """Images of a step over all processes, and its micro-batches; whether the run that has them is complete."""
+
+    batch_size: int
+    accumulate: int
+    is_complete: bool
+
+
+def recorded_split(
     workspace: Workspace, stage: str, name: str, *, resume: bool = True, force: bool = False
-) -> int | None:
-    """The batch size of the run of this name that would be continued, or is complete; None where a new one begins."""
+) -> Split | None:
+    """The split of the run of this name that would be continued, or is complete; None where a new one begins."""
     folder = workspace.root / stage / name
     partial = folder.with_name(f".{name}.partial")
     candidates: list[Path] = [] if force else [folder, *([partial] if resume else [])]
     for candidate in candidates:
         if (candidate / "manifest.json").exists():
-            return int(read_json(candidate / "config.json")["training"]["batch_size"])
+            training = read_json(candidate / "config.json")["training"]
+            return Split(int(training["batch_size"]), int(training["accumulate"]), candidate == folder)
     return None
 
 
@@ -69,23 +97,18 @@ def find_largest(fits: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-def largest_on_gpu(
-    learner: Learner, settings: LoopSettings, draw: Callable[[int], list[Sample]], *, process: Process, limit: int
-) -> int:
-    """Images of the largest micro-batch that the learner can take steps on.
-
-    Args:
-        learner: thrown away afterwards; its weights change.
-        draw: samples of the worst kind, that many.
+def largest_on_gpu(trial: Trial, process: Process) -> int:
+    """Images of the largest micro-batch that steps can be taken with on the GPU of a process.
 
     Raises:
         RunError: not even one image fits.
     """
-    device = torch.device(process.device)
+    device, learner = torch.device(process.device), trial.build(process)
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(USED_SHARE, device)
     try:
-        found = find_largest(lambda count: _fits(learner, settings, draw(count), process), min(limit, MAX_IMAGES))
+        limit = min(trial.num_images, MAX_IMAGES)
+        found = find_largest(lambda count: _fits(learner, trial.settings, trial.draw(count), process), limit)
     finally:
         if device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0, device)

@@ -1,5 +1,6 @@
 """The few collectives the rest of the code needs; each is the identity in a single process."""
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -80,6 +81,12 @@ def place(model: nn.Module, process: Process) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(torch.device(process.device))
     model.to(memory_format=torch.channels_last)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Return the context of a forward pass in a precision: `32-true`, `bf16-mixed` or `16-mixed`."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def compile_parts(detectors: Sequence[nn.Module], runtime: RuntimeConfig) -> None:

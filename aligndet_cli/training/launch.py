@@ -1,7 +1,6 @@
 """One function on one process or many: spawned by torch's elastic launcher, or joined under torchrun and Slurm."""
 
 import contextlib
-import ctypes
 import datetime
 import json
 import logging
@@ -21,11 +20,11 @@ from typing import Any, TypeVar
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, Preempted, RunError, as_user_error
 from aligndet_cli.training.logs import ProgressMode, setup_logging
+from aligndet_cli.training.memory import keep_freed_memory
 from aligndet_cli.training.signals import Stopped, helpers_ignore_sigusr1, ignore_stopping, stop_at_once
 from aligndet_cli.training.slurm import is_batch_script, torch_variables
 
 PlanT = TypeVar("PlanT")
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _INTERRUPTED = 130  # exit code after Ctrl-C
 
 
@@ -147,10 +146,10 @@ def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
         AlignDetError: what the first failing process reported, in this process.
     """
     if joined_world_size() is not None:
-        _run(run, plan, _joined_process(devices, shown))
+        run_here(run, plan, _joined_process(devices, shown))
         return
     if devices.world_size == 1:
-        _run(run, plan, Process(device=devices.first, progress=shown.progress))
+        run_here(run, plan, Process(device=devices.first, progress=shown.progress))
         return
     _spawn(run, plan, devices, shown)
 
@@ -189,19 +188,8 @@ def _prepare_on_main(prepare: Callable[[], PlanT]) -> PlanT:
     return message[0]
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep the memory it frees, for the next step to use.
-
-    The C library gives large blocks back to the system at once, and a training step on the CPU asks for the same
-    ones again: a fifth of its time. Does nothing where the library has no such settings.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _run(run: Callable[[Any, Process], None], plan: Any, process: Process) -> None:
+def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -> None:
+    """Call `run(plan, process)` in this process, set up for training as every process of a run is."""
     import torch
     import torch.utils.deterministic
 
@@ -340,7 +328,7 @@ def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sh
     try:
         try:
             _init_process_group(devices)
-            _run(run, plan, _joined_process(devices, shown))
+            run_here(run, plan, _joined_process(devices, shown))
             dist.destroy_process_group()
         finally:
             ignore_stopping()  # when one has failed, the launcher sends SIGTERM to the others
@@ -385,8 +373,11 @@ def _root_cause(reports: Path, error: BaseException, received: list[str]) -> Bas
         received = [*received, signal.Signals(number).name]
     if received:  # before the workers could listen
         return Preempted(str(Stopped(received[0])))
+    killed = [rank for rank, failure in failures.items() if failure.exitcode == -signal.SIGKILL]
+    if killed:
+        return RunError(
+            f"a training process was killed (rank {killed[0]}), most likely by the system because memory ran out: "
+            "lower --batch-size (or raise --accumulate) or --short-side, or run the same command to continue"
+        )
     codes = ", ".join(f"rank {rank} exit code {failure.exitcode}" for rank, failure in failures.items())
-    return RunError(
-        f"a training process died ({codes or error}); exit code -9 usually means out of memory. "
-        "Run the same command to continue"
-    )
+    return RunError(f"a training process died ({codes or error}); run the same command to continue")

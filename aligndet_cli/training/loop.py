@@ -1,6 +1,7 @@
 """The one training loop, for `pretrain-image`, `pretrain-box` and `finetune` alike."""
 
 import contextlib
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +17,16 @@ from aligndet_cli.config import Frozen
 from aligndet_cli.data.transforms import Sample, mix_seed
 from aligndet_cli.errors import RunError
 from aligndet_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from aligndet_cli.training.distributed import any_rank, mean_over_ranks, wait_for_all
+from aligndet_cli.training.distributed import any_rank, autocast, mean_over_ranks, wait_for_all
 from aligndet_cli.training.divergence import Divergence
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
 from aligndet_cli.training.records import Records, Speed
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.signals import StopSignal, stop_on_signal
+
+_LOST_WORKER = "DataLoader worker"  # torch: "(pid 1) is killed by signal" or "exited unexpectedly"
+_NO_CPU_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a primitive", "bad_alloc")
 
 
 class CheckpointConfig(Frozen):
@@ -71,6 +75,7 @@ class Learner:
         after_step: called after every optimizer step with its number; the pretext's momentum update lives here.
         between: called after every step with the number of finished steps, for what happens now and then
             (evaluation); returns scalars to log, or nothing.
+        largest_hw: height and width of the largest images there are, for people.
     """
 
     model: Callable[[Sequence[Sample], int], tuple[dict[str, Tensor], dict[str, Tensor]]]
@@ -78,6 +83,7 @@ class Learner:
     state: Mapping[str, nn.Module]
     after_step: Callable[[int], None] = lambda step: None
     between: Callable[[int], dict[str, float] | None] = lambda step: None
+    largest_hw: tuple[int, int] | None = None
 
 
 def train(
@@ -107,11 +113,13 @@ def train(
     total = settings.schedule.num_steps
     last_save, speed = time.monotonic(), Speed()
     progress = Progress("training", total, "steps", start=start, mode=process.progress)
-    with stop_on_signal() as stop, progress, _known_errors():
+    with stop_on_signal() as stop, progress, known_errors():
         batches = batches_from(start)
         for step in range(start, total):
             samples = next_batch(batches, speed)
             record.skipped(samples)
+            if step == start and process.is_main:
+                _announce(learner, len(samples), step, settings, process)
             losses, shown = train_step(learner, scaler, samples, step, settings, divergence)
             learner.after_step(step)
             done = step + 1
@@ -131,6 +139,14 @@ def train(
                 if any_rank(stop.received is not None, process):
                     stop.received = stop.received or "SIGTERM on another rank"
                     stop.raise_if_requested()
+
+
+def _announce(learner: Learner, num_images: int, step: int, settings: LoopSettings, process: Process) -> None:
+    """Say what the first step is about to do: on a CPU it takes long enough to look as if nothing happened."""
+    sizes = "" if learner.largest_hw is None else " of up to {}x{}".format(*learner.largest_hw)
+    parts = f", in {settings.accumulate} parts" if settings.accumulate > 1 else ""
+    ranks = f" on each of {process.world_size} processes" if process.world_size > 1 else ""
+    logger.info(f"first step ({step + 1}): {num_images} images{sizes}{ranks}{parts}")
 
 
 def watch_divergence(learner: Learner, process: Process, folder: Path | None = None) -> Divergence:
@@ -165,7 +181,7 @@ def train_step(
     for number, micro in enumerate(micro_batches):
         is_last = number == len(micro_batches) - 1
         with _gradient_sync(learner.model, is_last):
-            with _autocast(settings.precision, process):
+            with autocast(torch.device(process.device), settings.precision):
                 losses, shown = learner.model(micro, step)
             total = torch.stack(list(losses.values())).sum() / len(micro_batches)
             # Not under autocast: it would lower the gradients of what the model keeps in float32.
@@ -195,13 +211,6 @@ def _split(samples: Sequence[Sample], parts: int) -> list[Sequence[Sample]]:
 def _gradient_sync(model: Any, is_last: bool) -> contextlib.AbstractContextManager[Any]:
     """Average gradients over processes once per step, with its last micro-batch."""
     return model.no_sync() if not is_last and hasattr(model, "no_sync") else contextlib.nullcontext()
-
-
-def _autocast(precision: str, process: Process) -> contextlib.AbstractContextManager[Any]:
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(process.device).type, dtype=dtype)
 
 
 def next_batch(batches: Iterator[list[Sample]], speed: Speed) -> list[Sample]:
@@ -242,8 +251,8 @@ def _restore(learner: Learner, scaler: torch.amp.GradScaler, folder: Path) -> in
 
 
 @contextlib.contextmanager
-def _known_errors() -> Iterator[None]:
-    """What the chosen settings make impossible, as errors that name the settings."""
+def known_errors(cheaper: str = "lower --batch-size (or raise --accumulate) or --short-side") -> Iterator[None]:
+    """What the chosen settings make impossible, as errors that name the settings; `cheaper` are those in memory."""
     try:
         yield
     except ValueError as error:
@@ -253,19 +262,25 @@ def _known_errors() -> Iterator[None]:
             "batch norm cannot train on a single image per process this small: raise --batch-size or --short-side, or "
             "use --set detector.neck_norm=group"
         ) from error
-    except (MemoryError, RuntimeError) as error:
-        kind = _memory_kind(error)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if _LOST_WORKER in str(error):
+            raise RunError(
+                "a process that reads images died, most likely because memory ran out: lower --num-workers or "
+                "--batch-size, then run the same command to continue"
+            ) from error
+        kind = memory_that_ran_out(error)
         if kind is None:
             raise
-        cheaper = "lower --batch-size (or raise --accumulate) or --short-side"
         raise RunError(
             f"out of {kind} memory: {cheaper}" + (", or use --precision bf16-mixed" if kind == "GPU" else "")
         ) from error
 
 
-def _memory_kind(error: Exception) -> str | None:
+def memory_that_ran_out(error: Exception) -> Literal["GPU", "CPU"] | None:
     """Which memory an error says has run out, None for other errors."""
     if isinstance(error, torch.OutOfMemoryError):
         return "GPU"
-    # torch has no class of its own for the CPU's allocator.
-    return "CPU" if isinstance(error, MemoryError) or "can't allocate memory" in str(error) else None
+    is_of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    # Neither torch nor oneDNN has a class of its own for the CPU's memory.
+    is_told = any(words in str(error) for words in _NO_CPU_MEMORY)
+    return "CPU" if isinstance(error, MemoryError) or is_of_system or is_told else None

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -105,12 +106,29 @@ def leave_stopping_to_main_process() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, _PREEMPTION)  # a handler would not learn who has sent it
-    parent = multiprocessing.parent_process()  # who forked it may be a server in between
-    parent_pid = os.getppid() if parent is None or parent.pid is None else parent.pid
-    threading.Thread(target=_end_when_parent_says_so, args=(parent_pid,), daemon=True).start()
+    threading.Thread(target=_end_when_parent_says_so, args=(_parent_pid(),), daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """From now on this process ends within a second of the one that started it, though that was ended by `kill -9`.
+
+    Not for a process that a server has forked.
+    """
+    threading.Thread(target=_end_once_orphaned, args=(_parent_pid(),), daemon=True).start()
+
+
+def _parent_pid() -> int:
+    parent = multiprocessing.parent_process()  # who forked this one may be a server in between
+    return os.getppid() if parent is None or parent.pid is None else parent.pid
 
 
 def _end_when_parent_says_so(parent_pid: int) -> None:
     while signal.sigwaitinfo(_PREEMPTION).si_pid != parent_pid:
         pass
     os._exit(0)
+
+
+def _end_once_orphaned(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(1)
+    os._exit(1)

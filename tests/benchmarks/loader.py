@@ -94,28 +94,28 @@ def measure(arguments: argparse.Namespace, stage: str, workers: int) -> dict[str
 
 def measure_loading(arguments: argparse.Namespace, workspace: Workspace, workers: int) -> dict[str, float]:
     """Seconds to the first batch, images/s after it, and memory of the loader's processes."""
-    from aligndet_cli.data.loaders import SampleStream, StreamSampler, training_batches
+    from aligndet_cli.data.loaders import SampleStream, batches_of_run
     from aligndet_cli.pretrain_box import stage
     from aligndet_cli.training.launch import Process
 
     began = time.perf_counter()
     config = stage.PretrainBoxConfig.model_validate(
         {
+            "backbone": {"weights": "none"},
             "runtime": {"accelerator": "cpu", "num_workers": workers},
             "training": {"steps": arguments.batches, "batch_size": arguments.batch_size},
         }
     )
     plan = stage.prepare(config, workspace)
     prepared = time.perf_counter()
-    sampler = StreamSampler(
-        plan.image_set.aspects(plan.indices),
+    batches = batches_of_run(
+        SampleStream(plan.image_set, plan.indices, plan.boxes, "fail"),
         arguments.batch_size,
+        steps=range(arguments.batches + WARM_UP * max(workers, 1)),
         seed=0,
-        start_step=0,
-        num_steps=arguments.batches + WARM_UP * max(workers, 1),
+        num_workers=workers,
         process=Process(),
     )
-    batches = training_batches(SampleStream(plan.image_set, plan.indices, plan.boxes, "fail"), sampler, workers)
     next(batches)
     first = time.perf_counter()
     for _ in range(WARM_UP * max(workers, 1) - 1):  # what was decoded ahead

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.decomposition import PCA
 
 from aligndet_cli.cluster import kmeans
@@ -126,6 +127,23 @@ def test_interrupted_at_every_step_gives_the_same_bytes(tmp_path: Path, small_st
         shutil.rmtree(folder)
     # 2 PCA steps, 3 blocks, 3 epochs of 2 to 4 steps, 3 blocks: the loop must really have stopped in all of them.
     assert 2 + 3 + 3 * 2 + 3 <= checks <= 2 + 3 + 3 * 4 + 3
+
+
+def test_what_another_scikit_learn_began_is_fitted_anew(
+    tmp_path: Path, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, _ = blobs(6, num_rows=211, num_channels=11, num_blobs=9)
+    projected = RowFile(tmp_path / "projected.f32", "<f4", *values.shape)
+    projected.create()
+    projected.write(0, values.astype(np.float32))
+    settings, progress = ClusterSettings(k=5, pca_dim=11, epochs=3), Progress("test", 1, mode="none")
+    expected = fit_kmeans(projected, settings, tmp_path, Watch(progress, StopSignal()))
+    assert progress.done == 3 * 211
+    np.testing.assert_array_equal(fit_kmeans(projected, settings, tmp_path, silent()), expected)
+    monkeypatch.setattr(sklearn, "__version__", "another")
+    progress = Progress("test", 1, mode="none")
+    np.testing.assert_array_equal(fit_kmeans(projected, settings, tmp_path, Watch(progress, StopSignal())), expected)
+    assert (progress.start, progress.done) == (0, 3 * 211)
 
 
 def test_result_depends_on_seed_but_not_on_threads(tmp_path: Path, small_steps: None) -> None:

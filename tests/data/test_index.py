@@ -5,6 +5,7 @@ import os
 import pickle
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,27 +117,47 @@ def test_other_images_are_noticed(labels: Path, tmp_path: Path) -> None:
         open_indexed(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["empty", "half", "header", "array", "nonsense"])
+def write_half(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("name", ["content.json", "boxes.npy"])
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, write_half, lambda file: file.write_bytes(b""), lambda file: file.write_bytes(b"x" * 500)]
+)
 def test_a_damaged_index_is_replaced(
-    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
+    labels: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[Path], object],
 ) -> None:
     fresh = open_indexed(tmp_path)
-    (file,) = (tmp_path / "index").iterdir()
-    whole = file.read_bytes()
-    place = whole.index(np.float64(5).tobytes() * 2)  # the x and y of a box
-    damaged = {
-        "empty": b"",
-        "half": whole[: len(whole) // 2],
-        "nonsense": b"x" * 100,
-        "header": whole[:40] + b"\x01" + whole[41:],
-        "array": whole[:place] + b"\x01" + whole[place + 1 :],
-    }
-    file.write_bytes(damaged[damage])
+    (folder,) = (tmp_path / "index").iterdir()
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    damage(folder / name)
     files = parsed_anew(monkeypatch)
     with caplog.at_level(logging.INFO, logger="aligndet"):
         assert_equal(open_indexed(tmp_path), fresh)
     assert files == [labels] and caplog.text == ""
-    assert file.read_bytes() == whole
+    assert list((tmp_path / "index").iterdir()) == [folder]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == whole
+
+
+def test_an_index_takes_the_place_of_older_ones(labels: Path, tmp_path: Path) -> None:
+    open_indexed(tmp_path)
+    open_indexed(tmp_path, with_masks=True)
+    before = sorted(folder.name for folder in (tmp_path / "index").iterdir())
+    # What version 1 wrote was a file; a state of another label file stays.
+    (tmp_path / "index" / f"{before[0].split('.')[0]}.index").write_text("of version 1")
+    (tmp_path / "index" / "instances_other-boxes-0.2-0-0").mkdir()
+    settle(labels, 30)
+    open_indexed(tmp_path)
+    after = sorted(folder.name for folder in (tmp_path / "index").iterdir())
+    assert len(after) == 3 and before[1] in after and "instances_other-boxes-0.2-0-0" in after
+    assert before[0] not in after
 
 
 def test_where_nothing_can_be_written_it_is_done_without(labels: Path, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import torch
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet, positions_of
-from aligndet_cli.data.loaders import LabelBoxes, SampleStream, StreamSampler, evaluation_batches, training_batches
+from aligndet_cli.data.loaders import LabelBoxes, SampleStream, StreamSampler, batches_of_run, evaluation_batches
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.toy import draw_toy_data
+from aligndet_cli.data.transforms import Sample
 from aligndet_cli.errors import DataError
 from aligndet_cli.training.launch import Process
 
@@ -31,6 +32,10 @@ def sampler(num_images: int, start: int = 0, rank: int = 0, world: int = 1) -> S
     process = Process(rank=rank, world_size=world)
     aspects = np.where(np.arange(num_images) % 5 < 3, 1.5, 0.75)
     return StreamSampler(aspects, 4, seed=5, start_step=start, num_steps=6, process=process)
+
+
+def batches_of(stream: SampleStream, workers: int, num_steps: int = 6) -> list[list[Sample]]:
+    return list(batches_of_run(stream, 4, steps=range(num_steps), seed=5, num_workers=workers, process=Process()))
 
 
 def test_every_image_once_per_epoch_and_epochs_differ() -> None:
@@ -63,8 +68,8 @@ def test_resuming_continues_the_stream() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_samples_do_not_depend_on_workers(images: ImageSet, workers: int) -> None:
     stream = SampleStream(images, range(len(images)), LabelBoxes(images), "skip")
-    batches = list(training_batches(stream, sampler(7), workers))
-    reference = list(training_batches(stream, sampler(7), 0))
+    batches = batches_of(stream, workers)
+    reference = batches_of(stream, 0)
     assert [[s.index for s in batch] for batch in batches] == [[s.index for s in batch] for batch in reference]
     for batch, expected in zip(batches, reference, strict=True):
         assert all(torch.equal(one.image, two.image) for one, two in zip(batch, expected, strict=True))
@@ -83,13 +88,13 @@ def test_unreadable_images_are_named_or_fatal(tmp_path: Path, workers: int) -> N
     broken = images.record(2).path
     broken.write_bytes(broken.read_bytes()[:200])
     stream = SampleStream(images, range(7), LabelBoxes(images), "skip")
-    batches = list(training_batches(stream, sampler(7), workers))
+    batches = batches_of(stream, workers)
     skipped = {file for batch in batches for sample in batch for file, _ in sample.skipped}
     assert skipped == {images.file_names[2]}
     assert all(sample.index != 2 for batch in batches for sample in batch)
     strict = SampleStream(images, range(7), LabelBoxes(images), "fail")
     with pytest.raises(DataError, match=broken.name) as caught:
-        list(training_batches(strict, sampler(7), workers))
+        batches_of(strict, workers)
     assert "\n" not in str(caught.value)
 
 
@@ -121,13 +126,20 @@ def test_evaluation_goes_through_all_images_in_order(images: ImageSet) -> None:
 
 
 def test_a_batch_may_be_larger_than_the_data_set(images: ImageSet) -> None:
-    process = Process()
-    two_epochs = StreamSampler(np.array([2.0, 0.5, 1.0]), 4, seed=5, start_step=0, num_steps=3, process=process)
+    aspects = np.array([2.0, 0.5, 1.0])
+    two_epochs = StreamSampler(aspects, 4, seed=5, start_step=0, num_steps=3, process=Process())
     rows = [row for batch in two_epochs for _, row in batch]
     assert all(sorted(rows[start : start + 3]) == [0, 1, 2] for start in (0, 3, 6, 9))
     stream = SampleStream(images, [0, 2, 4], LabelBoxes(images), "fail")
-    batches = list(training_batches(stream, two_epochs, 0))
+    batches = batches_of_run(stream, 4, steps=range(3), seed=5, num_workers=0, process=Process(), aspects=aspects)
     assert [sample.index for batch in batches for sample in batch] == [2 * row for row in rows]
+
+
+def test_a_run_takes_up_its_batches_at_any_step(images: ImageSet) -> None:
+    stream = SampleStream(images, range(len(images)), LabelBoxes(images), "fail")
+    rest = batches_of_run(stream, 4, steps=range(4, 6), seed=5, num_workers=0, process=Process())
+    indices = [[sample.index for sample in batch] for batch in rest]
+    assert indices == [[sample.index for sample in batch] for batch in batches_of(stream, 0)[4:]]
 
 
 def test_positions() -> None:

@@ -2,13 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from builders import make_yolo
 from PIL import Image
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
-from aligndet_cli.data.yaml_subset import read_yaml_keys
+from aligndet_cli.data.yolo import YoloConfig, read_yolo_config
 from aligndet_cli.errors import DataError
 
 
@@ -85,8 +86,8 @@ def test_bad_label_lines(tmp_path: Path, line: str, message: str) -> None:
 
 
 def test_split_as_list_text_file_and_roboflow_path(tmp_path: Path) -> None:
-    yaml = "train: [images/one, images/two]\nval: list.txt\ntest: ../images/one\nnc: 1\nnames: ['x']\n"
-    make_yolo(tmp_path, {"one/a": "0 .5 .5 1 1", "two/b": ""}, yaml)
+    text = "train: [images/one, images/two]\nval: list.txt\ntest: ../images/one\nnc: 1\nnames: ['x']\n"
+    make_yolo(tmp_path, {"one/a": "0 .5 .5 1 1", "two/b": ""}, text)
     (tmp_path / "list.txt").write_text("./images/two/b.jpg\nimages/one/a.jpg\n")
     train = open_root(tmp_path)
     assert train.file_names == ["one/a.jpg", "two/b.jpg"] and len(train.boxes) == 1
@@ -98,47 +99,116 @@ def test_split_as_list_text_file_and_roboflow_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("yaml", "message"),
+    ("text", "message"),
     [
-        ("train: images/train\n", "data.yaml: 'names' must list"),
+        ("train: images/train\n", "data.yaml: 'names' must be a list"),
         ("names: [a, b]\n", "names no 'train' or 'val'"),
+        ("", "names no 'train' or 'val'"),
         ("train: images/train\nnames: [a]\nnc: 2\n", "'nc' is 2 but 'names' lists 1"),
+        ("train: images/train\nnc: 100000000000\n", "more than 1,000,000 classes"),
         ("train: images/nowhere\nnames: [a, b]\n", "which is not there"),
-        ("train: images/train\nnames: [a, b\n", r"'names' cannot be read \(no closing '\]'\)"),
-        ("train: images/train\nnames: *anchor\n", "is not supported"),
+        ("train: {a: b}\nnames: [a]\n", "'train' must be a folder"),
+        ("train: images/train\nnames: [[a], b]\n", "'names' must be a list of words"),
+        ("train: images/train\nnames:\n- a: b\n", "'names' must be a list of words"),
+        ("train: images/train\nnames: {a: b}\n", "'names' must be a list of words"),
+        ("- train\n- names\n", "holds no keys"),
+        # What is not YAML is told with its line.
+        ("train: images/train\nnames: [a, , b]\n", r"data\.yaml:2: not YAML \(expected the node content"),
+        ("train: images/train\nnames:\n\t- a\n", r"data\.yaml:3: not YAML \(found character '\\t'"),
+        ("train: images/train\nnames: *absent\n", r"data\.yaml:2: not YAML \(found undefined alias 'absent'\)"),
+        ("train: images/train\nnames: [a, b\n", r"data\.yaml:3: not YAML \(expected ',' or '\]'"),
+        ("train: images/train\nnames: [a\x07]\n", r"data\.yaml:2: not YAML \(a control character\)"),
+        ("train: a\nnames: &n [*n]\n", r"data\.yaml:2: not YAML \(found unconstructable recursive node\)"),
+        ("train: a\n---\nnames: [a]\n", r"data\.yaml:2: not YAML \(but found another document\)"),
+        ("train: a\nnames: " + "[" * 5000, "cannot be read as YAML"),
+        ('train: a\nnames: ["\\UFFFFFFFF"]\n', "cannot be read as YAML"),
     ],
 )
-def test_bad_yaml(tmp_path: Path, yaml: str, message: str) -> None:
-    make_yolo(tmp_path, {"train/a": ""}, yaml)
+def test_bad_yaml(tmp_path: Path, text: str, message: str) -> None:
+    make_yolo(tmp_path, {"train/a": ""})
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(DataError, match=message) as raised:
+        open_images(DataConfig(root=tmp_path / "data.yaml", format="yolo"), purpose="train")
+    assert "\n" not in str(raised.value)
+
+
+def test_what_aliases_repeat_is_bounded(tmp_path: Path) -> None:
+    # "Billion laughs": nine times nine times ..., 9**9 words from 500 characters. And a long word, many times.
+    nested = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{name}: &{name} [{','.join(['*' + last] * 9)}]\n" for last, name in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    long = f"a: &a {'x' * 5000}\n"
+    assert_refused(tmp_path, f"{nested}train: a\nnames: *i\n", "'names' must be a list of words")
+    assert_refused(tmp_path, f"{nested}train: *i\nnames: [a]\n", "'train' must be a folder")
+    assert_refused(tmp_path, f"{long}train: a\nnames: [{'*a,' * 500}]\n", "'names' is too large when its aliases")
+    assert_refused(tmp_path, f"train: a\nnames: [a]\nx: {'x' * 2**20}\n", "too large for a data.yaml")
+
+
+def assert_refused(folder: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        open_images(DataConfig(root=tmp_path, format="yolo"), purpose="train")
+        read_text(folder, text)
 
 
-def test_yaml_forms(tmp_path: Path) -> None:
-    file = tmp_path / "data.yaml"
-    file.write_text(
+def read_text(folder: Path, text: str) -> YoloConfig:
+    (folder / "data.yaml").write_text(text, encoding="utf-8")
+    return read_yolo_config(folder / "data.yaml")
+
+
+def test_keys_of_a_data_yaml(tmp_path: Path) -> None:
+    config = read_text(
+        tmp_path,
         "# a comment\npath: ../datasets/coco8 # relative\n"
         "'train': \"images/tr #1\"\n"
         "val:\n  - images/a\n  - 'images/b'\n"
         "test:\n"
         "names:\n  0: person\n  1: 'traffic: light'\n  2: no # stays a word\n"
         "nc: 3\n"
-        "download: |\n  import os\n  x: [unclosed\n"
+        "download: |\n  import os\n  x: [unclosed\n",
     )
-    assert read_yaml_keys(file, ("path", "train", "val", "test", "names", "nc", "absent")) == {
-        "path": "../datasets/coco8",
-        "train": "images/tr #1",
-        "val": ["images/a", "images/b"],
-        "test": None,
-        "names": {0: "person", 1: "traffic: light", 2: "no"},
-        "nc": 3,
+    assert config.splits == {
+        "train": [tmp_path / "images/tr #1"],
+        "val": [tmp_path / "images/a", tmp_path / "images/b"],
     }
-    file.write_text(
-        "names: [ 'it''s', \"a,b\",\n  plain word,\n ]\nmap: {0: a, 1: 'b, c'}\nseq:\n- x\n- -1\nnone: []\n"
-    )
-    assert read_yaml_keys(file, ("names", "map", "seq", "none")) == {
-        "names": ["it's", "a,b", "plain word"],
-        "map": {0: "a", 1: "b, c"},
-        "seq": ["x", -1],
-        "none": [],
-    }
+    assert [(c.category_id, c.name) for c in config.categories] == [(0, "person"), (1, "traffic: light"), (2, "no")]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("names: [ 'it''s', \"a,b\",\n  plain word,\n ]\n", ["it's", "a,b", "plain word"]),
+        ("names: {1: 'b, c', 0: a}\n", ["a", "b, c"]),
+        ("names:\n- yes\n- off\n- 007\n- null\n", ["yes", "off", "007", "null"]),
+        ("names: ['#1', a#b, \"c # d\"] # three\n", ["#1", "a#b", "c # d"]),
+        ("names: {'0': a}\nnc: '1'\n", ["a"]),
+        ("nc: 2\nnames:\n", ["class 0", "class 1"]),
+        ("---\nnames: [a]\n...\n", ["a"]),
+        ("first: &first cat\nnames: [*first, dog]\n", ["cat", "dog"]),
+        ("names:\n  0: >-\n    big\n    cat\n  1: |-\n    dog\n", ["big cat", "dog"]),
+        ('names: ["K\\xE4fer", "\\ud83d\\ude00", Käfer]\n', ["Käfer", "\U0001f600", "Käfer"]),
+    ],
+)
+def test_forms_of_names(tmp_path: Path, text: str, names: list[str]) -> None:
+    start = "" if text.startswith("---") else "train: images/train\n"
+    config = read_text(tmp_path, start + text.replace("---\n", "---\ntrain: images/train\n"))
+    assert [category.name for category in config.categories] == names
+
+
+@pytest.mark.parametrize("options", [{}, {"default_flow_style": True}, {"allow_unicode": True}, {"explicit_end": True}])
+def test_what_pyyaml_writes_is_read(tmp_path: Path, options: dict[str, bool]) -> None:
+    names = [
+        "Käfer",
+        "no",
+        "12",
+        "a: b",
+        "it's",
+        "#",
+        "null",
+        " padded ",
+        "long " * 40 + "name",
+        "two\nlines",
+        "\U0001f600",
+    ]
+    written: list[str] | dict[int, str]
+    for written in (names, dict(enumerate(names))):
+        config = read_text(tmp_path, yaml.dump({"train": "images", "names": written, "nc": len(names)}, **options))
+        assert [category.name for category in config.categories] == names

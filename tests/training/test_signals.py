@@ -1,4 +1,5 @@
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -8,7 +9,13 @@ from collections.abc import Iterator
 import pytest
 
 from aligndet_cli.errors import Preempted
-from aligndet_cli.training.signals import Stopped, leave_stopping_to_main_process, stop_at_once, stop_on_signal
+from aligndet_cli.training.signals import (
+    Stopped,
+    end_with_parent,
+    leave_stopping_to_main_process,
+    stop_at_once,
+    stop_on_signal,
+)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -120,3 +127,22 @@ def test_while_modules_are_imported() -> None:
     assert done.returncode == 75, done.stderr
     assert done.stderr == "error: stopped by SIGUSR1; run the same command to continue\n"
     assert '"exit_code": 75' in done.stdout and time.monotonic() - began < 9
+
+
+def test_a_process_ends_with_its_parent_though_that_was_killed() -> None:
+    is_watching, now_watching = os.pipe()
+    is_over, alive = os.pipe()  # at its end once no process has `alive` any more
+    parent = os.fork()
+    if parent == 0:
+        if os.fork() == 0:
+            end_with_parent()
+            os.write(now_watching, b"x")
+            time.sleep(100)
+            os._exit(0)
+        os.read(is_watching, 1)
+        send(signal.SIGKILL)
+    os.close(alive)
+    assert os.waitpid(parent, 0)[1] == signal.SIGKILL
+    assert select.select([is_over], [], [], 50)[0] == [is_over] and os.read(is_over, 1) == b""
+    for end in (is_watching, now_watching, is_over):
+        os.close(end)
