@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format e2e
+.PHONY: setup demo test check format e2e docs
 
 setup: .venv/installed
 
@@ -19,6 +19,10 @@ test: setup
 
 e2e: setup
 	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m e2e
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo 'open site/index.html, or serve it while writing: $(BIN)/python -m mkdocs serve'
 
 check: setup
 	$(BIN)/ruff format --check .
