@@ -84,6 +84,9 @@ class StageConfig(Frozen):
         }
     )
 
+    # What was done before a setting was there, by dotted path, where that is not its default.
+    BEFORE: ClassVar[dict[str, Any]] = {}
+
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
@@ -106,10 +109,10 @@ class StageConfig(Frozen):
 
         Args:
             recorded: its `hashed_settings`. One that they lack is of a newer version than the artifact's, which did
-                what is now the default.
+                what `BEFORE` says, else what is now the default.
         """
         settings = self.hashed_settings()
-        missing = {key: self._default_of(key) for key in settings if key not in recorded}
+        missing = {key: self.BEFORE.get(key, self._default_of(key)) for key in settings if key not in recorded}
         return describe_differences({**recorded, **missing}, settings)
 
     def _default_of(self, path: str) -> Any:

@@ -10,6 +10,7 @@ from aligndet_cli.backbones.weights import (
     load_backbone_weights,
     require_trained,
     torchvision_weights,
+    training_shown_by,
     weights_of,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "load_backbone_weights",
     "require_trained",
     "torchvision_weights",
+    "training_shown_by",
     "weights_of",
 ]

@@ -32,6 +32,8 @@ METHODS: dict[str, tuple[RecipeName, str]] = {
 }
 VOC_SCHEDULE: ScheduleName = "12k"  # voc/*_12k_voc0712.py
 VOC_DETR_SCHEDULE: ScheduleName = "100e"  # voc/detr_mstrain_100e_voc0712.py
+# Tell nothing of the method; without an ImageNet classifier the weights count as self-supervised.
+PLAIN_LAYOUTS = ("torchvision", "timm")
 # Images of COCO's train2017, with and without those that have no label. The authors' low-data configs of DETR round an
 # epoch of it up to 7,500 steps of 16 images.
 COCO_IMAGES = (118_287, 117_266)
@@ -204,6 +206,10 @@ def weights_kind(training: WeightsTraining) -> str:
 
 def _fitting(family: str, backbone: BackboneConfig, training: WeightsTraining) -> RecipeName:
     name: RecipeName = METHODS[training.layout][0] if training.layout in METHODS else "default"
+    if name == "simmim" and backbone.family != "swin":
+        name = SELF_SUPERVISED
+    if training.layout in PLAIN_LAYOUTS and not training.is_supervised:
+        name = SELF_SUPERVISED
     if backbone.family != "resnet" and name != "simmim":
         name = "default"
     if backbone.family == "swin" and (name == "default" or family not in RCNN):

@@ -12,7 +12,7 @@ from aligndet_cli.backbones import (
     BackboneWeights,
     WeightsTraining,
     find_backbone_weights,
-    torchvision_weights,
+    training_shown_by,
     weights_of,
 )
 from aligndet_cli.config import WORKSPACE_WEIGHTS
@@ -20,7 +20,7 @@ from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_nor
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
 from aligndet_cli.detectors.faster_rcnn import RCNNConfig
 from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.training.schedules import Freezing, Recipe
 from aligndet_cli.workspace import Artifact, Workspace, hash_files
 
@@ -171,7 +171,8 @@ def _resolved(
 ) -> Initial:
     detector, backbone, asked = config.detector, config.backbone, config.recipe
     recipe_origin = "given" if asked else "by detector, backbone and its weights"
-    is_made_for_recipe, training = True, weights.training
+    is_made_for_recipe = True
+    training: WeightsTraining | None = weights.training
     if file is not None:
         source = read_detector(file)
         detector, backbone = _inherited(config, source, file)
@@ -202,16 +203,32 @@ def _resolved(
     )
 
 
-def _judge(training: WeightsTraining, backbone: BackboneConfig) -> tuple[WeightsTraining, str]:
-    """Return how the backbone counts as trained, and why."""
+def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[WeightsTraining, str]:
+    """Return how the backbone counts as trained, and why.
+
+    Args:
+        training: what is known; None where nothing is.
+    """
     told = told_training(backbone.method)
-    return (training, training.reason) if told is None else (told, f"backbone.method is {backbone.method}")
+    if told is not None:
+        return told, f"backbone.method is {backbone.method}"
+    if training is None:
+        return WeightsTraining(), "how they were trained was not recorded; --set backbone.method=supervised says it"
+    return training, training.reason
 
 
-def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTraining:
-    """Return how a backbone was trained whose detector was saved by a version that kept only what the user typed."""
-    is_named = backbone.weights in torchvision_weights(backbone.name) or "_Weights." in backbone.weights
-    return WeightsTraining("torchvision", is_supervised=True) if is_named else WeightsTraining()
+def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTraining | None:
+    """Return how a backbone was trained whose detector was saved by a version that kept only what the user typed.
+
+    Returns:
+        what its file shows, if it is still there; None if nothing tells.
+    """
+    if backbone.weights in WORKSPACE_WEIGHTS:
+        return None
+    try:
+        return training_shown_by(backbone.weights, backbone.name)
+    except WeightsError:
+        return None
 
 
 def _with_freezing(initial: Initial) -> Initial:

@@ -106,6 +106,7 @@ class Plan:
     Attributes:
         masks: of the boxes of `image_set`, where the detector trains on them.
         initial: where the weights come from, and the detector and backbone that follow from it.
+        num_whole: images of the set that `indices` are a part of.
         resolution: how images are resized and cropped.
         evaluation: the images of `--evaluate-every`, or None.
     """
@@ -118,6 +119,7 @@ class Plan:
     image_set: ImageSet
     masks: LabelMasks | None
     indices: list[int]
+    num_whole: int
     initial: Initial
     resolution: Resolution
     evaluation: ImageSet | None
@@ -166,6 +168,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         image_set=image_set,
         masks=masks,
         indices=indices,
+        num_whole=whole,
         initial=initial,
         resolution=resolution,
         evaluation=_evaluation_images(config),
@@ -234,6 +237,8 @@ def describe(plan: Plan) -> dict[str, Any]:
     config, initial = plan.config, plan.initial
     num_boxes = int(sum(plan.image_set.offsets[i + 1] - plan.image_set.offsets[i] for i in plan.indices))
     chosen = "" if config.fraction == 100 else f" ({config.fraction:g} %, fold {config.fold})"
+    if config.fraction == 100 and plan.num_whole > len(plan.indices):
+        chosen = f" (by the name of its labels a part of {plan.num_whole})"
     frozen, norm_eval = initial.backbone.frozen_stages, initial.backbone.norm_eval
     neck_norm = neck_norm_of(initial.detector)
     neck = "" if neck_norm is None else f", neck norm {neck_norm}"
@@ -418,10 +423,11 @@ def _size_of_whole_set(image_set: ImageSet, fraction: float) -> int:
     """Return the number of images of the set that those used are a part of.
 
     Args:
-        fraction: of `image_set` that is used, in percent. With 100 the split's name may tell that it is a part itself:
-            `train2017.1@10` is 10 % of its set.
+        fraction: of `image_set` that is used, in percent. With 100 the name of its split or label file may tell that it
+            is a part itself: `instances_train2017.1@10.json`, as the field calls them, is 10 % of its set.
     """
-    percent = re.search(r"@(\d+(?:\.\d+)?)$", image_set.split)
+    name = image_set.split if image_set.annotations is None else image_set.annotations.stem
+    percent = re.search(r"\.\d+@(\d+(?:\.\d+)?)$", name)
     if fraction < 100 or percent is None:
         return len(image_set)
     share = float(percent[1]) / 100

@@ -80,6 +80,7 @@ class PretrainBoxConfig(StageConfig):
     """Settings of `pretrain-box`; defaults are the paper's."""
 
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"proposals", "clusters"}
+    BEFORE: ClassVar[dict[str, Any]] = {"projector.start": "kaiming"}
 
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()

@@ -200,12 +200,18 @@ def find_published(evaluation: Artifact, run: Artifact, start: Artifact | None) 
         start: the `pretrain-box` run it began with.
     """
     protocol = run.result.get("protocol")
-    if protocol is None or "training" not in run.config():  # by an older version, or imported
+    if protocol is None or not _is_by_recipe(run.config()):
         return None
     experiment = _experiment(evaluation, run, protocol, start)
     if experiment is None or _settings_of(protocol) != _published_settings(experiment):
         return None
     return published_numbers().get(experiment)
+
+
+def _is_by_recipe(config: dict[str, Any]) -> bool:
+    """Return True if rates, decay and clipping were left to the recipe. An imported run has no such settings."""
+    training = config.get("training")
+    return training is not None and all(training.get(name) is None for name in ("lr", "weight_decay", "clip_norm"))
 
 
 def _experiment(
@@ -234,8 +240,9 @@ def _data(fraction: float, num_images: int, num_measured: int) -> str | None:
 
 def _schedule(family: str, protocol: dict[str, Any], fraction: float, num_images: int) -> str | None:
     steps, batch_size = int(protocol["steps"]), int(protocol["batch_size"])
-    if family == "detr" and fraction != 100:  # as long as with all images
-        return {375_000: "50e", 750_000: "100e"}.get(steps * batch_size // REFERENCE_BATCH)
+    if fraction != 100:  # as long as with all images
+        lengths = {375_000: "50e", 750_000: "100e"} if family == "detr" else {12_000: "12k", 90_000: "1x"}
+        return lengths.get(steps) if batch_size == REFERENCE_BATCH else None
     return _named_schedule(steps, batch_size, num_images)
 
 
@@ -285,6 +292,11 @@ def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> s
     pretraining = start.config()
     if "training" not in pretraining:  # imported
         return "AlignDet" if pretraining.get("layout") == "aligndet" else None
+    batch_size = 64 if config["detector"]["family"] == "detr" else run.result["protocol"]["batch_size"]
+    sides = pretraining.get("views", {}).get("short_side", MULTI_SCALE)
+    is_usual = pretraining["training"]["batch_size"] == batch_size and pretraining.get("topk") is None
+    if not is_usual or tuple(sides) != MULTI_SCALE or not _is_by_recipe(pretraining):
+        return None
     length = _named_schedule(
         int(start.result["steps"]), int(pretraining["training"]["batch_size"]), int(start.result["images"])
     )

@@ -202,6 +202,17 @@ def test_families_without_rates_of_their_own_keep_theirs() -> None:
     assert recipe_of(MaskRCNNConfig(), "resnet50", "BYOL").norms_in_heads
 
 
+def test_weights_without_a_classifier_count_as_self_supervised() -> None:
+    """Nothing frozen, several sizes and norms in the heads go together (the authors' *_mstrain_1x_coco.py)."""
+    mask_rcnn, resnet = MaskRCNNConfig(), backbone("resnet50")
+    assert recipe_of(mask_rcnn, "resnet50", "torchvision").name == "self-supervised"
+    assert recipe_for(mask_rcnn, resnet, WeightsTraining("torchvision", is_supervised=True)).name == "default"
+    assert recipe_of(mask_rcnn, "resnet50", "mmdetection").name == "default"  # of a detector, trained on labels
+    assert recipe_of(mask_rcnn, "resnet50").name == "default"  # random
+    assert recipe_of(mask_rcnn, "resnet50", "SimMIM").name == "self-supervised"  # SimMIM's own recipe is for Swin
+    assert recipe_of(mask_rcnn, "mobilenet_v2", "SimMIM").name == "default"
+
+
 def test_weights_have_one_word() -> None:
     assert weights_kind(WeightsTraining()) == "none"
     assert weights_kind(WeightsTraining("timm", is_supervised=True)) == "supervised"

@@ -106,3 +106,19 @@ def test_faster_and_mask_rcnn_start_from_each_other(tmp_path: Path, other: str) 
     save_detector(file, source, stage="finetune", configs=(config, RESNET))
     with pytest.raises(ConfigError, match="change --detector"):
         found(tmp_path, init=str(file), detector={"family": other})
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_runs_of_before_are_told_by_the_file_they_began_with(tmp_path: Path, is_there: bool) -> None:
+    """They recorded what was typed and nothing else; the control without pre-training looks at the same file."""
+    file = tmp_path / "backbone.pth"
+    torch.save(resnet18().state_dict(), file)
+    backbone = BackboneConfig(name="resnet18", weights=str(file))
+    config = FCOSConfig(neck_channels=32, head_convs=1)
+    detector = build_detector(config, build_backbone(RESNET), 1)
+    save_detector(tmp_path / "weights.pt", detector, stage="pretrain-box", configs=(config, backbone))
+    if not is_there:
+        file.unlink()
+    initial = found(tmp_path, init=str(tmp_path / "weights.pt"), detector={"family": "fcos"})
+    assert initial.training.is_supervised == is_there
+    assert ("not recorded" in initial.freeze_origin) == (not is_there)

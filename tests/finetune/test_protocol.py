@@ -34,7 +34,8 @@ RECIPES = {
     **dict.fromkeys(
         ("BYOL", "DINO", "DenseCL", "SlotCon", "SoCo", "SoCo's momentum network", "SimSiam"), "self-supervised"
     ),
-    **dict.fromkeys(("AlignDet's own", "mmdetection", ""), "default"),
+    "": "self-supervised",  # without a classifier
+    **dict.fromkeys(("AlignDet's own", "mmdetection"), "default"),
 }
 SIMMIM = next(layout for layout in LAYOUTS if layout.name == "SimMIM")
 OF_RESNETS = [layout for layout in LAYOUTS if layout is not SIMMIM]
