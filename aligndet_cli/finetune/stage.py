@@ -147,7 +147,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     rates = initial.recipe.finetune if initial.is_pretrained else initial.recipe.plain
     name = _name(config, initial)
     resolution = resolve_resolution(config.resolution, initial.recipe.policy, _default_scales(initial))
-    training = settle_batch_size(
+    training, spares_memory = settle_batch_size(
         config.training,
         rates,
         devices,
@@ -163,7 +163,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         config=config,
         output=output,
         devices=devices,
-        settings=settings,
+        settings=replace(settings, spares_memory=spares_memory),
         rates=rates,
         image_set=image_set,
         masks=masks,

@@ -156,7 +156,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     recorded = recorded_split(workspace, "pretrain-box", name, resume=resume, force=force)
     if config.freeze_backbone and not (recorded is not None and recorded.is_complete):
         require_trained(weights, config.backbone, "pretrain-box")
-    training = settle_batch_size(
+    training, spares_memory = settle_batch_size(
         config.training,
         rates,
         devices,
@@ -165,6 +165,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     )
     config = config.model_copy(update={"training": training})
     settings = resolve_settings(training, rates, num_images=len(indices), seed=config.seed, runtime=config.runtime)
+    settings = replace(settings, spares_memory=spares_memory)
     output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
     return Plan(config, recipe, output, devices, settings, image_set, boxes, indices, artifact.name, weights)
 

@@ -1,6 +1,7 @@
 """How large a batch is, and whether it fits into memory; told before a run, not by its end."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aligndet_cli.errors import RunError
 from aligndet_cli.training.batch_size import Split, Trial, largest_on_gpu
@@ -18,9 +19,16 @@ _ROUGH_FIXED, _ROUGH_PER_IMAGE, _ROUGH_PER_PIXEL = 1_000_000_000, 400_000_000, 4
 _ROUGH_SHARE = 0.5
 
 
+class Settled(NamedTuple):
+    """The settings with a batch that fits into memory, and whether it does so only if memory is spared."""
+
+    training: TrainingConfig
+    spares_memory: bool = False
+
+
 def settle_batch_size(
     training: TrainingConfig, rates: Rates, devices: Devices, *, recorded: Split | None, trial: Trial
-) -> TrainingConfig:
+) -> Settled:
     """The settings with a number in the place of "auto", and with a batch that fits into memory.
 
     "auto" is what fits on GPUs. On CPUs it is the recipe's batch, in as many micro-batches as it takes to fit, unless
@@ -33,14 +41,18 @@ def settle_batch_size(
         ConfigError: the batch cannot be divided among processes and micro-batches.
         RunError: it does not fit.
     """
-    settled, origin = _with_number(training, rates, devices, recorded, trial)
-    check_batch_split(settled, devices)
+    number, origin = _with_number(training, rates, devices, recorded, trial)
+    check_batch_split(number, devices)
+    settled = Settled(number)
     if devices.kind == "cpu" and not (recorded is not None and recorded.is_complete):
         may_split = training.batch_size == "auto" and recorded is None and "accumulate" not in training.model_fields_set
-        settled = _fitted(settled, devices, trial, may_split=may_split)
+        settled = _fitted(number, devices, trial, may_split=may_split)
+    accumulate = settled.training.accumulate
     if training.batch_size == "auto":
-        parts = f", in {settled.accumulate} parts (--accumulate {settled.accumulate})" if settled.accumulate > 1 else ""
-        logger.info(f"--batch-size auto: {settled.batch_size} ({origin}){parts}")
+        parts = f", in {accumulate} parts (--accumulate {accumulate})" if accumulate > 1 else ""
+        logger.info(f"--batch-size auto: {number.batch_size} ({origin}){parts}")
+    if settled.spares_memory:
+        logger.info("memory is scarce: what is freed is given back at once, which makes steps slower")
     return settled
 
 
@@ -62,20 +74,21 @@ def _with_number(
     return training.model_copy(update={"batch_size": number}), rates.origin
 
 
-def _fitted(training: TrainingConfig, devices: Devices, trial: Trial, *, may_split: bool) -> TrainingConfig:
+def _fitted(training: TrainingConfig, devices: Devices, trial: Trial, *, may_split: bool) -> Settled:
     """The settings, with more micro-batches where the batch does not fit otherwise and there may be more."""
     images, accumulate = training.images_per_step // devices.world_size, training.accumulate
-    fit = try_fit(trial, devices, -(-images // accumulate))
+    fit = try_fit(trial, devices, images // accumulate)
     if fit is None or fit.needed(images, accumulate) <= fit.budget:
-        return training
+        return Settled(training)
     parts = fit.parts(images, accumulate)
     if parts is not None and may_split:
-        return training.model_copy(update={"accumulate": parts})
+        return Settled(training.model_copy(update={"accumulate": parts}))
+    single = images if may_split else accumulate  # memory is spared only where it is one image at a time
+    if parts is None and single == images and fit.needed(images, images, is_sparing=True) <= fit.budget:
+        return Settled(training.model_copy(update={"accumulate": images}), spares_memory=True)
     advice = fit.advice(devices.world_size, accumulate)
     if parts is not None:
-        advice += (
-            f", or --accumulate {parts}: the same batch in {parts} parts (--batch-size auto sees to that by itself)"
-        )
+        advice += f", or --accumulate {parts}: the same batch in {parts} parts (as --batch-size auto finds by itself)"
     raise RunError(f"{fit.problem(images, accumulate, devices)}: {advice}")
 
 
@@ -92,15 +105,14 @@ class Fit:
     budget: int
     largest: str
 
-    def needed(self, images: int, accumulate: int = 1) -> int:
+    def needed(self, images: int, accumulate: int = 1, *, is_sparing: bool = False) -> int:
         """Bytes that steps with so many images in a process take."""
-        return self.footprint.of(images, accumulate)
+        return self.footprint.of(images, accumulate, is_sparing=is_sparing)
 
     def images(self, accumulate: int = 1) -> int:
         """How many fit, as a multiple of `accumulate`."""
-        return max(
-            (self.budget - self.needed(0)) // (self.needed(accumulate, accumulate) - self.needed(0)) * accumulate, 0
-        )
+        fixed = self.needed(0)
+        return max((self.budget - fixed) // (self.needed(accumulate, accumulate) - fixed) * accumulate, 0)
 
     def parts(self, images: int, at_least: int) -> int | None:
         """The fewest equal micro-batches that fit, None if there is no such number."""
@@ -118,8 +130,12 @@ class Fit:
 
     def advice(self, world_size: int, accumulate: int = 1) -> str:
         """What to use instead."""
-        images = self.images(accumulate)
-        return f"use --batch-size {images * world_size}" if images else "lower --short-side and --long-side"
+        if images := self.images(accumulate):
+            return f"use --batch-size {images * world_size}"
+        cheaper = "lower --short-side and --long-side"
+        if self.needed(1, is_sparing=True) <= self.budget:
+            cheaper += ", or use --batch-size auto, which spares memory at the expense of speed"
+        return cheaper
 
 
 def try_fit(trial: Trial, devices: Devices, micro_batch: int) -> Fit | None:

@@ -21,10 +21,12 @@ from aligndet_cli.training.distributed import any_rank, autocast, mean_over_rank
 from aligndet_cli.training.divergence import Divergence
 from aligndet_cli.training.launch import Process
 from aligndet_cli.training.logs import Progress, logger
+from aligndet_cli.training.memory import give_back_freed_memory, keep_few_primitives
 from aligndet_cli.training.records import Records, Speed
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.signals import StopSignal, stop_on_signal
 
+_MANY_PIXELS = 200_000  # of a micro-batch: its step takes seconds on a CPU
 _LOST_WORKER = "DataLoader worker"  # torch: "(pid 1) is killed by signal" or "exited unexpectedly"
 _NO_CPU_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a primitive", "bad_alloc")
 
@@ -46,6 +48,7 @@ class LoopSettings:
         clip_norm: largest gradient norm, None does not clip.
         accumulate: micro-batches per step.
         log_every: steps between lines of metrics.jsonl.
+        spares_memory: give freed memory back at once, which takes time.
     """
 
     schedule: Schedule
@@ -58,6 +61,7 @@ class LoopSettings:
     log_every: int = 10
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: Literal["none", "tensorboard"] = "none"
+    spares_memory: bool = False
 
     def is_logged(self, step: int) -> bool:
         """Whether the numbers of a step (0-based) go into the log."""
@@ -118,8 +122,8 @@ def train(
         for step in range(start, total):
             samples = next_batch(batches, speed)
             record.skipped(samples)
-            if step == start and process.is_main:
-                _announce(learner, len(samples), step, settings, process)
+            if step == start:
+                _before_first(learner, len(samples), step, settings, process)
             losses, shown = train_step(learner, scaler, samples, step, settings, divergence)
             learner.after_step(step)
             done = step + 1
@@ -141,12 +145,21 @@ def train(
                     stop.raise_if_requested()
 
 
-def _announce(learner: Learner, num_images: int, step: int, settings: LoopSettings, process: Process) -> None:
-    """Say what the first step is about to do: on a CPU it takes long enough to look as if nothing happened."""
-    sizes = "" if learner.largest_hw is None else " of up to {}x{}".format(*learner.largest_hw)
-    parts = f", in {settings.accumulate} parts" if settings.accumulate > 1 else ""
-    ranks = f" on each of {process.world_size} processes" if process.world_size > 1 else ""
-    logger.info(f"first step ({step + 1}): {num_images} images{sizes}{ranks}{parts}")
+def _before_first(learner: Learner, num_images: int, step: int, settings: LoopSettings, process: Process) -> None:
+    """Set up memory for steps of this size, and say what the first is about to do: on a CPU it seems to take for ever.
+
+    Many compiled operations are worth keeping only where steps take no longer than compiling them.
+    """
+    height, width = learner.largest_hw or (0, 0)
+    if process.device == "cpu" and num_images // settings.accumulate * height * width >= _MANY_PIXELS:
+        keep_few_primitives()
+    if settings.spares_memory:
+        give_back_freed_memory()
+    if process.is_main:
+        sizes = f" of up to {height}x{width}" if height else ""
+        parts = f", in {settings.accumulate} parts" if settings.accumulate > 1 else ""
+        ranks = f" on each of {process.world_size} processes" if process.world_size > 1 else ""
+        logger.info(f"first step ({step + 1}): {num_images} images{sizes}{ranks}{parts}")
 
 
 def watch_divergence(learner: Learner, process: Process, folder: Path | None = None) -> Divergence:

@@ -153,6 +153,15 @@ def keep_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def keep_few_primitives() -> None:
+    """Let oneDNN keep few of its compiled operations, if it has not begun yet; by default it keeps 1024.
+
+    There is one for every size of an image. They lie where the large blocks of a step should, and each change of sizes
+    leaves more gaps that are too small for the next ones.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
+
 def give_back_freed_memory() -> None:
     """Let this process give back what it frees, at once, so that what it has is what it needs; slow."""
     library = ctypes.CDLL(None)

@@ -21,8 +21,10 @@ from aligndet_cli.training.memory import Usage, give_back_freed_memory, limit_gr
 
 _PATIENCE_S = 300.0
 _POLL_S = 0.2
-# What a process has by what it needs, as blocks of changing sizes leave gaps; see tests/benchmarks/memory.py.
-FRAGMENTATION = 1.35
+# Of the memory of an image, what is taken once freed memory is kept: the C library cannot use the gaps again that
+# aligned blocks leave (glibc before 2.38), the less the more their sizes change; see tests/benchmarks/memory_growth.py.
+KEPT = 2.0
+GIVEN_BACK = 1.15
 # Of decoded images: those of the step, and the next ones while they are read and packed.
 _BATCHES_HELD = 2
 _NO_ROOM: Literal["out of memory"] = "out of memory"
@@ -36,7 +38,7 @@ class Footprint:
         started: what it has then.
         unused: of the address space that is taken, but not the memory.
         fixed: model, gradients, optimizer, libraries.
-        per_image: of a micro-batch, for the largest images.
+        per_image: of a micro-batch, for the largest images, without gaps between blocks.
         per_sample: of the batch of a process, for decoded images with their boxes and masks.
     """
 
@@ -46,9 +48,14 @@ class Footprint:
     per_image: int
     per_sample: int
 
-    def of(self, batch: int, accumulate: int = 1) -> int:
-        """Taken by steps with so many images in a process, in so many micro-batches."""
-        return self.fixed + -(-batch // accumulate) * self.per_image + _BATCHES_HELD * batch * self.per_sample
+    def of(self, batch: int, accumulate: int = 1, *, is_sparing: bool = False) -> int:
+        """Taken by steps with so many images in a process, in so many micro-batches.
+
+        Args:
+            is_sparing: freed memory is given back at once.
+        """
+        images = round(-(-batch // accumulate) * self.per_image * (GIVEN_BACK if is_sparing else KEPT))
+        return self.fixed + images + _BATCHES_HELD * batch * self.per_sample
 
 
 def try_step(trial: Trial, room: int | None) -> Footprint | None:
@@ -134,16 +141,17 @@ def _measure(trial: Trial, process: Process) -> Footprint | str:
 
     take(0, trial.draw_small())
     gc.collect()
-    idle = _usage()
-    samples = trial.draw(1)
+    fixed = _usage().resident - before.resident  # with gradients, although few are there when the images need most
+    learner.optimizer.zero_grad(set_to_none=True)
+    idle, samples = _usage(), trial.draw(1)
     take(1, samples)
-    peak, fixed = _usage().mapped_peak, idle.resident - before.resident
+    peak = _usage().mapped_peak
     tensors = [tensor for sample in samples for tensor in (sample.image, sample.masks) if tensor is not None]
     return Footprint(
         started=before.resident,
-        unused=max(idle.mapped - before.mapped - fixed, 0),
+        unused=max(idle.mapped - before.mapped - (idle.resident - before.resident), 0),
         fixed=fixed,
-        per_image=int(FRAGMENTATION * max(peak - idle.mapped, 0)),
+        per_image=max(peak - idle.mapped, 0),
         per_sample=sum(tensor.nbytes for tensor in tensors),
     )
 

@@ -13,13 +13,14 @@ from aligndet_cli.training.launch import Devices
 from aligndet_cli.training.memory import Room
 from aligndet_cli.training.optimizer import TrainingConfig
 from aligndet_cli.training.schedules import Rates
-from aligndet_cli.training.trial import Footprint
+from aligndet_cli.training.trial import KEPT, Footprint
 
 GB = 10**9
 RATES = Rates(0.01, 1e-4, "some recipe", batch_size=16)
-# One image: 1 + 1 GB; each more: 1 GB. A process has half a GB before, and 2 GB of addresses that it does not use.
-FOOTPRINT = Footprint(started=GB // 2, unused=2 * GB, fixed=GB, per_image=GB, per_sample=0)
-Settle = Callable[..., tuple[int, int]]
+# One image takes 1 + 1 GB, each more 1 GB, half of it gaps. A process has half a GB before the model is built, and 2 GB
+# of addresses that it does not use.
+FOOTPRINT = Footprint(started=GB // 2, unused=2 * GB, fixed=GB, per_image=int(GB / KEPT), per_sample=0)
+Settle = Callable[..., object]
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ def settle(monkeypatch: pytest.MonkeyPatch) -> Settle:
         monkeypatch.setattr(fitting, "free_room", lambda: room)
         monkeypatch.setattr(fitting, "try_step", lambda trial, room: tries.append(trial) or FOOTPRINT)
         config = TrainingConfig(**training)
-        found = settle_batch_size(config, RATES, devices, recorded=recorded, trial=hungry_trial())
-        return found.batch_size, found.accumulate
+        found, spares_memory = settle_batch_size(config, RATES, devices, recorded=recorded, trial=hungry_trial())
+        return found.batch_size, found.accumulate, *["spared"] * spares_memory
 
     settled.tries = tries  # type: ignore[attr-defined]
     return settled  # type: ignore[return-value]
@@ -60,12 +61,21 @@ def test_what_does_not_fit_is_refused_with_what_does(settle: Settle) -> None:
         settle(shared(7), batch_size=16)
     assert str(error.value) == (
         "a step with 16 images needs about 17 GB of memory and there are 7 GB for it: use --batch-size 6, or "
-        "--accumulate 4: the same batch in 4 parts (--batch-size auto sees to that by itself)"
+        "--accumulate 4: the same batch in 4 parts (as --batch-size auto finds by itself)"
     )
     with pytest.raises(RunError, match="use --batch-size 12, or --accumulate 4:"):  # twice six
         settle(shared(7), batch_size=16, accumulate=2)
     with pytest.raises(RunError, match="single image of 100x200 needs about 2 GB .* 1.5 GB for it: lower --short-side"):
         settle(shared(1.5), batch_size=16)
+
+
+def test_memory_is_spared_where_a_single_image_does_not_fit_otherwise(settle: Settle) -> None:
+    # Without most of the gaps an image needs 0.58 GB: 1.58 in all.
+    assert settle(shared(1.6), batch_size="auto") == (16, 16, "spared")
+    assert settle(shared(1.6), batch_size=1) == (1, 1, "spared")
+    assert settle(shared(1.6), batch_size=4, accumulate=4) == (4, 4, "spared")
+    with pytest.raises(RunError, match="lower --short-side and --long-side, or use --batch-size auto, which spares"):
+        settle(shared(1.6), batch_size=16)
 
 
 def test_auto_takes_the_batch_of_the_recipe_apart(settle: Settle, caplog: pytest.LogCaptureFixture) -> None:
@@ -119,7 +129,7 @@ def test_what_a_step_needs_may_stay_unknown(settle: Settle, monkeypatch: pytest.
     monkeypatch.setattr(fitting, "free_room", lambda: shared(3))
     monkeypatch.setattr(fitting, "try_step", lambda trial, room: None)
     training = TrainingConfig(batch_size=16)
-    assert settle_batch_size(training, RATES, Devices(), recorded=None, trial=hungry_trial()) == training
+    assert settle_batch_size(training, RATES, Devices(), recorded=None, trial=hungry_trial()) == (training, False)
 
 
 def test_parts_are_divisors() -> None:
