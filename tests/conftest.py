@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from aligndet_cli.data.toy import draw_toy_data
+from aligndet_cli.training import fitting
+from aligndet_cli.training.memory import Room
 
 # For `commandline` and `golden_tools`, under pytest's importlib mode.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -38,6 +40,12 @@ def chain(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = tmp_path_factory.mktemp("chain") / "workspace"
     run_chain(toy, workspace)
     return workspace
+
+
+@pytest.fixture(autouse=True)
+def plenty_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs at the defaults try no step on the machine of the tests; tests of memory say what there is."""
+    monkeypatch.setattr(fitting, "free_room", lambda: Room(None, None))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -36,7 +36,6 @@ from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.boxes import ProposalData
 from aligndet_cli.report.published import Published, find_published, published_numbers
 from aligndet_cli.study.plan import StageRun
-from aligndet_cli.training import fitting
 from aligndet_cli.workspace import Artifact, Workspace, write_json
 
 SETTINGS = Path(__file__).with_name("settings")
@@ -148,7 +147,6 @@ def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
     )
     patch.setattr(finetune, "open_images", lambda data, **_: pretended_images(data.root))
     patch.setattr(finetune, "_masks_of", lambda *_: None)
-    patch.setattr(fitting, "try_fit", lambda *_: None)  # whatever memory this machine has
 
 
 @functools.cache

@@ -114,7 +114,7 @@ def test_runs_of_before_are_told_by_the_file_they_began_with(tmp_path: Path, is_
     file = tmp_path / "backbone.pth"
     torch.save(resnet18().state_dict(), file)
     backbone = BackboneConfig(name="resnet18", weights=str(file))
-    config = FCOSConfig(neck_channels=32, head_convs=1)
+    config = FCOSConfig(neck_channels=64, head_convs=1)
     detector = build_detector(config, build_backbone(RESNET), 1)
     save_detector(tmp_path / "weights.pt", detector, stage="pretrain-box", configs=(config, backbone))
     if not is_there:
