@@ -47,4 +47,5 @@ def hungry_trial(per_pixel: int = 0, at_once: int = 0, problem: str = "") -> Tri
         num_boxes=3,
         num_classes=2,
         num_images=100,
+        pools_regions=True,
     )

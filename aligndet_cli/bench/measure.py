@@ -34,7 +34,7 @@ from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.detectors import DetectorConfig, build_detector, settle_neck_norm
-from aligndet_cli.detectors.recipes import recipe_for
+from aligndet_cli.detectors.recipes import RCNN, recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import DataError, RunError
 from aligndet_cli.finetune import stage as finetune
@@ -155,6 +155,7 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
         num_boxes=config.num_proposals if is_pretraining else int(np.diff(images.offsets).max()),
         num_classes=_num_classes(plan),
         num_images=len(images),
+        pools_regions=config.detector.family in RCNN,
         with_masks=config.detector.RECIPE.needs_masks and not is_pretraining,
     )
     fit = try_fit(trial, devices, config.batch_size)

@@ -31,6 +31,7 @@ from aligndet_cli.detectors.metrics import coco_ground_truth, coco_metrics
 from aligndet_cli.detectors.predict import predict_images
 from aligndet_cli.detectors.recipes import (
     COCO_IMAGES,
+    RCNN,
     LabelFacts,
     images_of_an_epoch,
     recipe_for,
@@ -191,6 +192,7 @@ def _trial(
         num_boxes=int(np.diff(image_set.offsets).max()),
         num_classes=num_classes,
         num_images=len(image_set),
+        pools_regions=initial.detector.family in RCNN,
         with_masks=initial.detector.RECIPE.needs_masks,
     )
 

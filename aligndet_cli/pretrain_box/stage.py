@@ -26,7 +26,7 @@ from aligndet_cli.data.loaders import (
 )
 from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
-from aligndet_cli.detectors.recipes import recipe_for, told_training, training_of_backbone, weights_kind
+from aligndet_cli.detectors.recipes import RCNN, recipe_for, told_training, training_of_backbone, weights_kind
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.plotting import never_failing
@@ -183,6 +183,7 @@ def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_im
         num_boxes=int(boxes.counts(range(len(boxes.rows))).max()),
         num_classes=boxes.num_classes,
         num_images=num_images,
+        pools_regions=config.detector.family in RCNN,
     )
 
 

@@ -29,6 +29,7 @@ class Trial:
         sizes_hw: of a lying and a standing image of the largest resolution, see `worst_sizes`.
         num_boxes: of each image, as many as any has.
         num_images: there are.
+        pools_regions: the detector has a second stage, whose memory does not depend on the size of images.
     """
 
     build: Callable[[Process], Learner]
@@ -37,6 +38,7 @@ class Trial:
     num_boxes: int
     num_classes: int
     num_images: int
+    pools_regions: bool
     with_masks: bool = False
 
     @property

@@ -12,10 +12,11 @@ from aligndet_cli.training.optimizer import TrainingConfig, check_batch_split
 from aligndet_cli.training.schedules import Rates
 from aligndet_cli.training.trial import Footprint, gigabytes, try_step
 
-# Of what is free: the rest is for the machine's other users.
+# Of what is free on the machine: the rest is for its other users.
 USED_SHARE = 0.9
 # More than any detector here takes, by some margin: steps that would fit even so are not tried.
-_ROUGH_FIXED, _ROUGH_PER_IMAGE, _ROUGH_PER_PIXEL = 1_000_000_000, 400_000_000, 4_000
+_ROUGH_FIXED, _ROUGH_PER_IMAGE, _ROUGH_PER_PIXEL = 1_000_000_000, 50_000_000, 4_000
+_ROUGH_REGIONS = 400_000_000  # of an image
 _ROUGH_SHARE = 0.5
 
 
@@ -83,12 +84,14 @@ def _fitted(training: TrainingConfig, devices: Devices, trial: Trial, *, may_spl
     parts = fit.parts(images, accumulate)
     if parts is not None and may_split:
         return Settled(training.model_copy(update={"accumulate": parts}))
-    single = images if may_split else accumulate  # memory is spared only where it is one image at a time
-    if parts is None and single == images and fit.needed(images, images, is_sparing=True) <= fit.budget:
+    fits_spared = parts is None and fit.needed(images, images, is_sparing=True) <= fit.budget
+    if fits_spared and (may_split or accumulate == images):
         return Settled(training.model_copy(update={"accumulate": images}), spares_memory=True)
     advice = fit.advice(devices.world_size, accumulate)
     if parts is not None:
         advice += f", or --accumulate {parts}: the same batch in {parts} parts (as --batch-size auto finds by itself)"
+    elif fits_spared:
+        advice += ", or use --batch-size auto, which spares memory at the expense of speed"
     raise RunError(f"{fit.problem(images, accumulate, devices)}: {advice}")
 
 
@@ -130,12 +133,8 @@ class Fit:
 
     def advice(self, world_size: int, accumulate: int = 1) -> str:
         """What to use instead."""
-        if images := self.images(accumulate):
-            return f"use --batch-size {images * world_size}"
-        cheaper = "lower --short-side and --long-side"
-        if self.needed(1, is_sparing=True) <= self.budget:
-            cheaper += ", or use --batch-size auto, which spares memory at the expense of speed"
-        return cheaper
+        images = self.images(accumulate)
+        return f"use --batch-size {images * world_size}" if images else "lower --short-side and --long-side"
 
 
 def try_fit(trial: Trial, devices: Devices, micro_batch: int) -> Fit | None:
@@ -168,12 +167,13 @@ def _budget(room: Room, devices: Devices, *, started: int = 0, unused: int = 0) 
     """
     limits = []
     if room.shared is not None:
-        limits.append(room.shared // devices.per_node - (started if devices.per_node > 1 else 0))
+        limits.append(int(USED_SHARE * room.shared) // devices.per_node - (started if devices.per_node > 1 else 0))
     if room.own is not None:
         limits.append(room.own - unused)
-    return int(USED_SHARE * max(min(limits), 0)) if limits else None
+    return max(min(limits), 0) if limits else None
 
 
 def _rough_need(trial: Trial, micro_batch: int) -> int:
     height, width = trial.sizes_hw[0]
-    return _ROUGH_FIXED + micro_batch * (_ROUGH_PER_IMAGE + height * width * _ROUGH_PER_PIXEL)
+    regions = _ROUGH_REGIONS if trial.pools_regions else 0
+    return _ROUGH_FIXED + micro_batch * (_ROUGH_PER_IMAGE + regions + height * width * _ROUGH_PER_PIXEL)

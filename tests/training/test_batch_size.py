@@ -7,18 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import DETECTOR, NECK, RESOLUTION, aligndet
+from commandline import DETECTOR, NECK, RANDOM, RESOLUTION, aligndet
 from torch import Tensor, nn
 
 from aligndet_cli.data.transforms import Sample
 from aligndet_cli.errors import RunError
+from aligndet_cli.training import fitting
 from aligndet_cli.training.batch_size import (
+    Split,
+    Trial,
     draw_samples,
     find_largest,
     largest_on_gpu,
-    settle_batch_size,
     worst_sizes,
 )
+from aligndet_cli.training.fitting import settle_batch_size
 from aligndet_cli.training.launch import Devices, Process
 from aligndet_cli.training.loop import Learner, LoopSettings
 from aligndet_cli.training.optimizer import TrainingConfig
@@ -57,15 +60,25 @@ def test_the_search_finds_the_largest(room: int, limit: int) -> None:
     assert max(tried) <= limit and len(tried) == len(set(tried)) <= 2 * limit.bit_length()
 
 
+def trial_of(model: Memory, num_images: int = 100) -> Trial:
+    return Trial(
+        build=lambda process: Learner(model, torch.optim.SGD(model.parameters(), lr=0.1), {"model": model}),
+        settings=LoopSettings(schedule=Schedule(10, 0, ()), base_lr=0.1, weight_decay=0.0, seed=0),
+        sizes_hw=worst_sizes((32, 64), 96),  # 64 x 96 and 96 x 64: 6,144 pixels each
+        num_boxes=3,
+        num_classes=2,
+        num_images=num_images,
+        pools_regions=False,
+    )
+
+
 def largest(model: Memory, limit: int = 100) -> int:
-    learner = Learner(model, torch.optim.SGD(model.parameters(), lr=0.1), {"model": model})
-    settings = LoopSettings(schedule=Schedule(10, 0, ()), base_lr=0.1, weight_decay=0.0, seed=0)
-    sizes_hw = worst_sizes((32, 64), 96)  # 64 x 96 and 96 x 64: 6,144 pixels each
+    return largest_on_gpu(trial_of(model, limit), Process())
 
-    def draw(count: int) -> list[Sample]:
-        return draw_samples(count, sizes_hw, num_boxes=3, num_classes=2)
 
-    return largest_on_gpu(learner, settings, draw, process=Process(), limit=limit)
+def test_before_the_run_a_strip_is_tried_that_views_do_not_enlarge() -> None:
+    (sample,) = trial_of(Memory(0)).draw_small()
+    assert tuple(sample.image.shape) == (3, 3, 96) and len(sample.boxes) == 3
 
 
 def test_steps_are_taken_until_memory_runs_out() -> None:
@@ -89,23 +102,26 @@ def test_samples_are_of_the_worst_kind() -> None:
         assert sample.masks is not None and sample.masks.flatten(1).any(dim=1).all()
 
 
-def test_settling() -> None:
+def test_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     auto = TrainingConfig(batch_size="auto", accumulate=2)
-    gpus, cpus = Devices("cuda", per_node=3), Devices("cpu", per_node=3)
+    gpus = Devices("cuda", per_node=3)
+    monkeypatch.setattr(fitting, "largest_on_gpu", lambda trial, process: 5)
 
-    def settled(training: TrainingConfig, devices: Devices, recorded: int | None = None) -> object:
-        return settle_batch_size(training, RATES, devices, recorded=recorded, largest=lambda process: 5).batch_size
+    def settled(training: TrainingConfig, devices: Devices, recorded: Split | None = None) -> tuple[object, int]:
+        trial = trial_of(Memory(0))
+        found, _ = settle_batch_size(training, RATES, devices, recorded=recorded, trial=trial)
+        return found.batch_size, found.accumulate
 
-    assert settled(auto, gpus) == 3 * 2 * 5
-    assert settled(auto, cpus) == 18  # 16 is no multiple of 3 x 2
-    assert settled(auto, gpus, recorded=12) == 12
-    assert settled(TrainingConfig(batch_size=4), gpus, recorded=12) == 4
+    assert settled(auto, gpus) == (3 * 2 * 5, 2)
+    assert settled(auto, gpus, recorded=Split(12, 2, is_complete=False)) == (12, 2)
+    assert settled(TrainingConfig(batch_size=6), gpus, recorded=Split(12, 2, is_complete=False)) == (6, 1)
 
 
 def test_without_a_gpu_it_is_the_recipes_and_stays_with_the_run(chain: Path, tmp_path: Path) -> None:
-    words = ("pretrain-box", "-w", chain, *DETECTOR, *NECK, *RESOLUTION, "--steps", "6", "--dry-run", "--name", "auto")
+    words = ("pretrain-box", "-w", chain, *DETECTOR, *RANDOM, *NECK, *RESOLUTION, "--steps", "6", "--dry-run")
+    words = (*words, "--name", "auto")
     shown = aligndet(*words, "--batch-size", "auto").stderr
-    assert "--batch-size auto: 16 (RetinaNet pre-training recipe; only GPUs are searched for more)" in shown
+    assert "--batch-size auto: 16 (RetinaNet pre-training recipe)" in shown
     assert "16 (1 cpu process(es) x 16)" in shown and "0.01 x 16/16" in shown
     # The finished run of the chain has batch size 2: "auto" is what it was begun with, so nothing has changed.
     effective = aligndet(*words[:-1], "retinanet-resnet18", "--batch-size", "auto", "--json").json()

@@ -98,13 +98,13 @@ def test_processes_share_the_machine_but_not_their_limits(settle: Settle, monkey
     monkeypatch.setattr(fitting, "_ROUGH_SHARE", 0.0)  # tried whatever the size
     two = Devices("cpu", per_node=2)
     # 8 images need 9 GB in each, and half a GB was there before.
-    assert settle(Room(19 * GB * 10 // 9 + 10, None), two, batch_size=16) == (16, 1)
+    assert settle(shared(19), two, batch_size=16) == (16, 1)
     with pytest.raises(RunError, match=r"8 images in each of 2 processes .*: use --batch-size 14"):
-        settle(Room(18 * GB * 10 // 9, None), two, batch_size=16)
+        settle(shared(18), two, batch_size=16)
     # 9 GB of addresses in each, and 2 that it does not use.
-    assert settle(Room(None, 12 * GB + 10), two, batch_size=16) == (16, 1)
+    assert settle(Room(None, 11 * GB), two, batch_size=16) == (16, 1)
     with pytest.raises(RunError, match="--batch-size 14"):
-        settle(Room(None, 11 * GB), two, batch_size=16)
+        settle(Room(None, 10 * GB), two, batch_size=16)
     # On two machines each has four of the sixteen.
     assert settle(shared(11), Devices("cpu", per_node=2, num_nodes=2), batch_size=16) == (16, 1)
 
