@@ -32,7 +32,7 @@ main()
 LARGE = ("--short-side", "320", "--long-side", "533", "--set", "detector.head_convs=1", "--backbone", "resnet18")
 
 
-def limited(mib: int, *words: str | Path, timeout: float = 60) -> tuple[int, list[str]]:
+def limited(mib: int, *words: str | Path, timeout: float = 240) -> tuple[int, list[str]]:
     """Exit code and lines of a command with so many MiB above what it takes to start."""
     command = [sys.executable, "-c", LIMITED, str(mib), *(str(word) for word in words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1", "COLUMNS": "200"}
@@ -59,7 +59,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_run_and_auto_takes_it_a
         assert len(lines) == 2 and lines[1].startswith("error: a step with 16 images needs about "), lines
         assert "GB for it: use --batch-size " in lines[1] and "--accumulate" in lines[1]
     assert sorted(workspace.rglob("*")) == before
-    code, lines = limited(900, *train(workspace, "--batch-size", "auto"), timeout=200)
+    code, lines = limited(900, *train(workspace, "--batch-size", "auto"))
     assert code == 0, lines
     training = json.loads((workspace / "finetune" / "limited" / "config.json").read_text())["training"]
     parts = training["accumulate"]
