@@ -13,7 +13,7 @@ model=(--detector retinanet --backbone resnet50 --backbone-weights "$weights")
 train=()
 limit=()
 if [[ -n "${SMOKE:-}" ]]; then
-  model=(--detector retinanet --backbone resnet18 --set detector.neck_channels=64 --set detector.head_convs=1)
+  model=(--detector retinanet --backbone resnet18 --backbone-weights none --set detector.neck_channels=64 --set detector.head_convs=1)
   train=(--short-side 96 --long-side 160 --steps 4 --batch-size 2)
   limit=(--limit 8)
 fi

@@ -96,5 +96,5 @@ if [[ -n "${SMOKE:-}" ]]; then
   backbone=resnet18
   weights=$smoke/imagenet.pt
   MOCO=$smoke/moco.pt PIXPRO=$smoke/pixpro.pt SWAV=$smoke/swav.pt SIMMIM=$smoke/simmim.pt SWIN_B=$smoke/swin_t.pt
-  DENSECL=$smoke/densecl.pt DETCO=$smoke/moco.pt SLOTCON=$smoke/slotcon.pt SOCO=$smoke/soco.pt
+  DENSECL=$smoke/densecl.pt DETCO=$smoke/detco.pt SLOTCON=$smoke/slotcon.pt SOCO=$smoke/soco.pt
 fi

@@ -15,7 +15,7 @@ train=()
 control=backbone
 limit=()
 if [[ -n "${SMOKE:-}" ]]; then
-  model=(--backbone resnet18 --set detector.neck_channels=64 --set detector.head_convs=1)
+  model=(--backbone resnet18 --backbone-weights none --set detector.neck_channels=64 --set detector.head_convs=1)
   train=(--short-side 96 --long-side 160 --steps 4 --batch-size 2)
   control=scratch
   limit=(--limit 8)

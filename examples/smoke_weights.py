@@ -19,6 +19,8 @@ def main(folder: Path) -> None:
     resnet = {name: tensor for name, tensor in resnet.items() if not name.startswith("fc.")}
     beside = torch.zeros(1)
     torch.save({"state_dict": prefixed(resnet, "module.encoder_q.")}, folder / "moco.pt")
+    detco = {**prefixed(resnet, "encoder_q."), "encoder_k.conv1.weight": beside}
+    torch.save({"state_dict": detco}, folder / "detco.pt")
     pixpro = {**prefixed(resnet, "module.encoder."), "module.value_transform.weight": beside}
     torch.save({"model": pixpro}, folder / "pixpro.pt")
     torch.save({**prefixed(resnet, "module."), "module.prototypes.weight": beside}, folder / "swav.pt")
