@@ -21,14 +21,13 @@ from aligndet_cli.data.loaders import StreamSampler
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.transforms import draw_view, resized_hw
 from aligndet_cli.finetune.views import (
-    MULTI_SCALE,
-    SINGLE_SCALE,
     ResolutionConfig,
     draw_labelled_view,
     resolve_resolution,
 )
 from aligndet_cli.pretrain_box.stage import ViewsConfig
 from aligndet_cli.training.launch import Process
+from aligndet_cli.training.schedules import MULTI_SCALE, SINGLE_SCALE
 
 SIDES = ("finetune, one scale", "finetune, multi-scale", "pretrain-box, a view")
 
