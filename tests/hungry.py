@@ -47,5 +47,6 @@ def hungry_trial(per_pixel: int = 0, at_once: int = 0, problem: str = "") -> Tri
         num_boxes=3,
         num_classes=2,
         num_images=100,
+        gaps=2.0,
         pools_regions=True,
     )

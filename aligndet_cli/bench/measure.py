@@ -42,7 +42,7 @@ from aligndet_cli.finetune.views import ResolutionConfig, resolve_resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.tables import plain_table
-from aligndet_cli.training.batch_size import Trial, worst_sizes
+from aligndet_cli.training.batch_size import GAPS_IN_FINETUNING, GAPS_IN_PRETRAINING, Trial, worst_sizes
 from aligndet_cli.training.fitting import try_fit
 from aligndet_cli.training.launch import Devices, Process, Shown, launch, resolve_devices
 from aligndet_cli.training.loop import (
@@ -155,6 +155,7 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
         num_boxes=config.num_proposals if is_pretraining else int(np.diff(images.offsets).max()),
         num_classes=_num_classes(plan),
         num_images=len(images),
+        gaps=GAPS_IN_PRETRAINING if is_pretraining else GAPS_IN_FINETUNING,
         pools_regions=config.detector.family in RCNN,
         with_masks=config.detector.RECIPE.needs_masks and not is_pretraining,
     )

@@ -48,7 +48,7 @@ from aligndet_cli.finetune.views import (
     ResolutionConfig,
     resolve_resolution,
 )
-from aligndet_cli.training.batch_size import Trial, recorded_split
+from aligndet_cli.training.batch_size import GAPS_IN_FINETUNING, Trial, recorded_split
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
 from aligndet_cli.training.fitting import settle_batch_size
@@ -192,6 +192,7 @@ def _trial(
         num_boxes=int(np.diff(image_set.offsets).max()),
         num_classes=num_classes,
         num_images=len(image_set),
+        gaps=GAPS_IN_FINETUNING,
         pools_regions=initial.detector.family in RCNN,
         with_masks=initial.detector.RECIPE.needs_masks,
     )

@@ -35,7 +35,7 @@ from aligndet_cli.pretrain_box.health import judge, rank_level
 from aligndet_cli.pretrain_box.pictures import draw_first_views
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
-from aligndet_cli.training.batch_size import Trial, recorded_split, worst_sizes
+from aligndet_cli.training.batch_size import GAPS_IN_PRETRAINING, Trial, recorded_split, worst_sizes
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
 from aligndet_cli.training.fitting import settle_batch_size
@@ -183,6 +183,7 @@ def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_im
         num_boxes=int(boxes.counts(range(len(boxes.rows))).max()),
         num_classes=boxes.num_classes,
         num_images=num_images,
+        gaps=GAPS_IN_PRETRAINING,
         pools_regions=config.detector.family in RCNN,
     )
 

@@ -21,9 +21,7 @@ from aligndet_cli.training.memory import Usage, give_back_freed_memory, limit_gr
 
 _PATIENCE_S = 300.0
 _POLL_S = 0.2
-# What steps take by what images need: where freed memory is kept, blocks of changing sizes leave gaps that the next do
-# not fit into. Measured: up to 1.22 with equal sizes, 1.2 after 100 steps of changing ones; some runs are longer.
-KEPT, GIVEN_BACK = 1.5, 1.1
+GAPS_SPARED = 1.1  # as `Trial.gaps`, where freed memory is given back at once
 # Of decoded images: those of the step, and the next ones while they are read and packed.
 _BATCHES_HELD = 2
 _NO_ROOM: Literal["out of memory"] = "out of memory"
@@ -39,6 +37,7 @@ class Footprint:
         fixed: model, gradients, optimizer, libraries.
         per_image: of a micro-batch, for the largest images, without gaps between blocks.
         per_sample: of the batch of a process, for decoded images with their boxes and masks.
+        gaps: see `Trial`.
     """
 
     started: int
@@ -46,6 +45,7 @@ class Footprint:
     fixed: int
     per_image: int
     per_sample: int
+    gaps: float
 
     def of(self, batch: int, accumulate: int = 1, *, is_sparing: bool = False) -> int:
         """Taken by steps with so many images in a process, in so many micro-batches.
@@ -53,7 +53,7 @@ class Footprint:
         Args:
             is_sparing: freed memory is given back at once.
         """
-        images = round(-(-batch // accumulate) * self.per_image * (GIVEN_BACK if is_sparing else KEPT))
+        images = round(-(-batch // accumulate) * self.per_image * (GAPS_SPARED if is_sparing else self.gaps))
         return self.fixed + images + _BATCHES_HELD * batch * self.per_sample
 
 
@@ -152,6 +152,7 @@ def _measure(trial: Trial, process: Process) -> Footprint | str:
         fixed=fixed,
         per_image=max(peak - idle.mapped, 0),
         per_sample=sum(tensor.nbytes for tensor in tensors),
+        gaps=trial.gaps,
     )
 
 

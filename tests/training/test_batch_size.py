@@ -68,6 +68,7 @@ def trial_of(model: Memory, num_images: int = 100) -> Trial:
         num_boxes=3,
         num_classes=2,
         num_images=num_images,
+        gaps=2.0,
         pools_regions=False,
     )
 

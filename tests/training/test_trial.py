@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 
 def test_what_a_batch_takes() -> None:
-    footprint = Footprint(started=7, unused=5, fixed=1000, per_image=100, per_sample=3)
-    assert footprint.of(1) == 1000 + 150 + 2 * 3  # half as much again in gaps
-    assert footprint.of(8) == 1000 + 8 * 150 + 8 * 2 * 3
-    assert footprint.of(8, 4) == 1000 + 2 * 150 + 8 * 2 * 3  # four times two images
+    footprint = Footprint(started=7, unused=5, fixed=1000, per_image=100, per_sample=3, gaps=2.0)
+    assert footprint.of(1) == 1000 + 200 + 2 * 3  # as much again in gaps
+    assert footprint.of(8) == 1000 + 8 * 200 + 8 * 2 * 3
+    assert footprint.of(8, 4) == 1000 + 2 * 200 + 8 * 2 * 3  # four times two images
     assert footprint.of(8, 4, is_sparing=True) == 1000 + 220 + 8 * 2 * 3
 
 
