@@ -11,7 +11,7 @@ import typer
 from aligndet_cli import __version__
 from aligndet_cli.commands import data, results, settings, stages, weights
 from aligndet_cli.errors import Preempted
-from aligndet_cli.training.signals import Stopped, ignore_stopping, stop_at_once
+from aligndet_cli.processes.signals import Stopped, ignore_stopping, stop_at_once
 
 app = typer.Typer(
     name="aligndet",

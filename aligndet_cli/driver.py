@@ -10,16 +10,9 @@ from typing import Any, Literal
 
 from aligndet_cli.config import STAGES, DataConfig, Sources, StageConfig, load_config
 from aligndet_cli.errors import ConfigError, GateError
-from aligndet_cli.training.launch import (
-    Devices,
-    Process,
-    Shown,
-    joined_world_size,
-    launch,
-    one_for_all,
-    resolve_devices,
-)
-from aligndet_cli.training.logs import logger
+from aligndet_cli.logs import logger
+from aligndet_cli.processes.devices import Devices, Process, joined_world_size, resolve_devices
+from aligndet_cli.processes.launch import Shown, launch, one_for_all
 from aligndet_cli.workspace import Artifact, Output, Workspace, read_json
 
 CONFIG_CLASSES = {

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from aligndet_cli.training.logs import logger
+from aligndet_cli.logs import logger
 from aligndet_cli.workspace import write_bytes
 
 # Okabe and Ito's colours, told apart with any kind of colour vision, the most distant ones first; yellow and black are

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from aligndet_cli.data.toy import draw_toy_data
+from aligndet_cli.processes.memory import Room
 from aligndet_cli.training import fitting
-from aligndet_cli.training.memory import Room
 
 # For `commandline` and `golden_tools`, under pytest's importlib mode.
 sys.path.insert(0, str(Path(__file__).parent))

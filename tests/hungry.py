@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.batch_size import Trial, worst_sizes
-from aligndet_cli.training.launch import Process
 from aligndet_cli.training.loop import Learner, LoopSettings
 from aligndet_cli.training.schedules import Schedule
 

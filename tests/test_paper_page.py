@@ -12,7 +12,8 @@ from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.recipes import recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.training.schedules import LENGTHS, REFERENCE_BATCH, Rates, Recipe, RecipeName
+from aligndet_cli.training.recipe import REFERENCE_BATCH, Rates, Recipe, RecipeName
+from aligndet_cli.training.schedules import LENGTHS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "paper.md").read_text()
 NUMBER = r"\d[\d.,]*(?:e-\d+)?"

@@ -20,7 +20,7 @@ from aligndet_cli.backbones.interface import Backbone
 from aligndet_cli.backbones.layouts import Found, recognise
 from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
-from aligndet_cli.training.logs import logger
+from aligndet_cli.logs import logger
 from aligndet_cli.workspace import Artifact, Workspace, hash_files
 
 NO_WEIGHTS = "none"

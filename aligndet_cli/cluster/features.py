@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.data.dataset import ImageSet, positions_of
 from aligndet_cli.data.loaders import evaluation_batches
 from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.errors import RunError
-from aligndet_cli.proposals.store import ProposalStore
-from aligndet_cli.training.distributed import autocast
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.training.placement import autocast
 
 # A box is read at 14 x 14 points and averaged: the mean over a 7 x 7 RoIAlign with 2 x 2 points per bin, which is
 # the common RoI head, at a fiftieth of its memory.

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from aligndet_cli.arrays import save_array, save_arrays
+from aligndet_cli.artifacts.open import open_proposals
 from aligndet_cli.backbones import (
     BackboneConfig,
     BackboneWeights,
@@ -49,14 +50,14 @@ from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.cluster.sheet import draw_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers
-from aligndet_cli.data.proposal_source import open_proposals
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.logs import Progress, logger
 from aligndet_cli.plotting import never_failing
+from aligndet_cli.processes.collectives import wait_for_all
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.signals import StopSignal, stop_on_signal
 from aligndet_cli.proposals.exchange import hash_file
-from aligndet_cli.training.distributed import place, wait_for_all
-from aligndet_cli.training.launch import Process
-from aligndet_cli.training.logs import Progress, logger
-from aligndet_cli.training.signals import StopSignal, stop_on_signal
+from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Output, Workspace, write_json
 
 ARTIFACT_FILES = ("labels.npy", "centroids.npy", "pca.npz", "report.json", "sheet.jpg")

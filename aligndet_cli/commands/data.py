@@ -1,17 +1,25 @@
 """Looking at data, drawing some, and splitting it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
+from rich.table import Table
 
 from aligndet_cli.commands.terminal import console, print_json, user_errors, with_data_root
 from aligndet_cli.config import Sources, StageConfig, load_config
 from aligndet_cli.driver import with_data
 from aligndet_cli.errors import ConfigError, DataError, GateError
 from aligndet_cli.flags import DOCTOR, SPLIT, VIEWS, Given, with_flags
-from aligndet_cli.training.logs import setup_logging
+from aligndet_cli.logs import setup_logging
+from aligndet_cli.tables import plain_table
 from aligndet_cli.workspace import Workspace
+
+if TYPE_CHECKING:
+    from aligndet_cli.data.doctor import DoctorReport
+
+_SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 @with_flags(DOCTOR)
@@ -19,7 +27,6 @@ def doctor(data: Path | None, given: Given) -> None:
     """Check images and labels, and say what is wrong with them; exit code 3 on errors."""
     from aligndet_cli.data.doctor import check_data
     from aligndet_cli.data.findings import counted
-    from aligndet_cli.tables import doctor_table
 
     is_json = bool(given.control["json"])
     setup_logging(0)
@@ -29,7 +36,7 @@ def doctor(data: Path | None, given: Given) -> None:
         if is_json:
             print_json({"command": "doctor", **report.to_json()})
         else:
-            console().print(doctor_table(report))
+            console().print(_finding_table(report))
             counts = ", ".join(counted(report.count(severity), severity) for severity in ("error", "warning"))
             typer.echo(f"{report.summary['format'] or 'unknown'} data at {report.summary['root']}: {counts}")
     with user_errors(is_json=False):  # the result is out already
@@ -43,7 +50,7 @@ def doctor(data: Path | None, given: Given) -> None:
 @with_flags(VIEWS)
 def views(data: Path | None, given: Given) -> None:
     """Draw the two views of a few images as pretrain-box will see them, to check boxes before training."""
-    from aligndet_cli.pretrain_box.preview import write_views
+    from aligndet_cli.tools.views import write_views
 
     control = given.control
     setup_logging(0)
@@ -86,3 +93,12 @@ def toy(
             raise ConfigError(f"{folder}: is not empty; name a new folder")
         (draw_toy_objects if is_single else draw_toy_data)(folder, seed=seed, num_train=num_train, num_val=num_val)
         typer.echo(str(folder))
+
+
+def _finding_table(report: "DoctorReport") -> Table:
+    """Draw one line per finding."""
+    table = plain_table("", "count", "finding", "example")
+    for finding in report.findings:
+        severity = f"[{_SEVERITY_COLOURS[finding.severity]}]{finding.severity}[/]"
+        table.add_row(severity, str(finding.count), escape(finding.message), escape(finding.example))
+    return table

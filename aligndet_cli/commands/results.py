@@ -18,15 +18,14 @@ from aligndet_cli.commands.terminal import (
 from aligndet_cli.config import Sources, load_config
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.flags import PREDICT, REPORT, Given, with_flags
-from aligndet_cli.training.launch import Shown
-from aligndet_cli.training.logs import logger, setup_logging
+from aligndet_cli.logs import logger, setup_logging
+from aligndet_cli.processes.launch import Shown
 from aligndet_cli.workspace import Workspace, check_output_file, write_bytes
 
 
 def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> None:
     """Show what is in the workspace, what it was made from, and what is out of date."""
-    from aligndet_cli.status import collect_status
-    from aligndet_cli.tables import status_table
+    from aligndet_cli.tools.status import collect_status, status_table
 
     with user_errors(is_json):
         place = Workspace.locate(workspace)
@@ -45,7 +44,7 @@ def demo(
     is_json: JsonOption = False,
 ) -> None:
     """Run all five stages on pictures drawn on the spot, with and without pre-training, in a few minutes."""
-    from aligndet_cli.demo import run_demo
+    from aligndet_cli.tools.demo import run_demo
 
     setup_logging(0)
     with user_errors(is_json):
@@ -68,8 +67,8 @@ def study(
     is_json: JsonOption = False,
 ) -> None:
     """Run detectors, starts, labelled fractions, folds and seeds against each other, and report."""
-    from aligndet_cli.report.table import render
-    from aligndet_cli.study.command import run_study
+    from aligndet_cli.tools.report.table import render
+    from aligndet_cli.tools.study.command import run_study
 
     setup_logging(int(verbose))
     with user_errors(is_json):
@@ -88,8 +87,8 @@ def study(
 @with_flags(REPORT, argument=None)
 def report(_: None, given: Given) -> None:
     """Put the evaluated runs of a workspace side by side, with the paper's numbers where there are any."""
-    from aligndet_cli.report.collect import METRICS, check_baseline, collect_report
-    from aligndet_cli.report.table import check_format, render
+    from aligndet_cli.tools.report.collect import METRICS, check_baseline, collect_report
+    from aligndet_cli.tools.report.table import check_format, render
 
     control = given.control
     is_json = bool(control["json"])
@@ -113,7 +112,7 @@ def report(_: None, given: Given) -> None:
         found = collect_report(place, **asked)
         check_baseline(found, baseline)
         if control["html"]:
-            from aligndet_cli.report.html import write_page
+            from aligndet_cli.tools.report.html import write_page
 
             output = write_page(place, output, **asked)
             typer.echo(json_text({"command": "report", "file": str(output)}) if is_json else str(output))
@@ -132,7 +131,7 @@ def _evaluations_of(studies: list[str] | None, workspace: Workspace) -> set[str]
     """Names of the runs that the studies ask for; None: all."""
     if not studies:
         return None
-    from aligndet_cli.study.command import evaluations_of
+    from aligndet_cli.tools.study.command import evaluations_of
 
     return evaluations_of(map(Path, studies), workspace)
 
@@ -149,7 +148,7 @@ def figures(
     is_json: JsonOption = False,
 ) -> None:
     """Draw the paper's figures of one's own runs: embeddings, box centres, losses and detections, with and without."""
-    from aligndet_cli.figures.command import write_figures
+    from aligndet_cli.tools.figures.command import write_figures
 
     setup_logging(0)
     with user_errors(is_json):
@@ -163,7 +162,7 @@ def figures(
 @with_flags(PREDICT, ("IMAGES", "Image files, folders, or patterns such as 'photos/*.jpg'."), list[str])
 def predict(images: list[str] | None, given: Given) -> None:
     """Detect in any images with a fine-tuned run, and draw what was found."""
-    from aligndet_cli.predict.command import PredictConfig, predict_files
+    from aligndet_cli.tools.predict.command import PredictConfig, predict_files
 
     control = given.control
     is_json, verbosity = bool(control["json"]), -1 if control["quiet"] else 0

@@ -11,13 +11,13 @@ from aligndet_cli.config import STAGES, Sources, assign, did_you_mean, flatten, 
 from aligndet_cli.driver import stage_config_class
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.flags import BENCH, Given, with_flags
-from aligndet_cli.training.logs import setup_logging
+from aligndet_cli.logs import setup_logging
 
 
 @with_flags(BENCH)
 def bench(data: Path | None, given: Given) -> None:
     """Measure how fast this machine trains a detector, and how long the paper's schedule would take on it."""
-    from aligndet_cli.bench.measure import BenchConfig, bench_table, run_bench
+    from aligndet_cli.tools.bench.measure import BenchConfig, bench_table, run_bench
 
     is_json = bool(given.control["json"])
     setup_logging(0)

@@ -7,8 +7,8 @@ from aligndet_cli.config import Sources
 from aligndet_cli.driver import Outcome, Request, execute
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.flags import STAGE_FLAGS, Given, with_flags
-from aligndet_cli.training.launch import Shown
-from aligndet_cli.training.logs import logger, setup_logging
+from aligndet_cli.logs import logger, setup_logging
+from aligndet_cli.processes.launch import Shown
 from aligndet_cli.workspace import Workspace
 
 

@@ -14,7 +14,7 @@ from aligndet_cli.config import flatten
 from aligndet_cli.driver import Outcome
 from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, as_user_error
 from aligndet_cli.flags import Given
-from aligndet_cli.training.signals import Stopped
+from aligndet_cli.processes.signals import Stopped
 
 SCHEMA_VERSION = 1
 

@@ -8,14 +8,14 @@ import typer
 from aligndet_cli.commands.terminal import JsonOption, WorkspaceOption, print_json, print_outcome, user_errors
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.flags import IMPORT, Given, with_flags
-from aligndet_cli.training.logs import setup_logging
+from aligndet_cli.logs import setup_logging
 from aligndet_cli.workspace import Workspace
 
 
 @with_flags(IMPORT, ("FILE", "Checkpoint of another program."))
 def import_weights(file: Path | None, given: Given) -> None:
     """Turn a released checkpoint into a run that finetune --init and evaluate take."""
-    from aligndet_cli.conversion import importing
+    from aligndet_cli.tools.conversion import importing
 
     is_json = bool(given.control["json"])
     setup_logging(0)
@@ -37,7 +37,7 @@ def export(
     is_json: JsonOption = False,
 ) -> None:
     """Write a run's weights for another program."""
-    from aligndet_cli.conversion.exporting import export_run
+    from aligndet_cli.tools.conversion.exporting import export_run
 
     setup_logging(0)
     with user_errors(is_json):

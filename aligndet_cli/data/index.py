@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.arrays import save_array
-from aligndet_cli.training.logs import logger
+from aligndet_cli.logs import logger
 from aligndet_cli.workspace import write_bytes
 
 VERSION = 2

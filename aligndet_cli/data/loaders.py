@@ -17,10 +17,11 @@ from aligndet_cli.data.images import read_image
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.order import epoch_order
 from aligndet_cli.data.packing import PackedSamples
-from aligndet_cli.data.transforms import Sample, normalise, pad_to_batch, resize, resized_hw
+from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.transforms import normalise, pad_to_batch, resize, resized_hw
 from aligndet_cli.errors import DataError
-from aligndet_cli.training.launch import Process
-from aligndet_cli.training.signals import leave_stopping_to_main_process
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.signals import leave_stopping_to_main_process
 
 OnError = Literal["skip", "fail"]
 

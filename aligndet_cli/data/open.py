@@ -13,7 +13,7 @@ from aligndet_cli.data.folder import has_images, read_folder
 from aligndet_cli.data.voc import ALL, find_voc_roots, find_voc_splits, read_voc
 from aligndet_cli.data.yolo import find_yolo_file, read_yolo, read_yolo_config
 from aligndet_cli.errors import DataError
-from aligndet_cli.training.logs import logger
+from aligndet_cli.logs import logger
 
 Purpose = Literal["train", "val"]
 Format = Literal["coco", "voc", "yolo", "folder"]

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.data.transforms import mix_seed
+from aligndet_cli.data.sample import mix_seed
 
 Rows = NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets, ImageBatch
+from aligndet_cli.data.sample import Sample, mix_seed
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in 0..1
 STD = (0.229, 0.224, 0.225)
@@ -33,29 +34,6 @@ ColourOp = Literal[
 COLOUR_OPS: tuple[ColourOp, ...] = get_args(ColourOp)
 PLAIN_OPS: frozenset[ColourOp] = frozenset({"identity", "autocontrast", "equalize"})  # have no magnitude
 MAX_MAGNITUDE = 10  # of which 1..9 are drawn
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image as decoded, with its boxes in its own pixels.
-
-    Attributes:
-        position: place in the endless stream of samples of a run; seeds its augmentation.
-        index: place in the `ImageSet`.
-        image: (3, H, W) uint8 RGB.
-        boxes: (N, 4) xyxy.
-        class_ids: (N,) int64.
-        masks: (N, H, W) bool, all False where a box has none; or None for all.
-        skipped: `(file, reason)` of images that could not be read and that this one stands in for.
-    """
-
-    position: int
-    index: int
-    image: Tensor
-    boxes: Tensor
-    class_ids: Tensor
-    masks: Tensor | None = None
-    skipped: tuple[tuple[str, str], ...] = ()
 
 
 class Crop(NamedTuple):
@@ -101,15 +79,6 @@ def draw_view(seed: tuple[int, ...], short_sides: Sequence[int], long_side: int,
         colour=COLOUR_OPS[int(op * len(COLOUR_OPS))] if with_colour else "identity",
         magnitude=1 + int(magnitude * (MAX_MAGNITUDE - 1)),
     )
-
-
-def mix_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, different for every different tuple (in practice)."""
-    mixed = 0x9E3779B97F4A7C15
-    for number in numbers:
-        mixed = (mixed ^ (number + 0x632BE59BD9B4E019)) * 0xBF58476D1CE4E5B9 % 2**64
-        mixed ^= mixed >> 31
-    return mixed % 2**63
 
 
 def resized_hw(size_hw: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import LayerSize, Transformer, encode_position
-from aligndet_cli.training.schedules import Freezing, ProjectorRecipe, Rates, Recipe
+from aligndet_cli.training.recipe import Freezing, ProjectorRecipe, Rates, Recipe
 
 LEVELS = ("c5",)  # of the backbone
 

@@ -32,7 +32,7 @@ from aligndet_cli.detectors.parts.two_stage import (
     pretext_candidates,
     train_boxes,
 )
-from aligndet_cli.training.schedules import ProjectorRecipe, Rates, Recipe
+from aligndet_cli.training.recipe import ProjectorRecipe, Rates, Recipe
 
 LEVELS = ("c2", "c3", "c4", "c5")  # of the backbone; P2..P5 are made of them
 

@@ -31,7 +31,7 @@ from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.points import PointGrid, match_by_range, measure_sides
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_positives_first
-from aligndet_cli.training.schedules import Rates, Recipe
+from aligndet_cli.training.recipe import Rates, Recipe
 
 LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
 # P3..P7. The authors' pre-training leaves them at 4..64, so that its points cover a quarter of the image

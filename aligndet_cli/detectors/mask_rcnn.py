@@ -30,7 +30,7 @@ from aligndet_cli.detectors.parts.two_stage import (
     pretext_candidates,
     train_boxes,
 )
-from aligndet_cli.training.schedules import Recipe
+from aligndet_cli.training.recipe import Recipe
 
 
 class MaskRCNNConfig(RCNNConfig):

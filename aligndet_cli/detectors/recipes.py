@@ -12,7 +12,7 @@ from aligndet_cli.backbones import BackboneConfig, MethodName, WeightsTraining
 from aligndet_cli.backbones.weights import training_shown_by
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.schedules import WIDE_SIDES, Freezing, Rates, Recipe, RecipeName, ScheduleName
+from aligndet_cli.training.recipe import WIDE_SIDES, Freezing, Rates, Recipe, RecipeName, ScheduleName
 
 RCNN = ("faster-rcnn", "mask-rcnn")
 SELF_SUPERVISED: RecipeName = "self-supervised"

@@ -30,7 +30,7 @@ from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NormName, check
 from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_each_image
-from aligndet_cli.training.schedules import Rates, Recipe
+from aligndet_cli.training.recipe import Rates, Recipe
 
 LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7

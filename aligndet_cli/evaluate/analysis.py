@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from aligndet_cli.detectors.metrics import CocoEvaluation, CocoMatches
+from aligndet_cli.metrics.coco import CocoEvaluation, CocoMatches
 
 RIGHT_IOU = 0.5
 TOUCH_IOU = 0.1  # of the COCO analysis: from here on a detection is about an object, however badly placed

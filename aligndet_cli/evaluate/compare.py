@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from aligndet_cli.detectors.metrics import COCO_NUMBERS
+from aligndet_cli.metrics.coco import COCO_NUMBERS
 
 VOC_NUMBERS = ("AP07", "AP12")
 

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.detectors.metrics import CocoEvaluation
 from aligndet_cli.evaluate.analysis import PARTS
 from aligndet_cli.evaluate.sheets import draw_best_and_worst, draw_detections
+from aligndet_cli.metrics.coco import CocoEvaluation
 from aligndet_cli.plotting import COLOURS, DASHES, SMALL, finish_axes, never_failing, new_figure, save_figure, shorten
 
 MAX_BARS = 40

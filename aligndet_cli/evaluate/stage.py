@@ -14,19 +14,19 @@ from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
 from aligndet_cli.data.open import open_images
 from aligndet_cli.detectors.checkpoint import load_detector
-from aligndet_cli.detectors.metrics import COCO_NUMBERS, coco_ground_truth, coco_metrics, evaluate_coco
-from aligndet_cli.detectors.predict import forward_pass, predict_each
+from aligndet_cli.detectors.results import forward_pass, predict_each
 from aligndet_cli.errors import ConfigError, DataError, GateError
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.compare import compare_runs
 from aligndet_cli.evaluate.plots import Drawing, draw_comparison, draw_plots
-from aligndet_cli.evaluate.voc_metrics import voc_metrics
+from aligndet_cli.logs import Progress, logger
+from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_ground_truth, coco_metrics, evaluate_coco
+from aligndet_cli.metrics.voc import voc_metrics
 from aligndet_cli.plotting import never_failing, save_figure
+from aligndet_cli.processes.collectives import wait_for_all
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.signals import stop_on_signal
 from aligndet_cli.training.curves import plot_comparison
-from aligndet_cli.training.distributed import wait_for_all
-from aligndet_cli.training.launch import Process
-from aligndet_cli.training.logs import Progress, logger
-from aligndet_cli.training.signals import stop_on_signal
 from aligndet_cli.workspace import Artifact, Output, Workspace, read_json, write_bytes, write_json
 
 # Images per durable piece of work: what a crash costs at most, how long a stop has to wait for (some 16 s on a CPU at

@@ -21,11 +21,11 @@ from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
 from aligndet_cli.detectors.faster_rcnn import RCNNConfig
 from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.training.schedules import Freezing, Recipe
+from aligndet_cli.training.recipe import Freezing, Recipe
 from aligndet_cli.workspace import Artifact, Workspace, hash_files
 
 if TYPE_CHECKING:
-    from aligndet_cli.finetune.stage import FinetuneConfig
+    from aligndet_cli.finetune.config import FinetuneConfig
 
 LABELS = LabelFacts()  # all images of a set of its own classes
 

@@ -4,100 +4,59 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone, load_backbone_weights
-from aligndet_cli.config import DataConfig, StageConfig
+from aligndet_cli.backbones import build_backbone, load_backbone_weights
+from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.folds import MAX_FOLD, fraction_of
+from aligndet_cli.data.folds import fraction_of
 from aligndet_cli.data.loaders import (
     LabelBoxes,
-    OnError,
     SampleStream,
     batches_of_run,
     evaluation_batches,
 )
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.voc import VOC_CLASSES
-from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector, neck_norm_of
+from aligndet_cli.detectors import AnyDetector, build_detector, neck_norm_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, read_detector, write_detector
-from aligndet_cli.detectors.metrics import coco_ground_truth, coco_metrics
-from aligndet_cli.detectors.predict import predict_images
 from aligndet_cli.detectors.recipes import (
     COCO_IMAGES,
     RCNN,
     LabelFacts,
     images_of_an_epoch,
-    recipe_for,
-    training_of_backbone,
     weights_kind,
 )
-from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.detectors.results import predict_images
 from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
 from aligndet_cli.finetune.views import (
     LabelledViews,
     Resolution,
-    ResolutionConfig,
     resolve_resolution,
 )
+from aligndet_cli.logs import logger
+from aligndet_cli.metrics.coco import coco_ground_truth, coco_metrics
+from aligndet_cli.processes.collectives import wait_for_all
+from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.training.batch_size import GAPS_IN_FINETUNING, Trial, recorded_split
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
 from aligndet_cli.training.fitting import settle_batch_size
-from aligndet_cli.training.launch import Devices, Process, resolve_devices
-from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, train
-from aligndet_cli.training.optimizer import (
-    AskedRecipe,
-    TrainingConfig,
-    build_optimizer,
-    describe_settings,
-    resolve_settings,
-    training_of,
-)
+from aligndet_cli.training.optimizer import build_optimizer
+from aligndet_cli.training.placement import compile_parts, place, wrap
+from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE, Rates
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.schedules import MULTI_SCALE, SINGLE_SCALE, Rates, steps_per_epoch
+from aligndet_cli.training.schedules import steps_per_epoch
+from aligndet_cli.training.settings import describe_settings, resolve_settings
 from aligndet_cli.workspace import Output, Workspace, write_json
-
-
-class FinetuneConfig(StageConfig):
-    """Settings of `finetune`; defaults are the paper's, by recipe."""
-
-    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"init", "label"}
-
-    detector: DetectorConfig = RetinaNetConfig()
-    backbone: BackboneConfig = BackboneConfig()
-    # pretrain: the newest fitting run; backbone: plain fine-tuning, the control; scratch; or a weights.pt.
-    init: str = "pretrain"
-    label: str | None = None  # what reports call this start; None: by what was loaded
-    load_modules: tuple[str, ...] = ("backbone", "neck", "rpn", "head")
-    keep_box_predictor: bool = True  # the official converter drops it
-    min_match: float = Field(0.9, ge=0, le=1)
-    fraction: float = Field(100.0, gt=0, le=100)  # percent of the training images
-    fold: int = Field(1, ge=0, le=MAX_FOLD)
-    resolution: ResolutionConfig = ResolutionConfig()
-    on_error: OnError = "skip"
-    evaluate_every: int | None = Field(None, ge=1)  # epochs
-    recipe: AskedRecipe = None
-    training: TrainingConfig = TrainingConfig()
-
-    def from_recipe(self) -> dict[str, Any]:
-        """What the recipe fills in, as far as it can be told without data and workspace."""
-        recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
-        norms = {"detector.neck_norm": "batch"} if neck_norm_of(self.detector) == "auto" else {}
-        if recipe.norms_in_heads and "head_norm" not in self.detector.model_fields_set:
-            norms["detector.head_norm"] = "batch"
-        rates = recipe.plain if self.init in ("backbone", "scratch") else recipe.finetune
-        policy = {"resolution.policy": self.resolution.policy or recipe.policy}
-        return {"recipe": recipe.name, **policy, **norms, **training_of(self.training, rates)}
 
 
 @dataclass(frozen=True)

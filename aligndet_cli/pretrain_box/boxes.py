@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.cluster.labels import ClusterLabels
+from aligndet_cli.artifacts.clusters import ClusterLabels
+from aligndet_cli.artifacts.open import open_proposals
+from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet, positions_of
-from aligndet_cli.data.proposal_source import open_proposals
-from aligndet_cli.data.transforms import mix_seed
+from aligndet_cli.data.sample import mix_seed
 from aligndet_cli.errors import ConfigError, DataError
-from aligndet_cli.proposals.store import ProposalStore
 from aligndet_cli.workspace import Artifact, Workspace
 
 

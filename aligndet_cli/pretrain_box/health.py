@@ -4,14 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from aligndet_cli.training.embeddings import MIN_LINES, MIN_RANK, MIN_RANK_SHARE, MIN_SPREAD
+
 # Share of the chance level that the loss must have gained since the start; noise between logged steps is a third of it.
 MIN_GAIN = 0.005
-# Embeddings that use fewer directions than this share of those they had at the start, or than a handful, or that lie
-# closer together than this spread, no longer tell boxes apart, however good the loss looks.
-MIN_RANK_SHARE = 0.1
-MIN_RANK = 4.0
-MIN_SPREAD = 0.1
-MIN_LINES = 4
 # With a smaller share of boxes that meet their instance in the other view, the contrast is ever less between two views.
 MIN_COUNTERPARTS = 0.9
 

@@ -14,7 +14,7 @@ from aligndet_cli.data.transforms import MEAN, PLAIN_OPS, STD, ViewParams, make_
 from aligndet_cli.errors import DataError
 from aligndet_cli.plotting import COLOURS, JPEG, hex_to_rgb, ink_on
 from aligndet_cli.pretrain_box.views import VIEWS, draw_views
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.workspace import write_bytes
 
 NUM_IMAGES = 4

@@ -11,8 +11,9 @@ from torchvision.ops import StochasticDepth
 
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.interface import BoxTargets, Features, ImageBatch
-from aligndet_cli.pretrain_box.contrastive import contrastive_loss, embedding_health
-from aligndet_cli.training.schedules import ProjectorRecipe, Recipe
+from aligndet_cli.pretrain_box.contrastive import contrastive_loss
+from aligndet_cli.training.embeddings import embedding_health
+from aligndet_cli.training.recipe import ProjectorRecipe, Recipe
 
 Tasks = Literal["both", "contrastive", "regression"]
 PROJECTOR_STD = 0.01  # the authors' heads: `init_cfg` of RetinaNet and FCOS, mmdetection's class predictor in R-CNN

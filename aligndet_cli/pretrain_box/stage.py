@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 
+from aligndet_cli.artifacts.clusters import ClusterLabels
 from aligndet_cli.backbones import (
     BackboneConfig,
     BackboneWeights,
@@ -16,7 +17,6 @@ from aligndet_cli.backbones import (
     load_backbone_weights,
     require_trained,
 )
-from aligndet_cli.cluster.labels import ClusterLabels
 from aligndet_cli.config import Frozen, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import (
@@ -29,29 +29,25 @@ from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_de
 from aligndet_cli.detectors.recipes import RCNN, recipe_for, told_training, training_of_backbone, weights_kind
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.logs import logger
 from aligndet_cli.plotting import never_failing
 from aligndet_cli.pretrain_box.boxes import ProposalBoxes, draw_images, open_proposal_data
 from aligndet_cli.pretrain_box.health import judge, rank_level
 from aligndet_cli.pretrain_box.pictures import draw_first_views
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
+from aligndet_cli.processes.collectives import wait_for_all
+from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.training.batch_size import GAPS_IN_PRETRAINING, Trial, recorded_split, worst_sizes
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
 from aligndet_cli.training.fitting import settle_batch_size
-from aligndet_cli.training.launch import Devices, Process, resolve_devices
-from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, train
-from aligndet_cli.training.optimizer import (
-    AskedRecipe,
-    TrainingConfig,
-    build_optimizer,
-    describe_settings,
-    resolve_settings,
-    training_of,
-)
+from aligndet_cli.training.optimizer import build_optimizer
+from aligndet_cli.training.placement import compile_parts, place, wrap
+from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart, Rates, Recipe
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.schedules import ProjectorRecipe, ProjectorStart, Rates, Recipe, momentum_at
+from aligndet_cli.training.schedules import momentum_at
+from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, describe_settings, resolve_settings, training_of
 from aligndet_cli.workspace import Artifact, Output, Workspace
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from aligndet_cli.data.transforms import Sample, ViewParams, draw_view, make_batch
+from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.transforms import ViewParams, draw_view, make_batch
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 
 VIEWS = (1, 2)

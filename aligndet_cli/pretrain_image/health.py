@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aligndet_cli.pretrain_box.health import MIN_LINES, MIN_RANK, MIN_RANK_SHARE, MIN_SPREAD
+from aligndet_cli.training.embeddings import MIN_LINES, MIN_RANK, MIN_RANK_SHARE, MIN_SPREAD
 
 # Share of the way from the loss of knowing nothing to that of knowing everything.
 MIN_LEARNED = 0.02

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize, softplus
 
 from aligndet_cli.backbones import Backbone
-from aligndet_cli.pretrain_box.contrastive import Contrast, embedding_health
-from aligndet_cli.training.distributed import gather_over_ranks
+from aligndet_cli.processes.collectives import gather_over_ranks
+from aligndet_cli.training.embeddings import Contrast, embedding_health
 
 MethodName = Literal["simsiam", "moco-v2", "supervised"]
 Losses = tuple[dict[str, Tensor], dict[str, Tensor]]

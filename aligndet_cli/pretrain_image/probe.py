@@ -15,8 +15,8 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import load_image
 from aligndet_cli.data.transforms import normalise
 from aligndet_cli.errors import DataError
+from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_image.methods import embed
-from aligndet_cli.training.logs import logger
 
 NEIGHBOURS = 20  # at most, and as many as there are images of a class; Wu et al., CVPR 2018, use 200 on ImageNet
 _CENTRE = 0.875  # of the short side, as ImageNet is tested (224 of 256)

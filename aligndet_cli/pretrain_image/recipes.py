@@ -6,7 +6,7 @@ from typing import Literal
 
 from aligndet_cli.pretrain_image.methods import MethodName
 from aligndet_cli.pretrain_image.views import ViewRecipe
-from aligndet_cli.training.schedules import Rates
+from aligndet_cli.training.recipe import Rates
 
 
 @dataclass(frozen=True)

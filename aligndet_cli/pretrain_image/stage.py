@@ -19,30 +19,26 @@ from aligndet_cli.backbones import (
 )
 from aligndet_cli.config import Side, StageConfig
 from aligndet_cli.data.loaders import OnError, SampleStream, batches_of_run
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_image.health import judge
 from aligndet_cli.pretrain_image.labels import ImageData, NoBoxes, open_data
 from aligndet_cli.pretrain_image.methods import Method, MethodName, MoCo, SimSiam, Supervised
 from aligndet_cli.pretrain_image.probe import Probe, score
 from aligndet_cli.pretrain_image.recipes import RECIPES, choose_batch_size, choose_momentum, choose_queue, choose_rates
 from aligndet_cli.pretrain_image.task import ImageTask
+from aligndet_cli.processes.collectives import wait_for_all
+from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.training.batch_size import recorded_split
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.distributed import compile_parts, place, wait_for_all, wrap
-from aligndet_cli.training.launch import Devices, Process, resolve_devices
-from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import Learner, LoopSettings, train
-from aligndet_cli.training.optimizer import (
-    TrainingConfig,
-    build_optimizer,
-    check_batch_split,
-    describe_settings,
-    resolve_settings,
-)
+from aligndet_cli.training.optimizer import build_optimizer
+from aligndet_cli.training.placement import compile_parts, place, wrap
+from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.schedules import Rates
+from aligndet_cli.training.settings import TrainingConfig, check_batch_split, describe_settings, resolve_settings
 from aligndet_cli.workspace import Output, Workspace, write_bytes
 
 SIMSIAM_DIM, MOCO_DIM = 2048, 128  # the papers'

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.pretrain_image.methods import Method
 from aligndet_cli.pretrain_image.views import ViewRecipe, draw_crop, make_views
 

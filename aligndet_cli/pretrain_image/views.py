@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 from torchvision.transforms.v2 import functional as F
 
-from aligndet_cli.data.transforms import MEAN, STD, Sample, mix_seed
+from aligndet_cli.data.sample import Sample, mix_seed
+from aligndet_cli.data.transforms import MEAN, STD
 
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as in torchvision
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))

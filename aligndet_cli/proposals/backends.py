@@ -17,7 +17,7 @@ from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from aligndet_cli.errors import ConfigError, RunError
-from aligndet_cli.training.signals import end_with_parent, helpers_ignore_sigusr1, leave_stopping_to_main_process
+from aligndet_cli.processes.signals import end_with_parent, helpers_ignore_sigusr1, leave_stopping_to_main_process
 
 Backend = Literal["processes", "threads", "dask", "ray"]
 _JOBLIB_NAMES = {"processes": "loky", "threads": "threading", "dask": "dask", "ray": "ray"}

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.artifacts.proposals import ImageEntry, ProposalStore
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.errors import ConfigError, DataError
-from aligndet_cli.proposals.store import ImageEntry, ProposalStore
-from aligndet_cli.training.logs import logger
+from aligndet_cli.logs import logger
 
 CATEGORY = {"id": 1, "name": "selective_search"}  # the one category of the authors' file
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.proposals.filters import has_allowed_size, pairwise_iou
-from aligndet_cli.proposals.store import ProposalStore
 
 BUDGETS = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200, 300, 500, 700, 1000)
 _SHOWN = ("50", "100", "300", "all")

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.proposals.filters import areas_of
 from aligndet_cli.proposals.recall import measure_recall
-from aligndet_cli.proposals.store import ProposalStore
 
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 _MAX_SAMPLE = 200_000

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.logs import logger
 from aligndet_cli.proposals.filters import FilterRules, filter_proposals
 from aligndet_cli.proposals.grouping import Groups, Mix, group, group_alone
 from aligndet_cli.proposals.ranking import box_keys, ranked
 from aligndet_cli.proposals.regions import describe_regions
 from aligndet_cli.proposals.segmentation import edge_strength, segment
 from aligndet_cli.proposals.soco import search_as_soco
-from aligndet_cli.training.logs import logger
 
 SearchMode = Literal["fast", "quality", "soco", "opencv-fast", "opencv-quality", "opencv-single"]
 

@@ -12,11 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError, RunError
+from aligndet_cli.logs import Progress, ProgressMode, logger
 from aligndet_cli.plotting import never_failing
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.sharing import locked_if_last, taking_part
+from aligndet_cli.processes.signals import stop_on_signal
 from aligndet_cli.proposals.backends import Backend, Workers, resolve_workers, results_of
 from aligndet_cli.proposals.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, hash_file
 from aligndet_cli.proposals.filters import FilterRules
@@ -25,12 +30,7 @@ from aligndet_cli.proposals.pictures import draw_histograms, draw_recall, draw_s
 from aligndet_cli.proposals.report import build_report
 from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
-from aligndet_cli.proposals.store import STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.proposals.work import Job, Recipe, find_boxes
-from aligndet_cli.sharing import locked_if_last, taking_part
-from aligndet_cli.training.launch import Process
-from aligndet_cli.training.logs import Progress, ProgressMode, logger
-from aligndet_cli.training.signals import stop_on_signal
 from aligndet_cli.workspace import Output, Workspace, write_bytes, write_json
 
 # Settings that only selective search reads.

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
 from aligndet_cli.workspace import Workspace, read_json
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
-from aligndet_cli.training.distributed import gather_objects
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.collectives import gather_objects
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.workspace import write_json
 
 FILE = "diverged.json"

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from aligndet_cli.errors import RunError
+from aligndet_cli.logs import logger
+from aligndet_cli.processes.devices import Devices, Process
+from aligndet_cli.processes.memory import Room, free_room
 from aligndet_cli.training.batch_size import Split, Trial, largest_on_gpu
-from aligndet_cli.training.launch import Devices, Process
-from aligndet_cli.training.logs import logger
-from aligndet_cli.training.memory import Room, free_room
-from aligndet_cli.training.optimizer import TrainingConfig, check_batch_split
-from aligndet_cli.training.schedules import Rates
+from aligndet_cli.training.recipe import Rates
+from aligndet_cli.training.settings import TrainingConfig, check_batch_split
 from aligndet_cli.training.trial import Footprint, gigabytes, try_step
 
 # Of what is free on the machine: the rest is for its other users.

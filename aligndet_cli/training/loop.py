@@ -14,17 +14,18 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from aligndet_cli.config import Frozen
-from aligndet_cli.data.transforms import Sample, mix_seed
+from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.errors import RunError
+from aligndet_cli.logs import Progress, logger
+from aligndet_cli.processes.collectives import any_rank, mean_over_ranks, wait_for_all
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.memory import give_back_freed_memory, keep_few_primitives
+from aligndet_cli.processes.signals import StopSignal, stop_on_signal
 from aligndet_cli.training.checkpoint import load_checkpoint, save_checkpoint
-from aligndet_cli.training.distributed import any_rank, autocast, mean_over_ranks, wait_for_all
 from aligndet_cli.training.divergence import Divergence
-from aligndet_cli.training.launch import Process
-from aligndet_cli.training.logs import Progress, logger
-from aligndet_cli.training.memory import give_back_freed_memory, keep_few_primitives
+from aligndet_cli.training.placement import autocast
 from aligndet_cli.training.records import Records, Speed
 from aligndet_cli.training.schedules import Schedule
-from aligndet_cli.training.signals import StopSignal, stop_on_signal
 
 _MANY_PIXELS = 200_000  # of a micro-batch: its step takes seconds on a CPU
 _LOST_WORKER = "DataLoader worker"  # torch: "(pid 1) is killed by signal" or "exited unexpectedly"

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligndet_cli.data.transforms import Sample
-from aligndet_cli.training.distributed import mean_over_ranks
+from aligndet_cli.data.sample import Sample
+from aligndet_cli.logs import logger
+from aligndet_cli.processes.collectives import mean_over_ranks
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.divergence import FILE as DIVERGED
-from aligndet_cli.training.launch import Process
-from aligndet_cli.training.logs import logger
 from aligndet_cli.workspace import write_bytes
 
 # How numbers are called where there is little room; those without a short name are in metrics.jsonl only.

@@ -11,13 +11,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
+from aligndet_cli.logs import logger
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.launch import run_here
+from aligndet_cli.processes.memory import Usage, give_back_freed_memory, limit_growth, process_usage
 from aligndet_cli.training.batch_size import Trial
-from aligndet_cli.training.launch import Process, run_here
-from aligndet_cli.training.logs import logger
 from aligndet_cli.training.loop import build_scaler, memory_that_ran_out, train_step, watch_divergence
-from aligndet_cli.training.memory import Usage, give_back_freed_memory, limit_growth, process_usage
 
 _PATIENCE_S = 300.0
 _POLL_S = 0.2

@@ -20,8 +20,8 @@ import numpy as np
 
 from aligndet_cli.cluster.kmeans import ClusterSettings, assign, fit_kmeans, fit_pca, project
 from aligndet_cli.cluster.rows import RowFile, Watch, row_ranges
-from aligndet_cli.training.logs import Progress
-from aligndet_cli.training.signals import StopSignal
+from aligndet_cli.logs import Progress
+from aligndet_cli.processes.signals import StopSignal
 
 PASSES = ("pca", "projection", "k-means", "assignment")
 

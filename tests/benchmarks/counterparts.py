@@ -45,7 +45,7 @@ from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
 from aligndet_cli.pretrain_box.views import VIEWS, draw_views
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.workspace import Workspace
 
 CPU = torch.device("cpu")

@@ -20,9 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, write_store
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.open import open_images
-from aligndet_cli.proposals.store import STORE_FILES, ImageProposals, write_store
 from aligndet_cli.workspace import Workspace
 
 SIZE_HW = (480, 640)
@@ -96,7 +96,7 @@ def measure_loading(arguments: argparse.Namespace, workspace: Workspace, workers
     """Seconds to the first batch, images/s after it, and memory of the loader's processes."""
     from aligndet_cli.data.loaders import SampleStream, batches_of_run
     from aligndet_cli.pretrain_box import stage
-    from aligndet_cli.training.launch import Process
+    from aligndet_cli.processes.devices import Process
 
     began = time.perf_counter()
     config = stage.PretrainBoxConfig.model_validate(

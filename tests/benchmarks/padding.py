@@ -26,8 +26,8 @@ from aligndet_cli.finetune.views import (
     resolve_resolution,
 )
 from aligndet_cli.pretrain_box.stage import ViewsConfig
-from aligndet_cli.training.launch import Process
-from aligndet_cli.training.schedules import MULTI_SCALE, SINGLE_SCALE
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE
 
 SIDES = ("finetune, one scale", "finetune, multi-scale", "pretrain-box, a view")
 

@@ -30,16 +30,16 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import RuntimeConfig
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.detectors import BUILDERS, build_detector
 from aligndet_cli.finetune import stage as finetune
 from aligndet_cli.finetune.views import Resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.memory import keep_freed_memory
 from aligndet_cli.training.batch_size import draw_samples
-from aligndet_cli.training.launch import Process
 from aligndet_cli.training.loop import Learner, build_scaler, train_step, watch_divergence
-from aligndet_cli.training.memory import keep_freed_memory
-from aligndet_cli.training.optimizer import TrainingConfig, resolve_settings
+from aligndet_cli.training.settings import TrainingConfig, resolve_settings
 
 HEIGHT, WIDTH, NUM_IMAGES, NUM_BOXES, NUM_CLASSES = 512, 640, 2, 30, 80
 SIDES = ("pretrain", "finetune", "equal", "plain")

@@ -11,8 +11,8 @@ import pytest
 from aligndet_cli.cluster import stage
 from aligndet_cli.cluster.stage import ClusterConfig
 from aligndet_cli.config import DataConfig
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage as proposals_stage
-from aligndet_cli.training.launch import Process
 from aligndet_cli.workspace import Workspace
 
 # Boxes per image: distinct numbers, with images without any at the start, in the middle and at the end.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torchvision.ops import roi_align
 
+from aligndet_cli.artifacts.open import open_proposals
 from aligndet_cli.cluster.features import (
     Extraction,
     ProposalImages,
@@ -16,11 +17,10 @@ from aligndet_cli.cluster.features import (
 )
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.data.images import read_image
-from aligndet_cli.data.proposal_source import open_proposals
 from aligndet_cli.errors import RunError
-from aligndet_cli.training.launch import Process
-from aligndet_cli.training.logs import Progress
-from aligndet_cli.training.signals import StopSignal
+from aligndet_cli.logs import Progress
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.signals import StopSignal
 
 
 class Pixels(nn.Module):

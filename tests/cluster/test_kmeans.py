@@ -12,8 +12,8 @@ from aligndet_cli.cluster import kmeans
 from aligndet_cli.cluster.kmeans import ClusterSettings, assign, check_sizes, fit_kmeans, fit_pca, project
 from aligndet_cli.cluster.rows import RowFile, Watch, row_ranges, shuffled_batches
 from aligndet_cli.errors import ConfigError, Preempted
-from aligndet_cli.training.logs import Progress
-from aligndet_cli.training.signals import StopSignal
+from aligndet_cli.logs import Progress
+from aligndet_cli.processes.signals import StopSignal
 
 
 class StopAfter(StopSignal):

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.cluster import kmeans, rows, stage
 from aligndet_cli.errors import ConfigError, Preempted, RunError, WeightsError
-from aligndet_cli.proposals.store import ProposalStore
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.workspace import Workspace, read_json
 
 # Kills itself the hard way right before (even) or after (odd) the n-th piece of work is recorded.
@@ -25,7 +25,7 @@ KILL_SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from aligndet_cli.cluster import rows, stage
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.launch import Process
 from aligndet_cli.workspace import Workspace
 
 def die_at(function, moment):

@@ -9,10 +9,10 @@ from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet, positions_of
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream, StreamSampler, batches_of_run, evaluation_batches
 from aligndet_cli.data.open import open_images
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.toy import draw_toy_data
-from aligndet_cli.data.transforms import Sample
 from aligndet_cli.errors import DataError
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.devices import Process
 
 
 @pytest.fixture(scope="module")

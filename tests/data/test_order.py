@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from aligndet_cli.bench.images import mixed_sizes
 from aligndet_cli.data.order import epoch_order
 from aligndet_cli.data.transforms import resized_hw
+from aligndet_cli.tools.bench.images import mixed_sizes
 
 
 def aspects_of(num_tall: int, num_wide: int) -> np.ndarray:

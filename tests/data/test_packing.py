@@ -3,7 +3,7 @@ from dataclasses import fields, replace
 import torch
 
 from aligndet_cli.data.packing import PackedSamples
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 
 
 def sample(position: int, size_hw: tuple[int, int], num_boxes: int, *, with_masks: bool = False) -> Sample:

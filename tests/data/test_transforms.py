@@ -10,19 +10,18 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
+from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.data.toy import draw_toy_image
 from aligndet_cli.data.transforms import (
     COLOUR_OPS,
     MEAN,
     STD,
     ColourOp,
-    Sample,
     ViewParams,
     apply_view,
     change_colour,
     draw_view,
     make_batch,
-    mix_seed,
     pad_to_batch,
     resized_hw,
 )

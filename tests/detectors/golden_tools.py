@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aligndet_cli.conversion.convert import convert
-from aligndet_cli.conversion.exporting import mmdet_checkpoint
-from aligndet_cli.conversion.importing import ImportRequest, import_weights
-from aligndet_cli.conversion.reading import Checkpoint
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.checkpoint import load_detector, read_detector
 from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
+from aligndet_cli.tools.conversion.convert import convert
+from aligndet_cli.tools.conversion.exporting import mmdet_checkpoint
+from aligndet_cli.tools.conversion.importing import ImportRequest, import_weights
+from aligndet_cli.tools.conversion.reading import Checkpoint
 from aligndet_cli.workspace import Workspace
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -27,7 +27,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.conversion import mmdet
 from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, ImageBatch
@@ -38,6 +37,7 @@ from aligndet_cli.detectors.parts.cells import grids_of
 from aligndet_cli.detectors.parts.mask_head import paste_mask
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, pool_rois, sample_rois
 from aligndet_cli.detectors.parts.two_stage import DELTA_STD
+from aligndet_cli.tools.conversion import mmdet
 
 PROJECTOR = "roi_head.bbox_head.fc_cls."
 EVERYTHING = {"rpn_samples": 10**6, "rpn_positive_fraction": 1, "roi_samples": 10**6, "roi_positive_fraction": 1}

@@ -19,15 +19,8 @@ from aligndet_cli.detectors.recipes import (
 )
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.schedules import (
-    LENGTHS,
-    WIDE_SIDES,
-    Freezing,
-    ProjectorRecipe,
-    Rates,
-    Recipe,
-    build_schedule,
-)
+from aligndet_cli.training.recipe import WIDE_SIDES, Freezing, ProjectorRecipe, Rates, Recipe
+from aligndet_cli.training.schedules import LENGTHS, build_schedule
 
 # (lr, weight decay, batch size, optimizer, schedule) of pre-training, fine-tuning after it, and fine-tuning without it.
 SGD = (16, "sgd", "1x")

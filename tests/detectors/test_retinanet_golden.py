@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.conversion import mmdet
 from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets
 from aligndet_cli.detectors.parts.box_coder import encode_boxes
 from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig, build_retinanet
+from aligndet_cli.tools.conversion import mmdet
 
 ALL_ANCHORS = 100_000
 

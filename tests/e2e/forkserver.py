@@ -28,12 +28,12 @@ from matplotlib.figure import Figure
 import aligndet_cli.cluster.stage
 import aligndet_cli.commands.results
 import aligndet_cli.evaluate.stage
-import aligndet_cli.figures.command
 import aligndet_cli.finetune.stage
 import aligndet_cli.pretrain_box.stage
 import aligndet_cli.proposals.stage
-import aligndet_cli.report.table
-import aligndet_cli.study.command  # noqa: F401  # all of these: imported before the first fork
+import aligndet_cli.tools.figures.command
+import aligndet_cli.tools.report.table
+import aligndet_cli.tools.study.command  # noqa: F401  # all of these: imported before the first fork
 from aligndet_cli.cli import main
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.data.loaders import StreamSampler
-from aligndet_cli.training.distributed import wrap
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.loop import Learner, LoopSettings, train
+from aligndet_cli.training.placement import wrap
 from aligndet_cli.training.schedules import Schedule
 
 BATCH, NUM_STEPS = 4, 9

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aligndet_cli.study.plan import StageRun, plan_runs
-from aligndet_cli.study.spec import load_study
+from aligndet_cli.tools.study.plan import StageRun, plan_runs
+from aligndet_cli.tools.study.spec import load_study
 from aligndet_cli.workspace import Workspace, write_json
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

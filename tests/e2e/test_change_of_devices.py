@@ -9,7 +9,8 @@ import torch
 from linear_learner import BATCH, NUM_STEPS, PLAN, LeastSquares, run
 
 from aligndet_cli.errors import Preempted
-from aligndet_cli.training.launch import Devices, Shown, launch
+from aligndet_cli.processes.devices import Devices
+from aligndet_cli.processes.launch import Shown, launch
 
 pytestmark = pytest.mark.e2e
 

@@ -34,8 +34,8 @@ from aligndet_cli.detectors.checkpoint import DetectorFile, write_detector
 from aligndet_cli.finetune import stage as finetune
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.boxes import ProposalData
-from aligndet_cli.report.published import Published, find_published, published_numbers
-from aligndet_cli.study.plan import StageRun
+from aligndet_cli.tools.report.published import Published, find_published, published_numbers
+from aligndet_cli.tools.study.plan import StageRun
 from aligndet_cli.workspace import Artifact, Workspace, write_json
 
 SETTINGS = Path(__file__).with_name("settings")

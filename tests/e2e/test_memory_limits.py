@@ -20,9 +20,9 @@ pytestmark = [
 # What is imported takes more addresses than the steps, and differs between builds of torch: the limit comes on top.
 LIMITED = """
 import resource, sys
-from aligndet_cli.bench import measure
+from aligndet_cli.tools.bench import measure
 from aligndet_cli.finetune import stage
-from aligndet_cli.training.memory import process_usage
+from aligndet_cli.processes.memory import process_usage
 limit = process_usage().mapped + int(sys.argv.pop(1)) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 from aligndet_cli.cli import main

@@ -16,8 +16,9 @@ from commandline import CHAIN, aligndet, files_of
 from two_ranks import Taken, run_and_keep, take_learner, train_with_averaged_gradients
 
 from aligndet_cli import driver
-from aligndet_cli.training.launch import Devices, Process, Shown, launch
-from aligndet_cli.training.slurm import torch_variables
+from aligndet_cli.processes.devices import Devices, Process
+from aligndet_cli.processes.launch import Shown, launch
+from aligndet_cli.processes.slurm import torch_variables
 
 if TYPE_CHECKING:
     from forks import ForkServer

@@ -8,7 +8,8 @@ import pytest
 import torch
 from two_ranks import fill_queue
 
-from aligndet_cli.training.launch import Devices, Shown, launch
+from aligndet_cli.processes.devices import Devices
+from aligndet_cli.processes.launch import Shown, launch
 
 pytestmark = pytest.mark.e2e
 

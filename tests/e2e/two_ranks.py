@@ -11,10 +11,10 @@ from torch.nn.functional import normalize
 from torch.nn.utils import clip_grad_norm_
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.data.transforms import Sample, mix_seed
+from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.driver import stage_module
 from aligndet_cli.pretrain_image.methods import MoCo
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.loop import Learner, LoopSettings
 
 

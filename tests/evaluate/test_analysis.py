@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from aligndet_cli.detectors.metrics import evaluate_coco
 from aligndet_cli.evaluate.analysis import PARTS, TOUCH_IOU, analyse
+from aligndet_cli.metrics.coco import evaluate_coco
 
 CAT, DOG = 3, 8
 

@@ -1,5 +1,5 @@
-from aligndet_cli.detectors.metrics import COCO_NUMBERS
 from aligndet_cli.evaluate.compare import compare_runs
+from aligndet_cli.metrics.coco import COCO_NUMBERS
 
 
 def _metrics(value, per_class, **groups):

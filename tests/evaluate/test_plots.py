@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from aligndet_cli.data.dataset import Category, ImageSet
-from aligndet_cli.detectors.metrics import coco_ground_truth, evaluate_coco
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.plots import (
     Drawing,
@@ -16,6 +15,7 @@ from aligndet_cli.evaluate.plots import (
     draw_plots,
 )
 from aligndet_cli.evaluate.sheets import NUM_IMAGES, draw_best_and_worst, draw_detections
+from aligndet_cli.metrics.coco import coco_ground_truth, evaluate_coco
 
 PICTURES = [
     "best_and_worst.png",

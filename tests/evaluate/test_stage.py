@@ -18,12 +18,12 @@ from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import build_detector
 from aligndet_cli.detectors.checkpoint import load_detector, save_detector
 from aligndet_cli.detectors.interface import Detections
-from aligndet_cli.detectors.metrics import COCO_NUMBERS
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError, GateError
 from aligndet_cli.evaluate import stage
 from aligndet_cli.evaluate.stage import EvaluateConfig
-from aligndet_cli.training.launch import Process
+from aligndet_cli.metrics.coco import COCO_NUMBERS
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.workspace import Workspace, write_json
 
 NUM_IMAGES = 7

@@ -14,8 +14,8 @@ from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial
-from aligndet_cli.finetune.stage import FinetuneConfig
 from aligndet_cli.finetune.transfer import MODULE_NAMES, modules_to_restart, transfer
 from aligndet_cli.workspace import Workspace
 

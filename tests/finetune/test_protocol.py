@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision import models
 
 from aligndet_cli.backbones.layouts import LAYOUTS, NAMINGS, Layout, recognise
+from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import find_initial
-from aligndet_cli.finetune.stage import FinetuneConfig
 from aligndet_cli.workspace import Workspace
 
 # Names and folders that used to decide, or might.

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.data.transforms import Crop, Sample, ViewParams, crop_sample, draw_view, resized_hw
+from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.transforms import Crop, ViewParams, crop_sample, draw_view, resized_hw
 from aligndet_cli.finetune.views import (
     LabelledViews,
     Resolution,
@@ -15,7 +16,7 @@ from aligndet_cli.finetune.views import (
     draw_labelled_view,
     resolve_resolution,
 )
-from aligndet_cli.training.schedules import MULTI_SCALE, SINGLE_SCALE, WIDE_SIDES
+from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE, WIDE_SIDES
 
 CPU = torch.device("cpu")
 BOX = (30, 20, 90, 60)

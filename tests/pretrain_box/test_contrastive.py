@@ -13,7 +13,8 @@ from torch.nn.functional import normalize, softplus
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aligndet_cli.pretrain_box import contrastive
-from aligndet_cli.pretrain_box.contrastive import Contrast, contrastive_loss, effective_rank
+from aligndet_cli.pretrain_box.contrastive import contrastive_loss
+from aligndet_cli.training.embeddings import Contrast, effective_rank
 
 GOLDEN = Path(__file__).parent / "golden"
 META = json.loads((GOLDEN / "g1_contrastive.json").read_text())

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.data.transforms import Sample, ViewParams, make_batch
+from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.transforms import ViewParams, make_batch
 from aligndet_cli.detectors import BUILDERS, build_detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
@@ -16,7 +17,8 @@ from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Projector, View
-from aligndet_cli.training.schedules import ProjectorRecipe, ProjectorStart, momentum_at
+from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart
+from aligndet_cli.training.schedules import momentum_at
 
 SMALL = {
     "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64),

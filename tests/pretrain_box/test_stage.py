@@ -13,7 +13,7 @@ from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.pretrain_box.stage import Plan, PretrainBoxConfig, describe, prepare
-from aligndet_cli.training.schedules import ProjectorRecipe
+from aligndet_cli.training.recipe import ProjectorRecipe
 from aligndet_cli.workspace import Workspace
 
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aligndet_cli.artifacts.proposals import ImageProposals, ProposalStore, write_store
 from aligndet_cli.proposals import pictures
 from aligndet_cli.proposals.pictures import draw_histograms
-from aligndet_cli.proposals.store import ImageProposals, ProposalStore, write_store
 
 
 def bars_of(store: ProposalStore, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[list[tuple[float, int]], str]]:

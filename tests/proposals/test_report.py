@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aligndet_cli.artifacts.proposals import ImageProposals, ProposalStore, write_store
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.proposals.recall import BUDGETS
 from aligndet_cli.proposals.report import build_report, covered_shares, sample_boxes
-from aligndet_cli.proposals.store import ImageProposals, ProposalStore, write_store
 
 
 def image_set_of(boxes_per_image: list[list[list[float]]], crowd_rows: tuple[int, ...] = ()) -> ImageSet:

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from commandline import aligndet, files_of
 
+from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.errors import ConfigError, DataError, RunError
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage
 from aligndet_cli.proposals.journal import Journal
 from aligndet_cli.proposals.share import Share, describe_missing, describe_shards
-from aligndet_cli.proposals.store import ProposalStore
-from aligndet_cli.training.launch import Process
 from aligndet_cli.workspace import Workspace, is_locked, read_json
 
 RUN_SCRIPT = """
 import sys, time
 from pathlib import Path
 from aligndet_cli.proposals import stage
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.launch import Process
 from aligndet_cli.workspace import Workspace
 if __name__ == "__main__":
     plans = [

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aligndet_cli.artifacts.proposals import STORE_FILES, ProposalStore
 from aligndet_cli.errors import ConfigError, DataError, Preempted
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage
 from aligndet_cli.proposals.journal import Records
-from aligndet_cli.proposals.store import STORE_FILES, ProposalStore
-from aligndet_cli.training.launch import Process
 from aligndet_cli.workspace import Workspace, read_json
 
 NUM_IMAGES = 7  # of `root`
@@ -25,7 +25,7 @@ import sys, time
 from contextlib import nullcontext
 from pathlib import Path
 from aligndet_cli.proposals import stage
-from aligndet_cli.training.launch import Process
+from aligndet_cli.processes.launch import Process
 from aligndet_cli.workspace import Workspace
 if __name__ == "__main__":
     append = stage.Journal.append

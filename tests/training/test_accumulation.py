@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.detectors import BUILDERS, build_detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
@@ -14,8 +14,8 @@ from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.finetune.views import LabelledViews, Resolution
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.batch_size import draw_samples
-from aligndet_cli.training.launch import Process
 from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
 from aligndet_cli.training.schedules import Schedule
 

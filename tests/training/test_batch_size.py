@@ -10,8 +10,9 @@ import torch
 from commandline import DETECTOR, NECK, RANDOM, RESOLUTION, aligndet
 from torch import Tensor, nn
 
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
+from aligndet_cli.processes.devices import Devices, Process
 from aligndet_cli.training import fitting
 from aligndet_cli.training.batch_size import (
     Split,
@@ -22,10 +23,10 @@ from aligndet_cli.training.batch_size import (
     worst_sizes,
 )
 from aligndet_cli.training.fitting import settle_batch_size
-from aligndet_cli.training.launch import Devices, Process
 from aligndet_cli.training.loop import Learner, LoopSettings
-from aligndet_cli.training.optimizer import TrainingConfig
-from aligndet_cli.training.schedules import Rates, Schedule
+from aligndet_cli.training.recipe import Rates
+from aligndet_cli.training.schedules import Schedule
+from aligndet_cli.training.settings import TrainingConfig
 
 RATES = Rates(0.01, 1e-4, "some recipe", batch_size=16)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.divergence import Divergence
-from aligndet_cli.training.launch import Process
 
 
 def sample(index: int) -> Sample:

@@ -6,13 +6,13 @@ import pytest
 from hungry import hungry_trial
 
 from aligndet_cli.errors import ConfigError, RunError
+from aligndet_cli.processes.devices import Devices
+from aligndet_cli.processes.memory import Room
 from aligndet_cli.training import fitting
 from aligndet_cli.training.batch_size import Split
 from aligndet_cli.training.fitting import Fit, settle_batch_size
-from aligndet_cli.training.launch import Devices
-from aligndet_cli.training.memory import Room
-from aligndet_cli.training.optimizer import TrainingConfig
-from aligndet_cli.training.schedules import Rates
+from aligndet_cli.training.recipe import Rates
+from aligndet_cli.training.settings import TrainingConfig
 from aligndet_cli.training.trial import Footprint
 
 GB = 10**9

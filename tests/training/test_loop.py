@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aligndet_cli.data.transforms import Sample
+from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import ConfigError, Preempted, RunError
+from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.checkpoint import load_checkpoint
-from aligndet_cli.training.launch import Process
 from aligndet_cli.training.loop import (
     CheckpointConfig,
     Learner,

@@ -6,9 +6,11 @@ from torchvision.models.swin_transformer import SwinTransformerBlock
 
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.launch import Process
-from aligndet_cli.training.optimizer import TrainingConfig, build_optimizer, resolve_settings
-from aligndet_cli.training.schedules import Rates, build_schedule
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.training.optimizer import build_optimizer
+from aligndet_cli.training.recipe import Rates
+from aligndet_cli.training.schedules import build_schedule
+from aligndet_cli.training.settings import TrainingConfig, resolve_settings
 
 RATES = Rates(0.01, 1e-4, "a recipe")
 

@@ -1,0 +1,1 @@
+"""What one stage leaves in the workspace and another reads: proposals and their clusters."""

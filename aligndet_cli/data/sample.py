@@ -1,0 +1,37 @@
+"""One decoded image with its boxes, and the seeds of what is drawn for it."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as decoded, with its boxes in its own pixels.
+
+    Attributes:
+        position: place in the endless stream of samples of a run; seeds its augmentation.
+        index: place in the `ImageSet`.
+        image: (3, H, W) uint8 RGB.
+        boxes: (N, 4) xyxy.
+        class_ids: (N,) int64.
+        masks: (N, H, W) bool, all False where a box has none; or None for all.
+        skipped: `(file, reason)` of images that could not be read and that this one stands in for.
+    """
+
+    position: int
+    index: int
+    image: Tensor
+    boxes: Tensor
+    class_ids: Tensor
+    masks: Tensor | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def mix_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, different for every different tuple (in practice)."""
+    mixed = 0x9E3779B97F4A7C15
+    for number in numbers:
+        mixed = (mixed ^ (number + 0x632BE59BD9B4E019)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed ^= mixed >> 31
+    return mixed % 2**63

@@ -1,0 +1,1 @@
+"""Metrics of detections: COCO's by pycocotools, and Pascal VOC's."""

@@ -1,0 +1,110 @@
+"""Which processes a run has, and on which devices."""
+
+import os
+from dataclasses import dataclass
+
+from aligndet_cli.config import RuntimeConfig
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.logs import ProgressMode
+from aligndet_cli.processes.slurm import is_batch_script
+
+
+@dataclass(frozen=True)
+class Process:
+    """Which of the processes of a run this is.
+
+    Attributes:
+        device: torch device name, `cpu` or `cuda:<local rank>`.
+        progress: what this process shows; `none` on all but the main one.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+    progress: ProgressMode = "none"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The processes a run will use, resolved from `RuntimeConfig`.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        per_node: processes on this machine.
+        visible: GPU numbers to use, when the user listed them.
+        timeout_minutes: how long processes wait for each other.
+    """
+
+    kind: str = "cpu"
+    per_node: int = 1
+    num_nodes: int = 1
+    visible: tuple[int, ...] | None = None
+    timeout_minutes: float = 30.0
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.per_node * self.num_nodes
+
+    @property
+    def first(self) -> str:
+        """Torch device name of the first process."""
+        return "cpu" if self.kind == "cpu" else f"cuda:{self.visible[0] if self.visible else 0}"
+
+
+def joined_world_size() -> int | None:
+    """Number of processes when this one was started by torchrun or Slurm as one of many, else None."""
+    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in os.environ and int(os.environ.get(world, "1")) > 1:
+            return None if rank.startswith("SLURM") and is_batch_script(os.environ) else int(os.environ[world])
+    return None
+
+
+def resolve_devices(runtime: RuntimeConfig) -> Devices:
+    """What `--accelerator`, `--devices` and `--num-nodes` mean on this machine.
+
+    Raises:
+        ConfigError: GPUs asked for that are not there, or something that is neither a number nor a list.
+    """
+    import torch
+
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind = "cuda" if runtime.accelerator == "gpu" or (runtime.accelerator == "auto" and num_gpus) else "cpu"
+    if kind == "cuda" and not num_gpus:
+        raise ConfigError("--accelerator gpu: no GPU is visible to torch here; use --accelerator cpu")
+    visible = None
+    if runtime.devices == "auto":
+        per_node = max(num_gpus, 1) if kind == "cuda" else 1
+    else:
+        try:
+            numbers = [int(part) for part in runtime.devices.split(",")]
+        except ValueError:
+            raise ConfigError(f"--devices {runtime.devices}: write auto, a number, or a list like 0,1") from None
+        if "," in runtime.devices:
+            per_node, visible = len(numbers), tuple(numbers)
+        else:
+            per_node = numbers[0]
+    if per_node < 1 or (kind == "cuda" and max(visible or (per_node - 1,)) >= num_gpus):
+        raise ConfigError(f"--devices {runtime.devices}: this machine has {num_gpus} GPUs; 1 process at least")
+    joined = joined_world_size()
+    if joined is not None:
+        return _joined_devices(runtime, joined, Devices(kind, per_node, runtime.num_nodes, visible))
+    if runtime.num_nodes > 1:
+        raise ConfigError("--num-nodes: start the command on every machine with torchrun or srun; it joins by itself")
+    return Devices(kind, per_node, 1, visible, runtime.timeout_minutes)
+
+
+def _joined_devices(runtime: RuntimeConfig, joined: int, asked: Devices) -> Devices:
+    """The processes that the launcher has started; what was asked for must agree with it."""
+    num_nodes = runtime.num_nodes
+    if joined % num_nodes or (runtime.devices != "auto" and asked.world_size != joined):
+        raise ConfigError(
+            f"--devices {runtime.devices} --num-nodes {num_nodes}: the launcher (torchrun, srun) started {joined} "
+            "processes; leave both out, or make them agree"
+        )
+    return Devices(asked.kind, joined // num_nodes, num_nodes, asked.visible, runtime.timeout_minutes)

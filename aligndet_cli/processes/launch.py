@@ -1,0 +1,282 @@
+"""One function on one process or many: spawned by torch's elastic launcher, or joined under torchrun and Slurm."""
+
+import contextlib
+import datetime
+import json
+import logging
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, Preempted, RunError, as_user_error
+from aligndet_cli.logs import ProgressMode, setup_logging
+from aligndet_cli.processes.devices import Devices, Process, joined_world_size
+from aligndet_cli.processes.memory import keep_freed_memory
+from aligndet_cli.processes.signals import Stopped, helpers_ignore_sigusr1, ignore_stopping, stop_at_once
+from aligndet_cli.processes.slurm import torch_variables
+
+PlanT = TypeVar("PlanT")
+_INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How much a run tells: passed to spawned processes, which start without the command's settings."""
+
+    progress: ProgressMode = "auto"
+    verbosity: int = 0
+
+
+def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
+    """Call `run(plan, process)` on every process of `devices` and return when all are done.
+
+    Settings of the process itself (`plan.config.runtime.deterministic`) are made before the call.
+
+    Raises:
+        AlignDetError: what the first failing process reported, in this process.
+    """
+    if joined_world_size() is not None:
+        run_here(run, plan, _joined_process(devices, shown))
+        return
+    if devices.world_size == 1:
+        run_here(run, plan, Process(device=devices.first, progress=shown.progress))
+        return
+    _spawn(run, plan, devices, shown)
+
+
+@contextlib.contextmanager
+def one_for_all(devices: Devices) -> Iterator[Callable[[Callable[[], PlanT]], PlanT]]:
+    """Under torchrun or Slurm, let only rank 0 prepare and give every rank its plan or its error.
+
+    Yields a function that takes `prepare` and returns the plan. Without such a launcher it just calls it.
+    """
+    if joined_world_size() is None:
+        yield lambda prepare: prepare()
+        return
+    import torch.distributed as dist
+
+    _init_process_group(devices)
+    try:
+        yield _prepare_on_main
+    finally:
+        dist.destroy_process_group()
+
+
+def _prepare_on_main(prepare: Callable[[], PlanT]) -> PlanT:
+    import torch.distributed as dist
+
+    message: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            message[0] = prepare()
+        except AlignDetError as error:
+            message[1] = (error.exit_code, str(error))
+    dist.broadcast_object_list(message, src=0)
+    if message[1] is not None:
+        code, text = message[1]
+        raise ERROR_BY_EXIT_CODE[code](text)
+    return message[0]
+
+
+def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -> None:
+    """Call `run(plan, process)` in this process, set up for training as every process of a run is."""
+    import torch
+    import torch.utils.deterministic
+
+    if process.device == "cpu":
+        keep_freed_memory()
+    if process.device == "cpu" or plan.config.runtime.deterministic:
+        # On the CPU too, where it costs nothing: with two threads and more, sums over repeated indices are added up
+        # in the order the threads get to them.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch does not declare it
+        torch.backends.cudnn.benchmark = False
+    try:
+        run(plan, process)
+    except RuntimeError as error:
+        if process.world_size > 1 and _is_lost_connection(error):
+            if "timed out" in str(error).lower():
+                minutes = plan.config.runtime.timeout_minutes
+                raise RunError(
+                    f"rank {process.rank}: waited {minutes:g} minutes for another process of the run, which hangs; "
+                    "run the same command to continue (--set runtime.timeout_minutes to wait longer)"
+                ) from None
+            raise _LostPartner(f"rank {process.rank}: another process of the run is gone; see what it says") from None
+        raise
+
+
+class _LostPartner(RunError):
+    """Another process ended, and this one noticed: never the reason, only a consequence."""
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _joined_process(devices: Devices, shown: Shown) -> Process:
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    return Process(rank, dist.get_world_size(), _own_device(devices), shown.progress if rank == 0 else "none")
+
+
+def _own_device(devices: Devices) -> str:
+    """Torch device of a process of a group, by its number on this machine.
+
+    Raises:
+        ConfigError: more processes than GPUs.
+    """
+    import torch
+
+    if devices.kind == "cpu":
+        return "cpu"
+    local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if num_gpus == 1:  # Slurm may show each process only its own
+        return "cuda:0"
+    numbers = devices.visible or range(num_gpus)
+    if local_rank >= len(numbers):
+        raise ConfigError(f"process {local_rank} of this machine has no GPU ({len(numbers)} to share); start fewer")
+    return f"cuda:{numbers[local_rank]}"
+
+
+def _init_process_group(devices: Devices) -> None:
+    """Join the group that the environment names: torchrun's variables, or Slurm's translated to them."""
+    import torch
+    import torch.distributed as dist
+
+    if "RANK" not in os.environ:
+        for name, value in torch_variables(os.environ).items():
+            os.environ.setdefault(name, value)
+    if devices.kind == "cuda":
+        torch.cuda.set_device(torch.device(_own_device(devices)))
+    timeout = datetime.timedelta(minutes=devices.timeout_minutes)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if devices.kind == "cuda" else "gloo", timeout=timeout)
+
+
+def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
+    import torch.distributed.elastic.multiprocessing.api as elastic_api
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Their many lines about a process that failed: the one that counts is ours.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    with helpers_ignore_sigusr1():
+        multiprocessing.resource_tracker.ensure_running()
+    with tempfile.TemporaryDirectory(prefix="aligndet-") as reports, _signals_passed_on() as received:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            run_id=f"aligndet-{os.getpid()}",
+            nproc_per_node=devices.per_node,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # these end the workers at once, or after 30 s
+        )
+        try:
+            elastic_launch(config, _worker)(run, plan, devices, shown, Path(reports))
+        except (ChildFailedError, elastic_api.SignalException) as error:
+            raise _root_cause(Path(reports), error, received) from None
+
+
+@contextlib.contextmanager
+def _signals_passed_on() -> Iterator[list[str]]:
+    """Hand SIGTERM and SIGUSR1 to the workers and wait, however long they take to save; yields what was received."""
+    received: list[str] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+        workers = multiprocessing.active_children()
+        if not workers:
+            raise Stopped(received[0])
+        for worker in workers:
+            worker.terminate()
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown, reports: Path) -> None:
+    """Body of a spawned process: join the group, run, and leave a report of what went wrong."""
+    stop_at_once()
+    import torch
+    import torch.distributed as dist
+
+    setup_logging(shown.verbosity)
+    world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    if devices.kind == "cpu":
+        torch.set_num_threads(max((os.cpu_count() or 1) // world_size, 1))
+    try:
+        try:
+            _init_process_group(devices)
+            run_here(run, plan, _joined_process(devices, shown))
+            dist.destroy_process_group()
+        finally:
+            ignore_stopping()  # when one has failed, the launcher sends SIGTERM to the others
+    except _LostPartner:
+        sys.exit(RunError.exit_code)
+    except KeyboardInterrupt:  # from the terminal, or because the command itself was killed
+        os._exit(_INTERRUPTED)  # at once: the signal may come twice, from the terminal and from the launcher
+    except Stopped as stop:
+        _report(reports, local_rank, Preempted(str(stop)))
+    except AlignDetError as error:
+        _report(reports, local_rank, error)
+    except Exception as error:
+        known = as_user_error(error) if isinstance(error, OSError) else None
+        if known is None:
+            traceback.print_exc()
+        _report(reports, local_rank, known or RunError(f"rank {local_rank}: {type(error).__name__}: {error}"))
+
+
+def _report(reports: Path, rank: int, error: AlignDetError) -> None:
+    with contextlib.suppress(FileNotFoundError):  # the command is gone already
+        (reports / f"{rank}.json").write_text(json.dumps({"exit_code": error.exit_code, "message": str(error)}))
+    sys.exit(error.exit_code)
+
+
+def _root_cause(reports: Path, error: BaseException, received: list[str]) -> BaseException:
+    """The error of the process that failed first; the others only lost their partner.
+
+    Args:
+        received: signals that were passed on.
+    """
+    failures = getattr(error, "failures", {})
+    was_killed = not received and any(failure.exitcode == -signal.SIGKILL for failure in failures.values())
+    for file in sorted(reports.glob("*.json"), key=lambda file: file.stat().st_mtime):
+        report = json.loads(file.read_text())
+        # After one was killed, it is the launcher that asks the others to stop.
+        if not (was_killed and report["exit_code"] == Preempted.exit_code):
+            return ERROR_BY_EXIT_CODE[report["exit_code"]](report["message"])
+    number = getattr(error, "sigval", None)
+    if number == signal.SIGINT or any(failure.exitcode == _INTERRUPTED for failure in failures.values()):
+        return KeyboardInterrupt()
+    if number is not None:
+        received = [*received, signal.Signals(number).name]
+    if received:  # before the workers could listen
+        return Preempted(str(Stopped(received[0])))
+    killed = [rank for rank, failure in failures.items() if failure.exitcode == -signal.SIGKILL]
+    if killed:
+        return RunError(
+            f"a training process was killed (rank {killed[0]}), most likely by the system because memory ran out: "
+            "lower --batch-size (or raise --accumulate) or --short-side, or run the same command to continue"
+        )
+    codes = ", ".join(f"rank {rank} exit code {failure.exitcode}" for rank, failure in failures.items())
+    return RunError(f"a training process died ({codes or error}); run the same command to continue")

@@ -1,0 +1,1 @@
+"""Commands around the stages: what they use, no stage depends on."""

@@ -1,0 +1,352 @@
+"""`aligndet bench`: real steps of the real stages on this machine, timed."""
+
+import contextlib
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from rich.table import Table
+from torch import nn
+
+from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbone
+from aligndet_cli.config import DataConfig, Side, StageConfig
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.images import read_missing_sizes
+from aligndet_cli.data.loaders import (
+    BoxSource,
+    LabelBoxes,
+    SampleStream,
+    batches_of_run,
+)
+from aligndet_cli.data.masks import LabelMasks
+from aligndet_cli.data.open import open_images
+from aligndet_cli.data.sample import Sample
+from aligndet_cli.detectors import DetectorConfig, build_detector, settle_neck_norm
+from aligndet_cli.detectors.recipes import RCNN, recipe_for
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.errors import DataError, RunError
+from aligndet_cli.finetune import stage as finetune
+from aligndet_cli.finetune.views import ResolutionConfig, resolve_resolution
+from aligndet_cli.pretrain_box import stage as pretrain_box
+from aligndet_cli.pretrain_box.pretext import BoxPretext
+from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.processes.launch import Shown, launch
+from aligndet_cli.tables import plain_table
+from aligndet_cli.tools.bench.clock import PARTS, StepClock
+from aligndet_cli.tools.bench.images import DrawnProposals, write_coco
+from aligndet_cli.training.batch_size import GAPS_IN_FINETUNING, GAPS_IN_PRETRAINING, Trial, worst_sizes
+from aligndet_cli.training.fitting import try_fit
+from aligndet_cli.training.loop import (
+    Learner,
+    LoopSettings,
+    build_scaler,
+    known_errors,
+    next_batch,
+    train_step,
+    watch_divergence,
+)
+from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, Rates
+from aligndet_cli.training.records import Speed, peak_memory
+from aligndet_cli.training.schedules import LENGTHS
+from aligndet_cli.training.settings import TrainingConfig, resolve_settings
+
+StageName = Literal["pretrain-box", "finetune"]
+COCO_IMAGES = 118_287  # train2017
+FINETUNE_SCHEDULE: Literal["90k"] = "90k"  # the paper's, table 2; DETR's recipe counts epochs
+NUM_CLUSTERS = 256  # the default of `cluster`
+_EPOCH = 8  # batches of drawn images; every epoch has one of both orientations, in COCO one of thousands
+_WARM_UP = 2
+_STEPS = {"cpu": 3, "cuda": 60}  # on a GPU enough to use up what was decoded ahead
+
+
+class BenchConfig(StageConfig):
+    """Settings of `bench`. Resolutions, views and workers that are not set are those of the stages."""
+
+    stage: Literal["pretrain-box", "finetune", "both"] = "both"
+    detector: DetectorConfig = RetinaNetConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    batch_size: int = Field(REFERENCE_BATCH, ge=1)
+    short_side: tuple[Side, ...] | None = Field(None, min_length=1)
+    long_side: Side = 1333
+    num_proposals: int = Field(30, ge=0)  # per image, in pre-training
+    steps: int | None = Field(None, ge=1)  # that are timed
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a stage does on this machine.
+
+    Attributes:
+        step_s: seconds of a step.
+        data_wait: share of them spent waiting for data.
+        memory_gb: peak, of tensors on a GPU or of the process.
+        parts_s: seconds of a step by part; empty where the model is compiled into one.
+        schedule: the paper's, in words.
+        schedule_hours: how long that takes at this speed, here.
+    """
+
+    stage: StageName
+    images_per_s: float
+    step_s: float
+    data_wait: float
+    memory_gb: float
+    parts_s: dict[str, float]
+    schedule: str
+    schedule_hours: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    config: BenchConfig
+    image_set: ImageSet
+    stage: StageName
+
+
+def run_bench(config: BenchConfig) -> list[Timing]:
+    """Time one or both stages on one device, each in a process of its own, so that their memory does not mix.
+
+    Raises:
+        AlignDetError: whatever the user has to put right.
+    """
+    stages: list[StageName] = ["pretrain-box", "finetune"] if config.stage == "both" else [config.stage]
+    devices = Devices(kind=resolve_devices(config.runtime).kind)
+    with tempfile.TemporaryDirectory(prefix="aligndet-bench-") as folder:
+        data = config.data
+        if data.root is None and data.annotations is None and data.images is None:
+            write_coco(Path(folder) / "coco", _EPOCH * config.batch_size)
+            data = DataConfig(root=Path(folder) / "coco")
+        with_masks = config.detector.RECIPE.needs_masks and "finetune" in stages
+        image_set = open_images(data, purpose="train", with_masks=with_masks)
+        sizes_hw = read_missing_sizes(image_set.images_dir, image_set.file_names, image_set.sizes_hw)
+        image_set = replace(image_set, sizes_hw=sizes_hw)
+        if not image_set.has_labels and "finetune" in stages:
+            raise DataError(f"{image_set.root}: no labels, so no fine-tuning: use --stage pretrain-box")
+        plans = [_Plan(config, image_set, stage) for stage in stages]
+        if devices.kind == "cpu":
+            for plan in plans:
+                _check_memory(plan, devices)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+            return [_result_of(plan, pool.submit(_time_stage, plan, devices)) for plan in plans]
+
+
+def _check_memory(plan: _Plan, devices: Devices) -> None:
+    """Make sure that steps fit into the memory of this machine."""
+    config, images = plan.config, plan.image_set
+    largest = config.model_copy(update={"short_side": (max(config.short_side or MULTI_SCALE),)})
+    recipe = recipe_for(config.detector, config.backbone, WeightsTraining())
+    is_pretraining = plan.stage == "pretrain-box"
+    trial = Trial(
+        build=partial(_learner_to_try, replace(plan, config=largest)),
+        settings=_loop_settings(config, recipe.pretrain if is_pretraining else recipe.finetune, len(images)),
+        sizes_hw=worst_sizes(largest.short_side or (), config.long_side),
+        num_boxes=config.num_proposals if is_pretraining else int(np.diff(images.offsets).max()),
+        num_classes=_num_classes(plan),
+        num_images=len(images),
+        gaps=GAPS_IN_PRETRAINING if is_pretraining else GAPS_IN_FINETUNING,
+        pools_regions=config.detector.family in RCNN,
+        with_masks=config.detector.RECIPE.needs_masks and not is_pretraining,
+    )
+    fit = try_fit(trial, devices, config.batch_size)
+    if fit is not None and fit.needed(config.batch_size) > fit.budget:
+        raise RunError(f"{plan.stage}: {fit.problem(config.batch_size, 1, devices)}: {fit.advice(1)}")
+
+
+def _learner_to_try(plan: _Plan, process: Process) -> Learner:
+    return _learner_of(plan, process)[0]
+
+
+def _result_of(plan: _Plan, running: "Future[Timing]") -> Timing:
+    try:
+        return running.result()
+    except BrokenProcessPool:
+        reason = "its process was killed, most likely by the system because memory ran out: lower --batch-size"
+    except RuntimeError as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    raise RunError(f"{plan.stage}: {reason}")
+
+
+def _time_stage(plan: _Plan, devices: Devices) -> Timing:
+    found: list[Timing] = []
+    with known_errors("lower --batch-size or --short-side"):
+        launch(lambda plan, process: found.append(_take_time(plan, process)), plan, devices, Shown())
+    return found[0]
+
+
+def _take_time(plan: _Plan, process: Process) -> Timing:
+    config, device = plan.config, torch.device(process.device)
+    learner, model, rates = _learner_of(plan, process)
+    settings = _loop_settings(config, rates, len(plan.image_set))
+    num_steps = config.steps or _STEPS[device.type]
+    batches = _batches(plan, 2 * num_steps + _WARM_UP, process)
+    steps = _Steps(learner, batches, settings, process)
+    with contextlib.closing(batches):
+        steps.take(_WARM_UP)
+        # On a GPU the clock makes it wait after every part, so it comes afterwards; elsewhere it costs nothing.
+        clock = None if device.type == "cuda" else _clock_of(config, learner, model)
+        seconds, waiting = steps.take(num_steps, clock)
+        memory = peak_memory(device)
+        if device.type == "cuda" and (clock := _clock_of(config, learner, model)) is not None:
+            steps.take(num_steps, clock)
+    rate = num_steps * config.batch_size / seconds
+    schedule, num_images = paper_schedule(plan.stage, rates)
+    return Timing(
+        stage=plan.stage,
+        images_per_s=rate,
+        step_s=seconds / num_steps,
+        data_wait=waiting / seconds,
+        memory_gb=memory / 1e9,
+        parts_s={} if clock is None else {part: value / num_steps for part, value in clock.seconds.items()},
+        schedule=schedule,
+        schedule_hours=num_images / rate / 3600,
+    )
+
+
+@dataclass
+class _Steps:
+    """Steps of the loop, without its files."""
+
+    learner: Learner
+    batches: Iterator[list[Sample]]
+    settings: LoopSettings
+    process: Process
+    done: int = 0
+
+    def take(self, count: int, clock: StepClock | None = None) -> tuple[float, float]:
+        """Take `count` steps; returns the seconds they took, and those spent waiting for data."""
+        scaler, divergence = build_scaler(self.settings, self.process), watch_divergence(self.learner, self.process)
+        speed = Speed()
+        if clock is not None:
+            clock.start()
+        for step in range(self.done, self.done + count):
+            samples = next_batch(self.batches, speed)
+            if clock is not None:
+                clock.lap("data")
+            train_step(self.learner, scaler, samples, step, self.settings, divergence)
+            self.learner.after_step(step)
+            if clock is not None:
+                clock.lap("optimizer")
+        divergence.check()
+        if clock is not None:
+            clock.close()
+        self.done += count
+        if self.process.device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - speed.began, speed.waiting
+
+
+def _clock_of(config: BenchConfig, learner: Learner, model: nn.Module) -> StepClock | None:
+    """None where parts are compiled: hooks would be compiled with them."""
+    if config.runtime.compile:
+        return None
+    assert isinstance(learner.model, nn.Module)
+    backbone = model.online.backbone if isinstance(model, BoxPretext) else model.backbone
+    assert isinstance(backbone, nn.Module)
+    return StepClock(model, backbone, learner.optimizer)
+
+
+def _learner_of(plan: _Plan, process: Process) -> tuple[Learner, nn.Module, Rates]:
+    """What the stage itself would train, the module in it that makes losses of batches, and the recipe."""
+    config = plan.config
+    common = {"detector": config.detector, "backbone": config.backbone, "runtime": config.runtime, "seed": config.seed}
+    training = TrainingConfig(batch_size=config.batch_size)
+    num_images, recipe = len(plan.image_set), recipe_for(config.detector, config.backbone, WeightsTraining())
+    if plan.stage == "pretrain-box":
+        views = {"long_side": config.long_side} | ({"short_side": config.short_side} if config.short_side else {})
+        asked = pretrain_box.PretrainBoxConfig(**common, training=training, views=pretrain_box.ViewsConfig(**views))
+        rates = recipe.pretrain
+        settings = _loop_settings(config, rates, num_images)
+        learner, pretext = pretrain_box.build_learner(asked, rates, settings, process, _num_classes(plan))
+        return learner, pretext, rates
+    sides = ResolutionConfig(short_side=config.short_side, long_side=config.long_side)
+    labelled = finetune.FinetuneConfig(**common, training=training, resolution=sides)
+    detector = settle_neck_norm(config.detector, "batch")
+    model = build_detector(detector, build_backbone(config.backbone), _num_classes(plan))
+    rates = recipe.finetune
+    settings = _loop_settings(config, rates, num_images)
+    resolution = resolve_resolution(sides, recipe.policy, MULTI_SCALE)
+    return finetune.build_learner(model, labelled, resolution, rates, settings, process), model, rates
+
+
+def _loop_settings(config: BenchConfig, rates: Rates, num_images: int) -> LoopSettings:
+    # The rate of an early step: nothing is to be learned, and random weights diverge at the full one.
+    training = TrainingConfig(batch_size=config.batch_size, lr=rates.lr / 1000)
+    return resolve_settings(training, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
+
+
+def _num_classes(plan: _Plan) -> int:
+    if plan.stage == "finetune":
+        return len(plan.image_set.categories)
+    return NUM_CLUSTERS if plan.config.detector.RECIPE.needs_clusters else 1
+
+
+def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sample], None, None]:
+    config, images = plan.config, plan.image_set
+    boxes: BoxSource = LabelBoxes(images)
+    masks = None
+    if plan.stage == "pretrain-box":
+        boxes = DrawnProposals(images, config.num_proposals, _num_classes(plan))
+    elif config.detector.RECIPE.needs_masks:
+        masks = LabelMasks.of(images)
+    return batches_of_run(
+        SampleStream(images, range(len(images)), boxes, "skip", masks),
+        config.batch_size,
+        steps=range(num_steps),
+        seed=config.seed,
+        num_workers=config.runtime.num_workers,
+        process=process,
+    )
+
+
+def paper_schedule(stage: StageName, rates: Rates) -> tuple[str, int]:
+    """The paper's schedule of a stage in words, and how many images are seen in it."""
+    length = LENGTHS[rates.schedule if stage == "pretrain-box" or rates.schedule == "50e" else FINETUNE_SCHEDULE]
+    if length.epochs is not None:
+        return f"{length.epochs} epochs of COCO", length.epochs * COCO_IMAGES
+    steps = length.steps or 0
+    return f"{steps:,} steps of {REFERENCE_BATCH} images", steps * REFERENCE_BATCH
+
+
+def bench_table(timings: list[Timing]) -> Table:
+    """One column per stage: speed, memory, the time of the paper's schedule, and the parts of a step."""
+    table = plain_table("", *(timing.stage for timing in timings))
+    rows = {
+        "images/s": [f"{t.images_per_s:.3g}" for t in timings],
+        "step": [_seconds(t.step_s) for t in timings],
+        "peak memory": [f"{t.memory_gb:.2f} GB" for t in timings],
+        "waiting for data": [f"{t.data_wait:.0%}" for t in timings],
+        **{f"  {part}": [_share(t, part) for t in timings] for part in PARTS if any(t.parts_s for t in timings)},
+        "the paper's schedule": [t.schedule for t in timings],
+        "takes, on one device": [hours_or_days(t.schedule_hours) for t in timings],
+    }
+    for title, cells in rows.items():
+        table.add_row(title, *cells)
+    return table
+
+
+def _share(timing: Timing, part: str) -> str:
+    seconds = timing.parts_s[part]
+    return f"{_seconds(seconds)}  {seconds / sum(timing.parts_s.values()):.0%}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def hours_or_days(hours: float) -> str:
+    """A long time, in words."""
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"

@@ -1,0 +1,245 @@
+"""From the tensors of another program to a detector of ours, every tensor accounted for."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.detectors import DetectorConfig, build_detector
+from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.tools.conversion.backbone_names import INDEX, PREFIX, rename_backbone
+from aligndet_cli.tools.conversion.input_style import apply_style, check_style, style_of_mmdet
+from aligndet_cli.tools.conversion.mmdet import RULES, find_family, from_mmdet
+from aligndet_cli.tools.conversion.published_detectron2 import from_detectron2
+from aligndet_cli.tools.conversion.published_detr import from_published
+from aligndet_cli.tools.conversion.published_torchvision import from_torchvision
+from aligndet_cli.tools.conversion.reading import Checkpoint
+from aligndet_cli.tools.conversion.recognise import Layout, find_layout, find_shape
+from aligndet_cli.tools.conversion.rules import Renamed, rename
+
+PROJECTOR = "projector."
+# What our own `export --to mmdet` adds to the meta data, so that nothing is lost on the way back.
+OWN_META = "aligndet"
+# Settings of mmdetection that change detections without a trace in names and shapes.
+_OTHER_DETECTORS = (
+    (r"centerness_on_reg\s*=\s*True", "centerness on the box tower"),
+    (r"norm_on_bbox\s*=\s*True", "box sides in strides (norm_on_bbox)"),
+    (r"type\s*=\s*['\"]soft_nms['\"]", "soft NMS"),
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A detector from another program.
+
+    Attributes:
+        stage: `pretrain-box` (no classes yet) or `finetune`.
+        num_classes: of the class predictor; 0 after pre-training.
+        state_dict: all tensors of our detector; after pre-training those that fine-tuning can use.
+        projector: of pre-training; empty where there is none of our kind.
+        num_tensors: in the file.
+        left_out: their tensors that were not used, and why.
+    """
+
+    layout: Layout
+    stage: str
+    detector: DetectorConfig
+    backbone: BackboneConfig
+    num_classes: int
+    state_dict: dict[str, Tensor]
+    projector: dict[str, Tensor]
+    num_tensors: int
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> list[str]:
+        """What became of the tensors, for people."""
+        lines = [f"{self.num_tensors - len(self.left_out)} of {self.num_tensors} tensors used"]
+        reasons = Counter(self.left_out.values())
+        return lines + [f"{count} left out: {reason}" for reason, count in reasons.items()]
+
+
+def convert(
+    checkpoint: Checkpoint, *, layout: str = "auto", family: str | None = None, style: str | None = None
+) -> Converted:
+    """Recognise a checkpoint and rename its tensors.
+
+    Args:
+        layout: what the user says it is, or "auto".
+        family: what the user says the detector is; needed for none but a pre-trained Faster R-CNN, which has the same
+            tensors as a Mask R-CNN.
+        style: what the user says about its images; see `STYLES`.
+
+    Raises:
+        ConfigError: it is not what the user says.
+        WeightsError: a detector that none of ours equals, or that is not complete.
+    """
+    check_style(style)
+    file, found = checkpoint.file, find_layout(checkpoint.tensors, checkpoint.file)
+    is_same = layout in ("auto", found) or {layout, found} == {"mmdet", "aligndet"}
+    if not is_same:
+        raise ConfigError(f"--from {layout}: {file} is of {found}; leave out --from")
+    if style is not None and found in ("torchvision", "detr"):
+        raise ConfigError(f"--style: {file} is of {found}, which has one only; leave it out")
+    if found == "detr" and "dc5" in file.name:
+        raise WeightsError(f"{file}: a DETR with a dilated last stage (DC5), which ours has not; use the one without")
+    if found == "torchvision":
+        renamed = from_torchvision(checkpoint.tensors, checkpoint.digest, file)
+    elif found == "detectron2":
+        renamed = from_detectron2(checkpoint.tensors, style, file)
+    else:
+        renamed = from_published(checkpoint.tensors) if found == "detr" else _of_mmdet(checkpoint, family, style)
+    if family not in (None, renamed.family):
+        raise ConfigError(f"{file}: is a {renamed.family}, not a {family}; change --detector")
+    if renamed.unknown:
+        some = _some(renamed.unknown)
+        raise WeightsError(f"{file}: {some} belong to no {renamed.family} of ours; this variant is not supported")
+    return _fit(checkpoint, found, renamed)
+
+
+def _of_mmdet(checkpoint: Checkpoint, asked: str | None, style: str | None) -> Renamed:
+    """A detector with mmdetection's names, AlignDet's own included."""
+    inner, left_out = _inner_detector(checkpoint.tensors)
+    inner, computed = rename_backbone(inner)
+    family = _family_of(inner, checkpoint, asked)
+    tensors, unknown = from_mmdet(family, inner)
+    config = str(checkpoint.meta.get("config", ""))
+    tensors, backbone = apply_style(tensors, style_of_mmdet(config, style, checkpoint.file), checkpoint.file)
+    return Renamed(family, tensors, unknown, left_out | computed, backbone=backbone)
+
+
+def _inner_detector(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The online one of the copies that AlignDet's checkpoints hold; averages that mmdetection keeps are left out."""
+    left_out = {name: "running averages of mmdetection's EMA" for name in tensors if name.startswith("ema_")}
+    if not any(name.startswith("online_backbone.") for name in tensors):
+        return {name: tensor for name, tensor in tensors.items() if name not in left_out}, left_out
+    online = {n.removeprefix("online_backbone."): t for n, t in tensors.items() if n.startswith("online_backbone.")}
+    for name in tensors:
+        if name.startswith("target_backbone."):
+            left_out[name] = "momentum copy of the detector"
+        elif name.startswith("backbone."):
+            left_out[name] = "second name of the detector"
+        elif not name.startswith("online_backbone."):
+            online[name] = tensors[name]  # of no known detector: refused with its name
+    return online, left_out
+
+
+def _family_of(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, asked: str | None) -> str:
+    family = find_family(tensors)
+    if family is None:
+        raise WeightsError(f"{checkpoint.file}: none of the detectors that can be imported: {', '.join(RULES)}")
+    config = str(checkpoint.meta.get("config", ""))
+    for pattern, what in _OTHER_DETECTORS:
+        if re.search(pattern, config):
+            raise WeightsError(f"{checkpoint.file}: has {what}; ours would detect something else")
+    # AlignDet pre-trains both with the config of Mask R-CNN.
+    if family == "faster-rcnn" and asked != family and _is_pretrained(from_mmdet(family, tensors)[0]):
+        return "mask-rcnn"
+    return family
+
+
+def _is_pretrained(tensors: Mapping[str, Tensor]) -> bool:
+    return "class_predictor.bias" not in tensors or any(name.startswith(PROJECTOR) for name in tensors)
+
+
+def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
+    """Check the renamed tensors against the detector that their shapes ask for."""
+    family, tensors, left_out = renamed.family, renamed.tensors, renamed.left_out
+    shape = find_shape(family, tensors, checkpoint.file)
+    own = checkpoint.meta.get(OWN_META) or {}
+    adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
+    detector = adapter.validate_python(own.get("detector", {**shape.detector, **renamed.detector}))
+    named = {"name": shape.backbone, "weights": "none", **renamed.backbone}
+    backbone = BackboneConfig.model_validate(own.get("backbone", named))
+    with torch.device("meta"):
+        model = build_detector(detector, build_backbone(backbone), shape.num_classes or 1)
+    unused: set[str] = set()
+    may_lack: set[str] = set()
+    projector: dict[str, Tensor] = {}
+    if is_pretrained := layout in ("mmdet", "aligndet") and _is_pretrained(tensors):
+        unused = {"class_predictor", "projector", *model.fresh_modules}
+        unused |= {"box_predictor"} if detector.family in ("faster-rcnn", "mask-rcnn") else set()
+        may_lack = {*unused, "box_predictor"}  # the authors' converter drops that
+        projector = _linear_projector(tensors)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    idle = {n for n, p in model.named_parameters() if not p.requires_grad}  # norms of levels that nobody looks at
+    kept = {n: t for n, t in tensors.items() if _module_of(n) not in unused}
+    kept = {**_known_values(backbone, wanted, idle), **_with_counters(kept, wanted)}
+    needed = {n: size for n, size in wanted.items() if n in kept or _module_of(n) not in may_lack}
+    _check_fit(kept, needed, family, checkpoint.file)
+    gone = [name for name in tensors if _module_of(name) in unused and name not in projector]
+    prefix = "online_backbone." if layout == "aligndet" else ""
+    left_out = left_out | {f"{prefix}{rename(name, RULES[family], to_ours=False)}": _why_unused(name) for name in gone}
+    return Converted(
+        layout=layout,
+        stage="pretrain-box" if is_pretrained else "finetune",
+        detector=detector,
+        backbone=backbone,
+        num_classes=0 if is_pretrained else shape.num_classes or 0,
+        state_dict={name: kept[name] for name in needed},
+        projector={name.removeprefix(PROJECTOR): tensor for name, tensor in projector.items()},
+        num_tensors=len(checkpoint.tensors),
+        left_out=left_out,
+    )
+
+
+def _linear_projector(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projector as linear layers, which 1x1 convolutions are; that of FCOS looks at a neighbourhood instead."""
+    parts = {name: tensor for name, tensor in tensors.items() if name.startswith(PROJECTOR)}
+    if any(tensor.shape[2:].numel() != 1 for tensor in parts.values()):
+        return {}
+    return {name: tensor.flatten(1) if tensor.dim() == 4 else tensor for name, tensor in parts.items()}
+
+
+def _known_values(backbone: BackboneConfig, wanted: Iterable[str], idle: Collection[str]) -> dict[str, Tensor]:
+    """What a Swin computes from its size, and first values of norms that are not used."""
+    if backbone.family != "swin":
+        return {}
+    fresh = {f"{PREFIX}{name}": value for name, value in build_backbone(backbone).state_dict().items()}
+    return {name: fresh[name] for name in wanted if name in idle or name.endswith(INDEX)}
+
+
+def _with_counters(tensors: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """With counts of batches for norms without: frozen ones have none, and with a fixed momentum nobody reads them."""
+    counters = [name for name in wanted if name.endswith(".num_batches_tracked")]
+    zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters if f"{_owner_of(name)}.weight" in tensors}
+    return {**zeros, **tensors}
+
+
+def _check_fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], family: str, file: Path) -> None:
+    missing = [name for name in wanted if name not in tensors]
+    surplus = [name for name in tensors if name not in wanted]
+    reshaped = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(size)}"
+        for name, size in wanted.items()
+        if name in tensors and tensors[name].shape != size
+    ]
+    for problem, names in (("missing", missing), ("too many", surplus), ("of another shape", reshaped)):
+        if names:
+            raise WeightsError(f"{file}: not one of our {family}: {_some(names)} {problem}")
+
+
+def _why_unused(name: str) -> str:
+    reasons = {
+        "class_predictor": "classes of pre-training",
+        "box_predictor": "box offsets by number of the instance, which mean nothing elsewhere",
+        "projector": "projector of another form",
+    }
+    return reasons.get(_module_of(name), "not pre-trained")
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _module_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _owner_of(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,146 @@
+"""`aligndet export`: a run's weights in the layout of another program."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from aligndet_cli import __version__
+from aligndet_cli.data.batch import PAD_DIVISOR
+from aligndet_cli.detectors.checkpoint import DetectorFile, load_detector, read_detector
+from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.tools.conversion.convert import OWN_META, PROJECTOR
+from aligndet_cli.tools.conversion.mmdet import to_mmdet
+from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
+from aligndet_cli.training.checkpoint import serialise
+from aligndet_cli.workspace import Artifact, Workspace, check_output_file, write_bytes
+
+STAGES = ("finetune", "pretrain-box")
+SUFFIXES = {"mmdet": ".pth", "torchvision": ".pth", "onnx": ".onnx"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        num_tensors: of the run.
+        left_out: those of our tensors that the other program has no place for.
+        usage: how to load the file.
+    """
+
+    file: Path
+    num_tensors: int
+    left_out: list[str]
+    usage: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "file": str(self.file),
+            "tensors": self.num_tensors,
+            "written": self.num_tensors - len(self.left_out),
+            "left_out": self.left_out,
+            "usage": self.usage,
+        }
+
+    def lines(self) -> list[str]:
+        """What was written, for people."""
+        lines = [str(self.file), f"  {self.num_tensors - len(self.left_out)} of {self.num_tensors} tensors"]
+        if self.left_out:
+            modules = sorted({name.rpartition(".")[0].rpartition(".")[0] or name for name in self.left_out})
+            lines.append(f"  left out: {', '.join(modules)}")
+        return [*lines, f"  {self.usage}"]
+
+
+def export_run(
+    workspace: Workspace, run: str | None, target: str, file: Path | None, *, image_size: str = "800x1344"
+) -> Exported:
+    """Write a run of `finetune` or `pretrain-box` for another program.
+
+    Args:
+        run: a fine-tuned one by its name, or `pretrain-box/NAME`; None is the newest fine-tuned one.
+        target: `mmdet`, `torchvision` or `onnx`.
+        file: where to; None: `<run>-<target>` in the current folder.
+        image_size: height and width of the images, for ONNX.
+
+    Raises:
+        ConfigError: no such run or target, one that goes only with fine-tuned runs, or a file that cannot be.
+        WeightsError: the run cannot be expressed there.
+    """
+    if target not in SUFFIXES:
+        raise ConfigError(f"--to {target}: write one of {', '.join(SUFFIXES)}")
+    artifact = _find_run(workspace, run)
+    weights = artifact.folder / "weights.pt"
+    file = file or Path(f"{artifact.name}-{target}{SUFFIXES[target]}")
+    check_output_file(file)
+    if target == "onnx":
+        from aligndet_cli.tools.conversion.onnx_graph import export_onnx
+
+        usage = export_onnx(load_detector(weights), file, _parse_size(image_size))
+        return Exported(file, len(read_detector(weights).state_dict), [], usage)
+    content = read_detector(weights)
+    if not content.backbone.name.startswith("resnet"):
+        raise WeightsError(
+            f"{weights}: the names of a {content.backbone.name} differ there; only ResNets can be exported"
+        )
+    if target == "torchvision":
+        tensors, left_out, usage = to_torchvision(content)
+        write_bytes(file, serialise(tensors))
+        return Exported(file, len(content.state_dict), left_out, usage)
+    checkpoint, left_out = mmdet_checkpoint(content)
+    write_bytes(file, serialise(checkpoint))
+    usage = "mmdetection 2.x: load_from, or init_detector with the config of this detector"
+    return Exported(file, len(content.state_dict), left_out, usage)
+
+
+def mmdet_checkpoint(content: DetectorFile) -> tuple[dict[str, Any], list[str]]:
+    """A checkpoint with mmdetection's names, and what has no place in it.
+
+    The settings that mmdetection keeps in a config are added to the meta data, so that importing the file again gives
+    the same run.
+    """
+    family = content.detector.family
+    tensors = {**content.state_dict, **_projector(family, content.extra.get("projector", {}))}
+    state_dict, left_out = to_mmdet(family, tensors)
+    own: dict[str, Any] = {
+        "version": __version__,
+        "detector": content.detector.model_dump(mode="json"),
+        "backbone": content.backbone.model_dump(mode="json"),
+    }
+    meta: dict[str, Any] = {OWN_META: own}
+    if content.categories:
+        meta["CLASSES"] = tuple(category.name for category in content.categories)
+        own["categories"] = [[category.category_id, category.name] for category in content.categories]
+        own["resolution"] = list(content.resolution or ())
+    return {"meta": meta, "state_dict": state_dict}, left_out
+
+
+def _projector(family: str, projector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The projector as AlignDet has it: of RetinaNet 1x1 convolutions; that of FCOS has no counterpart there."""
+    if family == "fcos":
+        return {}
+    is_conv = family == "retinanet"
+    return {
+        f"{PROJECTOR}{name}": tensor[:, :, None, None] if is_conv and tensor.dim() == 2 else tensor
+        for name, tensor in projector.items()
+    }
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of `HEIGHTxWIDTH`."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    size = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not all(side and side % PAD_DIVISOR == 0 for side in size):
+        raise ConfigError(f"--image-size {text}: write HEIGHTxWIDTH, both multiples of {PAD_DIVISOR}, as 800x1344")
+    return size
+
+
+def _find_run(workspace: Workspace, run: str | None) -> Artifact:
+    stage, _, name = (run or "").rpartition("/")
+    if stage not in ("", *STAGES):
+        raise ConfigError(f"--run {run}: write the name of a finetune run, or pretrain-box/NAME")
+    return workspace.require(stage or "finetune", name or None)

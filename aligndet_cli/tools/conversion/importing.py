@@ -1,0 +1,135 @@
+"""`aligndet import-weights`: a checkpoint of another program becomes a finished run of the workspace."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from aligndet_cli.backbones import BackboneConfig
+from aligndet_cli.config import StageConfig
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.detectors import DetectorConfig
+from aligndet_cli.detectors.checkpoint import DetectorFile, write_detector
+from aligndet_cli.driver import Outcome
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.logs import logger
+from aligndet_cli.tools.conversion.categories import resolve_categories
+from aligndet_cli.tools.conversion.convert import OWN_META, Converted, convert
+from aligndet_cli.tools.conversion.reading import Checkpoint, read_checkpoint
+from aligndet_cli.workspace import Workspace, hash_files, write_json
+
+RESOLUTION = (800, 1333)  # what released detectors are tested at: short side, and long side at most
+LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr")
+
+
+class ImportConfig(StageConfig):
+    """What is written as the config of an imported run: where it came from, and what it is."""
+
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"file"}
+
+    file: Path
+    layout: str
+    detector: DetectorConfig
+    backbone: BackboneConfig
+    categories: str | None
+    style: str | None = None
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What the user asked for; None or "auto" leaves it to the file.
+
+    Attributes:
+        layout: one of `LAYOUTS`.
+        detector, backbone: to confirm, and to tell a pre-trained Faster from a Mask R-CNN.
+        style: how its images are prepared, where the file does not tell; see `STYLES`.
+        name: of the run.
+        categories: see `resolve_categories`.
+        force: replace a run of that name.
+    """
+
+    file: Path
+    layout: str = "auto"
+    detector: str | None = None
+    backbone: str | None = None
+    style: str | None = None
+    name: str | None = None
+    categories: str | None = None
+    force: bool = False
+
+
+def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
+    """Turn a checkpoint into a finished run of `pretrain-box` or `finetune`.
+
+    Raises:
+        ConfigError: the file is not what the request says, or there is another run of that name.
+        WeightsError: unreadable, or a detector that none of ours equals.
+    """
+    if request.layout not in LAYOUTS:
+        raise ConfigError(f"--from {request.layout}: write one of {', '.join(LAYOUTS)}")
+    checkpoint = read_checkpoint(request.file)
+    converted = convert(checkpoint, layout=request.layout, family=request.detector, style=request.style)
+    name, backbone = converted.detector.family, converted.backbone.name
+    if request.backbone not in (None, backbone):
+        raise ConfigError(f"{request.file}: has a {backbone}, not a {request.backbone}; change --backbone")
+    if request.categories is not None and converted.stage == "pretrain-box":
+        raise ConfigError(f"--categories: {request.file} is only pre-trained and has no classes; leave it out")
+    content = _detector_file(request, checkpoint, converted)
+    config = ImportConfig(
+        name=request.name or f"{name}-{backbone}-{converted.layout}",
+        file=request.file.resolve(),
+        layout=converted.layout,
+        detector=converted.detector,
+        backbone=converted.backbone,
+        categories=request.categories,
+        style=request.style,
+    )
+    inputs = {"weights": hash_files([request.file]), "backbone weights": "none"}
+    output = workspace.plan_output(converted.stage, str(config.name), config, inputs, force=request.force)
+    if output.action == "complete":
+        run = workspace.require(converted.stage, config.name)
+        return Outcome("already complete", "complete", output.folder, run, {}, {})
+    for line in converted.summary():
+        logger.info(line)
+    with output.lock():
+        output.begin(config)
+        write_detector(output.partial / "weights.pt", content)
+        write_json(output.partial / "load_report.json", _report(converted))
+        run = output.complete(_result(converted, content), content=["weights.pt"])
+    return Outcome("done", "start", output.folder, run, {}, {})
+
+
+def _detector_file(request: ImportRequest, checkpoint: Checkpoint, converted: Converted) -> DetectorFile:
+    own = checkpoint.meta.get(OWN_META) or {}
+    categories: tuple[Category, ...] = ()
+    resolution = None
+    if converted.stage == "finetune":
+        resolution = tuple(own.get("resolution", RESOLUTION))
+        if "categories" in own and request.categories is None:
+            categories = tuple(Category(number, str(label)) for number, label in own["categories"])
+        else:
+            categories = resolve_categories(request.categories, converted.num_classes, checkpoint.meta, checkpoint.file)
+    return DetectorFile(
+        stage=converted.stage,
+        detector=converted.detector,
+        backbone=converted.backbone,
+        categories=categories,
+        resolution=resolution,
+        state_dict=converted.state_dict,
+        extra={"projector": converted.projector} if converted.projector else {},
+    )
+
+
+def _report(converted: Converted) -> dict[str, Any]:
+    return {
+        "layout": converted.layout,
+        "tensors": converted.num_tensors,
+        "used": converted.num_tensors - len(converted.left_out),
+        "left_out": converted.left_out,
+    }
+
+
+def _result(converted: Converted, content: DetectorFile) -> dict[str, Any]:
+    report = _report(converted)
+    result = {"init": "import", "layout": converted.layout, "detector": converted.detector.family}
+    result |= {"backbone": converted.backbone.name, "tensors": report["tensors"], "used": report["used"]}
+    return {**result, "classes": len(content.categories)} if content.categories else result

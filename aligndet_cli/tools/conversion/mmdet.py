@@ -1,0 +1,155 @@
+"""Names of mmdetection 2.x, with which AlignDet's own checkpoints are written too.
+
+Source: mmdetection 2.28 and liming-ai/AlignDet; names and shapes only. Their values mean the same as ours in the same
+order, so that renaming is all there is to do, both ways.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from aligndet_cli.tools.conversion.rules import Rule, rename
+
+
+def _blocks(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """A convolution and the norm after it; `_norm_names` puts the second kind of norm right on the way back."""
+    return (
+        (f"{theirs}.conv.*", f"{ours}.0.*"),
+        (f"{theirs}.bn.*", f"{ours}.1.*"),
+        (f"{theirs}.gn.*", f"{ours}.1.*"),
+    )
+
+
+_BACKBONE: tuple[Rule, ...] = (("backbone.*", "backbone.*"),)
+_NECK = (
+    *_blocks("neck.lateral_convs.#", "neck.pyramid.inner_blocks.#"),
+    *_blocks("neck.fpn_convs.#", "neck.pyramid.layer_blocks.#"),
+)
+_DENSE = (
+    *_BACKBONE,
+    *_blocks("neck.fpn_convs.3", "neck.pyramid.extra_blocks.p6"),
+    *_blocks("neck.fpn_convs.4", "neck.pyramid.extra_blocks.p7"),
+    *_NECK,
+    *_blocks("bbox_head.cls_convs.#", "head.class_tower.#"),
+    *_blocks("bbox_head.reg_convs.#", "head.box_tower.#"),
+)
+_FASTER_RCNN = (
+    *_BACKBONE,
+    *_NECK,
+    ("rpn_head.rpn_conv.*", "rpn.conv.*"),
+    ("rpn_head.rpn_cls.*", "rpn.objectness.*"),
+    ("rpn_head.rpn_reg.*", "rpn.deltas.*"),
+    *_blocks("roi_head.bbox_head.shared_convs.#", "head.convs.#"),
+    ("roi_head.bbox_head.shared_fcs.0.*", "head.fc.*"),
+    ("roi_head.bbox_head.shared_fcs.1.*", "head.extra_fcs.0.*"),
+    ("roi_head.bbox_head.fc_cls.0.*", "projector.hidden.*"),
+    ("roi_head.bbox_head.fc_cls.2.*", "projector.output.*"),
+    ("roi_head.bbox_head.fc_cls.*", "class_predictor.*"),
+    ("roi_head.bbox_head.fc_reg.*", "box_predictor.*"),
+)
+_DETR = (
+    *_BACKBONE,
+    ("bbox_head.input_proj.*", "neck.*"),
+    ("bbox_head.query_embedding.*", "query_embedding.*"),
+    ("bbox_head.fc_cls.*", "class_predictor.*"),
+    ("bbox_head.reg_ffn.layers.0.0.*", "box_tower.0.*"),
+    ("bbox_head.reg_ffn.layers.1.*", "box_tower.2.*"),
+    ("bbox_head.fc_reg.*", "box_predictor.*"),
+    ("bbox_head.projector.0.*", "projector.hidden.*"),
+    ("bbox_head.projector.2.*", "projector.output.*"),
+    ("bbox_head.transformer.decoder.post_norm.*", "transformer.decoder.norm.*"),
+    *(
+        (f"bbox_head.transformer.{part}.layers.#.{theirs}.*", f"transformer.{part}.layers.#.{ours}.*")
+        for part in ("encoder", "decoder")
+        for theirs, ours in (
+            ("attentions.0.attn", "self_attn"),
+            ("attentions.1.attn", "multihead_attn"),
+            ("ffns.0.layers.0.0", "linear1"),
+            ("ffns.0.layers.1", "linear2"),
+            ("norms.0", "norm1"),
+            ("norms.1", "norm2"),
+            ("norms.2", "norm3"),
+        )
+    ),
+)
+RULES: dict[str, tuple[Rule, ...]] = {
+    "retinanet": (
+        *_DENSE,
+        ("bbox_head.retina_cls.0.*", "projector.hidden.*"),
+        ("bbox_head.retina_cls.2.*", "projector.output.*"),
+        ("bbox_head.retina_cls.*", "class_predictor.*"),
+        ("bbox_head.retina_reg.*", "box_predictor.*"),
+    ),
+    "fcos": (
+        *_DENSE,
+        ("bbox_head.conv_cls.0.*", "projector.hidden.*"),
+        ("bbox_head.conv_cls.2.*", "projector.output.*"),
+        ("bbox_head.conv_cls.*", "class_predictor.*"),
+        ("bbox_head.conv_reg.*", "box_predictor.sides.*"),
+        ("bbox_head.conv_centerness.*", "box_predictor.centerness.*"),
+        ("bbox_head.scales.#.scale", "head.scales.factors.#"),  # a tensor for each level; ours is one
+    ),
+    "faster-rcnn": _FASTER_RCNN,
+    "mask-rcnn": (
+        *_FASTER_RCNN,
+        *_blocks("roi_head.mask_head.convs.#", "mask_head.convs.#"),
+        ("roi_head.mask_head.upsample.*", "mask_head.upsample.*"),
+        ("roi_head.mask_head.conv_logits.*", "mask_predictor.*"),
+    ),
+    "detr": _DETR,
+}
+_FACTORS = "head.scales.factors"
+
+
+def find_family(names: Mapping[str, Tensor]) -> str | None:
+    """The detector family that has tensors of these names; None for others."""
+    marks = (
+        ("bbox_head.transformer.encoder.", "detr"),
+        ("roi_head.mask_head.convs.", "mask-rcnn"),
+        ("rpn_head.rpn_conv.", "faster-rcnn"),
+        ("bbox_head.scales.0.scale", "fcos"),
+        ("bbox_head.cls_convs.", "retinanet"),
+    )
+    return next((family for mark, family in marks if any(name.startswith(mark) for name in names)), None)
+
+
+def our_name(family: str, name: str) -> str | None:
+    """Our name of a tensor; the factors of FCOS have their level at the end. None for unknown ones."""
+    return rename(name, RULES[family], to_ours=True)
+
+
+def from_mmdet(family: str, state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under our names, and the names of those that no detector of this family has."""
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for name, tensor in state_dict.items():
+        ours = our_name(family, name)
+        if ours is None:
+            unknown.append(name)
+        else:
+            renamed[ours] = tensor
+    levels = sorted(name for name in renamed if name.startswith(f"{_FACTORS}."))
+    if levels:
+        renamed[_FACTORS] = torch.stack([renamed.pop(name) for name in levels])
+    return renamed, unknown
+
+
+def to_mmdet(family: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The inverse of `from_mmdet`."""
+    renamed: dict[str, Tensor] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        parts = {f"{name}.{level}": value for level, value in enumerate(tensor)} if name == _FACTORS else {name: tensor}
+        for part, value in parts.items():
+            theirs = rename(part, RULES[family], to_ours=False)
+            if theirs is None:
+                unknown.append(name)
+            else:
+                renamed[_with_norm_name(theirs, f"{name.rpartition('.')[0]}.running_mean" in tensors)] = value
+    return renamed, unknown
+
+
+def _with_norm_name(name: str, is_batch_norm: bool) -> str:
+    """Group norms are called `gn`; our names do not tell them from batch norms, their lack of statistics does."""
+    return name if is_batch_norm else name.replace(".bn.", ".gn.")

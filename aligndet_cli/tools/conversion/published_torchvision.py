@@ -1,0 +1,124 @@
+"""Detectors of torchvision: RetinaNet, Faster and Mask R-CNN on ResNets, in their first and second versions.
+
+Their names are those that `torchvision_names` exports, and older ones. What they do otherwise than mmdetection, and
+thus ours by default, are settings; boxes may differ only where a side shrinks to less than 1/62 of its anchor's, which
+torchvision does not limit.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models import get_weight
+
+from aligndet_cli.errors import WeightsError
+from aligndet_cli.tools.conversion.rules import Renamed, Rule, rename_all
+from aligndet_cli.tools.conversion.torchvision_names import RULES
+
+# Files of these were trained with norms that add nothing to the variance, and are run so by torchvision.
+_WITHOUT_EPS = ("FasterRCNN_ResNet50_FPN", "MaskRCNN_ResNet50_FPN", "RetinaNet_ResNet50_FPN")
+EPS = 1e-5  # that of our norms, and of torchvision's in all other files
+_PYRAMID: tuple[Rule, ...] = (
+    ("backbone.fpn.extra_blocks.p#.*", "neck.pyramid.extra_blocks.p#.0.*"),
+    *(
+        (f"backbone.fpn.{blocks}.#.{part}", f"neck.pyramid.{blocks}.#.0.{part}")
+        for blocks in ("inner_blocks", "layer_blocks")
+        for part in ("weight", "bias")
+    ),
+)
+_OLD_DENSE: tuple[Rule, ...] = tuple(
+    (f"head.{theirs}.conv.{2 * index}.*", f"head.{ours}.{index}.0.*")
+    for theirs, ours in (("classification_head", "class_tower"), ("regression_head", "box_tower"))
+    for index in range(4)
+)
+_OLD_RCNN: tuple[Rule, ...] = (
+    ("rpn.head.conv.*", "rpn.conv.*"),
+    ("roi_heads.box_head.fc6.*", "head.fc.*"),
+    ("roi_heads.box_head.fc7.*", "head.extra_fcs.0.*"),
+    *((f"roi_heads.mask_head.mask_fcn{index + 1}.*", f"mask_head.convs.{index}.0.*") for index in range(4)),
+)
+# Background comes first there, and has boxes and masks that nobody looks at.
+_WITHOUT_BACKGROUND = {"class_predictor": lambda rows: rows.roll(-1, 0), "box_predictor": lambda rows: rows[4:]}
+_WITHOUT_BACKGROUND |= {"mask_predictor": lambda rows: rows[1:]}
+
+
+def from_torchvision(tensors: Mapping[str, Tensor], digest: str, file: Path) -> Renamed:
+    """A detector of torchvision under our names.
+
+    Args:
+        digest: SHA-256 of the file, by which released ones are known.
+
+    Raises:
+        WeightsError: none that ours can be equal to.
+    """
+    family = _family_of(tensors, file)
+    old = _OLD_DENSE if family == "retinanet" else (*_fc_rules(tensors), *_OLD_RCNN)
+    renamed, unknown = rename_all(tensors, (*_PYRAMID, *RULES[family], *old))
+    if family != "retinanet":
+        for name in renamed:
+            without = _WITHOUT_BACKGROUND.get(name.partition(".")[0])
+            renamed[name] = without(renamed[name]).contiguous() if without else renamed[name]
+    if any(digest.startswith(released) for released in _released_digests()):
+        renamed = _with_eps(renamed)
+    return Renamed(family, renamed, unknown, detector=_settings(family, renamed))
+
+
+def _family_of(tensors: Mapping[str, Tensor], file: Path) -> str:
+    if "head.regression_head.bbox_ctrness.weight" in tensors:
+        raise WeightsError(
+            f"{file}: torchvision's FCOS has its points, box sides, centerness and scores defined otherwise than ours, "
+            "which would detect something else: use mmdetection's model"
+        )
+    marks = (
+        ("head.classification_head.", "retinanet"),
+        ("roi_heads.mask_head.", "mask-rcnn"),
+        ("roi_heads.box_head.", "faster-rcnn"),
+    )
+    for mark, family in marks:
+        if any(name.startswith(mark) for name in tensors):
+            return family
+    raise WeightsError(
+        f"{file}: none of torchvision's detectors that can be imported: {', '.join(f for _, f in marks)}"
+    )
+
+
+def _fc_rules(tensors: Mapping[str, Tensor]) -> list[Rule]:
+    """Fully connected layers behind convolutions; both, and the ReLUs between them, are counted."""
+    numbers = [name.split(".")[2] for name in tensors if name.startswith("roi_heads.box_head.")]
+    is_fc = [number for number in numbers if f"roi_heads.box_head.{number}.weight" in tensors and number.isdigit()]
+    ours = ("head.fc.*", "head.extra_fcs.0.*")
+    return [
+        (f"roi_heads.box_head.{number}.*", name) for number, name in zip(sorted({*is_fc}, key=int), ours, strict=False)
+    ]
+
+
+def _settings(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What torchvision does around its networks."""
+    if family != "retinanet":
+        return {"anchors": "torchvision", "roi_aligned": False, "roi_sampling_ratio": 2, "min_box_side": 0.01}
+    return {"anchors": "torchvision", "extra_levels": find_extra_levels(tensors), "max_detections": 300}
+
+
+def find_extra_levels(tensors: Mapping[str, Tensor]) -> str:
+    """What P6 is made of where P7 is made of its positive part: P5, if it is that wide."""
+    p6 = tensors.get("neck.pyramid.extra_blocks.p6.0.weight")
+    return "from_p5" if p6 is not None and p6.shape[0] == p6.shape[1] else "from_c5_relu"
+
+
+def _released_digests() -> list[str]:
+    """First digits of the SHA-256 of files, which their names end in."""
+    urls = [str(get_weight(f"{name}_Weights.COCO_V1").value.url) for name in _WITHOUT_EPS]
+    return [url.rpartition("-")[2].removesuffix(".pth") for url in urls]
+
+
+def _with_eps(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With norms that do the same when `EPS` is added to the variance: their scale makes up for it."""
+    changed = dict(tensors)
+    for name, variance in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "running_var":
+            factor = ((variance.double() + EPS) / variance.double()).sqrt()
+            changed[f"{owner}.weight"] = (tensors[f"{owner}.weight"].double() * factor).to(torch.float32)
+    return changed

@@ -1,0 +1,131 @@
+"""`aligndet demo`: the paper's whole story on drawn pictures, ending with what box-domain pre-training adds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from aligndet_cli.config import Sources
+from aligndet_cli.data.toy import draw_toy_data, draw_toy_objects
+from aligndet_cli.driver import Outcome, Request, execute
+from aligndet_cli.logs import logger
+from aligndet_cli.tables import plain_table
+from aligndet_cli.tools.figures.command import write_figures
+from aligndet_cli.tools.report.html import write_page
+from aligndet_cli.workspace import Workspace
+
+NUM_OBJECTS, NUM_TRAIN, NUM_VAL, NUM_CLUSTERS = 4800, 480, 96, 16
+LABELLED_PERCENT = 5  # of the training pictures; nobody has labelled the others
+METRICS = ("AP", "AP50", "AP75")
+STARTS = {"backbone only": "backbone", "with AlignDet pre-training": "pretrain"}
+# Nothing can be downloaded here, so the demo makes its own backbone first. The detector is slim and runs are short:
+# norms in neck and head, larger learning rates, and a momentum that starts lower.
+BACKBONE = (
+    "method=supervised",
+    "backbone.name=resnet18",
+    "image_size=64",
+    "min_area=1.0",
+    "training.steps=450",
+    "training.batch_size=16",
+)
+MODEL = (
+    "backbone.name=resnet18",
+    "detector.neck_channels=64",
+    "detector.head_convs=2",
+    "detector.neck_norm=group",
+    "detector.head_norm=group",
+    "training.batch_size=8",
+)
+PRETRAIN = (
+    "topk=15",
+    "momentum=0.98",
+    "training.steps=450",
+    "training.lr=0.03",
+    "views.short_side=[128,144,160]",
+    "views.long_side=224",
+    "detector.pretext_samples=256",
+)
+FINETUNE = (
+    f"fraction={LABELLED_PERCENT}",
+    "backbone.frozen_stages=4",
+    "backbone.norm_eval=true",
+    "training.steps=120",
+    "resolution.short_side=[160]",
+    "resolution.long_side=224",
+)
+FINETUNE_LR = {"backbone": 0.02, "pretrain": 0.03}  # half as much again after pre-training, as the paper does
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo measured: metrics without and with pre-training, and the page that shows all of it."""
+
+    without: dict[str, float]
+    with_pretraining: dict[str, float]
+    page: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        delta = {key: self.with_pretraining[key] - self.without[key] for key in METRICS}
+        return {
+            "without": self.without,
+            "with": self.with_pretraining,
+            "delta": delta,
+            "report": str(self.page),
+        }
+
+    def table(self) -> Table:
+        """AP in percent, without, with, and the difference."""
+        table = plain_table("", *METRICS)
+        numbers = self.to_json()
+        for title, key in zip((*STARTS, "delta"), ("without", "with", "delta"), strict=True):
+            sign = "+" if key == "delta" else ""
+            table.add_row(title, *(f"{100 * numbers[key][metric]:{sign}.1f}" for metric in METRICS))
+        return table
+
+    def closing_lines(self) -> list[str]:
+        """Where to look next."""
+        return [f"report with all pictures: {self.page}"]
+
+
+def run_demo(folder: Path, *, seed: int) -> DemoReport:
+    """Draw data, run every stage, measure twice. Run again, it goes on where it was, or shows the table at once.
+
+    Pictures of single objects, by class, teach the backbone; pictures of many objects, without their labels, the
+    detector's neck and head; a few labelled ones of these are fine-tuned on, with and without that second step.
+
+    Raises:
+        AlignDetError: anything a stage raises.
+    """
+    objects, scenes = folder / f"toy-objects-{seed}", folder / f"toy-{seed}"
+    if not (objects / "done").exists():
+        logger.info(f"drawing {NUM_OBJECTS} pictures of single objects into {objects}")
+        draw_toy_objects(objects, seed=seed, num_train=NUM_OBJECTS, num_val=NUM_OBJECTS // 12)
+        (objects / "done").touch()
+    if not (scenes / "annotations" / "instances_val.json").exists():
+        logger.info(f"drawing {NUM_TRAIN} + {NUM_VAL} pictures of many objects into {scenes}")
+        draw_toy_data(scenes, seed=seed, num_train=NUM_TRAIN, num_val=NUM_VAL)
+    workspace = Workspace(folder / f"workspace-{seed}")
+
+    def stage(name: str, *settings: str, data: Path = scenes) -> Outcome:
+        flags = {"data.root": ("DATA", data), "seed": ("--seed", seed)}
+        return execute(Request(name, workspace, Sources(None, settings, flags)))
+
+    stage("pretrain-image", *BACKBONE, data=objects)
+    stage("proposals")
+    sizes = (f"k={NUM_CLUSTERS}", f"pca_dim={NUM_CLUSTERS}", "short_side=160", "long_side=224")
+    stage("cluster", *sizes, "backbone.name=resnet18")
+    stage("pretrain-box", *MODEL, *PRETRAIN)
+    metrics = []
+    comparison: tuple[str, ...] = ()
+    for label, init in STARTS.items():
+        settings = (f"init={init}", f"label={label}", f"training.lr={FINETUNE_LR[init]}")
+        run = stage("finetune", *MODEL, *FINETUNE, *settings).folder.name
+        evaluation = stage("evaluate", f"run={run}", "batch_size=8", *comparison)
+        assert evaluation.artifact is not None, "a stage that is done has an artifact"
+        metrics.append({key: float(evaluation.artifact.result[key] or 0.0) for key in METRICS})
+        comparison = (f"compare={run}",)
+    without, with_pretraining = metrics
+    write_figures(workspace)
+    return DemoReport(without, with_pretraining, write_page(workspace))

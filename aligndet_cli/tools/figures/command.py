@@ -1,0 +1,219 @@
+"""`aligndet figures`: the figures of the paper that show what pre-training changes, drawn of one's own runs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.images import read_image
+from aligndet_cli.data.loaders import evaluation_batches
+from aligndet_cli.errors import AlignDetError, ConfigError
+from aligndet_cli.logs import logger
+from aligndet_cli.plotting import save_figure
+from aligndet_cli.tools.figures.drawing import draw_centres, draw_embeddings, draw_image_rows
+from aligndet_cli.tools.figures.pretrained import (
+    NUM_CENTRES,
+    Stages,
+    centres_of,
+    class_free_centres,
+    embed_objects,
+    finds_without_classes,
+    load_stages,
+)
+from aligndet_cli.tools.figures.runs import Evaluated, find_runs, open_evaluated
+from aligndet_cli.tools.predict.annotate import annotate
+from aligndet_cli.training.curves import draw_runs, read_log
+from aligndet_cli.workspace import Workspace, read_json
+
+NUM_IMAGES = 4
+MIN_SCORE = 0.3  # of a detection that is shown
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What came of it.
+
+    Attributes:
+        not_drawn: reasons, one line each.
+    """
+
+    run: str
+    compared_with: str
+    files: tuple[Path, ...]
+    not_drawn: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "files": [str(file) for file in self.files], "not_drawn": list(self.not_drawn)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The runs to draw, and the images that both were measured on.
+
+    Attributes:
+        indices: of a few images with labels.
+    """
+
+    ours: Evaluated
+    plain: Evaluated
+    image_set: ImageSet
+    indices: Sequence[int]
+
+
+def write_figures(
+    workspace: Workspace, run: str | None = None, compare: str | None = None, folder: Path | None = None
+) -> Drawn:
+    """Draw figures 4, 5 (and 9), 7 and 10 of the paper.
+
+    Args:
+        run, compare: see `find_runs`.
+        folder: None: `figures` in the workspace.
+
+    Raises:
+        ConfigError: no runs to draw, or no folder to draw into.
+        DataError: their images cannot be read.
+    """
+    folder = folder or workspace.root / "figures"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: is a file, name a folder")
+    ours, plain = find_runs(workspace, run, compare)
+    image_set = open_evaluated(ours, workspace)
+    subject = Subject(ours, plain, image_set, _spread(image_set))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    drawings, reasons = _drawings(subject, workspace, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, draw in drawings.items():
+        try:
+            figure = draw()
+        except Exception as error:  # one figure less, and its reason
+            reasons.append(f"{name}: {error if isinstance(error, AlignDetError | ValueError) else repr(error)}")
+            continue
+        save_figure(figure, folder / name)
+        files.append(folder / name)
+    for reason in reasons:
+        logger.warning(f"not drawn: {reason}")
+    return Drawn(ours.run.name, plain.run.name, tuple(files), tuple(reasons))
+
+
+def _drawings(subject: Subject, workspace: Workspace, device: str) -> tuple[dict[str, Callable[[], Figure]], list[str]]:
+    """What can be drawn of these runs, by file, and why something cannot."""
+    drawings: dict[str, Callable[[], Figure]] = {
+        "figure_5.png": partial(_tuned_centres, subject),
+        "figure_7.png": partial(_losses, subject),
+        "figure_10.png": partial(_detections, subject),
+    }
+    try:
+        stages = _find_stages(subject, workspace, device)
+    except AlignDetError as error:
+        return drawings, [f"figure_4.png: {error}"]
+    if finds_without_classes(stages.after.online):
+        drawings["figure_5.png"] = partial(_pretrained_centres, subject, stages, device)
+    return {"figure_4.png": partial(_embeddings, subject, stages, device), **drawings}, []
+
+
+def _find_stages(subject: Subject, workspace: Workspace, device: str) -> Stages:
+    wanted = subject.ours.run.manifest["inputs"]["weights"]
+    fitting = [found for found in workspace.artifacts("pretrain-box") if found.content_hash == wanted]
+    if not fitting:
+        raise ConfigError(f"{subject.ours.run.name}: the pretrain-box run it started from is not in the workspace")
+    return load_stages(fitting[0], workspace, device)
+
+
+def _embeddings(subject: Subject, stages: Stages, device: str) -> Figure:
+    """Figure 4."""
+    before = "before pre-training" if stages.has_own_backbone else "before pre-training, but for the backbone"
+    networks = {before: stages.before, "after pre-training": stages.after}
+    by_title = {
+        title: embed_objects(pretext, stages.config, subject.image_set, device) for title, pretext in networks.items()
+    }
+    return draw_embeddings(by_title, f"Embeddings of labelled objects, {subject.image_set.split}", stages.config.seed)
+
+
+def _pretrained_centres(subject: Subject, stages: Stages, device: str) -> Figure:
+    """Figures 5 and 9: without any fine-tuning."""
+    resolution = (max(stages.config.views.short_side), stages.config.views.long_side)
+    batches = evaluation_batches(
+        subject.image_set,
+        indices=subject.indices,
+        batch_size=1,
+        resolution=resolution,
+        num_workers=0,
+        device=torch.device(device),
+    )
+    networks = {"before pre-training": stages.before, "after pre-training": stages.after}
+    rows = []
+    for [index], images, [size_hw] in batches:
+        centres = {name: class_free_centres(pretext.online, images, size_hw) for name, pretext in networks.items()}
+        rows.append((_pixels(subject.image_set, index), centres))
+    return draw_centres(rows, f"Centres of the {NUM_CENTRES} best boxes before any fine-tuning")
+
+
+def _tuned_centres(subject: Subject) -> Figure:
+    """Figures 5 and 9, for detectors that tell no objects from background before they are fine-tuned."""
+    rows = []
+    for index in subject.indices:
+        image_id = int(subject.image_set.image_ids[index])
+        centres = {}
+        for one in (subject.plain, subject.ours):
+            found = [entry for entry in one.predictions if entry["image_id"] == image_id]
+            best = sorted(found, key=lambda entry: -entry["score"])[:NUM_CENTRES]
+            boxes_xywh = torch.tensor([entry["bbox"] for entry in best], dtype=torch.float64).reshape(-1, 4)
+            boxes = torch.cat([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], dim=1)
+            centres[one.label] = centres_of(boxes)
+        rows.append((_pixels(subject.image_set, index), centres))
+    return draw_centres(rows, f"Centres of the {NUM_CENTRES} best boxes after fine-tuning")
+
+
+def _losses(subject: Subject) -> Figure:
+    """Figure 7, and AP on the way where `--evaluate-every` has measured it."""
+    logs = {one.label: read_log(one.run.folder / "metrics.jsonl") for one in (subject.plain, subject.ours)}
+    return draw_runs(logs, limits={}, title="Fine-tuning with and without pre-training")
+
+
+def _detections(subject: Subject) -> Figure:
+    """Figure 10."""
+    truths = read_json(subject.ours.evaluation.folder / "ground_truth.json")["annotations"]
+    entries = {
+        "ground truth": truths,
+        **{
+            one.label: [entry for entry in one.predictions if entry["score"] >= MIN_SCORE]
+            for one in (subject.plain, subject.ours)
+        },
+    }
+    categories = subject.image_set.categories
+    names = {category.category_id: category.name for category in categories}
+    places = {category.category_id: place for place, category in enumerate(categories)}
+    rows = []
+    for index in subject.indices:
+        image_id, pixels = int(subject.image_set.image_ids[index]), _pixels(subject.image_set, index)
+        row = {}
+        for name, of_all in entries.items():
+            own = [_without_mask(entry) for entry in of_all if entry["image_id"] == image_id]
+            row[f"{name}: {len(own)}"] = np.asarray(annotate(pixels, own, names, places))
+        rows.append(row)
+    return draw_image_rows(rows, f"Detections of score >= {MIN_SCORE:g}, {subject.image_set.split}")
+
+
+def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
+    """A box only: labels may have masks in other forms than detections."""
+    return {key: value for key, value in entry.items() if key != "segmentation"}
+
+
+def _pixels(image_set: ImageSet, index: int) -> NDArray[np.uint8]:
+    return np.asarray(read_image(image_set.record(index).path), dtype=np.uint8)
+
+
+def _spread(image_set: ImageSet) -> list[int]:
+    """A few images with labels, evenly spread over all of these."""
+    labelled = np.flatnonzero(np.diff(image_set.offsets) > 0)
+    places = np.linspace(0, len(labelled) - 1, min(NUM_IMAGES, len(labelled))).round().astype(np.int64)
+    return [int(index) for index in labelled[places]]

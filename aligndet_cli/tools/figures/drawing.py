@@ -1,0 +1,105 @@
+"""The figures themselves, from numbers and pixels."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from aligndet_cli.plotting import COLOURS, SMALL, new_figure, shorten
+from aligndet_cli.tools.figures.pretrained import NUM_NEIGHBOURS, Embeddings, neighbour_share
+
+_MARKERS = ("o", "^", "s")
+# Objects by size, as COCO has it: square roots of areas in pixels.
+_SIZES = (("small", 0.0, 32.0, 10.0), ("medium", 32.0, 96.0, 24.0), ("large", 96.0, np.inf, 52.0))
+
+
+def draw_embeddings(by_title: Mapping[str, Embeddings], title: str, seed: int) -> Figure:
+    """A map of embeddings per title (t-SNE): colour and shape tell the class, size the size of the object.
+
+    Raises:
+        ValueError: fewer than four objects.
+    """
+    figure = new_figure(5.6 * len(by_title), 5.9)
+    for axes, (name, embeddings) in zip(
+        figure.subplots(1, len(by_title), squeeze=False)[0], by_title.items(), strict=True
+    ):
+        points = map_embeddings(embeddings.values, seed)
+        for class_id in range(len(embeddings.classes)):
+            for _, low, high, area in _SIZES:
+                chosen = (embeddings.names == class_id) & (embeddings.sides >= low) & (embeddings.sides < high)
+                marker, colour = _MARKERS[class_id], COLOURS[class_id]
+                x, y = points[chosen].T
+                axes.scatter(x, y, s=area, c=colour, marker=marker, alpha=0.7, linewidths=0)
+        share, chance = neighbour_share(embeddings)
+        num_near = min(NUM_NEIGHBOURS, len(points) - 1)
+        axes.set_title(
+            f"{name}\n{share:.0%} of the {num_near} nearest are of the same class (by chance {chance:.0%})", fontsize=10
+        )
+        axes.set(xticks=[], yticks=[])
+    figure.suptitle(title)
+    figure.legend(handles=_legend(next(iter(by_title.values()))), loc="outside lower center", ncols=6, fontsize=SMALL)
+    return figure
+
+
+def map_embeddings(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """(N, 2) places of (N, D) embeddings."""
+    from sklearn.manifold import TSNE
+
+    if len(values) < 4:
+        raise ValueError(f"{len(values)} labelled objects are too few for a map")
+    perplexity = min(30.0, (len(values) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
+    return np.asarray(tsne.fit_transform(values))
+
+
+def _legend(embeddings: Embeddings) -> list[Line2D]:
+    handles = []
+    for class_id, name in enumerate(embeddings.classes):
+        colour, marker = COLOURS[class_id], _MARKERS[class_id]
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=shorten(name)))
+    for name, low, high, area in _SIZES:
+        limits = f"< {high:g} px" if not low else f"> {low:g} px" if np.isinf(high) else f"{low:g} to {high:g} px"
+        handles.append(
+            Line2D([], [], color="#666666", marker="o", linestyle="", markersize=area**0.5, label=f"{name}, {limits}")
+        )
+    return handles
+
+
+def draw_centres(rows: Sequence[tuple[NDArray[np.uint8], Mapping[str, NDArray[np.float64]]]], title: str) -> Figure:
+    """A row per image and a column per kind of (n, 2) centres, drawn as points into the (H, W, 3) image."""
+    figure = _grid(rows[0][0], len(rows), len(rows[0][1]), title)
+    for line, (pixels, by_name) in zip(_axes_of(figure, len(rows), len(rows[0][1])), rows, strict=True):
+        for axes, (name, centres) in zip(line, by_name.items(), strict=True):
+            axes.imshow(pixels)
+            x, y = centres.T
+            axes.scatter(x, y, s=16, c=COLOURS[4], edgecolors="black", linewidths=0.6)
+            axes.set(xlim=(-0.5, pixels.shape[1] - 0.5), ylim=(pixels.shape[0] - 0.5, -0.5))
+            axes.set_title(f"{shorten(name, 34)}: {len(centres)} boxes", fontsize=9)
+    return figure
+
+
+def draw_image_rows(rows: Sequence[Mapping[str, NDArray[np.uint8]]], title: str) -> Figure:
+    """A row of pictures of one image, by what they are."""
+    figure = _grid(next(iter(rows[0].values())), len(rows), len(rows[0]), title)
+    for line, by_name in zip(_axes_of(figure, len(rows), len(rows[0])), rows, strict=True):
+        for axes, (name, pixels) in zip(line, by_name.items(), strict=True):
+            axes.imshow(pixels)
+            axes.set_title(shorten(name, 40), fontsize=9)
+    return figure
+
+
+def _grid(first: NDArray[np.uint8], num_rows: int, num_columns: int, title: str) -> Figure:
+    height = min(max(4.2 * first.shape[0] / first.shape[1], 2.2), 5.0)
+    figure = new_figure(4.3 * num_columns, (height + 0.3) * num_rows + 0.5)
+    figure.suptitle(title)
+    return figure
+
+
+def _axes_of(figure: Figure, num_rows: int, num_columns: int) -> list[list[Axes]]:
+    panels = figure.subplots(num_rows, num_columns, squeeze=False)
+    for axes in panels.reshape(-1):
+        axes.set_axis_off()
+    return [list(line) for line in panels]

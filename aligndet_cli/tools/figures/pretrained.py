@@ -1,0 +1,194 @@
+"""What pre-training made of a detector: the same network before and after, and what both say about images."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from aligndet_cli.artifacts.clusters import ClusterLabels
+from aligndet_cli.backbones import find_backbone_weights
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.loaders import load_image
+from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.transforms import ViewParams, make_batch
+from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors.checkpoint import read_detector
+from aligndet_cli.detectors.faster_rcnn import FasterRCNN
+from aligndet_cli.detectors.interface import ImageBatch
+from aligndet_cli.detectors.mask_rcnn import MaskRCNN
+from aligndet_cli.detectors.parts.box_coder import decode_boxes
+from aligndet_cli.detectors.parts.roi_head import to_rois
+from aligndet_cli.detectors.parts.two_stage import DELTA_STD, roi_features
+from aligndet_cli.detectors.results import rescale_boxes
+from aligndet_cli.errors import AlignDetError, ConfigError
+from aligndet_cli.pretrain_box.pretext import BoxPretext
+from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, build_pretext
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.workspace import Artifact, Workspace
+
+NUM_CLASSES = 3  # as in figure 4
+MAX_BOXES = 300  # per class; the paper takes 5000
+MAX_IMAGES = 200
+NUM_NEIGHBOURS = 5
+NUM_CENTRES = 100  # per image
+
+
+class Stages(NamedTuple):
+    """The network as pre-training found and left it, in evaluation mode.
+
+    Attributes:
+        has_own_backbone: the first has the backbone that pre-training started from; else that of the second.
+    """
+
+    before: BoxPretext
+    after: BoxPretext
+    config: PretrainBoxConfig
+    has_own_backbone: bool
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a network makes of labelled objects. N = objects, D = embedding size.
+
+    Attributes:
+        values: (N, D) of length 1.
+        names: (N,) positions in `classes`.
+        sides: (N,) square roots of the areas of the objects in pixels.
+    """
+
+    values: NDArray[np.float32]
+    names: NDArray[np.int64]
+    sides: NDArray[np.float32]
+    classes: tuple[str, ...]
+
+
+def load_stages(run: Artifact, workspace: Workspace, device: str) -> Stages:
+    """Build a `pretrain-box` run's network as its seed made it, and once more with its weights.
+
+    Raises:
+        ConfigError: the run was imported, or made by another version.
+        WeightsError: its weights cannot be read.
+    """
+    try:
+        config = PretrainBoxConfig.model_validate(run.config())
+    except ValidationError:
+        raise ConfigError(f"{run.folder}: imported or of another version, how it started is not known") from None
+    content = read_detector(run.folder / "weights.pt")
+    process, num_classes = Process(device=device), _num_classes(run, workspace)
+    file = None
+    try:
+        found = find_backbone_weights(config.backbone.weights, config.backbone.name, workspace, offline=True)
+        has_own_backbone = found.content_hash == run.manifest["inputs"]["backbone weights"]
+        file = found.file if has_own_backbone else None
+    except AlignDetError:
+        has_own_backbone = False
+    before, after = (build_pretext(config, process, num_classes, weights) for weights in (file, None))
+    after.online.load_state_dict(content.state_dict, strict=False)  # what the file leaves out is not used here
+    after.projector.load_state_dict(content.extra["projector"])
+    if not has_own_backbone:
+        before.online.backbone.load_state_dict(after.online.backbone.state_dict())
+    return Stages(before.eval(), after.eval(), config, has_own_backbone)
+
+
+def _num_classes(run: Artifact, workspace: Workspace) -> int:
+    """How many classes it was built with, on which what its seed made depends."""
+    wanted = run.manifest["inputs"].get("clusters")
+    fitting = [found for found in workspace.artifacts("cluster") if found.content_hash == wanted]
+    return ClusterLabels(fitting[0].folder).num_clusters if fitting else 1
+
+
+def objects_of(image_set: ImageSet) -> tuple[list[str], dict[int, list[int]]]:
+    """Objects of the most frequent classes.
+
+    Returns:
+        names of the classes, and for some images the rows of their objects in the image, by index.
+    """
+    counts = np.bincount(image_set.class_ids[~image_set.is_crowd], minlength=len(image_set.categories))
+    chosen = [int(class_id) for class_id in np.argsort(-counts, kind="stable")[:NUM_CLASSES] if counts[class_id]]
+    num_found = dict.fromkeys(chosen, 0)
+    rows: dict[int, list[int]] = {}
+    for index in range(len(image_set)):
+        record = image_set.record(index)
+        for row, (class_id, is_crowd) in enumerate(zip(record.class_ids.tolist(), record.is_crowd, strict=True)):
+            if not is_crowd and num_found.get(class_id, MAX_BOXES) < MAX_BOXES:
+                num_found[class_id] += 1
+                rows.setdefault(index, []).append(row)
+        if len(rows) == MAX_IMAGES or min(num_found.values(), default=MAX_BOXES) == MAX_BOXES:
+            break
+    return [image_set.categories[class_id].name for class_id in chosen], rows
+
+
+@torch.no_grad()
+def embed_objects(pretext: BoxPretext, config: PretrainBoxConfig, image_set: ImageSet, device: str) -> Embeddings:
+    """The mean embedding of each labelled object over the candidates that the detector assigns to it.
+
+    Source: figure 4, of which the paper says only that it shows features of the contrastive head.
+    """
+    classes, chosen = objects_of(image_set)
+    values, names, sides = [], [], []
+    for index, rows in chosen.items():
+        record = image_set.record(index)
+        boxes, class_ids = torch.from_numpy(record.boxes[rows]), torch.from_numpy(record.class_ids[rows])
+        sample = Sample(0, index, load_image(image_set, index), boxes, torch.zeros_like(class_ids))
+        view = ViewParams(max(config.views.short_side), config.views.long_side)
+        images, targets = make_batch([sample], [view], torch.device(device), instance_offset=0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # candidates are sampled
+            found = pretext.online.box_candidates(pretext.online.extract(images), targets, with_losses=False)
+        embeddings, ids = pretext.projector(found.features, found.slots), found.instance_ids
+        is_object = ids >= 0
+        sums = embeddings.new_zeros(len(rows), embeddings.shape[1])
+        sums.index_add_(0, ids[is_object], embeddings[is_object])
+        has_any = (torch.bincount(ids[is_object], minlength=len(rows)) > 0).cpu()
+        values.append(normalize(sums, dim=1).cpu()[has_any])
+        names += [classes.index(image_set.categories[class_id].name) for class_id in class_ids[has_any].tolist()]
+        sides.append(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()[has_any])
+    return Embeddings(torch.cat(values).numpy(), np.array(names), torch.cat(sides).numpy(), tuple(classes))
+
+
+def neighbour_share(embeddings: Embeddings) -> tuple[float, float]:
+    """Share of the nearest neighbours of objects that are of the same class, and what it is by chance.
+
+    By chance: (n - 1) / (N - 1) for each object of a class with n of the N objects.
+    """
+    num_objects = len(embeddings.names)
+    num_neighbours = min(NUM_NEIGHBOURS, num_objects - 1)
+    similarity = embeddings.values @ embeddings.values.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :num_neighbours]
+    share = (embeddings.names[nearest] == embeddings.names[:, None]).mean()
+    counts = np.bincount(embeddings.names)
+    return float(share), float((counts * (counts - 1)).sum() / (num_objects * (num_objects - 1)))
+
+
+def finds_without_classes(model: AnyDetector) -> bool:
+    """Whether a detector tells objects from background before it knows any class: those with an RPN do."""
+    return isinstance(model, FasterRCNN | MaskRCNN)
+
+
+@torch.no_grad()
+def class_free_centres(model: AnyDetector, images: ImageBatch, size_hw: tuple[int, int]) -> NDArray[np.float64]:
+    """(n, 2) centres, x and y, of the boxes that the head makes of the 100 best ones of the RPN in one image.
+
+    Source: D.2 and figures 5 and 9, for Faster and Mask R-CNN.
+
+    Args:
+        size_hw: of the original image, in whose pixels the centres are.
+    """
+    assert isinstance(model, FasterRCNN | MaskRCNN)
+    pyramid = model.neck(model.extract(images).maps)
+    [proposals] = model.rpn.propose(model.rpn(pyramid), images.sizes_hw, model.rules.test_per_level)
+    proposals = proposals[:NUM_CENTRES]
+    deltas = model.box_predictor(roi_features(model, pyramid, to_rois([proposals]))).float()[:, :4]
+    boxes = decode_boxes(deltas * deltas.new_tensor(DELTA_STD), proposals, images.sizes_hw[0])
+    return centres_of(rescale_boxes(boxes, images.sizes_hw[0], size_hw))
+
+
+def centres_of(boxes: Tensor) -> NDArray[np.float64]:
+    """(n, 2) centres, x and y, of (n, 4) boxes."""
+    return np.asarray(((boxes[:, :2] + boxes[:, 2:]) / 2).double().cpu().numpy())

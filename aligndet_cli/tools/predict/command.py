@@ -1,0 +1,302 @@
+"""The command `predict`: a fine-tuned detector and images become annotated images and a COCO json."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pydantic import Field
+
+from aligndet_cli.config import StageConfig
+from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
+from aligndet_cli.data.images import read_image
+from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
+from aligndet_cli.detectors.checkpoint import LoadedDetector, load_detector
+from aligndet_cli.detectors.results import EvaluationBatch, forward_pass, predict_each
+from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.logs import Progress, logger
+from aligndet_cli.plotting import never_failing
+from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.processes.launch import Shown, launch
+from aligndet_cli.tools.predict.annotate import annotate
+from aligndet_cli.tools.predict.images import find_images
+from aligndet_cli.workspace import Workspace
+
+PREDICTIONS, IMAGES, CROPS = "predictions.json", "images", "crops"
+_LONGEST_FOLDER = 60  # letters of a class name, each of 4 bytes at most
+_DRAWN_AHEAD = 8  # images that may wait to be drawn while the next ones are detected in
+
+
+class PredictConfig(StageConfig):
+    """Settings of `predict`."""
+
+    run: str | None = None  # name of a finetune run; None = the newest
+    weights: Path | None = None  # a weights.pt instead
+    score: float = Field(0.3, ge=0, le=1)  # low enough to see what a detector hesitates about
+    output: Path | None = None  # None: `predict/<run>` in the workspace
+    annotated: bool = True
+    save_crops: bool = False
+    batch_size: int = Field(1, ge=1)  # as in evaluate: what is found in an image depends on nothing but the image
+    short_side: int | None = Field(None, ge=32)  # None = the run's own test resolution
+    long_side: int | None = Field(None, ge=32)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of it.
+
+    Attributes:
+        weights: the file that was used.
+        num_images: that could be read.
+        skipped: file and reason of each that could not.
+        per_class: number of detections by class name, most first.
+    """
+
+    folder: Path
+    weights: Path
+    score: float
+    num_images: int
+    skipped: tuple[tuple[str, str], ...]
+    per_class: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        found = {
+            name: str(self.folder / name) for name in (PREDICTIONS, IMAGES, CROPS) if (self.folder / name).exists()
+        }
+        return {
+            "status": "done",
+            "folder": str(self.folder),
+            "weights": str(self.weights),
+            "score": self.score,
+            "images": self.num_images,
+            "skipped": [{"file": file, "reason": reason} for file, reason in self.skipped],
+            "detections": sum(self.per_class.values()),
+            "per_class": self.per_class,
+            "written": list(found.values()),
+        }
+
+    def lines(self) -> list[str]:
+        """For people: how much was found, of what, and where it is."""
+        skipped = f", {len(self.skipped)} unreadable" if self.skipped else ""
+        total = sum(self.per_class.values())
+        width = max((len(name) for name in self.per_class), default=0)
+        return [
+            f"{total} detections of score >= {self.score:g} in {self.num_images} images{skipped}",
+            *(f"  {name:<{width}}  {count}" for name, count in self.per_class.items()),
+            *self.to_json()["written"],
+        ]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `_run` works on; `folder` is where it writes, not yet where things end up."""
+
+    config: PredictConfig
+    weights: Path
+    image_set: ImageSet
+    folder: Path
+
+
+def predict_files(
+    words: Sequence[str], config: PredictConfig, workspace: Workspace, *, force: bool, shown: Shown
+) -> Predicted:
+    """Detect in the images that the words mean, and write what was found.
+
+    Everything appears at once when it is complete. `force` replaces what an earlier call has written into the same
+    folder, and nothing else in it.
+
+    Raises:
+        AlignDetError: whatever the user has to put right; DataError also when no image could be read.
+    """
+    weights, name = _find_weights(config, workspace)
+    folder = config.output or workspace.root / "predict" / name
+    _check_output(folder, force=force)
+    image_set = find_images(words, leave_out=folder)
+    results: list[Predicted] = []
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
+        plan = _Plan(config, weights, image_set, Path(partial))
+        devices = Devices(kind=resolve_devices(config.runtime).kind)
+        launch(lambda plan, process: results.append(_run(plan, process, folder)), plan, devices, shown)
+        _check_output(folder, force=force)  # somebody else may have been faster
+        _put_in_place(Path(partial), folder)
+    return results[0]
+
+
+def _find_weights(config: PredictConfig, workspace: Workspace) -> tuple[Path, str]:
+    """The weights file, and what to call the result."""
+    if config.weights is not None:
+        if config.run is not None:
+            raise ConfigError("--run and --weights: name one of them")
+        is_ours = config.weights.name == "weights.pt"  # then its folder has the telling name
+        return config.weights, config.weights.absolute().parent.name if is_ours else config.weights.stem
+    run = workspace.require("finetune", config.run)
+    return run.folder / "weights.pt", run.name
+
+
+def _check_output(folder: Path, *, force: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: is a file; name a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / PREDICTIONS).exists():
+        raise ConfigError(f"--output {folder}: holds other files; name an empty or a new folder")
+    if not force:
+        raise ConfigError(
+            f"{folder}: has predictions already; use --force to replace them, or --output for another folder"
+        )
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / PREDICTIONS).unlink(missing_ok=True)
+    for name in (IMAGES, CROPS, PREDICTIONS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        if (partial / name).exists():
+            (partial / name).rename(folder / name)
+
+
+def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
+    config, image_set = plan.config, plan.image_set
+    loaded = load_detector(plan.weights)
+    categories = [category for category in loaded.categories if category.name != UNUSED]
+    sizes: dict[int, tuple[int, int]] = {}
+    skipped: dict[int, DataError] = {}
+    found: dict[int, list[dict[str, Any]]] = {}
+    started, progress = time.monotonic(), Progress("predict", len(image_set), mode=process.progress)
+    with progress, _Pictures(plan, categories) as pictures:
+        for index, entries in _detections(plan, loaded, process, sizes, skipped):
+            found[index] = [entry for entry in entries if entry["score"] >= config.score]
+            pictures.draw(index, found[index])
+            progress.advance()
+    for error in skipped.values():
+        logger.warning("left out: %s", error)
+    if not found:
+        first = f"; the first: {skipped[min(skipped)]}"
+        raise DataError(f"{image_set.root}: none of the {len(image_set)} images can be read{first}")
+    logger.info(f"{len(found) / (time.monotonic() - started):.1f} images/s")
+    content = _to_coco(image_set, sizes, found, categories)
+    (plan.folder / PREDICTIONS).write_text(json.dumps(content) + "\n")
+    names = {category.category_id: category.name for category in categories}
+    counts = Counter(names[entry["category_id"]] for entries in found.values() for entry in entries)
+    reasons = tuple((image_set.file_names[index], str(error)) for index, error in sorted(skipped.items()))
+    return Predicted(folder, plan.weights, config.score, len(found), reasons, dict(counts.most_common()))
+
+
+def _detections(
+    plan: _Plan,
+    loaded: LoadedDetector,
+    process: Process,
+    sizes: dict[int, tuple[int, int]],
+    skipped: dict[int, DataError],
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """What `evaluate` would find in each image; fills in the sizes of the images, and those that cannot be read."""
+    config, device = plan.config, torch.device(process.device)
+
+    def noting_sizes(batches: Iterator[EvaluationBatch]) -> Iterator[EvaluationBatch]:
+        for batch in batches:
+            sizes.update(zip(batch[0], batch[2], strict=True))
+            yield batch
+
+    batches = evaluation_batches(
+        plan.image_set,
+        indices=range(len(plan.image_set)),
+        batch_size=config.batch_size,
+        resolution=(config.short_side or loaded.resolution[0], config.long_side or loaded.resolution[1]),
+        num_workers=resolve_workers(config.runtime.num_workers, process),
+        device=device,
+        skipped=skipped,
+    )
+    with forward_pass(device, config.runtime.precision):
+        model = loaded.model.to(device).eval()
+        yield from predict_each(model, noting_sizes(batches), plan.image_set, loaded.categories)
+
+
+class _Pictures:
+    """Draws in threads of its own while the next images are detected in."""
+
+    def __init__(self, plan: _Plan, categories: Sequence[Category]) -> None:
+        self.plan = plan
+        self.names = {category.category_id: category.name for category in categories}
+        self.places = {category.category_id: place for place, category in enumerate(categories)}
+        self.pool = ThreadPoolExecutor(max_workers=2)
+        self.pending: list[Future[None]] = []
+
+    def __enter__(self) -> "_Pictures":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=False)
+
+    def draw(self, index: int, entries: Sequence[dict[str, Any]]) -> None:
+        """Draw an image, now or soon; waits while too many are waiting."""
+        config = self.plan.config
+        if config.annotated or (config.save_crops and entries):
+            self.pending.append(self.pool.submit(self._draw, index, entries))
+            if len(self.pending) > _DRAWN_AHEAD:
+                self.pending.pop(0).result()
+
+    def _draw(self, index: int, entries: Sequence[dict[str, Any]]) -> None:
+        record, config = self.plan.image_set.record(index), self.plan.config
+        with never_failing(record.path):
+            pixels = read_image(record.path)
+            if config.annotated:
+                _save(annotate(pixels, entries, self.names, self.places), self.plan.folder / IMAGES / record.file_name)
+            if config.save_crops:
+                for number, entry in enumerate(entries, start=1):
+                    self._save_crop(pixels, entry, f"{record.file_name}-{number}")
+
+    def _save_crop(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], entry: dict[str, Any], name: str) -> None:
+        x, y, width, height = entry["bbox"]
+        left, top = int(x), int(y)
+        crop = pixels[top : max(int(np.ceil(y + height)), top + 1), left : max(int(np.ceil(x + width)), left + 1)]
+        class_folder = self.names[entry["category_id"]].replace("/", "_").strip(". ")[:_LONGEST_FOLDER] or "_"
+        if crop.size:  # a box may be nothing but the border
+            _save(Image.fromarray(crop), self.plan.folder / CROPS / class_folder / name)
+
+
+def _save(image: Image.Image, file: Path) -> None:
+    """As JPEG: `a.jpg` stays `a.jpg`, `a.png` becomes `a.png.jpg`, so that neither replaces the other."""
+    if file.suffix.lower() not in (".jpg", ".jpeg"):
+        file = file.with_name(f"{file.name}.jpg")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, format="JPEG", quality=90)
+
+
+def _to_coco(
+    image_set: ImageSet,
+    sizes: dict[int, tuple[int, int]],
+    found: dict[int, list[dict[str, Any]]],
+    categories: Sequence[Category],
+) -> dict[str, Any]:
+    """A COCO json dict whose annotations have a `score`: to look at, and to start labelling from."""
+    annotations: list[dict[str, Any]] = []
+    for index in sorted(found):
+        for entry in found[index]:
+            mask = entry.get("segmentation")
+            area = float(coco_mask.area(mask)) if mask else round(entry["bbox"][2] * entry["bbox"][3], 3)
+            annotations.append({"id": len(annotations) + 1, **entry, "area": area, "iscrowd": 0})
+    return {
+        "images": [
+            {
+                "id": int(image_set.image_ids[index]),
+                "file_name": image_set.file_names[index],
+                "height": sizes[index][0],
+                "width": sizes[index][1],
+            }
+            for index in sorted(found)
+        ],
+        "categories": [{"id": category.category_id, "name": category.name} for category in categories],
+        "annotations": annotations,
+    }

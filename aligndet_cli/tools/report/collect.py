@@ -1,0 +1,362 @@
+"""From the artifacts of a workspace to comparable numbers: means, spreads, and paired differences."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from aligndet_cli.config import did_you_mean
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.tools.report.published import Published, find_published
+from aligndet_cli.workspace import Artifact, Workspace, read_json
+
+METRICS = ("AP", "AP50", "AP75")
+_LABELS = {"scratch": "scratch", "backbone": "backbone only"}  # of runs that load no pre-trained detector
+_PRETRAINED = "AlignDet"
+_IMPORT = "import"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What runs must share to be compared.
+
+    Attributes:
+        data: name of the labelled data set; `evaluated` the split that was measured.
+        fraction: percent of the labelled images.
+        num_images: that many; 0 for imported runs, of which it is not known.
+        content: hashes of the data that was trained on and measured, and the test resolution, for data sets of one
+            name.
+    """
+
+    detector: str
+    backbone: str
+    schedule: str
+    data: str
+    evaluated: str
+    fraction: float
+    num_images: int
+    content: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One fine-tuned and evaluated run.
+
+    Attributes:
+        pair: fold (None with all images) and seed; runs of two starts with the same pair are compared.
+        numbers: metrics in 0..1 by name; None where they cannot be measured.
+        kind: `pretrain`, `backbone`, `scratch` or `import`.
+        is_labelled: the label was given to the run.
+        weights: hash of what it started from.
+        backbone_weights: hash of what its backbone started from, and what people call it; None where unknown.
+    """
+
+    setting: Setting
+    label: str
+    pair: tuple[int | None, int]
+    numbers: dict[str, float | None]
+    name: str
+    kind: str
+    is_labelled: bool
+    weights: str
+    backbone_weights: tuple[str, str] | None
+    finished: str
+    published: Published | None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Difference to the baseline over the pairs that both have.
+
+    Attributes:
+        standard_error: of the mean; None with a single pair.
+        wins: pairs with a higher number than the baseline.
+    """
+
+    mean: float
+    standard_error: float | None
+    wins: int
+    num_pairs: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of the runs of a row.
+
+    Attributes:
+        std: sample standard deviation; None with a single run.
+        delta: None for the baseline and without pairs.
+        published: the paper's number, where the setting is the paper's.
+    """
+
+    mean: float
+    std: float | None
+    count: int
+    delta: Delta | None
+    published: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One start in one setting."""
+
+    setting: Setting
+    label: str
+    is_baseline: bool
+    summaries: dict[str, Summary]
+    published_in: str | None
+    remark: str
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows by setting, the baseline first; `remarks` tell what was left out."""
+
+    rows: list[Row]
+    metrics: tuple[str, ...]
+    remarks: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"metrics": list(self.metrics), "rows": [asdict(row) for row in self.rows], "remarks": self.remarks}
+
+
+def collect_report(
+    workspace: Workspace,
+    *,
+    baseline: str | None = None,
+    metrics: Sequence[str] = METRICS,
+    names: Iterable[str] | None = None,
+) -> Report:
+    """Everything that was evaluated in a workspace, compared.
+
+    Args:
+        baseline: label of the start to compare with; None: the backbone alone, else scratch, where there is one.
+        metrics: names of numbers in `metrics.json`, `mask_AP` and the like, `AP07`, `AP12`.
+        names: only these evaluations.
+
+    Raises:
+        ConfigError: no such metric.
+    """
+    measured, remarks = _measure(workspace, metrics, None if names is None else set(names))
+    rows: list[Row] = []
+    for setting in sorted({run.setting for run in measured}, key=_order):
+        rows += _rows_of(setting, [run for run in measured if run.setting == setting], baseline, metrics)
+    return Report(rows, tuple(metrics), remarks)
+
+
+def check_baseline(report: Report, baseline: str | None) -> None:
+    """Make sure that the report knows the start to compare with.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    labels = list(dict.fromkeys(row.label for row in report.rows))
+    if baseline is not None and labels and baseline not in labels:
+        raise ConfigError(f"--baseline {baseline}: no start of that name{did_you_mean(baseline, labels)}")
+
+
+def _order(setting: Setting) -> tuple[Any, ...]:
+    return (setting.data, setting.evaluated, setting.detector, setting.backbone, setting.schedule, setting.fraction,
+            setting.num_images, setting.content)  # fmt: skip
+
+
+def _rows_of(setting: Setting, runs: list[Measured], baseline: str | None, metrics: Sequence[str]) -> list[Row]:
+    by_label: dict[str, dict[tuple[int | None, int], Measured]] = {}
+    for run in runs:  # oldest first: of two with the same fold and seed the newer one counts
+        by_label.setdefault(run.label, {})[run.pair] = run
+    base = _baseline_of(runs, baseline)
+    labels = sorted(by_label, key=lambda label: label != base)
+    most = max(map(len, by_label.values()))
+    rows = []
+    for label in labels:
+        own = by_label[label]
+        others = by_label[base] if base is not None and label != base else None
+        published = _one_published(own.values())
+        numbers = published.numbers if published is not None else {}
+        summaries = {
+            metric: summary
+            for metric in metrics
+            if (summary := _summary(own, others, metric, numbers.get(metric))) is not None
+        }
+        num_all = sum(run.label == label for run in runs)
+        remark = _remark(own, others, missing=most - len(own), num_older=num_all - len(own))
+        table = published.source if published is not None else None
+        names = tuple(run.name for run in own.values())
+        rows.append(Row(setting, label, label == base, summaries, table, remark, names))
+    return rows
+
+
+def _baseline_of(runs: list[Measured], asked: str | None) -> str | None:
+    """The label to compare with in one setting."""
+    labels = {run.label for run in runs}
+    if asked is not None:
+        return asked if asked in labels else None
+    for kind in ("backbone", "scratch"):
+        plain = [run.label for run in runs if run.kind == kind]
+        if plain:
+            return _LABELS[kind] if _LABELS[kind] in plain else plain[0]
+    return None
+
+
+def _summary(
+    own: dict[tuple[int | None, int], Measured],
+    others: dict[tuple[int | None, int], Measured] | None,
+    metric: str,
+    published: float | None,
+) -> Summary | None:
+    values = {pair: value for pair, run in own.items() if (value := run.numbers[metric]) is not None}
+    if not values:
+        return None
+    other_values = {pair: run.numbers[metric] for pair, run in (others or {}).items()}
+    differences = [value - other for pair, value in values.items() if (other := other_values.get(pair)) is not None]
+    mean = statistics.fmean(values.values())
+    std = statistics.stdev(values.values()) if len(values) > 1 else None
+    return Summary(mean, std, len(values), _delta(differences), published)
+
+
+def _delta(differences: list[float]) -> Delta | None:
+    if not differences:
+        return None
+    count = len(differences)
+    error = statistics.stdev(differences) / math.sqrt(count) if count > 1 else None
+    return Delta(statistics.fmean(differences), error, sum(value > 0 for value in differences), count)
+
+
+def _remark(own: dict[Any, Measured], others: dict[Any, Measured] | None, *, missing: int, num_older: int) -> str:
+    remarks = []
+    if missing:
+        remarks.append(f"{missing} fewer than others")
+    if others is not None and (unpaired := len(own.keys() - others.keys())):
+        remarks.append(f"{unpaired} of {len(own)} without a baseline run of the same fold and seed")
+    if num_older:
+        remarks.append(f"{num_older} older of the same fold and seed left out")
+    return "; ".join(remarks)
+
+
+def _one_published(runs: Iterable[Measured]) -> Published | None:
+    """The paper's numbers for a row, if all its runs agree on them."""
+    found = {run.published for run in runs}
+    return found.pop() if len(found) == 1 else None
+
+
+def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | None) -> tuple[list[Measured], list[str]]:
+    """All evaluated runs, oldest first, and remarks on those that were left out."""
+    tuned = {artifact.content_hash: artifact for artifact in workspace.artifacts("finetune")}
+    pretrained = {artifact.content_hash: artifact for artifact in workspace.artifacts("pretrain-box")}
+    found, gone = [], []
+    for evaluation in workspace.artifacts("evaluate"):
+        if names is not None and evaluation.name not in names:
+            continue
+        run = tuned.get(evaluation.manifest["inputs"]["weights"])
+        if run is None:
+            gone.append(evaluation.name)
+            continue
+        start = pretrained.get(run.manifest["inputs"]["weights"])
+        found.append(_measured(evaluation, run, start, metrics))
+    remarks = [f"left out, the run they measured is gone or was made anew: {', '.join(gone)}"] if gone else []
+    return _told_apart(_apart_by_backbone(found), pretrained), remarks
+
+
+def _measured(evaluation: Artifact, run: Artifact, start: Artifact | None, metrics: Sequence[str]) -> Measured:
+    config, measured_with = run.config(), evaluation.config()
+    is_imported = "training" not in config  # nothing is known of how it was trained
+    fraction = 100.0 if is_imported else float(config["fraction"])
+    kind = run.result["init"] if run.result["init"] in (*_LABELS, _IMPORT) else "pretrain"
+    setting = Setting(
+        detector=config["detector"]["family"],
+        backbone=run.result.get("backbone") or config["backbone"]["name"],
+        schedule="as imported" if is_imported else _schedule(config, run),
+        data=_data_name(measured_with if is_imported else config),
+        evaluated=_split(evaluation),
+        fraction=fraction,
+        num_images=0 if is_imported else int(run.result["images"]),
+        content=(
+            run.manifest["inputs"].get("data", ""),
+            evaluation.manifest["inputs"]["data"],
+            f"{measured_with['short_side']}x{measured_with['long_side']}",
+        ),
+    )
+    return Measured(
+        setting=setting,
+        label=config.get("label") or (run.name if is_imported else _LABELS.get(kind, _PRETRAINED)),
+        pair=(None if fraction == 100 else int(config["fold"]), int(config["seed"])),
+        numbers=_numbers(evaluation, metrics),
+        name=run.name,
+        kind=kind,
+        is_labelled=bool(config.get("label")),
+        weights=str(run.manifest["inputs"]["weights"]),
+        backbone_weights=_backbone_weights(run, kind, start),
+        finished=str(evaluation.manifest["finished"]),
+        published=find_published(evaluation, run, start),
+    )
+
+
+def _backbone_weights(run: Artifact, kind: str, start: Artifact | None) -> tuple[str, str] | None:
+    source = run if kind == "backbone" else start
+    key = "weights" if kind == "backbone" else "backbone weights"
+    if source is None or key not in source.manifest["inputs"]:
+        return None
+    file = Path(source.config()["backbone"].get("weights", ""))
+    return str(source.manifest["inputs"][key]), file.parent.name if file.name == "weights.pt" else file.stem
+
+
+def _apart_by_backbone(runs: list[Measured]) -> list[Measured]:
+    """Runs of several backbone weights that nothing else tells apart, with the weights beside the backbone's name."""
+    found: dict[tuple[Any, ...], set[str]] = {}
+    for run in runs:
+        if run.backbone_weights is not None:
+            found.setdefault((run.setting, run.label, run.pair), set()).add(run.backbone_weights[0])
+    mixed = {setting for (setting, _, _), hashes in found.items() if len(hashes) > 1}
+    return [
+        replace(run, setting=replace(run.setting, backbone=f"{run.setting.backbone}, {run.backbone_weights[1]}"))
+        if run.setting in mixed and run.backbone_weights is not None
+        else run
+        for run in runs
+    ]
+
+
+def _told_apart(runs: list[Measured], pretrained: dict[str, Artifact]) -> list[Measured]:
+    """Runs without a label of their own, from several pre-training runs, named after these."""
+    named = []
+    for run in runs:
+        rivals = {other.weights for other in runs if other.setting == run.setting and other.label == run.label}
+        if run.label == _PRETRAINED and not run.is_labelled and len(rivals) > 1:
+            known = pretrained.get(run.weights)
+            run = replace(run, label=f"{_PRETRAINED}, {known.name if known else run.weights[:6]}")
+        named.append(run)
+    return named
+
+
+def _numbers(evaluation: Artifact, metrics: Sequence[str]) -> dict[str, float | None]:
+    result = evaluation.result
+    if not set(metrics) <= result.keys():
+        result = {**read_json(evaluation.folder / "metrics.json"), **result}
+    for metric in metrics:
+        if not isinstance(result.get(metric, ""), float | int | None):
+            known = [key for key, value in result.items() if isinstance(value, float)]
+            raise ConfigError(f"--metric {metric}: not measured by {evaluation.name}; there are: {', '.join(known)}")
+    return {metric: None if result[metric] is None else float(result[metric]) for metric in metrics}
+
+
+def _schedule(config: dict[str, Any], run: Artifact) -> str:
+    """Length, and the batch size where it is not the paper's."""
+    training = config["training"]
+    length = f"{run.result['steps']} steps"
+    if training["schedule"] is not None:
+        length = str(training["schedule"])
+    elif training["epochs"] is not None:
+        length = f"{training['epochs']} epochs"
+    return length if training["batch_size"] == 16 else f"{length} of {training['batch_size']}"
+
+
+def _data_name(config: dict[str, Any]) -> str:
+    data = config["data"]
+    return Path(data["root"] or data["annotations"] or "data").stem
+
+
+def _split(evaluation: Artifact) -> str:
+    return str(evaluation.config()["data"]["split"] or "val")

@@ -1,0 +1,56 @@
+"""`aligndet report --html`: a workspace as one page that needs nothing else."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from aligndet_cli import __version__
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.logs import logger
+from aligndet_cli.tools.report.collect import METRICS
+from aligndet_cli.tools.report.page import Page, collect_page
+from aligndet_cli.workspace import Workspace, check_output_file, write_bytes
+
+OPEN_RUNS = 8  # more of them are folded
+
+
+def write_page(
+    workspace: Workspace,
+    file: Path | None = None,
+    *,
+    baseline: str | None = None,
+    metrics: Sequence[str] = METRICS,
+    names: Collection[str] | None = None,
+) -> Path:
+    """Write the page of a workspace; it loads nothing from anywhere and may be sent around.
+
+    Args:
+        file: None: `report.html` in the workspace.
+        baseline, metrics, names: of the comparison, see `collect_report`.
+
+    Returns:
+        the file.
+
+    Raises:
+        ConfigError: there is nothing in the workspace, or no folder for the file.
+    """
+    if file is not None:
+        check_output_file(file)
+    page = collect_page(workspace, baseline=baseline, metrics=metrics, names=names)
+    if not page.artifacts.rows:
+        raise ConfigError(f"{workspace.root}: empty; start with `aligndet proposals DATA`")
+    file = file or workspace.root / "report.html"
+    write_bytes(file, render_page(page).encode())
+    if page.left_out:
+        logger.warning("%s: %d pictures did not fit, and are named instead", file, len(page.left_out))
+    return file
+
+
+def render_page(page: Page) -> str:
+    """The page as HTML. Everything that comes from files is escaped."""
+    loader = PackageLoader("aligndet_cli.tools.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html").render(page=page, open_runs=OPEN_RUNS, version=__version__)

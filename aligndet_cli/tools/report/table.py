@@ -1,0 +1,129 @@
+"""A report as a table for the terminal, Markdown, CSV or JSON."""
+
+import csv
+import io
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from aligndet_cli.config import did_you_mean
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.tables import plain_table
+from aligndet_cli.tools.report.collect import Report, Row, Summary
+
+FORMATS = ("table", "markdown", "csv", "json")
+
+
+def terminal_table(report: Report) -> Table:
+    """One line per start, settings apart."""
+    header, *lines = cells_of(report)
+    table = plain_table(*header)
+    for column in table.columns[: NUM_SETTING + 1]:
+        column.no_wrap = True
+    previous = None
+    for row, line in zip(report.rows, lines, strict=True):
+        if previous is not None and row.setting != previous:
+            table.add_section()
+        shown = [escape(cell) for cell in line]
+        if row.setting == previous:
+            shown[:NUM_SETTING] = [""] * NUM_SETTING
+        table.add_row(*shown)
+        previous = row.setting
+    return table
+
+
+def markdown(report: Report) -> str:
+    """A pipe table, and the remarks below it."""
+    header, *lines = cells_of(report)
+    marks = ["---" if place < NUM_SETTING + 1 else "---:" for place in range(len(header))]
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, marks, *lines]]
+    return "\n".join([*rows, *(f"\n{remark}" for remark in report.remarks)]) + "\n"
+
+
+def csv_text(report: Report) -> str:
+    """One line per start and setting, full precision, metrics in 0..1."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = ("mean", "std", "n", "delta", "delta_standard_error", "wins", "pairs", "published")
+    columns = [f"{metric}_{name}" for metric in report.metrics for name in names]
+    settings = ("detector", "backbone", "schedule", "data", "evaluated", "fraction", "num_images")
+    writer.writerow([*settings, "start", "is_baseline", *columns, "published_in", "remark"])
+    for row in report.rows:
+        values = [value for metric in report.metrics for value in _values(row.summaries.get(metric))]
+        setting = [getattr(row.setting, name) for name in settings]
+        writer.writerow([*setting, row.label, row.is_baseline, *values, row.published_in, row.remark])
+    return out.getvalue()
+
+
+def check_format(form: str) -> None:
+    """Make sure that there is such a format.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"--format {form}: is not a choice{did_you_mean(form, list(FORMATS))}")
+
+
+def render(report: Report, form: str) -> str:
+    """The text of a report as `table`, `markdown` or `csv`."""
+    if not report.rows and form != "csv":  # of which programs expect the header at least
+        return "\n".join(
+            ["nothing was evaluated here yet: run `aligndet evaluate`, or `aligndet study`", *report.remarks]
+        )
+    if form != "table":
+        return (markdown(report) if form == "markdown" else csv_text(report)).rstrip("\n")
+    # A terminal's width, or where there is none as wide as it takes.
+    console = Console(width=Console().width if sys.stdout.isatty() else 1000, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(terminal_table(report))
+    return "\n".join([*(line.rstrip() for line in captured.get().splitlines()), *report.remarks])
+
+
+_SETTING_COLUMNS = ("detector", "backbone", "schedule", "data", "labelled")
+NUM_SETTING = len(_SETTING_COLUMNS)
+
+
+def cells_of(report: Report) -> list[list[str]]:
+    """Header and lines of the table; columns that would be empty throughout are left out."""
+    metric_columns = [title for metric in report.metrics for title in (metric, f"Δ {metric}", "wins", "paper")]
+    header = [*_SETTING_COLUMNS, "start", "n", *metric_columns, "remark"]
+    lines = [_line(row, report.metrics) for row in report.rows]
+    kept = [
+        place for place, title in enumerate(header) if place <= NUM_SETTING + 1 or any(line[place] for line in lines)
+    ]
+    return [[line[place] for place in kept] for line in [header, *lines]]
+
+
+def _line(row: Row, metrics: tuple[str, ...]) -> list[str]:
+    setting = row.setting
+    data = setting.data if setting.evaluated == "val" else f"{setting.data}, {setting.evaluated}"
+    labelled = f"{setting.fraction:g} % ({setting.num_images})" if setting.num_images else "unknown"
+    cells = [setting.detector, setting.backbone, setting.schedule, data, labelled, row.label, str(len(row.runs))]
+    for metric in metrics:
+        cells += _shown(row.summaries.get(metric))
+    source = f"paper: {row.published_in}" if row.published_in else ""
+    return [*cells, "; ".join(part for part in (row.remark, source) if part)]
+
+
+def _shown(summary: Summary | None) -> tuple[str, str, str, str]:
+    """Value, difference, wins and the paper's number, in percent."""
+    if summary is None:
+        return "", "", "", ""
+    mean = f"{100 * summary.mean:.1f}" + ("" if summary.std is None else f" ± {100 * summary.std:.1f}")
+    published = "" if summary.published is None else f"{100 * summary.published:.1f}"
+    delta = summary.delta
+    if delta is None:
+        return mean, "", "", published
+    error = "" if delta.standard_error is None else f" ± {100 * delta.standard_error:.1f}"
+    return mean, f"{100 * delta.mean:+.1f}{error}", f"{delta.wins} of {delta.num_pairs}", published
+
+
+def _values(summary: Summary | None) -> list[float | int | None]:
+    if summary is None:
+        return [None] * 8
+    delta = summary.delta
+    paired = [None] * 4 if delta is None else [delta.mean, delta.standard_error, delta.wins, delta.num_pairs]
+    return [summary.mean, summary.std, summary.count, *paired, summary.published]

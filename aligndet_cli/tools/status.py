@@ -1,0 +1,116 @@
+"""What is in a workspace: finished, interrupted and running stages, and what they were made from."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from aligndet_cli.config import STAGES, WORKSPACE_WEIGHTS
+from aligndet_cli.proposals.share import describe_shards
+from aligndet_cli.tables import plain_table
+from aligndet_cli.workspace import Artifact, Workspace, is_locked, read_json
+
+_STATE_COLOURS = {"complete": "green", "stale": "yellow", "interrupted": "yellow", "running": "cyan"}
+# Inputs that another stage of the workspace made, by stage. Others, such as weights of a backbone, come from outside.
+_MADE_HERE = {
+    "cluster": ("proposals",),
+    "pretrain-box": ("proposals", "clusters"),
+    "evaluate": ("weights",),
+}
+# The one that is the backbone's weights, which come from the workspace or from outside.
+_BACKBONE_INPUT = {"cluster": "weights", "pretrain-box": "backbone weights", "pretrain-image": "backbone weights"}
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """One run of one stage.
+
+    Attributes:
+        state: `complete`, `stale`, `interrupted` or `running`.
+        made_from: the artifacts it read, `proposals/train2017` and the like.
+        remark: why it is stale, or what came out of it.
+    """
+
+    stage: str
+    run: str
+    state: str
+    made_from: tuple[str, ...]
+    finished: str
+    remark: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def status_table(rows: list[StatusRow]) -> Table:
+    """Draw one line per run."""
+    table = plain_table("artifact", "state", "made from", "result")
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    for row in rows:
+        state = f"[{_STATE_COLOURS[row.state]}]{row.state}[/]"
+        table.add_row(f"{row.stage}/{row.run}", state, "\n".join(row.made_from), escape(row.remark))
+    return table
+
+
+def collect_status(workspace: Workspace) -> list[StatusRow]:
+    """All runs of the workspace, stage by stage, oldest first."""
+    everything = {stage: workspace.artifacts(stage) for stage in STAGES}
+    known = {artifact.content_hash: f"{stage}/{artifact.name}" for stage in STAGES for artifact in everything[stage]}
+    rows: list[StatusRow] = []
+    for stage in STAGES:
+        stale = {f"{row.stage}/{row.run}" for row in rows if row.state == "stale"}
+        rows += [_finished(stage, artifact, known, stale) for artifact in everything[stage]]
+        rows += [_unfinished(stage, folder) for folder in workspace.partials(stage)]
+    return rows
+
+
+def _finished(stage: str, artifact: Artifact, known: dict[str, str], stale: set[str]) -> StatusRow:
+    inputs = artifact.manifest["inputs"]
+    made_from = tuple(known[content_hash] for content_hash in inputs.values() if content_hash in known)
+    gone = [name for name in _made_here(stage, artifact) if name in inputs and inputs[name] not in known]
+    remark, state = _summary(artifact.result), "complete"
+    if gone:
+        remark, state = f"{' and '.join(gone)} changed or gone since", "stale"
+    elif old := [name for name in made_from if name in stale]:
+        remark, state = f"{', '.join(old)} is stale", "stale"
+    return StatusRow(stage, artifact.name, state, made_from, artifact.manifest["finished"], remark)
+
+
+def _made_here(stage: str, artifact: Artifact) -> tuple[str, ...]:
+    """The inputs of a run that must be in the workspace."""
+    is_own_backbone = artifact.config().get("backbone", {}).get("weights") in WORKSPACE_WEIGHTS
+    if stage == "finetune":
+        init = artifact.result.get("init")
+        return ("weights",) if init == "pretrain" or (init == "backbone" and is_own_backbone) else ()
+    names = _MADE_HERE.get(stage, ())
+    backbone = _BACKBONE_INPUT.get(stage)
+    if backbone is not None and is_own_backbone and artifact.manifest["inputs"].get(backbone) != "none":
+        return (*names, backbone)
+    return names
+
+
+def _unfinished(stage: str, folder: Path) -> StatusRow:
+    name = folder.name.removeprefix(".").removesuffix(".partial")
+    journals = list(folder.glob("resume/*.log"))  # of shards, which share the lock
+    is_running = any(map(is_locked, [folder / "lock", *journals]))
+    shards = describe_shards(folder / "resume")
+    manifest = folder / "manifest.json"
+    started = str(read_json(manifest).get("started", "")) if manifest.exists() else ""
+    remark = f"started {started[:16]}" + (f"; {shards}" if shards else "")
+    if not is_running:
+        remark += (
+            "; run the missing shards, or any if none is missing" if shards else "; run the same command to continue"
+        )
+    return StatusRow(stage, name, "running" if is_running else "interrupted", (), "", remark)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    numbers = [
+        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+        for key, value in result.items()
+        if isinstance(value, int | float | str) and key != "explanation"
+    ]
+    return ", ".join(numbers[:3])

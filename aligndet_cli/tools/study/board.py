@@ -1,0 +1,148 @@
+"""The state of a study while its runs are carried out, one after another or side by side."""
+
+import time
+import traceback
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from aligndet_cli.driver import Request, execute
+from aligndet_cli.errors import AlignDetError, Preempted, as_user_error
+from aligndet_cli.logs import clock, logger
+from aligndet_cli.processes.launch import Shown
+from aligndet_cli.tools.study.plan import StageRun
+from aligndet_cli.workspace import Workspace
+
+_REFUSED = " with other settings: "  # see `Workspace.plan_output`
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a run has no result."""
+
+    exit_code: int
+    message: str
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is known about a run of a study.
+
+    Attributes:
+        state: `complete`, `interrupted`, `changed` (there with other settings), `missing`, `done` (just now),
+            `failed`, or `not run` (what it needs has failed).
+    """
+
+    stage: str
+    name: str
+    state: str
+    message: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass
+class Board:
+    """Which runs are done, under way and to do."""
+
+    runs: dict[str, StageRun]
+    complete: set[str]
+    done: set[str] = field(default_factory=set)
+    problems: dict[str, Problem] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # that finished runs took, by stage
+    _started: dict[str, float] = field(default_factory=dict)
+
+    def next_ready(self) -> StageRun | None:
+        """The first run that has not begun and has all it needs; None while there is none."""
+        for key, run in self.runs.items():
+            if not self._is_over(key) and key not in self._started and self._has_inputs(run):
+                self._started[key] = time.monotonic()
+                return run
+        return None
+
+    def finish(self, run: StageRun, problem: Problem | None) -> None:
+        """Note how a run ended, and that those which need it cannot run."""
+        took = time.monotonic() - self._started.pop(run.key)
+        if problem is None:
+            self.done.add(run.key)
+            self.seconds.setdefault(run.stage, []).append(took)
+            return
+        self.problems[run.key] = problem
+        for other in self.runs.values():  # in the order of need
+            failed = [key for key in other.needs if key in self.problems]
+            if failed and other.key not in self.problems:
+                self.problems[other.key] = Problem(problem.exit_code, f"not run: {failed[0]} failed")
+
+    def seconds_left(self, jobs: int) -> float | None:
+        """Estimated from the runs that are finished; None before the first one is."""
+        means = {stage: sum(times) / len(times) for stage, times in self.seconds.items()}
+        if not means:
+            return None
+        guess = sum(means.values()) / len(means)
+        left = [run.stage for key, run in self.runs.items() if not self._is_over(key)]
+        now = time.monotonic()
+        spent = sum(now - began for began in self._started.values())
+        return max(sum(means.get(stage, guess) for stage in left) - spent, 0) / jobs
+
+    def states(self) -> list[RunState]:
+        """One line per run, in order."""
+        return [self._state(run) for run in self.runs.values()]
+
+    def _state(self, run: StageRun) -> RunState:
+        problem = self.problems.get(run.key)
+        if problem is not None:
+            state = "not run" if problem.message.startswith("not run: ") else "failed"
+            return RunState(run.stage, run.name, state, problem.message)
+        return RunState(run.stage, run.name, "complete" if run.key in self.complete else "done")
+
+    def _is_over(self, key: str) -> bool:
+        return key in self.complete or key in self.done or key in self.problems
+
+    def _has_inputs(self, run: StageRun) -> bool:
+        return all(key in self.complete or key in self.done for key in run.needs)
+
+
+def request_of(run: StageRun, workspace: Workspace, shown: Shown) -> Request:
+    """The command that makes a run."""
+    return Request(run.stage, workspace, run.sources, shown=shown)
+
+
+def perform(request: Request) -> Problem | None:
+    """Execute one run; what goes wrong is returned, also where it is a bug of ours: the others go on.
+
+    Raises:
+        Preempted, KeyboardInterrupt, Stopped: asked to stop.
+    """
+    try:
+        gate = execute(request).failed_gate
+        return None if gate is None else Problem(gate.exit_code, str(gate))
+    except Preempted:
+        raise
+    except AlignDetError as error:
+        return Problem(error.exit_code, str(error))
+    except Exception as error:
+        known = as_user_error(error) if isinstance(error, OSError) else None
+        if known is not None:
+            return Problem(known.exit_code, str(known))
+        logger.error(traceback.format_exc())
+        return Problem(1, f"{type(error).__name__}: {error}")
+
+
+def announce(board: Board, run: StageRun, jobs: int) -> None:
+    """Say which run begins, and how long all of it may take."""
+    left = board.seconds_left(jobs)
+    eta = "" if left is None else f", about {clock(left)} left"
+    number = list(board.runs).index(run.key) + 1
+    logger.info(f"run {number} of {len(board.runs)}: {run.key}{eta}")
+
+
+def conclude(board: Board, run: StageRun, problem: Problem | None) -> None:
+    """Note and say how a run ended."""
+    if problem is not None and _REFUSED in problem.message:
+        # The flags that the stage names are not the study's.
+        told = problem.message.split(". Use ")[0]
+        problem = Problem(problem.exit_code, f"{told}. Change the label, use another --workspace, or delete its folder")
+    board.finish(run, problem)
+    if problem is not None:
+        logger.error(f"{run.key}: {problem.message}")

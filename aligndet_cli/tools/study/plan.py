@@ -1,0 +1,319 @@
+"""From a study to the list of its runs: their names, their settings, and which run needs which."""
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aligndet_cli.config import (
+    STAGES,
+    Sources,
+    StageConfig,
+    did_you_mean,
+    fields_at,
+    flatten,
+    hash_json,
+    load_config,
+)
+from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.driver import stage_config_class
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.tools.study.spec import COMMON, Start, StudyConfig
+from aligndet_cli.workspace import Artifact, Workspace, read_json
+
+Settings = dict[str, tuple[str, Any]]  # {dotted.path: (where it was set, value)}
+
+_SET_BY_STUDY = ("name", "label", "init", "fraction", "fold", "run", "proposals", "clusters", "detector.family")
+# What `finetune` refuses where it loads no pre-trained detector.
+_OF_LOADING = ("load_modules", "min_match", "keep_box_predictor")
+# Of the settings that do not decide whether a run is another one, those that do between runs of two names.
+_TOLD_APART = ("data.root", "backbone.weights", "import_file", "init", "label")
+_SHARED_NAMES = {"pretrain-image": "backbone", "proposals": "proposals", "cluster": "clusters"}
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One run of one stage.
+
+    Attributes:
+        settings: all that the study says about it.
+        needs: keys of the runs whose artifacts it reads.
+    """
+
+    stage: str
+    name: str
+    settings: Settings
+    needs: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Its place in the workspace."""
+        return f"{self.stage}/{self.name}"
+
+    @property
+    def sources(self) -> Sources:
+        """Where its config comes from."""
+        return Sources(flags={"name": ("the study", self.name), **self.settings})
+
+    def config(self) -> StageConfig:
+        """The validated config.
+
+        Raises:
+            ConfigError: a setting that the stage does not have, or a value that does not fit.
+        """
+        config, _ = load_config(stage_config_class(self.stage), self.stage, self.sources)
+        return config
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A corner of the cross product; None: what all of them share."""
+
+    detector: str | None = None
+    start: Start | None = None
+    seed: int | None = None
+
+
+def plan_runs(study: StudyConfig, workspace: Workspace) -> list[StageRun]:
+    """All runs, each after those it needs; pairs of one seed and fold stand together.
+
+    Raises:
+        ConfigError: settings that no stage has, or values that do not fit.
+    """
+    planner = _Planner(study, workspace)
+    for seed in study.seeds:
+        for fraction in study.fractions:
+            for fold in study.folds[:1] if fraction == 100 else study.folds:
+                for detector in study.detectors:
+                    for start in study.starts:
+                        if _is_asked(start, detector, fraction, fold, seed):
+                            planner.add_pair(_Place(detector, start, seed), fraction, fold)
+    planner.refuse_unknown()
+    return list(planner.runs.values())
+
+
+def finished(run: StageRun, workspace: Workspace) -> Artifact | None:
+    """The artifact of a run if it is there with these settings; its inputs are not looked at."""
+    folder = workspace.root / run.stage / run.name
+    if not (folder / "manifest.json").exists():
+        return None
+    artifact = Artifact(folder, dict(read_json(folder / "manifest.json")))
+    return None if run.config().changes_since(artifact.manifest["settings"]) else artifact
+
+
+def _is_asked(start: Start, detector: str, fraction: float, fold: int, seed: int) -> bool:
+    asked = ((start.detectors, detector), (start.fractions, fraction), (start.seeds, seed))
+    is_fold_asked = fraction == 100 or start.folds is None or fold in start.folds
+    return is_fold_asked and all(only is None or value in only for only, value in asked)
+
+
+class _Planner:
+    """Collects runs by key. Runs of equal settings and equal inputs are one run."""
+
+    def __init__(self, study: StudyConfig, workspace: Workspace) -> None:
+        self.study, self.workspace = study, workspace
+        self.runs: dict[str, StageRun] = {}
+        self._by_identity: dict[str, StageRun] = {}
+        self._known: dict[str, list[tuple[Artifact, list[Any]]]] = {}
+        self._idle = {
+            f"{title}.{path}"
+            for title, table in self._tables(_Place(), COMMON) + self._own_common()
+            for path, _ in flatten(table)
+        }
+
+    def add_pair(self, place: _Place, fraction: float, fold: int) -> None:
+        """Fine-tuning and evaluation in one place, with all they need."""
+        assert place.detector is not None and place.start is not None
+        settings = self._settings("finetune", place)
+        name = f"{place.detector}-{place.start.slug}"
+        if fraction != 100:
+            settings |= {"fraction": ("fractions", fraction), "fold": ("folds", fold)}
+            name += f"-f{fold}-p{fraction:g}"
+        name += f"-s{place.seed}"
+        links, needs = self._links("finetune", place)
+        init = {} if "init" in links else {"init": ("starts", _init_of(place.start))}
+        tuned = self._register(StageRun("finetune", self._own(name), {**settings, **init, **links}, needs))
+        settings = {**self._settings("evaluate", place), "run": ("the study", tuned.name)}
+        self._register(StageRun("evaluate", self._own(name), settings, (tuned.key,)))
+
+    def refuse_unknown(self) -> None:
+        """Complain about common settings that no stage has, whether the study has the stage or not."""
+        for place in sorted(self._idle):
+            table, setting = place.split(f"{COMMON}.", 1)
+            if not any(_has_setting(stage_config_class(stage), setting, name) for stage in STAGES for name in BUILDERS):
+                known = [key for key, _ in flatten(stage_config_class("finetune")().to_json())]
+                raise ConfigError(f"{table}{COMMON}: no stage has '{setting}'{did_you_mean(setting, known)}")
+
+    def _add(self, stage: str, place: _Place) -> StageRun:
+        """The run of a stage before fine-tuning, shared with all places where it would be the same."""
+        identity = self._identity(stage, place)
+        if identity in self._by_identity:
+            return self._by_identity[identity]
+        links, needs = self._links(stage, place)
+        name = self._own(self._name(stage, place, identity))
+        run = self._register(StageRun(stage, name, {**self._settings(stage, place), **links}, needs))
+        self._by_identity[identity] = run
+        return run
+
+    def _own(self, name: str) -> str:
+        return name if self.study.name is None else f"{self.study.name}-{name}"
+
+    def _register(self, run: StageRun) -> StageRun:
+        """Take up a run, or the one of the workspace, of whatever name, that is the same."""
+        run.config()
+        if finished(run, self.workspace) is None and (name := self._made_before(run)) is not None:
+            run = replace(run, name=name)
+        assert run.key not in self.runs, f"two runs of the study are called {run.key}"
+        self.runs[run.key] = run
+        return run
+
+    def _made_before(self, run: StageRun) -> str | None:
+        """Name of an artifact of the workspace that has the settings and inputs of this run."""
+        needed = [finished(self.runs[key], self.workspace) for key in run.needs]
+        if None in needed:
+            return None
+        config = run.config()
+        asked = _told_apart_by(config.to_json())
+        for artifact, told_apart_by in self._artifacts(run.stage):
+            hashes = artifact.manifest["inputs"].values()
+            is_same = told_apart_by == asked and all(one is not None and one.content_hash in hashes for one in needed)
+            if is_same and not config.changes_since(artifact.manifest["settings"]):
+                return artifact.name
+        return None
+
+    def _artifacts(self, stage: str) -> list[tuple[Artifact, list[Any]]]:
+        """What the workspace has of a stage, read once."""
+        if stage not in self._known:
+            found = self.workspace.artifacts(stage)
+            self._known[stage] = [(artifact, _told_apart_by(artifact.config())) for artifact in found]
+        return self._known[stage]
+
+    def _needs(self, stage: str, place: _Place, settings: Settings) -> tuple[str, ...]:
+        """Stages that a stage reads from."""
+        has_image_stage = bool(self._tables(place, "pretrain-image"))
+        backbone = ("pretrain-image",) if has_image_stage and "backbone.weights" not in settings else ()
+        if stage == "cluster":
+            return ("proposals", *backbone)
+        if stage == "pretrain-box":
+            clusters = ("cluster",) if _needs_clusters(str(place.detector)) else ()
+            return ("proposals", *clusters, *backbone)
+        if stage == "finetune" and place.start is not None:
+            return {"pretrain": ("pretrain-box",), "backbone": backbone}.get(place.start.init, ())
+        return ()
+
+    def _links(self, stage: str, place: _Place) -> tuple[Settings, tuple[str, ...]]:
+        """Settings that name the artifacts a run reads, and the keys of the runs that make them."""
+        links: Settings = {}
+        needs = []
+        for needed in self._needs(stage, place, self._settings(stage, place)):
+            run = self._add(needed, place)
+            needs.append(run.key)
+            weights = str(self.workspace.root.resolve() / run.stage / run.name / "weights.pt")
+            path, value = {
+                "pretrain-image": ("backbone.weights", weights),
+                "proposals": ("proposals", run.name),
+                "cluster": ("clusters", run.name),
+                "pretrain-box": ("init", weights),
+            }[needed]
+            links[path] = ("the study", value)
+        return links, tuple(needs)
+
+    def _identity(self, stage: str, place: _Place) -> str:
+        """Hash of all that decides what a run computes."""
+        settings = self._settings(stage, place)
+        needed = [self._identity(other, place) for other in self._needs(stage, place, settings)]
+        return hash_json([stage, {path: value for path, (_, value) in settings.items()}, needed])
+
+    def _name(self, stage: str, place: _Place, identity: str) -> str:
+        """The shortest name: without detector and start where these make no difference."""
+        assert place.detector is not None and place.start is not None
+        slug, seed = place.start.slug, place.seed
+        if stage == "pretrain-box":
+            suffix = f"-s{seed}" if self.study.pretrain_per_seed else ""
+            without = self._identity(stage, _Place(place.detector, None, seed))
+            return place.detector + ("" if without == identity else f"-{slug}") + suffix
+        base = _SHARED_NAMES[stage]
+        for detector, start, name in (
+            (None, None, base),
+            (place.detector, None, f"{base}-{place.detector}"),
+            (None, place.start, f"{base}-{slug}"),
+        ):
+            if self._identity(stage, _Place(detector, start, seed)) == identity:
+                return name
+        return f"{base}-{place.detector}-{slug}"
+
+    def _settings(self, stage: str, place: _Place) -> Settings:
+        """What the study says about a stage, the more special tables last."""
+        settings: Settings = {"data.root": ("data", str(self.study.data_of(stage)))}
+        if stage in ("pretrain-box", "finetune") and place.detector is not None:
+            settings["detector.family"] = ("detectors", place.detector)
+        if stage == "finetune" or (stage == "pretrain-box" and self.study.pretrain_per_seed):
+            settings["seed"] = ("seeds", place.seed)
+        fixed = {*_SET_BY_STUDY, *({"seed"} if "seed" in settings else ())}
+        config_class = stage_config_class(stage)
+        for title, table in self._tables(place, COMMON, stage):
+            for path, value in flatten(table):
+                if path in fixed or (path == "seed" and title.endswith(COMMON)):
+                    raise ConfigError(f"{title}.{path}: the study sets this itself; leave it out")
+                if not title.endswith(COMMON) or _has_setting(config_class, path, place.detector):
+                    settings[path] = (title, value)
+                    self._idle.discard(f"{title}.{path}")
+        if stage == "finetune" and place.start is not None:
+            settings["label"] = ("starts", place.start.label)
+            settings = _without_idle(settings, place.start)
+        return settings
+
+    def _tables(self, place: _Place, *stages: str) -> list[tuple[str, dict[str, Any]]]:
+        """`(name in messages, settings)` of the tables for some stages, weakest first."""
+        layers = [("settings", self.study.settings)]
+        if place.detector is not None:
+            layers.append((f"detector.{place.detector}", self.study.detector.get(place.detector, {})))
+        if place.start is not None:
+            layers.append((_title(place.start), place.start.settings))
+        return [(f"{title}.{stage}", tables[stage]) for title, tables in layers for stage in stages if stage in tables]
+
+    def _own_common(self) -> list[tuple[str, dict[str, Any]]]:
+        """The common tables of single detectors and starts."""
+        places = [_Place(detector=name) for name in self.study.detectors]
+        places += [_Place(start=start) for start in self.study.starts]
+        return [table for place in places for table in self._tables(place, COMMON)]
+
+
+def _told_apart_by(config: dict[str, Any]) -> list[Any]:
+    values = dict(flatten(config))
+    return [values.get(path) for path in _TOLD_APART]
+
+
+def _title(start: Start) -> str:
+    return f"start '{start.label}'"
+
+
+def _init_of(start: Start) -> str:
+    return start.init if start.init in ("backbone", "scratch") else str(Path(start.init).resolve())
+
+
+def _without_idle(settings: Settings, start: Start) -> Settings:
+    """Without general settings that cannot take effect on this start; its own ones stay, to be complained about."""
+    idle: tuple[str, ...] = ()
+    if start.init in ("backbone", "scratch"):
+        idle = _OF_LOADING if start.init == "backbone" else (*_OF_LOADING, "backbone.weights")
+    own = _title(start)
+    return {path: entry for path, entry in settings.items() if path not in idle or entry[0].startswith(own)}
+
+
+@functools.cache
+def _needs_clusters(detector: str) -> bool:
+    from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
+
+    config = PretrainBoxConfig.model_validate({"detector": {"family": detector}})
+    return config.detector.RECIPE.needs_clusters
+
+
+def _has_setting(config_class: type[StageConfig], path: str, detector: str | None) -> bool:
+    """Whether a stage knows a setting; those of the detector are looked up in its family."""
+    location: list[str] = []
+    for part in path.split("."):
+        if part not in fields_at(config_class, location):
+            return False
+        location += ["detector", detector] if part == "detector" and detector is not None else [part]
+    return True

@@ -1,0 +1,83 @@
+"""Carrying out a study: one run after the other, or several at a time on devices of their own."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from aligndet_cli.logs import logger
+from aligndet_cli.processes.launch import Shown
+from aligndet_cli.tools.study.board import Board, announce, conclude, perform, request_of
+from aligndet_cli.tools.study.plan import StageRun, finished
+from aligndet_cli.workspace import Workspace
+
+
+def look_up(runs: list[StageRun], workspace: Workspace) -> dict[str, str]:
+    """State of each run by key, before anything runs; see `RunState`.
+
+    A run is complete when its artifact has the settings of the study and was made from the artifacts that are there;
+    no data is opened to find out.
+    """
+    states: dict[str, str] = {}
+    hashes: dict[str, str] = {}
+    for run in runs:
+        folder = workspace.root / run.stage / run.name
+        artifact = finished(run, workspace)
+        if artifact is None:
+            is_begun = (folder.with_name(f".{run.name}.partial") / "manifest.json").exists()
+            is_there = (folder / "manifest.json").exists()
+            states[run.key] = "changed" if is_there else "interrupted" if is_begun else "missing"
+            continue
+        made_from = set(artifact.manifest["inputs"].values())
+        is_current = all(hashes.get(key) in made_from for key in run.needs)
+        states[run.key] = "complete" if is_current else "changed"
+        hashes[run.key] = artifact.content_hash
+    return states
+
+
+def carry_out(runs: list[StageRun], workspace: Workspace, *, jobs: int, gpus: tuple[str, ...], shown: Shown) -> Board:
+    """Do every run that is not complete; one that fails stops only those that need it.
+
+    Args:
+        jobs: runs at a time.
+        gpus: names for CUDA_VISIBLE_DEVICES; several jobs take turns. Empty: the CPU.
+
+    Raises:
+        Preempted, KeyboardInterrupt: asked to stop; what was under way is saved.
+    """
+    states = look_up(runs, workspace)
+    board = Board({run.key: run for run in runs}, {key for key, state in states.items() if state == "complete"})
+    if len(board.complete) == len(runs):
+        return board
+    _remember_data(runs, workspace)
+    if jobs == 1:
+        while (run := board.next_ready()) is not None:
+            announce(board, run, jobs)
+            with _quiet_stages(shown):
+                problem = perform(request_of(run, workspace, shown))
+            conclude(board, run, problem)
+    else:
+        from aligndet_cli.tools.study.workers import carry_out_in_parallel
+
+        carry_out_in_parallel(board, workspace, jobs=jobs, gpus=gpus, verbosity=shown.verbosity)
+    return board
+
+
+def _remember_data(runs: list[StageRun], workspace: Workspace) -> None:
+    """What the first of the stages would do, done once, before several of them run at a time."""
+    if workspace.recall("data") is None:
+        run = next((run for run in runs if run.stage not in ("pretrain-image", "evaluate")), None)
+        if run is not None:
+            data = run.config().data.model_dump(mode="json")
+            workspace.remember("data", {key: data[key] for key in ("root", "format", "annotations", "images")})
+
+
+@contextlib.contextmanager
+def _quiet_stages(shown: Shown) -> Iterator[None]:
+    """Warnings only, unless more was asked for: the stages tell much more than one wants to read many times."""
+    level = logger.level
+    if shown.verbosity <= 0:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

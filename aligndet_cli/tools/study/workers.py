@@ -1,0 +1,125 @@
+"""Processes that carry out runs of a study side by side, each on a GPU of its own."""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+from aligndet_cli.errors import Preempted
+from aligndet_cli.logs import setup_logging
+from aligndet_cli.processes.launch import Shown
+from aligndet_cli.processes.signals import Stopped, end_with_parent, ignore_stopping, stop_at_once, stop_on_signal
+from aligndet_cli.tools.study.board import Board, Problem, announce, conclude, perform, request_of
+from aligndet_cli.tools.study.plan import StageRun
+from aligndet_cli.workspace import Workspace
+
+_POLL_S = 0.5  # how soon a signal is noticed
+
+
+@dataclass
+class _Worker:
+    """A process and the run it is at."""
+
+    process: SpawnProcess
+    connection: Connection
+    run: StageRun | None = None
+
+
+def carry_out_in_parallel(
+    board: Board, workspace: Workspace, *, jobs: int, gpus: tuple[str, ...], verbosity: int
+) -> None:
+    """Keep `jobs` processes at work until nothing is left that can run.
+
+    Raises:
+        Preempted, KeyboardInterrupt: asked to stop; the processes have saved what they were at.
+    """
+    workers: list[_Worker | None] = [None] * jobs
+    with stop_on_signal() as stop, _ended(workers):
+        while stop.received is None:
+            for slot in range(jobs):
+                worker = workers[slot]
+                if (worker is None or worker.run is None) and (run := board.next_ready()) is not None:
+                    announce(board, run, jobs)
+                    worker = workers[slot] = worker or _start(slot, jobs, gpus, verbosity)
+                    worker.run = run
+                    with contextlib.suppress(ConnectionError):  # it died: noticed when its result is read
+                        worker.connection.send(request_of(run, workspace, Shown("none", verbosity)))
+            if not any(worker is not None and worker.run is not None for worker in workers):
+                return
+            _take_in(board, workers)
+        _stop(workers)
+        stop.raise_if_requested()
+
+
+def _start(slot: int, jobs: int, gpus: tuple[str, ...], verbosity: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    gpu = ",".join(gpus[slot::jobs]) or gpus[slot % len(gpus)] if gpus else None
+    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
+    process = context.Process(target=_work, args=(theirs, gpu, threads, verbosity), name=f"study-{slot}")
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _take_in(board: Board, workers: list[_Worker | None]) -> None:
+    """Wait a moment for results; a process that died takes only its own run with it."""
+    busy = {worker.connection: slot for slot, worker in enumerate(workers) if worker is not None and worker.run}
+    for connection in wait(list(busy), timeout=_POLL_S):
+        slot = busy[connection]  # type: ignore[index]  # only connections went in
+        worker = workers[slot]
+        assert worker is not None and worker.run is not None
+        try:
+            problem = worker.connection.recv()
+        except (EOFError, ConnectionError):
+            worker.process.join()
+            code = worker.process.exitcode
+            problem = Problem(1, f"its process died (exit code {code}; -9 usually means out of memory)")
+            workers[slot] = None
+        run, worker.run = worker.run, None
+        conclude(board, run, problem)
+
+
+def _stop(workers: list[_Worker | None]) -> None:
+    """Ask all to save and end, and wait however long that takes."""
+    for worker in workers:
+        if worker is not None:
+            worker.process.terminate()
+    for worker in workers:
+        if worker is not None:
+            worker.process.join()
+
+
+@contextlib.contextmanager
+def _ended(workers: list[_Worker | None]) -> Iterator[None]:
+    """Let the processes end when the block does."""
+    try:
+        yield
+    finally:
+        for worker in workers:
+            if worker is not None:
+                worker.connection.close()  # idle ones end, and busy ones once a result cannot be sent
+                worker.process.join()
+
+
+def _work(connection: Connection, gpu: str | None, threads: int, verbosity: int) -> None:
+    """Body of a process: do what comes through the connection until it is closed."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    stop_at_once()
+    end_with_parent()  # a study that was killed leaves nobody behind who holds the locks of its runs
+    setup_logging(verbosity if verbosity > 0 else -1)
+    try:
+        import torch
+
+        if gpu is None and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(threads)
+        while True:
+            connection.send(perform(connection.recv()))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt, Stopped, Preempted):
+        return
+    finally:
+        ignore_stopping()

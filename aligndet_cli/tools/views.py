@@ -1,0 +1,56 @@
+"""`aligndet views`: what `pretrain-box` would train on, before it does."""
+
+from pathlib import Path
+
+from aligndet_cli.config import Sources, load_config
+from aligndet_cli.data.loaders import SampleStream
+from aligndet_cli.detectors.recipes import recipe_for, training_of_backbone
+from aligndet_cli.driver import with_data
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
+from aligndet_cli.pretrain_box.pictures import NUM_IMAGES, draw_first_views
+from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
+from aligndet_cli.training.recipe import REFERENCE_BATCH
+from aligndet_cli.workspace import Workspace, check_output_file
+
+MAX_IMAGES = 64
+
+
+def write_views(sources: Sources, workspace: Workspace, file: Path | None = None, count: int | None = None) -> Path:
+    """Write the two views of the first images that `pretrain-box` with these settings trains on.
+
+    They depend on the batch size; in place of `auto`, which only the run settles, stands that of the recipes.
+
+    Args:
+        sources: settings of `pretrain-box`.
+        file: None: `views.jpg` in the workspace.
+        count: of images, at most 64; None: 4.
+
+    Returns:
+        the file.
+
+    Raises:
+        ConfigError: no proposals, or not of this data, or a count or file that cannot be.
+        DataError: images that cannot be read.
+    """
+    config, _ = load_config(PretrainBoxConfig, "pretrain-box", sources)
+    data = open_proposal_data(workspace, config.proposals, with_data(config, workspace, "pretrain-box").data)
+    count = min(NUM_IMAGES, len(data.indices)) if count is None else count
+    if not 1 <= count <= min(MAX_IMAGES, len(data.indices)):
+        raise ConfigError(f"--count {count}: write a number from 1 to {min(MAX_IMAGES, len(data.indices))}")
+    recipe = recipe_for(config.detector, config.backbone, training_of_backbone(config.backbone), asked=config.recipe)
+    boxes = ProposalBoxes(data.store, data.rows, config.topk or recipe.topk)
+    file = file or workspace.root / "views.jpg"
+    if file.suffix not in (".jpg", ".jpeg"):
+        raise ConfigError(f"--output {file}: name a .jpg file")
+    check_output_file(file)
+    draw_first_views(
+        file,
+        SampleStream(data.image_set, data.indices, boxes, config.on_error),
+        short_sides=config.views.short_side,
+        long_side=config.views.long_side,
+        seed=config.seed,
+        batch_size=REFERENCE_BATCH if config.training.batch_size == "auto" else config.training.images_per_step,
+        count=count,
+    )
+    return file

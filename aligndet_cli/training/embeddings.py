@@ -1,0 +1,69 @@
+"""Numbers that tell whether embeddings are healthy."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Embeddings that use fewer directions than this share of those they had at the start, or fewer than a handful, or that
+# lie closer together than this spread, no longer tell boxes or images apart, however good the loss looks.
+MIN_RANK_SHARE = 0.1
+MIN_RANK = 4.0
+MIN_SPREAD = 0.1
+MIN_LINES = 4  # logged steps; fewer tell nothing
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The loss and what tells whether it is healthy. All scalars; only `loss` carries gradient.
+
+    Attributes:
+        loss: mean over instances of the mean over their (online, positive) pairs; 0 without instances.
+        chance: value of `loss` for embeddings without information, log(1 + number of negatives).
+        positive_similarity: mean cosine of the positive pairs.
+        negative_similarity: mean cosine of online boxes and their negatives.
+        accuracy: share of the pairs that are more alike than the online box and any of its negatives.
+        counterparts: share of the online boxes whose instance has boxes in the momentum view, too; 1 without
+            instances. None where every box has one by construction.
+    """
+
+    loss: Tensor
+    chance: Tensor
+    positive_similarity: Tensor
+    negative_similarity: Tensor
+    accuracy: Tensor
+    counterparts: Tensor | None = None
+
+    def shown(self) -> dict[str, Tensor]:
+        """All but the loss, by the names in the log."""
+        numbers = {
+            "chance": self.chance,
+            "positive_similarity": self.positive_similarity,
+            "negative_similarity": self.negative_similarity,
+            "contrast_accuracy": self.accuracy,
+        }
+        return numbers if self.counterparts is None else {**numbers, "counterparts": self.counterparts}
+
+
+def effective_rank(embeddings: Tensor) -> Tensor:
+    """Number of directions that embeddings (S, D) really use, 1..D: exp of the entropy of their spectrum.
+
+    Collapsed embeddings have a rank near 1 however good their loss looks.
+
+    Source: Roy & Vetterli 2007, on the centred covariance.
+    """
+    centred = embeddings.float() - embeddings.float().mean(dim=0)
+    # Both products have the same spectrum, but for zeros: take the smaller.
+    with torch.autocast(centred.device.type, enabled=False):  # a GPU has no eigenvalues of 16-bit matrices
+        products = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+    spectrum = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()  # (min(S, D),)
+    share = spectrum / spectrum.sum().clamp(min=1e-12)
+    return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+
+
+def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
+    """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings."""
+    if len(embeddings) < 2:  # no proposals, and a detector that offers no background
+        return {"embedding_spread": embeddings.new_zeros(()), "embedding_rank": embeddings.new_zeros(())}
+    spread = embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5
+    return {"embedding_spread": spread, "embedding_rank": effective_rank(embeddings)}

@@ -1,0 +1,142 @@
+"""Resolve training settings: number of steps, learning rate and weight decay, and where each value comes from."""
+
+import importlib.util
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from aligndet_cli.config import Frozen, RuntimeConfig
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.processes.devices import Devices
+from aligndet_cli.training.loop import CheckpointConfig, LoopSettings
+from aligndet_cli.training.recipe import REFERENCE_BATCH, Rates, RecipeName, ScheduleName
+from aligndet_cli.training.schedules import build_schedule
+
+# `--recipe`; None, "auto" for people: the one that fits detector and backbone, see `detectors/recipes.py`.
+AskedRecipe = Annotated[RecipeName | None, BeforeValidator(lambda value: None if value == "auto" else value)]
+
+
+class TrainingConfig(Frozen):
+    """Length and optimizer of a training stage. None: the recipe of the detector."""
+
+    schedule: ScheduleName | None = None
+    epochs: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = REFERENCE_BATCH
+    # Micro-batches per step. Their mean is what as many devices compute, and the large batch exactly where the losses
+    # of all are divided by equal counts; batch norm and the negatives of the contrast are those of a micro-batch.
+    accumulate: int = Field(1, ge=1)
+    lr: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    log_every: int = Field(10, ge=1)
+    logger: Literal["none", "tensorboard"] = "none"
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def images_per_step(self) -> int:
+        """`batch_size`, over all processes and micro-batches, once it is a number."""
+        assert isinstance(self.batch_size, int), "settle_batch_size comes first"
+        return self.batch_size
+
+
+def resolve_settings(
+    training: TrainingConfig, rates: Rates, *, num_images: int, seed: int, runtime: RuntimeConfig
+) -> LoopSettings:
+    """Numbers of the run. An explicit learning rate is used as it is; the recipe's is scaled to the batch size.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+    """
+    if training.logger == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("--logger tensorboard: not installed; pip install 'aligndet[tensorboard]'")
+    schedule = build_schedule(
+        training.schedule or rates.schedule,
+        rates,
+        epochs=training.epochs,
+        steps=training.steps,
+        num_images=num_images,
+        batch_size=training.images_per_step,
+    )
+    scaled_lr = rates.lr * training.images_per_step / rates.batch_size  # linear scaling
+    return LoopSettings(
+        schedule=schedule,
+        base_lr=scaled_lr if training.lr is None else training.lr,
+        weight_decay=rates.weight_decay if training.weight_decay is None else training.weight_decay,
+        seed=seed,
+        precision=runtime.precision,
+        clip_norm=rates.clip_norm if training.clip_norm is None else training.clip_norm,
+        accumulate=training.accumulate,
+        log_every=training.log_every,
+        checkpoint=training.checkpoint,
+        logger=training.logger,
+    )
+
+
+def training_of(training: TrainingConfig, rates: Rates) -> dict[str, Any]:
+    """What a recipe makes of the settings that are open, by dotted path; the rate only once the batch is a number."""
+    values: dict[str, Any] = {}
+    if training.schedule is None:
+        values["training.schedule"] = rates.schedule
+    if training.lr is None and training.batch_size != "auto":
+        values["training.lr"] = rates.lr * training.images_per_step / rates.batch_size
+    if training.weight_decay is None:
+        values["training.weight_decay"] = rates.weight_decay
+    if training.clip_norm is None and rates.clip_norm is not None:
+        values["training.clip_norm"] = rates.clip_norm
+    return values
+
+
+def check_batch_split(training: TrainingConfig, devices: Devices) -> None:
+    """Make sure that every process and micro-batch gets the same number of images.
+
+    Raises:
+        ConfigError: the batch cannot be divided.
+    """
+    parts = devices.world_size * training.accumulate
+    if training.images_per_step % parts:
+        raise ConfigError(
+            f"--batch-size {training.batch_size}: must be a multiple of processes x --accumulate "
+            f"({devices.world_size} x {training.accumulate})"
+        )
+
+
+def describe_settings(
+    training: TrainingConfig, rates: Rates, settings: LoopSettings, devices: Devices
+) -> dict[str, Any]:
+    """Effective values with their origin, for people."""
+    schedule = settings.schedule
+    lr_origin = (
+        "given"
+        if training.lr is not None
+        else f"{rates.origin}, {rates.lr:g} x {training.batch_size}/{rates.batch_size}"
+    )
+    decay_origin = "given" if training.weight_decay is not None else rates.origin
+    split = f"{devices.world_size} {devices.kind} process(es) x {training.images_per_step // devices.world_size}"
+    if training.accumulate > 1:
+        micro = training.images_per_step // devices.world_size // training.accumulate
+        split += f", {training.accumulate} times {micro} after each other"
+    decay = "cosine" if schedule.decay == "cosine" else f"/10 at {list(schedule.drop_steps)}"
+    warmup = f"{schedule.warmup} warm-up {schedule.warmup_steps}" if schedule.warmup_steps else "no warm-up"
+    return {
+        "steps": f"{schedule.num_steps} ({warmup}, {decay})",
+        "batch size": f"{training.batch_size} ({split})",
+        "learning rate": f"{settings.base_lr:g} ({lr_origin})",
+        "optimizer": ", ".join([rates.optimizer, *_exceptions(rates)]),
+        "weight decay": f"{settings.weight_decay:g} ({decay_origin})",
+        "gradient clipping": "off" if settings.clip_norm is None else f"{settings.clip_norm:g}",
+        "precision": settings.precision,
+    }
+
+
+def _exceptions(rates: Rates) -> list[str]:
+    """Say which parameters are trained otherwise than the rest."""
+    exceptions = []
+    if rates.backbone_lr_scale != 1.0:
+        exceptions.append(f"backbone at {rates.backbone_lr_scale:g} times the rate")
+    if rates.bias_lr_scale != 1.0 or rates.bias_decay_scale != 1.0:
+        decay = "without decay" if rates.bias_decay_scale == 0.0 else f"at {rates.bias_decay_scale:g} times the decay"
+        exceptions.append(f"biases at {rates.bias_lr_scale:g} times the rate and {decay}")
+    if not rates.decays_norms:
+        exceptions.append("norms and position biases without decay")
+    return exceptions

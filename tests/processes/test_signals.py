@@ -1,0 +1,148 @@
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from aligndet_cli.errors import Preempted
+from aligndet_cli.processes.signals import (
+    Stopped,
+    end_with_parent,
+    leave_stopping_to_main_process,
+    stop_at_once,
+    stop_on_signal,
+)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_outside_of_loops_a_signal_ends_the_command(number: signal.Signals) -> None:
+    stop_at_once()
+    with pytest.raises(Stopped, match=f"stopped by {number.name}; run the same command to continue"):
+        send(number)
+    send(number)  # once is enough: what is being closed is not disturbed
+
+
+def test_no_except_clause_takes_it_for_a_failure() -> None:
+    stop_at_once()
+    with pytest.raises(Stopped):
+        try:
+            send(signal.SIGTERM)
+        except Exception:
+            pytest.fail("taken for a failure")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_loops_save_first(number: signal.Signals) -> None:
+    stop_at_once()
+    saved = False
+    with pytest.raises(Preempted, match=f"stopped by {number.name}; everything is saved"), stop_on_signal() as stop:
+        send(number)
+        saved = True
+        stop.raise_if_requested()
+    assert saved
+    with pytest.raises(Stopped):
+        send(signal.SIGTERM)
+
+
+def test_ctrl_c_saves_and_a_second_one_does_not_wait() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_signal() as stop:
+        send(signal.SIGINT)
+        stop.raise_if_requested()
+    with pytest.raises(KeyboardInterrupt), stop_on_signal():
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+
+
+def test_workers_outlive_the_signal_that_all_processes_get_but_end_when_their_parent_says_so() -> None:
+    pid = os.fork()
+    if pid == 0:
+        leave_stopping_to_main_process()
+        time.sleep(60)
+        os._exit(1)
+    time.sleep(0.3)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True)
+    time.sleep(0.3)
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitpid(pid, 0) == (pid, 0)
+
+
+def test_before_a_command_begins() -> None:
+    code = (
+        "import os, signal\n"
+        "import aligndet_cli.cli as cli\n"
+        "cli.app = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (75, "error: stopped by SIGTERM; run the same command to continue\n")
+
+
+def test_while_python_ends() -> None:
+    # At its end Python itself forgets its handlers, and unloading torch takes a while.
+    code = (
+        "import os, signal, sys\n"
+        "import aligndet_cli.cli as cli\n"
+        "cli.app = lambda: sys.exit(6)\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, pid=os.getpid()):\n"
+        "        kill(pid, 15)\n"
+        "signal.late = Late()\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (6, "")
+
+
+def test_while_modules_are_imported() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "import aligndet_cli.cli as cli\n"
+        "import aligndet_cli.driver as driver\n"
+        "driver.stage_module = lambda stage: (os.kill(os.getpid(), signal.SIGUSR1), __import__('time').sleep(9))\n"
+        "sys.argv = ['aligndet', 'cluster', '-w', '/nowhere', '--json']\n"
+        "cli.main()\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr == "error: stopped by SIGUSR1; run the same command to continue\n"
+    assert '"exit_code": 75' in done.stdout and time.monotonic() - began < 9
+
+
+def test_a_process_ends_with_its_parent_though_that_was_killed() -> None:
+    is_watching, now_watching = os.pipe()
+    is_over, alive = os.pipe()  # at its end once no process has `alive` any more
+    parent = os.fork()
+    if parent == 0:
+        if os.fork() == 0:
+            end_with_parent()
+            os.write(now_watching, b"x")
+            time.sleep(100)
+            os._exit(0)
+        os.read(is_watching, 1)
+        send(signal.SIGKILL)
+    os.close(alive)
+    assert os.waitpid(parent, 0)[1] == signal.SIGKILL
+    assert select.select([is_over], [], [], 50)[0] == [is_over] and os.read(is_over, 1) == b""
+    for end in (is_watching, now_watching, is_over):
+        os.close(end)

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+
+from aligndet_cli.errors import DataError
+from aligndet_cli.tools.predict.images import find_images
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Nothing is read here, so empty files will do."""
+    for name in ("a.jpg", "b.PNG", "notes.txt", "[1].jpg", "deep/er/c.jpg", ".hidden.jpg", "out/images/a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["."], ["[1].jpg", "a.jpg", "b.PNG", "deep/er/c.jpg"]),
+        (["b.PNG", "a.jpg", "./a.jpg", "*.jpg"], ["b.PNG", "a.jpg", "[1].jpg"]),
+        (["[1].jpg", "deep"], ["[1].jpg", "deep/er/c.jpg"]),
+        (["de*"], ["c.jpg"]),
+        (["**"], ["[1].jpg", "a.jpg", "b.PNG", "deep/er/c.jpg"]),
+        (["notes.txt"], ["notes.txt"]),  # named outright: reading it will tell
+    ],
+    ids=["folder", "files and pattern", "a name that looks like a pattern", "pattern of folders", "all below", "named"],
+)
+def test_words_name_images(photos, monkeypatch, words, expected):
+    monkeypatch.chdir(photos)
+    found = find_images(words, leave_out=Path("out"))
+    assert found.file_names == expected
+    assert [found.record(index).path.exists() for index in range(len(found))] == [True] * len(expected)
+    assert found.image_ids.tolist() == list(range(1, len(expected) + 1))
+
+
+@pytest.mark.parametrize("word", ["nowhere.jpg", "*.gif", "out", "*.txt", ""])
+def test_a_word_without_images_is_named(photos, monkeypatch, word):
+    monkeypatch.chdir(photos)
+    with pytest.raises(DataError) as caught:
+        find_images(["a.jpg", word], leave_out=Path("out"))
+    assert str(caught.value).startswith(f"{word}: no images there")

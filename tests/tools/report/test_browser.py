@@ -1,0 +1,99 @@
+"""The page in a real browser. Screenshots are kept in $ALIGNDET_SCREENSHOTS, or else in the test's own folder."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import NUM_PAIRS, make_workspace
+
+from aligndet_cli.tools.report.html import write_page
+from aligndet_cli.workspace import Workspace
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+WIDTHS = {"desktop": 1280, "phone": 390}
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(Workspace(make_workspace(tmp_path_factory.mktemp("browser") / "workspace")))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        # Chromium refuses its sandbox to root, as which containers run.
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    folder = Path(os.environ.get("ALIGNDET_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("device", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_is_quiet_and_fits(browser: Any, page_file: Path, device: str, scheme: str, screenshots: Path) -> None:
+    page = browser.new_page(viewport={"width": WIDTHS[device], "height": 850}, color_scheme=scheme)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(page_file.as_uri(), wait_until="load")
+    page.set_default_timeout(10_000)
+    page.locator("details").nth(-2).evaluate("details => { details.open = true; }")
+    for image in page.locator("img:visible").all():
+        image.scroll_into_view_if_needed()
+        page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
+    # Nothing sticks out to the right: wide tables scroll in their own frames.
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[device]
+    colours = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    sums = [sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(","))) for colour in colours]
+    assert (sums[0] < 150 and sums[1] > 600) if scheme == "dark" else (sums[0] > 600 and sums[1] < 150)
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=screenshots / f"report-{device}-{scheme}.png", full_page=True)
+    page.close()
+    assert said == [] and [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+
+
+def test_tables_sort_and_filter_and_commands_copy(browser: Any, page_file: Path) -> None:
+    page = browser.new_page()
+    page.set_default_timeout(10_000)
+    page.goto(page_file.as_uri())
+
+    def column(place: int) -> list[str]:
+        rows = page.locator("#measured tbody tr:visible")
+        return [rows.nth(row).locator("th, td").nth(place).inner_text() for row in range(rows.count())]
+
+    heads = page.locator("#measured thead button")
+    heads.nth(1).click()
+    # 0.1, 0.2, 0.3 and 0.4 without, and each 0.0123 more with pre-training; the largest first.
+    falling = ["41.2", "40.0", "31.2", "30.0", "21.2", "20.0", "11.2", "10.0"]
+    assert column(1) == falling
+    heads.nth(1).click()
+    assert column(1) == falling[::-1]
+    heads.nth(2).click()  # two values and six that were not measured
+    assert column(2)[:2] == ["31.2", "30.0"] and set(column(2)[2:]) == {"–"}
+    heads.nth(0).click()
+    names = [f"{start}-{place}-val" for start in ("backbone", "pretrain") for place in range(NUM_PAIRS)]
+    assert column(0) == names
+    assert page.locator("#measured th").nth(0).get_attribute("aria-sort") == "ascending"
+    page.get_by_label("Filter").nth(0).fill("PRE n-2")
+    assert column(0) == ["pretrain-2-val"]
+    page.get_by_label("Filter").nth(0).fill("")
+    assert len(column(0)) == 2 * NUM_PAIRS
+    page.locator("#measured a").nth(0).click()  # opens what is folded
+    assert page.locator("#run-evaluate-backbone-0-val").get_attribute("open") is not None
+    page.locator("#run-evaluate-backbone-0-val .picture").nth(0).click()
+    assert page.locator("figure.large").count() == 1
+    page.locator(".copy").nth(0).click()
+    page.locator(".copy").filter(has_text="Copied").wait_for()  # the clipboard answers when it likes
+    page.close()

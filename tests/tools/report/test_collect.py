@@ -1,0 +1,163 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+from commandline import aligndet
+from report_builders import Tuned, add_evaluated, add_pretrained
+
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.tools.report.collect import Report, Row, collect_report
+from aligndet_cli.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """Three folds of 1 %, one of them without its baseline, and one run with all images."""
+    for fold, plain, ours in ((1, 0.080, 0.100), (2, 0.090, 0.085), (3, None, 0.110)):
+        share = {"fraction": 1.0, "fold": fold, "images": 1172, "steps": 12_000}
+        if plain is not None:
+            add_evaluated(tmp_path, Tuned(f"plain-f{fold}", **share), plain, 2 * plain)
+        add_evaluated(tmp_path, Tuned(f"ours-f{fold}", init="pretrain", weights="own", **share), ours, 2 * ours)
+    add_evaluated(tmp_path, Tuned("plain"), 0.363, 0.5, 0.25)
+    return tmp_path
+
+
+def rows_of(report: Report) -> dict[tuple[float, str], Row]:
+    return {(row.setting.fraction, row.label): row for row in report.rows}
+
+
+def test_means_spreads_and_paired_differences(workspace: Path) -> None:
+    report = collect_report(Workspace(workspace))
+    rows = rows_of(report)
+    assert list(rows) == [(1, "backbone only"), (1, "AlignDet"), (100, "backbone only")]
+    plain, ours = rows[1, "backbone only"], rows[1, "AlignDet"]
+    assert plain.is_baseline and not ours.is_baseline and plain.summaries["AP"].delta is None
+    # 8 and 9 %: mean 8.5, sample standard deviation sqrt(2 * 0.5^2 / 1) = 0.7071
+    assert plain.summaries["AP"].mean == pytest.approx(0.085)
+    assert plain.summaries["AP"].std == pytest.approx(math.sqrt(0.5) / 100)
+    # 10, 8.5 and 11 %: mean 9.8333, sum of squares 0.0278 + 1.7778 + 1.3611 = 3.1667, over 2: 1.5833
+    assert ours.summaries["AP"].mean == pytest.approx(0.295 / 3)
+    assert ours.summaries["AP"].std == pytest.approx(math.sqrt(1.58333333) / 100)
+    # Pairs +2 and -0.5: mean 0.75, deviation 1.7678, standard error 1.7678 / sqrt(2) = 1.25; fold 3 has no partner
+    delta = ours.summaries["AP"].delta
+    assert delta is not None and (delta.wins, delta.num_pairs) == (1, 2)
+    assert delta.mean == pytest.approx(0.0075) and delta.standard_error == pytest.approx(0.0125)
+    double = ours.summaries["AP50"].delta
+    assert double is not None and double.mean == pytest.approx(0.015)
+    assert ours.remark == "1 of 3 without a baseline run of the same fold and seed"
+    assert plain.remark == "1 fewer than others"
+    assert "AP75" not in ours.summaries  # not measurable there
+    alone = rows[100, "backbone only"].summaries["AP"]
+    assert (alone.mean, alone.std, alone.count) == (0.363, None, 1)
+
+
+def test_any_start_can_be_the_baseline(workspace: Path) -> None:
+    rows = rows_of(collect_report(Workspace(workspace), baseline="AlignDet"))
+    delta = rows[1, "backbone only"].summaries["AP"].delta
+    assert delta is not None and delta.mean == pytest.approx(-0.0075)
+    assert rows[100, "backbone only"].summaries["AP"].delta is None and not rows[100, "backbone only"].is_baseline
+
+
+def test_of_two_runs_of_one_fold_and_seed_the_newer_counts(workspace: Path) -> None:
+    add_evaluated(workspace, Tuned("again"), 0.5)
+    row = rows_of(collect_report(Workspace(workspace)))[100, "backbone only"]
+    assert row.summaries["AP"].mean == 0.5 and row.runs == ("again",)
+    assert row.remark == "1 older of the same fold and seed left out"
+
+
+def test_other_data_steps_and_batches_are_other_settings(workspace: Path) -> None:
+    add_evaluated(workspace, Tuned("short", init="pretrain", steps=80_000), 0.1)
+    add_evaluated(workspace, Tuned("batch", init="pretrain", batch_size=8), 0.1)
+    rows = collect_report(Workspace(workspace)).rows
+    schedules = [row.setting.schedule for row in rows if row.label == "AlignDet" and row.setting.fraction == 100]
+    assert schedules == ["80000 steps", "90000 steps of 8"]
+    assert all(row.summaries["AP"].delta is None for row in rows if row.setting.fraction == 100)
+
+
+def test_starts_without_a_label_are_told_apart(workspace: Path) -> None:
+    for name in ("one", "two"):
+        add_pretrained(workspace, name, content_hash=name)
+        add_evaluated(workspace, Tuned(f"from-{name}", init="file", weights=name), 0.1)
+    add_evaluated(workspace, Tuned("labelled", init="file", weights="two", label="longer"), 0.2)
+    add_evaluated(workspace, Tuned("nothing", init="scratch", weights="none"), 0.01)
+    labels = [row.label for row in collect_report(Workspace(workspace)).rows if row.setting.fraction == 100]
+    assert labels == ["backbone only", "AlignDet, one", "AlignDet, two", "longer", "scratch"]
+
+
+def test_runs_that_differ_only_in_backbone_weights_are_not_compared(tmp_path: Path) -> None:
+    for weights in ("/x/moco.pth.tar", "/x/pretrain-image/own/weights.pt"):
+        of = {"backbone_weights": weights, "label": "plain"}
+        add_evaluated(tmp_path, Tuned(f"plain-{len(weights)}", weights=weights, **of), 0.1)
+    rows = collect_report(Workspace(tmp_path)).rows
+    assert [row.setting.backbone for row in rows] == ["resnet50, moco.pth", "resnet50, own"]
+    assert all(row.is_baseline and not row.remark for row in rows)
+
+
+def test_a_pretraining_per_seed_is_one_start(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        add_pretrained(tmp_path, f"pre-{seed}", content_hash=f"pre-{seed}")
+        add_evaluated(tmp_path, Tuned(f"s{seed}", "file", "AlignDet", weights=f"pre-{seed}", seed=seed), 0.1)
+    [row] = collect_report(Workspace(tmp_path)).rows
+    assert row.label == "AlignDet" and row.runs == ("s0", "s1")
+
+
+def test_evaluations_of_runs_that_are_gone_are_named(workspace: Path) -> None:
+    manifest = workspace / "finetune" / "plain" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"content_hash": "plain', '"content_hash": "other'))
+    report = collect_report(Workspace(workspace))
+    assert (100, "backbone only") not in rows_of(report)
+    assert report.remarks == ["left out, the run they measured is gone or was made anew: plain-val"]
+
+
+def test_imported_detectors_have_a_row(tmp_path: Path) -> None:
+    add_evaluated(tmp_path, Tuned("released"), 0.373)
+    file = tmp_path / "finetune" / "released" / "config.json"
+    file.write_text('{"detector": {"family": "fcos"}, "backbone": {"name": "resnet50"}, "layout": "mmdet", "seed": 0}')
+    (row,) = collect_report(Workspace(tmp_path)).rows
+    assert (row.label, row.setting.schedule, row.setting.detector) == ("released", "as imported", "fcos")
+
+
+def test_other_metrics_are_read_from_the_evaluation(workspace: Path) -> None:
+    report = collect_report(Workspace(workspace), metrics=("APs",))
+    assert {row.summaries["APs"].mean for row in report.rows} == {0.125}
+    with pytest.raises(ConfigError, match="--metric APx: not measured by plain-f1-val; there are: AP, AP50, APs"):
+        collect_report(Workspace(workspace), metrics=("APx",))
+
+
+def test_formats_of_the_command(workspace: Path, tmp_path: Path) -> None:
+    words = ("report", "-w", workspace)
+    table = aligndet(*words).stdout.splitlines()
+    assert [line.split()[0] for line in table] == ["detector", "retinanet", "AlignDet", "retinanet"]
+    assert "8.5 ± 0.7" in table[1] and "+0.8 ± 1.2" in table[2] and "1 of 2" in table[2]
+    markdown = aligndet(*words, "--format", "markdown", "--metric", "AP").stdout.splitlines()
+    assert markdown[0] == (
+        "| detector | backbone | schedule | data | labelled | start | n | AP | Δ AP | wins | paper | remark |"
+    )
+    assert markdown[3] == (
+        "| retinanet | resnet50 | 12000 steps | coco | 1 % (1172) | AlignDet | 3 | 9.8 ± 1.3 | +0.8 ± 1.2 | 1 of 2 "
+        "|  | 1 of 3 without a baseline run of the same fold and seed |"
+    )
+    file = tmp_path / "report.csv"
+    aligndet(*words, "--format", "csv", "--output", file)
+    header, first, *_ = (line.split(",") for line in file.read_text().splitlines())
+    assert float(first[header.index("AP_mean")]) == pytest.approx(0.085) and len(first) == len(header)
+    found = aligndet(*words, "--json").json()
+    assert [row["label"] for row in found["rows"]] == ["backbone only", "AlignDet", "backbone only"]
+    assert aligndet(*words, "--format", "json").json() == found
+
+
+def test_mistakes_are_one_line(workspace: Path, tmp_path: Path) -> None:
+    words = ("report", "-w", workspace)
+    said = aligndet(*words, "--baseline", "backbone", code=2).error_line()
+    assert said == "error: --baseline backbone: no start of that name; did you mean 'backbone only'?"
+    assert (
+        "--format tablx: is not a choice; did you mean 'table'?" in aligndet(*words, "--format", "tablx", code=2).stderr
+    )
+    assert aligndet("report", "-w", tmp_path / "empty").stdout.startswith("nothing was evaluated here yet")
+    assert aligndet("report", "-w", tmp_path / "empty", "--format", "csv").stdout.count("\n") == 1  # the header
+    assert "--json and --format csv exclude" in aligndet(*words, "--json", "--format", "csv", code=2).error_line()
+    file = tmp_path / "report.json"
+    assert aligndet(*words, "--json", "-o", file).json()["file"] == str(file)
+    assert json.loads(file.read_text()) == aligndet(*words, "--json").json()
+    assert "--metric : not measured by" in aligndet(*words, "--metric", "", code=2).error_line()

@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import pytest
+from study_builders import TWO_STARTS, values_of, write_study
+
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.tools.study.plan import StageRun, plan_runs
+from aligndet_cli.tools.study.spec import load_study
+from aligndet_cli.workspace import Workspace
+
+
+def planned(folder: Path, text: str, head: str = 'data = "toy"\ndetectors = ["retinanet"]') -> dict[str, StageRun]:
+    study = load_study(write_study(folder, text, head=head))
+    return {run.key: run for run in plan_runs(study, Workspace(folder / "ws"))}
+
+
+def test_cross_product_with_shared_pretraining(tmp_path: Path) -> None:
+    head = 'data = "toy"\ndetectors = ["retinanet", "fcos"]\nfractions = [5, 100]\nfolds = [1, 2]\nseeds = [0, 3]'
+    runs = planned(tmp_path, TWO_STARTS, head)
+    # 2 detectors x 2 seeds x (2 folds of 5 % + all images) x 2 starts = 24 fine-tunings, as many evaluations;
+    # proposals once, and one pre-training per detector.
+    counts = {stage: sum(run.stage == stage for run in runs.values()) for stage in ("finetune", "evaluate")}
+    assert counts == {"finetune": 24, "evaluate": 24}
+    assert [key for key in runs if key.startswith(("proposals", "pretrain"))] == [
+        "proposals/proposals",
+        "pretrain-box/retinanet",
+        "pretrain-box/fcos",
+    ]
+    tuned = runs["finetune/fcos-aligndet-f2-p5-s3"]
+    values = values_of(tuned)
+    assert values["init"] == str((tmp_path / "ws" / "pretrain-box" / "fcos" / "weights.pt").resolve())
+    assert (values["fraction"], values["fold"], values["seed"], values["label"]) == (5, 2, 3, "AlignDet")
+    assert tuned.needs == ("pretrain-box/fcos",)
+    assert "fold" not in values_of(runs["finetune/fcos-from-scratch-s0"])
+    assert values_of(runs["evaluate/fcos-aligndet-f2-p5-s3"])["run"] == tuned.name
+    order = list(runs)
+    assert all(order.index(need) < order.index(key) for key, run in runs.items() for need in run.needs)
+
+
+def test_settings_reach_the_stages_that_have_them(tmp_path: Path) -> None:
+    text = """
+[settings.common]
+"backbone.name" = "resnet18"
+"backbone.weights" = "DEFAULT"
+"detector.head_norm" = "group"
+"training.lr" = 0.5
+[settings.finetune]
+min_match = 0.5
+"training.steps" = 7
+[detector.detr.finetune]
+"training.steps" = 9
+""" + TWO_STARTS.replace('label = "AlignDet"', 'label = "AlignDet"\nfinetune = { training.lr = 0.1 }')
+    runs = planned(tmp_path, text, 'data = "toy"\ndetectors = ["retinanet", "detr"]')
+    scratch, ours = (values_of(runs[f"finetune/retinanet-{slug}-s0"]) for slug in ("from-scratch", "aligndet"))
+    assert (scratch["training.lr"], ours["training.lr"]) == (0.5, 0.1)
+    assert (scratch["training.steps"], ours["training.steps"]) == (7, 7)
+    # Scratch loads nothing: general settings about loading would be refused there.
+    assert "min_match" not in scratch and "backbone.weights" not in scratch
+    assert (ours["min_match"], ours["backbone.weights"]) == (0.5, "DEFAULT")
+    detr = values_of(runs["finetune/detr-aligndet-s0"])
+    assert detr["training.steps"] == 9 and "detector.head_norm" not in detr  # not one of DETR's settings
+    assert "training.lr" not in values_of(runs["proposals/proposals"])
+    assert values_of(runs["pretrain-box/detr"])["clusters"] == "clusters"  # only DETR needs them
+    assert runs["pretrain-box/detr"].needs == ("proposals/proposals", "cluster/clusters")
+    assert "clusters" not in values_of(runs["pretrain-box/retinanet"])
+
+
+def test_equal_settings_share_one_run(tmp_path: Path) -> None:
+    text = """
+[settings.pretrain-image]
+[settings.common]
+"backbone.name" = "resnet18"
+[[starts]]
+label = "backbone only"
+init = "backbone"
+[[starts]]
+label = "fewer boxes"
+proposals = { max_per_image = 5 }
+[[starts]]
+label = "neck of fewer boxes"
+proposals = { max_per_image = 5 }
+finetune = { load_modules = ["backbone", "neck"] }
+[[starts]]
+label = "AlignDet"
+[[starts]]
+label = "one seed"
+pretrain-box = { tasks = "regression" }
+seeds = [1]
+"""
+    head = 'data = "toy"\nimage_data = "crops"\ndetectors = ["retinanet"]\nseeds = [0, 1]\npretrain_per_seed = true'
+    runs = planned(tmp_path, text, head)
+    assert [key for key in runs if not key.startswith(("finetune", "evaluate"))] == [
+        "pretrain-image/backbone",
+        "proposals/proposals-fewer-boxes",
+        "pretrain-box/retinanet-fewer-boxes-s0",
+        "proposals/proposals",
+        "pretrain-box/retinanet-s0",
+        "pretrain-box/retinanet-fewer-boxes-s1",
+        "pretrain-box/retinanet-s1",
+        "pretrain-box/retinanet-one-seed-s1",
+    ]
+    weights = str((tmp_path / "ws" / "pretrain-image" / "backbone" / "weights.pt").resolve())
+    plain = runs["finetune/retinanet-backbone-only-s0"]
+    assert values_of(plain)["backbone.weights"] == weights and plain.needs == ("pretrain-image/backbone",)
+    assert runs["finetune/retinanet-neck-of-fewer-boxes-s1"].needs == ("pretrain-box/retinanet-fewer-boxes-s1",)
+    assert values_of(runs["pretrain-box/retinanet-one-seed-s1"])["seed"] == 1
+    assert values_of(runs["pretrain-image/backbone"])["data.root"] == str(Path("crops").resolve())
+    assert "finetune/retinanet-one-seed-s0" not in runs
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (
+            '[settings.common]\n"backbone.namx" = 1',
+            "no stage has 'backbone.namx'; did you mean 'backbone.na",
+        ),
+        ("[settings.finetune]\nfold = 3", "settings.finetune.fold: the study sets this itself"),
+        ("[settings.common]\nseed = 3", "settings.common.seed: the study sets this itself"),
+        ('[settings.finetune]\n"training.stepz" = 3', "training.stepz: unknown key (from settings.finetune); did you"),
+        ('[settings.evaluate]\nmetric = "x"', "metric: 'x' is not a choice (from settings.evaluate)"),
+    ],
+)
+def test_wrong_settings_are_found_before_anything_runs(tmp_path: Path, table: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(tmp_path, table + TWO_STARTS)
+    assert said in str(caught.value)
+
+
+def test_the_example_is_what_it_says(tmp_path: Path) -> None:
+    study = load_study(Path(__file__).parents[3] / "examples" / "study.toml")
+    names = [run.name for run in plan_runs(study, Workspace(tmp_path)) if run.stage == "finetune"]
+    assert sum("contrast-only" not in name for name in names) == 72 and len(names) == 72 + 30

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.tools.study.spec import load_study
+
+
+def test_stages_of_a_start_stand_beside_its_label(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(
+        'data = "a"\nevaluate_data = "b"\ndetectors = ["fcos"]\n'
+        '[[starts]]\nlabel = "Contrast, only"\npretrain-box = { tasks = "contrastive" }\n'
+    )
+    study = load_study(file)
+    (start,) = study.starts
+    assert (start.init, start.settings) == ("pretrain", {"pretrain-box": {"tasks": "contrastive"}})
+    assert start.slug == "contrast-only"
+    assert study.data_of("evaluate") == Path("b").resolve()
+    assert study.data_of("pretrain-image") == study.data_of("finetune") == Path("a").resolve()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("x = ", "study.toml: not valid TOML"),
+        ("seed = [1]", "seed: unknown key (from "),
+        ("seeds = [0, 1, 0]", "seeds: has a value twice"),
+        ("fractions = [10, 10.0]", "fractions: has a value twice"),
+        (f'[[starts]]\nlabel = "{61 * "b"}"', "starts.1.label: String should have at most 60 characters"),
+        ("seeds = [-1]", "seeds.0: should be greater than or equal to 0"),
+        ("fractions = [0]", "fractions.0: should be greater than 0"),
+        ('detectors = ["retinanett"]', "'retinanett' is not a detector; did you mean 'retinanet'?"),
+        ("[settings.finetun]", "settings: 'finetun' is not a stage; did you mean 'finetune'?"),
+        ("[detector.detr.finetune]", "detector: detr is not among the study's: fcos"),
+        ('[[starts]]\nlabel = "A!"', "start 'A!': gives the same run names as 'a'"),
+        (
+            '[[starts]]\nlabel = "b"\npretrain_box = {}',
+            "'pretrain_box' is no key of a start; did you mean 'pretrain-box'?",
+        ),
+        ('[[starts]]\nlabel = "b"\ninit = "nothing.pt"', "start 'b': init = 'nothing.pt': write pretrain,"),
+        ('[[starts]]\nlabel = "b"\nseeds = [7]', "start 'b': seeds: 7 is not among the study's: 0"),
+        ('[[starts]]\nlabel = "!"', "start '!': the label needs a letter or a digit"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_place(tmp_path: Path, change: str, said: str) -> None:
+    file = tmp_path / "study.toml"
+    detectors = "" if change.startswith("detectors") else 'detectors = ["fcos"]'
+    start = '[[starts]]\nlabel = "a"'
+    parts = [start, change] if change.startswith("[") else [change, start]
+    file.write_text("\n".join(['data = "toy"', detectors, *parts]))
+    with pytest.raises(ConfigError) as caught:
+        load_study(file)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_study_names_data_detectors_and_starts(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text("seeds = [1]")
+    with pytest.raises(ConfigError, match="data, detectors, starts: missing"):
+        load_study(tmp_path / "study.toml")
+    with pytest.raises(ConfigError, match="nowhere.toml: no such file"):
+        load_study(tmp_path / "nowhere.toml")

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from aligndet_cli.tools import demo
+
+SLIM = ("backbone.name=resnet18", "detector.neck_channels=32", "detector.head_convs=1", "training.batch_size=2")
+SHORT = ("training.steps=2",)
+
+
+@pytest.mark.e2e
+def test_demo_runs_all_stages_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "NUM_OBJECTS", 24)
+    monkeypatch.setattr(demo, "NUM_TRAIN", 7)
+    monkeypatch.setattr(demo, "NUM_VAL", 3)
+    monkeypatch.setattr(demo, "NUM_CLUSTERS", 3)
+    monkeypatch.setattr(demo, "MODEL", SLIM)
+    monkeypatch.setattr(demo, "PRETRAIN", (*SHORT, "views.short_side=[64]"))
+    monkeypatch.setattr(demo, "BACKBONE", (*SHORT, "method=supervised", SLIM[0], SLIM[-1], "image_size=32"))
+    monkeypatch.setattr(demo, "FINETUNE", (*SHORT, "resolution.short_side=[64]"))
+    report = demo.run_demo(tmp_path, seed=0)
+    numbers = report.to_json()
+    assert set(numbers["delta"]) == {"AP", "AP50", "AP75"}
+    assert numbers["delta"]["AP"] == numbers["with"]["AP"] - numbers["without"]["AP"]
+    page = (tmp_path / "workspace-0" / "report.html").read_text()
+    assert report.closing_lines() == [f"report with all pictures: {tmp_path / 'workspace-0' / 'report.html'}"]
+    assert page.count("<img") >= 7 and "plots/compare-retinanet-resnet18-backbone-val.png" in page
+    assert report.table().row_count == 3
+    stages = {folder.parent.name for folder in (tmp_path / "workspace-0").glob("*/*") if folder.is_dir()}
+    assert stages == {"pretrain-image", "proposals", "cluster", "pretrain-box", "finetune", "evaluate"}
+    # Again: nothing is redone, the same table.
+    assert demo.run_demo(tmp_path, seed=0).to_json() == numbers
