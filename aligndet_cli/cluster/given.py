@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.artifacts.exchange import classed_boxes_from_coco
 from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.data.dataset import Category, ImageSet, positions_of
 from aligndet_cli.errors import DataError
-from aligndet_cli.proposals.exchange import classed_boxes_from_coco
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import nn
 
 from aligndet_cli.arrays import save_array, save_arrays
+from aligndet_cli.artifacts.exchange import hash_file
 from aligndet_cli.artifacts.open import open_proposals
 from aligndet_cli.backbones import (
     BackboneConfig,
@@ -56,7 +57,6 @@ from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import StopSignal, stop_on_signal
-from aligndet_cli.proposals.exchange import hash_file
 from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Output, Workspace, write_json
 

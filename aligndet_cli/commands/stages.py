@@ -27,7 +27,7 @@ def proposals(data: Path | None, given: Given) -> None:
             raise ConfigError(f"--export {target}: is a folder; name a file")
     outcome = run_stage("proposals", data, given)
     if target is not None and outcome.artifact is not None:
-        from aligndet_cli.proposals.exchange import export_coco
+        from aligndet_cli.artifacts.exchange import export_coco
 
         with user_errors(is_json=False):  # the result is out already
             export_coco(outcome.artifact.folder, target)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from aligndet_cli.artifacts.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, hash_file
 from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
@@ -23,7 +24,6 @@ from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.sharing import locked_if_last, taking_part
 from aligndet_cli.processes.signals import stop_on_signal
 from aligndet_cli.proposals.backends import Backend, Workers, resolve_workers, results_of
-from aligndet_cli.proposals.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, hash_file
 from aligndet_cli.proposals.filters import FilterRules
 from aligndet_cli.proposals.journal import Found, Journal, Records
 from aligndet_cli.proposals.pictures import draw_histograms, draw_recall, draw_sheet

@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from aligndet_cli.artifacts.exchange import export_coco
 from aligndet_cli.artifacts.proposals import ImageProposals, ProposalStore, write_store
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage
-from aligndet_cli.proposals.exchange import export_coco
 from aligndet_cli.workspace import Workspace
 
 
