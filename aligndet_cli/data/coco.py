@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.data.assembly import BoxTable, Labels, select_rows
 from aligndet_cli.data.dataset import Category, ImageSet, positions_of
 from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.format import BoxTable, DataFormat, Labels, select_rows
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
 from aligndet_cli.data.segmentations import Segmentations, SegmentationWriter
@@ -29,27 +29,54 @@ _TABLE_COLUMNS = ("image_index", "boxes", "class_ids", "areas", "is_crowd")
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """A label file and the folders its images may lie in, most likely first."""
+    """A label file, and the folders in which its images may lie, most likely first."""
 
+    root: Path
     name: str
     annotations: Path
     image_dirs: tuple[Path, ...]
 
+    def read(self, findings: Findings, *, with_masks: bool, index_dir: Path | None) -> Labels:
+        """See `SplitSource`. Class ids follow ascending category ids."""
+        # An index holds no errors, so only strict findings may use it.
+        index = LabelIndex.of(
+            self.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
+        )
+        content = _from_index(index)
+        if content is None:
+            content = _parse(self.annotations, with_masks=with_masks, findings=findings)
+            if index is not None:
+                _to_index(index, content)
+                content = _from_index(index) or content  # mapped: frees the copy of the masks
+        return Labels(
+            format="coco",
+            root=self.root,
+            split=self.name,
+            images_dir=_images_dir(self, content.file_names),
+            annotations=self.annotations,
+            **vars(content),
+        )
+
 
 def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
-    """Splits of a root by name: `annotations/instances_*.json`, or Roboflow's `<split>/_annotations.coco.json`."""
+    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `<split>/_annotations.coco.json`."""
     splits = {}
     for file in sorted((root / "annotations").glob(f"{_PREFIX}*.json")):
         name = file.stem.removeprefix(_PREFIX)
-        folders = (*image_dirs(root, name), root)
-        splits[name] = CocoSplit(name, file, folders)
+        splits[name] = CocoSplit(root, name, file, (*image_dirs(root, name), root))
     for file in sorted(root.glob(f"*/{_ROBOFLOW_NAME}")):
-        splits.setdefault(file.parent.name, CocoSplit(file.parent.name, file, (file.parent,)))
+        splits.setdefault(file.parent.name, CocoSplit(root, file.parent.name, file, (file.parent,)))
     return splits
 
 
+COCO = DataFormat("coco", "annotations/instances_*.json (COCO)", find_coco_splits)
+
+
 def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
-    """Where the images of a split may lie, most likely first; those of a fold (`train.1@10`) are the whole's."""
+    """Return the folders that may hold the images of a split, most likely first.
+
+    A fold such as `train.1@10` shares the image folder of its full split.
+    """
     whole = _FOLD.sub("", split)
     names = dict.fromkeys((split, whole))
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
@@ -65,36 +92,6 @@ class CocoContent:
     table: BoxTable
     categories: tuple[Category, ...]
     label_digest: str
-
-
-def read_coco(
-    split: CocoSplit, root: Path, *, with_masks: bool, findings: Findings, index_dir: Path | None = None
-) -> Labels:
-    """Images and boxes of one COCO json; boxes become xyxy, class ids follow ascending category ids.
-
-    Args:
-        index_dir: where to keep what was parsed, for the next time. Strict findings only: an index has no errors.
-
-    Raises:
-        DataError: the file is missing, is not (all of) a COCO json, or (strict findings) contradicts itself.
-    """
-    index = LabelIndex.of(
-        split.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
-    )
-    content = _from_index(index)
-    if content is None:
-        content = _parse(split.annotations, with_masks=with_masks, findings=findings)
-        if index is not None:
-            _to_index(index, content)
-            content = _from_index(index) or content  # mapped: frees the copy of the masks
-    return Labels(
-        format="coco",
-        root=root,
-        split=split.name,
-        images_dir=_images_dir(split, content.file_names),
-        annotations=split.annotations,
-        **vars(content),
-    )
 
 
 def _parse(file: Path, *, with_masks: bool, findings: Findings) -> CocoContent:

@@ -16,7 +16,7 @@ from aligndet_cli.data.assembly import assemble
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Finding, Findings, counted
 from aligndet_cli.data.images import decode_image
-from aligndet_cli.data.open import Purpose, choose_split, known_splits, locate_data, read_labels
+from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
 from aligndet_cli.errors import DataError
 
 # Seven of bccd's eight doubled boxes (shifted by two pixels) overlap by 0.91 or more, two snowboards or two people side
@@ -94,14 +94,13 @@ def _splits(data: DataConfig, findings: Findings) -> list[str | None]:
     if data.split is not None or data.annotations is not None or data.images is not None or data.root is None:
         return [data.split]
     try:
-        root, kind = locate_data(data.root, data.format)
-        splits = known_splits(root, kind)
-        if kind == "voc":
-            splits = _used_splits(root, splits)
+        root, kind, splits = locate_data(data.root, data.format)
     except DataError as error:
         findings.error("unreadable-data", str(error), example=str(data.root))
         return []
-    return [*splits] if kind != "folder" else [None]
+    if kind == "folder":
+        return [None]
+    return [*(_used_splits(root, list(splits)) if kind == "voc" else splits)]
 
 
 def _used_splits(root: Path, known: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from aligndet_cli.config import DataConfig, StageConfig
-from aligndet_cli.data.coco import find_coco_splits, to_coco_dict
+from aligndet_cli.data.coco import CocoSplit, to_coco_dict
 from aligndet_cli.data.open import choose_split, locate_data, open_images
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.logs import logger
@@ -106,11 +106,11 @@ def _whole(data: DataConfig) -> tuple[dict[str, Any], str, Path, Path | None]:
         return _read(data.annotations), stem, data.annotations.parent, data.images
     if data.root is None:
         raise ConfigError("which data? name its folder, or its labels with --annotations")
-    root, kind = locate_data(data.root, data.format)
+    root, kind, splits = locate_data(data.root, data.format)
     if kind == "coco":
-        splits = find_coco_splits(root)
-        split = choose_split(root, list(splits), data.split, "train")
-        return _read(splits[split].annotations), split, splits[split].annotations.parent, None
+        source = splits[choose_split(root, list(splits), data.split, "train")]
+        assert isinstance(source, CocoSplit)
+        return _read(source.annotations), source.name, source.annotations.parent, None
     image_set = open_images(data, purpose="train", with_masks=True)
     if not image_set.has_labels:
         raise DataError(f"{root}: no labels for split '{image_set.split}'; folds are of labelled images")

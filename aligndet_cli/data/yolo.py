@@ -12,10 +12,10 @@ import numpy as np
 import yaml
 from yaml.reader import ReaderError
 
-from aligndet_cli.data.assembly import Labels, box_table
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.folder import list_images
+from aligndet_cli.data.format import BoxTable, DataFormat, Labels, box_table
 from aligndet_cli.data.images import is_image_file, read_size_hw
 from aligndet_cli.errors import DataError
 
@@ -34,7 +34,7 @@ _MAX_CLASSES = 1_000_000
 
 @dataclass(frozen=True)
 class YoloConfig:
-    """What a data.yaml says: the image folders or lists of each split, and the classes."""
+    """Content of a data.yaml: the image folders or lists of each split, and the classes."""
 
     file: Path
     splits: dict[str, list[Path]]
@@ -50,17 +50,88 @@ class _Rows:
     class_ids: list[int] = field(default_factory=list)
     segmentations: list[Any] = field(default_factory=list)
 
+    def to_table(self, *, with_masks: bool) -> BoxTable:
+        is_crowd = [False] * len(self.boxes)
+        segmentations = self.segmentations if with_masks else None
+        return box_table(self.image_index, self.boxes, self.class_ids, is_crowd, segmentations)
 
-def find_yolo_file(root: Path) -> Path | None:
-    """The yaml of a YOLO data set: the root itself, `data.yaml`, or another one with classes and splits."""
+
+@dataclass(frozen=True)
+class YoloSplit:
+    """One split of a data.yaml; `root` may be the yaml itself."""
+
+    root: Path
+    name: str
+    config: YoloConfig
+
+    def read(self, findings: Findings, *, with_masks: bool, index_dir: Path | None) -> Labels:
+        """See `SplitSource`. Polygons become their bounding box, and segmentations when asked for.
+
+        Boxes are relative to the image size, so the header of every image is read. An image whose header cannot be
+        read keeps its place without boxes; the code that decodes it later reports it.
+        """
+        config = self.config
+        files = _image_files(config, self.name)
+        images_dir = Path(os.path.commonpath([file.parent for file in files])) if files else config.file.parent
+        files = sorted(files, key=lambda file: file.relative_to(images_dir).as_posix())
+        digest = hashlib.sha256(repr(config.categories).encode())
+        sizes_hw = np.zeros((len(files), 2), dtype=np.int32)
+        rows = _Rows()
+        unreadable = []
+        for index, file in enumerate(files):
+            label_file = _label_file(file)
+            content = label_file.read_bytes() if label_file.is_file() else b""
+            digest.update(f"{label_file.name}\0{len(content)}\n".encode() + content)
+            try:
+                sizes_hw[index] = read_size_hw(file)
+            except DataError:
+                unreadable += [file] if file.exists() else []
+                continue
+            _read_labels(content, label_file, index, (sizes_hw[index, 0], sizes_hw[index, 1]), config, rows, findings)
+        if unreadable:
+            what = counted(
+                len(unreadable), "image cannot be read and has no boxes", "images cannot be read and have no boxes"
+            )
+            message = f"{what}, first {unreadable[0]}"
+            findings.warn("unreadable-headers", message, count=len(unreadable), example=str(unreadable[0]))
+        return Labels(
+            format="yolo",
+            root=self.root,
+            split=self.name,
+            images_dir=images_dir,
+            file_names=[file.relative_to(images_dir).as_posix() for file in files],
+            image_ids=np.arange(len(files), dtype=np.int64),
+            sizes_hw=sizes_hw,
+            table=rows.to_table(with_masks=with_masks),
+            categories=config.categories,
+            label_digest=digest.hexdigest(),
+        )
+
+
+def find_yolo_splits(root: Path) -> dict[str, YoloSplit]:
+    """Return the splits that the yaml of a data set names.
+
+    The yaml is the root itself, `data.yaml`, or another one with classes and splits.
+
+    Raises:
+        DataError: the yaml is not readable, or lacks classes or splits.
+    """
     if root.is_file():
-        return root if root.suffix in (".yaml", ".yml") else None
-    files = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
-    return next((file for file in files if _describes_data(file)), None)
+        file = root if root.suffix in (".yaml", ".yml") else None
+    else:
+        files = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
+        file = next((file for file in files if _describes_data(file)), None)
+    if file is None:
+        return {}
+    config = read_yolo_config(file)
+    return {name: YoloSplit(root, name, config) for name in config.splits}
+
+
+YOLO = DataFormat("yolo", "data.yaml (YOLO)", find_yolo_splits)
 
 
 def read_yolo_config(file: Path) -> YoloConfig:
-    """Folders and classes of a data.yaml.
+    """Read the folders and classes of a data.yaml.
 
     Raises:
         DataError: not readable, or without classes or splits.
@@ -71,56 +142,6 @@ def read_yolo_config(file: Path) -> YoloConfig:
     if not splits:
         raise DataError(f"{file}: names no 'train' or 'val' images; add e.g. 'train: images/train'")
     return YoloConfig(file, splits, _categories(values, file))
-
-
-def read_yolo(config: YoloConfig, root: Path, split: str, *, with_masks: bool, findings: Findings) -> Labels:
-    """Images and boxes of one split; polygons become their bounding box (and segmentations when asked for).
-
-    Boxes are relative to the image size, so the header of every image is read. An image whose header cannot be
-    read keeps its place without boxes; whoever decodes it later reports it.
-
-    Raises:
-        DataError: an image folder is missing, or (strict findings) a label line is wrong.
-    """
-    files = _image_files(config, split)
-    images_dir = Path(os.path.commonpath([file.parent for file in files])) if files else config.file.parent
-    files = sorted(files, key=lambda file: file.relative_to(images_dir).as_posix())
-    digest = hashlib.sha256(repr(config.categories).encode())
-    sizes_hw = np.zeros((len(files), 2), dtype=np.int32)
-    rows = _Rows()
-    unreadable = []
-    for index, file in enumerate(files):
-        label_file = _label_file(file)
-        content = label_file.read_bytes() if label_file.is_file() else b""
-        digest.update(f"{label_file.name}\0{len(content)}\n".encode() + content)
-        try:
-            sizes_hw[index] = read_size_hw(file)
-        except DataError:
-            unreadable += [file] if file.exists() else []
-            continue
-        _read_labels(content, label_file, index, (sizes_hw[index, 0], sizes_hw[index, 1]), config, rows, findings)
-    if unreadable:
-        message = f"{len(unreadable)} images cannot be read and have no boxes, first {unreadable[0]}"
-        findings.warn("unreadable-headers", message, count=len(unreadable), example=str(unreadable[0]))
-    num_boxes = len(rows.boxes)
-    return Labels(
-        format="yolo",
-        root=root,
-        split=split,
-        images_dir=images_dir,
-        file_names=[file.relative_to(images_dir).as_posix() for file in files],
-        image_ids=np.arange(len(files), dtype=np.int64),
-        sizes_hw=sizes_hw,
-        table=box_table(
-            rows.image_index,
-            rows.boxes,
-            rows.class_ids,
-            [False] * num_boxes,
-            rows.segmentations if with_masks else None,
-        ),
-        categories=config.categories,
-        label_digest=digest.hexdigest(),
-    )
 
 
 def _describes_data(file: Path) -> bool:

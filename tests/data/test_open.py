@@ -2,25 +2,31 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from builders import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 
 from aligndet_cli.config import DataConfig
-from aligndet_cli.data.open import detect_format, open_images
+from aligndet_cli.data.open import FORMATS, locate_data, open_images
 from aligndet_cli.errors import DataError
 
 
-def test_detect_format(tmp_path: Path) -> None:
+def test_a_format_is_recognised_by_its_layout(tmp_path: Path) -> None:
     make_coco(tmp_path / "coco")
     make_voc(tmp_path / "voc", {"a": voc_xml()}, {"train": ["a"]})
     make_yolo(tmp_path / "yolo", {"train/a": ""})
     make_image(tmp_path / "folder/x/y.PNG")
     for name in ("coco", "voc", "yolo", "folder"):
-        assert detect_format(tmp_path / name) == name
-    assert detect_format(tmp_path / "yolo/data.yaml") == "yolo"
+        assert locate_data(tmp_path / name)[:2] == (tmp_path / name, name)
+    assert locate_data(tmp_path / "yolo/data.yaml").format == "yolo"
     with pytest.raises(DataError, match=r"several data sets \(coco, voc, yolo\)"):
-        detect_format(tmp_path)
+        locate_data(tmp_path)
+
+
+def test_every_format_can_be_asked_for() -> None:
+    asked = get_args(DataConfig.model_fields["format"].annotation)
+    assert asked == ("auto", *(known.name for known in FORMATS), "folder")
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
