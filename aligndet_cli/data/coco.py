@@ -1,4 +1,4 @@
-"""COCO: `annotations/instances_<split>.json` with the images in `<split>/`; and the way back to such a json."""
+"""COCO: read `annotations/instances_<split>.json` with the images in `<split>/`, and convert a data set to COCO."""
 
 import contextlib
 import gc
@@ -84,7 +84,7 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class CocoContent:
-    """What a COCO json says, without where it and its images lie; fields as in `Labels`."""
+    """Content of a COCO json, without the places of the json and its images; fields as in `Labels`."""
 
     file_names: list[str]
     image_ids: NDArray[np.int64]
@@ -149,10 +149,10 @@ def _from_index(index: LabelIndex | None) -> CocoContent | None:
 
 
 def to_coco_dict(image_set: ImageSet) -> dict[str, Any]:
-    """The data set as a COCO json for pycocotools, with the original image and category ids.
+    """Return the data set as a COCO json for pycocotools, with the original image and category ids.
 
-    Boxes are those of the image set (clipped, degenerate ones left out); annotation ids count from 1, since
-    pycocotools takes 0 for "unmatched". Sizes the format did not give are read from the files.
+    Boxes come from the image set (clipped, without degenerate boxes). Annotation ids count from 1, since pycocotools
+    takes 0 for "unmatched". Sizes that the labels lack are read from the image files.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -179,7 +179,7 @@ def to_coco_dict(image_set: ImageSet) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _paused_gc() -> Iterator[None]:
-    """Without this the collector walks the growing heap again and again: reading takes nearly twice as long."""
+    """Pause garbage collection, which would walk the growing heap again and again and nearly double the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -190,10 +190,9 @@ def _paused_gc() -> Iterator[None]:
 
 
 def _load(file: Path, masks: SegmentationWriter | None) -> tuple[dict[str, Any], str]:
-    """Parsed json and the hash of its bytes.
+    """Return the parsed json and the hash of its bytes.
 
-    Polygons, most of the bytes, are taken out while parsing: into `masks`, which leaves their place there behind, or
-    away.
+    Polygons are most of the bytes, so parsing drops them; with `masks`, they move there and only their place stays.
     """
 
     def without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +223,7 @@ def _load(file: Path, masks: SegmentationWriter | None) -> tuple[dict[str, Any],
 def _entries(
     content: dict[str, Any], file: Path, findings: Findings
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The images (unique ids) and annotations that have the keys and types needed."""
+    """Return the images (with unique ids) and annotations that have the needed keys and types."""
     images = _well_formed(content["images"], {"id": int, "file_name": str}, f"{file}: images", findings)
     kinds: dict[str, type] = {"image_id": int, "category_id": int, "bbox": list}
     annotations = _well_formed(content["annotations"], kinds, f"{file}: annotations", findings)
@@ -246,7 +245,7 @@ def _entries(
 
 
 def _well_formed(entries: list[Any], kinds: dict[str, type], where: str, findings: Findings) -> list[dict[str, Any]]:
-    """The entries that are objects with the wanted keys of the wanted types; others are reported."""
+    """Return the entries that are objects with the wanted keys and types; report the others."""
     wanted = tuple(kinds.items())
     good = [
         entry for entry in entries if type(entry) is dict and all(type(entry.get(key)) is kind for key, kind in wanted)
@@ -271,7 +270,7 @@ def _well_formed(entries: list[Any], kinds: dict[str, type], where: str, finding
 
 
 def _size_hw(image: dict[str, Any]) -> tuple[int, int]:
-    """Height and width, (0, 0) where the json does not say."""
+    """Return height and width, (0, 0) if the json lacks them."""
     height, width = image.get("height"), image.get("width")
     if type(height) is int and type(width) is int and 0 < height < 2**31 and 0 < width < 2**31:
         return height, width
@@ -295,7 +294,7 @@ def _boxes(
     file: Path,
     findings: Findings,
 ) -> BoxTable:
-    """All annotations as arrays; `image_index` or `class_ids` is -1 where the id is unknown."""
+    """Return all annotations as arrays; `image_index` or `class_ids` is -1 for an unknown id."""
     category_ids = _id_array([category.category_id for category in categories], file)
     image_column = _id_array([entry["image_id"] for entry in annotations], file)
     category_column = _id_array([entry["category_id"] for entry in annotations], file)
@@ -334,7 +333,7 @@ def _id_array(ids: list[int], file: Path) -> NDArray[np.int64]:
 
 
 def _box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:
-    """(N, 4) float64; a row that is not four numbers is reported and becomes zeros (an empty box)."""
+    """Return boxes (N, 4) float64 xywh; report rows that are not four numbers and make them zeros (empty boxes)."""
     try:
         return np.array(rows, dtype=np.float64).reshape(len(rows), 4)
     except (ValueError, TypeError):
@@ -356,7 +355,7 @@ def _is_four_numbers(row: Any) -> bool:
 
 
 def _number_array(values: list[Any]) -> NDArray[np.float64]:
-    """(N,) float64, NaN for what is not a number."""
+    """Return (N,) float64, NaN for values that are not numbers."""
     try:
         return np.array(values, dtype=np.float64).reshape(len(values))
     except (ValueError, TypeError):
@@ -369,7 +368,7 @@ def _known_only(table: BoxTable) -> BoxTable:
 
 
 def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:
-    """The first folder that holds the first image, else the first that exists.
+    """Return the first folder that holds the first image, else the first folder that exists.
 
     Raises:
         DataError: none of the folders exists.

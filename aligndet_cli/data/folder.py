@@ -1,4 +1,4 @@
-"""A plain folder of images, with all its subfolders; no labels but, where they are sorted by class, the subfolders."""
+"""A folder of images and its subfolders, without labels; the subfolders may be classes."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from aligndet_cli.errors import DataError
 
 @dataclass(frozen=True)
 class FolderClasses:
-    """Classes of images that lie in one folder per class, as ImageNet's.
+    """Classes of images that lie in one folder per class, like ImageNet.
 
     Attributes:
         names: the folders, sorted; position = class id.
@@ -29,7 +29,7 @@ class FolderClasses:
 
 
 def folder_classes(file_names: Sequence[str]) -> FolderClasses | None:
-    """The classes that relative file names `CLASS/.../x.jpg` tell; None if any is without, or all are of one."""
+    """Return the classes in relative file names `CLASS/.../x.jpg`; None if a name has none, or all have one class."""
     folders = [name.split("/", 1)[0] if "/" in name else "" for name in file_names]
     names = tuple(sorted(set(folders)))
     if len(names) < 2 or names[0] == "":
@@ -39,7 +39,7 @@ def folder_classes(file_names: Sequence[str]) -> FolderClasses | None:
 
 
 def class_tree_splits(root: Path) -> tuple[str, str] | None:
-    """Training and validation folder of a tree such as `train/CLASS/x.jpg`, `val/CLASS/x.jpg`; None for any other."""
+    """Return the training and validation folder of a tree of `train/CLASS/x.jpg` and `val/CLASS/x.jpg`, else None."""
     for validation in ("val", "test"):
         if all(_has_class_folders(root / split) for split in ("train", validation)):
             return "train", validation
@@ -101,7 +101,7 @@ def find_subfolder(root: Path, split: str) -> FolderSplit | None:
 
 
 def list_images(folder: Path) -> list[str]:
-    """Relative names (with `/`) of all image files below a folder, sorted; hidden files and folders are left out."""
+    """Return the relative names (with `/`) of all image files below a folder, sorted, without hidden ones."""
     found = []
     for parent, subfolders, files in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -111,5 +111,5 @@ def list_images(folder: Path) -> list[str]:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether there is any image file below a folder; stops at the first."""
+    """Return True if any image file lies below a folder; stop at the first."""
     return any(is_image_file(name) for _, _, files in os.walk(folder) for name in files)

@@ -21,14 +21,14 @@ from aligndet_cli.errors import DataError
 
 SPLITS = ("train", "val", "test")
 _NAMES_LIKE = "a list of words, e.g. names: [cat, 'traffic: light']"
-_KEYS: dict[str, tuple[tuple[type, ...], str]] = {  # what they may hold, and how to say so
+_KEYS: dict[str, tuple[tuple[type, ...], str]] = {  # allowed types, and their names in messages
     "path": ((str,), "a folder"),
     **dict.fromkeys(SPLITS, ((str, list), "a folder, an image or a .txt file, or a list of these")),
     "names": ((list, dict), _NAMES_LIKE),
     "nc": ((str,), "a number"),
 }
 _NOTHING = ("", "~", "null", "Null", "NULL")
-_MAX_CHARACTERS = 2**20  # of the file, and of what its aliases repeat; LVIS with its 1,203 classes has 30,000
+_MAX_CHARACTERS = 2**20  # of the file, and of a key with its aliases written out; LVIS with 1,203 classes has 30,000
 _MAX_CLASSES = 1_000_000
 
 
@@ -150,12 +150,12 @@ def _describes_data(file: Path) -> bool:
     except DataError:
         return file.stem == "data"
     has_classes, has_splits = "names" in values or "nc" in values, any(values.get(split) for split in SPLITS)
-    # A data.yaml with half of it is meant to be one: what it lacks is told when it is read.
+    # A data.yaml with one of both is meant as a data set: reading it reports what is missing.
     return has_classes or has_splits if file.stem == "data" else has_classes and has_splits
 
 
 def _read_keys(file: Path) -> dict[str, Any]:
-    """Read the keys of `_KEYS` that a file has: text, a list of texts, or texts by text; None where it says nothing.
+    """Return the keys of `_KEYS` in a file: text, a list of texts, or a dict of texts; None for an empty value.
 
     Scalars stay as they are written, since `no` and `007` are class names here.
 
@@ -203,11 +203,11 @@ def _parse(file: Path) -> Any:
 
 
 def _base(file: Path, path: str | None) -> Path:
-    """The folder that split paths are relative to: `path`, from the yaml's own folder, else that folder."""
+    """Return the folder that split paths are relative to: `path` as seen from the yaml's folder, else that folder."""
     if path is None:
         return file.parent
     candidate = file.parent / path
-    # A relative `path` is often meant from ultralytics' own datasets folder: then the yaml lies in the data set.
+    # A `path` that leads nowhere often starts at ultralytics' datasets folder: then the yaml lies in the data set.
     return candidate if candidate.is_dir() else file.parent
 
 
@@ -236,7 +236,7 @@ def _categories(values: dict[str, Any], file: Path) -> tuple[Category, ...]:
 
 
 def _numbered(names: list[str] | dict[str, str]) -> dict[int, str]:
-    """Return names by class number, -1 for what is none."""
+    """Return names by class number; a key that is no number becomes -1."""
     if isinstance(names, list):
         return dict(enumerate(names))
     numbers = ((_whole_number(key), name) for key, name in names.items())
@@ -253,7 +253,7 @@ def _whole_characters(text: str) -> str:
 
 
 def _image_files(config: YoloConfig, split: str) -> list[Path]:
-    """Images of all folders, lists and single files named for a split."""
+    """Return the images of all folders, lists and single files of a split."""
     files: list[Path] = []
     for place in config.splits[split]:
         if place.is_dir():
@@ -269,7 +269,7 @@ def _image_files(config: YoloConfig, split: str) -> list[Path]:
 
 
 def _label_file(image_file: Path) -> Path:
-    """`.../images/a/b.jpg` -> `.../labels/a/b.txt`, at the last `images`; beside the image if there is none."""
+    """Return `.../labels/a/b.txt` for `.../images/a/b.jpg` (the last `images`), else the file beside the image."""
     parts = list(image_file.parts)
     places = [index for index, part in enumerate(parts[:-1]) if part == "images"]
     if places:
@@ -311,7 +311,7 @@ def _read_labels(
 
 
 def _parse_line(words: list[str]) -> tuple[int, "np.ndarray[Any, np.dtype[np.float64]]"]:
-    """Class index and points (P, 2), normalised: the two corners of a box, or the vertices of a polygon.
+    """Return class index and points (P, 2) x, y in 0..1: the two corners of a box, or the vertices of a polygon.
 
     Raises:
         ValueError: neither `class cx cy w h` nor `class x1 y1 x2 y2 x3 y3 ...`, or numbers that are not finite.
