@@ -50,7 +50,7 @@ class ViewParams:
     """Parameters of one view of an image.
 
     Attributes:
-        short_side, long_side: pixels; the short side gets the first length unless the long side would exceed the second.
+        short_side, long_side: pixels; short side after resizing, unless the long side would exceed its limit.
         flip: mirror left and right.
         colour: the colour operation; exactly one.
         magnitude: strength of the operation, 1..9 of 10; `PLAIN_OPS` ignore it.
