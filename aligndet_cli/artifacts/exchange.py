@@ -1,4 +1,4 @@
-"""Proposals as COCO json: read them for the images of a data set, and write those of a store."""
+"""Proposals as COCO json: read them for the images of a data set, and write a store."""
 
 import collections
 import hashlib

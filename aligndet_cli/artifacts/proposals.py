@@ -98,7 +98,7 @@ class ProposalStore:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(B,) int64, number of proposals per image."""
+        """Number of proposals per image (B,) int64."""
         return np.diff(self.offsets)
 
     def boxes_of(self, index: int) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""From the labels that a reader returns to an `ImageSet`: the policies that all formats share.
+"""Turn the labels of a reader into an `ImageSet`: the policies that all formats share.
 
 Images without boxes are kept as negatives. Boxes are clipped to their image; boxes without area, before or after
 clipping, are left out and counted. Non-finite boxes, missing files, and names that leave the image folder are errors.

@@ -19,7 +19,7 @@ class Finding:
 
     Attributes:
         code: stable word for programs, e.g. `degenerate-boxes`.
-        message: one line for people: place, what is wrong, what to do.
+        message: one line for people: place, fault and remedy.
         count: number of occurrences.
         example: a file (or `file: entry`) that shows it.
     """

@@ -1,4 +1,4 @@
-"""The contract of a data format: how its splits are found on disk, and what reading one of them returns."""
+"""Interface of the data formats: finding the splits of a folder, and reading one as `Labels`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ class DataFormat:
 
     Attributes:
         name: as in `DataConfig.format`.
-        layout: how such a folder looks, for messages.
+        layout: files of such a folder, for messages.
         find: returns the splits of a folder by name; empty if the folder has another format.
     """
 

@@ -142,7 +142,7 @@ def choose_split(root: Path, known: list[str], asked: str | None, purpose: Purpo
     for name in [*exact, *(name for name in sorted(known) if name.startswith(prefix)), *last]:
         if name in known:
             return name
-    # A single split with a name of its own (CVAT's `default`, `all`) is what there is to train on.
+    # A single split with a name of its own (CVAT's `default`, `all`) is trained on.
     if purpose == "train" and len(known) == 1 and not known[0].startswith(("val", "test")):
         return known[0]
     raise DataError(f"{root}: no {prefix} split; known: {', '.join(sorted(known))}; choose one with --split")

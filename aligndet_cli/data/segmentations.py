@@ -54,7 +54,7 @@ class Segmentations:
 
     @property
     def is_missing(self) -> NDArray[np.bool_]:
-        """(N,) bool, True for boxes without segmentation."""
+        """True (N,) for boxes without segmentation."""
         return self.starts == self.ends
 
     def select(self, rows: NDArray[np.int64]) -> "Segmentations":
