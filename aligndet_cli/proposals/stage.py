@@ -53,9 +53,7 @@ class ProposalsConfig(StageConfig):
 
     source: Literal["selective-search", "ground-truth"] = Field("selective-search", description="Source of the boxes.")
     import_file: Path | None = Field(None, description="COCO json to take boxes from, instead of searching (none).")
-    export_file: Path | None = Field(
-        None, exclude=True, description="COCO json to write the boxes to as well (none)."
-    )
+    export_file: Path | None = Field(None, exclude=True, description="COCO json to write the boxes to as well (none).")
     mode: SearchMode = Field("fast", description="Variant of selective search.")
     # Memory grows with its fourth power to 0.4 GB.
     working_size: int | None = Field(
