@@ -15,7 +15,7 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.workspace import Artifact, Workspace
 
 # The place of the data may differ between two commands; split and limit may not.
-_NOWHERE: dict[str, Any] = {"root": None, "format": "auto", "annotations": None, "images": None}
+_NOWHERE = DataConfig().place()
 
 
 def open_proposals(

@@ -84,7 +84,7 @@ class Backbone(nn.Module, ABC):
         self.train(self.training)
 
     def fix_norms(self) -> None:
-        """Let batch norms use their running statistics and keep their scale and shift, even where other layers train."""
+        """Let batch norms use their running statistics and keep their scale and shift, whatever stages train."""
         self._norm_eval = True
         for module in self.modules():
             if isinstance(module, _BatchNorm):
