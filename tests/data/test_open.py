@@ -29,7 +29,7 @@ def test_every_format_can_be_asked_for() -> None:
     assert asked == ("auto", *(known.name for known in FORMATS), "folder")
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
+def test_nothing_to_read_is_an_error_naming_the_place(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/notes.txt").touch()
     file = make_coco(tmp_path / "coco")
@@ -50,7 +50,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         open_images(DataConfig(root=tmp_path / "empty", format="folder"), purpose="train")
 
 
-def test_coco_split_names(tmp_path: Path) -> None:
+def test_coco_splits_are_found_by_purpose_or_name(tmp_path: Path) -> None:
     for split in ("train2017", "val2017", "minival"):
         make_coco(tmp_path, split=split)
     assert open_images(DataConfig(root=tmp_path), purpose="train").split == "train2017"
@@ -68,7 +68,7 @@ def test_a_single_split_with_its_own_name_is_trained_on(tmp_path: Path) -> None:
         open_images(DataConfig(root=tmp_path), purpose="val")
 
 
-def test_unlabelled_images_beside_coco_splits(tmp_path: Path) -> None:
+def test_images_beside_coco_splits_are_a_split_without_labels(tmp_path: Path) -> None:
     make_coco(tmp_path)
     make_image(tmp_path / "unlabeled2017/u.jpg")
     images = open_images(DataConfig(root=tmp_path, split="unlabeled2017"), purpose="train")
@@ -96,7 +96,7 @@ def test_plain_folder_is_recursive_and_sorted(tmp_path: Path) -> None:
         open_images(DataConfig(root=tmp_path, split="../x"), purpose="train")
 
 
-def test_explicit_annotations_and_images(tmp_path: Path) -> None:
+def test_annotations_and_images_may_be_named(tmp_path: Path) -> None:
     file = make_coco(tmp_path / "made")
     labels = tmp_path / "my labels (v2).json"
     shutil.move(file, labels)
@@ -125,7 +125,7 @@ def test_limit_takes_the_first_images(tmp_path: Path) -> None:
     assert len(open_images(DataConfig(root=tmp_path, limit=99), purpose="train")) == 3
 
 
-def test_fingerprint_follows_the_data_not_its_place(tmp_path: Path) -> None:
+def test_the_fingerprint_follows_the_data_not_its_place(tmp_path: Path) -> None:
     make_coco(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
 
@@ -148,7 +148,7 @@ def test_fingerprint_follows_the_data_not_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["voc", "yolo"])
-def test_fingerprint_covers_labels(tmp_path: Path, kind: str) -> None:
+def test_the_fingerprint_covers_labels(tmp_path: Path, kind: str) -> None:
     if kind == "voc":
         make_voc(tmp_path, {"a": voc_xml(("x", (1, 1, 9, 9)))}, {"train": ["a"]})
         file, old, new = tmp_path / "Annotations/a.xml", "<xmax>9<", "<xmax>8<"
