@@ -159,8 +159,8 @@ def with_boxes(*boxes: tuple[int, int, list[float]]) -> dict[str, Any]:
     return content
 
 
-# Severity by code. Errors: a stage refuses them, or they certainly spoil a result. Warnings: stages correct or leave out
-# the entry, or it is there twice. Infos: the labels are used as they are.
+# Severity by code. Errors: a stage refuses them, or they certainly spoil a result. Warnings: stages correct or
+# leave out the entry, or it is there twice. Infos: the labels are used as they are.
 ON_COCO: dict[str, tuple[str, dict[str, Any]]] = {
     "unknown-image-ids": ("error", with_boxes((99, 4, [1, 2, 3, 4]))),
     "unknown-category-ids": ("error", with_boxes((30, 5, [1, 2, 3, 4]))),
