@@ -48,6 +48,10 @@ class DataConfig(Frozen):
     images: Path | None = Field(None, description="Image folder (the split's).")
     limit: int | None = Field(None, ge=1, description="First N images only (all).")
 
+    def place(self) -> dict[str, Any]:
+        """Return where the data lies, as plain JSON values: root, format, annotations and images."""
+        return self.model_dump(mode="json", include={"root", "format", "annotations", "images"})
+
 
 class RuntimeConfig(Frozen):
     """How and where to run. Nothing here but `precision` and `deterministic` may change the result."""

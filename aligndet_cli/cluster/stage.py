@@ -58,6 +58,7 @@ from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import StopSignal, stop_on_signal
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Output, Workspace
 
@@ -385,3 +386,6 @@ def _draw(folder: Path, source: ProposalImages, members: Members) -> None:
 
 def _bytes_needed(plan: Plan) -> int:
     return plan.num_rows * (2 * plan.num_channels + 4 * plan.config.pca_dim)
+
+
+STEPS = Steps[ClusterConfig, Plan | ImportPlan](ClusterConfig, prepare, describe, run)

@@ -31,6 +31,7 @@ from aligndet_cli.pretrain_image.recipes import RECIPES, choose_batch_size, choo
 from aligndet_cli.pretrain_image.task import ImageTask
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import recorded_split
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
@@ -294,3 +295,6 @@ def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, floa
     place(start, replace(process, world_size=1))
     side = plan.config.image_size
     return score(start, probe, side), score(method.backbone, probe, side)
+
+
+STEPS = Steps[PretrainImageConfig, Plan](PretrainImageConfig, prepare, describe, run)
