@@ -12,7 +12,7 @@ from pydantic import Field
 
 from aligndet_cli.config import STAGES, Frozen, flatten
 from aligndet_cli.detectors import BUILDERS
-from aligndet_cli.driver import stage_config_class
+from aligndet_cli.stage import find_stage
 from aligndet_cli.tools.settings import (
     COMMANDS,
     JSON_FILE,
@@ -77,7 +77,7 @@ def test_a_setting_is_described_as_a_person_writes_it() -> None:
 
 @pytest.mark.parametrize("name", [*STAGES, *COMMANDS])
 def test_every_setting_is_there(name: str, described: dict[str, Any]) -> None:
-    config = (COMMANDS.get(name) or stage_config_class(name))()
+    config = (COMMANDS[name] if name in COMMANDS else find_stage(name).steps().config)()
     given = {**described["stages"], **described["commands"]}[name]
     family = described["detectors"][config.detector.family] if "detector.family" in given else {}
     assert {path for path, _ in flatten(config.to_json())} <= {*given, *family}
