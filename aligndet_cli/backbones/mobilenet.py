@@ -28,7 +28,7 @@ class MobileNetV2(Backbone):
         self.features = body.features
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the maps of the four stages; see `Backbone.forward`."""
+        """Return the maps of the four stages (B, C, H, W) by level; see `Backbone.forward`."""
         maps = {}
         last = self.features[0](pixels)
         for level, stage in zip(self.channels, self.stages(), strict=True):

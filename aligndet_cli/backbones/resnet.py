@@ -36,7 +36,7 @@ class ResNet(Backbone):
         self.layer4 = body.layer4
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the maps of the four stages; see `Backbone.forward`."""
+        """Return the maps of the four stages (B, C, H, W) by level; see `Backbone.forward`."""
         stem = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
         c2 = self.layer1(stem)
         c3 = self.layer2(c2)

@@ -53,7 +53,7 @@ class Swin(Backbone):
         self.norm = body.norm
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the maps of the four stages, channels last in memory; see `Backbone.forward`."""
+        """Return the maps of the four stages (B, C, H, W), channels last in memory; see `Backbone.forward`."""
         height, width = pixels.shape[-2:]
         last = self.features[0](pad(pixels, (0, -width % PATCH, 0, -height % PATCH)))  # (B, H/4, W/4, C)
         maps = {}

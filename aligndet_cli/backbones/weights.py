@@ -32,36 +32,12 @@ BIAS_TABLE = "relative_position_bias_table"
 
 
 @dataclass(frozen=True)
-class BackboneWeights:
-    """Weights of a backbone and their origin.
-
-    Attributes:
-        file: None = random weights.
-        content_hash: hash of the file for the manifest, "none" without a file.
-        origin: one line for people.
-        layout: name of the file's layout, see `LAYOUTS`; None for random weights.
-        is_supervised: True if the file shows that ImageNet's labels were used: a classifier lies beside the backbone.
-    """
-
-    file: Path | None
-    content_hash: str
-    origin: str
-    layout: str | None = None
-    is_supervised: bool = False
-
-    @property
-    def training(self) -> "WeightsTraining":
-        """Training of the weights, as far as the file shows it."""
-        return WeightsTraining(self.layout, self.is_supervised)
-
-
-@dataclass(frozen=True)
 class WeightsTraining:
     """Training of a backbone's weights. Only the content of their file decides, never its name or folder.
 
     Attributes:
-        layout: as in `BackboneWeights`.
-        is_supervised: as in `BackboneWeights`.
+        layout: name of the file's layout, see `LAYOUTS`; None for random weights.
+        is_supervised: True if the file shows that ImageNet's labels were used: a classifier lies beside the backbone.
     """
 
     layout: str | None = None
@@ -73,6 +49,22 @@ class WeightsTraining:
         if self.is_supervised:
             return "an ImageNet classifier lies beside them in their file"
         return "random weights" if self.layout is None else f"{self.layout} layout without an ImageNet classifier"
+
+
+@dataclass(frozen=True)
+class BackboneWeights:
+    """Weights of a backbone and their origin.
+
+    Attributes:
+        file: None = random weights.
+        content_hash: hash of the file for the manifest, "none" without a file.
+        origin: one line for people.
+    """
+
+    file: Path | None
+    content_hash: str
+    origin: str
+    training: WeightsTraining = WeightsTraining()
 
 
 RANDOM_WEIGHTS = BackboneWeights(None, NO_WEIGHTS, "none (random)")
@@ -98,7 +90,7 @@ def find_backbone_weights(weights: str, backbone_name: str, workspace: Workspace
         backbone = build_backbone(BackboneConfig.model_validate({"name": backbone_name}))
     _fit(backbone, found, file)
     origin = f"{weights} ({found.layout} layout)"
-    return BackboneWeights(file, hash_files([file]), origin, found.layout, found.is_supervised)
+    return BackboneWeights(file, hash_files([file]), origin, WeightsTraining(found.layout, found.is_supervised))
 
 
 def weights_of(artifact: Artifact) -> BackboneWeights:
@@ -106,7 +98,7 @@ def weights_of(artifact: Artifact) -> BackboneWeights:
     file = artifact.folder / "weights.pt"
     found = read_backbone(file)
     origin = f"pretrain-image/{artifact.name}"
-    return BackboneWeights(file, artifact.content_hash, origin, found.layout, found.is_supervised)
+    return BackboneWeights(file, artifact.content_hash, origin, WeightsTraining(found.layout, found.is_supervised))
 
 
 def require_trained(weights: BackboneWeights, config: BackboneConfig, stage: str) -> None:

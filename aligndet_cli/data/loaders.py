@@ -41,7 +41,7 @@ class LabelBoxes:
     image_set: ImageSet
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """See `BoxSource`."""
+        """Return boxes (N, 4) xyxy and class ids (N,) of an image, without crowds."""
         record = self.image_set.record(index)
         kept = ~record.is_crowd
         return record.boxes[kept], record.class_ids[kept]

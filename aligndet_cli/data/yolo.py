@@ -89,10 +89,8 @@ class YoloSplit:
                 continue
             _read_labels(content, label_file, index, (sizes_hw[index, 0], sizes_hw[index, 1]), config, rows, findings)
         if unreadable:
-            what = counted(
-                len(unreadable), "image cannot be read and has no boxes", "images cannot be read and have no boxes"
-            )
-            message = f"{what}, first {unreadable[0]}"
+            what = counted(len(unreadable), "image cannot be read and has", "images cannot be read and have")
+            message = f"{what} no boxes, first {unreadable[0]}"
             findings.warn("unreadable-headers", message, count=len(unreadable), example=str(unreadable[0]))
         return Labels(
             format="yolo",
