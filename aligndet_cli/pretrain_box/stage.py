@@ -147,7 +147,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
     )
     if (told := told_training(config.backbone.method)) is not None:
-        weights = replace(weights, layout=told.layout, is_supervised=told.is_supervised)
+        weights = replace(weights, training=told)
     recipe = recipe_for(config.detector, config.backbone, weights.training, asked=config.recipe)
     inputs = {
         "data": image_set.fingerprint,

@@ -1,4 +1,4 @@
-"""Makes `builders` importable under pytest's importlib mode."""
+"""Make `builders` importable under pytest's importlib mode."""
 
 import sys
 from pathlib import Path
