@@ -44,6 +44,10 @@ class DataConfig(Frozen):
     images: Path | None = None
     limit: int | None = Field(None, ge=1)
 
+    def place(self) -> dict[str, Any]:
+        """Return where the data lies, as plain JSON values: root, format, annotations and images."""
+        return self.model_dump(mode="json", include={"root", "format", "annotations", "images"})
+
 
 class RuntimeConfig(Frozen):
     """How and where to run. Nothing here but `precision` and `deterministic` may change the result."""

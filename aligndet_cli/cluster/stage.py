@@ -52,13 +52,15 @@ from aligndet_cli.cluster.sheet import draw_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.files import write_json
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import StopSignal, stop_on_signal
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.placement import place
-from aligndet_cli.workspace import Output, Workspace, write_json
+from aligndet_cli.workspace import Output, Workspace
 
 ARTIFACT_FILES = ("labels.npy", "centroids.npy", "pca.npz", "report.json", "sheet.jpg")
 _MAX_THREADS = 8  # each holds blocks of some 40 MB
@@ -381,3 +383,6 @@ def _draw(folder: Path, source: ProposalImages, members: Members) -> None:
 
 def _bytes_needed(plan: Plan) -> int:
     return plan.num_rows * (2 * plan.num_channels + 4 * plan.config.pca_dim)
+
+
+STEPS = Steps[ClusterConfig, Plan | ImportPlan](ClusterConfig, prepare, describe, run)

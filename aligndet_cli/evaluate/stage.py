@@ -19,6 +19,7 @@ from aligndet_cli.errors import ConfigError, DataError, GateError
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.compare import compare_runs
 from aligndet_cli.evaluate.plots import Drawing, draw_comparison, draw_plots
+from aligndet_cli.files import read_json, write_bytes, write_json
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_ground_truth, coco_metrics, evaluate_coco
 from aligndet_cli.metrics.voc import voc_metrics
@@ -26,8 +27,9 @@ from aligndet_cli.plotting import never_failing, save_figure
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import stop_on_signal
+from aligndet_cli.stage import Conclusion, Steps
 from aligndet_cli.training.curves import plot_comparison
-from aligndet_cli.workspace import Artifact, Output, Workspace, read_json, write_bytes, write_json
+from aligndet_cli.workspace import Artifact, Output, Workspace
 
 # Images per durable piece of work: what a crash costs at most, how long a stop has to wait for (some 16 s on a CPU at
 # full size), and how work is dealt to processes.
@@ -145,34 +147,30 @@ def run(plan: Plan, process: Process) -> None:
         _finish(plan)
 
 
-def conclude(plan: Plan) -> dict[str, Any]:
-    """What is said about a finished evaluation, new or old: the comparison. Call once it is complete.
+def conclude(plan: Plan) -> Conclusion:
+    """Compare a finished evaluation with another and apply `--fail-under`, each where it was asked for.
 
     Returns:
-        `{"compare": ...}` (see `compare_runs`) where one was asked for.
+        `{"compare": ...}`, see `compare_runs`, and the gate that was not passed.
     """
     metrics = read_json(plan.output.folder / "metrics.json")
-    conclusion = {}
+    result: dict[str, Any] = {}
     if plan.other is not None:
         comparison = compare_runs(metrics, read_json(plan.other.folder / "metrics.json"))
-        conclusion["compare"] = {"with": plan.other.name, **comparison}
+        result["compare"] = {"with": plan.other.name, **comparison}
         for line in _comparison_lines(plan, comparison):
             logger.info(line)
         if plan.config.plots:
             _draw_comparison(plan, plan.other)
-    return conclusion
+    return Conclusion(result, _failed_gate(plan, metrics))
 
 
-def check_gate(plan: Plan) -> None:
-    """Apply `--fail-under` to a finished evaluation, new or old.
-
-    Raises:
-        GateError: the number is below `fail_under`.
-    """
-    name, value = _headline(read_json(plan.output.folder / "metrics.json"), plan.metric)
+def _failed_gate(plan: Plan, metrics: dict[str, Any]) -> GateError | None:
+    name, value = _headline(metrics, plan.metric)
     limit = plan.config.fail_under
-    if limit is not None and (value is None or value < limit):
-        raise GateError(f"{plan.output.folder.name}: {name} is {_shown(value)}, below --fail-under {limit:g}")
+    if limit is None or (value is not None and value >= limit):
+        return None
+    return GateError(f"{plan.output.folder.name}: {name} is {_shown(value)}, below --fail-under {limit:g}")
 
 
 def check_categories(run_name: str, trained: Sequence[Category], image_set: ImageSet) -> None:
@@ -349,3 +347,6 @@ def _comparison_lines(plan: Plan, comparison: dict[str, Any]) -> Iterator[str]:
     for name, entry in rows:
         if entry["delta"] is not None:
             yield f"  {name:<10} {entry['this']:.4f}  {entry['other']:.4f}  {entry['delta']:+.4f}"
+
+
+STEPS = Steps[EvaluateConfig, Plan](EvaluateConfig, prepare, describe, run, conclude)

@@ -38,6 +38,7 @@ from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import GAPS_IN_PRETRAINING, Trial, recorded_split, worst_sizes
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.fitting import settle_batch_size
@@ -369,3 +370,6 @@ def _draw(plan: Plan) -> None:
             seed=config.seed,
             batch_size=config.training.images_per_step,
         )
+
+
+STEPS = Steps[PretrainBoxConfig, Plan](PretrainBoxConfig, prepare, describe, run)

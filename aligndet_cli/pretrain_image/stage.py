@@ -21,6 +21,7 @@ from aligndet_cli.config import Side, StageConfig
 from aligndet_cli.data.loaders import OnError, SampleStream, batches_of_run
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_image.health import judge
 from aligndet_cli.pretrain_image.labels import ImageData, NoBoxes, open_data
@@ -30,6 +31,7 @@ from aligndet_cli.pretrain_image.recipes import RECIPES, choose_batch_size, choo
 from aligndet_cli.pretrain_image.task import ImageTask
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import recorded_split
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
@@ -39,7 +41,7 @@ from aligndet_cli.training.placement import compile_parts, place, wrap
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.settings import TrainingConfig, check_batch_split, describe_settings, resolve_settings
-from aligndet_cli.workspace import Output, Workspace, write_bytes
+from aligndet_cli.workspace import Output, Workspace
 
 SIMSIAM_DIM, MOCO_DIM = 2048, 128  # the papers'
 
@@ -278,3 +280,6 @@ def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, floa
     place(start, replace(process, world_size=1))
     side = plan.config.image_size
     return score(start, probe, side), score(method.backbone, probe, side)
+
+
+STEPS = Steps[PretrainImageConfig, Plan](PretrainImageConfig, prepare, describe, run)

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from aligndet_cli.artifacts.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, hash_file
+from aligndet_cli.artifacts.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, export_coco, hash_file
 from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError, RunError
+from aligndet_cli.files import write_bytes, write_json
 from aligndet_cli.logs import Progress, ProgressMode, logger
 from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.devices import Process
@@ -31,7 +32,8 @@ from aligndet_cli.proposals.report import build_report
 from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
 from aligndet_cli.proposals.work import Job, Recipe, find_boxes
-from aligndet_cli.workspace import Output, Workspace, write_bytes, write_json
+from aligndet_cli.stage import Conclusion, Steps
+from aligndet_cli.workspace import Output, Workspace
 
 # Settings that only selective search reads.
 _SEARCH_SETTINGS = ("mode", "working_size", "min_size", "max_ratio", "max_size", "nms")
@@ -51,6 +53,7 @@ class ProposalsConfig(StageConfig):
 
     source: Literal["selective-search", "ground-truth"] = "selective-search"
     import_file: Path | None = None
+    export_file: Path | None = Field(None, exclude=True)
     mode: SearchMode = "fast"
     # Square root of the pixels searched, None is the mode's own; memory grows with its fourth power to 0.4 GB.
     working_size: int | None = Field(None, ge=32, le=1024)
@@ -164,14 +167,21 @@ def run(plan: Plan, process: Process) -> None:
             _finish(replace(plan, output=output), records)
 
 
-def conclude(plan: Plan) -> dict[str, Any]:
-    """How far the shards are, after one of them ended and was not the last."""
+def conclude(plan: Plan) -> Conclusion:
+    """Export the finished boxes where that was asked for, or say which shards are missing."""
+    if not (plan.output.is_shared and (plan.output.partial / "manifest.json").exists()):
+        if plan.config.export_file is not None:
+            export_coco(plan.output.folder, plan.config.export_file)
+            logger.info(f"exported to {plan.config.export_file}")
+        return Conclusion()
     missing = plan.share.missing_shares(_resume_folder(plan))
     num_done = plan.share.count - len(missing)
-    return {"shards_done": f"{num_done} of {plan.share.count}", "shards_missing": describe_missing(missing)}
+    return Conclusion({"shards_done": f"{num_done} of {plan.share.count}", "shards_missing": describe_missing(missing)})
 
 
 def _check_settings(config: ProposalsConfig) -> None:
+    if config.export_file is not None and config.export_file.is_dir():
+        raise ConfigError(f"--export {config.export_file}: is a folder; name a file")
     if config.import_file is not None and config.source != "selective-search":
         raise ConfigError("--import and --source ground-truth exclude each other: leave one out")
     if config.import_file is None and config.source == "selective-search":
@@ -322,3 +332,6 @@ def _write_report(plan: Plan, digests: list[int], num_skipped: int) -> dict[str,
         result["recall_at_iou_0.5"] = labels["all"]["recall_at_iou_0.5"]["all"]
         result["mean_best_overlap"] = labels["all"]["mean_best_overlap"]["all"]
     return result
+
+
+STEPS = Steps[ProposalsConfig, Plan](ProposalsConfig, prepare, describe, run, conclude, has_own_workers=True)
