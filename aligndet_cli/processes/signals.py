@@ -20,7 +20,7 @@ _SIGNALS = (*_PREEMPTION, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """A signal asked to stop while there was nothing to save. No `Exception`, so that nobody handles it as a failure."""
+    """A signal asked to stop while there was nothing to save. No `Exception`: nobody must treat it as a failure."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"stopped by {name}; run the same command to continue")
