@@ -42,16 +42,23 @@ class EvaluateConfig(StageConfig):
     # `run` and the split are inputs, hashed by what is in them, and name the folder; the last two only read the result.
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"run", "data.split", "compare", "fail_under"}
 
-    run: str | None = None  # name of a finetune run; None = the newest
-    # Images per forward pass on each process. One is mmdetection's default for tests: an image's padding, and so its
-    # result to the last bit, depends on nothing but itself.
-    batch_size: int = Field(1, ge=1)
-    short_side: int | None = Field(None, ge=32)  # None = the run's own test resolution
-    long_side: int | None = Field(None, ge=32)
-    metric: Literal["auto", "coco", "voc"] = "auto"  # auto: voc for VOC data; the COCO numbers are always there
-    compare: str | None = None
-    fail_under: float | None = Field(None, ge=0, le=1)
-    plots: bool = True
+    run: str | None = Field(None, description="Fine-tuned run, by name (the newest).")
+    # One is mmdetection's default for tests: an image's padding, and so its result to the last bit, depends on nothing
+    # but itself.
+    batch_size: int = Field(1, ge=1, description="Images per forward pass on each process.")
+    short_side: int | None = Field(
+        None, ge=32, description="Short side in pixels that images are resized to (the run's)."
+    )
+    long_side: int | None = Field(None, ge=32, description="Largest long side in pixels (the run's).")
+    # the COCO numbers are always there
+    metric: Literal["auto", "coco", "voc"] = Field(
+        "auto", description="Metric of the result; auto: voc for VOC data, else coco."
+    )
+    compare: str | None = Field(None, description="Another evaluated run, to print the difference from it (none).")
+    fail_under: float | None = Field(
+        None, ge=0, le=1, description="Exit with code 6 if AP, 0 to 1, is lower (no limit)."
+    )
+    plots: bool = Field(True, description="Draw the plots of the result.")
 
 
 @dataclass(frozen=True)

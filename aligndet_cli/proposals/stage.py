@@ -51,21 +51,30 @@ class ProposalsConfig(StageConfig):
         "scheduler",
     }
 
-    source: Literal["selective-search", "ground-truth"] = "selective-search"
-    import_file: Path | None = None
-    export_file: Path | None = Field(None, exclude=True)
-    mode: SearchMode = "fast"
-    # Square root of the pixels searched, None is the mode's own; memory grows with its fourth power to 0.4 GB.
-    working_size: int | None = Field(None, ge=32, le=1024)
-    min_size: int = Field(32, ge=0)  # paper D.1, SoCo: width and height in pixels
-    max_ratio: float = Field(3.0, ge=1)  # paper D.1, `ratio3`
-    max_size: float = Field(0.8, gt=0, le=1)  # paper D.1, `size0008`: of the image's square root of area
-    nms: float = Field(0.5, ge=0, le=1)  # paper D.1, `@0.5`
-    max_per_image: int | None = Field(None, ge=1)
-    on_error: Literal["skip", "fail"] = "skip"
-    shard: str | None = None
-    backend: Backend | Literal["auto"] = "auto"
-    scheduler: str | None = None
+    source: Literal["selective-search", "ground-truth"] = Field("selective-search", description="Source of the boxes.")
+    import_file: Path | None = Field(None, description="COCO json to take boxes from, instead of searching (none).")
+    export_file: Path | None = Field(None, exclude=True, description="COCO json to write the boxes to as well (none).")
+    mode: SearchMode = Field("fast", description="Variant of selective search.")
+    # Memory grows with its fourth power to 0.4 GB.
+    working_size: int | None = Field(
+        None, ge=32, le=1024, description="Square root of the number of pixels that are searched (by mode)."
+    )
+    # paper D.1, SoCo: width and height
+    min_size: int = Field(32, ge=0, description="Smallest side of a box in pixels.")
+    max_ratio: float = Field(3.0, ge=1, description="Largest ratio of a box's sides.")  # paper D.1, `ratio3`
+    # paper D.1, `size0008`
+    max_size: float = Field(
+        0.8, gt=0, le=1, description="Largest size of a box as a share of the image's, in square roots of areas."
+    )
+    # paper D.1, `@0.5`
+    nms: float = Field(0.5, ge=0, le=1, description="IoU above which the later of two boxes is dropped.")
+    max_per_image: int | None = Field(None, ge=1, description="Best N boxes per image (all).")
+    on_error: Literal["skip", "fail"] = Field("skip", description="Reaction to an image that cannot be read.")
+    shard: str | None = Field(None, description="Share I/N of the images; the last of N puts all together (one share).")
+    backend: Backend | Literal["auto"] = Field(
+        "auto", description="Workers of the search; auto: threads for up to four of them, else processes."
+    )
+    scheduler: str | None = Field(None, description="Address of the Dask scheduler or the Ray head (none).")
 
 
 @dataclass(frozen=True)
