@@ -81,7 +81,7 @@ def find_places(store: ProposalStore, images: ImageSet) -> NDArray[np.int64]:
     return np.stack([with_boxes, in_images], axis=1)
 
 
-def extract_features(
+def write_features(
     backbone: nn.Module,
     source: ProposalImages,
     features: RowFile,

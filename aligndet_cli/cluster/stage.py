@@ -27,7 +27,7 @@ from aligndet_cli.backbones import (
     load_backbone_weights,
     require_trained,
 )
-from aligndet_cli.cluster.features import Extraction, ProposalImages, extract_features, find_places
+from aligndet_cli.cluster.features import Extraction, ProposalImages, find_places, write_features
 from aligndet_cli.cluster.given import GivenClusters, clusters_from_coco
 from aligndet_cli.cluster.kmeans import (
     ClusterSettings,
@@ -272,7 +272,7 @@ def _extract(plan: Plan, process: Process, features: RowFile, marks: DoneMarks, 
     num_images = sum(len(plan.source.batch(index)) for index in batches)
     backbone = _load_backbone(plan, process)
     with Progress("cluster: features", num_images, "images", mode=process.progress) as progress:
-        extract_features(backbone, plan.source, features, marks, extraction, process, Watch(progress, stop))
+        write_features(backbone, plan.source, features, marks, extraction, process, Watch(progress, stop))
 
 
 def _load_backbone(plan: Plan, process: Process) -> nn.Module:

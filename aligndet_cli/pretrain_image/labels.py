@@ -11,7 +11,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.folder import FolderClasses, class_tree_splits, folder_classes
 from aligndet_cli.data.open import locate_data, open_images
 from aligndet_cli.errors import DataError
-from aligndet_cli.pretrain_image.probe import Probe, Regions, regions_of_boxes
+from aligndet_cli.pretrain_image.probe import Probe, ProbeRegions, regions_of_boxes
 
 _TEST_SHARE = 0.2  # of the images, where there is no validation split
 _MAX_REGIONS = 5000  # of either side of a probe: more would take longer than they tell
@@ -82,9 +82,9 @@ def _tree_splits(data: DataConfig) -> tuple[str, str] | None:
     return class_tree_splits(root) if kind == "folder" else None
 
 
-def _regions(images: ImageSet, classes: FolderClasses | None) -> Regions | None:
+def _regions(images: ImageSet, classes: FolderClasses | None) -> ProbeRegions | None:
     if classes is not None:
-        return Regions(images, np.arange(len(images)), classes.class_ids)
+        return ProbeRegions(images, np.arange(len(images)), classes.class_ids)
     regions = regions_of_boxes(images) if images.has_labels else None
     return regions if regions is not None and len(regions) else None
 
@@ -95,7 +95,7 @@ def _validation_regions(
     trained: ImageSet,
     classes: FolderClasses | None,
     index_dir: Path,
-) -> Regions | None:
+) -> ProbeRegions | None:
     """Labelled regions of the validation split, in the classes of the training split; None where there is none."""
     if data.annotations is not None or data.images is not None or (trained.format == "folder" and splits is None):
         return None
@@ -114,4 +114,4 @@ def _validation_regions(
     # In the numbers of the training split; its other classes cannot be tested.
     number_of = {name: number for number, name in enumerate(classes.names)}
     numbers = np.array([number_of.get(name, -1) for name in found.names], dtype=np.int64)[found.class_ids]
-    return Regions(images, np.arange(len(images)), numbers).take(np.flatnonzero(numbers >= 0))
+    return ProbeRegions(images, np.arange(len(images)), numbers).take(np.flatnonzero(numbers >= 0))

@@ -25,7 +25,7 @@ _MIN_BOX_SIDE = 8.0
 
 
 @dataclass(frozen=True)
-class Regions:
+class ProbeRegions:
     """Labelled parts of images that a probe looks at. N = regions.
 
     Attributes:
@@ -42,18 +42,18 @@ class Regions:
     def __len__(self) -> int:
         return len(self.class_ids)
 
-    def take(self, rows: NDArray[np.int64]) -> "Regions":
+    def take(self, rows: NDArray[np.int64]) -> "ProbeRegions":
         """Some of the regions."""
         boxes = None if self.boxes is None else self.boxes[rows]
         return replace(self, image_index=self.image_index[rows], class_ids=self.class_ids[rows], boxes=boxes)
 
-    def limited(self, count: int) -> "Regions":
+    def limited(self, count: int) -> "ProbeRegions":
         """At most `count` regions, from all over the set."""
         if len(self) <= count:
             return self
         return self.take(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
 
-    def split(self, share: float, seed: int) -> "tuple[Regions, Regions]":
+    def split(self, share: float, seed: int) -> "tuple[ProbeRegions, ProbeRegions]":
         """Two parts without an image in common, the second with about `share` of the images."""
         images = np.unique(self.image_index)
         order = np.random.default_rng(seed).permutation(images)
@@ -65,16 +65,16 @@ class Regions:
 class Probe:
     """Regions to learn from, and others to be tested on."""
 
-    train: Regions
-    test: Regions
+    train: ProbeRegions
+    test: ProbeRegions
 
 
-def regions_of_boxes(image_set: ImageSet) -> Regions:
+def regions_of_boxes(image_set: ImageSet) -> ProbeRegions:
     """The labelled boxes of a split, without crowds and specks."""
     image_index = np.repeat(np.arange(len(image_set)), np.diff(image_set.offsets))
     sides = image_set.boxes[:, 2:] - image_set.boxes[:, :2]
     kept = np.flatnonzero(~image_set.is_crowd & (sides >= _MIN_BOX_SIDE).all(axis=1))
-    return Regions(image_set, image_index[kept], image_set.class_ids[kept], image_set.boxes[kept])
+    return ProbeRegions(image_set, image_index[kept], image_set.class_ids[kept], image_set.boxes[kept])
 
 
 def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
@@ -103,7 +103,7 @@ def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def extract(backbone: Backbone, regions: Regions, side: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def extract(backbone: Backbone, regions: ProbeRegions, side: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Pooled features (N, C) and classes (N,) of the regions; images that cannot be read are left out."""
     backbone.eval()
     device = next(backbone.parameters()).device
@@ -124,7 +124,7 @@ def _features(backbone: Backbone, crops: list[Tensor], device: torch.device) -> 
     return np.asarray(embed(backbone, pixels).float().cpu().numpy(), dtype=np.float32)
 
 
-def _crops(regions: Regions, side: int) -> Iterator[tuple[int, Tensor]]:
+def _crops(regions: ProbeRegions, side: int) -> Iterator[tuple[int, Tensor]]:
     """Row and (3, side, side) uint8 square of every region whose image can be read."""
     image, loaded = None, -1
     for row, index in enumerate(regions.image_index.tolist()):

@@ -50,7 +50,7 @@ class Workers:
     scheduler: str | None = None
 
 
-def resolve_workers(
+def choose_workers(
     backend: Backend | Literal["auto"], scheduler: str | None, num_workers: int | Literal["auto"]
 ) -> Workers:
     """What the settings mean on this machine.

@@ -39,7 +39,7 @@ _MISSING, _SKIPPED, _USABLE = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Found:
+class ImageResult:
     """What came of one image.
 
     Attributes:
@@ -82,7 +82,7 @@ class Journal:
             finally:
                 os.fsync(handle.fileno())
 
-    def append(self, found: Found) -> None:
+    def append(self, found: ImageResult) -> None:
         """Keep a finished image: from now on no crash of a process loses it."""
         self._handle.write(_encode(found))
         if time.monotonic() - self._synced >= _SYNC_SECONDS:
@@ -90,7 +90,7 @@ class Journal:
             self._synced = time.monotonic()
 
 
-class Records:
+class Journals:
     """All finished images of a folder of journals, found by their position in the data set.
 
     In memory are 13 bytes per image; boxes are read when they are asked for. An image that was done by several
@@ -114,7 +114,7 @@ class Records:
         """Ascending positions of the images that are not done; `skipped_too` counts those left out as not done."""
         return np.flatnonzero(self._state < (_USABLE if skipped_too else _SKIPPED))
 
-    def in_order(self) -> Iterator[Found]:
+    def in_order(self) -> Iterator[ImageResult]:
         """Finished images in the order of the data set."""
         with contextlib.ExitStack() as stack:
             handles = [stack.enter_context(file.open("rb")) for file in self._files]
@@ -127,7 +127,7 @@ class Records:
                 yield found
 
 
-def _encode(found: Found) -> bytes:
+def _encode(found: ImageResult) -> bytes:
     reason = found.reason.encode()
     height, width = found.size_hw
     boxes = np.ascontiguousarray(found.boxes, dtype="<f4").tobytes()
@@ -136,7 +136,7 @@ def _encode(found: Found) -> bytes:
     return struct.pack("<I", zlib.crc32(rest)) + rest
 
 
-def _read(handle: BinaryIO) -> Found | None:
+def _read(handle: BinaryIO) -> ImageResult | None:
     """The record at the place of `handle`; None where there is no whole one."""
     header = handle.read(_HEADER.size)
     if len(header) < _HEADER.size:
@@ -149,10 +149,10 @@ def _read(handle: BinaryIO) -> Found | None:
     if len(body) < boxes_size + reason_size or zlib.crc32(body, zlib.crc32(header[_CHECKSUM_SIZE:])) != checksum:
         return None
     boxes = np.frombuffer(body, dtype="<f4", count=4 * num_boxes).reshape(-1, 4)
-    return Found(position, (height, width), boxes, digest, body[boxes_size:].decode())
+    return ImageResult(position, (height, width), boxes, digest, body[boxes_size:].decode())
 
 
-def _whole_records(handle: BinaryIO) -> Iterator[tuple[int, Found]]:
+def _whole_records(handle: BinaryIO) -> Iterator[tuple[int, ImageResult]]:
     """Offsets and records from the beginning; ends with `handle` anywhere behind the last whole one."""
     offset = handle.tell()
     while (found := _read(handle)) is not None:

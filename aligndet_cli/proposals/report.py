@@ -17,7 +17,7 @@ _GRID = 64  # cells on each side of an image, for the share that proposals cover
 _IMAGES_AT_ONCE = 64
 
 
-def build_report(
+def describe_store(
     store: ProposalStore, image_set: ImageSet, min_size: float, digests: Sequence[int] = ()
 ) -> dict[str, Any]:
     """JSON report of a store; the same for the same store and data.

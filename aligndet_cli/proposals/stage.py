@@ -1,7 +1,6 @@
 """`aligndet proposals`: images -> boxes of possible objects, by selective search, from labels or from a file."""
 
 import functools
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,25 +12,22 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from aligndet_cli.artifacts.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, hash_file
-from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError, RunError
-from aligndet_cli.logs import Progress, ProgressMode, logger
-from aligndet_cli.plotting import never_failing
+from aligndet_cli.logs import Progress, ProgressMode
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.sharing import locked_if_last, taking_part
 from aligndet_cli.processes.signals import stop_on_signal
-from aligndet_cli.proposals.backends import Backend, Workers, resolve_workers, results_of
+from aligndet_cli.proposals.artifact import skipped_error, write_artifact
+from aligndet_cli.proposals.backends import Backend, Workers, choose_workers, results_of
 from aligndet_cli.proposals.filters import FilterRules
-from aligndet_cli.proposals.journal import Found, Journal, Records
-from aligndet_cli.proposals.pictures import draw_histograms, draw_recall, draw_sheet
-from aligndet_cli.proposals.report import build_report
+from aligndet_cli.proposals.journal import Journal, Journals
 from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
-from aligndet_cli.proposals.work import Job, Recipe, find_boxes
-from aligndet_cli.workspace import Output, Workspace, write_bytes, write_json
+from aligndet_cli.proposals.work import Job, SearchSettings, find_boxes
+from aligndet_cli.workspace import Output, Workspace
 
 # Settings that only selective search reads.
 _SEARCH_SETTINGS = ("mode", "working_size", "min_size", "max_ratio", "max_size", "nms")
@@ -101,7 +97,7 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
             "leave it out, or use --force if data or settings have changed"
         )
     share = Share.parse(config.shard) if config.shard is not None else Share()
-    workers = resolve_workers(config.backend, config.scheduler, config.runtime.num_workers)
+    workers = choose_workers(config.backend, config.scheduler, config.runtime.num_workers)
     image_set = open_images(config.data, purpose="train", index_dir=workspace.index_dir)
     inputs = {"data": image_set.fingerprint}
     if config.import_file is not None:
@@ -153,15 +149,15 @@ def run(plan: Plan, process: Process) -> None:
     if not plan.output.is_shared:
         plan.output.begin(plan.config)
         _find_missing(plan, process.progress)
-        _finish(plan, _records(plan))
+        _finish(plan, plan.output, _journals(plan))
         return
     # The config of the artifact does not say which of its shards came first.
     with taking_part(plan.output, plan.config.model_copy(update={"shard": None})):
         _find_missing(plan, process.progress)
         plan.share.mark_done(_resume_folder(plan))
     with locked_if_last(plan.output) as output:
-        if output is not None and not (records := _records(plan)).missing().size:
-            _finish(replace(plan, output=output), records)
+        if output is not None and not (journals := _journals(plan)).missing().size:
+            _finish(plan, output, journals)
 
 
 def conclude(plan: Plan) -> dict[str, Any]:
@@ -208,8 +204,8 @@ def _resume_folder(plan: Plan) -> Path:
     return plan.output.partial / "resume"
 
 
-def _records(plan: Plan) -> Records:
-    return Records(_resume_folder(plan), len(plan.image_set))
+def _journals(plan: Plan) -> Journals:
+    return Journals(_resume_folder(plan), len(plan.image_set))
 
 
 def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
@@ -218,11 +214,11 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
     folder.mkdir(exist_ok=True)
     with Journal.open(plan.share.journal_in(folder)) as journal, stop_on_signal() as stop_signal:
         # An earlier try may have skipped what must not be skipped now.
-        missing = plan.share.of(_records(plan).missing(skipped_too=plan.config.on_error == "fail"))
+        missing = plan.share.of(_journals(plan).missing(skipped_too=plan.config.on_error == "fail"))
         num_done, num_skipped = plan.num_images - len(missing), 0
         if len(missing) and plan.given is None:
             warm_up(plan.config.mode)
-        work = functools.partial(find_boxes, _recipe(plan.config))
+        work = functools.partial(find_boxes, _search_settings(plan.config))
         with (
             Progress("proposals", plan.num_images, "images", start=num_done, mode=progress_mode) as progress,
             results_of(work, _jobs(plan, missing), plan.workers) as results,
@@ -230,7 +226,7 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
             try:
                 for found in results:
                     if found.reason and plan.config.on_error == "fail":
-                        raise _skipped_error(plan, found)
+                        raise skipped_error(plan.image_set, found)
                     journal.append(found)
                     num_skipped += bool(found.reason)
                     progress.advance(skipped=num_skipped)
@@ -240,14 +236,9 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
                 raise
 
 
-def _skipped_error(plan: Plan, found: Found) -> DataError:
-    path = plan.image_set.images_dir / plan.image_set.file_names[found.position]
-    return DataError(f"{path}: {found.reason} (--on-error skip leaves it out)")
-
-
-def _recipe(config: ProposalsConfig) -> Recipe:
+def _search_settings(config: ProposalsConfig) -> SearchSettings:
     rules = FilterRules(config.min_size, config.max_ratio, config.max_size, config.nms, config.max_per_image)
-    return Recipe(config.mode, config.working_size, rules)
+    return SearchSettings(config.mode, config.working_size, rules)
 
 
 def _jobs(plan: Plan, positions: NDArray[np.int64]) -> Iterator[Job]:
@@ -257,68 +248,6 @@ def _jobs(plan: Plan, positions: NDArray[np.int64]) -> Iterator[Job]:
         yield Job(position, record.path, record.file_name, record.size_hw, boxes)
 
 
-def _finish(plan: Plan, records: Records) -> None:
-    """Make the artifact of what is in the journals."""
-    digests, num_skipped = _write_store(plan, records)
-    plan.output.complete(_write_report(plan, digests, num_skipped), content=STORE_FILES)
-
-
-def _write_store(plan: Plan, records: Records) -> tuple[list[int], int]:
-    """Put the images together in the order of the data set; returns the digests of their files, and how many were not.
-
-    Raises:
-        DataError: no image was readable.
-    """
-    skipped: list[dict[str, Any]] = []
-    digests: list[int] = []
-    image_set = plan.image_set
-
-    def all_images() -> Iterator[ImageProposals]:
-        for found in records.in_order():
-            image_id, name = int(image_set.image_ids[found.position]), image_set.file_names[found.position]
-            if not found.reason:
-                digests.append(found.digest)
-                yield ImageProposals(image_id, name, found.size_hw, found.boxes)
-            elif plan.config.on_error == "fail":
-                raise _skipped_error(plan, found)
-            else:
-                skipped.append({"image_id": image_id, "file": name, "reason": found.reason})
-
-    write_store(plan.output.partial, all_images())
-    lines = "".join(json.dumps(entry) + "\n" for entry in skipped)
-    write_bytes(plan.output.partial / "skipped.jsonl", lines.encode())
-    if not digests:
-        # Nothing worth resuming: once the images are repaired, the same command must look at them again. Without
-        # its manifest the partial folder is started anew, not refused because the data has changed.
-        (plan.output.partial / "manifest.json").unlink()
-        reason = skipped[0]["reason"] if skipped else "there are none"
-        raise DataError(f"{image_set.images_dir}: none of {len(skipped)} images could be used; the first: {reason}")
-    if skipped:
-        logger.warning("%d images skipped, see %s", len(skipped), plan.output.folder / "skipped.jsonl")
-    return digests, len(skipped)
-
-
-def _write_report(plan: Plan, digests: list[int], num_skipped: int) -> dict[str, Any]:
-    """Write report and pictures; returns the summary for the manifest."""
-    image_set, partial = plan.image_set, plan.output.partial
-    store = ProposalStore.open(partial)
-    report = build_report(store, image_set, plan.config.min_size, digests)
-    write_json(partial / "report.json", {"skipped_images": num_skipped, **report})
-    with never_failing(partial / "sheet.jpg"):
-        draw_sheet(partial / "sheet.jpg", store, image_set)
-    with never_failing(partial / "plots"):
-        draw_histograms(partial / "plots", store)
-    result = {
-        "images": len(store),
-        "proposals": store.total,
-        "proposals_per_image": round(store.total / len(store), 2),
-        "images_without_proposals": report["images_without_proposals"],
-        "skipped_images": num_skipped,
-    }
-    labels = report["labels"]
-    if labels is not None and labels["all"]["objects"]:
-        with never_failing(partial / "plots" / "recall.png"):
-            draw_recall(partial / "plots" / "recall.png", labels)
-        result["recall_at_iou_0.5"] = labels["all"]["recall_at_iou_0.5"]["all"]
-        result["mean_best_overlap"] = labels["all"]["mean_best_overlap"]["all"]
-    return result
+def _finish(plan: Plan, output: Output, journals: Journals) -> None:
+    config = plan.config
+    write_artifact(output, journals, plan.image_set, min_size=config.min_size, on_error=config.on_error)
