@@ -1,7 +1,6 @@
 """`aligndet finetune`: labels and a pre-trained detector -> a fine-tuned detector."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,39 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from aligndet_cli.backbones import build_backbone, load_backbone_weights
+from aligndet_cli.backbones import load_backbone_weights
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.folds import fraction_of
-from aligndet_cli.data.loaders import (
-    LabelBoxes,
-    SampleStream,
-    batches_of_run,
-    evaluation_batches,
-)
+from aligndet_cli.data.loaders import LabelBoxes, SampleStream, evaluation_batches
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
-from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.voc import VOC_CLASSES
-from aligndet_cli.detectors import AnyDetector, build_detector, neck_norm_of
+from aligndet_cli.detectors import AnyDetector, neck_norm_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, read_detector, write_detector
-from aligndet_cli.detectors.recipes import (
-    COCO_IMAGES,
-    RCNN,
-    LabelFacts,
-    images_of_an_epoch,
-    weights_kind,
-)
+from aligndet_cli.detectors.recipes import COCO_IMAGES, RCNN, LabelFacts, images_of_an_epoch, weights_kind
 from aligndet_cli.detectors.results import predict_images
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
-from aligndet_cli.finetune.views import (
-    LabelledViews,
-    Resolution,
-    resolve_resolution,
-)
+from aligndet_cli.finetune.views import Resolution, build_views, resolve_resolution
 from aligndet_cli.logs import logger
 from aligndet_cli.metrics.coco import coco_ground_truth, coco_metrics
 from aligndet_cli.processes.collectives import wait_for_all
@@ -49,9 +32,8 @@ from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.training.batch_size import GAPS_IN_FINETUNING, Trial, recorded_split
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.fitting import settle_batch_size
-from aligndet_cli.training.loop import Learner, LoopSettings, train
-from aligndet_cli.training.optimizer import build_optimizer
-from aligndet_cli.training.placement import compile_parts, place, wrap
+from aligndet_cli.training.learner import build_learner, build_to_try, train_on
+from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE, Rates
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import steps_per_epoch
@@ -144,8 +126,9 @@ def _trial(
     policy = "resize" if resolution.policy == "detr" else resolution.policy  # crops are smaller
     largest = replace(resolution, policy=policy, short_sides=(max(resolution.short_sides),))
     settings = resolve_settings(one, rates, num_images=len(image_set), seed=config.seed, runtime=config.runtime)
+    make_views = partial(build_views, initial.detector, initial.backbone, num_classes, largest, config.seed)
     return Trial(
-        build=partial(_learner_to_try, config, initial, num_classes, largest, rates, settings),
+        build=partial(build_to_try, make_views, rates, settings, config.runtime),
         settings=settings,
         sizes_hw=resolution.worst_sizes(),
         num_boxes=int(np.diff(image_set.offsets).max()),
@@ -155,19 +138,6 @@ def _trial(
         pools_regions=initial.detector.family in RCNN,
         with_masks=initial.detector.RECIPE.needs_masks,
     )
-
-
-def _learner_to_try(
-    config: FinetuneConfig,
-    initial: Initial,
-    num_classes: int,
-    resolution: Resolution,
-    rates: Rates,
-    settings: LoopSettings,
-    process: Process,
-) -> Learner:
-    model = build_detector(initial.detector, build_backbone(initial.backbone), num_classes)
-    return build_learner(model, config, resolution, rates, settings, process)
 
 
 def _check_settings(config: FinetuneConfig) -> None:
@@ -230,72 +200,40 @@ def run(plan: Plan, process: Process) -> None:
     if process.is_main:
         plan.output.begin(config)
     wait_for_all(process)
-    model, report = build_model(plan)
+    torch.manual_seed(config.seed)
+    initial, num_classes = plan.initial, len(plan.image_set.categories)
+    views = build_views(initial.detector, initial.backbone, num_classes, plan.resolution, config.seed)
+    report = _load_weights(plan, views.model)
     if process.is_main and report is not None:
         write_json(folder / "load_report.json", report.to_json())
         for line in report.table():
             logger.info(line)
     learner = replace(
-        build_learner(model, config, plan.resolution, plan.rates, plan.settings, process),
-        between=lambda done: _evaluate_now_and_then(plan, model, done, process),
+        build_learner(views, plan.rates, plan.settings, config.runtime, process),
+        between=lambda done: _evaluate_now_and_then(plan, views.model, done, process),
     )
-    train(learner, lambda step: _batches(plan, step, process), plan.settings, folder, process)
-    wait_for_all(process)
+    stream = SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), config.on_error, plan.masks)
+    train_on(stream, learner, plan.settings, config.runtime, folder, process)
     if process.is_main:
-        _finish(plan, model, report)
+        _finish(plan, views.model, report)
     wait_for_all(process)
 
 
-def build_learner(
-    model: AnyDetector,
-    config: FinetuneConfig,
-    resolution: Resolution,
-    rates: Rates,
-    settings: LoopSettings,
-    process: Process,
-) -> Learner:
-    """What the loop trains: `model`, moved to the device of the process."""
-    place(model, process)
-    compile_parts([model], config.runtime)
-    task = LabelledViews(model, resolution=resolution, seed=config.seed)
-    return Learner(
-        model=wrap(task, process),
-        optimizer=build_optimizer(model, rates, settings, process),
-        state={"model": model},
-        largest_hw=resolution.worst_sizes()[0],
-    )
-
-
-def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
-    """The detector with its initial weights, and what became of them (None when it starts from scratch).
+def _load_weights(plan: Plan, model: AnyDetector) -> LoadReport | None:
+    """Fill a detector with its initial weights; return what became of them, None where only a backbone is loaded.
 
     Raises:
         WeightsError: too little of the source fits.
     """
     config, initial = plan.config, plan.initial
-    torch.manual_seed(config.seed)
-    backbone = build_backbone(initial.backbone)
-    model = build_detector(initial.detector, backbone, len(plan.image_set.categories))
     if initial.file is None:
-        load_backbone_weights(backbone, initial.weights.file)
-        return model, None
+        load_backbone_weights(model.backbone, initial.weights.file)
+        return None
     source = read_detector(initial.file)
     restart = modules_to_restart(model, source, plan.image_set.categories, keep_box_predictor=config.keep_box_predictor)
     report = transfer(model, source.state_dict, modules=parse_modules(config.load_modules), restart=restart)
     report.check(config.min_match, str(initial.file))
-    return model, report
-
-
-def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
-    config = plan.config
-    return batches_of_run(
-        SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), config.on_error, plan.masks),
-        config.training.images_per_step,
-        steps=range(step, plan.settings.schedule.num_steps),
-        seed=config.seed,
-        num_workers=config.runtime.num_workers,
-        process=process,
-    )
+    return report
 
 
 def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: Process) -> dict[str, float] | None:

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import torch
 from pydantic import BeforeValidator, Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import Frozen, Side
 from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.data.transforms import Crop, ViewParams, crop_sample, draw_view, make_batch
-from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
 from aligndet_cli.training.batch_size import worst_sizes
+from aligndet_cli.training.learner import ViewLosses
 from aligndet_cli.training.recipe import SINGLE_SCALE, WIDE_SIDES, PolicyName
 
 DETR_SHORT_SIDES, DETR_CROP = (400, 500, 600), (384, 600)  # of the image that is cropped, and limits of the crop
@@ -70,12 +72,13 @@ def resolve_resolution(config: ResolutionConfig, policy: PolicyName, scales: tup
     return Resolution(policy, config.short_side or default, config.long_side, config.jitter_side or JITTER_SIDE)
 
 
-class LabelledViews(nn.Module):
+class LabelledViews(ViewLosses):
     """Draws one view of every sample, without colour changes, and runs the detector on it."""
 
     def __init__(self, model: AnyDetector, *, resolution: Resolution, seed: int) -> None:
         super().__init__()
         self.model, self.resolution, self.seed = model, resolution, seed
+        self.largest_hw = resolution.worst_sizes()[0]
         self.train()
 
     def forward(self, samples: Sequence[Sample], _step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -89,6 +92,14 @@ class LabelledViews(nn.Module):
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             images, targets = make_batch(cropped, params, device, padded_side=self.resolution.padded_side)
         return self.model(images, targets), {}
+
+
+def build_views(
+    detector: DetectorConfig, backbone: BackboneConfig, num_classes: int, resolution: Resolution, seed: int
+) -> LabelledViews:
+    """Return the module that the loop trains, on the CPU, with random weights."""
+    model = build_detector(detector, build_backbone(backbone), num_classes)
+    return LabelledViews(model, resolution=resolution, seed=seed)
 
 
 def draw_labelled_view(

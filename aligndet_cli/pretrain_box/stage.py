@@ -19,11 +19,7 @@ from aligndet_cli.backbones import (
 )
 from aligndet_cli.config import Frozen, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.loaders import (
-    OnError,
-    SampleStream,
-    batches_of_run,
-)
+from aligndet_cli.data.loaders import OnError, SampleStream
 from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import RCNN, recipe_for, told_training, training_of_backbone, weights_kind
@@ -41,12 +37,10 @@ from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.training.batch_size import GAPS_IN_PRETRAINING, Trial, recorded_split, worst_sizes
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.fitting import settle_batch_size
-from aligndet_cli.training.loop import Learner, LoopSettings, train
-from aligndet_cli.training.optimizer import build_optimizer
-from aligndet_cli.training.placement import compile_parts, place, wrap
+from aligndet_cli.training.learner import build_learner, build_to_try, train_on
+from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart, Rates, Recipe
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.schedules import momentum_at
 from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, describe_settings, resolve_settings, training_of
 from aligndet_cli.workspace import Artifact, Output, Workspace
 
@@ -171,9 +165,9 @@ def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_im
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
     settings = resolve_settings(one, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
     views = config.views.model_copy(update={"short_side": (max(config.views.short_side),)})
-    config = config.model_copy(update={"training": one, "views": views})
+    make_views = partial(build_views, config.model_copy(update={"views": views}), settings, boxes.num_classes)
     return Trial(
-        build=partial(_learner_to_try, config, rates, settings, boxes.num_classes),
+        build=partial(build_to_try, make_views, rates, settings, config.runtime),
         settings=settings,
         sizes_hw=worst_sizes(config.views.short_side, config.views.long_side),
         num_boxes=int(boxes.counts(range(len(boxes.rows))).max()),
@@ -182,12 +176,6 @@ def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_im
         gaps=GAPS_IN_PRETRAINING,
         pools_regions=config.detector.family in RCNN,
     )
-
-
-def _learner_to_try(
-    config: PretrainBoxConfig, rates: Rates, settings: LoopSettings, num_classes: int, process: Process
-) -> Learner:
-    return build_learner(config, rates, settings, process, num_classes)[0]
 
 
 def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: Artifact) -> Artifact | None:
@@ -247,67 +235,37 @@ def run(plan: Plan, process: Process) -> None:
     if process.is_main:
         plan.output.begin(config)
     wait_for_all(process)
-    weights, num_classes = plan.weights.file, plan.boxes.num_classes
-    learner, pretext = build_learner(config, plan.recipe.pretrain, plan.settings, process, num_classes, weights)
+    views = build_views(config, plan.settings, plan.boxes.num_classes, plan.weights.file)
+    learner = build_learner(views, plan.recipe.pretrain, plan.settings, config.runtime, process)
     stream = SampleStream(plan.image_set, plan.indices, plan.boxes, config.on_error)
-
-    def batches_from(step: int) -> Any:
-        return batches_of_run(
-            stream,
-            config.training.images_per_step,
-            steps=range(step, plan.settings.schedule.num_steps),
-            seed=config.seed,
-            num_workers=config.runtime.num_workers,
-            process=process,
-        )
-
-    train(learner, batches_from, plan.settings, folder, process)
-    wait_for_all(process)
+    train_on(stream, learner, plan.settings, config.runtime, folder, process)
     if process.is_main:
-        _finish(plan, pretext)
+        _finish(plan, views.pretext)
     wait_for_all(process)
 
 
-def build_learner(
-    config: PretrainBoxConfig,
-    rates: Rates,
-    settings: LoopSettings,
-    process: Process,
-    num_classes: int,
-    weights: Path | None = None,
-) -> tuple[Learner, BoxPretext]:
-    """Build what the loop trains, on the device of the process, and the pretext in it."""
-    pretext = build_pretext(config, process, num_classes, weights)
-    task = TwoViews(
-        pretext,
+def build_views(
+    config: PretrainBoxConfig, settings: LoopSettings, num_classes: int, weights: Path | None = None
+) -> TwoViews:
+    """Return the module that the loop trains, on the CPU; see `build_pretext`."""
+    return TwoViews(
+        build_pretext(config, num_classes, weights),
         short_sides=config.views.short_side,
         long_side=config.views.long_side,
-        seed=config.seed,
-        is_logged=settings.is_logged,
+        momentum=config.momentum,
+        settings=settings,
     )
-    num_steps = settings.schedule.num_steps
-    learner = Learner(
-        model=wrap(task, process),
-        optimizer=build_optimizer(task, rates, settings, process),
-        state={"pretext": pretext},
-        after_step=lambda step: pretext.update_momentum(momentum_at(step, num_steps, config.momentum)),
-        largest_hw=worst_sizes(config.views.short_side, config.views.long_side)[0],
-    )
-    return learner, pretext
 
 
-def build_pretext(
-    config: PretrainBoxConfig, process: Process, num_classes: int = 1, weights: Path | None = None
-) -> BoxPretext:
-    """Detector with its backbone's weights (random without a file), projector and momentum copies, on the device."""
+def build_pretext(config: PretrainBoxConfig, num_classes: int, weights: Path | None = None) -> BoxPretext:
+    """Return the detector with its backbone's weights (random without a file), projector and momentum copies."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone)
     load_backbone_weights(backbone, weights)
     if not config.freeze_backbone and config.backbone.norm_eval == "auto":
         backbone.fix_norms()  # the authors' selfsup_*.py: BN in eval mode, scale and shift fixed
-    detector = build_detector(pretrain_detector(config), backbone, num_classes)
-    pretext = BoxPretext(
-        detector,
+    return BoxPretext(
+        build_detector(pretrain_detector(config), backbone, num_classes),
         recipe=config.detector.RECIPE,
         embedding_dim=config.projector.embedding_dim,
         projector=config.projector.resolve(config.detector.RECIPE.projector),
@@ -315,9 +273,6 @@ def build_pretext(
         tasks=config.tasks,
         freeze_backbone=config.freeze_backbone,
     )
-    place(pretext, process)
-    compile_parts([pretext.online, pretext.momentum], config.runtime)
-    return pretext
 
 
 def pretrain_detector(config: PretrainBoxConfig) -> DetectorConfig:

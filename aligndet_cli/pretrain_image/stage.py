@@ -1,6 +1,5 @@
 """`aligndet pretrain-image`: images -> a backbone that was trained on them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -18,8 +17,7 @@ from aligndet_cli.backbones import (
     load_backbone_weights,
 )
 from aligndet_cli.config import Side, StageConfig
-from aligndet_cli.data.loaders import OnError, SampleStream, batches_of_run
-from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.loaders import OnError, SampleStream
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_image.health import judge
@@ -33,9 +31,9 @@ from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.training.batch_size import recorded_split
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.loop import Learner, LoopSettings, train
-from aligndet_cli.training.optimizer import build_optimizer
-from aligndet_cli.training.placement import compile_parts, place, wrap
+from aligndet_cli.training.learner import build_learner, train_on
+from aligndet_cli.training.loop import LoopSettings
+from aligndet_cli.training.placement import place
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.settings import TrainingConfig, check_batch_split, describe_settings, resolve_settings
@@ -174,37 +172,27 @@ def run(plan: Plan, process: Process) -> None:
     if process.is_main:
         plan.output.begin(config)
     wait_for_all(process)
-    learner, method = build_learner(plan, process)
-    train(learner, lambda step: _batches(plan, step, process), plan.settings, folder, process)
-    wait_for_all(process)
+    task = _build_task(plan)
+    learner = build_learner(task, plan.rates, plan.settings, config.runtime, process)
+    stream = SampleStream(plan.data.images, plan.data.indices, NoBoxes(), config.on_error)
+    aspects = np.ones(len(plan.data.indices))  # views are squares: any images go together
+    train_on(stream, learner, plan.settings, config.runtime, folder, process, aspects)
     if process.is_main:
-        _finish(plan, method, process)
+        _finish(plan, task.method, process)
     wait_for_all(process)
 
 
-def build_learner(plan: Plan, process: Process) -> tuple[Learner, Method]:
-    """What the loop trains, on the device of the process, and the method in it."""
+def _build_task(plan: Plan) -> ImageTask:
     config, recipe = plan.config, RECIPES[plan.config.method]
-    method = _build_method(plan)
-    place(method, process)
-    compile_parts([method], config.runtime)
-    views = recipe.views if config.min_area is None else replace(recipe.views, min_area=config.min_area)
-    task = ImageTask(
-        method,
-        views=views,
+    return ImageTask(
+        _build_method(plan),
+        views=recipe.views if config.min_area is None else replace(recipe.views, min_area=config.min_area),
         num_views=recipe.num_views,
         side=config.image_size,
         class_ids=plan.data.classes.class_ids if plan.data.classes else None,
-        seed=config.seed,
-        is_logged=plan.settings.is_logged,
+        momentum=plan.momentum,
+        settings=plan.settings,
     )
-    learner = Learner(
-        model=wrap(task, process),
-        optimizer=build_optimizer(task, plan.rates, plan.settings, process),
-        state={"method": method},
-        after_step=lambda step: method.after_step(plan.momentum),
-    )
-    return learner, method
 
 
 def _build_method(plan: Plan) -> Method:
@@ -230,19 +218,6 @@ def _initial_backbone(plan: Plan) -> Backbone:
     backbone.use_levels(("c5",))
     load_backbone_weights(backbone, plan.weights.file)
     return backbone
-
-
-def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
-    config, data = plan.config, plan.data
-    return batches_of_run(
-        SampleStream(data.images, data.indices, NoBoxes(), config.on_error),
-        config.training.images_per_step,
-        steps=range(step, plan.settings.schedule.num_steps),
-        seed=config.seed,
-        num_workers=config.runtime.num_workers,
-        process=process,
-        aspects=np.ones(len(data.indices)),  # views are squares: any images go together
-    )
 
 
 def _finish(plan: Plan, method: Method, process: Process) -> None:

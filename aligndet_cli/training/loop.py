@@ -47,6 +47,7 @@ class LoopSettings:
         base_lr: learning rate that the schedule's factor is applied to.
         weight_decay: of the optimizer.
         clip_norm: largest gradient norm, None does not clip.
+        batch_size: images per step, of all processes and micro-batches.
         accumulate: micro-batches per step.
         log_every: steps between lines of metrics.jsonl.
         spares_memory: give freed memory back at once, which takes time.
@@ -58,6 +59,7 @@ class LoopSettings:
     seed: int
     precision: str = "32-true"
     clip_norm: float | None = None
+    batch_size: int = 1
     accumulate: int = 1
     log_every: int = 10
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
