@@ -43,14 +43,12 @@ from aligndet_cli.workspace import Output, Workspace, write_json
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` found out; everything `run` needs.
+    """Everything that `run` needs.
 
     Attributes:
-        masks: of the boxes of `image_set`, where the detector trains on them.
-        initial: where the weights come from, and the detector and backbone that follow from it.
-        num_whole: images of the set that `indices` are a part of.
-        resolution: how images are resized and cropped.
-        evaluation: the images of `--evaluate-every`, or None.
+        masks: masks of the boxes of `image_set`, if the detector trains on them.
+        num_whole: number of images of the set that `indices` are a part of.
+        evaluation: images for `--evaluate-every`, or None.
     """
 
     config: FinetuneConfig
@@ -71,18 +69,11 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     """Find data and weights, work out the recipe, and decide what to do.
 
     Raises:
-        AlignDetError: whatever the user has to put right.
+        AlignDetError: anything that the user can put right.
     """
     devices = resolve_devices(config.runtime)
     _check_settings(config)
-    needs_masks = config.detector.RECIPE.needs_masks
-    image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
-    if not image_set.has_labels or not len(image_set.boxes):
-        what = "boxes in the labels of" if image_set.has_labels else "labels for"
-        raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; finetune needs labelled images")
-    indices = fraction_of(len(image_set), config.fraction, config.fold)
-    masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
-    image_set = replace(image_set, segmentations=None)
+    image_set, indices, masks = _open_labelled(config, workspace)
     whole = _size_of_whole_set(image_set, config.fraction)
     is_voc = {category.name for category in image_set.categories} == set(VOC_CLASSES)
     initial = find_initial(config, workspace, LabelFacts(is_voc, is_fraction=whole > len(indices)))
@@ -120,7 +111,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
 def _trial(
     config: FinetuneConfig, initial: Initial, rates: Rates, image_set: ImageSet, resolution: Resolution
 ) -> Trial:
-    """Steps on images of the largest size, each with as many boxes as any has."""
+    """Return steps on images of the largest size, each with as many boxes as any image has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
     num_classes = len(image_set.categories)
     policy = "resize" if resolution.policy == "detr" else resolution.policy  # crops are smaller
@@ -141,7 +132,7 @@ def _trial(
 
 
 def _check_settings(config: FinetuneConfig) -> None:
-    """Refuse what contradicts itself, or could not take effect."""
+    """Refuse settings that contradict each other or cannot take effect."""
     parse_modules(config.load_modules)
     if config.fraction == 100 and "fold" in config.model_fields_set:
         raise ConfigError("--fold: goes with --fraction; all images have no folds")
@@ -149,6 +140,18 @@ def _check_settings(config: FinetuneConfig) -> None:
         idle = {"load_modules", "min_match", "keep_box_predictor"} & config.model_fields_set
         if idle:
             raise ConfigError(f"{', '.join(sorted(idle))}: no effect with --init {config.init}; leave it out")
+
+
+def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageSet, list[int], LabelMasks | None]:
+    """Return the labelled images, the indices of the fraction to train on, and masks if the detector needs them."""
+    needs_masks = config.detector.RECIPE.needs_masks
+    image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
+    if not image_set.has_labels or not len(image_set.boxes):
+        what = "boxes in the labels of" if image_set.has_labels else "labels for"
+        raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; finetune needs labelled images")
+    indices = fraction_of(len(image_set), config.fraction, config.fold)
+    masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
+    return replace(image_set, segmentations=None), indices, masks
 
 
 def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMasks:
@@ -165,7 +168,7 @@ def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMask
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Effective settings, for people."""
+    """Return the effective settings, for people."""
     config, initial = plan.config, plan.initial
     num_boxes = int(sum(plan.image_set.offsets[i + 1] - plan.image_set.offsets[i] for i in plan.indices))
     chosen = "" if config.fraction == 100 else f" ({config.fraction:g} %, fold {config.fold})"
@@ -191,7 +194,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 def _what_is_frozen(stages: int | str) -> str:
     if stages == -1:
         return "nothing frozen"
-    return "stem frozen" if stages == 0 else f"stem and {stages} stage{'s' * (stages != 1)} frozen"
+    return "stem frozen" if stages == 0 else f"stem and {stages} {'stage' if stages == 1 else 'stages'} frozen"
 
 
 def run(plan: Plan, process: Process) -> None:
@@ -237,7 +240,7 @@ def _load_weights(plan: Plan, model: AnyDetector) -> LoadReport | None:
 
 
 def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: Process) -> dict[str, float] | None:
-    """COCO numbers after every so many epochs, on the main process; the others wait."""
+    """Return COCO numbers after every `evaluate_every` epochs, from the main process; the others wait."""
     config, images = plan.config, plan.evaluation
     if images is None or config.evaluate_every is None:
         return None
@@ -292,7 +295,7 @@ def _finish(plan: Plan, model: AnyDetector, report: LoadReport | None) -> None:
 
 
 def protocol_of(plan: Plan) -> dict[str, Any]:
-    """Return what decides whether the run is one of the paper's, for reports."""
+    """Return the settings by which reports recognise the paper's runs."""
     schedule, resolution = plan.settings.schedule, plan.resolution
     return {
         "backbone_weights": weights_kind(plan.initial.training),
@@ -320,11 +323,11 @@ def _default_scales(initial: Initial) -> tuple[int, ...]:
 
 
 def _size_of_whole_set(image_set: ImageSet, fraction: float) -> int:
-    """Return the number of images of the set that those used are a part of.
+    """Return the number of images of the whole data set.
 
     Args:
-        fraction: of `image_set` that is used, in percent. With 100 the name of its split or label file may tell that it
-            is a part itself: `instances_train2017.1@10.json`, as the field calls them, is 10 % of its set.
+        fraction: percent of `image_set` that is used. With 100, the name of its split or label file may say that it is
+            a part itself: `instances_train2017.1@10.json` is 10 % of its set.
     """
     name = image_set.split if image_set.annotations is None else image_set.annotations.stem
     percent = re.search(r"\.\d+@(\d+(?:\.\d+)?)$", name)

@@ -62,7 +62,7 @@ class ProjectorConfig(Frozen):
     start: ProjectorStart | None = None  # initial weights, see `ProjectorRecipe`; None: the recipe of the detector
 
     def resolve(self, recipe: ProjectorRecipe) -> ProjectorRecipe:
-        """Return what was asked for, else what the recipe says."""
+        """Return the recipe with the values that are set here."""
         return ProjectorRecipe(self.hidden_dim or recipe.hidden_dim, self.start or recipe.start)
 
 
@@ -89,7 +89,7 @@ class PretrainBoxConfig(StageConfig):
     training: TrainingConfig = TrainingConfig()
 
     def from_recipe(self) -> dict[str, Any]:
-        """Return what the recipe fills in, as far as it can be told without a workspace."""
+        """Return the values that the recipe fills in, as far as they are known without a workspace."""
         recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
         norm = {"detector.neck_norm": "none"} if neck_norm_of(self.detector) == "auto" else {}
         topk = {"topk": recipe.topk} if self.topk is None else {}
@@ -100,7 +100,7 @@ class PretrainBoxConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what `prepare` found out; everything `run` needs."""
+    """Everything that `run` needs."""
 
     config: PretrainBoxConfig
     recipe: Recipe
@@ -118,7 +118,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     """Find proposals and weights, work out steps and learning rate, and decide what to do.
 
     Raises:
-        AlignDetError: whatever the user has to put right.
+        AlignDetError: anything that the user can put right.
     """
     devices = resolve_devices(config.runtime)
     data = open_proposal_data(workspace, config.proposals, config.data)
@@ -161,7 +161,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
 
 
 def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_images: int) -> Trial:
-    """Steps on images of the largest size, each with as many proposals as any has."""
+    """Return steps on images of the largest size, each with as many proposals as any image has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
     settings = resolve_settings(one, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
     views = config.views.model_copy(update={"short_side": (max(config.views.short_side),)})
@@ -179,7 +179,7 @@ def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_im
 
 
 def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: Artifact) -> Artifact | None:
-    """The clusters of these proposals, where the detector trains on them."""
+    """Return the clusters of the proposals if the detector trains on clusters."""
     family = config.detector.family
     if not config.detector.RECIPE.needs_clusters:
         if config.clusters is not None:
@@ -202,7 +202,7 @@ def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: A
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Effective settings, for people."""
+    """Return the effective settings, for people."""
     config, boxes = plan.config, plan.boxes
     projector = config.projector.resolve(plan.recipe.projector)
     chosen = "with proposals" if config.limit_boxes is None else f"with {_num_boxes(plan)} proposals (--limit-boxes)"
@@ -276,7 +276,7 @@ def build_pretext(config: PretrainBoxConfig, num_classes: int, weights: Path | N
 
 
 def pretrain_detector(config: PretrainBoxConfig) -> DetectorConfig:
-    """The detector as pre-trained: without norm in the neck unless one is asked for (docs/paper.md §5.6)."""
+    """Return the detector to pre-train: without norm in the neck unless one is asked for (docs/paper.md §5.6)."""
     return settle_neck_norm(config.detector, "none")
 
 

@@ -1,4 +1,4 @@
-"""From samples to the two views of the pretext, on the training device."""
+"""From samples to two views, and to the losses of the pretext, on the training device."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ VIEWS = (1, 2)
 
 
 class TwoViews(ViewLosses):
-    """Draws two independent views of every sample and runs the pretext on them.
+    """Two independent views of every sample, and the losses of the pretext on them.
 
     Args:
-        short_sides: resolutions to choose from, one per image and view.
-        momentum: of the momentum copies at the start of the run, see `momentum_at`.
-        settings: their seed is used, and their `is_logged`: health numbers cost an eigendecomposition.
+        short_sides: short sides in pixels, one of which is drawn for each image and view.
+        momentum: coefficient of the momentum copies at the start of the run, see `momentum_at`.
+        settings: its `seed`, `is_logged` and length are used; health numbers cost an eigendecomposition.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class TwoViews(ViewLosses):
         self.largest_hw = worst_sizes(short_sides, long_side)[0]
 
     def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses and shown numbers of one batch. Proposal i of view 1 is proposal i of view 2."""
+        """Return scalar losses of B samples, and scalars that are only logged; both views have the same proposals."""
         views = []
         device = next(self.parameters()).device
         for number in VIEWS:
@@ -62,5 +62,5 @@ class TwoViews(ViewLosses):
 def draw_views(
     samples: Sequence[Sample], number: int, short_sides: Sequence[int], long_side: int, seed: int
 ) -> list[ViewParams]:
-    """What is done to each sample to make its view `number` (of `VIEWS`)."""
+    """Draw the parameters of view `number` (of `VIEWS`) for each of B samples."""
     return [draw_view((seed, sample.position, number), short_sides, long_side, with_colour=True) for sample in samples]

@@ -1,4 +1,4 @@
-"""What features of a backbone are worth: accuracy of nearest neighbours and of a linear classifier on top of them."""
+"""Probes of a backbone's features: accuracy of nearest neighbours and of a linear classifier."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_image.methods import embed
 
-NEIGHBOURS = 20  # at most, and as many as there are images of a class; Wu et al., CVPR 2018, use 200 on ImageNet
-_CENTRE = 0.875  # of the short side, as ImageNet is tested (224 of 256)
+NEIGHBOURS = 20  # at most, and no more than regions per class; Wu et al., CVPR 2018, use 200 on ImageNet
+_CENTRE = 0.875  # side of the crop by short side of the image, as in tests on ImageNet (224 of 256)
 _BATCH = 64
 _MIN_BOX_SIDE = 8.0
 
 
 @dataclass(frozen=True)
 class ProbeRegions:
-    """Labelled parts of images that a probe looks at. N = regions.
+    """N labelled regions of images, for a probe.
 
     Attributes:
         image_index: (N,) int64, position in the image set, ascending.
         class_ids: (N,) int64.
-        boxes: (N, 4) xyxy; None = whole images.
+        boxes: (N, 4) float32 xyxy; None for whole images.
     """
 
     image_set: ImageSet
@@ -43,18 +43,18 @@ class ProbeRegions:
         return len(self.class_ids)
 
     def take(self, rows: NDArray[np.int64]) -> "ProbeRegions":
-        """Some of the regions."""
+        """Return the regions in (M,) rows."""
         boxes = None if self.boxes is None else self.boxes[rows]
         return replace(self, image_index=self.image_index[rows], class_ids=self.class_ids[rows], boxes=boxes)
 
     def limited(self, count: int) -> "ProbeRegions":
-        """At most `count` regions, from all over the set."""
+        """Return at most `count` regions, evenly spread."""
         if len(self) <= count:
             return self
         return self.take(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
 
     def split(self, share: float, seed: int) -> "tuple[ProbeRegions, ProbeRegions]":
-        """Two parts without an image in common, the second with about `share` of the images."""
+        """Return two parts without a common image, the second with about `share` of the images."""
         images = np.unique(self.image_index)
         order = np.random.default_rng(seed).permutation(images)
         is_second = np.isin(self.image_index, order[: max(round(share * len(images)), 1)])
@@ -70,7 +70,7 @@ class Probe:
 
 
 def regions_of_boxes(image_set: ImageSet) -> ProbeRegions:
-    """The labelled boxes of a split, without crowds and specks."""
+    """Return the labelled boxes of a split, without crowds and boxes with a side below 8 pixels."""
     image_index = np.repeat(np.arange(len(image_set)), np.diff(image_set.offsets))
     sides = image_set.boxes[:, 2:] - image_set.boxes[:, :2]
     kept = np.flatnonzero(~image_set.is_crowd & (sides >= _MIN_BOX_SIDE).all(axis=1))
@@ -78,7 +78,7 @@ def regions_of_boxes(image_set: ImageSet) -> ProbeRegions:
 
 
 def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
-    """`knn` and `linear` accuracy (0..1) of the features of a backbone, which is put in eval mode.
+    """Return the `knn` and `linear` accuracy, 0..1, of the features of a backbone, which is put in eval mode.
 
     Cosine neighbours vote by class; the linear classifier is a logistic regression on standardised features.
     """
@@ -93,7 +93,7 @@ def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
     neighbours = KNeighborsClassifier(num_neighbours, metric="cosine", algorithm="brute")
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an accuracy near the optimum is all that is asked for
+        warnings.simplefilter("ignore")  # no convergence: an accuracy near the optimum is enough
         linear.fit(train_x, train_y)
         scores = {
             "knn": neighbours.fit(train_x, train_y).score(test_x, test_y),
@@ -104,7 +104,7 @@ def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def extract(backbone: Backbone, regions: ProbeRegions, side: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Pooled features (N, C) and classes (N,) of the regions; images that cannot be read are left out."""
+    """Return pooled features (N, C) and class ids (N,) of the regions; images that cannot be read are left out."""
     backbone.eval()
     device = next(backbone.parameters()).device
     features, rows, crops = [], [], []
@@ -125,7 +125,7 @@ def _features(backbone: Backbone, crops: list[Tensor], device: torch.device) -> 
 
 
 def _crops(regions: ProbeRegions, side: int) -> Iterator[tuple[int, Tensor]]:
-    """Row and (3, side, side) uint8 square of every region whose image can be read."""
+    """Yield row and (3, side, side) uint8 crop of every region whose image can be read."""
     image, loaded = None, -1
     for row, index in enumerate(regions.image_index.tolist()):
         if index != loaded:
@@ -141,7 +141,7 @@ def _crops(regions: ProbeRegions, side: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def _square(size_hw: tuple[int, int], box: NDArray[np.float32] | None) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the centre of an image, or of the square around a box as far as it is inside."""
+    """Return top, left, height and width of the square around a (4,) xyxy box, cut at the border, or of the centre."""
     height, width = size_hw
     if box is None:
         length = max(round(_CENTRE * min(height, width)), 1)

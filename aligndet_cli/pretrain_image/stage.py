@@ -1,4 +1,4 @@
-"""`aligndet pretrain-image`: images -> a backbone that was trained on them."""
+"""`aligndet pretrain-image`: images -> a backbone trained on them."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -39,7 +39,7 @@ from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.settings import TrainingConfig, check_batch_split, describe_settings, resolve_settings
 from aligndet_cli.workspace import Output, Workspace, write_bytes
 
-SIMSIAM_DIM, MOCO_DIM = 2048, 128  # the papers'
+SIMSIAM_DIM, MOCO_DIM = 2048, 128  # embedding dimensions in the papers
 
 
 class ImageTrainingConfig(TrainingConfig):
@@ -67,11 +67,11 @@ class PretrainImageConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` found out; everything `run` needs.
+    """Everything that `run` needs.
 
     Attributes:
-        weights: to start from.
-        queue_size, momentum: of MoCo v2.
+        weights: weights to start from.
+        queue_size, momentum: for MoCo v2.
     """
 
     config: PretrainImageConfig
@@ -89,7 +89,7 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     """Find images and labels, work out the recipe, and decide what to do.
 
     Raises:
-        AlignDetError: whatever the user has to put right.
+        AlignDetError: anything that the user can put right.
     """
     devices = resolve_devices(config.runtime)
     data = open_data(config.data, seed=config.seed, index_dir=workspace.index_dir)
@@ -97,7 +97,7 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     name = config.name or f"{config.method}-{config.backbone.name}"
     batch_size = config.training.batch_size
     if batch_size == "auto":
-        # As when the run began, which may have been on another number of devices.
+        # A resumed run keeps its batch size, even on another number of devices.
         recorded = recorded_split(workspace, "pretrain-image", name, resume=resume, force=force)
         parts = devices.world_size * config.training.accumulate
         batch_size = recorded.batch_size if recorded else choose_batch_size(config.method, len(data.indices), parts)
@@ -144,7 +144,7 @@ def _check_method(config: PretrainImageConfig, data: ImageData) -> None:
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Effective settings, for people."""
+    """Return the effective settings, for people."""
     config, data = plan.config, plan.data
     labels = "none: no probe of what was learned"
     if data.probe is not None:
@@ -167,7 +167,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def run(plan: Plan, process: Process) -> None:
-    """Train, and write weights, curves, probes and verdict."""
+    """Train, and write weights, curves and verdict."""
     config, folder = plan.config, plan.output.partial
     if process.is_main:
         plan.output.begin(config)
@@ -245,7 +245,7 @@ def _finish(plan: Plan, method: Method, process: Process) -> None:
 
 
 def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, float] | None, dict[str, float] | None]:
-    """What the features were worth before and after; None where there are no labels."""
+    """Return the probe's scores before and after training; None without labels."""
     probe: Probe | None = plan.data.probe
     if probe is None:
         return None, None

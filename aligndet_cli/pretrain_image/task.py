@@ -1,4 +1,4 @@
-"""From samples to the views and losses of a method, on the training device."""
+"""From samples to views, and to the losses of a method, on the training device."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ from aligndet_cli.training.loop import LoopSettings
 
 
 class ImageTask(ViewLosses):
-    """Draws independent views of every sample and runs the method on them.
+    """Independent views of every sample, and the losses of a method on them.
 
     Args:
-        num_views: of every image.
-        side: of the square views in pixels.
-        class_ids: (images,) int64 by place in the `ImageSet`; None where the method needs none.
-        momentum: of the method's momentum copy, if it has one.
-        settings: their seed is used, and their `is_logged`: health numbers cost an eigendecomposition.
+        num_views: views of every image.
+        side: side of the square views in pixels.
+        class_ids: (images,) int64 for the whole `ImageSet`; None if the method needs none.
+        momentum: coefficient of the method's momentum copy, if it has one.
+        settings: its `seed` and `is_logged` are used; health numbers cost an eigendecomposition.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ImageTask(ViewLosses):
         self.train()
 
     def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses and shown numbers of one batch."""
+        """Return scalar losses of B samples, and scalars that are only logged, by name."""
         device = next(self.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             views = [self._view(samples, number, device) for number in range(1, self.num_views + 1)]

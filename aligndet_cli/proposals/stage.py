@@ -36,7 +36,7 @@ _SEARCH_SETTINGS = ("mode", "working_size", "min_size", "max_ratio", "max_size",
 class ProposalsConfig(StageConfig):
     """Settings of the stage `proposals`."""
 
-    # The bytes of the imported file are hashed as an input; the others do not change what is found.
+    # The imported file is an input, hashed by content; the others do not change what is found.
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
         "import_file",
         "on_error",
@@ -63,11 +63,11 @@ class ProposalsConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` resolved.
+    """Everything that `run` needs.
 
     Attributes:
-        given: the boxes to take over; None where they are searched for.
-        share: the images that this process does; all of them unless `output.is_shared`.
+        given: boxes to take over; None if they are searched for.
+        share: the images that this process does; all images unless `output.is_shared`.
     """
 
     config: ProposalsConfig
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def num_images(self) -> int:
-        """How many images this process is to do, finished ones included."""
+        """Number of images that this process does, including finished ones."""
         return len(self.share.of(np.arange(len(self.image_set))))
 
 
@@ -116,7 +116,7 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Effective settings by name, for people."""
+    """Return the effective settings by name, for people."""
     config, image_set = plan.config, plan.image_set
     shown: dict[str, Any] = {
         "data": f"{image_set.root} ({image_set.format}, split {image_set.split}, {len(image_set)} images)",
@@ -137,12 +137,12 @@ def describe(plan: Plan) -> dict[str, Any]:
 def run(plan: Plan, process: Process) -> None:
     """Find the boxes that are missing, then write the store, the report and the pictures.
 
-    One of several shards does its share only; the one that finds all shares done writes the rest.
+    A shard does its share of the images; the shard that finds all shares done writes the artifact.
 
     Raises:
         DataError: no image is readable, or one is not and `on_error` is `fail`.
-        RunError: a worker was killed, or another process works on the same.
-        Preempted: stopped by a signal, with all finished images saved.
+        RunError: a worker was killed, or another process works on the same share.
+        Preempted: stopped by a signal; all finished images are saved.
     """
     if not process.is_main:
         return
@@ -151,7 +151,7 @@ def run(plan: Plan, process: Process) -> None:
         _find_missing(plan, process.progress)
         _finish(plan, plan.output, _journals(plan))
         return
-    # The config of the artifact does not say which of its shards came first.
+    # The saved config must not depend on which shard came first.
     with taking_part(plan.output, plan.config.model_copy(update={"shard": None})):
         _find_missing(plan, process.progress)
         plan.share.mark_done(_resume_folder(plan))
@@ -179,7 +179,7 @@ def _check_settings(config: ProposalsConfig) -> None:
 
 
 def _check_complete(config: ProposalsConfig, output: Output) -> None:
-    """A finished run that skipped images does not fulfil `--on-error fail`."""
+    """Refuse a finished run that skipped images if `--on-error fail` is asked for."""
     if config.on_error == "fail" and (output.folder / "skipped.jsonl").stat().st_size:
         raise DataError(
             f"{output.folder / 'skipped.jsonl'}: lists images that the finished run skipped; "
@@ -209,11 +209,11 @@ def _journals(plan: Plan) -> Journals:
 
 
 def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
-    """Keep in the journal what comes of each image of the share that is not done yet, in whatever order they end."""
+    """Find the boxes of all images of the share that are not done yet, and save each result in the journal."""
     folder = _resume_folder(plan)
     folder.mkdir(exist_ok=True)
     with Journal.open(plan.share.journal_in(folder)) as journal, stop_on_signal() as stop_signal:
-        # An earlier try may have skipped what must not be skipped now.
+        # An earlier run may have skipped images that must not be skipped now.
         missing = plan.share.of(_journals(plan).missing(skipped_too=plan.config.on_error == "fail"))
         num_done, num_skipped = plan.num_images - len(missing), 0
         if len(missing) and plan.given is None:
@@ -224,14 +224,14 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
             results_of(work, _jobs(plan, missing), plan.workers) as results,
         ):
             try:
-                for found in results:
-                    if found.reason and plan.config.on_error == "fail":
-                        raise skipped_error(plan.image_set, found)
-                    journal.append(found)
-                    num_skipped += bool(found.reason)
+                for result in results:
+                    if result.reason and plan.config.on_error == "fail":
+                        raise skipped_error(plan.image_set, result)
+                    journal.append(result)
+                    num_skipped += bool(result.reason)
                     progress.advance(skipped=num_skipped)
                     stop_signal.raise_if_requested()
-            except RunError:  # workers died: Slurm and `timeout` signal them as well, perhaps before they could listen
+            except RunError:  # workers died, perhaps of the signal that Slurm or `timeout` sends to all processes
                 stop_signal.raise_if_requested()
                 raise
 

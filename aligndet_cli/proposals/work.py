@@ -1,7 +1,4 @@
-"""The unit of work: the proposals of one image, computed by a worker.
-
-Kept apart from the stage so that a worker does not import matplotlib.
-"""
+"""Proposals of one image, as a worker computes them. Apart from the stage, so that workers do not import matplotlib."""
 
 import hashlib
 from dataclasses import dataclass
@@ -20,11 +17,11 @@ from aligndet_cli.proposals.selective_search import SearchMode, pixels_needed, s
 
 @dataclass(frozen=True)
 class Job:
-    """One image to do.
+    """One image to work on.
 
     Attributes:
         position: in the data set.
-        size_hw: what the labels say, to be checked against the file; None where they say nothing.
+        size_hw: size according to the labels, to be checked against the file; None if the labels have none.
         boxes: (N, 4) float32 xyxy boxes to take over; None to search for them.
     """
 
@@ -37,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How boxes are made, equal for all images: `search` arguments and filter rules."""
+    """Arguments of `search` and filter rules, equal for all images."""
 
     mode: SearchMode
     working_size: int | None
@@ -45,7 +42,7 @@ class SearchSettings:
 
 
 def find_boxes(settings: SearchSettings, job: Job) -> ImageResult:
-    """Proposals of an image; one that cannot be used is reported, not raised."""
+    """Return the proposals of an image, or the reason why it cannot be used; never raises a DataError."""
     cv2.setNumThreads(1)  # one worker per core already
     try:
         return _find_boxes(settings, job)
@@ -57,7 +54,7 @@ def find_boxes(settings: SearchSettings, job: Job) -> ImageResult:
 
 def _find_boxes(settings: SearchSettings, job: Job) -> ImageResult:
     content = read_bytes(job.path)
-    # Boxes that are taken over need no pixels, only the size and the knowledge that the file is whole.
+    # Boxes that are taken over need the size and an intact file, but no pixels.
     needed = pixels_needed(settings.mode, settings.working_size) if job.boxes is None else 1
     if needed is None:
         image = decode_image(content, job.path)
