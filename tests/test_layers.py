@@ -15,6 +15,7 @@ FLOORS = (
     ("tools",),
     ("driver",),
     STAGES,
+    ("stage",),
     ("detectors",),
     ("backbones", "training", "metrics"),
     ("artifacts",),
@@ -22,7 +23,7 @@ FLOORS = (
     ("processes",),
     ("plotting", "tables", "flags", "arrays"),
     ("workspace",),
-    ("config", "logs"),
+    ("config", "logs", "files"),
     ("errors",),
 )
 

@@ -21,6 +21,7 @@ from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, read_det
 from aligndet_cli.detectors.recipes import COCO_IMAGES, RCNN, LabelFacts, images_of_an_epoch, weights_kind
 from aligndet_cli.detectors.results import predict_images
 from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.files import write_json
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
@@ -29,6 +30,7 @@ from aligndet_cli.logs import logger
 from aligndet_cli.metrics.coco import coco_ground_truth, coco_metrics
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import GAPS_IN_FINETUNING, Trial, recorded_split
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.fitting import settle_batch_size
@@ -38,7 +40,7 @@ from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE, Rates
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import steps_per_epoch
 from aligndet_cli.training.settings import describe_settings, resolve_settings
-from aligndet_cli.workspace import Output, Workspace, write_json
+from aligndet_cli.workspace import Output, Workspace
 
 
 @dataclass(frozen=True)
@@ -344,3 +346,6 @@ def _evaluation_images(config: FinetuneConfig) -> ImageSet | None:
     if data.annotations is not None:
         raise ConfigError("--evaluate-every: does not go with --annotations, there is no validation split to find")
     return open_images(data, purpose="val")
+
+
+STEPS = Steps[FinetuneConfig, Plan](FinetuneConfig, prepare, describe, run)

@@ -7,12 +7,13 @@ from typing import Any, Literal
 from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.errors import DataError
+from aligndet_cli.files import write_bytes, write_json
 from aligndet_cli.logs import logger
 from aligndet_cli.plotting import never_failing
 from aligndet_cli.proposals.journal import ImageResult, Journals
 from aligndet_cli.proposals.pictures import draw_histograms, draw_recall, draw_sheet
 from aligndet_cli.proposals.report import describe_store
-from aligndet_cli.workspace import Output, write_bytes, write_json
+from aligndet_cli.workspace import Output
 
 
 def write_artifact(

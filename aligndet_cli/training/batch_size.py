@@ -10,9 +10,10 @@ import torch
 
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
+from aligndet_cli.files import read_json
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
-from aligndet_cli.workspace import Workspace, read_json
+from aligndet_cli.workspace import Workspace
 
 # `Trial.gaps`, measured up to 3.1 and 1.55 with RetinaNet, reached within 40 steps (glibc 2.36).
 GAPS_IN_PRETRAINING, GAPS_IN_FINETUNING = 3.0, 2.0
@@ -83,7 +84,7 @@ def recorded_split(
 ) -> Split | None:
     """The split of the run of this name that would be continued, or is complete; None where a new one begins."""
     folder = workspace.root / stage / name
-    partial = folder.with_name(f".{name}.partial")
+    partial = workspace.partial(stage, name)
     candidates: list[Path] = [] if force else [folder, *([partial] if resume else [])]
     for candidate in candidates:
         if (candidate / "manifest.json").exists():

@@ -11,11 +11,12 @@ from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.detectors.checkpoint import DetectorFile, write_detector
 from aligndet_cli.driver import Outcome
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.files import hash_files, write_json
 from aligndet_cli.logs import logger
 from aligndet_cli.tools.conversion.categories import resolve_categories
 from aligndet_cli.tools.conversion.convert import OWN_META, Converted, convert
 from aligndet_cli.tools.conversion.reading import Checkpoint, read_checkpoint
-from aligndet_cli.workspace import Workspace, hash_files, write_json
+from aligndet_cli.workspace import Workspace
 
 RESOLUTION = (800, 1333)  # what released detectors are tested at: short side, and long side at most
 LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr")
@@ -87,7 +88,7 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
     output = workspace.plan_output(converted.stage, str(config.name), config, inputs, force=request.force)
     if output.action == "complete":
         run = workspace.require(converted.stage, config.name)
-        return Outcome("already complete", "complete", output.folder, run, {}, {})
+        return Outcome("already complete", "complete", output.folder, run)
     for line in converted.summary():
         logger.info(line)
     with output.lock():
@@ -95,7 +96,7 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
         write_detector(output.partial / "weights.pt", content)
         write_json(output.partial / "load_report.json", _report(converted))
         run = output.complete(_result(converted, content), content=["weights.pt"])
-    return Outcome("done", "start", output.folder, run, {}, {})
+    return Outcome("done", "start", output.folder, run)
 
 
 def _detector_file(request: ImportRequest, checkpoint: Checkpoint, converted: Converted) -> DetectorFile:
