@@ -39,7 +39,11 @@ STAGES = {
 }
 # What draws in each stage, where the stage finds it.
 DRAWING = {
-    "proposals": ("proposals.stage.draw_sheet", "proposals.stage.draw_histograms", "proposals.stage.draw_recall"),
+    "proposals": (
+        "proposals.artifact.draw_sheet",
+        "proposals.artifact.draw_histograms",
+        "proposals.artifact.draw_recall",
+    ),
     "cluster": ("cluster.stage.draw_sheet", "cluster.stage.draw_sizes"),
     "pretrain-box": ("pretrain_box.stage._draw",),
     "finetune": ("finetune.stage.plot_curves",),
