@@ -20,7 +20,7 @@ FLOORS = (
     ("artifacts",),
     ("data",),
     ("processes",),
-    ("plotting", "tables", "flags", "arrays"),
+    ("drawing", "plotting", "tables", "flags", "arrays"),
     ("workspace",),
     ("config", "logs", "files"),
     ("errors",),
