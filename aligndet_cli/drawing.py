@@ -65,10 +65,10 @@ def draw_boxes(image: Image.Image, boxes: NDArray, colours: Sequence[str], label
     draw = ImageDraw.Draw(image)
     size = max(11, round(0.022 * math.sqrt(image.width * image.height)))
     line = max(2, size // 6)
-    outlines: list[Rectangle] = [(x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)) for x1, y1, x2, y2 in boxes.tolist()]
-    for outline, colour in zip(outlines, colours, strict=True):
-        draw.rectangle(outline, outline="black", width=line + 2)  # a rim: visible on every background
-        draw.rectangle(_inset(outline, 1), outline=colour, width=line)
+    outlines: list[Rectangle] = [(x1, y1, max(x2, x1 + 2), max(y2, y1 + 2)) for x1, y1, x2, y2 in boxes.tolist()]
+    for (x1, y1, x2, y2), colour in zip(outlines, colours, strict=True):
+        draw.rectangle((x1, y1, x2, y2), outline="black", width=line + 2)  # a rim: visible on every background
+        draw.rectangle((x1 + 1, y1 + 1, x2 - 1, y2 - 1), outline=colour, width=line)
     tags: list[tuple[Rectangle, str, ImageFont.FreeTypeFont, str]] = []
     for outline, colour, label in reversed(list(zip(outlines, colours, labels, strict=bool(labels)))):
         if label:
@@ -93,8 +93,10 @@ def place_tag(
     x = max(min(box[0], image_size[0] - width), 0)
     tops = [box[1] - height, box[1], box[3] - height, box[3]]
     places = [(x, top, x + width, top + height) for top in tops if 0 <= top <= image_size[1] - height]
-    places = places or [(x, 0.0, x + width, height)]  # the image is smaller than its tag
-    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+    for x1, y1, x2, y2 in places:
+        if all(x2 <= left or right <= x1 or y2 <= top or bottom <= y1 for left, top, right, bottom in taken):
+            return x1, y1, x2, y2
+    return places[0] if places else (x, 0.0, x + width, height)  # the image may be smaller than its tag
 
 
 def draw_text(lines: Sequence[str], width: int) -> Image.Image:
@@ -125,22 +127,10 @@ def draw_grid(tiles: Sequence[Image.Image], num_columns: int, gap: int = 6) -> I
 def save_picture(image: Image.Image, file: Path) -> None:
     """Write a picture at once (never half of it), as JPEG or PNG after its name."""
     buffer = io.BytesIO()
-    if file.suffix == ".png":
-        image.save(buffer, format="PNG")
-    else:  # colours of thin lines survive at full resolution only
-        image.save(buffer, format="JPEG", quality=90, subsampling=0)
+    kind = "PNG" if file.suffix == ".png" else "JPEG"
+    image.save(buffer, format=kind, quality=90, subsampling=0)  # thin lines keep their colours at full resolution only
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, buffer.getvalue())
-
-
-def _inset(box: Rectangle, by: float) -> Rectangle:
-    """Return the box without its rim, or the box where nothing would be left."""
-    inner = (box[0] + by, box[1] + by, box[2] - by, box[3] - by)
-    return inner if inner[2] > inner[0] and inner[3] > inner[1] else box
-
-
-def _overlap(first: Rectangle, second: Rectangle) -> bool:
-    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
 def _ink_on(colour: str) -> str:
@@ -153,8 +143,8 @@ def _set(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
     """Return a font for a text, and the text as that font can show it."""
     missing = frozenset(text) - _letters_of(_FONT_FILE)
     file = _installed_font(missing) if missing else _FONT_FILE
-    missing -= _letters_of(file)
-    return _font(file, size), "".join(ascii(letter)[1:-1] if letter in missing else letter for letter in text)
+    known = _letters_of(file)
+    return _font(file, size), "".join(letter if letter in known else ascii(letter)[1:-1] for letter in text)
 
 
 @cache
