@@ -21,7 +21,7 @@ _COLOUR = "#F0E442"
 _CONTEXT = 0.1  # of the box's size, shown around it
 
 
-def draw_sheet(file: Path, source: ProposalImages, members: Members) -> None:
+def draw_cluster_sheet(file: Path, source: ProposalImages, members: Members) -> None:
     """Write a JPEG with crops of the 16 largest clusters, in two columns; the box is drawn inside each crop."""
     largest = np.argsort(-members.sizes, kind="stable")[:NUM_CLUSTERS]
     strips = [_draw_strip(source, members, int(place)) for place in largest if members.sizes[place] > 0]

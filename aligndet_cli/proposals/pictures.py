@@ -33,7 +33,7 @@ _GROUP_COLOURS = {
 }
 
 
-def draw_sheet(file: Path, store: ProposalStore, image_set: ImageSet) -> None:
+def draw_proposal_sheet(file: Path, store: ProposalStore, image_set: ImageSet) -> None:
     """Write a JPEG of up to 12 images, evenly spread over those with proposals, with their first 15 boxes."""
     with_boxes = np.flatnonzero(store.counts > 0)
     candidates = with_boxes if len(with_boxes) else np.arange(len(store))

@@ -27,7 +27,7 @@ from aligndet_cli.processes.signals import stop_on_signal
 from aligndet_cli.proposals.backends import Backend, Workers, resolve_workers, results_of
 from aligndet_cli.proposals.filters import FilterRules
 from aligndet_cli.proposals.journal import Found, Journal, Records
-from aligndet_cli.proposals.pictures import draw_histograms, draw_recall, draw_sheet
+from aligndet_cli.proposals.pictures import draw_histograms, draw_proposal_sheet, draw_recall
 from aligndet_cli.proposals.report import build_report
 from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
@@ -324,7 +324,7 @@ def _write_report(plan: Plan, digests: list[int], num_skipped: int) -> dict[str,
     report = build_report(store, image_set, plan.config.min_size, digests)
     write_json(partial / "report.json", {"skipped_images": num_skipped, **report})
     with never_failing(partial / "sheet.jpg"):
-        draw_sheet(partial / "sheet.jpg", store, image_set)
+        draw_proposal_sheet(partial / "sheet.jpg", store, image_set)
     with never_failing(partial / "plots"):
         draw_histograms(partial / "plots", store)
     result = {

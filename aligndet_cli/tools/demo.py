@@ -1,4 +1,4 @@
-"""`aligndet demo`: the paper's whole story on drawn pictures, ending with what box-domain pre-training adds."""
+"""`aligndet demo`: run the whole method on drawn pictures, and measure the effect of box-domain pre-training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,14 +59,14 @@ FINETUNE_LR = {"backbone": 0.02, "pretrain": 0.03}  # half as much again after p
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo measured: metrics without and with pre-training, and the page that shows all of it."""
+    """Metrics without and with pre-training, and the page with all pictures."""
 
     without: dict[str, float]
     with_pretraining: dict[str, float]
     page: Path
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         delta = {key: self.with_pretraining[key] - self.without[key] for key in METRICS}
         return {
             "without": self.without,
@@ -76,7 +76,7 @@ class DemoReport:
         }
 
     def table(self) -> Table:
-        """AP in percent, without, with, and the difference."""
+        """Return a table of AP in percent: without, with, and the difference."""
         table = plain_table("", *METRICS)
         numbers = self.to_json()
         for title, key in zip((*STARTS, "delta"), ("without", "with", "delta"), strict=True):
@@ -85,7 +85,7 @@ class DemoReport:
         return table
 
     def closing_lines(self) -> list[str]:
-        """Where to look next."""
+        """Return the last lines for people."""
         return [f"report with all pictures: {self.page}"]
 
 

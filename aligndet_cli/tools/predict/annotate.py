@@ -1,4 +1,4 @@
-"""Boxes, masks, names and scores drawn into an image, readable whatever its size."""
+"""Images with boxes, masks, names and scores, readable in images of any size."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ _LONGEST_NAME = 24
 def annotate(
     pixels: NDArray[np.uint8], entries: Sequence[Mapping[str, Any]], names: Mapping[int, str], places: Mapping[int, int]
 ) -> Image.Image:
-    """Return a copy of an image with detections drawn in, the best on top.
+    """Return a copy of an image with detections, the best on top; small images are enlarged.
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
-        entries: COCO results, or labels without score; `bbox` is xywh, `segmentation` an RLE of the image's size.
+        entries: COCO results, or labels without score; `bbox` is xywh in pixels, `segmentation` an RLE of size H x W.
         names: class name by category id.
         places: place among the classes, which decides the colour, by category id.
     """
