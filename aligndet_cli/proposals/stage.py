@@ -72,7 +72,7 @@ class ProposalsConfig(StageConfig):
     on_error: Literal["skip", "fail"] = Field("skip", description="Reaction to an image that cannot be read.")
     shard: str | None = Field(None, description="Share I/N of the images; the last of N puts all together (one share).")
     backend: Backend | Literal["auto"] = Field(
-        "auto", description="Workers of the search; auto: threads for up to four of them, else processes."
+        "auto", description="Workers of the search; auto takes threads for up to four, else processes."
     )
     scheduler: str | None = Field(None, description="Address of the Dask scheduler or the Ray head (none).")
 

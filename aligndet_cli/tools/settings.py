@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal, TypedDict, Union, get_args, get_orig
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from aligndet_cli import flags
 from aligndet_cli.config import STAGES, StageConfig
 from aligndet_cli.data.folds import SplitConfig
 from aligndet_cli.detectors import DetectorConfig
-from aligndet_cli.driver import stage_config_class
+from aligndet_cli.stage import find_stage
 from aligndet_cli.tools import settings_page
 from aligndet_cli.tools.bench.measure import BenchConfig
 from aligndet_cli.tools.predict.command import PredictConfig
@@ -59,7 +58,7 @@ def describe_settings(config_class: type[BaseModel]) -> dict[str, Setting]:
 def describe_all() -> dict[str, dict[str, dict[str, Setting]]]:
     """Return the content of `settings.json`: settings of stages, of other commands, and of detector families."""
     return {
-        "stages": {name: describe_settings(stage_config_class(name)) for name in STAGES},
+        "stages": {name: describe_settings(find_stage(name).steps().config) for name in STAGES},
         "commands": {name: describe_settings(config) for name, config in COMMANDS.items()},
         "detectors": {config.model_fields["family"].default: _of_family(config) for config in _members(DetectorConfig)},
     }
@@ -72,8 +71,7 @@ def to_json(content: Mapping[str, Any]) -> str:
 
 def to_page(content: Mapping[str, Any]) -> str:
     """Return docs/settings.md."""
-    by_command = {**flags.STAGE_FLAGS, "predict": flags.PREDICT, "bench": flags.BENCH, "split": flags.SPLIT}
-    words = {name: {flag.path: flag.names for flag in flags if flag.path} for name, flags in by_command.items()}
+    words = {name: {flag.path: flag.names for flag in find_stage(name).flags if flag.path} for name in STAGES}
     return settings_page.build_page(content, words)
 
 

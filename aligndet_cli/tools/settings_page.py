@@ -41,7 +41,7 @@ def build_page(content: Mapping[str, Mapping[str, Table]], words: Mapping[str, W
 
     Args:
         content: see `settings.json`.
-        words: flags of stages and commands.
+        words: flags of stages.
     """
     tables = {**content["stages"], **content["commands"]}
     shared = {path: entry for table in reversed(tables.values()) for path, entry in table.items() if _heading(path)}
@@ -55,7 +55,7 @@ def build_page(content: Mapping[str, Mapping[str, Table]], words: Mapping[str, W
         own = {path: entry for path, entry in table.items() if shared.get(path) != entry}
         if own:
             is_stage = name in content["stages"]
-            sentence = _links(table, own) if is_stage else f"Of data and machine, `aligndet {name} --help` has flags."
+            sentence = _links(table, own) if is_stage else f"`aligndet {name} --help` has a flag for each, and others."
             parts += [f"## {name}\n", f"{sentence}\n", _table(own, words.get(name, {}))]
     parts += [DETECTORS, *_families(content["detectors"])]
     return "\n".join(parts)

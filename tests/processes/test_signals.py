@@ -118,7 +118,7 @@ def test_while_modules_are_imported() -> None:
         "import os, signal, sys\n"
         "import aligndet_cli.cli as cli\n"
         "import aligndet_cli.driver as driver\n"
-        "driver.stage_module = lambda stage: (os.kill(os.getpid(), signal.SIGUSR1), __import__('time').sleep(9))\n"
+        "driver.find_stage = lambda stage: (os.kill(os.getpid(), signal.SIGUSR1), __import__('time').sleep(9))\n"
         "sys.argv = ['aligndet', 'cluster', '-w', '/nowhere', '--json']\n"
         "cli.main()\n"
     )
