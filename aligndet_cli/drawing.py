@@ -140,7 +140,7 @@ def _ink_on(colour: str) -> str:
 
 
 def _set(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
-    """Return a font for a text, and the text as that font can show it."""
+    """Return a font for a text, and the text with numbers in place of letters that the font lacks."""
     missing = frozenset(text) - _letters_of(_FONT_FILE)
     file = _installed_font(missing) if missing else _FONT_FILE
     known = _letters_of(file)

@@ -1,4 +1,4 @@
-"""Pictures of clusters: their sizes, and a sheet with a row of crops for each, those nearest its centroid first."""
+"""Pictures of clusters: their sizes, and a sheet of crops, the nearest to each centroid first."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ NUM_CLUSTERS, NUM_CROPS = 16, 8
 _TILE_HW = (96, 96)
 _TEXT_WIDTH = 132  # pixels
 _COLOUR = "#F0E442"
-_CONTEXT = 0.1  # of the box's size, shown around it
+_CONTEXT = 0.1  # margin around a box, as a share of its longer side
 
 
 def draw_cluster_sheet(file: Path, source: ProposalImages, members: Members) -> None:
-    """Write a JPEG with crops of the 16 largest clusters, in two columns; the box is drawn inside each crop."""
+    """Write a JPEG with crops of the 16 largest clusters, in two columns; each crop shows its box."""
     largest = np.argsort(-members.sizes, kind="stable")[:NUM_CLUSTERS]
     strips = [_draw_strip(source, members, int(place)) for place in largest if members.sizes[place] > 0]
     half = (len(strips) + 1) // 2
@@ -31,7 +31,7 @@ def draw_cluster_sheet(file: Path, source: ProposalImages, members: Members) -> 
 
 
 def draw_sizes(file: Path, members: Members) -> None:
-    """Write the number of proposals of each cluster, largest first, beside what it is when all are of one size."""
+    """Write a PNG of the number of proposals per cluster, largest first, and of the mean."""
     sizes = np.sort(members.sizes)[::-1]
     figure = new_figure(6.5, 3.4)
     axes = figure.add_subplot()
@@ -46,12 +46,12 @@ def draw_sizes(file: Path, members: Members) -> None:
 
 
 def nearest_rows(members: Members, cluster_id: int, offsets: NDArray[np.int64]) -> list[int]:
-    """Rows of a cluster nearest its centroid, at most 8 and from different images while there are enough.
+    """Return the rows of at most 8 proposals nearest to a cluster's centroid, from different images if possible.
 
-    Neighbouring proposals of one image are near-copies: eight of them would show one object, not a cluster.
+    Neighbouring proposals of one image are nearly copies: eight of them would show one object, not a cluster.
 
     Args:
-        offsets: (B + 1,) rows of image i are offsets[i]:offsets[i + 1].
+        offsets: (B + 1,) int64; the rows of image i are offsets[i]:offsets[i + 1].
     """
     rows = np.flatnonzero(members.labels == cluster_id)
     rows = rows[np.argsort(members.distances[rows], kind="stable")]
@@ -76,13 +76,13 @@ def _draw_strip(source: ProposalImages, members: Members, cluster_id: int) -> Im
 
 
 def _draw_crop(source: ProposalImages, row: int) -> Image.Image:
-    """Return a tile with a box and a margin around it, at its own aspect ratio."""
+    """Return a tile with the crop around a proposal, at its own aspect ratio."""
     box = source.store.boxes[row].astype(np.float64)
     index = int(np.searchsorted(source.store.offsets, row, side="right")) - 1
     place = int(np.searchsorted(source.places[:, 0], index))
     try:
         image = read_image(source.images.record(int(source.places[place, 1])).path)
-    except DataError:  # it could be read a while ago; a picture is not worth failing for
+    except DataError:  # the image could be read a while ago; a picture is not worth failing for
         return draw_tile(None, box[None], _TILE_HW, colours=[_COLOUR])
     x1, y1, x2, y2 = box
     margin = _CONTEXT * max(x2 - x1, y2 - y1)

@@ -86,7 +86,7 @@ def _draw_pairs(
 
 
 def _draw_image(pixels: NDArray[np.uint8], entries: Entries, image_set: ImageSet, lines: Sequence[str]) -> Image.Image:
-    """Return an (H, W, 3) image with the boxes of COCO entries, the best on top, and the best ones named."""
+    """Return a tile of an (H, W, 3) uint8 RGB image and its COCO entries, the best on top, 25 and crowds named."""
     class_ids = {category.category_id: class_id for class_id, category in enumerate(image_set.categories)}
     ordered = sorted(entries, key=lambda entry: entry.get("score", 1.0))
     colours, labels = [], []

@@ -1,4 +1,4 @@
-"""A picture of what pre-training sees: the two views of a few images, with the same proposals in the same colours."""
+"""A picture of the two views of a few images, with the same proposals in the same colours."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +33,8 @@ def draw_first_views(
 ) -> None:
     """Write a JPEG of the two views of the first images that a run with these settings trains on, one row per image.
 
-    Box i has the same colour and number on both sides and must lie on the same thing: a wrong transform shows at once.
-    Of many proposals some are drawn, evenly spread over their sizes.
+    A proposal has the same colour and number in both views, and must lie on the same object, so that a wrong transform
+    shows at once. Of many proposals, a few are drawn, evenly spread over their sizes.
 
     Args:
         short_sides, long_side, seed, batch_size: as in training.
@@ -50,7 +50,7 @@ def draw_first_views(
         if isinstance(sample, DataError):
             raise sample
         shown = _evenly_by_size(sample.boxes)
-        colours = [COLOURS[place % len(COLOURS)] for place in range(len(shown))]
+        colours = (NUM_BOXES * COLOURS)[: len(shown)]
         numbers = [str(place + 1) for place in range(len(shown))]
         tiles = []
         for number in VIEWS:
@@ -68,7 +68,7 @@ def draw_first_views(
 
 
 def _evenly_by_size(boxes: Tensor) -> Tensor:
-    """(n,) int64 indices of at most `NUM_BOXES` of (N, 4) boxes, largest first, evenly spread over their areas."""
+    """Return (n,) int64 indices of at most `NUM_BOXES` of (N, 4) boxes, largest first, evenly spread by rank."""
     order = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).argsort(descending=True, stable=True)
     places = torch.linspace(0, max(len(order) - 1, 0), min(len(order), NUM_BOXES)).round().long()
     return order[places]
@@ -81,7 +81,7 @@ def _describe(params: ViewParams, size_hw: tuple[int, int]) -> str:
 
 
 def _to_uint8(pixels: Tensor) -> NDArray[np.uint8]:
-    """(3, h, w) normalised -> (h, w, 3) RGB."""
+    """Return an (h, w, 3) uint8 RGB image of (3, h, w) normalised pixels."""
     mean, deviation = (torch.tensor(of).view(3, 1, 1) for of in (MEAN, STD))
     levels = ((pixels * deviation + mean) * 255).round().clamp(0, 255).byte()
     return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())

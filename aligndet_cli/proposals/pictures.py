@@ -1,4 +1,4 @@
-"""Pictures of a store: a contact sheet of images with their proposals, histograms, and recall by budget."""
+"""Pictures of proposals: a sheet of images, histograms, and recall by number of proposals."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ _NUM_BINS = 40
 _NUM_TILES, _NUM_COLUMNS = 12, 4
 _TILE_HW = (300, 400)
 _BOXES_PER_TILE = 15  # more hide the image
-# Colours of boxes by size: sqrt(box area / image area) up to the limit. Okabe and Ito's, with the yellow.
+# Colours of boxes whose sqrt(box area / image area) is at most the limit; Okabe and Ito's, as in plotting.
 _COLOURS = {0.15: "#D55E00", 0.30: "#F0E442", 0.50: "#56B4E9", np.inf: "#CC79A7"}
 _GROUP_COLOURS = {
     "all": "#000000",
@@ -56,7 +56,7 @@ def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
     """Write recall at IoU 0.5 and mean best overlap over the number of proposals per image, by object size.
 
     Args:
-        labels: of `measure_recall`.
+        labels: result of `measure_recall`.
     """
     budgets = labels["budgets"][:-1]
     figure = new_figure(9, 3.9)
@@ -79,12 +79,12 @@ def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
 
 
 def _draw_tile(store: ProposalStore, index: int, image_set: ImageSet) -> Image.Image:
-    """Return an image, its first boxes and a line of text; large boxes first so that small ones stay visible."""
+    """Return an image, its first boxes and a line of text; small boxes are drawn over large ones."""
     image_id, boxes = int(store.image_ids[index]), store.boxes_of(index)
     path = image_set.record(int(np.flatnonzero(image_set.image_ids == image_id)[0])).path
     try:
         image = read_image(path)
-    except DataError:  # it could be read a while ago; a picture is not worth failing for
+    except DataError:  # the image could be read a while ago; a picture is not worth failing for
         return draw_tile(None, boxes[:0], _TILE_HW, colours=(), lines=[f"{path.name}: unreadable"])
     height, width = image.shape[:2]
     sizes = np.sqrt(areas_of(boxes[:_BOXES_PER_TILE]) / (height * width))
@@ -121,7 +121,7 @@ def _draw_histogram(file: Path, values: NDArray, x_label: str, y_label: str, *, 
 
 
 def _even_edges(values: NDArray) -> NDArray[np.floating]:
-    """Edges of bins of one width; around whole numbers, each of which falls into one bin with as many as others."""
+    """Return edges of equal bins for (N,) values; bins of whole numbers all hold the same count of numbers."""
     if not np.issubdtype(values.dtype, np.integer):
         return np.histogram_bin_edges(values, bins=_NUM_BINS)
     low, high = int(values.min()), int(values.max())

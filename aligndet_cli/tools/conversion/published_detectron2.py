@@ -116,7 +116,7 @@ def from_detectron2(tensors: Mapping[str, Tensor], style: str | None, file: Path
 
 
 def _by_ratio(rows: Tensor) -> Tensor:
-    """Return (9 * V, ...) rows of 9 anchors in our order: by ratio, then scale. Detectron2's is by scale, then ratio."""
+    """Return (9 * V, ...) rows of 9 anchors in our order, by ratio, then scale; detectron2 has the reverse."""
     if len(rows) % (_NUM_SCALES * _NUM_RATIOS):
         return rows  # other anchors: their shape is refused later
     return rows.unflatten(0, (_NUM_SCALES, _NUM_RATIOS, -1)).transpose(0, 1).flatten(0, 2).contiguous()
