@@ -21,7 +21,7 @@ FLOORS = (
     ("artifacts",),
     ("data",),
     ("processes",),
-    ("plotting", "tables", "flags", "arrays"),
+    ("drawing", "plotting", "tables", "flags", "arrays"),
     ("workspace",),
     ("config", "logs", "files"),
     ("errors",),

@@ -48,7 +48,7 @@ from aligndet_cli.cluster.report import (
     histogram_lines,
 )
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
-from aligndet_cli.cluster.sheet import draw_sheet, draw_sizes
+from aligndet_cli.cluster.sheet import draw_cluster_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers
 from aligndet_cli.errors import ConfigError
@@ -379,7 +379,7 @@ def _save_labels(folder: Path, members: Members) -> None:
 
 def _draw(folder: Path, source: ProposalImages, members: Members) -> None:
     with never_failing(folder / "sheet.jpg"):
-        draw_sheet(folder / "sheet.jpg", source, members)
+        draw_cluster_sheet(folder / "sheet.jpg", source, members)
     with never_failing(folder / "plots" / "sizes.png"):
         draw_sizes(folder / "plots" / "sizes.png", members)
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.drawing import save_picture
 from aligndet_cli.evaluate.analysis import PARTS
 from aligndet_cli.evaluate.sheets import draw_best_and_worst, draw_detections
 from aligndet_cli.metrics.coco import CocoEvaluation
@@ -53,12 +54,14 @@ def draw_plots(folder: Path, drawing: Drawing) -> None:
         "per_class_ap.png": partial(draw_per_class, drawing),
         "errors.png": partial(draw_errors, drawing),
         "confusion.png": partial(draw_confusion, drawing),
-        "detections.png": partial(draw_detections, *images),
-        "best_and_worst.png": partial(draw_best_and_worst, *images),
     }
     for name, draw in pictures.items():
         with never_failing(folder / name):
             save_figure(draw(), folder / name)
+    sheets = {"detections.png": draw_detections, "best_and_worst.png": draw_best_and_worst}
+    for name, draw_sheet in sheets.items():
+        with never_failing(folder / name):
+            save_picture(draw_sheet(*images), folder / name)
 
 
 def draw_precision_recall(drawing: Drawing) -> Figure:

@@ -11,7 +11,7 @@ from aligndet_cli.files import write_bytes, write_json
 from aligndet_cli.logs import logger
 from aligndet_cli.plotting import never_failing
 from aligndet_cli.proposals.journal import ImageResult, Journals
-from aligndet_cli.proposals.pictures import draw_histograms, draw_recall, draw_sheet
+from aligndet_cli.proposals.pictures import draw_histograms, draw_proposal_sheet, draw_recall
 from aligndet_cli.proposals.report import describe_store
 from aligndet_cli.workspace import Output
 
@@ -76,7 +76,7 @@ def _write_report(
     report = describe_store(store, image_set, min_size, digests)
     write_json(partial / "report.json", {"skipped_images": num_skipped, **report})
     with never_failing(partial / "sheet.jpg"):
-        draw_sheet(partial / "sheet.jpg", store, image_set)
+        draw_proposal_sheet(partial / "sheet.jpg", store, image_set)
     with never_failing(partial / "plots"):
         draw_histograms(partial / "plots", store)
     result = {

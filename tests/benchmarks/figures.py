@@ -40,11 +40,11 @@ STAGES = {
 # What draws in each stage, where the stage finds it.
 DRAWING = {
     "proposals": (
-        "proposals.artifact.draw_sheet",
+        "proposals.artifact.draw_proposal_sheet",
         "proposals.artifact.draw_histograms",
         "proposals.artifact.draw_recall",
     ),
-    "cluster": ("cluster.stage.draw_sheet", "cluster.stage.draw_sizes"),
+    "cluster": ("cluster.stage.draw_cluster_sheet", "cluster.stage.draw_sizes"),
     "pretrain-box": ("pretrain_box.stage._draw",),
     "finetune": ("finetune.stage.plot_curves",),
     "evaluate": ("evaluate.stage.draw_plots",),
