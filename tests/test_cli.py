@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import CHAIN, Ran, aligndet, files_of
 
 from aligndet_cli import driver
 from aligndet_cli.flags import BENCH, DOCTOR, IMPORT, PREDICT, REPORT, SPLIT, STAGE_FLAGS, VIEWS
+from helpers.commandline import CHAIN, Ran, aligndet, files_of
 
 FLAG_SNAPSHOT = Path(__file__).parent / "flags.txt"
 

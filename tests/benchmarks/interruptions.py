@@ -19,13 +19,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "e2e")]
-from commandline import CHAIN  # noqa: E402  # found by the line above
-from forks import ForkServer, fork_server  # noqa: E402
-from interrupting import results, words_of, workspace_before  # noqa: E402
-
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`
 from aligndet_cli.data.toy import draw_toy_data  # noqa: E402
+from helpers.commandline import CHAIN  # noqa: E402
+from helpers.forks import ForkServer, fork_server  # noqa: E402
+from helpers.interrupting import results, words_of, workspace_before  # noqa: E402
 
 SIGNALS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.open import detect_format, open_images
 from aligndet_cli.errors import DataError
+from helpers.data_sets import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 
 
 def test_detect_format(tmp_path: Path) -> None:

@@ -11,7 +11,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden_tools import (
+from torch import Tensor
+from torch.nn import functional
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, build_fcos, compute_centerness
+from aligndet_cli.detectors.interface import BoxTargets
+from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
+from aligndet_cli.detectors.parts.points import measure_sides
+from aligndet_cli.tools.conversion import mmdet
+from helpers.golden import (
     GOLDEN,
     as_tensors,
     assert_maps_equal,
@@ -24,15 +33,6 @@ from golden_tools import (
     read_pretext_boxes,
     to_batch,
 )
-from torch import Tensor
-from torch.nn import functional
-
-from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, build_fcos, compute_centerness
-from aligndet_cli.detectors.interface import BoxTargets
-from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
-from aligndet_cli.detectors.parts.points import measure_sides
-from aligndet_cli.tools.conversion import mmdet
 
 ALL_POINTS = 100_000
 PROJECTOR = "bbox_head.conv_cls."

@@ -10,19 +10,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden_tools import (
-    GOLDEN,
-    as_tensors,
-    assert_maps_equal,
-    checksum,
-    contrastive_loss,
-    draw_image,
-    draw_pretext_images,
-    draw_weights,
-    import_drawn,
-    read_pretext_boxes,
-    to_batch,
-)
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,6 +25,19 @@ from aligndet_cli.detectors.parts.mask_head import paste_mask
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, pool_rois, sample_rois
 from aligndet_cli.detectors.parts.two_stage import DELTA_STD
 from aligndet_cli.tools.conversion import mmdet
+from helpers.golden import (
+    GOLDEN,
+    as_tensors,
+    assert_maps_equal,
+    checksum,
+    contrastive_loss,
+    draw_image,
+    draw_pretext_images,
+    draw_weights,
+    import_drawn,
+    read_pretext_boxes,
+    to_batch,
+)
 
 PROJECTOR = "roi_head.bbox_head.fc_cls."
 EVERYTHING = {"rpn_samples": 10**6, "rpn_positive_fraction": 1, "roi_samples": 10**6, "roi_positive_fraction": 1}

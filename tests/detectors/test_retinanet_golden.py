@@ -6,7 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from golden_tools import (
+from torch import Tensor
+from torch.nn import functional
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets
+from aligndet_cli.detectors.parts.box_coder import encode_boxes
+from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig, build_retinanet
+from aligndet_cli.tools.conversion import mmdet
+from helpers.golden import (
     GOLDEN,
     as_tensors,
     assert_maps_equal,
@@ -19,14 +27,6 @@ from golden_tools import (
     read_pretext_boxes,
     to_batch,
 )
-from torch import Tensor
-from torch.nn import functional
-
-from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets
-from aligndet_cli.detectors.parts.box_coder import encode_boxes
-from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig, build_retinanet
-from aligndet_cli.tools.conversion import mmdet
 
 ALL_ANCHORS = 100_000
 

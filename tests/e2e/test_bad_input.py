@@ -6,17 +6,15 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
-from commandline import BACKBONE, CHAIN, NECK, RESOLUTION, aligndet, files_of
 from PIL import Image
 
 from aligndet_cli.workspace import Workspace
-
-if TYPE_CHECKING:
-    from forks import ForkServer
+from helpers.commandline import BACKBONE, CHAIN, NECK, RESOLUTION, aligndet, files_of
+from helpers.forks import ForkServer
 
 pytestmark = pytest.mark.e2e
 
@@ -279,7 +277,7 @@ def limit_file_size(num_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("stage", ["proposals", "cluster", "finetune"])
-def test_full_disk(forks: "ForkServer", stage: str, chain: Path, toy: Path, tmp_path: Path) -> None:
+def test_full_disk(forks: ForkServer, stage: str, chain: Path, toy: Path, tmp_path: Path) -> None:
     """A file system that is too small for the stage; then it grows, and the same command goes on to the same result."""
     disk, workspace = tmp_path / "disk", tmp_path / "disk" / "w"
     disk.mkdir()
@@ -312,7 +310,7 @@ def test_full_disk(forks: "ForkServer", stage: str, chain: Path, toy: Path, tmp_
         subprocess.run(["umount", disk], check=True)
 
 
-def test_read_only_disk(forks: "ForkServer", toy: Path, tmp_path: Path) -> None:
+def test_read_only_disk(forks: ForkServer, toy: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True, check=False)

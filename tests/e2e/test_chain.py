@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import CHAIN, RANDOM, SMALL, aligndet, run_chain
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from helpers.commandline import CHAIN, RANDOM, SMALL, aligndet, run_chain
 
 pytestmark = pytest.mark.e2e
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commandline import CHAIN, aligndet
+
+from helpers.commandline import CHAIN, aligndet
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -6,14 +6,12 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from commandline import CHAIN
-from interrupting import results, wait_for_work, words_of, workspace_before
 
-if TYPE_CHECKING:
-    from forks import ForkServer
+from helpers.commandline import CHAIN
+from helpers.forks import ForkServer
+from helpers.interrupting import results, wait_for_work, words_of, workspace_before
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +26,7 @@ def before(request: pytest.FixtureRequest, chain: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("stage", CHAIN)
-def test_killed_again_and_again(forks: "ForkServer", stage: str, before: Path, chain: Path, toy: Path) -> None:
+def test_killed_again_and_again(forks: ForkServer, stage: str, before: Path, chain: Path, toy: Path) -> None:
     rng = random.Random(f"{SEED} {stage}")
     expected = results(chain, stage)
     words = words_of(stage, toy)
@@ -56,7 +54,7 @@ def test_killed_again_and_again(forks: "ForkServer", stage: str, before: Path, c
     [*((stage, signal.SIGTERM) for stage in CHAIN), ("proposals", signal.SIGUSR1), ("pretrain-box", signal.SIGUSR1)],
 )
 def test_asked_to_stop_it_saves_and_exits_75(
-    forks: "ForkServer", stage: str, number: signal.Signals, before: Path, chain: Path, toy: Path
+    forks: ForkServer, stage: str, number: signal.Signals, before: Path, chain: Path, toy: Path
 ) -> None:
     words = words_of(stage, toy)
     pid = forks.start(*words, cwd=before)

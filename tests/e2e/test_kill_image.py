@@ -3,15 +3,12 @@
 import random
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from interrupting import results
 
 from aligndet_cli.data.toy import draw_toy_objects
-
-if TYPE_CHECKING:
-    from forks import ForkServer
+from helpers.forks import ForkServer
+from helpers.interrupting import results
 
 pytestmark = pytest.mark.e2e
 
@@ -20,7 +17,7 @@ SMALL += ("--set", "embedding_dim=16", "--set", "training.log_every=1", "--set",
 
 
 @pytest.mark.parametrize("method", ["simsiam", "moco-v2"])
-def test_killed_again_and_again(forks: "ForkServer", method: str, tmp_path: Path) -> None:
+def test_killed_again_and_again(forks: ForkServer, method: str, tmp_path: Path) -> None:
     draw_toy_objects(tmp_path / "objects", seed=0, num_train=17, num_val=11, size_hw=(40, 48))
     words = ("pretrain-image", tmp_path / "objects", "-w", ".", "--method", method, *SMALL)
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"

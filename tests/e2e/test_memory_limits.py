@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import CHAIN, aligndet
+
+from helpers.commandline import CHAIN, aligndet
 
 pytestmark = [
     pytest.mark.e2e,

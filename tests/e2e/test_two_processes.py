@@ -8,20 +8,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
-from commandline import CHAIN, aligndet, files_of
-from two_ranks import Taken, run_and_keep, take_learner, train_with_averaged_gradients
 
 from aligndet_cli import driver
 from aligndet_cli.processes.devices import Devices, Process
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.processes.slurm import torch_variables
-
-if TYPE_CHECKING:
-    from forks import ForkServer
+from helpers.commandline import CHAIN, aligndet, files_of
+from helpers.forks import ForkServer
+from helpers.two_ranks import Taken, run_and_keep, take_learner, train_with_averaged_gradients
 
 pytestmark = pytest.mark.e2e
 
@@ -121,14 +119,14 @@ def slurm_variables() -> list[dict[str, str]]:
 
 
 def join(
-    forks: "ForkServer", *words: str | Path, cwd: Path, ranks: list[dict[str, str]] | None = None
+    forks: ForkServer, *words: str | Path, cwd: Path, ranks: list[dict[str, str]] | None = None
 ) -> tuple[list[int], list[str]]:
     """Run a command twice, with the variables that a launcher sets; exit codes and outputs by rank."""
     pids = [forks.start(*words, cwd=cwd, environment=variables) for variables in ranks or torchrun_variables()]
     return [forks.wait(pid) for pid in pids], [Path(f"{forks.log}{rank}").read_text() for rank in ("0", "1")]
 
 
-def test_joined_pretraining(forks: "ForkServer", workspace: Path) -> None:
+def test_joined_pretraining(forks: ForkServer, workspace: Path) -> None:
     words = ("pretrain-box", "-w", workspace, *CHAIN["pretrain-box"], *BATCH, "--name", "joined")
     codes, outputs = join(forks, *words, cwd=workspace)
     assert codes == [0, 0], outputs
@@ -138,7 +136,7 @@ def test_joined_pretraining(forks: "ForkServer", workspace: Path) -> None:
     assert codes == [0, 0] and "already complete" in outputs[0] and outputs[1] == ""
 
 
-def test_joined_under_slurm(forks: "ForkServer", workspace: Path) -> None:
+def test_joined_under_slurm(forks: ForkServer, workspace: Path) -> None:
     words = ("pretrain-box", "-w", workspace, *CHAIN["pretrain-box"], *BATCH, "--name", "slurm")
     codes, outputs = join(forks, *words, cwd=workspace, ranks=slurm_variables())
     assert codes == [0, 0], outputs
@@ -146,7 +144,7 @@ def test_joined_under_slurm(forks: "ForkServer", workspace: Path) -> None:
     assert "(2 cpu process(es) x 2)" in outputs[0] and outputs[1] == ""
 
 
-def test_joined_evaluation_of_fewer_chunks_than_processes(forks: "ForkServer", workspace: Path, chain: Path) -> None:
+def test_joined_evaluation_of_fewer_chunks_than_processes(forks: ForkServer, workspace: Path, chain: Path) -> None:
     # Five images are one chunk: the second process has nothing to do.
     words = ("evaluate", "-w", workspace, "--limit", "5")
     codes, outputs = join(forks, *words, "--name", "joined", cwd=workspace)
@@ -155,14 +153,14 @@ def test_joined_evaluation_of_fewer_chunks_than_processes(forks: "ForkServer", w
     assert results(workspace / "evaluate" / "joined") == results(workspace / "evaluate" / "alone")
 
 
-def test_joined_proposals_are_written_once(forks: "ForkServer", toy: Path, chain: Path, tmp_path: Path) -> None:
+def test_joined_proposals_are_written_once(forks: ForkServer, toy: Path, chain: Path, tmp_path: Path) -> None:
     words = ("proposals", toy, "-w", tmp_path / "w", *CHAIN["proposals"])
     codes, outputs = join(forks, *words, cwd=tmp_path)
     assert codes == [0, 0], outputs
     assert results(tmp_path / "w" / "proposals") == results(chain / "proposals")
 
 
-def test_a_mistake_of_joined_processes(forks: "ForkServer", workspace: Path) -> None:
+def test_a_mistake_of_joined_processes(forks: ForkServer, workspace: Path) -> None:
     codes, outputs = join(forks, "finetune", "-w", workspace, "--init", "nil", cwd=workspace)
     assert codes == [2, 2]
     for output in outputs:

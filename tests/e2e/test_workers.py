@@ -1,25 +1,22 @@
 """The same files for any number of loader processes and however often a run was killed, with images of both shapes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from commandline import CHAIN, aligndet
-from interrupting import EAGER, results
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.toy import draw_toy_data
-
-if TYPE_CHECKING:
-    from forks import ForkServer
+from helpers.commandline import CHAIN, aligndet
+from helpers.forks import ForkServer
+from helpers.interrupting import EAGER, results
 
 pytestmark = pytest.mark.e2e
 
 KILLED = -9
 
 
-def test_batches_do_not_depend_on_workers_or_kills(forks: "ForkServer", tmp_path: Path) -> None:
+def test_batches_do_not_depend_on_workers_or_kills(forks: ForkServer, tmp_path: Path) -> None:
     data = tmp_path / "data"
     draw_toy_data(data, seed=0, num_train=13, num_val=3, size_hw=(100, 102))
     is_wide = open_images(DataConfig(root=data), purpose="train").aspects(range(13)) > 1

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import aligndet, files_of
 from torchvision.models import resnet18
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.pretrain_image import methods
+from helpers.commandline import aligndet, files_of
 
 SMALL = ("--backbone", "resnet18", "--image-size", "32", "--batch-size", "4", "--steps", "6")
 SMALL += ("--set", "training.log_every=1")

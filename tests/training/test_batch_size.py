@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import DETECTOR, NECK, RANDOM, RESOLUTION, aligndet
 from torch import Tensor, nn
 
 from aligndet_cli.data.sample import Sample
@@ -27,6 +26,7 @@ from aligndet_cli.training.loop import Learner, LoopSettings
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.settings import TrainingConfig
+from helpers.commandline import DETECTOR, NECK, RANDOM, RESOLUTION, aligndet
 
 RATES = Rates(0.01, 1e-4, "some recipe", batch_size=16)
 

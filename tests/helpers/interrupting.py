@@ -4,7 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
-from commandline import CHAIN, files_of
+from helpers.commandline import CHAIN, files_of
 
 # Times and paths; all else must be equal.
 VARYING = {"manifest.json", "config.json", "speed.jsonl"}
