@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.workspace import write_bytes
+from aligndet_cli.files import write_bytes
 
 
 def save_array(file: Path, array: NDArray[Any]) -> None:

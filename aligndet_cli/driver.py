@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from aligndet_cli.config import STAGES, DataConfig, Sources, StageConfig, load_config
 from aligndet_cli.errors import ConfigError, GateError
+from aligndet_cli.files import read_json
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.devices import Devices, Process, joined_world_size, resolve_devices
 from aligndet_cli.processes.launch import Shown, launch, one_for_all
-from aligndet_cli.workspace import Artifact, Output, Workspace, read_json
+from aligndet_cli.workspace import Artifact, Output, Workspace
 
 CONFIG_CLASSES = {
     "pretrain-image": "PretrainImageConfig",

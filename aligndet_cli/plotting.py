@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
-from aligndet_cli.workspace import write_bytes
 
 # Okabe and Ito's colours, told apart with any kind of colour vision, the most distant ones first; yellow and black are
 # left out as too faint on white and on photographs.

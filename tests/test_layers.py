@@ -22,7 +22,7 @@ FLOORS = (
     ("processes",),
     ("plotting", "tables", "flags", "arrays"),
     ("workspace",),
-    ("config", "logs"),
+    ("config", "logs", "files"),
     ("errors",),
 )
 

@@ -20,8 +20,9 @@ from aligndet_cli.backbones.interface import Backbone
 from aligndet_cli.backbones.layouts import Found, recognise
 from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
+from aligndet_cli.files import hash_files
 from aligndet_cli.logs import logger
-from aligndet_cli.workspace import Artifact, Workspace, hash_files
+from aligndet_cli.workspace import Artifact, Workspace
 
 NO_WEIGHTS = "none"
 FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin")

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.errors import RunError
+from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import Progress
 from aligndet_cli.processes.signals import StopSignal
-from aligndet_cli.workspace import write_bytes
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")

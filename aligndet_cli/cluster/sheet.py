@@ -11,8 +11,8 @@ from aligndet_cli.cluster.features import ProposalImages
 from aligndet_cli.cluster.report import Members
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
+from aligndet_cli.files import write_bytes
 from aligndet_cli.plotting import COLOURS, JPEG, REFERENCE, finish_axes, new_figure, save_figure
-from aligndet_cli.workspace import write_bytes
 
 NUM_CLUSTERS, NUM_CROPS = 16, 8
 _TILE = 96

@@ -52,13 +52,14 @@ from aligndet_cli.cluster.sheet import draw_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.files import write_json
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import StopSignal, stop_on_signal
 from aligndet_cli.training.placement import place
-from aligndet_cli.workspace import Output, Workspace, write_json
+from aligndet_cli.workspace import Output, Workspace
 
 ARTIFACT_FILES = ("labels.npy", "centroids.npy", "pca.npz", "report.json", "sheet.jpg")
 _MAX_THREADS = 8  # each holds blocks of some 40 MB

@@ -17,10 +17,11 @@ from aligndet_cli.commands.terminal import (
 )
 from aligndet_cli.config import Sources, load_config
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.flags import PREDICT, REPORT, Given, with_flags
 from aligndet_cli.logs import logger, setup_logging
 from aligndet_cli.processes.launch import Shown
-from aligndet_cli.workspace import Workspace, check_output_file, write_bytes
+from aligndet_cli.workspace import Workspace
 
 
 def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> None:

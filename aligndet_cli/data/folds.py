@@ -16,8 +16,8 @@ from aligndet_cli.config import DataConfig, StageConfig
 from aligndet_cli.data.coco import find_coco_splits, to_coco_dict
 from aligndet_cli.data.open import choose_split, locate_data, open_images
 from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
-from aligndet_cli.workspace import write_bytes
 
 MAX_FOLD = 2**32 - 1  # seeds of NumPy's legacy generator
 

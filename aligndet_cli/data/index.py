@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.arrays import save_array
+from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
-from aligndet_cli.workspace import write_bytes
 
 VERSION = 2
 # Smaller label files are parsed in a fraction of a second.

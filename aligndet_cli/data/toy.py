@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.errors import RunError
-from aligndet_cli.workspace import write_bytes
+from aligndet_cli.files import write_bytes
 
 Pixels = NDArray[np.float32]
 

@@ -12,9 +12,9 @@ from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbo
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
 from aligndet_cli.errors import WeightsError
+from aligndet_cli.files import write_bytes
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.recipe import RecipeName
-from aligndet_cli.workspace import write_bytes
 
 KIND = "aligndet-detector"
 FORMAT_VERSION = 1

@@ -19,6 +19,7 @@ from aligndet_cli.errors import ConfigError, DataError, GateError
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.compare import compare_runs
 from aligndet_cli.evaluate.plots import Drawing, draw_comparison, draw_plots
+from aligndet_cli.files import read_json, write_bytes, write_json
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_ground_truth, coco_metrics, evaluate_coco
 from aligndet_cli.metrics.voc import voc_metrics
@@ -27,7 +28,7 @@ from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import stop_on_signal
 from aligndet_cli.training.curves import plot_comparison
-from aligndet_cli.workspace import Artifact, Output, Workspace, read_json, write_bytes, write_json
+from aligndet_cli.workspace import Artifact, Output, Workspace
 
 # Images per durable piece of work: what a crash costs at most, how long a stop has to wait for (some 16 s on a CPU at
 # full size), and how work is dealt to processes.

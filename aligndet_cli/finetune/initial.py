@@ -21,8 +21,9 @@ from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
 from aligndet_cli.detectors.faster_rcnn import RCNNConfig
 from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.files import hash_files
 from aligndet_cli.training.recipe import Freezing, Recipe
-from aligndet_cli.workspace import Artifact, Workspace, hash_files
+from aligndet_cli.workspace import Artifact, Workspace
 
 if TYPE_CHECKING:
     from aligndet_cli.finetune.config import FinetuneConfig

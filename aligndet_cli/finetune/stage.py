@@ -34,6 +34,7 @@ from aligndet_cli.detectors.recipes import (
 )
 from aligndet_cli.detectors.results import predict_images
 from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.files import write_json
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
@@ -56,7 +57,7 @@ from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE, Rates
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import steps_per_epoch
 from aligndet_cli.training.settings import describe_settings, resolve_settings
-from aligndet_cli.workspace import Output, Workspace, write_json
+from aligndet_cli.workspace import Output, Workspace
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from aligndet_cli.data.loaders import SampleStream, StreamSampler
 from aligndet_cli.data.transforms import MEAN, PLAIN_OPS, STD, ViewParams, make_batch
 from aligndet_cli.errors import DataError
+from aligndet_cli.files import write_bytes
 from aligndet_cli.plotting import COLOURS, JPEG, hex_to_rgb, ink_on
 from aligndet_cli.pretrain_box.views import VIEWS, draw_views
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.workspace import write_bytes
 
 NUM_IMAGES = 4
 NUM_BOXES = 12  # per image; more hide it, and each other

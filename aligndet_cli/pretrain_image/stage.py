@@ -21,6 +21,7 @@ from aligndet_cli.config import Side, StageConfig
 from aligndet_cli.data.loaders import OnError, SampleStream, batches_of_run
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_image.health import judge
 from aligndet_cli.pretrain_image.labels import ImageData, NoBoxes, open_data
@@ -39,7 +40,7 @@ from aligndet_cli.training.placement import compile_parts, place, wrap
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.settings import TrainingConfig, check_batch_split, describe_settings, resolve_settings
-from aligndet_cli.workspace import Output, Workspace, write_bytes
+from aligndet_cli.workspace import Output, Workspace
 
 SIMSIAM_DIM, MOCO_DIM = 2048, 128  # the papers'
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from aligndet_cli.config import StageConfig
 from aligndet_cli.errors import TakenError
-from aligndet_cli.workspace import Output, read_json
+from aligndet_cli.files import read_json
+from aligndet_cli.workspace import Output
 
 _TRIES = 50
 

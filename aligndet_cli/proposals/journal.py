@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.errors import RunError
-from aligndet_cli.workspace import try_lock
+from aligndet_cli.files import try_lock
 
 _HEADER = struct.Struct("<IIIIIQQ")
 _CHECKSUM_SIZE = 4

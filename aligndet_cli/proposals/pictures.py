@@ -13,10 +13,10 @@ from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import DataError
+from aligndet_cli.files import write_bytes
 from aligndet_cli.plotting import COLOURS, DASHES, JPEG, REFERENCE, SMALL, finish_axes, new_figure, save_figure
 from aligndet_cli.proposals.filters import areas_of
 from aligndet_cli.proposals.report import sample_boxes
-from aligndet_cli.workspace import write_bytes
 
 _NUM_BINS = 40
 _NUM_TILES, _NUM_COLUMNS = 12, 4

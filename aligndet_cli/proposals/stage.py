@@ -18,6 +18,7 @@ from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError, RunError
+from aligndet_cli.files import write_bytes, write_json
 from aligndet_cli.logs import Progress, ProgressMode, logger
 from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.devices import Process
@@ -31,7 +32,7 @@ from aligndet_cli.proposals.report import build_report
 from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
 from aligndet_cli.proposals.work import Job, Recipe, find_boxes
-from aligndet_cli.workspace import Output, Workspace, write_bytes, write_json
+from aligndet_cli.workspace import Output, Workspace
 
 # Settings that only selective search reads.
 _SEARCH_SETTINGS = ("mode", "working_size", "min_size", "max_ratio", "max_size", "nms")

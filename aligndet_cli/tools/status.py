@@ -8,9 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from aligndet_cli.config import STAGES, WORKSPACE_WEIGHTS
+from aligndet_cli.files import is_locked, read_json
 from aligndet_cli.proposals.share import describe_shards
 from aligndet_cli.tables import plain_table
-from aligndet_cli.workspace import Artifact, Workspace, is_locked, read_json
+from aligndet_cli.workspace import Artifact, Workspace
 
 _STATE_COLOURS = {"complete": "green", "stale": "yellow", "interrupted": "yellow", "running": "cyan"}
 # Inputs that another stage of the workspace made, by stage. Others, such as weights of a backbone, come from outside.

@@ -7,11 +7,12 @@ from aligndet_cli.data.loaders import SampleStream
 from aligndet_cli.detectors.recipes import recipe_for, training_of_backbone
 from aligndet_cli.driver import with_data
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.files import check_output_file
 from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
 from aligndet_cli.pretrain_box.pictures import NUM_IMAGES, draw_first_views
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
 from aligndet_cli.training.recipe import REFERENCE_BATCH
-from aligndet_cli.workspace import Workspace, check_output_file
+from aligndet_cli.workspace import Workspace
 
 MAX_IMAGES = 64
 

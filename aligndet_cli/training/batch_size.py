@@ -10,9 +10,10 @@ import torch
 
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
+from aligndet_cli.files import read_json
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
-from aligndet_cli.workspace import Workspace, read_json
+from aligndet_cli.workspace import Workspace
 
 # `Trial.gaps`, measured up to 3.1 and 1.55 with RetinaNet, reached within 40 steps (glibc 2.36).
 GAPS_IN_PRETRAINING, GAPS_IN_FINETUNING = 3.0, 2.0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.workspace import write_bytes
+from aligndet_cli.files import write_bytes
 
 KEPT = 2
 # Raised when the steps after a checkpoint would not be those that its run began with; 2: batches of one orientation.

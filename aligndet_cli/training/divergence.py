@@ -8,9 +8,9 @@ from torch import Tensor
 
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
+from aligndet_cli.files import write_json
 from aligndet_cli.processes.collectives import gather_objects
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.workspace import write_json
 
 FILE = "diverged.json"
 

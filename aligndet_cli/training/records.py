@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from aligndet_cli.data.sample import Sample
+from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.collectives import mean_over_ranks
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.divergence import FILE as DIVERGED
-from aligndet_cli.workspace import write_bytes
 
 # How numbers are called where there is little room; those without a short name are in metrics.jsonl only.
 _SHOWN = {

@@ -12,7 +12,8 @@ from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, write_
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.workspace import Workspace, hash_files, write_json
+from aligndet_cli.files import hash_files, write_json
+from aligndet_cli.workspace import Workspace
 
 
 @pytest.fixture

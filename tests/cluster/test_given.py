@@ -14,9 +14,10 @@ from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.cluster import stage
 from aligndet_cli.cluster.stage import ClusterConfig
 from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.files import read_json
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage as proposals_stage
-from aligndet_cli.workspace import Workspace, read_json
+from aligndet_cli.workspace import Workspace
 from helpers.commandline import BACKBONE, RANDOM, RESOLUTION, aligndet
 
 CLUSTERS = [{"id": number, "name": f"cluster_{number}"} for number in (1, 2, 3, 4, 5)]

@@ -17,8 +17,9 @@ from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.cluster import kmeans, rows, stage
 from aligndet_cli.errors import ConfigError, Preempted, RunError, WeightsError
+from aligndet_cli.files import read_json
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.workspace import Workspace, read_json
+from aligndet_cli.workspace import Workspace
 
 # Kills itself the hard way right before (even) or after (odd) the n-th piece of work is recorded.
 KILL_SCRIPT = """

@@ -21,12 +21,13 @@ from torchvision import models
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors.checkpoint import DetectorFile, write_detector
+from aligndet_cli.files import write_json
 from aligndet_cli.finetune import stage as finetune
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.boxes import ProposalData
 from aligndet_cli.tools.report.published import Published, find_published, published_numbers
 from aligndet_cli.tools.study.plan import StageRun
-from aligndet_cli.workspace import Artifact, Workspace, write_json
+from aligndet_cli.workspace import Artifact, Workspace
 from helpers.table_scripts import (
     FILES,
     NUM_BOXES,

@@ -22,9 +22,10 @@ from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError, GateError
 from aligndet_cli.evaluate import stage
 from aligndet_cli.evaluate.stage import EvaluateConfig
+from aligndet_cli.files import write_json
 from aligndet_cli.metrics.coco import COCO_NUMBERS
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.workspace import Workspace, write_json
+from aligndet_cli.workspace import Workspace
 
 NUM_IMAGES = 7
 CATEGORIES = (Category(4, "red"), Category(9, "green"))

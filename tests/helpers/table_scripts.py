@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from aligndet_cli.files import write_json
 from aligndet_cli.tools.study.plan import StageRun, plan_runs
 from aligndet_cli.tools.study.spec import load_study
-from aligndet_cli.workspace import Workspace, write_json
+from aligndet_cli.workspace import Workspace
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHARED = ("common.sh", "effect.sh")  # sourced by others; hours long at its smallest, and a study like the rest

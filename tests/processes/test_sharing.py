@@ -8,8 +8,9 @@ import pytest
 
 from aligndet_cli.config import StageConfig
 from aligndet_cli.errors import RunError
+from aligndet_cli.files import read_json
 from aligndet_cli.processes.sharing import locked_if_last, taking_part
-from aligndet_cli.workspace import Output, Workspace, read_json
+from aligndet_cli.workspace import Output, Workspace
 
 # Forks workers that all plan before anybody begins, work for no time at all, and leave at once.
 SCRIPT = """

@@ -9,11 +9,12 @@ import pytest
 
 from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.errors import ConfigError, DataError, RunError
+from aligndet_cli.files import is_locked, read_json
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage
 from aligndet_cli.proposals.journal import Journal
 from aligndet_cli.proposals.share import Share, describe_missing, describe_shards
-from aligndet_cli.workspace import Workspace, is_locked, read_json
+from aligndet_cli.workspace import Workspace
 from helpers.commandline import aligndet, files_of
 
 RUN_SCRIPT = """

@@ -14,10 +14,11 @@ from PIL import Image
 
 from aligndet_cli.artifacts.proposals import STORE_FILES, ProposalStore
 from aligndet_cli.errors import ConfigError, DataError, Preempted
+from aligndet_cli.files import read_json
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage
 from aligndet_cli.proposals.journal import Records
-from aligndet_cli.workspace import Workspace, read_json
+from aligndet_cli.workspace import Workspace
 
 NUM_IMAGES = 7  # of `root`
 RUN_SCRIPT = """

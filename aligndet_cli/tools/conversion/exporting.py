@@ -12,11 +12,12 @@ from aligndet_cli import __version__
 from aligndet_cli.data.batch import PAD_DIVISOR
 from aligndet_cli.detectors.checkpoint import DetectorFile, load_detector, read_detector
 from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.tools.conversion.convert import OWN_META, PROJECTOR
 from aligndet_cli.tools.conversion.mmdet import to_mmdet
 from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
 from aligndet_cli.training.checkpoint import serialise
-from aligndet_cli.workspace import Artifact, Workspace, check_output_file, write_bytes
+from aligndet_cli.workspace import Artifact, Workspace
 
 STAGES = ("finetune", "pretrain-box")
 SUFFIXES = {"mmdet": ".pth", "torchvision": ".pth", "onnx": ".onnx"}

@@ -11,11 +11,12 @@ from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.detectors.checkpoint import DetectorFile, write_detector
 from aligndet_cli.driver import Outcome
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.files import hash_files, write_json
 from aligndet_cli.logs import logger
 from aligndet_cli.tools.conversion.categories import resolve_categories
 from aligndet_cli.tools.conversion.convert import OWN_META, Converted, convert
 from aligndet_cli.tools.conversion.reading import Checkpoint, read_checkpoint
-from aligndet_cli.workspace import Workspace, hash_files, write_json
+from aligndet_cli.workspace import Workspace
 
 RESOLUTION = (800, 1333)  # what released detectors are tested at: short side, and long side at most
 LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr")

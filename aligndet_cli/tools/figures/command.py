@@ -15,6 +15,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.loaders import evaluation_batches
 from aligndet_cli.errors import AlignDetError, ConfigError
+from aligndet_cli.files import read_json
 from aligndet_cli.logs import logger
 from aligndet_cli.plotting import save_figure
 from aligndet_cli.tools.figures.drawing import draw_centres, draw_embeddings, draw_image_rows
@@ -30,7 +31,7 @@ from aligndet_cli.tools.figures.pretrained import (
 from aligndet_cli.tools.figures.runs import Evaluated, find_runs, open_evaluated
 from aligndet_cli.tools.predict.annotate import annotate
 from aligndet_cli.training.curves import draw_runs, read_log
-from aligndet_cli.workspace import Workspace, read_json
+from aligndet_cli.workspace import Workspace
 
 NUM_IMAGES = 4
 MIN_SCORE = 0.3  # of a detection that is shown

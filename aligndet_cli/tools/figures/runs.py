@@ -8,7 +8,8 @@ from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.workspace import Artifact, Workspace, read_json
+from aligndet_cli.files import read_json
+from aligndet_cli.workspace import Artifact, Workspace
 
 _PLAIN = {"scratch": "from scratch", "backbone": "backbone only"}
 

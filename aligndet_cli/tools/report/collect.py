@@ -9,8 +9,9 @@ from typing import Any
 
 from aligndet_cli.config import did_you_mean
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.published import Published, find_published
-from aligndet_cli.workspace import Artifact, Workspace, read_json
+from aligndet_cli.workspace import Artifact, Workspace
 
 METRICS = ("AP", "AP50", "AP75")
 _LABELS = {"scratch": "scratch", "backbone": "backbone only"}  # of runs that load no pre-trained detector

@@ -7,10 +7,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from aligndet_cli import __version__
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.logs import logger
 from aligndet_cli.tools.report.collect import METRICS
 from aligndet_cli.tools.report.page import Page, collect_page
-from aligndet_cli.workspace import Workspace, check_output_file, write_bytes
+from aligndet_cli.workspace import Workspace
 
 OPEN_RUNS = 8  # more of them are folded
 

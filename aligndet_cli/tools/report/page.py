@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligndet_cli.config import STAGES, flatten
+from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.collect import METRICS, Report, collect_report
 from aligndet_cli.tools.report.commands import command_of
 from aligndet_cli.tools.report.pictures import Embedded, Picture, embed_all, find_pictures
 from aligndet_cli.tools.report.table import NUM_SETTING, cells_of
 from aligndet_cli.tools.status import StatusRow, collect_status
-from aligndet_cli.workspace import Artifact, Workspace, read_json
+from aligndet_cli.workspace import Artifact, Workspace
 
 _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 

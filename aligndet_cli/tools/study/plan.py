@@ -18,8 +18,9 @@ from aligndet_cli.config import (
 from aligndet_cli.detectors import BUILDERS
 from aligndet_cli.driver import stage_config_class
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.files import read_json
 from aligndet_cli.tools.study.spec import COMMON, Start, StudyConfig
-from aligndet_cli.workspace import Artifact, Workspace, read_json
+from aligndet_cli.workspace import Artifact, Workspace
 
 Settings = dict[str, tuple[str, Any]]  # {dotted.path: (where it was set, value)}
 

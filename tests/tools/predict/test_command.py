@@ -13,7 +13,7 @@ from aligndet_cli.data.open import open_images
 from aligndet_cli.detectors import build_detector
 from aligndet_cli.detectors.checkpoint import save_detector
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.workspace import write_json
+from aligndet_cli.files import write_json
 from helpers.commandline import aligndet
 
 

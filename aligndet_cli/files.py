@@ -1,0 +1,118 @@
+"""Files of ours: JSON and bytes, written all or nothing; hashes; locks."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from aligndet_cli.errors import ConfigError, RunError
+
+_LOCK_TRIES = 5  # somebody who only looks whether a file is locked (`status`) has it for a moment
+
+
+def read_json(file: Path) -> Any:
+    """Parsed content of a JSON file of ours.
+
+    Raises:
+        ConfigError: missing, or not readable as JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: missing; delete its folder and run the stage again") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: damaged ({error}); delete its folder and run the stage again") from None
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON so that a crash leaves the old file or the new one, never half of one."""
+    write_bytes(file, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_bytes(file: Path, *parts: bytes | memoryview) -> None:
+    """Write a file atomically: temporary name, fsync, rename. Pipes and devices (`/dev/stdout`) stay what they are."""
+    if file.exists() and not file.is_file():
+        file.write_bytes(b"".join(parts))
+        return
+    if file.is_symlink():
+        file = file.resolve()
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.writelines(parts)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    except OSError:  # a full disk needs the space
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def check_output_file(file: Path) -> None:
+    """Make sure, before any work, that a file named by `--output` can be written and is no part of an artifact.
+
+    Raises:
+        ConfigError: it cannot, or is.
+    """
+    if file.is_dir():
+        raise ConfigError(f"--output {file}: is a folder; name a file")
+    if not file.parent.is_dir():
+        raise ConfigError(f"--output {file}: no such folder as {file.parent}")
+    if (file.parent / "manifest.json").exists():
+        raise ConfigError(f"--output {file}: {file.parent} is a finished run; name a file elsewhere")
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """Hex digest over names and bytes of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(f"{file.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def try_lock(handle: IO[Any], kind: int) -> bool:
+    """Lock an open file with `LOCK_EX` or `LOCK_SH` until it is closed; False if another process has it.
+
+    Raises:
+        RunError: the file system has no locks.
+    """
+    for num_left in reversed(range(_LOCK_TRIES)):
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05 if num_left else 0)
+        except OSError as error:
+            raise RunError(
+                f"{handle.name}: cannot be locked ({error.strerror}); mount this file system with locks, "
+                "or choose another --workspace"
+            ) from None
+        else:
+            return True
+    return False
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a live process holds a lock file."""
+    if not file.exists():
+        return False
+    with file.open() as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def is_still(file: Path, handle: IO[str]) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return file.stat().st_ino == os.fstat(handle.fileno()).st_ino
+    except FileNotFoundError:
+        return False
