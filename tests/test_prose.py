@@ -5,7 +5,7 @@ in a module or a class, and has an array in its annotations: `Tensor`, `NDArray`
 package gives to one of these (`Rows = NDArray[np.int64]`). It tells its shapes where its docstring, or its class's,
 holds one of:
 
-- a shape, `(N, 4)`, `(B, 3, H, W)`, `(N,)`: its sides are numbers, capitals, words in snake_case, sums of these, or dots;
+- a shape, `(N, 4)`, `(B, 3, H, W)`, `(N,)`: its sides are numbers, capitals, words in snake_case, their sums, or dots;
 - a pointer to where the shape is told: "see `X`";
 - "scalar" or "state dict", which have none.
 """
