@@ -9,50 +9,118 @@ from typing import Annotated
 import typer
 
 from aligndet_cli import __version__
-from aligndet_cli.commands import data, results, settings, stages, weights
+from aligndet_cli.commands import data, results, settings, weights
+from aligndet_cli.commands.stages import stage_command
+from aligndet_cli.config import STAGES
 from aligndet_cli.errors import Preempted
 from aligndet_cli.processes.signals import Stopped, ignore_stopping, stop_at_once
+from aligndet_cli.stage import find_stage
+
+EXIT_CODES = {
+    "0": "done, or complete already",
+    "1": "failed while running (out of memory, diverged, a full disk)",
+    "2": "a wrong flag or setting, or a missing run",
+    "3": "the data cannot be used",
+    "4": "the weights or the model cannot be used",
+    "6": "a gate was not passed (evaluate --fail-under, doctor --strict)",
+    "75": "stopped by SIGTERM or SIGUSR1 with everything saved",
+    "130": "stopped by Ctrl-C",
+}
+
+
+def paragraphs(title: str, *lines: str) -> str:
+    """Return the end of a help page, as Typer wants it: one paragraph per line."""
+    return "\n\n".join([title, *lines])
+
 
 app = typer.Typer(
     name="aligndet",
     help="Pre-train an object detector on images nobody has labelled, then fine-tune and evaluate it.\n\n"
     "aligndet proposals DATA, cluster, pretrain-box, finetune, evaluate: each finds what the one before left "
     "in the workspace. Before them, pretrain-image DATA makes the backbone where there is none to download.",
+    epilog=paragraphs("Exit codes:", *(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-STAGES = "Stages, in their order"
 RESULTS = "What came of it"
 DATA = "Data"
 WEIGHTS = "Weights of other programs"
 SETTINGS = "Settings and this machine"
 
-COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    STAGES: {
-        "pretrain-image": stages.pretrain_image,
-        "proposals": stages.proposals,
-        "cluster": stages.cluster,
-        "pretrain-box": stages.pretrain_box,
-        "finetune": stages.finetune,
-        "evaluate": stages.evaluate,
-    },
+for name in STAGES:
+    stage = find_stage(name)
+    end = paragraphs("Examples:", *stage.examples)
+    app.command(name, epilog=end, rich_help_panel="Stages, in their order")(stage_command(stage))
+
+# Each with three examples.
+COMMANDS: dict[str, dict[str, tuple[Callable[..., None], tuple[str, str, str]]]] = {
     RESULTS: {
-        "predict": results.predict,
-        "status": results.status,
-        "report": results.report,
-        "figures": results.figures,
-        "study": results.study,
-        "demo": results.demo,
+        "predict": (
+            results.predict,
+            (
+                "predict photos/",
+                "predict 'photos/*.jpg' --score 0.5 --save-crops",
+                "predict a.jpg --weights weights.pt",
+            ),
+        ),
+        "status": (results.status, ("status", "status -w experiments/", "status --json")),
+        "report": (
+            results.report,
+            ("report", "report --html", "report --format csv --output results.csv"),
+        ),
+        "figures": (
+            results.figures,
+            ("figures", "figures --run retinanet-resnet50", "figures --output figures/"),
+        ),
+        "study": (
+            results.study,
+            ("study study.toml --dry-run", "study study.toml", "study study.toml --jobs 4"),
+        ),
+        "demo": (results.demo, ("demo", "demo --seed 1", "demo -w somewhere/ --json")),
     },
-    DATA: {"doctor": data.doctor, "views": data.views, "split": data.split, "toy": data.toy},
-    WEIGHTS: {"import-weights": weights.import_weights, "export": weights.export},
-    SETTINGS: {"bench": settings.bench},
+    DATA: {
+        "doctor": (data.doctor, ("doctor coco/", "doctor voc/ --split trainval", "doctor --strict --json")),
+        "views": (
+            data.views,
+            ("views", "views --count 16 --output views.jpg", "views --detector detr --short-side 800"),
+        ),
+        "split": (
+            data.split,
+            ("split coco/", "split coco/ --fractions 1,10 --folds 1,2,3", "split voc/ --unlabeled --output folds/"),
+        ),
+        "toy": (data.toy, ("toy pictures/", "toy objects/ --objects", "toy pictures/ --train 100 --val 20 --seed 1")),
+    },
+    WEIGHTS: {
+        "import-weights": (
+            weights.import_weights,
+            (
+                "import-weights aligndet_fcos.pth",
+                "import-weights model_final.pkl --from detectron2 --categories coco",
+                "import-weights faster_rcnn.pth --detector faster-rcnn --name released",
+            ),
+        ),
+        "export": (
+            weights.export,
+            (
+                "export --to mmdet",
+                "export --run retinanet-resnet50 --to onnx --image-size 800x1344",
+                "export --run pretrain-box/retinanet-resnet50 --to torchvision",
+            ),
+        ),
+    },
+    SETTINGS: {
+        "bench": (
+            settings.bench,
+            ("bench", "bench --detector detr --stage finetune", "bench coco/ --precision bf16-mixed --compile"),
+        ),
+    },
 }
 for panel, commands in COMMANDS.items():
-    for name, command in commands.items():
-        app.command(name, rich_help_panel=panel)(command)
+    for name, (command, examples) in commands.items():
+        end = paragraphs("Examples:", *(f"aligndet {example}" for example in examples))
+        app.command(name, epilog=end, rich_help_panel=panel)(command)
 
 list_app = typer.Typer(help="List what can be chosen.", no_args_is_help=True)
 list_app.command("detectors")(settings.list_detectors)

@@ -37,26 +37,49 @@ class DataConfig(Frozen):
     `root` and the explicit paths are not part of the config hash: the data itself is hashed as an input.
     """
 
-    root: Path | None = None
-    format: Literal["auto", "coco", "voc", "yolo", "folder"] = "auto"
-    split: str | None = None
-    annotations: Path | None = None
-    images: Path | None = None
-    limit: int | None = Field(None, ge=1)
+    root: Path | None = Field(
+        None, description="Data set: a COCO, VOC or YOLO root, or a folder of images (the workspace's)."
+    )
+    format: Literal["auto", "coco", "voc", "yolo", "folder"] = Field("auto", description="Layout of the data set.")
+    split: str | None = Field(
+        None, description="Split to read, e.g. train2017 (by stage: the training or validation split)."
+    )
+    annotations: Path | None = Field(None, description="Label file (the split's).")
+    images: Path | None = Field(None, description="Image folder (the split's).")
+    limit: int | None = Field(None, ge=1, description="First N images only (all).")
+
+    def place(self) -> dict[str, Any]:
+        """Return where the data lies, as plain JSON values: root, format, annotations and images."""
+        return self.model_dump(mode="json", include={"root", "format", "annotations", "images"})
 
 
 class RuntimeConfig(Frozen):
     """How and where to run. Nothing here but `precision` and `deterministic` may change the result."""
 
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: Annotated[str, BeforeValidator(str)] = "auto"  # `--set runtime.devices=2` is an int in TOML
-    num_nodes: int = Field(1, ge=1)
-    timeout_minutes: float = Field(30.0, gt=0)  # how long processes wait for each other: torch's default
-    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    compile: bool = False
-    deterministic: bool = False
-    offline: bool = Field(default_factory=lambda: bool(os.environ.get("ALIGNDET_OFFLINE")))
+    accelerator: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="Kind of device; auto takes GPUs where there are any."
+    )
+    # `--set runtime.devices=2` is an int in TOML
+    devices: Annotated[str, BeforeValidator(str)] = Field(
+        "auto", description="Number of processes, GPUs such as 0,1, or auto for all GPUs."
+    )
+    num_nodes: int = Field(1, ge=1, description="Number of machines, under torchrun or Slurm.")
+    # torch's default
+    timeout_minutes: float = Field(30.0, gt=0, description="Minutes that processes wait for each other.")
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="Number of workers that read and prepare images, or auto."
+    )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="Precision of the computation."
+    )
+    compile: bool = Field(False, description="Compile the model with torch.compile.")
+    deterministic: bool = Field(
+        False, description="Use deterministic GPU kernels only: the same bytes each time, but slower."
+    )
+    offline: bool = Field(
+        default_factory=lambda: bool(os.environ.get("ALIGNDET_OFFLINE")),
+        description="Never download; $ALIGNDET_OFFLINE=1 does the same.",
+    )
 
 
 class StageConfig(Frozen):
@@ -87,8 +110,13 @@ class StageConfig(Frozen):
     # What was done before a setting was there, by dotted path, where that is not its default.
     BEFORE: ClassVar[dict[str, Any]] = {}
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)
-    seed: int = Field(0, ge=0)
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=128,
+        description="Name of the run (made from its settings).",
+    )
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
     data: DataConfig = DataConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 

@@ -29,6 +29,18 @@ class ConfigError(AlignDetError):
     exit_code = 2
 
 
+class ChangedError(ConfigError):
+    """A run of that name is there, with other settings or inputs.
+
+    Attributes:
+        told: the run and its differences.
+    """
+
+    def __init__(self, told: str, remedy: str) -> None:
+        super().__init__(f"{told}. Use {remedy}")
+        self.told = told
+
+
 class DataError(AlignDetError):
     """Something is wrong with the user's images or labels."""
 

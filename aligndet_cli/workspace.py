@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from aligndet_cli.config import STAGES, StageConfig, describe_differences, hash_json
-from aligndet_cli.errors import ConfigError, TakenError
+from aligndet_cli.config import StageConfig, describe_differences, hash_json
+from aligndet_cli.errors import ChangedError, ConfigError, TakenError
 from aligndet_cli.files import hash_files, is_locked, is_still, read_json, try_lock, write_json
 
 FORMAT_VERSION = 1
+_FROM_IMAGES = ("pretrain-image", "proposals")  # stages that are told where the data is
 _PACKAGES = (
     "aligndet",
     "torch",
@@ -184,6 +185,10 @@ class Workspace:
         ]
         return sorted(found, key=lambda artifact: (artifact.manifest.get("finished", ""), artifact.name))
 
+    def partial(self, stage: str, name: str) -> Path:
+        """Folder of a run until it is finished."""
+        return self.root / stage / f".{name}.partial"
+
     def partials(self, stage: str) -> list[Path]:
         """Folders of interrupted or running runs of a stage."""
         return sorted(self.root.glob(f"{stage}/.*.partial"))
@@ -206,7 +211,8 @@ class Workspace:
         if name is not None and others:
             raise ConfigError(f"{self.root / stage / name}: not found; finished {stage} runs here: {others}")
         place = self.root / stage / (name or "")
-        raise ConfigError(f"{place} not found: run `aligndet {stage}{' DATA' * (stage in STAGES[:2])}` first")
+        words = f"{stage} DATA" if stage in _FROM_IMAGES else stage
+        raise ConfigError(f"{place} not found: run `aligndet {words}` first")
 
     def plan_output(
         self,
@@ -231,8 +237,7 @@ class Workspace:
             ConfigError: a finished or interrupted run of this name had another config or other inputs; the
                 message lists the differences and the flag to use.
         """
-        folder = self.root / stage / name
-        partial = folder.with_name(f".{name}.partial")
+        folder, partial = self.root / stage / name, self.partial(stage, name)
         _finish_interrupted_completion(folder, partial)
         settings = config.hashed_settings()
         header = {
@@ -276,13 +281,19 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat()
 
 
+def run_name(folder: Path) -> str:
+    """Return the name of a run from its folder, finished or partial."""
+    return folder.name.removeprefix(".").removesuffix(".partial")
+
+
 def _refuse_if_changed(folder: Path, config: StageConfig, inputs: Mapping[str, str], state: str, remedy: str) -> None:
     old = read_json(folder / "manifest.json")
     changes = config.changes_since(old["settings"])
     changes += [f"input {change}" for change in describe_differences(old["inputs"], inputs)]
     if changes:
-        final = folder.name.removeprefix(".").removesuffix(".partial")
-        raise ConfigError(f"{folder.parent / final} {state} with other settings: {'; '.join(changes)}. Use {remedy}")
+        raise ChangedError(
+            f"{folder.parent / run_name(folder)} {state} with other settings: {'; '.join(changes)}", remedy
+        )
 
 
 def _put_in_place(folder: Path, partial: Path) -> None:

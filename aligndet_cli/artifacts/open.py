@@ -15,7 +15,7 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.workspace import Artifact, Workspace
 
 # Where the data lies may differ between two commands; which part of it the proposals are for may not.
-_NOWHERE: dict[str, Any] = {"root": None, "format": "auto", "annotations": None, "images": None}
+_NOWHERE = DataConfig().place()
 
 
 def open_proposals(

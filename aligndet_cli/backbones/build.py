@@ -31,22 +31,33 @@ class BackboneConfig(Frozen):
 
     name: Literal[
         "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "swin_t", "swin_s", "swin_b", "swin_l"
-    ] = "resnet50"
+    ] = Field("resnet50", description="Network that makes features of an image.")
     # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a .pth/.pt file, or
     # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
-    weights: str = "auto"
+    weights: str = Field(
+        "auto", description="Backbone weights: torchvision name, file, none, workspace (of pretrain-image), or auto."
+    )
     # How the weights were trained, which decides recipe, freezing and image sizes of fine-tuning. "auto": what their
     # file tells: its layout names a method, and an ImageNet classifier beside the backbone means "supervised".
-    method: MethodName | Literal["auto"] = "auto"
-    # -1 nothing, 0 the stem, 1..4 the stem and that many stages. "auto": the stage decides (docs/paper.md §5.6).
-    frozen_stages: Annotated[int, Field(ge=-1, le=4)] | Literal["auto"] = "auto"
-    # Batch norm layers keep their running statistics while training. "auto": the stage decides (docs/paper.md §5.6).
-    norm_eval: bool | Literal["auto"] = "auto"
+    method: MethodName | Literal["auto"] = Field(
+        "auto", description="Training that the weights come from; auto: what their file tells."
+    )
+    # "auto": the stage decides, here and in `norm_eval` (docs/paper.md §5.6).
+    frozen_stages: Annotated[int, Field(ge=-1, le=4)] | Literal["auto"] = Field(
+        "auto", description="Frozen part: -1 nothing, 0 the stem, 1 to 4 that many stages as well, or auto."
+    )
+    norm_eval: bool | Literal["auto"] = Field(
+        "auto", description="Keep the running statistics of batch norms while training: true, false, or auto."
+    )
     # ResNet-50 and 101 only: where stages begin, the 1x1 convolution makes steps of two and not the 3x3 one, as in the
     # first ("caffe") weights, which detectron2 starts from; import-weights sets this for theirs.
-    stride_in_1x1: bool = False
-    # Swin only: how often the last block is left out for an image in training. "auto": 0.2 (docs/paper.md §5.2).
-    drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
+    stride_in_1x1: bool = Field(
+        False, description="Put strides into the 1x1 convolutions, as caffe's ResNet-50 and 101 have them."
+    )
+    # For each image by itself; docs/paper.md §5.2.
+    drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
+        "auto", description="Rate at which Swin's last block is left out in training; auto is 0.2."
+    )
 
     @property
     def family(self) -> Family:

@@ -58,6 +58,7 @@ from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import StopSignal, stop_on_signal
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Output, Workspace
 
@@ -80,22 +81,25 @@ class ClusterConfig(StageConfig):
         "backbone.drop_path",
     }
 
-    proposals: str | None = None  # name of the artifact; None = the newest
-    import_file: Path | None = None
-    k: int = Field(256, ge=2)  # paper B.5
-    pca_dim: int = Field(256, ge=1)  # docs/paper.md §8.2
+    proposals: str | None = Field(None, description="Proposals to use, by name (the newest).")
+    import_file: Path | None = Field(
+        None, description="COCO json whose categories become the clusters (none: clusters are made)."
+    )
+    k: int = Field(256, ge=2, description="Number of clusters.")  # paper B.5
+    pca_dim: int = Field(256, ge=1, description="Dimensions of the features that the PCA keeps.")  # docs/paper.md §8.2
     backbone: BackboneConfig = BackboneConfig()
     # Ours: the last map, averaged inside the box, is what a classifier's pooled feature is.
-    level: Literal["c2", "c3", "c4", "c5"] = "c5"
-    short_side: int = Field(800, ge=32)  # the detectors' test resolution, mmdetection
-    long_side: int = Field(1333, ge=32)
-    batch_size: int = Field(16, ge=1)  # images, per process
+    level: Literal["c2", "c3", "c4", "c5"] = Field("c5", description="Feature map that boxes are pooled from.")
+    # the detectors' test resolution, mmdetection
+    short_side: int = Field(800, ge=32, description="Short side in pixels that images are resized to.")
+    long_side: int = Field(1333, ge=32, description="Largest long side in pixels.")
+    batch_size: int = Field(16, ge=1, description="Images per forward pass on each process.")
     # Ours: the PCA is fitted on this many rows from all over the data (None: on all). 128 rows per dimension settle
     # the first 256 components; each further million costs 18 minutes of CPU.
-    pca_samples: int | None = Field(262_144, ge=1)
+    pca_samples: int | None = Field(262_144, ge=1, description="Number of boxes that the PCA is fitted on.")
     # Ours: on minicoco (17,363 proposals, k 256) 20 epochs end 3.2 % above the inertia of full k-means, 5 epochs 4.3 %
     # and 80 epochs 2.7 %.
-    kmeans_epochs: int = Field(20, ge=1)
+    kmeans_epochs: int = Field(20, ge=1, description="Passes of k-means over the features.")
 
 
 @dataclass(frozen=True)
@@ -382,3 +386,6 @@ def _draw(folder: Path, source: ProposalImages, members: Members) -> None:
 
 def _bytes_needed(plan: Plan) -> int:
     return plan.num_rows * (2 * plan.num_channels + 4 * plan.config.pca_dim)
+
+
+STEPS = Steps[ClusterConfig, Plan | ImportPlan](ClusterConfig, prepare, describe, run)

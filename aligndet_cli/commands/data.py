@@ -11,8 +11,25 @@ from aligndet_cli.commands.terminal import console, print_json, user_errors, wit
 from aligndet_cli.config import Sources, StageConfig, load_config
 from aligndet_cli.driver import with_data
 from aligndet_cli.errors import ConfigError, DataError, GateError
-from aligndet_cli.flags import DOCTOR, SPLIT, VIEWS, Given, with_flags
-from aligndet_cli.logs import setup_logging
+from aligndet_cli.flags import (
+    ANNOTATIONS,
+    CONFIG,
+    DATA,
+    DETECTOR,
+    FORMAT,
+    IMAGES,
+    JSON,
+    LAYOUTS,
+    SEED,
+    SET,
+    SPLIT,
+    WORKSPACE,
+    Given,
+    control,
+    setting,
+    with_flags,
+)
+from aligndet_cli.stage import find_stage
 from aligndet_cli.tables import plain_table
 from aligndet_cli.workspace import Workspace
 
@@ -22,18 +39,44 @@ if TYPE_CHECKING:
 _SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
-@with_flags(DOCTOR)
-def doctor(data: Path | None, given: Given) -> None:
+DOCTOR = (WORKSPACE, JSON, control("--strict", bool, "Exit 6 on warnings too; errors are always 3 (off)."), *DATA)
+VIEWS = (
+    WORKSPACE,
+    CONFIG,
+    SET,
+    JSON,
+    SEED,
+    *DATA[:-1],
+    control("--count", int, "Number of images to show (4)."),
+    control("--output -o", Path, "File to write (views.jpg in the workspace)."),
+    DETECTOR,
+    setting("--topk", "topk"),
+    setting("--short-side", "views.short_side"),
+    setting("--long-side", "views.long_side"),
+)
+FOLDS = (
+    JSON,
+    FORMAT,
+    SPLIT,
+    ANNOTATIONS,
+    IMAGES,
+    setting("--fractions", "fractions"),
+    setting("--folds", "folds"),
+    setting("--output -o", "output"),
+    setting("--unlabeled", "unlabeled"),
+)
+
+
+@with_flags(DOCTOR, "doctor", ("DATA", f"{LAYOUTS}, or a folder of images (that of the workspace)."))
+def doctor(data: Path | None, given: Given, *, strict: bool = False) -> None:
     """Check images and labels, and say what is wrong with them; exit code 3 on errors."""
     from aligndet_cli.data.doctor import check_data
     from aligndet_cli.data.findings import counted
 
-    is_json = bool(given.control["json"])
-    setup_logging(0)
-    with user_errors(is_json):
+    with user_errors(given.control.json):
         config, _ = load_config(StageConfig, "doctor", Sources(flags=with_data_root(data, given)))
-        report = check_data(with_data(config, Workspace.locate(given.control["workspace"]), "doctor").data)
-        if is_json:
+        report = check_data(with_data(config, Workspace.locate(given.control.workspace), "doctor").data)
+        if given.control.json:
             print_json({"command": "doctor", **report.to_json()})
         else:
             console().print(_finding_table(report))
@@ -43,36 +86,34 @@ def doctor(data: Path | None, given: Given) -> None:
         if errors := report.count("error"):
             others = f" (and {counted(errors - 1, 'more error')}, see above)" if errors > 1 else ""
             raise DataError(report.findings[0].message + others)
-        if given.control["strict"] and (warnings := report.count("warning")):
+        if strict and (warnings := report.count("warning")):
             raise GateError(f"doctor --strict: {counted(warnings, 'warning')}, see above")
 
 
-@with_flags(VIEWS)
-def views(data: Path | None, given: Given) -> None:
+@with_flags(VIEWS, "pretrain-box", ("DATA", find_stage("pretrain-box").data))
+def views(data: Path | None, given: Given, *, output: Path | None = None, count: int | None = None) -> None:
     """Draw the two views of a few images as pretrain-box will see them, to check boxes before training."""
     from aligndet_cli.tools.views import write_views
 
-    control = given.control
-    setup_logging(0)
-    with user_errors(bool(control["json"])):
-        sources = Sources(control["config"], tuple(control["set"] or ()), with_data_root(data, given))
-        file = write_views(sources, Workspace.locate(control["workspace"]), control["output"], control["count"])
-        if control["json"]:
+    asked = given.control
+    with user_errors(asked.json):
+        sources = Sources(asked.config, asked.set, with_data_root(data, given))
+        file = write_views(sources, Workspace.locate(asked.workspace), output, count)
+        if asked.json:
             print_json({"command": "views", "file": str(file)})
         else:
             typer.echo(str(file))
 
 
-@with_flags(SPLIT)
+@with_flags(FOLDS, "split", ("DATA", f"{LAYOUTS} with labels."))
 def split(data: Path | None, given: Given) -> None:
     """Write the field's low-data folds as COCO files."""
     from aligndet_cli.data.folds import SplitConfig, write_folds
 
-    setup_logging(0)
-    with user_errors(bool(given.control["json"])):
+    with user_errors(given.control.json):
         config, _ = load_config(SplitConfig, "split", Sources(flags=with_data_root(data, given)))
         written = write_folds(config)
-        if given.control["json"]:
+        if given.control.json:
             print_json({"command": "split", "files": [fold.to_json() for fold in written]})
         else:
             typer.echo("\n".join(str(fold.file) for fold in written))

@@ -8,6 +8,7 @@ import typer
 from aligndet_cli.commands.terminal import (
     JsonOption,
     WorkspaceOption,
+    answer,
     console,
     fail,
     json_text,
@@ -17,9 +18,22 @@ from aligndet_cli.commands.terminal import (
 )
 from aligndet_cli.config import Sources, load_config
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.evaluate.command import RUN, SIZES
 from aligndet_cli.files import check_output_file, write_bytes
-from aligndet_cli.flags import PREDICT, REPORT, Given, with_flags
-from aligndet_cli.logs import logger, setup_logging
+from aligndet_cli.flags import (
+    ACCELERATOR,
+    FORCE,
+    JSON,
+    PRECISION,
+    PROGRESS,
+    QUIET,
+    WORKERS,
+    WORKSPACE,
+    Given,
+    setting,
+    with_flags,
+)
+from aligndet_cli.logs import logger
 from aligndet_cli.processes.launch import Shown
 from aligndet_cli.workspace import Workspace
 
@@ -47,7 +61,6 @@ def demo(
     """Run all five stages on pictures drawn on the spot, with and without pre-training, in a few minutes."""
     from aligndet_cli.tools.demo import run_demo
 
-    setup_logging(0)
     with user_errors(is_json):
         report = run_demo(workspace or Path("demo"), seed=seed)
         if is_json:
@@ -71,9 +84,8 @@ def study(
     from aligndet_cli.tools.report.table import render
     from aligndet_cli.tools.study.command import run_study
 
-    setup_logging(int(verbose))
-    with user_errors(is_json):
-        shown = Shown(progress_mode({"progress": progress}), int(verbose))
+    with user_errors(is_json, int(verbose)):
+        shown = Shown(progress_mode(progress), int(verbose))
         outcome = run_study(file, Workspace.locate(workspace), jobs=jobs, dry_run=dry_run, shown=shown)
         if is_json:
             print_json({"command": "study", **outcome.to_json()})
@@ -85,37 +97,44 @@ def study(
             fail(str(outcome.failure), outcome.failure.exit_code, is_json=False)  # the result is out already
 
 
-@with_flags(REPORT, argument=None)
-def report(_: None, given: Given) -> None:
+def report(  # noqa: PLR0913  # each is a flag
+    workspace: WorkspaceOption = None,
+    is_html: Annotated[
+        bool, typer.Option("--html", help="One page of tables, commands and pictures (report.html in the workspace).")
+    ] = False,
+    form: Annotated[str | None, typer.Option("--format", help="table | markdown | csv | json (table).")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None,
+    study: Annotated[
+        list[str] | None, typer.Option("--study", help="Only the runs of this study file; repeatable (all runs).")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", help="Start to compare with (backbone only).")] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="AP, AP50, AP75, mask_AP and so on (AP,AP50,AP75).")
+    ] = None,
+    is_json: JsonOption = False,
+) -> None:
     """Put the evaluated runs of a workspace side by side, with the paper's numbers where there are any."""
     from aligndet_cli.tools.report.collect import METRICS, check_baseline, collect_report
     from aligndet_cli.tools.report.table import check_format, render
 
-    control = given.control
-    is_json = bool(control["json"])
-    form = control["format"] or ("json" if is_json else "table")
-    output, baseline, metrics = control["output"], control["baseline"], control["metric"]
-    setup_logging(0)
     with user_errors(is_json):
-        check_format(form)
-        if control["html"] and control["format"]:
+        if is_html and form is not None:
             raise ConfigError("--html and --format exclude each other")
+        form = form or ("json" if is_json else "table")
+        check_format(form)
         if is_json and form != "json" and output is None:
             raise ConfigError(f"--json and --format {form} exclude each other without --output")
         if output is not None:
             check_output_file(output)
-        place = Workspace.locate(control["workspace"])
-        asked = {
-            "baseline": baseline,
-            "metrics": METRICS if metrics is None else [part.strip() for part in metrics.split(",")],
-            "names": _evaluations_of(control["study"], place),
-        }
-        found = collect_report(place, **asked)
+        place = Workspace.locate(workspace)
+        metrics = METRICS if metric is None else [part.strip() for part in metric.split(",")]
+        names = _evaluations_of(study, place)
+        found = collect_report(place, baseline=baseline, metrics=metrics, names=names)
         check_baseline(found, baseline)
-        if control["html"]:
+        if is_html:
             from aligndet_cli.tools.report.html import write_page
 
-            output = write_page(place, output, **asked)
+            output = write_page(place, output, baseline=baseline, metrics=metrics, names=names)
             typer.echo(json_text({"command": "report", "file": str(output)}) if is_json else str(output))
             return
         text = json_text({"command": "report", **found.to_json()}) if form == "json" else render(found, form)
@@ -129,7 +148,7 @@ def report(_: None, given: Given) -> None:
 
 
 def _evaluations_of(studies: list[str] | None, workspace: Workspace) -> set[str] | None:
-    """Names of the runs that the studies ask for; None: all."""
+    """Return the names of the runs that the studies ask for; None: all."""
     if not studies:
         return None
     from aligndet_cli.tools.study.command import evaluations_of
@@ -151,7 +170,6 @@ def figures(
     """Draw the paper's figures of one's own runs: embeddings, box centres, losses and detections, with and without."""
     from aligndet_cli.tools.figures.command import write_figures
 
-    setup_logging(0)
     with user_errors(is_json):
         drawn = write_figures(Workspace.locate(workspace), run, compare, output)
         if is_json:
@@ -160,22 +178,35 @@ def figures(
             typer.echo("\n".join(map(str, drawn.files)))
 
 
-@with_flags(PREDICT, ("IMAGES", "Image files, folders, or patterns such as 'photos/*.jpg'."), list[str])
+PREDICT = (
+    RUN,
+    setting("--weights", "weights"),
+    setting("--score", "score"),
+    *SIZES,
+    setting("--output -o", "output"),
+    setting("--annotated/--no-annotated", "annotated"),
+    setting("--save-crops", "save_crops"),
+    WORKSPACE,
+    FORCE,
+    JSON,
+    PROGRESS,
+    QUIET,
+    ACCELERATOR,
+    WORKERS,
+    PRECISION,
+)
+
+
+@with_flags(PREDICT, "predict", ("IMAGES", "Image files, folders, or patterns such as 'photos/*.jpg'."), list[str])
 def predict(images: list[str] | None, given: Given) -> None:
     """Detect in any images with a fine-tuned run, and draw what was found."""
     from aligndet_cli.tools.predict.command import PredictConfig, predict_files
 
     control = given.control
-    is_json, verbosity = bool(control["json"]), -1 if control["quiet"] else 0
-    setup_logging(verbosity)
-    with user_errors(is_json):
+    with user_errors(control.json, control.verbosity):
         if not images:
             raise ConfigError("which images? name them: `aligndet predict IMAGES...`")
         config, _ = load_config(PredictConfig, "predict", Sources(flags=given.settings))
-        shown = Shown(progress_mode(control), verbosity)
-        place = Workspace.locate(control["workspace"])
-        predicted = predict_files(images, config, place, force=bool(control["force"]), shown=shown)
-        if is_json:
-            print_json({"command": "predict", **predicted.to_json()})
-        else:
-            typer.echo("\n".join(predicted.lines()))
+        shown = Shown(progress_mode(control.progress, is_quiet=control.quiet), control.verbosity)
+        place = Workspace.locate(control.workspace)
+        answer("predict", predict_files(images, config, place, force=control.force, shown=shown), control.json)

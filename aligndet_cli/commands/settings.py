@@ -8,21 +8,51 @@ import typer
 
 from aligndet_cli.commands.terminal import JsonOption, console, print_json, user_errors, with_data_root
 from aligndet_cli.config import STAGES, Sources, assign, did_you_mean, flatten, load_config
-from aligndet_cli.driver import stage_config_class
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.flags import BENCH, Given, with_flags
-from aligndet_cli.logs import setup_logging
+from aligndet_cli.flags import (
+    ACCELERATOR,
+    BACKBONE,
+    DATA,
+    DETECTOR,
+    JSON,
+    LAYOUTS,
+    SEED,
+    SET,
+    SPEED,
+    WORKERS,
+    Given,
+    setting,
+    with_flags,
+)
+from aligndet_cli.stage import find_stage
+
+BENCH = (
+    DETECTOR,
+    BACKBONE,
+    setting("--stage", "stage"),
+    setting("--batch-size", "batch_size"),
+    setting("--short-side", "short_side"),
+    setting("--long-side", "long_side"),
+    setting("--proposals", "num_proposals"),
+    setting("--steps", "steps"),
+    *DATA,
+    SET,
+    JSON,
+    SEED,
+    ACCELERATOR,
+    WORKERS,
+    *SPEED,
+)
 
 
-@with_flags(BENCH)
+@with_flags(BENCH, "bench", ("DATA", f"{LAYOUTS}, or a folder of images (drawn ones)."))
 def bench(data: Path | None, given: Given) -> None:
     """Measure how fast this machine trains a detector, and how long the paper's schedule would take on it."""
     from aligndet_cli.tools.bench.measure import BenchConfig, bench_table, run_bench
 
-    is_json = bool(given.control["json"])
-    setup_logging(0)
+    is_json = given.control.json
     with user_errors(is_json):
-        sources = Sources(None, tuple(given.control["set"] or ()), with_data_root(data, given))
+        sources = Sources(None, given.control.set, with_data_root(data, given))
         config, _ = load_config(BenchConfig, "bench", sources)
         timings = run_bench(config)
         if is_json:
@@ -58,7 +88,7 @@ def config_show(
     with user_errors(is_json):
         if stage not in STAGES:
             raise ConfigError(f"'{stage}' is not a stage{did_you_mean(stage, list(STAGES))}")
-        resolved, origins = load_config(stage_config_class(stage), stage, Sources(config, tuple(set_ or ())))
+        resolved, origins = load_config(find_stage(stage).steps().config, stage, Sources(config, tuple(set_ or ())))
         values, from_recipe = resolved.to_json(), resolved.from_recipe()
         for key, value in from_recipe.items():
             assign(values, key, value)

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, cast, get_args
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from aligndet_cli.config import flatten
 from aligndet_cli.driver import Outcome
 from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, as_user_error
 from aligndet_cli.flags import Given
+from aligndet_cli.logs import ProgressMode, setup_logging
 from aligndet_cli.processes.signals import Stopped
 
 SCHEMA_VERSION = 1
@@ -24,9 +25,24 @@ WorkspaceOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
+class Answer(Protocol):
+    """The result of a command."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `--json`."""
+
+    def lines(self) -> list[str]:
+        """Lines for people."""
+
+
 @contextlib.contextmanager
-def user_errors(is_json: bool) -> Iterator[None]:
-    """Turn what a user can put right into one line and an exit code; let our own bugs through."""
+def user_errors(is_json: bool, verbosity: int = 0) -> Iterator[None]:
+    """Turn what a user can put right into one line and an exit code; let our own bugs through.
+
+    Args:
+        verbosity: of the log: -1 for warnings only, 0, or 1 for more detail.
+    """
+    setup_logging(verbosity)
     try:
         yield
     except AlignDetError as error:
@@ -50,26 +66,30 @@ def fail(message: str, exit_code: int, is_json: bool) -> None:
     raise typer.Exit(exit_code)
 
 
-def progress_mode(control: dict[str, Any]) -> Any:
-    """What `--progress` and `--quiet` ask for."""
-    mode = control["progress"] or ("none" if control["quiet"] else "auto")
-    if mode not in ("auto", "bar", "plain", "none"):
-        raise ConfigError(f"--progress {mode}: write auto, bar, plain or none")
-    return mode
+def progress_mode(asked: str | None, *, is_quiet: bool = False) -> ProgressMode:
+    """Return the mode that `--progress` and `--quiet` ask for.
+
+    Raises:
+        ConfigError: no such mode.
+    """
+    for mode in get_args(ProgressMode):
+        if mode == (asked or ("none" if is_quiet else "auto")):
+            return cast(ProgressMode, mode)
+    raise ConfigError(f"--progress {asked}: write auto, bar, plain or none")
 
 
 def with_data_root(data: Path | None, given: Given) -> dict[str, tuple[str, Any]]:
-    """The typed settings, with the argument DATA as one of them."""
+    """Return the typed settings, with the argument DATA as one of them."""
     return given.settings if data is None else {**given.settings, "data.root": ("DATA", data)}
 
 
 def print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
-    """Tell what came of a stage: its folder and result on stdout."""
+    """Print the outcome of a stage on stdout: its folder and result."""
     result = outcome.artifact.result if outcome.artifact else {}
     if is_json:
         content: dict[str, Any] = {"command": stage, "status": outcome.status, "action": outcome.action}
         content |= {"folder": str(outcome.folder), "result": result}
-        print_json({**content, "effective": outcome.effective, **outcome.conclusion})
+        print_json({**content, "effective": outcome.effective, **outcome.conclusion.result})
         return
     if outcome.status == "dry run":
         would_be = {"start": "would be written", "resume": "would be continued", "complete": "is already complete"}
@@ -77,15 +97,23 @@ def print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
         return
     prefix = "" if outcome.status == "done" else f"{outcome.status}: "
     typer.echo(f"{prefix}{outcome.folder}")
-    for key, value in flatten({**result, **outcome.conclusion}):
+    for key, value in flatten({**result, **outcome.conclusion.result}):
         if value is not None and not isinstance(value, list | dict):
             shown = f"{value:.4g}" if isinstance(value, float) else value
             typer.echo(f"  {key.replace('_', ' '):<24} {shown}")
 
 
 def console() -> Console:
-    """For tables: as wide as the terminal, and wide enough not to wrap where there is none."""
+    """Return a console for tables: as wide as the terminal, and wide enough not to wrap where there is none."""
     return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def answer(command: str, result: Answer, is_json: bool) -> None:
+    """Print the result of a command on stdout."""
+    if is_json:
+        print_json({"command": command, **result.to_json()})
+    else:
+        typer.echo("\n".join(result.lines()))
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -94,5 +122,5 @@ def print_json(content: dict[str, Any]) -> None:
 
 
 def json_text(content: dict[str, Any]) -> str:
-    """One object as it is printed: with the version of its layout."""
+    """Return one object as it is printed, with the version of its layout."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **content})

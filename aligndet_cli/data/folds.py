@@ -27,10 +27,15 @@ FOLDER = "semi_supervised"  # beside the labels, as in the field's own layouts
 class SplitConfig(StageConfig):
     """Settings of `aligndet split`; the defaults are the paper's folds (docs/paper.md §6.1)."""
 
-    fractions: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field((1, 5, 10, 20), min_length=1)  # percent
-    folds: tuple[Annotated[int, Field(ge=0, le=MAX_FOLD)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
-    output: Path | None = None  # None: `semi_supervised/` beside the labels
-    unlabeled: bool = False  # also the images that a fold leaves out, as `...-unlabeled.json`
+    fractions: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = Field(
+        (1, 5, 10, 20), min_length=1, description="Percents of the images that a fold holds."
+    )
+    folds: tuple[Annotated[int, Field(ge=0, le=MAX_FOLD)], ...] = Field(
+        (1, 2, 3, 4, 5), min_length=1, description="Numbers of the folds of each percentage."
+    )
+    output: Path | None = Field(None, description="Folder to write to (semi_supervised beside the labels).")
+    # as `...-unlabeled.json`
+    unlabeled: bool = Field(False, description="Also write the images that each fold leaves out.")
 
 
 @dataclass(frozen=True)

@@ -59,21 +59,21 @@ class DETRConfig(Frozen):
         policy="detr",
     )
 
-    family: Literal["detr"] = "detr"
-    num_queries: int = Field(100, ge=1)
-    hidden_dim: int = Field(256, ge=4)
-    num_heads: int = Field(8, ge=1)
-    encoder_layers: int = Field(6, ge=1)
-    decoder_layers: int = Field(6, ge=1)
-    feedforward_dim: int = Field(2048, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    # In the matching and in the loss.
-    class_weight: float = Field(1.0, ge=0)
-    box_weight: float = Field(5.0, ge=0)
-    giou_weight: float = Field(2.0, ge=0)
-    background_weight: float = Field(0.1, gt=0)  # of the class "no object"; pre-training does without
-    score_threshold: float = Field(0.0, ge=0, le=1)  # every query is a detection
-    max_detections: int = Field(100, ge=1)
+    family: Literal["detr"] = Field("detr", description="Detector family.")
+    num_queries: int = Field(100, ge=1, description="Number of queries, each of which may find one object.")
+    hidden_dim: int = Field(256, ge=4, description="Width of the transformer.")
+    num_heads: int = Field(8, ge=1, description="Number of attention heads.")
+    encoder_layers: int = Field(6, ge=1, description="Layers of the encoder.")
+    decoder_layers: int = Field(6, ge=1, description="Layers of the decoder.")
+    feedforward_dim: int = Field(2048, ge=1, description="Width of the feed-forward layers.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Rate of dropout in the transformer.")
+    class_weight: float = Field(1.0, ge=0, description="Weight of the class in matching and loss.")
+    box_weight: float = Field(5.0, ge=0, description="Weight of the L1 distance of boxes in matching and loss.")
+    giou_weight: float = Field(2.0, ge=0, description="Weight of the GIoU of boxes in matching and loss.")
+    # pre-training does without
+    background_weight: float = Field(0.1, gt=0, description="Weight of the class for no object in the loss.")
+    score_threshold: float = Field(0.0, ge=0, le=1, description="Least score of a detection; at 0 every query is one.")
+    max_detections: int = Field(100, ge=1, description="Best N detections per image.")
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -54,21 +54,24 @@ class FCOSConfig(Frozen):
         topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; see docs/differences.md 5
     )
 
-    family: Literal["fcos"] = "fcos"
-    neck_channels: int = Field(256, ge=1)
-    head_convs: int = Field(4, ge=0)
+    family: Literal["fcos"] = Field("fcos", description="Detector family.")
+    neck_channels: int = Field(256, ge=1, description="Width of the feature pyramid.")
+    head_convs: int = Field(4, ge=0, description="Convolutions of each branch of the head.")
     # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
-    neck_norm: Literal["auto", "none", "batch", "group"] = "auto"
-    head_norm: NormName = "group"
-    focal_alpha: float = Field(0.25, ge=0, le=1)
-    focal_gamma: float = Field(2.0, ge=0)
-    # Points per image for the contrast; the authors' selfsup_fcos_r50_fpn.py has 2,048 for the two images of a GPU
-    # (docs/differences.md 16).
-    pretext_samples: int = Field(1024, ge=1)
-    score_threshold: float = Field(0.05, ge=0, le=1)  # of the class score, before centerness
-    detections_per_level: int = Field(1000, ge=1)  # kept before NMS
-    nms_iou: float = Field(0.5, ge=0, le=1)
-    max_detections: int = Field(100, ge=1)
+    neck_norm: Literal["auto", "none", "batch", "group"] = Field(
+        "auto", description="Norm in the feature pyramid; auto: by stage."
+    )
+    head_norm: NormName = Field("group", description="Norm after the convolutions of the head.")
+    focal_alpha: float = Field(0.25, ge=0, le=1, description="Weight of positives in the focal loss, 0 to 1.")
+    focal_gamma: float = Field(2.0, ge=0, description="Exponent of the focal loss.")
+    # The authors' selfsup_fcos_r50_fpn.py has 2,048 for the two images of a GPU (docs/differences.md 16).
+    pretext_samples: int = Field(1024, ge=1, description="Points per image in the contrast of pre-training.")
+    score_threshold: float = Field(0.05, ge=0, le=1, description="Least class score of a detection, before centerness.")
+    detections_per_level: int = Field(1000, ge=1, description="Best N detections per level, before NMS.")
+    nms_iou: float = Field(
+        0.5, ge=0, le=1, description="IoU above which the worse of two detections of a class is dropped."
+    )
+    max_detections: int = Field(100, ge=1, description="Best N detections per image.")
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

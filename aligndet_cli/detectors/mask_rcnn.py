@@ -38,9 +38,11 @@ class MaskRCNNConfig(RCNNConfig):
 
     RECIPE: ClassVar[Recipe] = replace(RCNNConfig.RECIPE, needs_masks=True)
 
-    family: Literal["mask-rcnn"] = "mask-rcnn"
-    mask_convs: int = Field(4, ge=0)
-    mask_pool_size: int = Field(14, ge=1)  # rows and columns of a pooled RoI; the mask has twice as many
+    family: Literal["mask-rcnn"] = Field("mask-rcnn", description="Detector family.")
+    mask_convs: int = Field(4, ge=0, description="Convolutions of the mask head.")
+    mask_pool_size: int = Field(
+        14, ge=1, description="Rows and columns of a RoI pooled for the mask, which has twice as many."
+    )
 
 
 class MaskRCNN(nn.Module):

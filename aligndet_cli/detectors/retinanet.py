@@ -48,25 +48,32 @@ class RetinaNetConfig(Frozen):
         topk=50,  # the authors' selfsup/retinanet.py, SelectTopKProposals
     )
 
-    family: Literal["retinanet"] = "retinanet"
-    neck_channels: int = Field(256, ge=1)
-    head_convs: int = Field(4, ge=0)
+    family: Literal["retinanet"] = Field("retinanet", description="Detector family.")
+    neck_channels: int = Field(256, ge=1, description="Width of the feature pyramid.")
+    head_convs: int = Field(4, ge=0, description="Convolutions of each branch of the head.")
     # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
-    neck_norm: Literal["auto", "none", "batch", "group"] = "auto"
-    head_norm: NormName = "none"
+    neck_norm: Literal["auto", "none", "batch", "group"] = Field(
+        "auto", description="Norm in the feature pyramid; auto: by stage."
+    )
+    head_norm: NormName = Field("none", description="Norm after the convolutions of the head.")
     # What the detectors of torchvision and detectron2 do otherwise; import-weights sets these for their weights.
-    extra_levels: ConvExtraName = "from_c5"
-    anchors: AnchorStyle = "exact"
-    clip_before_nms: bool = True  # otherwise boxes are cut off at the image's border after suppression
-    positive_iou: float = Field(0.5, gt=0, le=1)
-    negative_iou: float = Field(0.4, gt=0, le=1)
-    focal_alpha: float = Field(0.25, ge=0, le=1)
-    focal_gamma: float = Field(2.0, ge=0)
-    pretext_samples: int = Field(2048, ge=1)  # anchors per image for the contrast; paper B.3
-    score_threshold: float = Field(0.05, ge=0, le=1)
-    detections_per_level: int = Field(1000, ge=1)  # kept before NMS
-    nms_iou: float = Field(0.5, ge=0, le=1)
-    max_detections: int = Field(100, ge=1)
+    extra_levels: ConvExtraName = Field("from_c5", description="Origin of the pyramid's levels P6 and P7.")
+    anchors: AnchorStyle = Field(
+        "exact", description="Style of the anchors; torchvision's are rounded to whole pixels."
+    )
+    clip_before_nms: bool = Field(True, description="Clip boxes to the image before NMS, not after.")
+    positive_iou: float = Field(0.5, gt=0, le=1, description="IoU with a box from which an anchor is positive.")
+    negative_iou: float = Field(0.4, gt=0, le=1, description="IoU below which an anchor is background.")
+    focal_alpha: float = Field(0.25, ge=0, le=1, description="Weight of positives in the focal loss, 0 to 1.")
+    focal_gamma: float = Field(2.0, ge=0, description="Exponent of the focal loss.")
+    # paper B.3
+    pretext_samples: int = Field(2048, ge=1, description="Anchors per image in the contrast of pre-training.")
+    score_threshold: float = Field(0.05, ge=0, le=1, description="Least score of a detection.")
+    detections_per_level: int = Field(1000, ge=1, description="Best N detections per level, before NMS.")
+    nms_iou: float = Field(
+        0.5, ge=0, le=1, description="IoU above which the worse of two detections of a class is dropped."
+    )
+    max_detections: int = Field(100, ge=1, description="Best N detections per image.")
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -27,6 +27,7 @@ from aligndet_cli.plotting import never_failing, save_figure
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import stop_on_signal
+from aligndet_cli.stage import Conclusion, Steps
 from aligndet_cli.training.curves import plot_comparison
 from aligndet_cli.workspace import Artifact, Output, Workspace
 
@@ -41,16 +42,23 @@ class EvaluateConfig(StageConfig):
     # `run` and the split are inputs, hashed by what is in them, and name the folder; the last two only read the result.
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"run", "data.split", "compare", "fail_under"}
 
-    run: str | None = None  # name of a finetune run; None = the newest
-    # Images per forward pass on each process. One is mmdetection's default for tests: an image's padding, and so its
-    # result to the last bit, depends on nothing but itself.
-    batch_size: int = Field(1, ge=1)
-    short_side: int | None = Field(None, ge=32)  # None = the run's own test resolution
-    long_side: int | None = Field(None, ge=32)
-    metric: Literal["auto", "coco", "voc"] = "auto"  # auto: voc for VOC data; the COCO numbers are always there
-    compare: str | None = None
-    fail_under: float | None = Field(None, ge=0, le=1)
-    plots: bool = True
+    run: str | None = Field(None, description="Fine-tuned run, by name (the newest).")
+    # One is mmdetection's default for tests: an image's padding, and so its result to the last bit, depends on nothing
+    # but itself.
+    batch_size: int = Field(1, ge=1, description="Images per forward pass on each process.")
+    short_side: int | None = Field(
+        None, ge=32, description="Short side in pixels that images are resized to (the run's)."
+    )
+    long_side: int | None = Field(None, ge=32, description="Largest long side in pixels (the run's).")
+    # the COCO numbers are always there
+    metric: Literal["auto", "coco", "voc"] = Field(
+        "auto", description="Metric of the result; auto: voc for VOC data, else coco."
+    )
+    compare: str | None = Field(None, description="Another evaluated run, to print the difference from it (none).")
+    fail_under: float | None = Field(
+        None, ge=0, le=1, description="Exit with code 6 if AP, 0 to 1, is lower (no limit)."
+    )
+    plots: bool = Field(True, description="Draw the plots of the result.")
 
 
 @dataclass(frozen=True)
@@ -146,34 +154,30 @@ def run(plan: Plan, process: Process) -> None:
         _finish(plan)
 
 
-def conclude(plan: Plan) -> dict[str, Any]:
-    """What is said about a finished evaluation, new or old: the comparison. Call once it is complete.
+def conclude(plan: Plan) -> Conclusion:
+    """Compare a finished evaluation with another and apply `--fail-under`, each where it was asked for.
 
     Returns:
-        `{"compare": ...}` (see `compare_runs`) where one was asked for.
+        `{"compare": ...}`, see `compare_runs`, and the gate that was not passed.
     """
     metrics = read_json(plan.output.folder / "metrics.json")
-    conclusion = {}
+    result: dict[str, Any] = {}
     if plan.other is not None:
         comparison = compare_runs(metrics, read_json(plan.other.folder / "metrics.json"))
-        conclusion["compare"] = {"with": plan.other.name, **comparison}
+        result["compare"] = {"with": plan.other.name, **comparison}
         for line in _comparison_lines(plan, comparison):
             logger.info(line)
         if plan.config.plots:
             _draw_comparison(plan, plan.other)
-    return conclusion
+    return Conclusion(result, _failed_gate(plan, metrics))
 
 
-def check_gate(plan: Plan) -> None:
-    """Apply `--fail-under` to a finished evaluation, new or old.
-
-    Raises:
-        GateError: the number is below `fail_under`.
-    """
-    name, value = _headline(read_json(plan.output.folder / "metrics.json"), plan.metric)
+def _failed_gate(plan: Plan, metrics: dict[str, Any]) -> GateError | None:
+    name, value = _headline(metrics, plan.metric)
     limit = plan.config.fail_under
-    if limit is not None and (value is None or value < limit):
-        raise GateError(f"{plan.output.folder.name}: {name} is {_shown(value)}, below --fail-under {limit:g}")
+    if limit is None or (value is not None and value >= limit):
+        return None
+    return GateError(f"{plan.output.folder.name}: {name} is {_shown(value)}, below --fail-under {limit:g}")
 
 
 def check_categories(run_name: str, trained: Sequence[Category], image_set: ImageSet) -> None:
@@ -350,3 +354,6 @@ def _comparison_lines(plan: Plan, comparison: dict[str, Any]) -> Iterator[str]:
     for name, entry in rows:
         if entry["delta"] is not None:
             yield f"  {name:<10} {entry['this']:.4f}  {entry['other']:.4f}  {entry['delta']:+.4f}"
+
+
+STEPS = Steps[EvaluateConfig, Plan](EvaluateConfig, prepare, describe, run, conclude)

@@ -29,18 +29,23 @@ class FinetuneConfig(StageConfig):
 
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
-    # pretrain: the newest fitting run; backbone: plain fine-tuning, the control; scratch; or a weights.pt.
-    init: str = "pretrain"
-    label: str | None = None  # what reports call this start; None: by what was loaded
-    load_modules: tuple[str, ...] = ("backbone", "neck", "rpn", "head")
-    keep_box_predictor: bool = True  # the official converter drops it
-    min_match: float = Field(0.9, ge=0, le=1)
-    fraction: float = Field(100.0, gt=0, le=100)  # percent of the training images
-    fold: int = Field(1, ge=0, le=MAX_FOLD)
+    # backbone is plain fine-tuning, the control
+    init: str = Field(
+        "pretrain", description="Start: pretrain (the newest fitting run), backbone, scratch, or a weights.pt."
+    )
+    label: str | None = Field(None, description="Name of the start in reports (by what was loaded).")
+    load_modules: tuple[str, ...] = Field(
+        ("backbone", "neck", "rpn", "head"), description="Parts to load from pre-training."
+    )
+    # the official converter drops it
+    keep_box_predictor: bool = Field(True, description="Load the last layer of the box branch, too.")
+    min_match: float = Field(0.9, ge=0, le=1, description="Least share of the weights that must fit, 0 to 1.")
+    fraction: float = Field(100.0, gt=0, le=100, description="Percent of the labelled images to train on.")
+    fold: int = Field(1, ge=0, le=MAX_FOLD, description="Fold of the fraction: which of the images it holds.")
     resolution: ResolutionConfig = ResolutionConfig()
-    on_error: OnError = "skip"
-    evaluate_every: int | None = Field(None, ge=1)  # epochs
-    recipe: AskedRecipe = None
+    on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
+    evaluate_every: int | None = Field(None, ge=1, description="Epochs between evaluations while training (none).")
+    recipe: AskedRecipe = Field(None, description="Recipe to train with (by detector, backbone and weights).")
     training: TrainingConfig = TrainingConfig()
 
     def from_recipe(self) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from aligndet_cli.logs import logger
 from aligndet_cli.metrics.coco import coco_ground_truth, coco_metrics
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import GAPS_IN_FINETUNING, Trial, recorded_split
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.fitting import settle_batch_size
@@ -404,3 +405,6 @@ def _evaluation_images(config: FinetuneConfig) -> ImageSet | None:
     if data.annotations is not None:
         raise ConfigError("--evaluate-every: does not go with --annotations, there is no validation split to find")
     return open_images(data, purpose="val")
+
+
+STEPS = Steps[FinetuneConfig, Plan](FinetuneConfig, prepare, describe, run)

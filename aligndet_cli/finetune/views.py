@@ -22,11 +22,15 @@ JITTER, JITTER_SIDE = (0.1, 2.0), 1024  # long side of the image by side of the 
 class ResolutionConfig(Frozen):
     """Training resolution; the test resolution is its largest short side. None: by recipe and data."""
 
-    # resize: to one of the short sides. detr: half of the images are cropped before. lsj: large-scale jitter.
-    policy: Annotated[PolicyName | None, BeforeValidator(lambda value: None if value == "auto" else value)] = None
-    short_side: Annotated[tuple[Side, ...], Field(min_length=1)] | None = None
-    long_side: Side = 1333
-    jitter_side: Side | None = None  # of the square that `lsj` trains on; None: 1024
+    # detr crops half of the images before it resizes them.
+    policy: Annotated[PolicyName | None, BeforeValidator(lambda value: None if value == "auto" else value)] = Field(
+        None, description="Resizing in training; detr also crops, lsj jitters the scale (by recipe)."
+    )
+    short_side: Annotated[tuple[Side, ...], Field(min_length=1)] | None = Field(
+        None, description="Short sides in pixels, one of which is drawn; tested at the largest (by recipe)."
+    )
+    long_side: Side = Field(1333, description="Largest long side in pixels.")
+    jitter_side: Side | None = Field(None, description="Side in pixels of the squares that lsj trains on (1024).")
 
 
 @dataclass(frozen=True)

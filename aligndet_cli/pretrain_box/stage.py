@@ -38,6 +38,7 @@ from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
 from aligndet_cli.pretrain_box.views import TwoViews
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import GAPS_IN_PRETRAINING, Trial, recorded_split, worst_sizes
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.fitting import settle_batch_size
@@ -54,18 +55,22 @@ from aligndet_cli.workspace import Artifact, Output, Workspace
 class ViewsConfig(Frozen):
     """Resolution of the two views."""
 
+    # AlignDet §4.1; coco_soft-teacher.py
     short_side: tuple[Side, ...] = Field(
-        (640, 672, 704, 736, 768, 800), min_length=1
-    )  # AlignDet §4.1; coco_soft-teacher.py
-    long_side: Side = 1333
+        (640, 672, 704, 736, 768, 800),
+        min_length=1,
+        description="Short sides in pixels, one of which is drawn for each view.",
+    )
+    long_side: Side = Field(1333, description="Largest long side in pixels.")
 
 
 class ProjectorConfig(Frozen):
     """The MLP behind the classification features."""
 
-    hidden_dim: int | None = Field(None, ge=1)  # None: the recipe of the detector
-    embedding_dim: int = Field(256, ge=1)  # the authors' selfsup_*.py
-    start: ProjectorStart | None = None  # initial weights, see `ProjectorRecipe`; None: the recipe of the detector
+    hidden_dim: int | None = Field(None, ge=1, description="Width of the projector's hidden layer (by recipe).")
+    embedding_dim: int = Field(256, ge=1, description="Dimensions of an embedding.")  # the authors' selfsup_*.py
+    # see `ProjectorRecipe`
+    start: ProjectorStart | None = Field(None, description="Initial weights of the projector (by recipe).")
 
     def resolve(self, recipe: ProjectorRecipe) -> ProjectorRecipe:
         """Return what was asked for, else what the recipe says."""
@@ -80,18 +85,27 @@ class PretrainBoxConfig(StageConfig):
 
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
-    proposals: str | None = None
-    clusters: str | None = None  # where the detector trains on them; None = the newest of the proposals
-    topk: int | None = Field(None, ge=1)  # None = the recipe of the detector
+    proposals: str | None = Field(None, description="Proposals to use, by name (the newest).")
+    clusters: str | None = Field(
+        None, description="Clusters to train on, by name, for a detector that needs them (the newest)."
+    )
+    topk: int | None = Field(
+        None, ge=1, description="Best N proposals per image; 100000 takes all (by recipe: 50 or 70)."
+    )
     views: ViewsConfig = ViewsConfig()
     projector: ProjectorConfig = ProjectorConfig()
-    temperature: float = Field(0.5, gt=0)  # the paper, eq. 4
-    momentum: float = Field(0.996, ge=0, le=1)  # the authors' selfsup_detector.py
-    tasks: Tasks = "both"
-    freeze_backbone: bool = True
-    limit_boxes: int | None = Field(None, ge=1)  # images are drawn until they have so many proposals
-    recipe: AskedRecipe = None
-    on_error: OnError = "skip"
+    temperature: float = Field(0.5, gt=0, description="Temperature of the contrastive loss.")  # the paper, eq. 4
+    # the authors' selfsup_detector.py
+    momentum: float = Field(
+        0.996, ge=0, le=1, description="Momentum of the averaged detector at the start; it rises to 1."
+    )
+    tasks: Tasks = Field("both", description="Losses to train with.")
+    freeze_backbone: bool = Field(True, description="Keep the backbone as it is.")
+    limit_boxes: int | None = Field(
+        None, ge=1, description="Draw images until they have N proposals in all (no limit)."
+    )
+    recipe: AskedRecipe = Field(None, description="Recipe to train with (by detector, backbone and weights).")
+    on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
     training: TrainingConfig = TrainingConfig()
 
     def from_recipe(self) -> dict[str, Any]:
@@ -369,3 +383,6 @@ def _draw(plan: Plan) -> None:
             seed=config.seed,
             batch_size=config.training.images_per_step,
         )
+
+
+STEPS = Steps[PretrainBoxConfig, Plan](PretrainBoxConfig, prepare, describe, run)

@@ -31,6 +31,7 @@ from aligndet_cli.pretrain_image.recipes import RECIPES, choose_batch_size, choo
 from aligndet_cli.pretrain_image.task import ImageTask
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import recorded_split
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
@@ -48,23 +49,38 @@ SIMSIAM_DIM, MOCO_DIM = 2048, 128  # the papers'
 class ImageTrainingConfig(TrainingConfig):
     """Length and optimizer. None: the recipe of the method."""
 
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # the recipe's, fewer where images are few
+    # auto: fewer where images are few
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Images per step over all processes, or auto: the method's."
+    )
 
 
 class PretrainImageConfig(StageConfig):
     """Settings of `pretrain-image`; defaults are those of each method's paper, see `recipes.py`."""
 
-    method: MethodName = "simsiam"
+    method: MethodName = Field(
+        "simsiam", description="Training method; supervised needs images in one folder per class."
+    )
     # Its weights are those to start from; "auto" starts from nothing.
     backbone: BackboneConfig = BackboneConfig()
-    image_size: Side = 224
-    min_area: float | None = Field(None, gt=0, le=1)  # smallest crop, a share of the image; None = the method's
-    optimizer: Literal["sgd", "adamw"] | None = None  # None: the paper's SGD, AdamW for short runs
-    embedding_dim: int | None = Field(None, ge=1)  # None = 2048 for SimSiam, 128 for MoCo v2
-    queue_size: int | None = Field(None, ge=1)  # of MoCo v2; None = 65,536, fewer where images are few
-    temperature: float = Field(0.2, gt=0)  # MoCo v2
-    momentum: float | None = Field(None, ge=0, le=1)  # of MoCo v2; None = 0.999, less in short runs
-    on_error: OnError = "skip"
+    image_size: Side = Field(224, description="Side of the square views in pixels.")
+    min_area: float | None = Field(
+        None, gt=0, le=1, description="Area of the smallest crop as a share of the image, 0 to 1 (by method)."
+    )
+    optimizer: Literal["sgd", "adamw"] | None = Field(
+        None, description="Optimizer (the paper's SGD, or AdamW for short runs)."
+    )
+    embedding_dim: int | None = Field(
+        None, ge=1, description="Dimensions of an embedding (by method: 2048 for simsiam, 128 for moco-v2)."
+    )
+    queue_size: int | None = Field(
+        None, ge=1, description="Embeddings in the queue of moco-v2 (65536, fewer where images are few)."
+    )
+    temperature: float = Field(0.2, gt=0, description="Temperature of the contrastive loss of moco-v2.")
+    momentum: float | None = Field(
+        None, ge=0, le=1, description="Momentum of the averaged network of moco-v2 (0.999, less in short runs)."
+    )
+    on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
     training: ImageTrainingConfig = ImageTrainingConfig()
 
 
@@ -279,3 +295,6 @@ def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, floa
     place(start, replace(process, world_size=1))
     side = plan.config.image_size
     return score(start, probe, side), score(method.backbone, probe, side)
+
+
+STEPS = Steps[PretrainImageConfig, Plan](PretrainImageConfig, prepare, describe, run)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from aligndet_cli.artifacts.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, hash_file
+from aligndet_cli.artifacts.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, export_coco, hash_file
 from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
@@ -32,6 +32,7 @@ from aligndet_cli.proposals.report import build_report
 from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
 from aligndet_cli.proposals.work import Job, Recipe, find_boxes
+from aligndet_cli.stage import Conclusion, Steps
 from aligndet_cli.workspace import Output, Workspace
 
 # Settings that only selective search reads.
@@ -50,20 +51,32 @@ class ProposalsConfig(StageConfig):
         "scheduler",
     }
 
-    source: Literal["selective-search", "ground-truth"] = "selective-search"
-    import_file: Path | None = None
-    mode: SearchMode = "fast"
-    # Square root of the pixels searched, None is the mode's own; memory grows with its fourth power to 0.4 GB.
-    working_size: int | None = Field(None, ge=32, le=1024)
-    min_size: int = Field(32, ge=0)  # paper D.1, SoCo: width and height in pixels
-    max_ratio: float = Field(3.0, ge=1)  # paper D.1, `ratio3`
-    max_size: float = Field(0.8, gt=0, le=1)  # paper D.1, `size0008`: of the image's square root of area
-    nms: float = Field(0.5, ge=0, le=1)  # paper D.1, `@0.5`
-    max_per_image: int | None = Field(None, ge=1)
-    on_error: Literal["skip", "fail"] = "skip"
-    shard: str | None = None
-    backend: Backend | Literal["auto"] = "auto"
-    scheduler: str | None = None
+    source: Literal["selective-search", "ground-truth"] = Field("selective-search", description="Source of the boxes.")
+    import_file: Path | None = Field(None, description="COCO json to take boxes from, instead of searching (none).")
+    export_file: Path | None = Field(
+        None, exclude=True, description="COCO json to write the boxes to as well (none)."
+    )
+    mode: SearchMode = Field("fast", description="Variant of selective search.")
+    # Memory grows with its fourth power to 0.4 GB.
+    working_size: int | None = Field(
+        None, ge=32, le=1024, description="Square root of the number of pixels that are searched (by mode)."
+    )
+    # paper D.1, SoCo: width and height
+    min_size: int = Field(32, ge=0, description="Smallest side of a box in pixels.")
+    max_ratio: float = Field(3.0, ge=1, description="Largest ratio of a box's sides.")  # paper D.1, `ratio3`
+    # paper D.1, `size0008`
+    max_size: float = Field(
+        0.8, gt=0, le=1, description="Largest size of a box as a share of the image's, in square roots of areas."
+    )
+    # paper D.1, `@0.5`
+    nms: float = Field(0.5, ge=0, le=1, description="IoU above which the later of two boxes is dropped.")
+    max_per_image: int | None = Field(None, ge=1, description="Best N boxes per image (all).")
+    on_error: Literal["skip", "fail"] = Field("skip", description="Reaction to an image that cannot be read.")
+    shard: str | None = Field(None, description="Share I/N of the images; the last of N puts all together (one share).")
+    backend: Backend | Literal["auto"] = Field(
+        "auto", description="Workers of the search; auto: threads for up to four of them, else processes."
+    )
+    scheduler: str | None = Field(None, description="Address of the Dask scheduler or the Ray head (none).")
 
 
 @dataclass(frozen=True)
@@ -165,14 +178,21 @@ def run(plan: Plan, process: Process) -> None:
             _finish(replace(plan, output=output), records)
 
 
-def conclude(plan: Plan) -> dict[str, Any]:
-    """How far the shards are, after one of them ended and was not the last."""
+def conclude(plan: Plan) -> Conclusion:
+    """Export the finished boxes where that was asked for, or say which shards are missing."""
+    if not (plan.output.is_shared and (plan.output.partial / "manifest.json").exists()):
+        if plan.config.export_file is not None:
+            export_coco(plan.output.folder, plan.config.export_file)
+            logger.info(f"exported to {plan.config.export_file}")
+        return Conclusion()
     missing = plan.share.missing_shares(_resume_folder(plan))
     num_done = plan.share.count - len(missing)
-    return {"shards_done": f"{num_done} of {plan.share.count}", "shards_missing": describe_missing(missing)}
+    return Conclusion({"shards_done": f"{num_done} of {plan.share.count}", "shards_missing": describe_missing(missing)})
 
 
 def _check_settings(config: ProposalsConfig) -> None:
+    if config.export_file is not None and config.export_file.is_dir():
+        raise ConfigError(f"--export {config.export_file}: is a folder; name a file")
     if config.import_file is not None and config.source != "selective-search":
         raise ConfigError("--import and --source ground-truth exclude each other: leave one out")
     if config.import_file is None and config.source == "selective-search":
@@ -323,3 +343,6 @@ def _write_report(plan: Plan, digests: list[int], num_skipped: int) -> dict[str,
         result["recall_at_iou_0.5"] = labels["all"]["recall_at_iou_0.5"]["all"]
         result["mean_best_overlap"] = labels["all"]["mean_best_overlap"]["all"]
     return result
+
+
+STEPS = Steps[ProposalsConfig, Plan](ProposalsConfig, prepare, describe, run, conclude, has_own_workers=True)

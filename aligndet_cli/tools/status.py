@@ -10,18 +10,11 @@ from rich.table import Table
 from aligndet_cli.config import STAGES, WORKSPACE_WEIGHTS
 from aligndet_cli.files import is_locked, read_json
 from aligndet_cli.proposals.share import describe_shards
+from aligndet_cli.stage import Read, find_stage
 from aligndet_cli.tables import plain_table
-from aligndet_cli.workspace import Artifact, Workspace
+from aligndet_cli.workspace import Artifact, Workspace, run_name
 
 _STATE_COLOURS = {"complete": "green", "stale": "yellow", "interrupted": "yellow", "running": "cyan"}
-# Inputs that another stage of the workspace made, by stage. Others, such as weights of a backbone, come from outside.
-_MADE_HERE = {
-    "cluster": ("proposals",),
-    "pretrain-box": ("proposals", "clusters"),
-    "evaluate": ("weights",),
-}
-# The one that is the backbone's weights, which come from the workspace or from outside.
-_BACKBONE_INPUT = {"cluster": "weights", "pretrain-box": "backbone weights", "pretrain-image": "backbone weights"}
 
 
 @dataclass(frozen=True)
@@ -80,21 +73,22 @@ def _finished(stage: str, artifact: Artifact, known: dict[str, str], stale: set[
     return StatusRow(stage, artifact.name, state, made_from, artifact.manifest["finished"], remark)
 
 
-def _made_here(stage: str, artifact: Artifact) -> tuple[str, ...]:
-    """The inputs of a run that must be in the workspace."""
-    is_own_backbone = artifact.config().get("backbone", {}).get("weights") in WORKSPACE_WEIGHTS
-    if stage == "finetune":
-        init = artifact.result.get("init")
-        return ("weights",) if init == "pretrain" or (init == "backbone" and is_own_backbone) else ()
-    names = _MADE_HERE.get(stage, ())
-    backbone = _BACKBONE_INPUT.get(stage)
-    if backbone is not None and is_own_backbone and artifact.manifest["inputs"].get(backbone) != "none":
-        return (*names, backbone)
-    return names
+def _made_here(stage: str, artifact: Artifact) -> list[str]:
+    """Return the inputs of a run that must be in the workspace; others, such as downloaded weights, need not."""
+    return [read.input for read in find_stage(stage).reads if _is_from_here(read, artifact)]
+
+
+def _is_from_here(read: Read, artifact: Artifact) -> bool:
+    init = artifact.result.get("init")  # of a fine-tuning: where its weights come from
+    if read.setting == "init":
+        return init == "pretrain"
+    if read.setting != "backbone.weights":
+        return True
+    is_own = artifact.config().get("backbone", {}).get("weights") in WORKSPACE_WEIGHTS
+    return is_own and init in (None, "backbone") and artifact.manifest["inputs"].get(read.input) != "none"
 
 
 def _unfinished(stage: str, folder: Path) -> StatusRow:
-    name = folder.name.removeprefix(".").removesuffix(".partial")
     journals = list(folder.glob("resume/*.log"))  # of shards, which share the lock
     is_running = any(map(is_locked, [folder / "lock", *journals]))
     shards = describe_shards(folder / "resume")
@@ -105,7 +99,7 @@ def _unfinished(stage: str, folder: Path) -> StatusRow:
         remark += (
             "; run the missing shards, or any if none is missing" if shards else "; run the same command to continue"
         )
-    return StatusRow(stage, name, "running" if is_running else "interrupted", (), "", remark)
+    return StatusRow(stage, run_name(folder), "running" if is_running else "interrupted", (), "", remark)
 
 
 def _summary(result: dict[str, Any]) -> str:

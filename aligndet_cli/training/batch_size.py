@@ -84,7 +84,7 @@ def recorded_split(
 ) -> Split | None:
     """The split of the run of this name that would be continued, or is complete; None where a new one begins."""
     folder = workspace.root / stage / name
-    partial = folder.with_name(f".{name}.partial")
+    partial = workspace.partial(stage, name)
     candidates: list[Path] = [] if force else [folder, *([partial] if resume else [])]
     for candidate in candidates:
         if (candidate / "manifest.json").exists():

@@ -35,8 +35,8 @@ _NO_CPU_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not 
 class CheckpointConfig(Frozen):
     """How often progress is made safe."""
 
-    every_steps: int = Field(1000, ge=1)
-    every_seconds: float = Field(120.0, ge=0)
+    every_steps: int = Field(1000, ge=1, description="Steps between checkpoints, unless the time comes first.")
+    every_seconds: float = Field(120.0, ge=0, description="Seconds between checkpoints.")
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,26 @@ AskedRecipe = Annotated[RecipeName | None, BeforeValidator(lambda value: None if
 class TrainingConfig(Frozen):
     """Length and optimizer of a training stage. None: the recipe of the detector."""
 
-    schedule: ScheduleName | None = None
-    epochs: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = REFERENCE_BATCH
+    schedule: ScheduleName | None = Field(
+        None, description="Length as papers name it: 1x is 12 epochs, 12k is 12,000 steps (by recipe)."
+    )
+    epochs: int | None = Field(None, ge=1, description="Length in epochs, instead of the schedule's (by schedule).")
+    steps: int | None = Field(None, ge=1, description="Length in steps, instead of the schedule's (by schedule).")
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        REFERENCE_BATCH, description="Images per step over all processes, or auto: what fits into memory."
+    )
     # Micro-batches per step. Their mean is what as many devices compute, and the large batch exactly where the losses
     # of all are divided by equal counts; batch norm and the negatives of the contrast are those of a micro-batch.
-    accumulate: int = Field(1, ge=1)
-    lr: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
-    log_every: int = Field(10, ge=1)
-    logger: Literal["none", "tensorboard"] = "none"
+    accumulate: int = Field(1, ge=1, description="Micro-batches per step, computed one after the other.")
+    lr: float | None = Field(
+        None, gt=0, description="Learning rate, used as it is (by recipe, scaled with the batch size)."
+    )
+    weight_decay: float | None = Field(None, ge=0, description="Weight decay (by recipe).")
+    clip_norm: float | None = Field(
+        None, gt=0, description="Norm that larger gradients are scaled down to (by recipe)."
+    )
+    log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
+    logger: Literal["none", "tensorboard"] = Field("none", description="Logger in addition to metrics.jsonl.")
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property

@@ -72,14 +72,16 @@ _STEPS = {"cpu": 3, "cuda": 60}  # on a GPU enough to use up what was decoded ah
 class BenchConfig(StageConfig):
     """Settings of `bench`. Resolutions, views and workers that are not set are those of the stages."""
 
-    stage: Literal["pretrain-box", "finetune", "both"] = "both"
+    stage: Literal["pretrain-box", "finetune", "both"] = Field("both", description="Stages to time.")
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
-    batch_size: int = Field(REFERENCE_BATCH, ge=1)
-    short_side: tuple[Side, ...] | None = Field(None, min_length=1)
-    long_side: Side = 1333
-    num_proposals: int = Field(30, ge=0)  # per image, in pre-training
-    steps: int | None = Field(None, ge=1)  # that are timed
+    batch_size: int = Field(REFERENCE_BATCH, ge=1, description="Images per step on one device.")
+    short_side: tuple[Side, ...] | None = Field(
+        None, min_length=1, description="Short sides in pixels, one of which is drawn (the stages')."
+    )
+    long_side: Side = Field(1333, description="Largest long side in pixels.")
+    num_proposals: int = Field(30, ge=0, description="Proposals per image in pre-training.")
+    steps: int | None = Field(None, ge=1, description="Number of steps that are timed (3 on a CPU, 60 on a GPU).")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
     output = workspace.plan_output(converted.stage, str(config.name), config, inputs, force=request.force)
     if output.action == "complete":
         run = workspace.require(converted.stage, config.name)
-        return Outcome("already complete", "complete", output.folder, run, {}, {})
+        return Outcome("already complete", "complete", output.folder, run)
     for line in converted.summary():
         logger.info(line)
     with output.lock():
@@ -96,7 +96,7 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
         write_detector(output.partial / "weights.pt", content)
         write_json(output.partial / "load_report.json", _report(converted))
         run = output.complete(_result(converted, content), content=["weights.pt"])
-    return Outcome("done", "start", output.folder, run, {}, {})
+    return Outcome("done", "start", output.folder, run)
 
 
 def _detector_file(request: ImportRequest, checkpoint: Checkpoint, converted: Converted) -> DetectorFile:

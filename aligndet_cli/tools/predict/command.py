@@ -40,15 +40,19 @@ _DRAWN_AHEAD = 8  # images that may wait to be drawn while the next ones are det
 class PredictConfig(StageConfig):
     """Settings of `predict`."""
 
-    run: str | None = None  # name of a finetune run; None = the newest
-    weights: Path | None = None  # a weights.pt instead
-    score: float = Field(0.3, ge=0, le=1)  # low enough to see what a detector hesitates about
-    output: Path | None = None  # None: `predict/<run>` in the workspace
-    annotated: bool = True
-    save_crops: bool = False
-    batch_size: int = Field(1, ge=1)  # as in evaluate: what is found in an image depends on nothing but the image
-    short_side: int | None = Field(None, ge=32)  # None = the run's own test resolution
-    long_side: int | None = Field(None, ge=32)
+    run: str | None = Field(None, description="Fine-tuned run, by name (the newest).")
+    weights: Path | None = Field(None, description="A weights.pt, instead of a run (the run's).")
+    # low enough to see what a detector hesitates about
+    score: float = Field(0.3, ge=0, le=1, description="Least score of what is kept, 0 to 1.")
+    output: Path | None = Field(None, description="Folder to write to (predict/RUN in the workspace).")
+    annotated: bool = Field(True, description="Draw what was found into copies of the images.")
+    save_crops: bool = Field(False, description="Also cut out what was found, one folder per class.")
+    # as in evaluate: what is found in an image depends on nothing but the image
+    batch_size: int = Field(1, ge=1, description="Images per forward pass.")
+    short_side: int | None = Field(
+        None, ge=32, description="Short side in pixels that images are resized to (the run's)."
+    )
+    long_side: int | None = Field(None, ge=32, description="Largest long side in pixels (the run's).")
 
 
 @dataclass(frozen=True)

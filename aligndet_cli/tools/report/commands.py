@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from aligndet_cli.config import StageConfig, flatten, parse_value
-from aligndet_cli.driver import stage_config_class
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.flags import STAGE_FLAGS, Flag
+from aligndet_cli.flags import Flag, known_settings
+from aligndet_cli.stage import find_stage
 from aligndet_cli.workspace import Artifact
 
 
@@ -24,15 +24,16 @@ def command_of(stage: str, artifact: Artifact, workspace: str) -> str | None:
         the command, to be pasted into a shell; None for what no stage made (imported weights), or another version.
     """
     try:
-        config = stage_config_class(stage).model_validate(artifact.config())
+        config = find_stage(stage).steps().config.model_validate(artifact.config())
     except (ValidationError, ConfigError, OSError):
         return None
     settings = dict(_changed(config))
     root = settings.pop("data.root", None)
-    flags = {flag.path: flag for flag in STAGE_FLAGS[stage] if flag.path}
+    flags = {flag.path: flag for flag in find_stage(stage).flags if flag.path}
     words = ["aligndet", stage, *([root] if root else []), "-w", workspace]
+    known = known_settings(stage)
     for path, value in settings.items():
-        words += _words(flags.get(path), path, value)
+        words += _words(flags.get(path), known.get(path, {}).get("kind"), path, value)
     return shlex.join(words)
 
 
@@ -49,12 +50,12 @@ def _changed(config: StageConfig) -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _words(flag: Flag | None, path: str, value: Any) -> list[str]:
-    """A setting as words of the command line: its flag, or `--set`."""
-    if flag is None or (flag.kind is bool and value is False and "/" not in flag.names[0]):
+def _words(flag: Flag | None, kind: str | None, path: str, value: Any) -> list[str]:
+    """Return a setting as words of the command line: its flag, or `--set`."""
+    if flag is None or (kind == "bool" and value is False and "/" not in flag.names[0]):
         is_plain = isinstance(value, str) and parse_value(value) == value
         return ["--set", f"{path}={value if is_plain else json.dumps(value, ensure_ascii=False)}"]
-    if flag.kind is bool:
+    if kind == "bool":
         positive, _, negative = flag.names[0].partition("/")
         return [positive if value else negative]
-    return [flag.word, ",".join(map(str, value)) if flag.is_list else str(value)]
+    return [flag.word, ",".join(map(str, value)) if kind == "list" else str(value)]

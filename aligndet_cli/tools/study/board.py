@@ -6,21 +6,24 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from aligndet_cli.driver import Request, execute
-from aligndet_cli.errors import AlignDetError, Preempted, as_user_error
+from aligndet_cli.errors import AlignDetError, ChangedError, Preempted, as_user_error
 from aligndet_cli.logs import clock, logger
 from aligndet_cli.processes.launch import Shown
 from aligndet_cli.tools.study.plan import StageRun
 from aligndet_cli.workspace import Workspace
 
-_REFUSED = " with other settings: "  # see `Workspace.plan_output`
-
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a run has no result."""
+    """The reason why a run has no result.
+
+    Attributes:
+        is_of_another: a run that it needs has failed; this one was not begun.
+    """
 
     exit_code: int
     message: str
+    is_of_another: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Board:
         for other in self.runs.values():  # in the order of need
             failed = [key for key in other.needs if key in self.problems]
             if failed and other.key not in self.problems:
-                self.problems[other.key] = Problem(problem.exit_code, f"not run: {failed[0]} failed")
+                self.problems[other.key] = Problem(problem.exit_code, f"not run: {failed[0]} failed", True)
 
     def seconds_left(self, jobs: int) -> float | None:
         """Estimated from the runs that are finished; None before the first one is."""
@@ -92,7 +95,7 @@ class Board:
     def _state(self, run: StageRun) -> RunState:
         problem = self.problems.get(run.key)
         if problem is not None:
-            state = "not run" if problem.message.startswith("not run: ") else "failed"
+            state = "not run" if problem.is_of_another else "failed"
             return RunState(run.stage, run.name, state, problem.message)
         return RunState(run.stage, run.name, "complete" if run.key in self.complete else "done")
 
@@ -115,10 +118,13 @@ def perform(request: Request) -> Problem | None:
         Preempted, KeyboardInterrupt, Stopped: asked to stop.
     """
     try:
-        gate = execute(request).failed_gate
+        gate = execute(request).conclusion.failed_gate
         return None if gate is None else Problem(gate.exit_code, str(gate))
     except Preempted:
         raise
+    except ChangedError as error:  # the flags that the stage names are not the study's
+        told = f"{error.told}. Change the label, use another --workspace, or delete its folder"
+        return Problem(error.exit_code, told)
     except AlignDetError as error:
         return Problem(error.exit_code, str(error))
     except Exception as error:
@@ -139,10 +145,6 @@ def announce(board: Board, run: StageRun, jobs: int) -> None:
 
 def conclude(board: Board, run: StageRun, problem: Problem | None) -> None:
     """Note and say how a run ended."""
-    if problem is not None and _REFUSED in problem.message:
-        # The flags that the stage names are not the study's.
-        told = problem.message.split(". Use ")[0]
-        problem = Problem(problem.exit_code, f"{told}. Change the label, use another --workspace, or delete its folder")
     board.finish(run, problem)
     if problem is not None:
         logger.error(f"{run.key}: {problem.message}")

@@ -16,9 +16,9 @@ from aligndet_cli.config import (
     load_config,
 )
 from aligndet_cli.detectors import BUILDERS
-from aligndet_cli.driver import stage_config_class
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import read_json
+from aligndet_cli.stage import Read, find_stage
 from aligndet_cli.tools.study.spec import COMMON, Start, StudyConfig
 from aligndet_cli.workspace import Artifact, Workspace
 
@@ -62,7 +62,7 @@ class StageRun:
         Raises:
             ConfigError: a setting that the stage does not have, or a value that does not fit.
         """
-        config, _ = load_config(stage_config_class(self.stage), self.stage, self.sources)
+        config, _ = load_config(find_stage(self.stage).steps().config, self.stage, self.sources)
         return config
 
 
@@ -141,8 +141,8 @@ class _Planner:
         """Complain about common settings that no stage has, whether the study has the stage or not."""
         for place in sorted(self._idle):
             table, setting = place.split(f"{COMMON}.", 1)
-            if not any(_has_setting(stage_config_class(stage), setting, name) for stage in STAGES for name in BUILDERS):
-                known = [key for key, _ in flatten(stage_config_class("finetune")().to_json())]
+            if not any(_has_setting(stage, setting, name) for stage in STAGES for name in BUILDERS):
+                known = [key for key, _ in flatten(find_stage("finetune").steps().config().to_json())]
                 raise ConfigError(f"{table}{COMMON}: no stage has '{setting}'{did_you_mean(setting, known)}")
 
     def _add(self, stage: str, place: _Place) -> StageRun:
@@ -189,40 +189,37 @@ class _Planner:
             self._known[stage] = [(artifact, _told_apart_by(artifact.config())) for artifact in found]
         return self._known[stage]
 
-    def _needs(self, stage: str, place: _Place, settings: Settings) -> tuple[str, ...]:
-        """Stages that a stage reads from."""
-        has_image_stage = bool(self._tables(place, "pretrain-image"))
-        backbone = ("pretrain-image",) if has_image_stage and "backbone.weights" not in settings else ()
-        if stage == "cluster":
-            return ("proposals", *backbone)
-        if stage == "pretrain-box":
-            clusters = ("cluster",) if _needs_clusters(str(place.detector)) else ()
-            return ("proposals", *clusters, *backbone)
-        if stage == "finetune" and place.start is not None:
-            return {"pretrain": ("pretrain-box",), "backbone": backbone}.get(place.start.init, ())
-        return ()
+    def _needs(self, stage: str, place: _Place, settings: Settings) -> list[Read]:
+        """Return the artifacts that a stage reads in a place."""
+        return [read for read in find_stage(stage).reads if self._is_needed(read, stage, place, settings)]
+
+    def _is_needed(self, read: Read, stage: str, place: _Place, settings: Settings) -> bool:
+        start = None if place.start is None or stage != "finetune" else place.start.init
+        if read.setting == "init":
+            return start == "pretrain"
+        if read.setting == "clusters":
+            return _needs_clusters(str(place.detector))
+        if read.setting == "backbone.weights":
+            has_stage = stage != read.stage and bool(self._tables(place, read.stage))
+            return has_stage and read.setting not in settings and (stage != "finetune" or start == "backbone")
+        return True
 
     def _links(self, stage: str, place: _Place) -> tuple[Settings, tuple[str, ...]]:
         """Settings that name the artifacts a run reads, and the keys of the runs that make them."""
         links: Settings = {}
         needs = []
-        for needed in self._needs(stage, place, self._settings(stage, place)):
-            run = self._add(needed, place)
+        for read in self._needs(stage, place, self._settings(stage, place)):
+            run = self._add(read.stage, place)
             needs.append(run.key)
-            weights = str(self.workspace.root.resolve() / run.stage / run.name / "weights.pt")
-            path, value = {
-                "pretrain-image": ("backbone.weights", weights),
-                "proposals": ("proposals", run.name),
-                "cluster": ("clusters", run.name),
-                "pretrain-box": ("init", weights),
-            }[needed]
-            links[path] = ("the study", value)
+            weights = self.workspace.root.resolve() / run.stage / run.name / "weights.pt"
+            is_file = read.setting in ("init", "backbone.weights")
+            links[read.setting] = ("the study", str(weights) if is_file else run.name)
         return links, tuple(needs)
 
     def _identity(self, stage: str, place: _Place) -> str:
         """Hash of all that decides what a run computes."""
         settings = self._settings(stage, place)
-        needed = [self._identity(other, place) for other in self._needs(stage, place, settings)]
+        needed = [self._identity(read.stage, place) for read in self._needs(stage, place, settings)]
         return hash_json([stage, {path: value for path, (_, value) in settings.items()}, needed])
 
     def _name(self, stage: str, place: _Place, identity: str) -> str:
@@ -251,12 +248,11 @@ class _Planner:
         if stage == "finetune" or (stage == "pretrain-box" and self.study.pretrain_per_seed):
             settings["seed"] = ("seeds", place.seed)
         fixed = {*_SET_BY_STUDY, *({"seed"} if "seed" in settings else ())}
-        config_class = stage_config_class(stage)
         for title, table in self._tables(place, COMMON, stage):
             for path, value in flatten(table):
                 if path in fixed or (path == "seed" and title.endswith(COMMON)):
                     raise ConfigError(f"{title}.{path}: the study sets this itself; leave it out")
-                if not title.endswith(COMMON) or _has_setting(config_class, path, place.detector):
+                if not title.endswith(COMMON) or _has_setting(stage, path, place.detector):
                     settings[path] = (title, value)
                     self._idle.discard(f"{title}.{path}")
         if stage == "finetune" and place.start is not None:
@@ -304,14 +300,13 @@ def _without_idle(settings: Settings, start: Start) -> Settings:
 
 @functools.cache
 def _needs_clusters(detector: str) -> bool:
-    from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
-
-    config = PretrainBoxConfig.model_validate({"detector": {"family": detector}})
+    config = find_stage("pretrain-box").steps().config.model_validate({"detector": {"family": detector}})
     return config.detector.RECIPE.needs_clusters
 
 
-def _has_setting(config_class: type[StageConfig], path: str, detector: str | None) -> bool:
-    """Whether a stage knows a setting; those of the detector are looked up in its family."""
+def _has_setting(stage: str, path: str, detector: str | None) -> bool:
+    """Return True if a stage knows a setting; a detector's settings are looked up in its family."""
+    config_class = find_stage(stage).steps().config
     location: list[str] = []
     for part in path.split("."):
         if part not in fields_at(config_class, location):

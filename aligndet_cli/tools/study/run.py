@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.launch import Shown
+from aligndet_cli.stage import find_stage
 from aligndet_cli.tools.study.board import Board, announce, conclude, perform, request_of
 from aligndet_cli.tools.study.plan import StageRun, finished
 from aligndet_cli.workspace import Workspace
@@ -23,7 +24,7 @@ def look_up(runs: list[StageRun], workspace: Workspace) -> dict[str, str]:
         folder = workspace.root / run.stage / run.name
         artifact = finished(run, workspace)
         if artifact is None:
-            is_begun = (folder.with_name(f".{run.name}.partial") / "manifest.json").exists()
+            is_begun = (workspace.partial(run.stage, run.name) / "manifest.json").exists()
             is_there = (folder / "manifest.json").exists()
             states[run.key] = "changed" if is_there else "interrupted" if is_begun else "missing"
             continue
@@ -63,12 +64,13 @@ def carry_out(runs: list[StageRun], workspace: Workspace, *, jobs: int, gpus: tu
 
 
 def _remember_data(runs: list[StageRun], workspace: Workspace) -> None:
-    """What the first of the stages would do, done once, before several of them run at a time."""
+    """Remember the data as the first of the stages would, once, before several of them run at a time."""
     if workspace.recall("data") is None:
-        run = next((run for run in runs if run.stage not in ("pretrain-image", "evaluate")), None)
-        if run is not None:
-            data = run.config().data.model_dump(mode="json")
-            workspace.remember("data", {key: data[key] for key in ("root", "format", "annotations", "images")})
+        for run in runs:
+            stage = find_stage(run.stage)
+            if stage.remembers_data != "never" and stage.purpose == "train":
+                workspace.remember("data", run.config().data.place())
+                return
 
 
 @contextlib.contextmanager

@@ -1,0 +1,49 @@
+"""The command `aligndet finetune`: help and flags."""
+
+from aligndet_cli.flags import (
+    BACKBONE,
+    BACKBONE_WEIGHTS,
+    CONTROL,
+    DATA,
+    DETECTOR,
+    DEVICES,
+    LAYOUTS,
+    RECIPE,
+    SPEED,
+    TRAINING,
+    setting,
+)
+from aligndet_cli.stage import Read, Stage
+
+STAGE = Stage(
+    name="finetune",
+    summary="Train the detector on labelled images.",
+    data=f"{LAYOUTS} with labels (that of the proposals).",
+    examples=(
+        "aligndet finetune --detector retinanet",
+        "aligndet finetune --detector retinanet --init backbone",
+        "aligndet finetune labelled/ --fraction 10 --evaluate-every 1",
+    ),
+    flags=(
+        DETECTOR,
+        BACKBONE,
+        *BACKBONE_WEIGHTS,
+        setting("--init", "init", words="pretrain backbone scratch", runs="pretrain-box/*/weights.pt"),
+        setting("--label", "label"),
+        setting("--load-modules", "load_modules"),
+        setting("--min-match", "min_match"),
+        setting("--fraction", "fraction"),
+        setting("--fold", "fold"),
+        setting("--evaluate-every", "evaluate_every"),
+        RECIPE,
+        *TRAINING,
+        setting("--short-side", "resolution.short_side"),
+        setting("--long-side", "resolution.long_side"),
+        setting("--policy", "resolution.policy", words="auto"),
+        *DATA,
+        *CONTROL,
+        *DEVICES,
+        *SPEED,
+    ),
+    reads=(Read("pretrain-box", "weights", "init"), Read("pretrain-image", "weights", "backbone.weights")),
+)

@@ -1,0 +1,148 @@
+"""The two records of a stage: what the command line says about it, and the functions that carry it out.
+
+A stage is a folder. Its `command.py` ends in a `Stage`, which needs no torch; its `stage.py` ends in `STEPS`. The name
+of the folder in `config.STAGES` is all that the rest of the package knows.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from aligndet_cli.config import StageConfig
+from aligndet_cli.errors import GateError
+from aligndet_cli.flags import Flag
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.workspace import Output, Workspace
+
+
+class Plan(Protocol):
+    """The result of `prepare`: frozen and picklable, with everything that `run` needs."""
+
+    @property
+    def config(self) -> StageConfig:
+        """The settings as they were asked for."""
+
+    @property
+    def output(self) -> Output:
+        """The place to write to, and whether to start, resume or do nothing."""
+
+
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
+PlanT = TypeVar("PlanT", bound=Plan)
+ConfigT_contra = TypeVar("ConfigT_contra", bound=StageConfig, contravariant=True)
+PlanT_co = TypeVar("PlanT_co", bound=Plan, covariant=True)
+
+
+class Prepare(Protocol[ConfigT_contra, PlanT_co]):
+    """Open the inputs, check everything a user can get wrong, and decide what to do; nothing is written."""
+
+    def __call__(
+        self, config: ConfigT_contra, workspace: Workspace, *, resume: bool = True, force: bool = False
+    ) -> PlanT_co:
+        """Return the plan.
+
+        Raises:
+            AlignDetError: whatever the user has to put right.
+        """
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """Output that follows a call of the stage, also where it was complete already.
+
+    Attributes:
+        result: printed after the stage's own result.
+        failed_gate: to be raised once the result is out.
+    """
+
+    result: dict[str, Any] = field(default_factory=dict)
+    failed_gate: GateError | None = None
+
+
+def _nothing(_plan: Plan) -> Conclusion:
+    return Conclusion()
+
+
+@dataclass(frozen=True)
+class Steps(Generic[ConfigT, PlanT]):
+    """The functions of a stage, in the order in which the driver calls them.
+
+    Attributes:
+        config: class of its settings.
+        prepare: see `Prepare`.
+        describe: effective settings by name, for people.
+        run: the work, called on every process; only the main one writes.
+        conclude: called on the main process after the work, whether it was done now or before.
+        has_own_workers: `run` starts processes itself and is called on the main one only.
+    """
+
+    config: type[ConfigT]
+    prepare: Prepare[ConfigT, PlanT]
+    describe: Callable[[PlanT], dict[str, Any]]
+    run: Callable[[PlanT, Process], None]
+    conclude: Callable[[PlanT], Conclusion] = _nothing
+    has_own_workers: bool = False
+
+
+@dataclass(frozen=True)
+class Read:
+    """An artifact of another stage that a stage may read.
+
+    Attributes:
+        stage: the stage that makes it.
+        input: its name among the `inputs` of the reader's manifest.
+        setting: dotted path of the reader's setting that names it.
+    """
+
+    stage: str
+    input: str
+    setting: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The torch-free facts of a stage.
+
+    Attributes:
+        name: of the command, of the folder in the workspace and, with underscores, of the package.
+        summary: one line of help.
+        data: help of the argument DATA.
+        examples: three commands.
+        flags: all of them.
+        reads: artifacts of other stages.
+        purpose: which split of the data it takes by default.
+        remembers_data: whether later stages find the data that this one was given: `always`, where the workspace knew
+            of none (`first`), or `never`.
+    """
+
+    name: str
+    summary: str
+    data: str
+    examples: tuple[str, str, str]
+    flags: tuple[Flag, ...]
+    reads: tuple[Read, ...] = ()
+    purpose: Literal["train", "val"] = "train"
+    remembers_data: Literal["always", "first", "never"] = "first"
+
+    @property
+    def is_of_proposals(self) -> bool:
+        """The stage works on the images of a proposals artifact."""
+        return any(read.stage == "proposals" for read in self.reads)
+
+    def steps(self) -> Steps[Any, Any]:
+        """The functions of the stage; importing them loads torch."""
+        steps: Steps[Any, Any] = importlib.import_module(f"{_package(self.name)}.stage").STEPS
+        return steps
+
+
+@functools.cache
+def find_stage(name: str) -> Stage:
+    """Return the stage of that name, one of `config.STAGES`."""
+    stage: Stage = importlib.import_module(f"{_package(name)}.command").STAGE
+    return stage
+
+
+def _package(name: str) -> str:
+    return f"aligndet_cli.{name.replace('-', '_')}"
