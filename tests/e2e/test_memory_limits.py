@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commandline import CHAIN, aligndet
+from helpers.commandline import aligndet
 
 pytestmark = [
     pytest.mark.e2e,
@@ -82,9 +81,3 @@ def test_memory_that_runs_out_all_the_same_is_one_line(workspace: Path) -> None:
     # Too little for any step, so little that the one that is tried beforehand says nothing else.
     code, lines = limited(150, *train(workspace, "--batch-size", "1"))
     assert code == 1 and lines[-1].startswith("error: ") and "memory" in lines[-1], lines
-
-
-def test_small_runs_are_not_tried(chain: Path) -> None:
-    shown = aligndet("pretrain-box", "-w", chain, *CHAIN["pretrain-box"], "--name", "other", "--dry-run").stderr
-    assert "trying a step" not in shown
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY or "error" not in shown
