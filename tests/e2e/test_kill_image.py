@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from aligndet_cli.data.toy import draw_toy_objects
+from helpers.commandline import assert_same_results
 from helpers.forks import ForkServer
-from helpers.interrupting import results
 
 pytestmark = pytest.mark.e2e
 
@@ -29,6 +29,6 @@ def test_killed_again_and_again(forks: ForkServer, method: str, tmp_path: Path) 
     for die_at in (rng.randint(5, 12), rng.randint(changes // 3, changes // 2), rng.randint(15, 30)):
         assert forks.run(*words, cwd=interrupted, die_at=die_at) == -signal.SIGKILL, forks.output
     assert forks.run(*words, cwd=interrupted) == 0 and "continuing after step" in forks.output, forks.output
-    expected, found = results(whole, "pretrain-image"), results(interrupted, "pretrain-image")
-    assert f"{method}-resnet18/weights.pt" in found and found.keys() == expected.keys()
-    assert [name for name in expected if found[name] != expected[name]] == []
+    run = Path("pretrain-image", f"{method}-resnet18")
+    assert (interrupted / run / "weights.pt").exists()
+    assert_same_results(interrupted / run, whole / run)

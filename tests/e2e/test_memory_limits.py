@@ -1,7 +1,6 @@
 """Commands that may take only so much memory (`ulimit -v`): a batch that fits, or one line before anything is done."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commandline import aligndet
+from helpers.commandline import aligndet, environment
 
 pytestmark = [
     pytest.mark.e2e,
@@ -35,8 +34,7 @@ LARGE = ("--short-side", "320", "--long-side", "533", "--set", "detector.head_co
 def limited(mib: int, *words: str | Path, timeout: float = 240) -> tuple[int, list[str]]:
     """Exit code and lines of a command with so many MiB above what it takes to start."""
     command = [sys.executable, "-c", LIMITED, str(mib), *(str(word) for word in words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1", "COLUMNS": "200"}
-    done = subprocess.run(command, env=environment, timeout=timeout, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(COLUMNS="200"), timeout=timeout, capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stderr.strip().splitlines()
 
