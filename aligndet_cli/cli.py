@@ -29,8 +29,8 @@ EXIT_CODES = {
 
 
 def paragraphs(title: str, *lines: str) -> str:
-    """Return the end of a help page, as Typer wants it: one paragraph per line."""
-    return "\n\n".join([title, *lines])
+    """Return the end of a help page, one line each."""
+    return "\n".join([title, *lines])
 
 
 app = typer.Typer(

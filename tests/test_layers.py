@@ -15,6 +15,7 @@ FLOORS = (
     ("tools",),
     ("driver",),
     STAGES,
+    ("stage",),
     ("detectors",),
     ("backbones", "training", "metrics"),
     ("artifacts",),

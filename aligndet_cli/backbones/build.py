@@ -40,7 +40,7 @@ class BackboneConfig(Frozen):
     # How the weights were trained, which decides recipe, freezing and image sizes of fine-tuning. "auto": what their
     # file tells: its layout names a method, and an ImageNet classifier beside the backbone means "supervised".
     method: MethodName | Literal["auto"] = Field(
-        "auto", description="Training that the weights come from; auto: what their file tells."
+        "auto", description="Training that the weights come from; auto takes what their file tells."
     )
     # "auto": the stage decides, here and in `norm_eval` (docs/paper.md §5.6).
     frozen_stages: Annotated[int, Field(ge=-1, le=4)] | Literal["auto"] = Field(

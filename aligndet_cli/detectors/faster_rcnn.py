@@ -51,7 +51,7 @@ class RCNNConfig(Frozen):
     neck_channels: int = Field(256, ge=1, description="Width of the feature pyramid.")
     # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = Field(
-        "auto", description="Norm in the feature pyramid; auto: by stage."
+        "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
     )
     # AlignDet: Shared4Conv1FC; mmdetection's default head has none and two fc
     head_convs: int = Field(4, ge=0, description="Convolutions of the box head.")

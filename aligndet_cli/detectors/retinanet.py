@@ -53,7 +53,7 @@ class RetinaNetConfig(Frozen):
     head_convs: int = Field(4, ge=0, description="Convolutions of each branch of the head.")
     # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = Field(
-        "auto", description="Norm in the feature pyramid; auto: by stage."
+        "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
     )
     head_norm: NormName = Field("none", description="Norm after the convolutions of the head.")
     # What the detectors of torchvision and detectron2 do otherwise; import-weights sets these for their weights.

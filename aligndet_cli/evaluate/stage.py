@@ -52,7 +52,7 @@ class EvaluateConfig(StageConfig):
     long_side: int | None = Field(None, ge=32, description="Largest long side in pixels (the run's).")
     # the COCO numbers are always there
     metric: Literal["auto", "coco", "voc"] = Field(
-        "auto", description="Metric of the result; auto: voc for VOC data, else coco."
+        "auto", description="Metric of the result; auto takes voc for VOC data, else coco."
     )
     compare: str | None = Field(None, description="Another evaluated run, to print the difference from it (none).")
     fail_under: float | None = Field(

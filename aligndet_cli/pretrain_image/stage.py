@@ -51,7 +51,7 @@ class ImageTrainingConfig(TrainingConfig):
 
     # auto: fewer where images are few
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Images per step over all processes, or auto: the method's."
+        "auto", description="Images per step over all processes; auto takes the method's."
     )
 
 

@@ -53,9 +53,7 @@ class ProposalsConfig(StageConfig):
 
     source: Literal["selective-search", "ground-truth"] = Field("selective-search", description="Source of the boxes.")
     import_file: Path | None = Field(None, description="COCO json to take boxes from, instead of searching (none).")
-    export_file: Path | None = Field(
-        None, exclude=True, description="COCO json to write the boxes to as well (none)."
-    )
+    export_file: Path | None = Field(None, exclude=True, description="COCO json to write the boxes to as well (none).")
     mode: SearchMode = Field("fast", description="Variant of selective search.")
     # Memory grows with its fourth power to 0.4 GB.
     working_size: int | None = Field(
@@ -74,7 +72,7 @@ class ProposalsConfig(StageConfig):
     on_error: Literal["skip", "fail"] = Field("skip", description="Reaction to an image that cannot be read.")
     shard: str | None = Field(None, description="Share I/N of the images; the last of N puts all together (one share).")
     backend: Backend | Literal["auto"] = Field(
-        "auto", description="Workers of the search; auto: threads for up to four of them, else processes."
+        "auto", description="Workers of the search; auto takes threads for up to four, else processes."
     )
     scheduler: str | None = Field(None, description="Address of the Dask scheduler or the Ray head (none).")
 

@@ -20,12 +20,12 @@ class TrainingConfig(Frozen):
     """Length and optimizer of a training stage. None: the recipe of the detector."""
 
     schedule: ScheduleName | None = Field(
-        None, description="Length as papers name it: 1x is 12 epochs, 12k is 12,000 steps (by recipe)."
+        None, description="Length by name; 1x is 12 epochs, 12k is 12,000 steps (by recipe)."
     )
     epochs: int | None = Field(None, ge=1, description="Length in epochs, instead of the schedule's (by schedule).")
     steps: int | None = Field(None, ge=1, description="Length in steps, instead of the schedule's (by schedule).")
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        REFERENCE_BATCH, description="Images per step over all processes, or auto: what fits into memory."
+        REFERENCE_BATCH, description="Images per step over all processes; auto takes what fits into memory."
     )
     # Micro-batches per step. Their mean is what as many devices compute, and the large batch exactly where the losses
     # of all are divided by equal counts; batch norm and the negatives of the contrast are those of a micro-batch.

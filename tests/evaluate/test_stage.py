@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from aligndet_cli.detectors import build_detector
 from aligndet_cli.detectors.checkpoint import load_detector, save_detector
 from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.errors import ConfigError, DataError, GateError
+from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.evaluate import stage
 from aligndet_cli.evaluate.stage import EvaluateConfig
 from aligndet_cli.files import write_json
 from aligndet_cli.metrics.coco import COCO_NUMBERS
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.stage import Conclusion
 from aligndet_cli.workspace import Workspace
 
 NUM_IMAGES = 7
@@ -141,7 +143,7 @@ def test_a_perfect_detector_gets_one(workspace, coco_root):
     assert metrics["counts"] == {"images": 7, "ground_truths": 9, "ignored_ground_truths": 0, "predictions": 9}
     assert "voc" not in metrics
     assert artifact.result["AP"] == metrics["AP"]
-    assert stage.conclude(plan) == {}
+    assert stage.conclude(plan) == Conclusion()
     assert sorted(files_of(artifact.folder)) == [
         "analysis.json",
         "config.json",
@@ -272,17 +274,17 @@ def test_run_again_is_complete_and_gates_still_hold(workspace, coco_root):
     evaluate(workspace, coco_root, short_side=37, long_side=50)
     plan = evaluate(workspace, coco_root, short_side=37, long_side=50, fail_under=0.999, run="second")
     assert plan.output.action == "complete"
-    with pytest.raises(GateError, match=r"second-val2017: AP is 0\.\d+, below --fail-under 0.999"):
-        stage.check_gate(plan)
+    gate = stage.conclude(plan).failed_gate
+    assert re.match(r"second-val2017: AP is 0\.\d+, below --fail-under 0.999", str(gate))
     plan = evaluate(workspace, coco_root, short_side=37, long_side=50, fail_under=0.01)
-    stage.check_gate(plan)
+    assert stage.conclude(plan).failed_gate is None
 
 
 def test_compare_gives_the_delta(workspace, coco_root):
     evaluate(workspace, coco_root, run="first", short_side=37, long_side=50)
     plan = evaluate(workspace, coco_root, run="second", compare="first")
     plan = replace(plan, config=plan.config.model_copy(update={"plots": True}))
-    comparison = stage.conclude(plan)["compare"]
+    comparison = stage.conclude(plan).result["compare"]
     assert comparison["with"] == "first-val2017"
     assert comparison["AP"]["this"] == pytest.approx(1.0)
     assert comparison["AP"]["delta"] == pytest.approx(1.0 - comparison["AP"]["other"])
@@ -364,7 +366,7 @@ def test_voc_rules_on_request(workspace, coco_root):
     metrics = json.loads((plan.output.folder / "metrics.json").read_text())
     assert (metrics["voc"]["AP07"], metrics["voc"]["AP12"]) == (1.0, 1.0)
     assert workspace.require("evaluate").result["metric"] == "VOC AP12"
-    stage.check_gate(plan)  # it is on the VOC number
+    assert stage.conclude(plan).failed_gate is None  # it is on the VOC number
 
 
 def test_describe_says_where_values_come_from(workspace, coco_root):

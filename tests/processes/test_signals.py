@@ -112,7 +112,7 @@ signal.late = Late()
 
 def test_while_modules_are_imported() -> None:
     importing = """
-driver.stage_module = lambda stage: (os.kill(os.getpid(), signal.SIGUSR1), time.sleep(1000))
+driver.find_stage = lambda stage: (os.kill(os.getpid(), signal.SIGUSR1), time.sleep(1000))
 sys.argv = ["aligndet", "cluster", "-w", "/nowhere", "--json"]
 """
     done = run_command(importing)
