@@ -137,7 +137,7 @@ def test_other_formats(convert: Any, toy: Path, chain: Path, tmp_path: Path) -> 
 
 
 def run_on_real_data(data: Path, workspace: Path) -> Path:
-    """The four commands of the issue, made small by flags; returns the evaluation."""
+    """Four commands, made small by flags; returns the evaluation."""
     few = ("-w", workspace, "--limit", "16")
     aligndet("proposals", data, *few, "--set", "working_size=96", "--num-workers", "2")
     aligndet("pretrain-box", *RETINANET, *RANDOM, "-w", workspace, *SMALL)
