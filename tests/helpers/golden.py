@@ -1,26 +1,24 @@
-"""Draws weights and images as the golden numbers were made with, and compares; see tests/detectors/golden/README.md."""
+"""Draws weights and images as the golden numbers were made with, and compares; see golden/README.md."""
 
 import json
 import zlib
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.checkpoint import load_detector, read_detector
-from aligndet_cli.detectors.interface import BoxTargets, Detections, ImageBatch
-from aligndet_cli.tools.conversion import mmdet
+from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
 from aligndet_cli.tools.conversion.convert import convert
 from aligndet_cli.tools.conversion.exporting import mmdet_checkpoint
 from aligndet_cli.tools.conversion.importing import ImportRequest, import_weights
 from aligndet_cli.tools.conversion.reading import Checkpoint
 from aligndet_cli.workspace import Workspace
 
-GOLDEN = Path(__file__).parents[1] / "detectors" / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 TAU = 0.5
 
 
@@ -109,58 +107,6 @@ def read_pretext_boxes(case: str, view: str, stored: dict[str, np.ndarray]) -> l
         targets.append(BoxTargets(boxes, torch.zeros_like(ids), ids))
         start += len(boxes)
     return targets
-
-
-def draw_labelled(
-    stored: dict[str, np.ndarray], prefix: str, names: str, seed: int
-) -> tuple[ImageBatch, list[BoxTargets]]:
-    """The images drawn by these names, with the boxes and classes stored under `prefix`."""
-    sizes = stored[f"{prefix}sizes_hw"].tolist()
-    images = [draw_image(f"{names}/img{i}", seed, *hw) for i, hw in enumerate(sizes)]
-    boxes = [torch.from_numpy(stored[f"{prefix}boxes{i}"]) for i in range(len(sizes))]
-    class_ids = [torch.from_numpy(stored[f"{prefix}class_ids{i}"]).long() for i in range(len(sizes))]
-    targets = [BoxTargets(*pair) for pair in zip(boxes, class_ids, strict=True)]
-    return to_batch(images, stored[f"{prefix}batch_hw"]), targets
-
-
-def ids_of(matched: Tensor, ids_per_image: list[Tensor]) -> np.ndarray:
-    """(B, candidates): the id of the matched box, negative numbers as they are in `matched`."""
-    pairs = zip(matched, ids_per_image, strict=True)
-    return torch.stack([torch.where(m >= 0, ids[m.clamp(min=0)], m) for m, ids in pairs]).numpy()
-
-
-def split_projector(weights: dict[str, np.ndarray], prefix: str) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
-    """The projector, whose names begin with `prefix`, as trainable tensors without it; and all other weights."""
-    projector = {
-        name.removeprefix(prefix): torch.from_numpy(array).float().requires_grad_()
-        for name, array in weights.items()
-        if name.startswith(prefix)
-    }
-    return projector, {name: array for name, array in weights.items() if not name.startswith(prefix)}
-
-
-def load_drawn(model: nn.Module, family: str, weights: dict[str, np.ndarray], *, untouched: str) -> None:
-    """Fill a detector from weights with mmdetection's names; modules named in `untouched` stay as they are."""
-    state, unknown = mmdet.from_mmdet(family, as_tensors(weights))
-    assert not unknown
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert all("num_batches_tracked" in name or name.partition(".")[0] in untouched for name in missing), missing
-
-
-def assert_gradients_equal(model: nn.Module, norms: dict[str, float]) -> None:
-    """The parameters of these names, and no others, have gradients of these norms."""
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert gradients.keys() == norms.keys()
-    for name, norm in norms.items():
-        assert float(gradients[name].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-6), name
-
-
-def assert_detections_equal(found: Detections, stored: dict[str, np.ndarray], prefix: str, i: int) -> None:
-    boxes, scores = np.split(stored[f"{prefix}detections{i}"], [4], axis=1)
-    np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(found.scores, scores[:, 0], rtol=0, atol=1e-5)
-    assert np.array_equal(found.class_ids, stored[f"{prefix}detected_class_ids{i}"])
 
 
 def checksum(tensor: Tensor) -> np.ndarray:

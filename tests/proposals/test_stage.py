@@ -101,31 +101,34 @@ def test_kill_and_resume_gives_the_same_files(tmp_path, make_search_config, cont
         time.sleep(0.1)
     assert 3 <= (kept := num_saved(tmp_path / "killed")) < NUM_IMAGES
     journal = tmp_path / "killed" / "proposals" / ".train2017.partial" / "resume" / "1-of-1.log"
-    journal.write_bytes(journal.read_bytes() + b"half a record")
-    assert stage.prepare(config, Workspace(tmp_path / "killed")).output.action == "resume"
-    done, append = [], stage.Journal.append
-    monkeypatch.setattr(stage.Journal, "append", lambda self, found: (done.append(found), append(self, found)))
-    assert contents_of(run_stage(config, tmp_path / "killed")) == expected
+    content = journal.read_bytes()
+    journal.write_bytes(content + b"half a record")
+
+    plan = stage.prepare(config, Workspace(tmp_path / "killed"))
+    assert plan.output.action == "resume"
+    done = []
+    monkeypatch.setattr(stage.Journal, "append", lambda _, found: done.append(found.position))
+    stage._find_missing(plan, "none")
     assert len(done) == NUM_IMAGES - kept  # nothing is done twice
+    monkeypatch.undo()
+    assert journal.read_bytes() == content
+    assert contents_of(run_stage(config, tmp_path / "killed")) == expected
 
 
-def stop_after_one_image(config, workspace, monkeypatch):
+@pytest.mark.parametrize("backend", ["processes", "threads"])
+def test_stop_signal_saves_and_the_next_run_continues(tmp_path, make_search_config, contents_of, monkeypatch, backend):
+    expected = contents_of(run_stage(make_search_config(), tmp_path / "whole"))
     original = stage.Journal.append
 
     def append_and_signal(self, found):
         original(self, found)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        patch.setattr(stage.Journal, "append", append_and_signal)
-        run_stage(config, workspace)
-
-
-@pytest.mark.parametrize("backend", ["processes", "threads"])
-def test_stop_signal_saves_and_the_next_run_continues(tmp_path, make_search_config, contents_of, monkeypatch, backend):
-    expected = contents_of(run_stage(make_search_config(), tmp_path / "whole"))
     config = make_search_config(num_workers=2, backend=backend)
-    stop_after_one_image(config, tmp_path / "stopped", monkeypatch)
+    monkeypatch.setattr(stage.Journal, "append", append_and_signal)
+    with pytest.raises(Preempted):
+        run_stage(config, tmp_path / "stopped")
+    monkeypatch.undo()
     assert num_saved(tmp_path / "stopped") == 1
     assert contents_of(run_stage(config, tmp_path / "stopped")) == expected
 
@@ -157,10 +160,13 @@ def test_on_error_fail_names_the_file(tmp_path, root, make_search_config, num_wo
     assert read_json(folder / "manifest.json")["result"]["skipped_images"] == 1
 
 
-def test_on_error_fail_looks_again_at_what_was_skipped_before(tmp_path, root, make_search_config, monkeypatch):
+def test_on_error_fail_looks_again_at_what_was_skipped_before(tmp_path, root, make_search_config):
     good = (root / "train2017" / "000.png").read_bytes()
     (root / "train2017" / "000.png").write_bytes(bytes(len(good)))  # same size: the same data to `open_images`
-    stop_after_one_image(make_search_config(), tmp_path / "ws", monkeypatch)
+    plan = stage.prepare(make_search_config(), Workspace(tmp_path / "ws"))
+    with plan.output.lock():
+        plan.output.begin(plan.config)
+        stage._find_missing(plan, "none")
     with pytest.raises(DataError, match=r"000\.png"):
         run_stage(make_search_config(on_error="fail"), tmp_path / "ws")
     (root / "train2017" / "000.png").write_bytes(good)

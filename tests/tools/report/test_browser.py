@@ -1,6 +1,5 @@
 """The page in a real browser. Screenshots are kept in $ALIGNDET_SCREENSHOTS, or else in the test's own folder."""
 
-import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import NUM_PAIRS, make_workspace
 
 from aligndet_cli.tools.report.html import write_page
 from aligndet_cli.workspace import Workspace
-from helpers.pages import NUM_PAIRS, make_workspace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -40,35 +39,29 @@ def screenshots(tmp_path: Path) -> Path:
     return folder
 
 
-def test_is_quiet_and_fits(browser: Any, page_file: Path, screenshots: Path) -> None:
-    page = browser.new_page()
-    page.set_default_timeout(10_000)
+@pytest.mark.parametrize("device", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_is_quiet_and_fits(browser: Any, page_file: Path, device: str, scheme: str, screenshots: Path) -> None:
+    page = browser.new_page(viewport={"width": WIDTHS[device], "height": 850}, color_scheme=scheme)
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_file.as_uri(), wait_until="load")
+    page.set_default_timeout(10_000)
     page.locator("details").nth(-2).evaluate("details => { details.open = true; }")
     for image in page.locator("img:visible").all():
         image.scroll_into_view_if_needed()
         page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image.element_handle())
+    # Nothing sticks out to the right: wide tables scroll in their own frames.
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[device]
+    colours = page.evaluate("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]")
+    sums = [sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(","))) for colour in colours]
+    assert (sums[0] < 150 and sums[1] > 600) if scheme == "dark" else (sums[0] > 600 and sums[1] < 150)
     page.evaluate("scrollTo(0, 0)")
-    for (device, width), scheme in itertools.product(WIDTHS.items(), ("light", "dark")):
-        page.set_viewport_size({"width": width, "height": 850})
-        page.emulate_media(color_scheme=scheme)
-        page.screenshot(path=screenshots / f"report-{device}-{scheme}.png", full_page=True)
-        # Nothing sticks out to the right: wide tables scroll in their own frames.
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, (device, scheme)
-        behind, text = (brightness(page, name) for name in ("backgroundColor", "color"))
-        assert (behind < 150 and text > 600) if scheme == "dark" else (behind > 600 and text < 150), (device, scheme)
+    page.screenshot(path=screenshots / f"report-{device}-{scheme}.png", full_page=True)
     page.close()
     assert said == [] and [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
-
-
-def brightness(page: Any, name: str) -> int:
-    """Sum of red, green and blue of a colour of the page, 0..765."""
-    colour = page.evaluate(f"getComputedStyle(document.body).{name}")
-    return sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(",")))
 
 
 def test_tables_sort_and_filter_and_commands_copy(browser: Any, page_file: Path) -> None:
