@@ -48,9 +48,8 @@ from aligndet_cli.metrics.coco import coco_ground_truth, coco_metrics
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
-from aligndet_cli.training.batch_size import GAPS_IN_FINETUNING, Trial, recorded_split
+from aligndet_cli.training.batch_size import recorded_split, settle_batch_size
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.fitting import settle_batch_size
 from aligndet_cli.training.loop import Learner, LoopSettings, train
 from aligndet_cli.training.optimizer import build_optimizer
 from aligndet_cli.training.placement import compile_parts, place, wrap
@@ -58,6 +57,7 @@ from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE, Rates
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import steps_per_epoch
 from aligndet_cli.training.settings import describe_settings, resolve_settings
+from aligndet_cli.training.trial import GAPS_IN_FINETUNING, Trial
 from aligndet_cli.workspace import Output, Workspace
 
 

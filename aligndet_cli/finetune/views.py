@@ -12,8 +12,8 @@ from aligndet_cli.config import Frozen, Side
 from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.data.transforms import Crop, ViewParams, crop_sample, draw_view, make_batch
 from aligndet_cli.detectors import AnyDetector
-from aligndet_cli.training.batch_size import worst_sizes
 from aligndet_cli.training.recipe import SINGLE_SCALE, WIDE_SIDES, PolicyName
+from aligndet_cli.training.trial import worst_sizes
 
 DETR_SHORT_SIDES, DETR_CROP = (400, 500, 600), (384, 600)  # of the image that is cropped, and limits of the crop
 JITTER, JITTER_SIDE = (0.1, 2.0), 1024  # long side of the image by side of the square; that side

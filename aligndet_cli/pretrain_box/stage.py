@@ -39,9 +39,8 @@ from aligndet_cli.pretrain_box.views import TwoViews
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
-from aligndet_cli.training.batch_size import GAPS_IN_PRETRAINING, Trial, recorded_split, worst_sizes
+from aligndet_cli.training.batch_size import recorded_split, settle_batch_size
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.fitting import settle_batch_size
 from aligndet_cli.training.loop import Learner, LoopSettings, train
 from aligndet_cli.training.optimizer import build_optimizer
 from aligndet_cli.training.placement import compile_parts, place, wrap
@@ -49,6 +48,7 @@ from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart, Rates,
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import momentum_at
 from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, describe_settings, resolve_settings, training_of
+from aligndet_cli.training.trial import GAPS_IN_PRETRAINING, Trial, worst_sizes
 from aligndet_cli.workspace import Artifact, Output, Workspace
 
 
@@ -147,7 +147,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
     )
     if (told := told_training(config.backbone.method)) is not None:
-        weights = replace(weights, layout=told.layout, is_supervised=told.is_supervised)
+        weights = replace(weights, training=told)
     recipe = recipe_for(config.detector, config.backbone, weights.training, asked=config.recipe)
     inputs = {
         "data": image_set.fingerprint,

@@ -78,7 +78,7 @@ def open_data(data: DataConfig, *, seed: int, index_dir: Path) -> ImageData:
 def _tree_splits(data: DataConfig) -> tuple[str, str] | None:
     if data.split is not None or data.root is None or data.images is not None or data.annotations is not None:
         return None
-    root, kind = locate_data(data.root, data.format)
+    root, kind, _ = locate_data(data.root, data.format)
     return class_tree_splits(root) if kind == "folder" else None
 
 

@@ -45,8 +45,10 @@ def test_losses_reach_every_trainable_parameter(backbone: Backbone, family: str)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "swin_t"])
-def test_commands(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Image pre-training, box pre-training on its weights, and fine-tuning, one step each."""
+def test_the_commands_run_on_every_family(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Run image pre-training, box pre-training on its weights, and fine-tuning, for one step each."""
     size = Size(16, (2, 1, 1, 1), (1, 2, 4, 8))
     monkeypatch.setitem(SIZES, "swin_t", size)
     workspace = tmp_path / "w"

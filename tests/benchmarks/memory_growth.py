@@ -27,9 +27,9 @@ from aligndet_cli.finetune.views import Resolution
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.launch import run_here
 from aligndet_cli.processes.memory import give_back_freed_memory, process_usage
-from aligndet_cli.training.batch_size import draw_samples
 from aligndet_cli.training.loop import build_scaler, train_step, watch_divergence
 from aligndet_cli.training.settings import TrainingConfig, resolve_settings
+from aligndet_cli.training.trial import draw_samples
 
 NUM_IMAGES, NUM_CLASSES = 4, 20
 SHOWN = (1, 20, 50, 100, 200, 500)

@@ -37,9 +37,9 @@ from aligndet_cli.finetune.views import Resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.memory import keep_freed_memory
-from aligndet_cli.training.batch_size import draw_samples
 from aligndet_cli.training.loop import Learner, build_scaler, train_step, watch_divergence
 from aligndet_cli.training.settings import TrainingConfig, resolve_settings
+from aligndet_cli.training.trial import draw_samples
 
 HEIGHT, WIDTH, NUM_IMAGES, NUM_BOXES, NUM_CLASSES = 512, 640, 2, 30, 80
 SIDES = ("pretrain", "finetune", "equal", "plain")

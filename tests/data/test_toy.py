@@ -95,7 +95,7 @@ def test_sizes_follow_the_argument(tmp_path: Path) -> None:
     assert all(44 <= image["height"] <= 56 and 88 <= image["width"] <= 112 for image in images)
 
 
-def test_unwritable_folder(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"):
         draw_toy_data(tmp_path / "file", seed=0, num_train=1, num_val=1)

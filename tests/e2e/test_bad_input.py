@@ -197,9 +197,9 @@ def test_bad_annotations_exit_3(
 @pytest.mark.parametrize(
     ("bbox", "said"),
     [
-        ([5, 5, -4, 8], "1 boxes without area were left out, first in"),
-        ([5000, 5000, 9, 9], "1 boxes wholly outside their image were left out, first in"),
-        ([-30, -30, 60, 60], "1 boxes reached beyond their image and were clipped, first in"),
+        ([5, 5, -4, 8], "1 box without area was left out, first in"),
+        ([5000, 5000, 9, 9], "1 box wholly outside its image was left out, first in"),
+        ([-30, -30, 60, 60], "1 box reached beyond its image and was clipped, first in"),
     ],
 )
 def test_boxes_outside_are_corrected_and_reported(

@@ -44,7 +44,6 @@ from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.bench.clock import PARTS, StepClock
 from aligndet_cli.tools.bench.images import DrawnProposals, write_coco
-from aligndet_cli.training.batch_size import GAPS_IN_FINETUNING, GAPS_IN_PRETRAINING, Trial, worst_sizes
 from aligndet_cli.training.fitting import try_fit
 from aligndet_cli.training.loop import (
     Learner,
@@ -59,6 +58,7 @@ from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, Rates
 from aligndet_cli.training.records import Speed, peak_memory
 from aligndet_cli.training.schedules import LENGTHS
 from aligndet_cli.training.settings import TrainingConfig, resolve_settings
+from aligndet_cli.training.trial import GAPS_IN_FINETUNING, GAPS_IN_PRETRAINING, Trial, worst_sizes
 
 StageName = Literal["pretrain-box", "finetune"]
 COCO_IMAGES = 118_287  # train2017
