@@ -13,7 +13,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from golden_tools import (
+from torch import Tensor
+from torch.nn import functional
+
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr, inside_cells
+from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
+from aligndet_cli.detectors.parts.matching import look_up
+from aligndet_cli.detectors.parts.transformer import encode_position
+from aligndet_cli.tools.conversion import mmdet, published_detr
+from aligndet_cli.tools.conversion.rules import translate
+from helpers.golden import (
     GOLDEN,
     as_tensors,
     assert_boxes_equal,
@@ -29,16 +39,6 @@ from golden_tools import (
     read_pretext_boxes,
     split_projector,
 )
-from torch import Tensor
-from torch.nn import functional
-
-from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr, inside_cells
-from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
-from aligndet_cli.detectors.parts.matching import look_up
-from aligndet_cli.detectors.parts.transformer import encode_position
-from aligndet_cli.tools.conversion import mmdet, published_detr
-from aligndet_cli.tools.conversion.rules import translate
 
 
 def our_name(name: str) -> str:
