@@ -10,15 +10,16 @@ from pathlib import Path
 
 import grimp
 
+from aligndet_cli import config
+
 PAGE = Path(__file__).parent / "architecture.md"
-STAGES = ("pretrain_image", "proposals", "cluster", "pretrain_box", "finetune", "evaluate")
 # A room imports from the floors below its own, never from its own or from above.
 FLOORS = (
     ("cli",),
     ("commands",),
     ("tools",),
     ("driver",),
-    STAGES,
+    tuple(stage.replace("-", "_") for stage in config.STAGES),
     ("stage",),
     ("detectors",),
     ("backbones", "training", "metrics"),
