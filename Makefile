@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format e2e docs settings
+.PHONY: setup demo test check format e2e docs settings drawing
 
 setup: .venv/installed
 
@@ -24,8 +24,11 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo 'open site/index.html, or serve it while writing: $(BIN)/python -m mkdocs serve'
 
+drawing: setup
+	$(BIN)/python docs/draw_modules.py
+
 settings: setup
-	$(BIN)/python -m aligndet_cli.tools.settings
+	$(BIN)/python docs/write_settings.py
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import CHAIN, NECK, RESOLUTION, aligndet
 from torchvision.models import mobilenet_v2
 from torchvision.models.swin_transformer import SwinTransformer
 
@@ -15,6 +14,7 @@ from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from helpers.commandline import CHAIN, NECK, RESOLUTION, aligndet
 
 # c2..c5, c3..c5 and c5 alone
 SMALL = {

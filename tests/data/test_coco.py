@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import coco_content, make_coco, make_image
 from pycocotools.coco import COCO
 
 from aligndet_cli.config import DataConfig
@@ -14,6 +13,7 @@ from aligndet_cli.data.coco import find_coco_splits, to_coco_dict
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import DataError
+from helpers.data_sets import coco_content, make_coco, make_image
 
 
 def open_root(root: Path, **settings: Any) -> ImageSet:

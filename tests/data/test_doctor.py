@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
-from commandline import aligndet
 from PIL import Image
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.doctor import DoctorReport, check_data
+from helpers.commandline import aligndet
+from helpers.data_sets import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 
 
 def check(root: Path, **settings: Any) -> DoctorReport:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import coco_content, make_coco, make_voc, voc_xml
-from commandline import aligndet
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.folds import SplitConfig, fraction_of, write_folds
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError
+from helpers.commandline import aligndet
+from helpers.data_sets import coco_content, make_coco, make_voc, voc_xml
 
 NUM_COCO = 118_287
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import coco_content, make_coco
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data import coco, index
@@ -18,6 +17,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.errors import DataError
+from helpers.data_sets import coco_content, make_coco
 
 POLYGON = [[1, 2, 4, 2, 4, 6]]
 CODE = {"size": [40, 60], "counts": [2400]}

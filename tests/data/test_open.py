@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from builders import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.open import FORMATS, locate_data, open_images
 from aligndet_cli.errors import DataError
+from helpers.data_sets import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 
 
 def test_a_format_is_recognised_by_its_layout(tmp_path: Path) -> None:

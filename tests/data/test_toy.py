@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import aligndet
 from pycocotools import mask as mask_api
 
 from aligndet_cli.config import DataConfig
@@ -13,6 +12,7 @@ from aligndet_cli.data.images import read_image
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.toy import CATEGORIES, draw_toy_data, draw_toy_objects
 from aligndet_cli.errors import RunError
+from helpers.commandline import aligndet
 
 NUM_TRAIN, NUM_VAL = 31, 7
 

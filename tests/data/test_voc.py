@@ -2,13 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import make_voc, voc_xml
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import Purpose, choose_split, open_images
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.errors import DataError
+from helpers.data_sets import make_voc, voc_xml
 
 
 def open_root(root: Path, purpose: Purpose = "train", split: str | None = None) -> ImageSet:

@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from builders import make_yolo
 from PIL import Image
 
 from aligndet_cli.config import DataConfig
@@ -11,6 +10,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.yolo import YoloConfig, read_yolo_config
 from aligndet_cli.errors import DataError
+from helpers.data_sets import make_yolo
 
 
 def open_root(root: Path, split: str | None = None, *, with_masks: bool = False) -> ImageSet:

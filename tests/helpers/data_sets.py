@@ -1,4 +1,4 @@
-"""Small data sets on disk for the tests of this folder."""
+"""Small data sets on disk in the layouts that `tests/data/` reads."""
 
 import json
 from pathlib import Path
