@@ -95,8 +95,7 @@ def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -
     if process.device == "cpu":
         keep_freed_memory()
     if process.device == "cpu" or plan.config.runtime.deterministic:
-        # On the CPU too, where it costs nothing: otherwise several threads add up sums over repeated indices in any
-        # order.
+        # On the CPU too, where it costs nothing: several threads would add up repeated indices in any order.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch does not declare it
