@@ -73,9 +73,7 @@ class RuntimeConfig(Frozen):
         "32-true", description="Precision of the computation."
     )
     compile: bool = Field(False, description="Compile the model with torch.compile.")
-    deterministic: bool = Field(
-        False, description="Use deterministic GPU kernels only: the same bytes each time, but slower."
-    )
+    deterministic: bool = Field(False, description="Use deterministic GPU kernels only, which are slower.")
     offline: bool = Field(
         default_factory=lambda: bool(os.environ.get("ALIGNDET_OFFLINE")),
         description="Never download; $ALIGNDET_OFFLINE=1 does the same.",

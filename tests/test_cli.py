@@ -2,18 +2,27 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from commandline import CHAIN, Ran, aligndet, files_of
+import typer.main
 
-from aligndet_cli import driver
-from aligndet_cli.flags import BENCH, DOCTOR, IMPORT, PREDICT, REPORT, SPLIT, STAGE_FLAGS, VIEWS
+from aligndet_cli.cli import COMMANDS, EXIT_CODES, app
+from aligndet_cli.config import STAGES
+from aligndet_cli.errors import ERROR_BY_EXIT_CODE
+from aligndet_cli.finetune import stage as finetune_stage
+from aligndet_cli.flags import help_of, known_settings
+from aligndet_cli.stage import find_stage
+from helpers.commandline import CHAIN, Ran, aligndet, files_of
 
+STAGE_FLAGS = {name: find_stage(name).flags for name in STAGES}
 FLAG_SNAPSHOT = Path(__file__).parent / "flags.txt"
 
 
@@ -157,8 +166,7 @@ def test_ctrl_c_exits_130(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    module = driver.stage_module("finetune")
-    monkeypatch.setattr(module, "train", interrupted)
+    monkeypatch.setattr(finetune_stage, "train", interrupted)
     ran = aligndet("finetune", "-w", workspace, *CHAIN["finetune"], "--name", "other", code=130)
     assert ran.error_line() == "error: interrupted; run the same command again to continue"
     content = json.loads(aligndet("status", "-w", workspace, "--json").stdout)
@@ -394,31 +402,96 @@ def test_doctor(toy: Path, tmp_path: Path) -> None:
 # ---- the public surface ----
 
 
+def commands_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command of the Typer app with its full name."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands_of(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
 def test_all_flags_are_as_written_down() -> None:
     """`tests/flags.txt` is the public surface; `ALIGNDET_WRITE_FLAGS=1 pytest tests/test_cli.py` writes it anew."""
     lines = []
-    for command, flags in {
-        **STAGE_FLAGS,
-        "doctor": DOCTOR,
-        "bench": BENCH,
-        "split": SPLIT,
-        "import-weights": IMPORT,
-        "predict": PREDICT,
-        "views": VIEWS,
-        "report": REPORT,
-    }.items():
-        for flag in flags:
-            value = "" if flag.kind is bool else f" {'list' if flag.is_list else flag.kind.__name__}"
-            lines.append(f"{command} {' '.join(flag.names)}{value} -> {flag.path or '(the command itself)'}")
+    for name, command in commands_of(typer.main.get_command(app)):
+        for parameter in command.params:
+            is_option = parameter.param_type_name == "option"
+            words = [*parameter.opts, *parameter.secondary_opts] if is_option else ["(argument)"]
+            is_list = parameter.nargs == -1 or (is_option and parameter.multiple)
+            value = "" if is_option and parameter.is_flag else " VALUES" if is_list else " VALUE"
+            lines.append(f"{name} {' '.join(words)}{value}")
     text = "\n".join(sorted(lines)) + "\n"
     if os.environ.get("ALIGNDET_WRITE_FLAGS"):
         FLAG_SNAPSHOT.write_text(text)
     assert text == FLAG_SNAPSHOT.read_text(), "flags changed: on purpose? then write tests/flags.txt anew"
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_help_tells_every_default_and_three_examples(name: str) -> None:
+    stage = find_stage(name)
+    known = known_settings(name)
+    silent = [flag.word for flag in stage.flags if flag.path and not help_of(flag, known[flag.path]).endswith(").")]
+    assert silent == []
+    for example in stage.examples:
+        program, command, *words = shlex.split(example)
+        assert (program, command) == ("aligndet", name)
+        typer.main.get_command(app).commands[name].make_context(name, words)  # raises for an unknown flag
+
+
+@pytest.mark.parametrize("name", [name for panel in COMMANDS.values() for name in panel])
+def test_other_commands_have_examples_that_parse(name: str) -> None:
+    _, examples = next(panel[name] for panel in COMMANDS.values() if name in panel)
+    for example in examples:
+        command, *words = shlex.split(example)
+        assert command == name
+        typer.main.get_command(app).commands[name].make_context(name, words)
+
+
+def test_exit_codes_are_in_the_help() -> None:
+    text = aligndet("--help").stdout
+    known = {str(code) for code in ERROR_BY_EXIT_CODE} | {"0", "130"}
+    assert set(EXIT_CODES) == known
+    assert all(meaning in text for meaning in EXIT_CODES.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrain-box", "--detector", "r"], ["retinanet"]),
+        (["finetune", "--backbone", "swin_"], ["swin_t", "swin_s", "swin_b", "swin_l"]),
+        (["proposals", "--mode", "opencv-"], ["opencv-fast", "opencv-quality", "opencv-single"]),
+        (["evaluate", "--run", ""], ["retinanet-resnet18"]),
+        (["predict", "--run", "ret"], ["retinanet-resnet18"]),
+        (["finetune", "--init", "/"], ["{ws}/pretrain-box/retinanet-resnet18/weights.pt"]),
+        (["finetune", "--init", "b"], ["backbone"]),
+        (["finetune", "--policy", ""], ["resize", "detr", "lsj", "auto"]),
+    ],
+)
+def test_values_complete_without_torch(words: list[str], expected: list[str], workspace: Path) -> None:
+    script = (
+        "import sys\n"
+        "from aligndet_cli.cli import main\n"
+        "sys.argv = ['aligndet']\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    sys.exit('imported torch' if 'torch' in sys.modules else 0)\n"
+    )
+    environment = {
+        **os.environ,
+        "_ALIGNDET_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["aligndet", *words]),
+        "COMP_CWORD": str(len(words)),
+        "ALIGNDET_WORKSPACE": str(workspace),
+    }
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [word.format(ws=workspace) for word in expected]
+
+
 @pytest.mark.parametrize("stage", STAGE_FLAGS)
 def test_every_flag_sets_a_setting_that_exists(stage: str) -> None:
-    known = {key for key in _setting_names(driver.stage_config_class(stage).model_json_schema())}
+    known = {key for key in _setting_names(find_stage(stage).steps().config.model_json_schema())}
     for flag in STAGE_FLAGS[stage]:
         assert not flag.path or flag.path in known | {"detector.family"}, f"{stage} {flag.word} -> {flag.path}"
     assert len({flag.parameter for flag in STAGE_FLAGS[stage]}) == len(STAGE_FLAGS[stage])

@@ -46,7 +46,7 @@ class RCNNConfig(Frozen):
     neck_channels: int = Field(256, ge=1, description="Width of the feature pyramid.")
     # "auto": the stage decides (AlignDet: none in pre-training, batch in fine-tuning); without a stage it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = Field(
-        "auto", description="Norm in the feature pyramid; auto: by stage."
+        "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
     )
     # AlignDet: Shared4Conv1FC; mmdetection's default head has no convolutions and two fully connected layers.
     head_convs: int = Field(4, ge=0, description="Convolutions of the box head.")

@@ -53,7 +53,7 @@ class FCOSConfig(Frozen):
     head_convs: int = Field(4, ge=0, description="Convolutions of each branch of the head.")
     # "auto": the stage decides (AlignDet: none in pre-training, batch in fine-tuning); without a stage it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = Field(
-        "auto", description="Norm in the feature pyramid; auto: by stage."
+        "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
     )
     head_norm: NormName = Field("group", description="Norm after the convolutions of the head.")
     focal_alpha: float = Field(0.25, ge=0, le=1, description="Weight of positives in the focal loss, 0 to 1.")

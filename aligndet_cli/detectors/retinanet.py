@@ -47,7 +47,7 @@ class RetinaNetConfig(Frozen):
     head_convs: int = Field(4, ge=0, description="Convolutions of each branch of the head.")
     # "auto": the stage decides (AlignDet: none in pre-training, batch in fine-tuning); without a stage it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = Field(
-        "auto", description="Norm in the feature pyramid; auto: by stage."
+        "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
     )
     head_norm: NormName = Field("none", description="Norm after the convolutions of the head.")
     # The next three differ in torchvision's and detectron2's detectors; import-weights sets them for their weights.

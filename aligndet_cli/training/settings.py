@@ -20,12 +20,12 @@ class TrainingConfig(Frozen):
     """Length and optimizer of a training stage; None takes the value of the detector's recipe."""
 
     schedule: ScheduleName | None = Field(
-        None, description="Length as papers name it: 1x is 12 epochs, 12k is 12,000 steps (by recipe)."
+        None, description="Length by name; 1x is 12 epochs, 12k is 12,000 steps (by recipe)."
     )
     epochs: int | None = Field(None, ge=1, description="Length in epochs, instead of the schedule's (by schedule).")
     steps: int | None = Field(None, ge=1, description="Length in steps, instead of the schedule's (by schedule).")
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        REFERENCE_BATCH, description="Images per step over all processes, or auto: what fits into memory."
+        REFERENCE_BATCH, description="Images per step over all processes; auto takes what fits into memory."
     )
     # A step with micro-batches equals one on as many devices. It equals one with the large batch only if all losses
     # are divided by equal counts; batch norm and the contrast's negatives always come from one micro-batch.
@@ -74,6 +74,7 @@ def resolve_settings(
         seed=seed,
         precision=runtime.precision,
         clip_norm=rates.clip_norm if training.clip_norm is None else training.clip_norm,
+        batch_size=training.images_per_step,
         accumulate=training.accumulate,
         log_every=training.log_every,
         checkpoint=training.checkpoint,

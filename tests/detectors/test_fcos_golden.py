@@ -11,7 +11,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from golden_tools import (
+from torch import Tensor
+from torch.nn import functional
+
+from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, compute_centerness
+from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
+from aligndet_cli.detectors.parts.points import measure_sides
+from aligndet_cli.tools.conversion import mmdet
+from helpers.golden import (
     GOLDEN,
     assert_gradients_equal,
     assert_losses_equal,
@@ -27,13 +34,6 @@ from golden_tools import (
     read_pretext_boxes,
     split_projector,
 )
-from torch import Tensor
-from torch.nn import functional
-
-from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, compute_centerness
-from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
-from aligndet_cli.detectors.parts.points import measure_sides
-from aligndet_cli.tools.conversion import mmdet
 
 ALL_POINTS = 100_000
 PROJECTOR = "bbox_head.conv_cls."

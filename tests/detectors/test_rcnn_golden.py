@@ -11,7 +11,20 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from golden_tools import (
+from torch import Tensor
+from torch.nn import functional
+
+from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig
+from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, ImageBatch
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
+from aligndet_cli.detectors.parts.box_coder import encode_boxes
+from aligndet_cli.detectors.parts.cells import grids_of
+from aligndet_cli.detectors.parts.mask_head import paste_mask
+from aligndet_cli.detectors.parts.roi_head import RoiSamples, pool_rois, sample_rois
+from aligndet_cli.detectors.parts.two_stage import DELTA_STD
+from aligndet_cli.tools.conversion import mmdet
+from helpers.golden import (
     GOLDEN,
     assert_boxes_equal,
     assert_gradients_equal,
@@ -29,19 +42,6 @@ from golden_tools import (
     read_pretext_boxes,
     split_projector,
 )
-from torch import Tensor
-from torch.nn import functional
-
-from aligndet_cli.detectors import AnyDetector
-from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, ImageBatch
-from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
-from aligndet_cli.detectors.parts.box_coder import encode_boxes
-from aligndet_cli.detectors.parts.cells import grids_of
-from aligndet_cli.detectors.parts.mask_head import paste_mask
-from aligndet_cli.detectors.parts.roi_head import RoiSamples, pool_rois, sample_rois
-from aligndet_cli.detectors.parts.two_stage import DELTA_STD
-from aligndet_cli.tools.conversion import mmdet
 
 PROJECTOR = "roi_head.bbox_head.fc_cls."
 EVERYTHING = {"rpn_samples": 10**6, "rpn_positive_fraction": 1, "roi_samples": 10**6, "roi_positive_fraction": 1}

@@ -6,7 +6,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from golden_tools import (
+from torch import Tensor
+from torch.nn import functional
+
+from aligndet_cli.detectors.interface import BoxCandidates
+from aligndet_cli.detectors.parts.box_coder import encode_boxes
+from aligndet_cli.detectors.parts.cells import grids_of
+from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig
+from aligndet_cli.tools.conversion import mmdet
+from helpers.golden import (
     GOLDEN,
     assert_gradients_equal,
     assert_maps_equal,
@@ -21,14 +29,6 @@ from golden_tools import (
     read_pretext_boxes,
     split_projector,
 )
-from torch import Tensor
-from torch.nn import functional
-
-from aligndet_cli.detectors.interface import BoxCandidates
-from aligndet_cli.detectors.parts.box_coder import encode_boxes
-from aligndet_cli.detectors.parts.cells import grids_of
-from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig
-from aligndet_cli.tools.conversion import mmdet
 
 ALL_ANCHORS = 100_000
 

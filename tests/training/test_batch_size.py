@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import DETECTOR, NECK, RANDOM, RESOLUTION, aligndet
 from torch import Tensor, nn
 
 from aligndet_cli.data.sample import Sample
@@ -20,6 +19,7 @@ from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.settings import TrainingConfig
 from aligndet_cli.training.trial import Trial, draw_samples, worst_sizes
+from helpers.commandline import DETECTOR, NECK, RANDOM, RESOLUTION, aligndet
 
 RATES = Rates(0.01, 1e-4, "some recipe", batch_size=16)
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import pytest
-from hungry import hungry_trial
 
 from aligndet_cli.errors import ConfigError, RunError
 from aligndet_cli.processes.devices import Devices
@@ -14,6 +13,7 @@ from aligndet_cli.training.fitting import Fit
 from aligndet_cli.training.footprint import Footprint
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.settings import TrainingConfig
+from helpers.hungry import hungry_trial
 
 GB = 10**9
 RATES = Rates(0.01, 1e-4, "some recipe", batch_size=16)

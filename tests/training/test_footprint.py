@@ -5,11 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from hungry import hungry_trial
 
 from aligndet_cli.errors import RunError
 from aligndet_cli.training import footprint as footprint_module
 from aligndet_cli.training.footprint import Footprint, try_step
+from helpers.hungry import hungry_trial
 
 GB = 10**9
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell")

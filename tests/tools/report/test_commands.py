@@ -3,14 +3,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commandline import aligndet
-from report_builders import put
 
 from aligndet_cli.commands import stages
 from aligndet_cli.config import Sources, load_config
-from aligndet_cli.driver import Request, stage_config_class
+from aligndet_cli.driver import Request
+from aligndet_cli.stage import find_stage
 from aligndet_cli.tools.report.commands import command_of
 from aligndet_cli.workspace import Artifact
+from helpers.commandline import aligndet
+from helpers.reports import put
 
 
 class Caught(Exception):
@@ -64,7 +65,7 @@ GIVEN = {
 @pytest.mark.parametrize("stage", GIVEN)
 @pytest.mark.parametrize("is_plain", [False, True])
 def test_a_pasted_command_asks_for_the_same(stage: str, is_plain: bool, tmp_path: Path) -> None:
-    config_class = stage_config_class(stage)
+    config_class = find_stage(stage).steps().config
     settings = () if is_plain else (*GIVEN[stage], f"data.root={tmp_path / 'my data'}", "seed=3")
     config, _ = load_config(config_class, stage, Sources(None, settings, {}))
     put(tmp_path / "x", "hash", config.to_json(), {}, {})

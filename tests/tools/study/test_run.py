@@ -3,16 +3,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commandline import aligndet, files_of
-from study_builders import SMALL, TWO_STARTS, values_of, write_study
 
-from aligndet_cli.driver import Outcome, Request, stage_config_class
+from aligndet_cli.driver import Outcome, Request
 from aligndet_cli.errors import DataError, Preempted
-from aligndet_cli.tools.study import run as study_run
+from aligndet_cli.stage import find_stage
+from aligndet_cli.tools.study import board as study_board
 from aligndet_cli.tools.study.board import Board
 from aligndet_cli.tools.study.command import run_study
 from aligndet_cli.tools.study.plan import StageRun
 from aligndet_cli.workspace import Workspace
+from helpers.commandline import aligndet, files_of
+from helpers.studies import SMALL, TWO_STARTS, values_of, write_study
 
 NUM_RUNS = 8  # proposals, one pre-training; 2 starts (one of them for 1 of 2 seeds): 3 fine-tunings and evaluations
 
@@ -35,7 +36,7 @@ class FakeStages:
         folder.mkdir(parents=True)
         settings = {path: entry for path, entry in run.settings.items() if path != "name"}
         config = StageRun(request.stage, str(values["name"]), settings, ()).config()
-        assert isinstance(config, stage_config_class(request.stage))
+        assert isinstance(config, find_stage(request.stage).steps().config)
         sources = [values.get("init"), values.get("run"), values.get("proposals")]
         parents = [str(one).removesuffix("/weights.pt").rsplit("/", 1)[-1] for one in sources if one]
         places = {"pretrain-box": "proposals", "finetune": "pretrain-box", "evaluate": "finetune"}
@@ -44,13 +45,13 @@ class FakeStages:
         manifest |= {"finished": str(len(self.done)), "result": {}}
         (folder / "manifest.json").write_text(json.dumps(manifest))
         (folder / "config.json").write_text(json.dumps(config.to_json()))
-        return Outcome("done", "start", folder, None, {}, {})
+        return Outcome("done", "start", folder, None)
 
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     fake = FakeStages()
-    monkeypatch.setattr(study_run, "execute", fake.execute)
+    monkeypatch.setattr(study_board, "execute", fake.execute)
     monkeypatch.setattr("aligndet_cli.tools.study.command.collect_report", lambda *_, **__: None)
     return fake
 
@@ -121,7 +122,7 @@ def test_proposals_of_other_commands_are_used(stages: FakeStages, study: Path, t
 
 def test_time_left_is_that_of_finished_runs_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     clock: Iterator[float] = iter([0.0, 10.0, 10.0, 40.0, 40.0, 40.0])
-    monkeypatch.setattr(study_run.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(study_board.time, "monotonic", lambda: next(clock))
     runs = [StageRun("finetune", name, {}, ()) for name in "abcd"] + [StageRun("evaluate", "a", {}, ())]
     board = Board({run.key: run for run in runs}, {"finetune/d"})
     assert board.seconds_left(1) is None

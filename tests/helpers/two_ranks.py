@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.sample import Sample, mix_seed
-from aligndet_cli.driver import stage_module
 from aligndet_cli.pretrain_image.methods import MoCo
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.loop import Learner, LoopSettings
@@ -40,7 +40,7 @@ def parameters_of(learner: Learner) -> dict[str, torch.Tensor]:
 
 def run_and_keep(plan: Any, process: Process, stage: str, folder: Path) -> None:
     """Run a stage; every rank keeps its parameters as they are after the last step."""
-    module = stage_module(stage)
+    module = import_module(f"aligndet_cli.{stage.replace('-', '_')}.stage")
     original = module.train
 
     def train_and_keep(learner: Learner, *rest: Any) -> None:
@@ -60,7 +60,7 @@ class _Taken(Exception):
 
 def take_learner(plan: Any, stage: str, process: Process, monkeypatch: pytest.MonkeyPatch) -> Taken:
     """What a rank would train, without its partner: for doing the ranks' work one after the other in one process."""
-    module = stage_module(stage)
+    module = import_module(f"aligndet_cli.{stage.replace('-', '_')}.stage")
     found = []
 
     def take(learner: Learner, batches_from: Any, settings: LoopSettings, *_rest: Any) -> None:

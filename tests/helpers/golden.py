@@ -1,4 +1,4 @@
-"""Draws weights and images as the golden numbers were made with, and compares; see golden/README.md."""
+"""Draws weights and images as the golden numbers were made with, and compares; see tests/detectors/golden/README.md."""
 
 import json
 import zlib
@@ -22,7 +22,7 @@ from aligndet_cli.tools.conversion.importing import ImportRequest, import_weight
 from aligndet_cli.tools.conversion.reading import Checkpoint
 from aligndet_cli.workspace import Workspace
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "detectors" / "golden"
 TAU = 0.5
 # mmdetection's names of our losses, if others.
 THEIR_LOSSES = {"loss_objectness": "loss_rpn_cls", "loss_rpn_box_reg": "loss_rpn_bbox", "loss_box_reg": "loss_bbox"}
