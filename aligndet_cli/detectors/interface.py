@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets, ImageBatch
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,3 @@ class Detector(Protocol):
             with_losses: also compute the box losses.
         """
         ...
-
-
-__all__ = [
-    "PAD_DIVISOR",
-    "BoxCandidates",
-    "BoxTargets",
-    "Detections",
-    "Detector",
-    "Features",
-    "ImageBatch",
-    "extract_features",
-]

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.detectors import BUILDERS, DetectorConfig
 from aligndet_cli.detectors.detr import DETR, DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOS, FCOSConfig
-from aligndet_cli.detectors.interface import Detections, ImageBatch
+from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig
 

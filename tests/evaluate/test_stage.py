@@ -17,10 +17,11 @@ from torch import nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig, RuntimeConfig
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import build_detector
 from aligndet_cli.detectors.checkpoint import load_detector, save_detector
-from aligndet_cli.detectors.interface import Detections, ImageBatch
+from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.evaluate import stage
