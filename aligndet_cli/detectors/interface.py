@@ -101,7 +101,7 @@ class Detector(Protocol):
 
     @property
     def class_predictor(self) -> nn.Module:
-        """The last classification layer, restarted by finetune; the pretext trains it if the recipe `needs_clusters`."""
+        """Last classification layer, restarted by finetune; the pretext trains it if the recipe `needs_clusters`."""
         ...
 
     @property
