@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from aligndet_cli.artifacts.clusters import ClusterLabels
 from aligndet_cli.backbones import find_backbone_weights
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import load_image
 from aligndet_cli.data.sample import Sample
@@ -19,7 +20,6 @@ from aligndet_cli.data.transforms import ViewParams, make_batch
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.checkpoint import read_detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNN
-from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.detectors.mask_rcnn import MaskRCNN
 from aligndet_cli.detectors.parts.box_coder import decode_boxes
 from aligndet_cli.detectors.parts.roi_head import to_rois
