@@ -72,7 +72,7 @@ class ProposalImages:
 
 
 def find_places(store: ProposalStore, images: ImageSet) -> NDArray[np.int64]:
-    """Return `ProposalImages.places`."""
+    """Return the places of images with proposals in store and data set, see `ProposalImages`."""
     with_boxes = np.flatnonzero(store.counts)
     in_images = positions_of(store.image_ids[with_boxes], images.image_ids)
     assert (in_images >= 0).all(), "proposals of images that are not in the data they were made from"

@@ -146,12 +146,9 @@ class BoxPretext(nn.Module):
         online = self.online.box_candidates(features, proposals, with_losses=self.tasks == "both")
         embeddings = self.projector(online.features, online.slots)  # (S1, D)
         with torch.autocast(embeddings.device.type, enabled=False):
+            ids, momentum_ids = online.instance_ids, momentum.instance_ids
             contrast = contrastive_loss(
-                embeddings,
-                online.instance_ids,
-                momentum_embeddings,
-                momentum.instance_ids,
-                temperature=self.temperature,
+                embeddings, ids, momentum_embeddings, momentum_ids, temperature=self.temperature
             )
         health = embedding_health(embeddings.detach()) if with_health else {}
         return {"loss_contrastive": contrast.loss, **online.losses}, contrast.shown() | health
