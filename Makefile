@@ -25,7 +25,7 @@ docs: setup
 	@echo 'open site/index.html, or serve it while writing: $(BIN)/python -m mkdocs serve'
 
 settings: setup
-	$(BIN)/python -m aligndet_cli.tools.settings
+	$(BIN)/python docs/write_settings.py
 
 check: setup
 	$(BIN)/ruff format --check .

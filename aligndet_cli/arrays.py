@@ -12,7 +12,7 @@ from aligndet_cli.files import write_bytes
 
 
 def save_array(file: Path, array: NDArray[Any]) -> None:
-    """Write what `np.save` writes, atomically, without a second copy of the array in memory."""
+    """Write an array of any shape as `np.save` does, but atomically and without a second copy in memory."""
     array, header = np.asarray(array, order="C"), io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     write_bytes(file, header.getvalue(), array.reshape(-1).view(np.uint8).data)

@@ -1,7 +1,7 @@
-"""What can go wrong for a user, one class per exit code.
+"""Errors that users can fix, one class per exit code.
 
-An `AlignDetError` is something the user can fix: its message is one line that names the place and the next
-action. Anything else that is raised is a bug of ours and shows its traceback.
+A message is one line that names the place and the next action. Any other exception is a bug of ours and shows its
+traceback.
 """
 
 import errno
@@ -70,7 +70,7 @@ _NO_ACCESS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDI
 
 
 def as_user_error(error: OSError) -> RunError | None:
-    """What the disk refuses, as an error that the user can put right; None for anything else."""
+    """Turn an error of the disk into one that tells the user what to do; None for other errors."""
     place = error.filename or "the place to write to"
     if error.errno in _NO_ROOM:
         return RunError(f"{place}: {error.strerror}; free some space, then run the same command again to continue")

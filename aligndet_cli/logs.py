@@ -1,4 +1,4 @@
-"""What people see while something runs: a bar on a terminal, one plain line every few seconds elsewhere."""
+"""The logger, and the display of progress: a bar on a terminal, one plain line every few seconds elsewhere."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ class _PlainFormatter(logging.Formatter):
 
 
 def resolve_progress_mode(mode: ProgressMode, stream: TextIO) -> ProgressMode:
-    """`auto` becomes `bar` on a real terminal and `plain` in CI, files, pipes and dumb terminals."""
+    """Replace `auto` by `bar` on a real terminal and by `plain` in CI, files, pipes and dumb terminals."""
     if mode != "auto":
         return mode
     is_interactive = stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
@@ -44,13 +44,13 @@ def resolve_progress_mode(mode: ProgressMode, stream: TextIO) -> ProgressMode:
 
 
 class Progress:
-    """Shows how far a loop is, its speed, the time left, and any fields of the moment.
+    """A display of units done, speed, time left, and fields such as losses.
 
     Args:
-        title: what is being done, e.g. `proposals`.
-        total: number of units in all.
-        unit: what is counted, e.g. `images`, `steps`.
-        start: units already done by an earlier, interrupted run; not counted in the speed.
+        title: name of the work, e.g. `proposals`.
+        total: number of units.
+        unit: plural of one unit, e.g. `images`, `steps`.
+        start: units done by an earlier, interrupted run; not counted in the speed.
         mode: see `resolve_progress_mode`; `none` shows nothing (also for ranks other than the main one).
         interval_s: seconds between plain lines.
     """
@@ -81,7 +81,7 @@ class Progress:
                 BarColumn(bar_width=20, table_column=Column(min_width=20)),
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TimeRemainingColumn(table_column=Column(no_wrap=True)),
-                # What does not fit beside the bar is cut, not the bar.
+                # Cut this text, not the bar, if the line is too long.
                 TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             )
             self._bar = RichProgress(*columns, console=Console(stderr=True), transient=False, expand=True)
@@ -99,7 +99,7 @@ class Progress:
             self._line()
 
     def advance(self, count: int = 1, **fields: float | str) -> None:
-        """Count `count` more units as done; `fields` are shown beside them (numbers with four digits)."""
+        """Count `count` more units as done; `fields` are shown beside them (numbers with three digits)."""
         self.done += count
         if fields:
             self._fields = "  ".join(f"{key} {_short(value)}" for key, value in fields.items())
@@ -135,7 +135,7 @@ def _short(value: float | str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A duration as `m:ss` or `h:mm:ss`."""
+    """Format a duration as `m:ss` or `h:mm:ss`."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

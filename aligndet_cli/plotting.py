@@ -1,7 +1,7 @@
-"""The style that all pictures share, and the one place that keeps a drawing error from failing a run.
+"""Style of all plots, and a guard that keeps a drawing error from failing a run.
 
-Figures are made as objects (`new_figure`), never through pyplot: there is no display to need, no global state, and
-nothing to close. The files hold no date and no version, so that the same numbers give the same bytes.
+Figures are objects (`new_figure`), never made through pyplot, which needs a display and keeps global state. Files
+hold no date and no version, so that the same numbers give the same bytes.
 """
 
 import contextlib
@@ -17,24 +17,24 @@ from matplotlib.figure import Figure
 from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
 
-# Okabe and Ito's colours, told apart with any kind of colour vision, the most distant ones first; yellow and black are
-# left out as too faint on white and on photographs.
+# Okabe and Ito's colours, which people with any colour vision can tell apart, the most distant ones first; without
+# yellow and black, which are too faint on white and on photographs.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-REFERENCE = "#666666"  # what is not a measurement: chance levels, medians, diagonals
+REFERENCE = "#666666"  # lines that are no measurements: chance levels, medians, diagonals
 DASHES = ("-", "--", ":", "-.")
-SMALL = 8  # points: legends and numbers inside of a picture
+SMALL = 8  # points, for legends and numbers inside of a picture
 _DPI = 100
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches (of 100 pixels), which lays out its axes so that nothing overlaps."""
+    """Make an empty figure of this size in inches (of 100 pixels), which lays out its axes so that nothing overlaps."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def finish_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
-    """Title, labels (with units), a faint grid, no box around the axes, and a legend where anything is named."""
+    """Add title, labels (with units), a faint grid and, for named curves, a legend; remove the box around the axes."""
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
@@ -44,7 +44,7 @@ def finish_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> Non
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """Write a PNG at once (never half of it), making its folder."""
+    """Write a PNG, completely or not at all, and make its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -55,10 +55,7 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 @contextlib.contextmanager
 def never_failing(file: Path) -> Iterator[None]:
-    """Turn any error of what is drawn inside into a warning that names the picture.
-
-    What a run has measured is worth more than its pictures: a font that lacks a letter must not cost it.
-    """
+    """Turn any error in the block into a warning that names the picture, so that it cannot cost a run its results."""
     try:
         yield
     except Exception as error:
@@ -66,5 +63,5 @@ def never_failing(file: Path) -> Iterator[None]:
 
 
 def shorten(text: str, length: int = 22) -> str:
-    """The text, or its beginning and dots where it is longer."""
+    """Cut a text that is too long, and end it with dots."""
     return text if len(text) <= length else text[: length - 3] + "..."

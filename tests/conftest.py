@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,11 +6,7 @@ import torch
 from aligndet_cli.data.toy import draw_toy_data
 from aligndet_cli.processes.memory import Room
 from aligndet_cli.training import fitting
-
-# For `commandline` and `golden_tools`, under pytest's importlib mode.
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent / "detectors"))
-from commandline import run_chain
+from helpers.commandline import run_chain
 
 # Two cores: one thread per test process is faster than two that wait for each other, and the sums are the same.
 torch.set_num_threads(1)

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 import typer.main
-from commandline import CHAIN, Ran, aligndet, files_of
 
 from aligndet_cli.cli import COMMANDS, EXIT_CODES, app
 from aligndet_cli.config import STAGES
@@ -21,6 +20,7 @@ from aligndet_cli.errors import ERROR_BY_EXIT_CODE
 from aligndet_cli.finetune import stage as finetune_stage
 from aligndet_cli.flags import help_of, known_settings
 from aligndet_cli.stage import find_stage
+from helpers.commandline import CHAIN, Ran, aligndet, files_of
 
 STAGE_FLAGS = {name: find_stage(name).flags for name in STAGES}
 FLAG_SNAPSHOT = Path(__file__).parent / "flags.txt"

@@ -9,11 +9,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
-
-from aligndet_cli.config import STAGES, Frozen, flatten
-from aligndet_cli.detectors import BUILDERS
-from aligndet_cli.stage import find_stage
-from aligndet_cli.tools.settings import (
+from write_settings import (
     COMMANDS,
     JSON_FILE,
     PAGE_FILE,
@@ -22,6 +18,10 @@ from aligndet_cli.tools.settings import (
     to_json,
     to_page,
 )
+
+from aligndet_cli.config import STAGES, Frozen, flatten
+from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.stage import find_stage
 
 # Settings that have the same path in several stages and do not mean the same there.
 OF_A_STAGE = {"batch_size", "import_file", "momentum", "temperature", "training.batch_size"}

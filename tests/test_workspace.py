@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commandline import files_of
 
 from aligndet_cli.config import StageConfig
 from aligndet_cli.errors import ConfigError, RunError
 from aligndet_cli.files import check_output_file, is_locked, read_json, write_bytes, write_json
 from aligndet_cli.workspace import Output, Workspace
+from helpers.commandline import files_of
 
 INPUTS = {"data": "abc"}
 

@@ -1,1 +1,1 @@
-"""What one stage leaves in the workspace and another reads: proposals and their clusters."""
+"""Artifacts that one stage writes and another reads: proposals and their clusters."""

@@ -15,10 +15,10 @@ from aligndet_cli.errors import DataError
 class ClusterLabels:
     """The cluster of each proposal, in the order of the proposals' store; mapped into memory, not loaded.
 
-    A pickled one maps the file again where it arrives.
+    A process that receives it pickled maps the file again.
 
     Attributes:
-        folder: the artifact.
+        folder: folder of the artifact.
     """
 
     folder: Path
@@ -27,12 +27,12 @@ class ClusterLabels:
         return ClusterLabels, (self.folder,)
 
     def __len__(self) -> int:
-        """Number of proposals."""
+        """Return the number of proposals."""
         return len(self._labels)
 
     @functools.cached_property
     def num_clusters(self) -> int:
-        """K; some of them may be empty.
+        """K, the number of clusters; some may be empty.
 
         Raises:
             DataError: the report cannot be read.
@@ -44,7 +44,7 @@ class ClusterLabels:
             raise _unreadable(file, error) from None
 
     def of_rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """(stop - start,) cluster ids of rows of the store, 0..K-1."""
+        """Return the cluster ids (stop - start,) int64, 0..K-1, of rows of the store."""
         return np.asarray(self._labels[start:stop], dtype=np.int64)
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""Proposals in the COCO-json form of the field: reading them for some images, and writing a store that way."""
+"""Proposals as COCO json: read them for the images of a data set, and write a store."""
 
 import collections
 import hashlib
@@ -22,7 +22,7 @@ CATEGORY = {"id": 1, "name": "selective_search"}  # the one category of the auth
 
 @dataclass(frozen=True)
 class GivenBoxes:
-    """Boxes that are taken over for the images of an `ImageSet`, in its order.
+    """Boxes from another source for the images of an `ImageSet`, in its order.
 
     Attributes:
         boxes: (M, 4) float32, xyxy, absolute pixels.
@@ -33,12 +33,12 @@ class GivenBoxes:
     offsets: NDArray[np.int64]
 
     def of(self, index: int) -> NDArray[np.float32]:
-        """(N, 4) boxes of the image at a position."""
+        """Return the boxes (N, 4) of the image at a position."""
         return self.boxes[self.offsets[index] : self.offsets[index + 1]]
 
 
 def boxes_from_labels(image_set: ImageSet) -> GivenBoxes:
-    """Ground-truth boxes without their classes; crowds are left out, since they are not one object each.
+    """Return ground-truth boxes without classes; crowds are left out, since a crowd is more than one object.
 
     Raises:
         DataError: the data has no labels.
@@ -51,9 +51,9 @@ def boxes_from_labels(image_set: ImageSet) -> GivenBoxes:
 
 
 def boxes_from_coco(file: Path, image_set: ImageSet) -> GivenBoxes:
-    """Boxes of a COCO json for the images of a data set, by falling `score` where there is one, else in file order.
+    """Read the boxes of a COCO json for the images of a data set, by falling `score`, or in file order without scores.
 
-    Images are matched by id, or by file name where the file's ids mean other images.
+    Images are matched by id, or by file name if the file's ids mean other images.
 
     Args:
         file: `{"images": [...], "annotations": [...]}`, or a bare list of annotations or predictions.
@@ -67,9 +67,9 @@ def boxes_from_coco(file: Path, image_set: ImageSet) -> GivenBoxes:
 def classed_boxes_from_coco(
     file: Path, image_set: ImageSet
 ) -> tuple[GivenBoxes, NDArray[np.int64], tuple[Category, ...]]:
-    """The boxes of `boxes_from_coco`, the category id of each, (M,) int64, and the categories of the file, by id.
+    """Read boxes as `boxes_from_coco` does, with the category id of each (M,) int64, and the categories by id.
 
-    A file that lists no categories has those that its boxes name.
+    If the file lists no categories, they are the ids that its boxes name.
 
     Raises:
         DataError: as `boxes_from_coco`, or a box has no category of the file.
@@ -89,7 +89,7 @@ def classed_boxes_from_coco(
 
 
 def _boxes_of(file: Path, content: "_Content", image_set: ImageSet) -> tuple[GivenBoxes, NDArray[np.int64]]:
-    """The boxes of the images of a data set, and where in the file's list each of them is, (M,) int64."""
+    """Return the boxes of the images of a data set, and the position (M,) int64 of each in the file's list."""
     file_ids, boxes, scores = _columns(file, content.annotations)
     position_by_file_id = _match(np.unique(file_ids).tolist(), content.images, image_set)
     _report_match(file, position_by_file_id, file_ids, image_set)
@@ -103,7 +103,7 @@ def _boxes_of(file: Path, content: "_Content", image_set: ImageSet) -> tuple[Giv
 
 
 def hash_file(file: Path) -> str:
-    """Hex digest of a file's bytes.
+    """Return the first 16 hex digits of the SHA-256 of a file.
 
     Raises:
         ConfigError: no such file.
@@ -167,7 +167,7 @@ def _joined(entries: Iterator[dict[str, Any]]) -> Iterator[str]:
 
 
 class _Content(NamedTuple):
-    """The lists of a json file; a bare list is one of annotations."""
+    """Lists in a json file; a bare list holds annotations."""
 
     annotations: list[Any]
     images: list[Any]
@@ -193,7 +193,7 @@ def _read_coco(file: Path) -> _Content:
 def _columns(
     file: Path, annotations: Sequence[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
-    """Image ids (M,), boxes (M, 4) xyxy and scores (M,), 0 where there is none."""
+    """Return image ids (M,) int64, boxes (M, 4) float32 xyxy and scores (M,) float64, 0 for a box without score."""
     file_ids = np.zeros(len(annotations), dtype=np.int64)
     boxes_xywh = np.zeros((len(annotations), 4))
     scores = np.zeros(len(annotations))
@@ -213,7 +213,7 @@ def _columns(
 
 
 def _category_ids(file: Path, annotations: Sequence[Any]) -> NDArray[np.int64]:
-    """(M,) int64."""
+    """Return the category id (M,) int64 of each annotation."""
     try:
         return np.array([operator.index(annotation["category_id"]) for annotation in annotations], dtype=np.int64)
     except (KeyError, TypeError, OverflowError):
@@ -221,7 +221,7 @@ def _category_ids(file: Path, annotations: Sequence[Any]) -> NDArray[np.int64]:
 
 
 def _categories(file: Path, entries: Sequence[Any]) -> tuple[Category, ...]:
-    """What the file lists, by id."""
+    """Return the categories that the file lists, by id."""
     try:
         found = {
             entry["id"]: Category(operator.index(entry["id"]), str(entry.get("name", entry["id"]))) for entry in entries
@@ -234,10 +234,10 @@ def _categories(file: Path, entries: Sequence[Any]) -> tuple[Category, ...]:
 
 
 def _match(file_ids: list[int], images: Sequence[Mapping[str, Any]], image_set: ImageSet) -> dict[int, int]:
-    """Position in the data set by image id of the file, for the images that are in both.
+    """Return positions in the data set by image id of the file, for the images that are in both.
 
-    The same path is the same image. Otherwise an id counts only if the names agree as well, where the file has
-    names: data sets without ids of their own number their images from 0, and would meet another image's boxes.
+    Equal paths mean the same image. Otherwise an id counts only if the names agree too (if the file has names): data
+    sets without ids of their own number their images from 0, and would get another image's boxes.
     """
     position_by_id = {image_id: position for position, image_id in enumerate(image_set.image_ids.tolist())}
     position_by_path = {name: position for position, name in enumerate(image_set.file_names)}

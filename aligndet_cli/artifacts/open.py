@@ -14,18 +14,18 @@ from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.workspace import Artifact, Workspace
 
-# Where the data lies may differ between two commands; which part of it the proposals are for may not.
+# The place of the data may differ between two commands; split and limit may not.
 _NOWHERE = DataConfig().place()
 
 
 def open_proposals(
     workspace: Workspace, name: str | None = None, data: DataConfig | None = None
 ) -> tuple[ProposalStore, ImageSet, Artifact]:
-    """The proposals of that name (default: the newest), and the images they belong to, with their sizes.
+    """Open the proposals of that name (default: the newest), and the images they belong to, with their sizes.
 
     Args:
-        data: where the data lies now, if the user says so; else where the proposals found it, else what the
-            workspace remembers. Split and limit are those of the proposals.
+        data: the place of the data, if the user names it; else the place that the proposals were made from counts,
+            else the place that the workspace remembers. Split and limit always come from the proposals.
 
     Raises:
         ConfigError: no such proposals, no data, another split or limit asked for, or the data has changed since.
@@ -48,28 +48,28 @@ def open_proposals(
             f"{images.root}: not the data that {artifact.folder} was made from (its labels or list of images differ); "
             f"name the right folder, or make proposals anew with `aligndet proposals {images.root} --force`"
         )
-    if not images.has_labels:  # nothing else tells the sizes of a plain folder
+    if not images.has_labels:  # a plain folder does not tell the sizes
         images = replace(images, sizes_hw=_sizes_hw(store, images))
     return store, images, artifact
 
 
 def _sizes_hw(store: ProposalStore, images: ImageSet) -> NDArray[np.int32]:
-    """(B, 2) heights and widths as the proposals saw the images, 0 for those that they could not read."""
+    """Return heights and widths (B, 2) int32 that the proposals recorded, 0 for images that they could not read."""
     rows = positions_of(images.image_ids, store.image_ids)
     known = np.array([*(entry.size_hw for entry in store.images()), (0, 0)], dtype=np.int32)
-    return np.asarray(known[rows])  # -1, not in the store, is the last
+    return np.asarray(known[rows])  # -1 (not in the store) picks the last row, zeros
 
 
 def _locate(workspace: Workspace, artifact: Artifact, asked: DataConfig) -> DataConfig:
     made_from: dict[str, Any] = dict(artifact.config().get("data", {}))
     remembered: dict[str, Any] = dict(workspace.recall("data") or {})
     place = asked.model_dump(mode="json")
-    # The command line fills in what the workspace remembers, which may be other data than these proposals are for.
+    # The command line fills in the remembered data, which may differ from the data of these proposals.
     is_default = all(place[key] == remembered.get(key) or place[key] == _NOWHERE[key] for key in _NOWHERE)
     for source in ({} if is_default else place, made_from, remembered):
         location = {key: source.get(key) or _NOWHERE[key] for key in _NOWHERE}
         named = [location[key] for key in ("root", "annotations", "images") if location[key]]
-        # What the user names now is taken at its word; elsewhere, data that has moved away is passed over.
+        # A place that the user names now is always used; a recorded place that no longer exists is passed over.
         if named and (source is not made_from or Path(named[0]).exists()):
             return DataConfig.model_validate({**made_from, **location})
     raise ConfigError(

@@ -43,7 +43,7 @@ class ImageProposals:
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One line of `images.jsonl`; the fields are those of `ImageProposals`, with the number of boxes."""
+    """One line of `images.jsonl`; fields as in `ImageProposals`, with the number of boxes."""
 
     image_id: int
     file_name: str
@@ -54,11 +54,11 @@ class ImageEntry:
 class ProposalStore:
     """Read access to a folder of proposals. B = images, M = boxes in all.
 
-    Opening reads two small arrays and maps the boxes; workers that receive a pickled store map the same file
-    again, so that all processes share one copy of the pages in use.
+    Opening reads two small arrays and maps the boxes. A process that receives a pickled store maps the same file
+    again, so all processes share one copy of the pages in use.
 
     Attributes:
-        folder: where the files are.
+        folder: folder of the files.
         boxes: (M, 4) float32 memory map, xyxy, absolute pixels.
         offsets: (B + 1,) int64; boxes of image i are rows offsets[i]:offsets[i + 1].
         image_ids: (B,) int64, in the order of the data set.
@@ -77,7 +77,7 @@ class ProposalStore:
 
     @classmethod
     def open(cls, folder: Path) -> "ProposalStore":
-        """The store in a folder.
+        """Open the store in a folder.
 
         Raises:
             DataError: files are missing, damaged or of different runs.
@@ -88,7 +88,7 @@ class ProposalStore:
         return ProposalStore, (self.folder,)
 
     def __len__(self) -> int:
-        """Number of images, those without proposals included."""
+        """Return the number of images, including images without proposals."""
         return len(self.image_ids)
 
     @property
@@ -98,11 +98,11 @@ class ProposalStore:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(B,) int64 proposals per image."""
+        """Number of proposals per image (B,) int64."""
         return np.diff(self.offsets)
 
     def boxes_of(self, index: int) -> NDArray[np.float32]:
-        """(N, 4) float32 xyxy boxes of the image at a position, best first; a read-only view of the map.
+        """Return boxes (N, 4) float32 xyxy of the image at a position, best first, as a read-only view of the map.
 
         Raises:
             IndexError: no image at that position.
@@ -113,10 +113,10 @@ class ProposalStore:
         return view
 
     def index_of(self, image_id: int) -> int:
-        """Position of an image.
+        """Return the position of an image.
 
         Raises:
-            KeyError: the image has no entry: it was skipped, or is of another data set.
+            KeyError: the image has no entry: it was skipped, or belongs to another data set.
         """
         order = self._order_by_id
         place = int(np.searchsorted(self.image_ids, image_id, sorter=order))
@@ -125,7 +125,7 @@ class ProposalStore:
         return int(order[place])
 
     def __contains__(self, image_id: int) -> bool:
-        """Whether the image has an entry."""
+        """Return True if the image has an entry."""
         try:
             self.index_of(image_id)
         except KeyError:
@@ -133,7 +133,7 @@ class ProposalStore:
         return True
 
     def images(self) -> Iterator[ImageEntry]:
-        """Ids, names and sizes in the order of the store, read line by line."""
+        """Yield ids, names and sizes in the order of the store, read line by line."""
         with (self.folder / "images.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
                 entry = json.loads(line)

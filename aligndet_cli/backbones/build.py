@@ -1,4 +1,4 @@
-"""A backbone's settings, and the module they mean."""
+"""Settings of a backbone, and the module they describe."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from aligndet_cli.backbones.resnet import build_resnet
 from aligndet_cli.backbones.swin import build_swin
 from aligndet_cli.config import Frozen
 
-# Ways to train a backbone that recipes tell apart; `self-supervised`: any other without labels.
+# Training methods that recipes tell apart; `self-supervised` is any other method without labels.
 MethodName = Literal["supervised", "self-supervised", "moco-v2", "pixpro", "swav", "simmim"]
 FAMILIES: dict[str, Family] = {
     "resnet18": "resnet",
@@ -61,7 +61,7 @@ class BackboneConfig(Frozen):
 
     @property
     def family(self) -> Family:
-        """The kind of network, which recipes and weight layouts go by."""
+        """The family of networks, on which recipes and weight layouts depend."""
         return FAMILIES[self.name]
 
     @field_validator("stride_in_1x1")
@@ -82,10 +82,9 @@ class BackboneConfig(Frozen):
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """The named backbone with fresh weights, frozen as the config says; "auto" freezes nothing.
+    """Build the named backbone with fresh weights, frozen as the config says; "auto" freezes nothing.
 
-    Weights are not read here: `find_backbone_weights` and `load_backbone_weights` do that, because a detector that is
-    about to be filled from a checkpoint does not need them.
+    Weights are not read here (see `load_backbone_weights`): a detector that is filled from a checkpoint needs none.
     """
     backbone = _build(config)
     frozen_stages = -1 if config.frozen_stages == "auto" else config.frozen_stages

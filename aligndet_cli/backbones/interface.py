@@ -1,4 +1,4 @@
-"""What every backbone promises, and the freezing that all families share."""
+"""The interface of all backbones, and the freezing that all families share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ class Backbone(nn.Module, ABC):
     """Body of a torchvision classifier, whose parts keep torchvision's names.
 
     Args:
-        name: what torchvision calls it, e.g. `resnet50`.
-        channels: width of each map that `forward` returns.
+        name: torchvision's name, e.g. `resnet50`.
+        channels: number of channels of each map that `forward` returns.
 
     Attributes:
-        family: decides recipes and weight layouts.
-        classifier: torchvision's name of the layer on the pooled last map, which is left behind.
-        additions: name prefixes of tensors that torchvision's network does not have. A weights file may lack them:
-            they start fresh then.
+        family: recipes and weight layouts depend on it.
+        classifier: torchvision's name of the classification layer, which is left out.
+        additions: name prefixes of tensors that torchvision's network lacks; they start fresh if a weights file lacks
+            them too.
     """
 
     family: ClassVar[Family]
@@ -38,7 +38,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Maps of the four stages.
+        """Return the maps of the four stages.
 
         Args:
             pixels: (B, 3, H, W), ImageNet-normalised RGB.
@@ -50,31 +50,31 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def stem(self) -> list[nn.Module]:
-        """What comes before the first stage."""
+        """Return the modules before the first stage."""
 
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
-        """The parts of each of the four stages; the last makes c5."""
+        """Return the modules of each of the four stages; the last stage makes c5."""
 
     def only_for(self, level: str) -> list[nn.Module]:
-        """Parts that no other level needs and that a detector may leave out."""
+        """Return the modules that only this level needs."""
         return []
 
     def use_levels(self, levels: Sequence[str]) -> dict[str, int]:
-        """Train nothing that only other levels need; returns the widths of these."""
+        """Stop training modules that only other levels need, and return the number of channels of these levels."""
         self._levels = tuple(levels)
         for part in self._idle_parts():
             part.requires_grad_(False)
         return {level: self.channels[level] for level in levels}
 
     def freeze(self, frozen_stages: int, *, norm_eval: bool) -> None:
-        """Decide what training leaves alone; replaces any earlier decision.
+        """Freeze stages and norms; replaces any earlier choice.
 
         Args:
-            frozen_stages: -1 nothing, 0 the stem, 1..4 the stem and that many stages: no gradients, no drop path, and
-                batch norm uses its running statistics.
-            norm_eval: batch norm uses its running statistics in all stages; its scale and shift still train
-                where they are not frozen. Layer norm has no statistics, so nothing changes for it.
+            frozen_stages: -1 nothing, 0 the stem, 1..4 the stem and that many stages. Frozen stages have no gradients
+                and no drop path, and their batch norm uses its running statistics.
+            norm_eval: batch norm uses its running statistics in all stages; its scale and shift still train unless
+                frozen. Layer norm has no statistics, so nothing changes for it.
         """
         self._frozen_stages = frozen_stages
         self._norm_eval = norm_eval
@@ -84,7 +84,7 @@ class Backbone(nn.Module, ABC):
         self.train(self.training)
 
     def fix_norms(self) -> None:
-        """Let batch norms use their running statistics and keep their scale and shift, whatever else is trained."""
+        """Let batch norms use their running statistics and keep their scale and shift, whatever stages train."""
         self._norm_eval = True
         for module in self.modules():
             if isinstance(module, _BatchNorm):
@@ -92,7 +92,7 @@ class Backbone(nn.Module, ABC):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """As in `nn.Module`, except that what is frozen stays in eval mode."""
+        """Set the mode as `nn.Module` does, but keep frozen modules in eval mode."""
         super().train(mode)
         for part in self._frozen_parts():
             part.eval()
@@ -103,7 +103,7 @@ class Backbone(nn.Module, ABC):
         return self
 
     def torchvision_state(self) -> dict[str, Tensor]:
-        """The state dict without our additions: torchvision's network has all of its keys."""
+        """Return the state dict without our additions: torchvision's network has all of its keys."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith(self.additions)}
 
     def _frozen_parts(self) -> list[nn.Module]:

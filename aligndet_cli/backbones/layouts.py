@@ -1,7 +1,7 @@
-"""The layouts in which backbones are published: where they are in a file, and how their tensors are called there.
+"""Layouts in which backbones are published: their place in a file, and the names of their tensors.
 
-A file is recognised from its keys alone. `LAYOUTS` says behind which prefix a method keeps the network it recommends,
-`NAMINGS` how a library calls the tensors of one; a file may combine any two.
+A file is recognised by its keys alone. `LAYOUTS` lists the prefix under which each method keeps the network that it
+recommends, `NAMINGS` the tensor names of each library; a file may combine any two.
 Source: docs/paper.md §6.5, and the released code of each method.
 """
 
@@ -21,10 +21,10 @@ class Layout:
     """Describe where a published file keeps the backbone.
 
     Attributes:
-        name: of the method or library; "" = the naming says enough.
-        prefix: of the backbone's keys, after `module.` is taken away.
+        name: method or library; "" = the naming tells enough.
+        prefix: start of the backbone's keys, without `module.`.
         inside: top-level keys of the file that may hold it; "" = the file itself.
-        beside: what at least one other key begins with; () = nothing asked.
+        beside: at least one key must begin with one of these; () = no condition.
     """
 
     name: str
@@ -38,9 +38,9 @@ class Naming:
     """Describe how a library names the tensors of a backbone.
 
     Attributes:
-        marker: a tensor that every network so named has.
-        rules: (pattern of a whole name, torchvision's name); a name that fits none is not the backbone's.
-        reorder: what the values still need after renaming.
+        marker: name of a tensor that every network with this naming has.
+        rules: (pattern of a whole name, torchvision's name); other names are not part of the backbone.
+        reorder: `(torchvision's name, tensor)` -> tensor of the same shape with its values in torchvision's order.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Naming:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundBackbone:
     """A backbone in a file.
 
     Attributes:
-        layout: what to call the layout.
-        tensors: the backbone's, under torchvision's names.
-        num_others: tensors beside them, in the part of the file they were found in.
-        num_classes: outputs of the image classifier beside the backbone; 0 = there is none.
+        layout: name of the layout, for people.
+        tensors: tensors of the backbone by torchvision's names.
+        num_others: number of other tensors in the same part of the file.
+        num_classes: number of outputs of the image classifier beside the backbone; 0 = no classifier.
     """
 
     layout: str
@@ -75,12 +75,12 @@ class Found:
 
 IMAGENET_CLASSES = 1000
 # The last layer of image classifiers: torchvision's and timm's ResNet, their MobileNets, Swin in the official code and
-# torchvision, in timm, in mmpretrain. Those of self-supervised methods (projections) lie behind prefixes of their own.
+# torchvision, in timm, in mmpretrain. Projections of self-supervised methods have prefixes of their own.
 CLASSIFIERS = ("fc.weight", "classifier.1.weight", "classifier.weight", "head.weight", "head.fc.weight")
 
 
-# The first that fits wins. A method that publishes its momentum network (DINO's teacher, SlotCon's encoder_k) is read
-# from there; where both are in a file and the trained one is recommended (MoCo, PixPro, SoCo, BYOL), from that.
+# The first that fits wins. Each names the network that its method recommends: of DINO and SlotCon the momentum network
+# (teacher, encoder_k), of MoCo, PixPro, SoCo and BYOL, whose files hold both, the trained one.
 LAYOUTS = (
     Layout("DINO", "backbone.", inside=("teacher",)),
     Layout("BYOL", "encoder.", inside=("online_backbone",)),
@@ -107,8 +107,8 @@ LAYOUTS = (
 )
 
 
-def recognise(content: Mapping[str, object]) -> Found | None:
-    """The backbone in what a weights file holds, under torchvision's names; None in a layout we do not know."""
+def recognise(content: Mapping[str, object]) -> FoundBackbone | None:
+    """Return the backbone in the content of a weights file, under torchvision's names; None in an unknown layout."""
     for layout in LAYOUTS:
         for key in layout.inside:
             tensors = _plain(content.get(key) if key else content)
@@ -119,7 +119,7 @@ def recognise(content: Mapping[str, object]) -> Found | None:
 
 
 def _plain(content: object) -> Tensors:
-    """The tensors of a state dict, without the `module.` that DistributedDataParallel puts before their names."""
+    """Return the tensors of a state dict by name, without the `module.` that DistributedDataParallel adds."""
     items = content.items() if isinstance(content, Mapping) else ()
     return {
         name.removeprefix("module."): value
@@ -128,20 +128,20 @@ def _plain(content: object) -> Tensors:
     }
 
 
-def _named(layout: Layout, tensors: Tensors) -> Found | None:
+def _named(layout: Layout, tensors: Tensors) -> FoundBackbone | None:
     if layout.beside and not any(name.startswith(layout.beside) for name in tensors):
         return None
     naming = next((naming for naming in NAMINGS if layout.prefix + naming.marker in tensors), None)
     if naming is None:
         return None
     own = {name.removeprefix(layout.prefix): t for name, t in tensors.items() if name.startswith(layout.prefix)}
-    backbone = rename(naming, own)
+    backbone = rename_tensors(naming, own)
     num_classes = max((len(tensors[name]) for name in CLASSIFIERS if name in tensors and not layout.name), default=0)
-    return Found(layout.name or naming.name, naming.family, backbone, len(tensors) - len(backbone), num_classes)
+    return FoundBackbone(layout.name or naming.name, naming.family, backbone, len(tensors) - len(backbone), num_classes)
 
 
-def rename(naming: Naming, tensors: Tensors) -> Tensors:
-    """The backbone's tensors under torchvision's names; all others are left out."""
+def rename_tensors(naming: Naming, tensors: Tensors) -> Tensors:
+    """Return the backbone's tensors under torchvision's names; all others are left out."""
     renamed = {}
     for name, value in tensors.items():
         for pattern, new_name in naming.rules:
@@ -156,13 +156,13 @@ def rename(naming: Naming, tensors: Tensors) -> Tensors:
 def _swin_rules(
     stage: str, patches: str, attention: str, mlp: tuple[str, str], *, is_merging_first: bool = False
 ) -> tuple[tuple[str, str], ...]:
-    """Rules of a library that calls its stages `stage`.0 to 3.
+    """Return the rules of a library that names its stages `stage`.0 to `stage`.3.
 
     Args:
-        patches: the convolution of the patch embedding.
-        attention: the attention of a block.
-        mlp: the two layers of a block's MLP.
-        is_merging_first: a patch merging begins a stage, as in timm; in the official code it ends one.
+        patches: pattern of the convolution of the patch embedding.
+        attention: pattern of the attention of a block.
+        mlp: patterns of the two layers of a block's MLP.
+        is_merging_first: a patch merging begins a stage, as in timm; in the official code it ends the stage.
     """
     rules = [
         (rf"patch_embed\.{patches}\.(\w+)", r"features.0.0.\1"),
@@ -184,10 +184,10 @@ def _swin_rules(
 
 
 def _unfolded_to_concatenated(name: str, value: Tensor) -> Tensor:
-    """Patch merging weights of mmdetection, whose input is `nn.Unfold`'s, for torchvision's, which concatenates.
+    """Reorder mmdetection's patch merging weights (..., 4C) for torchvision; return other tensors unchanged.
 
-    The last axis of mmdetection's (..., 4C) is channel, row, column of the 2 x 2 cells; of torchvision's and the
-    official code's it is column, row, channel.
+    mmdetection merges by `nn.Unfold`, so its last axis is channel, row, column of the 2 x 2 cells; torchvision and the
+    official code concatenate, so theirs is column, row, channel.
     """
     if not re.match(r"features\.[246]\.", name):
         return value
@@ -196,7 +196,7 @@ def _unfolded_to_concatenated(name: str, value: Tensor) -> Tensor:
 
 
 def _mobilenet_rules() -> tuple[tuple[str, str], ...]:
-    """Rules of mmdetection: seven layers of blocks, whose convolutions have names instead of numbers."""
+    """Return the rules of mmdetection: seven layers of blocks, whose convolutions have names instead of numbers."""
     rules = [(r"conv1\.conv\.(\w+)", r"features.0.0.\1"), (r"conv1\.bn\.(\w+)", r"features.0.1.\1")]
     feature = 1
     for layer, num_blocks in enumerate((1, 2, 3, 4, 3, 3, 1), start=1):
@@ -215,11 +215,11 @@ def _mobilenet_rules() -> tuple[tuple[str, str], ...]:
     return (*rules, (r"conv2\.conv\.(\w+)", r"features.18.0.\1"), (r"conv2\.bn\.(\w+)", r"features.18.1.\1"))
 
 
-# Here a layer is a number: children of torchvision's ResNet in order (lightly, BYOL-PyTorch).
+# lightly and BYOL-PyTorch number the children of torchvision's ResNet.
 _NUMBERED = (("0", "conv1"), ("1", "bn1"), *((f"{i + 3}", f"layer{i}") for i in range(1, 5)))
 _OFFICIAL_MLP = (r"mlp\.fc1", r"mlp\.fc2")
 
-# The first whose marker is there wins; timm's Swin has all markers of the official one.
+# The first naming whose marker is there wins; timm's Swin also has the markers of the official code.
 NAMINGS = (
     Naming("torchvision", "resnet", "conv1.weight", ((r"(?:conv1|bn1|layer\d+)\..+", r"\g<0>"),)),
     Naming("lightly", "resnet", "4.0.conv1.weight", tuple((rf"{old}\.(.+)", rf"{new}.\1") for old, new in _NUMBERED)),

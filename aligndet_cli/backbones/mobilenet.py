@@ -28,7 +28,7 @@ class MobileNetV2(Backbone):
         self.features = body.features
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Maps of the four stages; see `Backbone.forward`."""
+        """Return the maps of the four stages (B, C, H, W) by level; see `Backbone.forward`."""
         maps = {}
         last = self.features[0](pixels)
         for level, stage in zip(self.channels, self.stages(), strict=True):
@@ -38,16 +38,16 @@ class MobileNetV2(Backbone):
         return maps
 
     def stem(self) -> list[nn.Module]:
-        """First convolution, its norm and activation."""
+        """Return the first convolution with its norm and activation."""
         return [self.features[0]]
 
     def stages(self) -> list[list[nn.Module]]:
-        """The blocks up to each level; mmdetection counts seven stages, which end at 1, 3, 6, 10, 13, 16 and 17."""
+        """Return the blocks up to each level; mmdetection's seven stages end at 1, 3, 6, 10, 13, 16 and 17."""
         starts = (1, *(last + 1 for last in LAST_OF_LEVEL.values()))
         blocks = list(self.features)
         return [blocks[start:end] for start, end in zip(starts, starts[1:], strict=False)]
 
 
 def build_mobilenet() -> MobileNetV2:
-    """A MobileNet v2 with torchvision's initial weights (Kaiming normal, fan out; batch norm 1 and 0)."""
+    """Build a MobileNet v2 with torchvision's initial weights (Kaiming normal, fan out; batch norm 1 and 0)."""
     return MobileNetV2(mobilenet_v2(weights=None))

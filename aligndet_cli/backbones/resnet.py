@@ -16,8 +16,8 @@ class ResNet(Backbone):
     """Body of a ResNet; its state dict has torchvision's keys without `fc`.
 
     Args:
-        body: a whole torchvision ResNet; its classifier is left behind.
-        name: what torchvision calls it.
+        body: a whole torchvision ResNet; its classifier is left out.
+        name: torchvision's name.
     """
 
     family = "resnet"
@@ -36,7 +36,7 @@ class ResNet(Backbone):
         self.layer4 = body.layer4
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Maps of the four stages; see `Backbone.forward`."""
+        """Return the maps of the four stages (B, C, H, W) by level; see `Backbone.forward`."""
         stem = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
         c2 = self.layer1(stem)
         c3 = self.layer2(c2)
@@ -44,19 +44,19 @@ class ResNet(Backbone):
         return {"c2": c2, "c3": c3, "c4": c4, "c5": self.layer4(c4)}
 
     def stem(self) -> list[nn.Module]:
-        """First convolution and its norm."""
+        """Return the first convolution and its norm."""
         return [self.conv1, self.bn1]
 
     def stages(self) -> list[list[nn.Module]]:
-        """`layer1` to `layer4`."""
+        """Return `layer1` to `layer4`."""
         return [[self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
 
 def build_resnet(name: str, *, stride_in_1x1: bool = False) -> ResNet:
-    """A ResNet with torchvision's initial weights (Kaiming normal, fan out; batch norm 1 and 0).
+    """Build a ResNet with torchvision's initial weights (Kaiming normal, fan out; batch norm 1 and 0).
 
     Args:
-        stride_in_1x1: of bottlenecks; their convolutions have the same shapes either way.
+        stride_in_1x1: bottlenecks stride in their first 1x1 convolution; all shapes of weights stay the same.
     """
     body = get_model(name, weights=None)
     assert isinstance(body, torchvision_resnet.ResNet)

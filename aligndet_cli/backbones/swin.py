@@ -1,7 +1,7 @@
 """Swin transformers as feature extractors, from torchvision's parts.
 
 Source: Liu et al., ICCV 2021; the wrapping follows mmdetection's Swin: the image is padded to whole patches at the
-bottom and the right, each map has a layer norm of its own, freezing counts a patch merging to the stage before it.
+bottom and the right, each map has its own layer norm, and a patch merging is frozen with the stage before it.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ SIZES = {
 class Swin(Backbone):
     """Body of a Swin transformer; its state dict has torchvision's keys without `head`, and `norm0` to `norm2`.
 
-    The norm of c5 is the one before torchvision's classifier, with its trained weights where a file has them;
+    The norm of c5 is the norm before torchvision's classifier, with its trained weights if a file has them;
     mmdetection starts all four norms anew.
     """
 
@@ -53,7 +53,7 @@ class Swin(Backbone):
         self.norm = body.norm
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Maps of the four stages, channels last in memory; see `Backbone.forward`."""
+        """Return the maps of the four stages (B, C, H, W), channels last in memory; see `Backbone.forward`."""
         height, width = pixels.shape[-2:]
         last = self.features[0](pad(pixels, (0, -width % PATCH, 0, -height % PATCH)))  # (B, H/4, W/4, C)
         maps = {}
@@ -65,16 +65,16 @@ class Swin(Backbone):
         return maps
 
     def stem(self) -> list[nn.Module]:
-        """The patch embedding."""
+        """Return the patch embedding."""
         return [self.features[0]]
 
     def stages(self) -> list[list[nn.Module]]:
-        """Blocks and norm of each level, with the patch merging that follows."""
+        """Return the blocks and norm of each level, with the patch merging that follows."""
         norms = self._norms()
         return [[norms[place], *self.features[2 * place + 1 : 2 * place + 3]] for place in range(len(norms))]
 
     def only_for(self, level: str) -> list[nn.Module]:
-        """The norm of c2, c3 or c4: no other level sees it."""
+        """Return the norm of c2, c3 or c4, which no other level sees."""
         return [] if level == "c5" else [dict(zip(self.channels, self._norms(), strict=True))[level]]
 
     def _norms(self) -> list[nn.LayerNorm]:
@@ -82,7 +82,7 @@ class Swin(Backbone):
 
 
 def build_swin(name: str, *, drop_path: float) -> Swin:
-    """A Swin transformer with torchvision's initial weights (truncated normal of 0.02).
+    """Build a Swin transformer with torchvision's initial weights (truncated normal of 0.02).
 
     Args:
         drop_path: probability that the last block is left out for an image in training; it grows linearly from 0.

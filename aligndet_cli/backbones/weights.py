@@ -1,4 +1,4 @@
-"""Weights for a backbone: by torchvision name or from a file, checked key by key."""
+"""Weights of a backbone: by torchvision name or from a file, checked key by key."""
 
 import argparse
 import math
@@ -17,7 +17,7 @@ from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_
 
 from aligndet_cli.backbones.build import BackboneConfig, build_backbone
 from aligndet_cli.backbones.interface import Backbone
-from aligndet_cli.backbones.layouts import Found, recognise
+from aligndet_cli.backbones.layouts import FoundBackbone, recognise
 from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.files import hash_files
@@ -26,42 +26,18 @@ from aligndet_cli.workspace import Artifact, Workspace
 
 NO_WEIGHTS = "none"
 FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin")
-# Follow from the structure, or are not used with a fixed momentum; files of old versions lack them.
+# Tensors that follow from the structure, or are unused with a fixed momentum; files of old versions lack them.
 DERIVED = ("num_batches_tracked", "relative_position_index")
 BIAS_TABLE = "relative_position_bias_table"
 
 
 @dataclass(frozen=True)
-class BackboneWeights:
-    """Where the weights of a backbone come from.
-
-    Attributes:
-        file: None = random weights.
-        content_hash: of the file, "none" without; for the manifest.
-        origin: for people.
-        layout: of the file, see `LAYOUTS`; None for random weights.
-        is_supervised: True if the file shows that ImageNet's labels were used: a classifier lies beside the backbone.
-    """
-
-    file: Path | None
-    content_hash: str
-    origin: str
-    layout: str | None = None
-    is_supervised: bool = False
-
-    @property
-    def training(self) -> "WeightsTraining":
-        """How they were trained, as far as the file shows it."""
-        return WeightsTraining(self.layout, self.is_supervised)
-
-
-@dataclass(frozen=True)
 class WeightsTraining:
-    """How the weights of a backbone were trained. Only the content of their file decides, never its name or folder.
+    """Training of a backbone's weights. Only the content of their file decides, never its name or folder.
 
     Attributes:
-        layout: as in `BackboneWeights`.
-        is_supervised: as in `BackboneWeights`.
+        layout: name of the file's layout, see `LAYOUTS`; None for random weights.
+        is_supervised: True if the file shows that ImageNet's labels were used: a classifier lies beside the backbone.
     """
 
     layout: str | None = None
@@ -69,25 +45,40 @@ class WeightsTraining:
 
     @property
     def reason(self) -> str:
-        """Say what in the file tells so, for people."""
+        """Evidence in the file, for people."""
         if self.is_supervised:
             return "an ImageNet classifier lies beside them in their file"
         return "random weights" if self.layout is None else f"{self.layout} layout without an ImageNet classifier"
+
+
+@dataclass(frozen=True)
+class BackboneWeights:
+    """Weights of a backbone and their origin.
+
+    Attributes:
+        file: None = random weights.
+        content_hash: hash of the file for the manifest, "none" without a file.
+        origin: one line for people.
+    """
+
+    file: Path | None
+    content_hash: str
+    origin: str
+    training: WeightsTraining = WeightsTraining()
 
 
 RANDOM_WEIGHTS = BackboneWeights(None, NO_WEIGHTS, "none (random)")
 
 
 def find_backbone_weights(weights: str, backbone_name: str, workspace: Workspace, *, offline: bool) -> BackboneWeights:
-    """The weights that the setting `backbone.weights` means in this workspace.
+    """Return the weights that the setting `backbone.weights` means in this workspace.
 
     Args:
         weights: "auto", "workspace", "none", a torchvision name, or a file; see `BackboneConfig`.
         offline: never download; weights by name must be in torchvision's cache.
 
     Raises:
-        WeightsError: "workspace", and it has none of this backbone; or a file that `locate_backbone_weights` does not
-            find, or that does not fit.
+        WeightsError: "workspace" without a run of this backbone, or a file that is not found or does not fit.
     """
     if weights in WORKSPACE_WEIGHTS:
         return _workspace_weights(weights, backbone_name, workspace)
@@ -95,26 +86,26 @@ def find_backbone_weights(weights: str, backbone_name: str, workspace: Workspace
     if file is None:
         return RANDOM_WEIGHTS
     found = read_backbone(file)
-    with torch.device("meta"):  # only to see whether it fits
+    with torch.device("meta"):  # without memory: only shapes are compared
         backbone = build_backbone(BackboneConfig.model_validate({"name": backbone_name}))
     _fit(backbone, found, file)
     origin = f"{weights} ({found.layout} layout)"
-    return BackboneWeights(file, hash_files([file]), origin, found.layout, found.is_supervised)
+    return BackboneWeights(file, hash_files([file]), origin, WeightsTraining(found.layout, found.is_supervised))
 
 
 def weights_of(artifact: Artifact) -> BackboneWeights:
-    """The weights that a run of `pretrain-image` ended with."""
+    """Return the final weights of a `pretrain-image` run."""
     file = artifact.folder / "weights.pt"
     found = read_backbone(file)
     origin = f"pretrain-image/{artifact.name}"
-    return BackboneWeights(file, artifact.content_hash, origin, found.layout, found.is_supervised)
+    return BackboneWeights(file, artifact.content_hash, origin, WeightsTraining(found.layout, found.is_supervised))
 
 
 def require_trained(weights: BackboneWeights, config: BackboneConfig, stage: str) -> None:
-    """Refuse a backbone that is to stay as it is and was never trained, unless `none` was said.
+    """Make sure that a backbone that stays fixed has trained weights, unless the setting is `none`.
 
     Raises:
-        WeightsError: names the ways to get weights.
+        WeightsError: the weights are random.
     """
     if weights.file is not None or config.weights == NO_WEIGHTS:
         return
@@ -148,7 +139,7 @@ def training_shown_by(weights: str, backbone_name: str) -> WeightsTraining:
     Nothing is downloaded: torchvision's weights by name are ImageNet classifiers.
 
     Raises:
-        WeightsError: a file that cannot be read, or an unknown name.
+        WeightsError: the file cannot be read, or the name is unknown.
     """
     if weights in (*WORKSPACE_WEIGHTS, NO_WEIGHTS):
         return WeightsTraining()
@@ -163,15 +154,14 @@ def load_backbone_weights(backbone: Backbone, file: Path | None) -> None:
     """Fill `backbone` with the weights of a file in any known layout; None leaves it as it is.
 
     Raises:
-        WeightsError: an unreadable file, or one that does not fill every parameter and buffer of the backbone with
-            the right shape.
+        WeightsError: the file cannot be read, or does not fill every parameter and buffer with the right shape.
     """
     if file is not None:
         fill_backbone(backbone, read_backbone(file), file)
 
 
 def locate_backbone_weights(weights: str, backbone_name: str, *, offline: bool) -> Path | None:
-    """The file that holds the weights, downloaded if asked for by name and not cached; None for "none".
+    """Return the file that holds the weights, downloaded if named and not cached; None for "none".
 
     Raises:
         WeightsError: no such file, unknown name, weights of another backbone, or the download is not possible.
@@ -194,16 +184,16 @@ def _existing(weights: str) -> Path:
     return file
 
 
-def read_backbone(file: Path) -> Found:
-    """The backbone in a file, under torchvision's names, as CPU tensors.
+def read_backbone(file: Path) -> FoundBackbone:
+    """Read the backbone in a file, under torchvision's names, as CPU tensors.
 
     Only plain data is unpickled, so a malicious file cannot run code.
 
     Raises:
-        WeightsError: damaged file, one with anything but tensors and plain settings in it, or an unknown layout.
+        WeightsError: the file is damaged, holds more than tensors and plain settings, or has an unknown layout.
     """
-    # What published files hold beside tensors: options of argparse (SwAV, PixPro, DINO) and of yacs (SimMIM), of
-    # which a plain dictionary is made, so that yacs need not be installed.
+    # Published files also hold options of argparse (SwAV, PixPro, DINO) and of yacs (SimMIM). The latter become plain
+    # dictionaries, so that yacs need not be installed.
     harmless: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
     try:
         with torch.serialization.safe_globals(harmless):
@@ -228,14 +218,14 @@ def read_backbone(file: Path) -> Found:
     return found
 
 
-def fill_backbone(backbone: Backbone, found: Found, source: Path) -> None:
+def fill_backbone(backbone: Backbone, found: FoundBackbone, source: Path) -> None:
     """Copy a checkpoint's tensors into the backbone.
 
     Args:
-        source: where it came from, for messages.
+        source: the file, for messages.
 
     Raises:
-        WeightsError: naming the first keys that are missing, have another shape, or are of a deeper network.
+        WeightsError: keys are missing, have another shape, or belong to a deeper network; the first are named.
     """
     fitted = _fit(backbone, found, source)
     backbone.load_state_dict(backbone.state_dict() | fitted)
@@ -248,8 +238,8 @@ def fill_backbone(backbone: Backbone, found: Found, source: Path) -> None:
     )
 
 
-def _fit(backbone: Backbone, found: Found, source: Path) -> dict[str, Tensor]:
-    """The tensors to put into the backbone: all that it needs, in its shapes."""
+def _fit(backbone: Backbone, found: FoundBackbone, source: Path) -> dict[str, Tensor]:
+    """Return the tensors to put into the backbone: all that it needs, in its shapes."""
     if found.family != backbone.family:
         raise WeightsError(
             f"backbone weights {source}: hold a {found.family} ({found.layout} layout), not a {backbone.name}; use "
@@ -264,7 +254,7 @@ def _fit(backbone: Backbone, found: Found, source: Path) -> dict[str, Tensor]:
         for name, value in given.items()
         if name in wanted and not name.endswith(DERIVED) and value.shape != wanted[name].shape
     ]
-    # Every key of a ResNet-50 is also in a ResNet-101: too many stages' blocks mean another network.
+    # A ResNet-101 has every key of a ResNet-50, so surplus keys mean another network.
     surplus = [name for name in given if name not in wanted and not name.endswith(DERIVED)]
     for problem, names in (("missing", missing), ("of another shape", reshaped), ("too many", surplus)):
         if names:
@@ -277,7 +267,7 @@ def _fit(backbone: Backbone, found: Found, source: Path) -> dict[str, Tensor]:
 
 
 def _resize_table(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
-    """Relative position biases (L, heads) of windows of another size, resized to ours.
+    """Resize relative position biases (offsets, heads) of windows of another size to ours; leave other tensors alone.
 
     Source: the official Swin code and mmdetection: bicubic, over the square of offsets.
     """
@@ -292,7 +282,7 @@ def _resize_table(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
 
 
 def _first_tensor(content: Any) -> str | None:
-    """Name of the first tensor of a file, at the top or one level below."""
+    """Return the name of the first tensor of a file, at the top or one level below."""
     parts = [content, *content.values()] if isinstance(content, Mapping) else []
     for part in parts:
         for name, value in part.items() if isinstance(part, Mapping) else ():
@@ -302,7 +292,7 @@ def _first_tensor(content: Any) -> str | None:
 
 
 def torchvision_weights(backbone_name: str) -> dict[str, WeightsEnum]:
-    """The weights that torchvision has for a backbone, by name; none for a size that it does not have."""
+    """Return torchvision's weights of a backbone by name; empty for a size that torchvision lacks."""
     return dict(get_model_weights(backbone_name).__members__) if backbone_name in list_models() else {}
 
 

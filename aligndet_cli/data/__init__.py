@@ -1,1 +1,1 @@
-"""Images and labels on disk -> batches."""
+"""Read images and labels from disk and make batches of them."""

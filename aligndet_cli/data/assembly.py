@@ -1,94 +1,30 @@
-"""From what a format's reader found to an `ImageSet`: the policies that all formats share, once.
+"""Turn the labels of a reader into an `ImageSet`: the policies that all formats share.
 
-Images without boxes are kept (negatives). Boxes are clipped to their image; those without area, before or
-after, are left out and counted. Non-finite boxes, missing files, and names that leave the image folder are errors.
+Images without boxes are kept as negatives. Boxes are clipped to their image; boxes without area, before or after
+clipping, are left out and counted. Non-finite boxes, missing files, and names that leave the image folder are errors.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.data.dataset import Category, ImageSet
-from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.findings import Findings, counted
+from aligndet_cli.data.format import BoxTable, Labels, select_rows
 from aligndet_cli.data.images import read_missing_sizes
-from aligndet_cli.data.segmentations import Segmentations
 
-# Annotation tools round to the next pixel: less than this beyond the border is not worth a word.
+# Annotation tools round to the next pixel: a box that reaches less than this beyond the border is not reported.
 _CLIP_TOLERANCE_PX = 1.0
 
 
-@dataclass
-class BoxTable:
-    """Boxes of all images in any order. N = boxes.
-
-    Attributes:
-        image_index: (N,) int64, position of the box's image in `Labels.file_names`.
-        boxes: (N, 4) float64, xyxy, absolute pixels, unchecked.
-        class_ids: (N,) int64.
-        areas: (N,) float64; NaN where the format has none.
-        is_crowd: (N,) bool.
-        segmentations: N entries; None when not asked for.
-    """
-
-    image_index: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-    class_ids: NDArray[np.int64]
-    areas: NDArray[np.float64]
-    is_crowd: NDArray[np.bool_]
-    segmentations: Segmentations | None = None
-
-
-@dataclass
-class Labels:
-    """What a reader found; `label_digest` is the hash of its label files, other fields as in `ImageSet`."""
-
-    format: str
-    root: Path
-    split: str
-    images_dir: Path
-    file_names: list[str]
-    image_ids: NDArray[np.int64]
-    sizes_hw: NDArray[np.int32]
-    table: BoxTable
-    categories: tuple[Category, ...]
-    label_digest: str
-    annotations: Path | None = None
-
-    @property
-    def source(self) -> Path:
-        """The file or folder to name in messages."""
-        return self.annotations or self.images_dir
-
-
-def box_table(
-    image_index: Sequence[int],
-    boxes: Sequence[Sequence[float]],
-    class_ids: Sequence[int],
-    is_crowd: Sequence[bool],
-    segmentations: list[Any] | None = None,
-) -> BoxTable:
-    """A `BoxTable` from plain lists (N entries each, boxes xyxy), for formats without areas of their own."""
-    return BoxTable(
-        image_index=np.array(image_index, dtype=np.int64),
-        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        class_ids=np.array(class_ids, dtype=np.int64),
-        areas=np.full(len(image_index), np.nan),
-        is_crowd=np.array(is_crowd, dtype=np.bool_),
-        segmentations=None if segmentations is None else Segmentations.of(segmentations),
-    )
-
-
 def assemble(labels: Labels, *, limit: int | None, findings: Findings) -> ImageSet:
-    """Check and correct what a reader found, keep the first `limit` images, and lay it out flat.
+    """Check and correct labels, keep the first `limit` images, and lay everything out in flat arrays.
 
-    Sizes that labels should give but do not are read from the files; an image that cannot be read keeps a size of 0.
+    Sizes that the labels lack are read from the image files; an image that cannot be read keeps a size of 0.
 
     Raises:
         DataError: (strict findings) no images, an image missing on disk, a file name that leaves the image
@@ -146,19 +82,19 @@ def _inside_folder(labels: Labels, findings: Findings) -> NDArray[np.bool_]:
 
 
 def _leaves_folder(name: str) -> bool:
-    # Windows paths too: the file may have been written there.
+    # Windows paths too: the labels may have been written on Windows.
     if not name or "\0" in name or name.startswith(("/", "\\")) or name[1:2] == ":":
         return True
     return ".." in name and ".." in PurePosixPath(name.replace("\\", "/")).parts
 
 
 def _file_sizes(images_dir: Path, file_names: list[str], is_wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Bytes of each wanted file, -1 where missing or not wanted."""
+    """Return the bytes of each wanted file (B,) int64, -1 where missing or not wanted."""
     sizes = np.full(len(file_names), -1, dtype=np.int64)
     folder = os.fspath(images_dir)
     for index in np.flatnonzero(is_wanted).tolist():
         try:
-            # Not through `Path`, which takes as long again: there may be more than 100,000.
+            # `Path` would double the time, and there may be more than 100,000 files.
             status = os.stat(f"{folder}/{file_names[index]}")  # noqa: PTH116
         except OSError:
             continue
@@ -186,7 +122,7 @@ def _exists(
 
 
 def _select_images(table: BoxTable, is_kept: NDArray[np.bool_]) -> BoxTable:
-    """The boxes of the kept images, with `image_index` counted among those, sorted by it (stable)."""
+    """Return the boxes of kept images, sorted by image (stable); `image_index` counts kept images only."""
     new_index = np.cumsum(is_kept) - 1
     rows = np.flatnonzero(is_kept[table.image_index])
     rows = rows[np.argsort(table.image_index[rows], kind="stable")]
@@ -195,22 +131,10 @@ def _select_images(table: BoxTable, is_kept: NDArray[np.bool_]) -> BoxTable:
     return selected
 
 
-def select_rows(table: BoxTable, rows: NDArray[np.int64]) -> BoxTable:
-    """The table with only these rows, in this order."""
-    return BoxTable(
-        image_index=table.image_index[rows],
-        boxes=table.boxes[rows],
-        class_ids=table.class_ids[rows],
-        areas=table.areas[rows],
-        is_crowd=table.is_crowd[rows],
-        segmentations=table.segmentations and table.segmentations.select(rows),
-    )
-
-
 def _valid_boxes(
     table: BoxTable, file_names: list[str], sizes_hw: NDArray[np.int32], labels: Labels, findings: Findings
 ) -> BoxTable:
-    """The boxes that have an area inside their image, clipped to it; what was done is reported."""
+    """Return the boxes that have an area inside their image, clipped to it; report all corrections."""
 
     def first(mask: NDArray[np.bool_]) -> str:
         return file_names[int(table.image_index[int(np.argmax(mask))])]
@@ -231,14 +155,25 @@ def _valid_boxes(
     is_outside = is_finite & ~is_degenerate & ~_has_area(clipped)
     is_kept = is_finite & ~is_degenerate & ~is_outside
     is_clipped = is_kept & (np.abs(boxes - clipped) > _CLIP_TOLERANCE_PX).any(axis=1)
-    for mask, code, what in (
-        (is_degenerate, "degenerate-boxes", "boxes without area were left out"),
-        (is_outside, "boxes-outside-the-image", "boxes wholly outside their image were left out"),
-        (is_clipped, "boxes-clipped-to-the-image", "boxes reached beyond their image and were clipped"),
+    for mask, code, one, several in (
+        (is_degenerate, "degenerate-boxes", "box without area was left out", "boxes without area were left out"),
+        (
+            is_outside,
+            "boxes-outside-the-image",
+            "box wholly outside its image was left out",
+            "boxes wholly outside their image were left out",
+        ),
+        (
+            is_clipped,
+            "boxes-clipped-to-the-image",
+            "box reached beyond its image and was clipped",
+            "boxes reached beyond their image and were clipped",
+        ),
     ):
         if mask.any():
             count = int(mask.sum())
-            findings.warn(code, f"{count} {what}, first in {first(mask)}", count=count, example=first(mask))
+            message = f"{counted(count, one, several)}, first in {first(mask)}"
+            findings.warn(code, message, count=count, example=first(mask))
     table.boxes = clipped
     areas = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
     table.areas = np.where(np.isfinite(table.areas), table.areas, areas)
@@ -246,19 +181,19 @@ def _valid_boxes(
 
 
 def _clip(boxes: NDArray[np.float64], sizes_hw: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Boxes (N, 4) xyxy limited to their images (N, 2); an unknown size (0) limits nothing but below 0."""
+    """Return boxes (N, 4) xyxy, clipped to image sizes (N, 2); an unknown size (0) clips at 0 only."""
     limits = np.where(sizes_hw > 0, sizes_hw, np.inf)[:, [1, 0, 1, 0]]  # (N, 4) as xyxy
     return np.clip(boxes, 0.0, limits)
 
 
 def _has_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    # In float32, as the boxes are stored: a side that vanishes there must not survive.
+    # In float32, as boxes are stored: a box whose side vanishes when rounded must go.
     stored = boxes.astype(np.float32)
     return (stored[:, 2] > stored[:, 0]) & (stored[:, 3] > stored[:, 1])
 
 
 def _fingerprint(label_digest: str, file_names: list[str], file_sizes: NDArray[np.int64], limit: int | None) -> str:
-    """Hash of the label files' bytes and of names and sizes of the images; not of where they lie."""
+    """Return a hash of the label files' bytes and of the images' names and sizes, wherever they lie."""
     digest = hashlib.sha256(f"labels {label_digest} limit {limit}\n".encode())
     for name, size in sorted(zip(file_names, file_sizes.tolist(), strict=True)):
         digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""What goes into a detector: images in one tensor, and the boxes it is trained on."""
+"""Inputs of a detector: images in one tensor, and the boxes it is trained on."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class ImageBatch:
 
     Attributes:
         pixels: (B, 3, H, W), ImageNet-normalised RGB, zero-padded at the bottom and right.
-        sizes_hw: per image, the content's height and width in pixels, without padding.
+        sizes_hw: height and width of each image in pixels, without padding.
     """
 
     pixels: Tensor
@@ -27,9 +27,9 @@ class BoxTargets:
     Attributes:
         boxes: (N, 4) xyxy.
         class_ids: (N,) int64, 0..K-1; all 0 ("object") in the pretext, or the cluster id for DETR.
-        instance_ids: (N,) int64, which proposal this is, unique in the batch; only the pretext has them.
-        masks: (N, H, W) bool, padded as the images are, when the detector trains on masks; all False where a box has
-            none.
+        instance_ids: (N,) int64, id of each proposal, unique in the batch; None outside of the pretext.
+        masks: (N, H, W) bool, padded like the images, all False for a box without mask; None if the detector trains
+            without masks.
     """
 
     boxes: Tensor

@@ -1,4 +1,4 @@
-"""COCO: `annotations/instances_<split>.json` with the images in `<split>/`; and the way back to such a json."""
+"""COCO: read `annotations/instances_<split>.json` with the images in `<split>/`, and convert a data set to COCO."""
 
 import contextlib
 import gc
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.data.assembly import BoxTable, Labels, select_rows
 from aligndet_cli.data.dataset import Category, ImageSet, positions_of
 from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.format import BoxTable, DataFormat, Labels, select_rows
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
 from aligndet_cli.data.segmentations import Segmentations, SegmentationWriter
@@ -29,27 +29,54 @@ _TABLE_COLUMNS = ("image_index", "boxes", "class_ids", "areas", "is_crowd")
 
 @dataclass(frozen=True)
 class CocoSplit:
-    """A label file and the folders its images may lie in, most likely first."""
+    """A label file, and the folders in which its images may lie, most likely first."""
 
+    root: Path
     name: str
     annotations: Path
     image_dirs: tuple[Path, ...]
 
+    def read(self, findings: Findings, *, with_masks: bool, index_dir: Path | None) -> Labels:
+        """See `SplitSource`. Class ids follow ascending category ids."""
+        # An index holds no errors, so only strict findings may use it.
+        index = LabelIndex.of(
+            self.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
+        )
+        content = _from_index(index)
+        if content is None:
+            content = _parse(self.annotations, with_masks=with_masks, findings=findings)
+            if index is not None:
+                _to_index(index, content)
+                content = _from_index(index) or content  # mapped: frees the copy of the masks
+        return Labels(
+            format="coco",
+            root=self.root,
+            split=self.name,
+            images_dir=_images_dir(self, content.file_names),
+            annotations=self.annotations,
+            **vars(content),
+        )
+
 
 def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
-    """Splits of a root by name: `annotations/instances_*.json`, or Roboflow's `<split>/_annotations.coco.json`."""
+    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `<split>/_annotations.coco.json`."""
     splits = {}
     for file in sorted((root / "annotations").glob(f"{_PREFIX}*.json")):
         name = file.stem.removeprefix(_PREFIX)
-        folders = (*image_dirs(root, name), root)
-        splits[name] = CocoSplit(name, file, folders)
+        splits[name] = CocoSplit(root, name, file, (*image_dirs(root, name), root))
     for file in sorted(root.glob(f"*/{_ROBOFLOW_NAME}")):
-        splits.setdefault(file.parent.name, CocoSplit(file.parent.name, file, (file.parent,)))
+        splits.setdefault(file.parent.name, CocoSplit(root, file.parent.name, file, (file.parent,)))
     return splits
 
 
+COCO = DataFormat("coco", "annotations/instances_*.json (COCO)", find_coco_splits)
+
+
 def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
-    """Where the images of a split may lie, most likely first; those of a fold (`train.1@10`) are the whole's."""
+    """Return the folders that may hold the images of a split, most likely first.
+
+    A fold such as `train.1@10` shares the image folder of its full split.
+    """
     whole = _FOLD.sub("", split)
     names = dict.fromkeys((split, whole))
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
@@ -57,7 +84,7 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class CocoContent:
-    """What a COCO json says, without where it and its images lie; fields as in `Labels`."""
+    """Content of a COCO json, without the places of the json and its images; fields as in `Labels`."""
 
     file_names: list[str]
     image_ids: NDArray[np.int64]
@@ -65,36 +92,6 @@ class CocoContent:
     table: BoxTable
     categories: tuple[Category, ...]
     label_digest: str
-
-
-def read_coco(
-    split: CocoSplit, root: Path, *, with_masks: bool, findings: Findings, index_dir: Path | None = None
-) -> Labels:
-    """Images and boxes of one COCO json; boxes become xyxy, class ids follow ascending category ids.
-
-    Args:
-        index_dir: where to keep what was parsed, for the next time. Strict findings only: an index has no errors.
-
-    Raises:
-        DataError: the file is missing, is not (all of) a COCO json, or (strict findings) contradicts itself.
-    """
-    index = LabelIndex.of(
-        split.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
-    )
-    content = _from_index(index)
-    if content is None:
-        content = _parse(split.annotations, with_masks=with_masks, findings=findings)
-        if index is not None:
-            _to_index(index, content)
-            content = _from_index(index) or content  # mapped: frees the copy of the masks
-    return Labels(
-        format="coco",
-        root=root,
-        split=split.name,
-        images_dir=_images_dir(split, content.file_names),
-        annotations=split.annotations,
-        **vars(content),
-    )
 
 
 def _parse(file: Path, *, with_masks: bool, findings: Findings) -> CocoContent:
@@ -152,10 +149,10 @@ def _from_index(index: LabelIndex | None) -> CocoContent | None:
 
 
 def to_coco_dict(image_set: ImageSet) -> dict[str, Any]:
-    """The data set as a COCO json for pycocotools, with the original image and category ids.
+    """Return the data set as a COCO json for pycocotools, with the original image and category ids.
 
-    Boxes are those of the image set (clipped, degenerate ones left out); annotation ids count from 1, since
-    pycocotools takes 0 for "unmatched". Sizes the format did not give are read from the files.
+    Boxes come from the image set (clipped, without degenerate boxes). Annotation ids count from 1, since pycocotools
+    takes 0 for "unmatched". Sizes that the labels lack are read from the image files.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -182,7 +179,7 @@ def to_coco_dict(image_set: ImageSet) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _paused_gc() -> Iterator[None]:
-    """Without this the collector walks the growing heap again and again: reading takes nearly twice as long."""
+    """Pause garbage collection, which would walk the growing heap again and again and nearly double the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -193,10 +190,9 @@ def _paused_gc() -> Iterator[None]:
 
 
 def _load(file: Path, masks: SegmentationWriter | None) -> tuple[dict[str, Any], str]:
-    """Parsed json and the hash of its bytes.
+    """Return the parsed json and the hash of its bytes.
 
-    Polygons, most of the bytes, are taken out while parsing: into `masks`, which leaves their place there behind, or
-    away.
+    Polygons are most of the bytes, so parsing drops them; with `masks`, they move there and only their place stays.
     """
 
     def without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +223,7 @@ def _load(file: Path, masks: SegmentationWriter | None) -> tuple[dict[str, Any],
 def _entries(
     content: dict[str, Any], file: Path, findings: Findings
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The images (unique ids) and annotations that have the keys and types needed."""
+    """Return the images (with unique ids) and annotations that have the needed keys and types."""
     images = _well_formed(content["images"], {"id": int, "file_name": str}, f"{file}: images", findings)
     kinds: dict[str, type] = {"image_id": int, "category_id": int, "bbox": list}
     annotations = _well_formed(content["annotations"], kinds, f"{file}: annotations", findings)
@@ -249,7 +245,7 @@ def _entries(
 
 
 def _well_formed(entries: list[Any], kinds: dict[str, type], where: str, findings: Findings) -> list[dict[str, Any]]:
-    """The entries that are objects with the wanted keys of the wanted types; others are reported."""
+    """Return the entries that are objects with the wanted keys and types; report the others."""
     wanted = tuple(kinds.items())
     good = [
         entry for entry in entries if type(entry) is dict and all(type(entry.get(key)) is kind for key, kind in wanted)
@@ -274,7 +270,7 @@ def _well_formed(entries: list[Any], kinds: dict[str, type], where: str, finding
 
 
 def _size_hw(image: dict[str, Any]) -> tuple[int, int]:
-    """Height and width, (0, 0) where the json does not say."""
+    """Return height and width, (0, 0) if the json lacks them."""
     height, width = image.get("height"), image.get("width")
     if type(height) is int and type(width) is int and 0 < height < 2**31 and 0 < width < 2**31:
         return height, width
@@ -298,7 +294,7 @@ def _boxes(
     file: Path,
     findings: Findings,
 ) -> BoxTable:
-    """All annotations as arrays; `image_index` or `class_ids` is -1 where the id is unknown."""
+    """Return all annotations as arrays; `image_index` or `class_ids` is -1 for an unknown id."""
     category_ids = _id_array([category.category_id for category in categories], file)
     image_column = _id_array([entry["image_id"] for entry in annotations], file)
     category_column = _id_array([entry["category_id"] for entry in annotations], file)
@@ -337,7 +333,7 @@ def _id_array(ids: list[int], file: Path) -> NDArray[np.int64]:
 
 
 def _box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:
-    """(N, 4) float64; a row that is not four numbers is reported and becomes zeros (an empty box)."""
+    """Return boxes (N, 4) float64 xywh; report rows that are not four numbers and make them zeros (empty boxes)."""
     try:
         return np.array(rows, dtype=np.float64).reshape(len(rows), 4)
     except (ValueError, TypeError):
@@ -359,7 +355,7 @@ def _is_four_numbers(row: Any) -> bool:
 
 
 def _number_array(values: list[Any]) -> NDArray[np.float64]:
-    """(N,) float64, NaN for what is not a number."""
+    """Return (N,) float64, NaN for values that are not numbers."""
     try:
         return np.array(values, dtype=np.float64).reshape(len(values))
     except (ValueError, TypeError):
@@ -372,7 +368,7 @@ def _known_only(table: BoxTable) -> BoxTable:
 
 
 def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:
-    """The first folder that holds the first image, else the first that exists.
+    """Return the first folder that holds the first image, else the first folder that exists.
 
     Raises:
         DataError: none of the folders exists.

@@ -1,4 +1,4 @@
-"""One split of a data set behind one record, whatever its format on disk. Free of torch."""
+"""One split of a data set as one record, whatever its format on disk. Free of torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.segmentations import Segmentations
 
-UNUSED = "N/A"  # name of an id that a detector has an output for, but that no data uses
+UNUSED = "N/A"  # name of a class that a detector has an output for, but that no data uses
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class ImageRecord:
     """One image and its labels. N = boxes.
 
     Attributes:
-        image_id: id in the data set's own files (COCO), else the position in the sorted list of all images.
+        image_id: id in the COCO json, else the position in the sorted list of all images.
         path: the image file.
         file_name: the path relative to the image folder, with `/`.
-        size_hw: height and width in pixels after EXIF rotation; None where it is not known, see `ImageSet`.
+        size_hw: height and width in pixels after EXIF rotation; None if unknown, see `ImageSet`.
         boxes: (N, 4) float32, xyxy, absolute pixels, inside the image where its size is known.
         class_ids: (N,) int64, 0..K-1, the position in `ImageSet.categories`.
-        areas: (N,) float32 square pixels; COCO's own `area`, else that of the box.
+        areas: (N,) float32, square pixels; COCO's `area`, else the area of the box.
         is_crowd: (N,) bool; COCO `iscrowd`, VOC `difficult`: not trained on, ignored in evaluation.
-        segmentations: COCO polygons or RLE per box, `[]` where missing; empty list when not asked for.
+        segmentations: COCO polygons or RLE per box, `[]` if missing; an empty list if not asked for.
     """
 
     image_id: int
@@ -54,19 +54,19 @@ class ImageSet:
 
     Attributes:
         format: `coco`, `voc`, `yolo` or `folder`.
-        root: what the user named.
+        root: folder or file that the user named.
         split: name of the split as found, e.g. `train2017`.
         images_dir: folder that `file_names` are relative to.
         file_names: per image, relative to `images_dir`, in file order (the order of the COCO json, else sorted).
         image_ids: (B,) int64.
-        sizes_hw: (B, 2) int32; 0 where neither the format nor the header of the file says, and in plain folders.
+        sizes_hw: (B, 2) int32; 0 if neither the labels nor the file header tell it, and in plain folders.
         offsets: (B + 1,) int64; boxes of image i are rows offsets[i]:offsets[i + 1].
         boxes, class_ids, areas, is_crowd: all boxes, see `ImageRecord`.
-        segmentations: one entry per box; None when masks were not asked for.
+        segmentations: one entry per box; None if masks were not asked for.
         categories: the classes; position = class id. Empty when there are no labels (`has_labels` False).
-        fingerprint: hash of the label files and of the image list; the same data anywhere gives the same one.
-        problems: counts by kind of what was corrected or left out while reading, e.g. `{"degenerate boxes": 2}`.
-        annotations: the COCO json, when that is what the labels came from.
+        fingerprint: hash of the label files and the image list; equal for equal data in any place.
+        problems: number of corrections and omissions while reading, by kind, e.g. `{"degenerate boxes": 2}`.
+        annotations: the COCO json that holds the labels; None for other formats.
     """
 
     format: str
@@ -93,16 +93,16 @@ class ImageSet:
 
     @property
     def has_labels(self) -> bool:
-        """Whether boxes with classes were found for this split."""
+        """True if this split has boxes with classes."""
         return bool(self.categories)
 
     def aspects(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-        """(N,) width by height of these images; 1 where it is not known."""
+        """Return width / height (N,) float64 of these images, 1 if unknown."""
         height, width = np.maximum(self.sizes_hw[np.asarray(indices, dtype=np.int64)], 1).T.astype(np.float64)
         return np.asarray(width / height)
 
     def record(self, index: int) -> ImageRecord:
-        """The image at a position, with views (no copies) of its boxes."""
+        """Return the image at a position, with views (not copies) of its boxes."""
         first, last = int(self.offsets[index]), int(self.offsets[index + 1])
         rows = slice(first, last)
         height, width = (int(value) for value in self.sizes_hw[index])
@@ -120,7 +120,7 @@ class ImageSet:
 
 
 def positions_of(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Position of each value in `known` (unique, any order), -1 where absent."""
+    """Return the positions (N,) int64 of values (N,) in `known` (M,), which is unique in any order; -1 if absent."""
     if not len(known):
         return np.full(len(values), -1, dtype=np.int64)
     order = np.argsort(known)

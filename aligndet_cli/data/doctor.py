@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a data set before hours are spent on it."""
+"""Check a data set for problems before hours are spent on it."""
 
 import hashlib
 from collections import defaultdict
@@ -16,7 +16,7 @@ from aligndet_cli.data.assembly import assemble
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Finding, Findings, counted
 from aligndet_cli.data.images import decode_image
-from aligndet_cli.data.open import Purpose, choose_split, known_splits, locate_data, read_labels
+from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
 from aligndet_cli.errors import DataError
 
 # Seven of bccd's eight doubled boxes (shifted by two pixels) overlap by 0.91 or more, two snowboards or two people side
@@ -29,12 +29,12 @@ _SEVERITIES = ("error", "warning", "info")
 
 @dataclass(frozen=True)
 class ImageCheck:
-    """What decoding one image file told.
+    """Result of decoding one image file.
 
     Attributes:
-        size_hw: size of the upright image; None if it cannot be decoded.
+        size_hw: height and width of the upright image in pixels; None if it cannot be decoded.
         digest: hash of the file's bytes; None if it cannot be read.
-        error: why it cannot be decoded, else empty.
+        error: reason why it cannot be decoded, else empty.
     """
 
     size_hw: tuple[int, int] | None
@@ -50,11 +50,11 @@ class DoctorReport:
     summary: dict[str, Any]
 
     def count(self, severity: str) -> int:
-        """Number of findings (kinds of problem, not occurrences) of a severity."""
+        """Return the number of findings (kinds of problem, not occurrences) of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         counts = {severity: self.count(severity) for severity in _SEVERITIES}
         return {"summary": self.summary, "counts": counts, "findings": [item.to_json() for item in self.findings]}
 
@@ -62,11 +62,11 @@ class DoctorReport:
 def check_data(data: DataConfig, *, num_threads: int = -1) -> DoctorReport:
     """Check the labels of a data set and decode all its images; problems are reported, never raised.
 
-    Without `data.split` every split is checked, and images that occur in two of them are reported. (Of VOC those
-    that stages use by themselves: trainval contains train and val.)
+    Without `data.split` every split is checked, and images that occur in two splits are reported. Of VOC only the
+    default splits of the stages are checked, since trainval contains train and val.
 
     Args:
-        num_threads: for decoding; -1 for one per core. The report does not depend on it.
+        num_threads: number of decoding threads; -1 means one per core. The report does not depend on it.
     """
     findings = Findings(is_strict=False)
     summary: dict[str, Any] = {"format": None, "root": str(data.root or data.images or ""), "splits": {}}
@@ -90,18 +90,17 @@ def check_data(data: DataConfig, *, num_threads: int = -1) -> DoctorReport:
 
 
 def _splits(data: DataConfig, findings: Findings) -> list[str | None]:
-    """The splits to check; None stands for the one that is read when no name is given."""
+    """Return the splits to check; None stands for the split that is read without a name."""
     if data.split is not None or data.annotations is not None or data.images is not None or data.root is None:
         return [data.split]
     try:
-        root, kind = locate_data(data.root, data.format)
-        splits = known_splits(root, kind)
-        if kind == "voc":
-            splits = _used_splits(root, splits)
+        root, kind, splits = locate_data(data.root, data.format)
     except DataError as error:
         findings.error("unreadable-data", str(error), example=str(data.root))
         return []
-    return [*splits] if kind != "folder" else [None]
+    if kind == "folder":
+        return [None]
+    return [*(_used_splits(root, list(splits)) if kind == "voc" else splits)]
 
 
 def _used_splits(root: Path, known: list[str]) -> list[str]:
@@ -110,7 +109,7 @@ def _used_splits(root: Path, known: list[str]) -> list[str]:
     for purpose in purposes:
         try:
             chosen.append(choose_split(root, known, None, purpose))
-        except DataError:  # for example no validation split: fine until somebody evaluates
+        except DataError:  # for example no validation split, which only `evaluate` needs
             continue
     return list(dict.fromkeys(chosen)) or known
 
@@ -129,7 +128,7 @@ def _read_split(data: DataConfig, split: str | None, findings: Findings) -> Imag
 
 
 def _merge(findings: Findings, found: Findings, split: str | None) -> None:
-    """Add the findings of one split; equal kinds (one per bad file, say) become one with their number."""
+    """Add the findings of one split; findings of one kind (such as one per bad file) become one with their count."""
     groups: dict[str, list[Finding]] = defaultdict(list)
     for item in found.items:
         groups[item.code].append(item)
@@ -202,7 +201,7 @@ def _report_labels(image_set: ImageSet, findings: Findings) -> None:
     _report_classes(image_set, findings)
     _report_duplicate_boxes(image_set, findings)
     without = 0 if image_set.segmentations is None else int(image_set.segmentations.is_missing.sum())
-    # No polygon at all means a data set without masks, which is not worth a word.
+    # No polygon at all means a data set without masks, which is no finding.
     if 0 < without < len(image_set.boxes):
         message = f"no polygon at {without} of {len(image_set.boxes)} boxes; mask training and evaluation skip them"
         findings.info("boxes-without-polygons", message, count=without)
@@ -244,7 +243,7 @@ def _plain_boxes(image_set: ImageSet, index: int) -> tuple[NDArray[np.float32], 
 
 
 def _duplicate_pairs(boxes: NDArray[np.float32], class_ids: NDArray[np.int64]) -> int:
-    """Number of pairs among boxes (N, 4) xyxy of one image that have one class and nearly one place."""
+    """Return how many pairs of boxes (N, 4) xyxy of one image share a class (N,) and nearly coincide."""
     corners = np.maximum(boxes[:, None, :2], boxes[None, :, :2]), np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     overlap = np.clip(corners[1] - corners[0], 0, None).prod(axis=2)  # (N, N)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
@@ -288,7 +287,7 @@ def _report_category_gaps(checked: Iterable[tuple[ImageSet, list[ImageCheck]]], 
 
 
 def _summarise(image_set: ImageSet, checks: list[ImageCheck]) -> dict[str, Any]:
-    """Counts and sizes of one split."""
+    """Return counts and sizes of one split."""
     sides = image_set.boxes[:, 2:] - image_set.boxes[:, :2]
     sizes_hw = np.array([check.size_hw for check in checks if check.size_hw], dtype=np.float64).reshape(-1, 2)
     return {
@@ -306,7 +305,7 @@ def _summarise(image_set: ImageSet, checks: list[ImageCheck]) -> dict[str, Any]:
 
 
 def _spread(values: NDArray[Any]) -> dict[str, float] | None:
-    """Smallest, median and largest value."""
+    """Return the smallest, median and largest of values (N,), None if there are none."""
     if not len(values):
         return None
     return {"min": float(values.min()), "median": float(np.median(values)), "max": float(values.max())}

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: raised at once when a stage reads it, collected when `doctor` does."""
+"""Problems of a data set: raised at once when a stage reads it, collected when `doctor` does."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -9,7 +9,7 @@ Severity = Literal["error", "warning", "info"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """`1 image`, `2 images`; `plural` where it is not the noun with an s."""
+    """Return `1 image` or `2 images`; `plural` is needed if it is not the noun with an s."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
@@ -19,9 +19,9 @@ class Finding:
 
     Attributes:
         code: stable word for programs, e.g. `degenerate-boxes`.
-        message: one line for people: place, what is wrong, what to do.
-        count: how often it occurs.
-        example: a file (or `file: entry`) where it can be seen.
+        message: one line for people: place, fault and remedy.
+        count: number of occurrences.
+        example: a file (or `file: entry`) that shows it.
     """
 
     severity: Severity
@@ -31,15 +31,15 @@ class Finding:
     example: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
 class Findings:
-    """Collects findings, or raises the first error.
+    """Collect findings, or with `is_strict` raise the first error.
 
-    Readers report every error here and then go on without the entries concerned, so that the same code serves
-    the stages (`is_strict`: stop) and `doctor` (collect).
+    Readers report every error here and go on without the wrong entries, so that the same code serves the stages, which
+    stop, and `doctor`, which collects.
     """
 
     def __init__(self, *, is_strict: bool) -> None:
@@ -57,7 +57,7 @@ class Findings:
         self.items.append(Finding("error", code, message, count, example))
 
     def warn(self, code: str, message: str, *, count: int = 1, example: str = "") -> None:
-        """Report something that changes results: corrected, left out, or there twice."""
+        """Report something that changes results: entries that are corrected, left out, or there twice."""
         self.items.append(Finding("warning", code, message, count, example))
 
     def info(self, code: str, message: str, *, count: int = 1, example: str = "") -> None:
@@ -65,5 +65,5 @@ class Findings:
         self.items.append(Finding("info", code, message, count, example))
 
     def problem_counts(self) -> dict[str, int]:
-        """Counts by kind, e.g. `{"degenerate boxes": 2}`."""
+        """Return counts by kind, e.g. `{"degenerate boxes": 2}`."""
         return {item.code.replace("-", " "): item.count for item in self.items}

@@ -1,6 +1,7 @@
-"""A plain folder of images, with all its subfolders; no labels but, where they are sorted by class, the subfolders."""
+"""A folder of images and its subfolders, without labels; the subfolders may be classes."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +9,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.data.assembly import Labels, box_table
+from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.format import ALL, Labels, box_table
 from aligndet_cli.data.images import is_image_file
 from aligndet_cli.errors import DataError
 
 
 @dataclass(frozen=True)
 class FolderClasses:
-    """Classes of images that lie in one folder per class, as ImageNet's.
+    """Classes of images that lie in one folder per class, like ImageNet.
 
     Attributes:
         names: the folders, sorted; position = class id.
@@ -27,7 +29,7 @@ class FolderClasses:
 
 
 def folder_classes(file_names: Sequence[str]) -> FolderClasses | None:
-    """The classes that relative file names `CLASS/.../x.jpg` tell; None if any is without, or all are of one."""
+    """Return the classes in relative file names `CLASS/.../x.jpg`; None if a name has none, or all have one class."""
     folders = [name.split("/", 1)[0] if "/" in name else "" for name in file_names]
     names = tuple(sorted(set(folders)))
     if len(names) < 2 or names[0] == "":
@@ -37,7 +39,7 @@ def folder_classes(file_names: Sequence[str]) -> FolderClasses | None:
 
 
 def class_tree_splits(root: Path) -> tuple[str, str] | None:
-    """Training and validation folder of a tree such as `train/CLASS/x.jpg`, `val/CLASS/x.jpg`; None for any other."""
+    """Return the training and validation folder of a tree of `train/CLASS/x.jpg` and `val/CLASS/x.jpg`, else None."""
     for validation in ("val", "test"):
         if all(_has_class_folders(root / split) for split in ("train", validation)):
             return "train", validation
@@ -51,33 +53,55 @@ def _has_class_folders(folder: Path) -> bool:
     return len(children) > 1 and all(has_images(child) for child in children)
 
 
-def read_folder(root: Path, images_dir: Path, split: str) -> Labels:
-    """All images below a folder, sorted by relative name.
+@dataclass(frozen=True)
+class FolderSplit:
+    """A folder of images without labels, directly in it or in subfolders."""
+
+    root: Path
+    name: str
+    images_dir: Path
+
+    def read(self, findings: Findings, *, with_masks: bool, index_dir: Path | None) -> Labels:
+        """See `SplitSource`. Images are sorted by relative name."""
+        if not self.images_dir.is_dir():
+            raise DataError(f"{self.images_dir}: no such folder; check the path")
+        file_names = list_images(self.images_dir)
+        if not file_names:
+            raise DataError(f"{self.images_dir}: no images found in it; expected .jpg, .png, .bmp, .webp or .tif files")
+        return Labels(
+            format="folder",
+            root=self.root,
+            split=self.name,
+            images_dir=self.images_dir,
+            file_names=file_names,
+            image_ids=np.arange(len(file_names), dtype=np.int64),
+            sizes_hw=np.zeros((len(file_names), 2), dtype=np.int32),
+            table=box_table([], [], [], []),
+            categories=(),
+            label_digest="none",
+        )
+
+
+def choose_folder(root: Path, split: str) -> FolderSplit:
+    """Return the whole folder for the split `all`, else the subfolder of that name.
 
     Raises:
-        DataError: the folder is missing or holds no image.
+        DataError: there is no such subfolder.
     """
-    if not images_dir.is_dir():
-        raise DataError(f"{images_dir}: no such folder; check the path")
-    file_names = list_images(images_dir)
-    if not file_names:
-        raise DataError(f"{images_dir}: no images found in it; expected .jpg, .png, .bmp, .webp or .tif files")
-    return Labels(
-        format="folder",
-        root=root,
-        split=split,
-        images_dir=images_dir,
-        file_names=file_names,
-        image_ids=np.arange(len(file_names), dtype=np.int64),
-        sizes_hw=np.zeros((len(file_names), 2), dtype=np.int32),
-        table=box_table([], [], [], []),
-        categories=(),
-        label_digest="none",
-    )
+    found = FolderSplit(root, ALL, root) if split == ALL else find_subfolder(root, split)
+    if found is None:
+        raise DataError(f"{root}: a plain folder has no split '{split}'; leave --split out or name a subfolder")
+    return found
+
+
+def find_subfolder(root: Path, split: str) -> FolderSplit | None:
+    """Return a direct subfolder as a split of that name, None if there is none."""
+    is_plain_name = re.fullmatch(r"[\w-][\w.-]*", split)
+    return FolderSplit(root, split, root / split) if is_plain_name and (root / split).is_dir() else None
 
 
 def list_images(folder: Path) -> list[str]:
-    """Relative names (with `/`) of all image files below a folder, sorted; hidden files and folders are left out."""
+    """Return the relative names (with `/`) of all image files below a folder, sorted, without hidden ones."""
     found = []
     for parent, subfolders, files in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -87,5 +111,5 @@ def list_images(folder: Path) -> list[str]:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether there is any image file below a folder; stops at the first."""
+    """Return True if any image file lies below a folder; stop at the first."""
     return any(is_image_file(name) for _, _, files in os.walk(folder) for name in files)

@@ -1,7 +1,7 @@
-"""Low-data folds: which images they have, and the field's files that hold them. Free of torch.
+"""Low-data folds: draw their images and write them as COCO files. Free of torch.
 
 Source: docs/paper.md §6.1; the files `instances_train2017.{fold}@{percent}.json` of Unbiased Teacher and Soft Teacher,
-whose images and annotations keep the order of the whole file.
+whose images and annotations keep the order of the full file.
 """
 
 import json
@@ -13,15 +13,15 @@ import numpy as np
 from pydantic import Field
 
 from aligndet_cli.config import DataConfig, StageConfig
-from aligndet_cli.data.coco import find_coco_splits, to_coco_dict
+from aligndet_cli.data.coco import CocoSplit, to_coco_dict
+from aligndet_cli.data.findings import counted
 from aligndet_cli.data.open import choose_split, locate_data, open_images
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
 
-MAX_FOLD = 2**32 - 1  # seeds of NumPy's legacy generator
-
-FOLDER = "semi_supervised"  # beside the labels, as in the field's own layouts
+MAX_FOLD = 2**32 - 1  # the largest seed of NumPy's legacy generator
+FOLDER = "semi_supervised"  # beside the labels, as in published layouts
 
 
 class SplitConfig(StageConfig):
@@ -40,7 +40,7 @@ class SplitConfig(StageConfig):
 
 @dataclass(frozen=True)
 class FoldFile:
-    """One file that was written.
+    """One written file.
 
     Attributes:
         num_images, num_boxes: entries of the file.
@@ -53,12 +53,12 @@ class FoldFile:
     num_boxes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain JSON values."""
         return {**vars(self), "file": str(self.file)}
 
 
 def fraction_of(num_images: int, percent: float, fold: int) -> list[int]:
-    """Positions of the images of a fold, in the order they were drawn; all of them at 100 %.
+    """Draw the positions of a fold's images, in the order of drawing; 100 % gives all positions.
 
     Folds of one percentage are drawn independently of each other, so they overlap.
 
@@ -76,7 +76,7 @@ def fraction_of(num_images: int, percent: float, fold: int) -> list[int]:
 
 
 def write_folds(config: SplitConfig) -> list[FoldFile]:
-    """Write the COCO json of every fold at every percentage; other formats than COCO become COCO.
+    """Write the COCO json of every fold at every percentage, and return the files; other formats are converted to COCO.
 
     Raises:
         ConfigError: no data named, or a percentage that leaves no image.
@@ -102,20 +102,20 @@ def write_folds(config: SplitConfig) -> list[FoldFile]:
 
 
 def _whole(data: DataConfig) -> tuple[dict[str, Any], str, Path, Path | None]:
-    """The COCO json of the whole split, the name of the split, the folder its labels are in, and that of its images.
+    """Return the COCO json of the whole split, the split's name, the folder of its labels, and its image folder.
 
-    The latter is None where the json and the root are enough to find them.
+    The image folder is None if the json and the root are enough to find it.
     """
     if data.annotations is not None:
         stem = data.annotations.stem.removeprefix("instances_")
         return _read(data.annotations), stem, data.annotations.parent, data.images
     if data.root is None:
         raise ConfigError("which data? name its folder, or its labels with --annotations")
-    root, kind = locate_data(data.root, data.format)
+    root, kind, splits = locate_data(data.root, data.format)
     if kind == "coco":
-        splits = find_coco_splits(root)
-        split = choose_split(root, list(splits), data.split, "train")
-        return _read(splits[split].annotations), split, splits[split].annotations.parent, None
+        source = splits[choose_split(root, list(splits), data.split, "train")]
+        assert isinstance(source, CocoSplit)
+        return _read(source.annotations), source.name, source.annotations.parent, None
     image_set = open_images(data, purpose="train", with_masks=True)
     if not image_set.has_labels:
         raise DataError(f"{root}: no labels for split '{image_set.split}'; folds are of labelled images")
@@ -143,5 +143,5 @@ def _write(file: Path, whole: dict[str, Any], chosen: set[int], percent: float, 
     image_ids = {image["id"] for image in images}
     annotations = [entry for entry in whole["annotations"] if entry["image_id"] in image_ids]
     write_bytes(file, json.dumps({**whole, "images": images, "annotations": annotations}).encode())
-    logger.info(f"{file}: {len(images)} images, {len(annotations)} boxes")
+    logger.info(f"{file}: {counted(len(images), 'image')}, {counted(len(annotations), 'box', 'boxes')}")
     return FoldFile(file, percent, fold, len(images), len(annotations))

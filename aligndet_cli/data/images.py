@@ -1,6 +1,6 @@
-"""Reading image files: one decoder and one EXIF rule for the whole package.
+"""Read image files: one decoder and one EXIF rule for the whole package.
 
-Pixels are turned upright by the EXIF orientation, and sizes are those of the upright image. Everything is
+Pixels are turned upright by the EXIF orientation, and sizes refer to the upright image. Everything is
 decoded by Pillow (torchvision depends on it): it uses libjpeg-turbo, is as fast as OpenCV on 640x480 JPEGs
 (some 500-1,000 images/s per core), prints nothing, and unlike OpenCV refuses a truncated file instead of
 returning it half grey.
@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 # GIF has no suffix above, but files named .jpg that hold a GIF exist in public data sets.
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 
-# What Pillow's decoders raise on damaged bytes, besides OSError.
+# Errors that Pillow's decoders raise on damaged bytes.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -42,7 +42,7 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
-# Neither says anything about the pixels: damaged EXIF blocks, and images above 89 megapixels (above 179: an error).
+# Warnings that do not concern the pixels: damaged EXIF blocks, and images above 89 megapixels (above 179: an error).
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -58,7 +58,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
-_JPEG_REDUCTIONS = (8, 4, 2)  # what libjpeg's scaled inverse cosine transforms offer at once, not pixel by pixel
+_JPEG_REDUCTIONS = (8, 4, 2)  # factors by which libjpeg can shrink an image while decoding
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -74,17 +74,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def decode_image(content: bytes, path: Path) -> NDArray[np.uint8]:
-    """`read_image` for bytes that were already read; `path` only names them in errors."""
+    """Decode bytes into (H, W, 3) uint8 RGB as `read_image` does; `path` only names them in errors."""
     return _decode(_open(io.BytesIO(content), path, is_empty=not content), path)
 
 
 def decode_reduced(content: bytes, path: Path, min_pixels: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """`decode_image` at a half, a quarter or an eighth of both sides, where the format allows it: JPEG does.
+    """Decode a JPEG at a half, a quarter or an eighth of both sides, and any other format at full size.
 
-    The whole file is read all the same: a truncated one is refused as by `decode_image`.
+    The whole file is read all the same, so a truncated file is refused.
 
     Args:
-        min_pixels: the reduced image has at least this many; the largest reduction that fulfils it is used.
+        min_pixels: the largest reduction that leaves at least this many pixels is used.
 
     Returns:
         (h, w, 3) uint8 RGB, upright, and height and width of the full image, upright. h is H / reduction, rounded up.
@@ -104,10 +104,10 @@ def decode_reduced(content: bytes, path: Path, min_pixels: int) -> tuple[NDArray
 
 
 def read_size_hw(path: Path) -> tuple[int, int]:
-    """Height and width of the upright image, from the header alone.
+    """Return height and width of the upright image, from the header alone.
 
     Raises:
-        DataError: the file is missing, empty, or its header is not that of an image.
+        DataError: the file is missing, empty, or its header belongs to no image.
     """
     _refuse_pipe(path)
     try:
@@ -120,21 +120,21 @@ def read_size_hw(path: Path) -> tuple[int, int]:
 
 
 def read_missing_sizes(images_dir: Path, file_names: Sequence[str], sizes_hw: NDArray[np.int32]) -> NDArray[np.int32]:
-    """(B, 2) heights and widths, those that are 0 read from the headers of their files; 0 still where that fails."""
+    """Return sizes (B, 2) in which zeros are replaced by height and width from the file header, if it can be read."""
     sizes_hw = sizes_hw.copy()
     for index in np.flatnonzero(sizes_hw[:, 0] == 0).tolist():
-        with contextlib.suppress(DataError):  # told by whoever needs the pixels
+        with contextlib.suppress(DataError):  # the code that needs the pixels reports it
             sizes_hw[index] = read_size_hw(images_dir / file_names[index])
     return sizes_hw
 
 
 def is_image_file(name: str) -> bool:
-    """Whether a file name has the suffix of an image and is not hidden (such as the `._x.jpg` of macOS)."""
+    """Return True if a file name has the suffix of an image and is not hidden (like `._x.jpg` of macOS)."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of an image file.
+    """Return the content of an image file.
 
     Raises:
         DataError: the file is missing or cannot be read; one line naming it.
@@ -147,13 +147,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _refuse_pipe(path: Path) -> None:
-    """Reading a pipe would wait for ever for somebody who writes."""
+    """Make sure that a path is no pipe, since reading a pipe would wait forever for a writer."""
     if path.is_fifo():
         raise DataError(f"{path}: is a pipe, not an image file")
 
 
 def _decode(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    """Pixels of an opened image, upright."""
+    """Return the pixels (H, W, 3) of an opened image, upright."""
     orientation = _orientation(image)
     try:
         image.load()
@@ -184,10 +184,10 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8 from the bytes before the pixels; 1 where there is none.
+    """Return the EXIF orientation 1..8 from the bytes before the pixels; 1 if there is none.
 
-    Read here instead of by `Image.getexif`, which warns on damaged EXIF blocks and decodes a whole PNG to look
-    for one behind the pixels. Pillow itself turns TIFF files upright.
+    `Image.getexif` is not used: it warns on damaged EXIF blocks and decodes a whole PNG to look for a block behind
+    the pixels. Pillow itself turns TIFF files upright.
     """
     block = image.info.get("exif")
     if image.format == "TIFF" or not isinstance(block, bytes):

@@ -1,7 +1,7 @@
 """Parsed label files, kept as a folder of flat arrays that are mapped into memory the next time.
 
-An index is a copy: it is believed only while the label file has the size and time it had when it was read, which are
-part of the folder's name, and one that is damaged, unreadable or cannot be written is as good as none.
+The folder's name holds size and time of the label file, so a changed label file does not find its old index. A damaged,
+unreadable or unwritable index counts as missing.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class LabelIndex:
-    """Where the index of one state of a label file is: `content.json` and one `.npy` per array.
+    """Index of one state of a label file: a folder with `content.json` and one `.npy` per array.
 
     Attributes:
-        folder: never changed once it is there, so that several processes may use it.
-        prefix: what the folders of all states of this label file start with.
-        changed_s: when the label file changed, in seconds since 1970.
+        folder: never changed once it exists, so that several processes may use it.
+        prefix: start of the folder names of all states of this label file.
+        changed_s: time of the last change of the label file, in seconds since 1970.
     """
 
     folder: Path
@@ -48,10 +48,10 @@ class LabelIndex:
 
     @staticmethod
     def of(label_file: Path, index_dir: Path | None, variant: str) -> "LabelIndex | None":
-        """Find the place; None without an index folder, or if the label file is missing or too small to be worth it.
+        """Return the index of a label file; None without an index folder, or if the file is missing or small.
 
         Args:
-            variant: what of the label file is kept; each has its own index.
+            variant: name of the part of the label file that is kept; each part has its own index.
         """
         if index_dir is None:
             return None
@@ -67,7 +67,7 @@ class LabelIndex:
         return LabelIndex(index_dir / (prefix + state), prefix, status.st_mtime)
 
     def load(self) -> tuple[dict[str, Any], Arrays] | None:
-        """Read what was saved: a JSON value and read-only maps of the arrays; None where that cannot be had."""
+        """Return the saved JSON value and read-only maps of the arrays; None if they cannot be read."""
         try:
             if not self.folder.exists():
                 return None
@@ -79,7 +79,7 @@ class LabelIndex:
             return None
 
     def save(self, content: Mapping[str, Any], arrays: Arrays) -> None:
-        """Write it, all or nothing, in the place of older states; several processes may do so at once."""
+        """Write the index, all or nothing, and remove older states; several processes may do so at once."""
         if abs(time.time() - self.changed_s) < _SETTLED_S:
             return
         temporary = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex}.tmp")
@@ -99,7 +99,7 @@ class LabelIndex:
 
 
 def _remove(place: Path) -> None:
-    """Remove a folder, or the single file that an index was in version 1, as far as that can be done."""
+    """Remove a folder, or the single file that an index was in version 1; ignore errors."""
     with contextlib.suppress(OSError):
         if place.is_dir():
             shutil.rmtree(place, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Images and boxes on disk -> samples, in an order that depends on the seed alone."""
+"""Load samples from images and boxes on disk, in an order that depends on the seed alone."""
 
 import os
 from collections.abc import Generator, Iterator, Sequence
@@ -27,33 +27,33 @@ OnError = Literal["skip", "fail"]
 
 
 class BoxSource(Protocol):
-    """Where the boxes of an image come from. Picklable."""
+    """Source of the boxes of images. Picklable."""
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """(N, 4) xyxy boxes and (N,) class ids of image `index`."""
+        """Return boxes (N, 4) xyxy, in pixels, and class ids (N,) of an image."""
         ...
 
 
 @dataclass(frozen=True)
 class LabelBoxes:
-    """The labelled boxes, crowds left out (they are not trained on)."""
+    """The labelled boxes without crowds, which are not trained on."""
 
     image_set: ImageSet
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """See `BoxSource`."""
+        """Return boxes (N, 4) xyxy and class ids (N,) of an image, without crowds."""
         record = self.image_set.record(index)
         kept = ~record.is_crowd
         return record.boxes[kept], record.class_ids[kept]
 
 
 class SampleStream(Dataset[Sample | DataError]):
-    """Decoded images by `(position, index)`; one that cannot be read is replaced by the next one, and named.
+    """Decoded images by `(position, row)`; the next image replaces one that cannot be read, and names it.
 
     Args:
-        indices: which images of the set take part.
-        on_error: `fail` raises at the first unreadable image instead.
-        masks: of the same boxes, for detectors that train on them.
+        indices: (N,) positions in the set of the images that take part.
+        on_error: `fail` ends the run at the first unreadable image instead.
+        masks: masks of the same boxes, for detectors that train on them.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class SampleStream(Dataset[Sample | DataError]):
         self.masks = masks
 
     def __getitem__(self, place: tuple[int, int]) -> Sample | DataError:
-        """Sample at a place `(position in the run, row of indices)`.
+        """Return the sample at a place `(position in the run, row of indices)`.
 
-        An error that ends the run is handed over, since a loader process would wrap it in its traceback: the
-        image cannot be read and `on_error` is `fail`, or no image can be read.
+        An error that ends the run (see `on_error`, or no image can be read) is returned, not raised: a loader process
+        would wrap it in its traceback.
         """
         position, row = place
         skipped: list[tuple[str, str]] = []
@@ -97,7 +97,7 @@ class SampleStream(Dataset[Sample | DataError]):
         if self.masks is not None:
             height, width = image.shape[1:]
             masks = torch.from_numpy(self._draw_masks(index, (height, width)))
-        # The arrays are read-only views of a memory map: copy, a sample must own its few boxes.
+        # The arrays may be read-only views of a memory map, and a sample must own its few boxes.
         return Sample(position, index, image, torch.from_numpy(boxes.copy()), torch.from_numpy(class_ids.copy()), masks)
 
     def _draw_masks(self, index: int, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
@@ -109,10 +109,10 @@ class SampleStream(Dataset[Sample | DataError]):
 
 
 def load_image(image_set: ImageSet, index: int) -> Tensor:
-    """(3, H, W) uint8 RGB of an image.
+    """Read an image, (3, H, W) uint8 RGB.
 
     Raises:
-        DataError: unreadable, or of another size than its labels say.
+        DataError: it cannot be read, or has another size than its labels say.
     """
     record = image_set.record(index)
     pixels = read_image(record.path)
@@ -128,11 +128,11 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
     """Places of the samples of every step of one rank, from `start_step` to `num_steps`.
 
     The stream is endless: one permutation of the images after the other, see `epoch_order`. Step s takes positions
-    [s * batch_size, (s + 1) * batch_size) of it, and rank r a contiguous part of those, so the images of a step
-    do not depend on the number of processes.
+    [s * batch_size, (s + 1) * batch_size), and rank r a contiguous part of them, so the images of a step do not
+    depend on the number of processes.
 
     Args:
-        aspects: (N,) width by height of the images, see `ImageSet.aspects`; equal ones are not grouped.
+        aspects: (N,) width / height of the images, see `ImageSet.aspects`; equal aspects disable the grouping.
     """
 
     def __init__(
@@ -177,12 +177,12 @@ def batches_of_run(
 ) -> Generator[list[Sample], None, None]:
     """Yield the batches of one rank for some steps of a run, in the order of `StreamSampler`, until it is closed.
 
-    For a GPU they lie in pinned memory, from which copies to the device do not wait.
+    For a GPU, the batches lie in pinned memory, from which copies to the device do not wait.
 
     Args:
-        batch_size: images of a step, of all ranks together.
-        num_workers: processes that decode images (0: this one), see `resolve_workers`.
-        aspects: (N,) width by height of the images of the stream; None takes their own.
+        batch_size: images per step, over all ranks.
+        num_workers: number of processes that decode images (0: this process), see `resolve_workers`.
+        aspects: (N,) width / height to group the images by; None takes the real ones.
 
     Raises:
         DataError: see `SampleStream`.
@@ -213,7 +213,7 @@ def _pack(samples: list[Sample | DataError]) -> PackedSamples | DataError:
 
 
 def resolve_workers(num_workers: int | Literal["auto"], process: Process) -> int:
-    """Decoding processes per rank: what was asked for, else a few beside a GPU, and none where the CPU trains."""
+    """Return the number of decoding processes per rank; "auto" means a few for a GPU and none for the CPU."""
     if num_workers != "auto":
         return num_workers
     if process.device == "cpu":
@@ -231,12 +231,12 @@ def evaluation_batches(
     device: torch.device,
     skipped: dict[int, DataError] | None = None,
 ) -> Iterator[tuple[list[int], ImageBatch, list[tuple[int, int]]]]:
-    """Batches in the given order as `(indices, images, original (height, width) of each)`.
+    """Yield batches in the given order as `(indices, images, original (height, width) of each)`.
 
     Args:
         resolution: short and long side that images are resized to.
-        skipped: where to note, by index, the images that cannot be read; they are left out. Without it they are an
-            error: evaluating without them would change the metric.
+        skipped: takes the errors of unreadable images by index, and these images are left out. With None they are
+            errors, since evaluating without them would change the metric.
 
     Raises:
         DataError: an image cannot be read.
@@ -267,7 +267,7 @@ def evaluation_batches(
 
 
 class _ImageChunks(Dataset[list[Tensor | DataError]]):
-    """Decoded images by chunk; errors are handed over, since a loader process would wrap them in its traceback."""
+    """Decoded images by chunk; errors are returned, since a loader process would wrap them in its traceback."""
 
     def __init__(self, image_set: ImageSet, chunks: list[list[int]]) -> None:
         self.image_set, self.chunks = image_set, chunks

@@ -16,13 +16,11 @@ MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
 
 @dataclass(frozen=True)
 class LabelMasks:
-    """The masks of all labelled boxes, crowds left out: row for row those of `LabelBoxes`.
-
-    N = boxes of all images.
+    """Masks of all labelled boxes without crowds, row for row as in `LabelBoxes`. N = boxes of all images.
 
     Attributes:
         segmentations: N entries.
-        offsets: (images + 1,) int64, see `ImageSet`.
+        offsets: (B + 1,) int64, see `ImageSet`.
         is_crowd: (N,) bool.
     """
 
@@ -32,22 +30,22 @@ class LabelMasks:
 
     @staticmethod
     def of(image_set: ImageSet) -> "LabelMasks":
-        """Of a set that was opened with masks."""
+        """Return the masks of an image set that was opened with masks."""
         segmentations = image_set.segmentations
         if segmentations is None:  # a format without masks
             segmentations = Segmentations.of([None] * len(image_set.boxes))
         return LabelMasks(segmentations, image_set.offsets, image_set.is_crowd)
 
     def count(self, indices: list[int]) -> tuple[int, int]:
-        """How many boxes of these images have a mask, and how many boxes there are."""
+        """Return how many boxes of these images have a mask, and how many boxes they have."""
         rows = np.concatenate([np.arange(0), *(self._rows(index) for index in indices)]).astype(np.int64)
         return int((~self.segmentations.is_missing[rows]).sum()), len(rows)
 
     def masks_of(self, index: int, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-        """(N, H, W) masks of an image of that size; all False where one is missing.
+        """Draw the masks (N, H, W) bool of an image of that size; all False for a box without mask.
 
         Raises:
-            DataError: one that cannot be drawn.
+            DataError: a mask cannot be drawn.
         """
         rows = self._rows(index)
         masks = np.zeros((len(rows), *size_hw), dtype=np.bool_)
@@ -63,7 +61,7 @@ class LabelMasks:
 
 
 def draw_mask(segmentation: Any, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) pixels of a COCO segmentation: polygons, or a run-length code, compressed or not.
+    """Draw a COCO segmentation (polygons, or a run-length code, compressed or not) as a mask (H, W) bool.
 
     Raises:
         DataError: it is neither, or of another size than the image.

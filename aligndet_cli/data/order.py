@@ -1,4 +1,4 @@
-"""In which order the images of an epoch come, so that those of a batch fit together without much padding."""
+"""Order of the images of an epoch, such that the images of a batch need little padding."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,18 +9,18 @@ Rows = NDArray[np.int64]
 
 
 def epoch_order(aspects: NDArray[np.float64], batch_size: int, *, seed: int, epoch: int) -> Rows:
-    """A random permutation of the images in which nearly every batch holds images of one orientation.
+    """Return a random permutation of the images in which nearly every batch holds images of one orientation.
 
-    The images of one orientation meet at random, and the batches come in random order. What is left over of each
-    orientation after whole batches makes one mixed batch: the squarest of about a batch of each, tall before wide, so
-    that at most one part of it is mixed where batches are taken apart. An epoch shares a batch with the next unless it
-    ends with one: both draw its orientation alike, and keep to it while they have such images. Where all images are of
-    one orientation this is a plain permutation.
+    Images of one orientation meet at random, and batches come in random order. The images that remain of each
+    orientation after whole batches form one mixed batch. It takes the squarest of about a batch of each, tall before
+    wide, so that at most one part is mixed when processes or micro-batches divide it. An epoch that ends within a batch
+    shares it with the next epoch: both draw the same orientation for it and keep to it while they have such images.
+    If all images have one orientation, the result is a plain permutation.
 
     Args:
-        aspects: (N,) width by height; wide is what is above 1.
-        batch_size: images of a step, over all processes and micro-batches; the epoch begins at the place
-            `epoch * N` of the stream, and batches at its multiples.
+        aspects: (N,) width / height; images above 1 are wide.
+        batch_size: images per step, over all processes and micro-batches. The epoch begins at position `epoch * N` of
+            the stream, batches at the multiples of `batch_size`.
 
     Returns:
         (N,) int64 rows of `aspects`; they depend on the arguments alone.
@@ -45,12 +45,12 @@ def epoch_order(aspects: NDArray[np.float64], batch_size: int, *, seed: int, epo
 
 
 def _draws_wide(share: float, seed: int, batch: int) -> bool:
-    """Whether the batch that two epochs share begins and ends with wide images, as `share` of all are."""
+    """Draw the orientation of a batch that two epochs share: True (wide) with probability `share`."""
     return bool(np.random.default_rng(mix_seed(seed, batch, 1)).random() < share)
 
 
 def _take(groups: list[Rows], count: int, *, first: int) -> Rows:
-    """The first `count` images of a group, and of the other if those are too few; they are removed from `groups`."""
+    """Remove the first `count` images of a group, then of the other one if it runs out, and return them."""
     taken = []
     for group in (first, 1 - first):
         part, groups[group] = np.split(groups[group], [min(count, len(groups[group]))])
@@ -60,7 +60,7 @@ def _take(groups: list[Rows], count: int, *, first: int) -> Rows:
 
 
 def _take_squarest(groups: list[Rows], group: int, aspects: NDArray[np.float64], batch_size: int) -> Rows:
-    """What is left over of a group after whole batches, taken from its beginning; it is removed from `groups`."""
+    """Remove from a group as many images as exceed whole batches, the squarest of its first ones, and return them."""
     count = len(groups[group]) % batch_size
     candidates = groups[group][: count + batch_size]
     chosen = np.argsort(np.abs(np.log(aspects[candidates])), kind="stable")[:count]

@@ -1,4 +1,4 @@
-"""Samples as a few blocks of memory: passing tensors between processes, pinning and copying cost by the piece."""
+"""Samples in a few blocks of memory, since passing, pinning and copying cost time per tensor, not per byte."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from aligndet_cli.data.sample import Sample
 
 @dataclass(frozen=True)
 class _Head:
-    """What is left of a sample without its tensors; fields as in `Sample`."""
+    """A sample without its tensors; fields as in `Sample`."""
 
     position: int
     index: int
@@ -23,14 +23,14 @@ class _Head:
 
 @dataclass(frozen=True)
 class PackedSamples:
-    """The samples of a batch, each kind of tensor one after the other.
+    """The samples of a batch, with all tensors of a kind in one.
 
     Attributes:
-        heads: per sample.
+        heads: one per sample.
         pixels: (bytes,) uint8 of all images.
         boxes: (N, 4) float32 xyxy of all samples.
         class_ids: (N,) int64.
-        masks: (pixels,) bool of all boxes that may have masks.
+        masks: (pixels,) bool of all samples with masks.
     """
 
     heads: tuple[_Head, ...]
@@ -41,7 +41,7 @@ class PackedSamples:
 
     @staticmethod
     def of(samples: Sequence[Sample]) -> "PackedSamples":
-        """Copies the samples."""
+        """Pack copies of the samples."""
         heads = tuple(
             _Head(
                 sample.position,
@@ -63,7 +63,7 @@ class PackedSamples:
         )
 
     def pin_memory(self) -> "PackedSamples":
-        """The same in pinned memory; the name is the one that `DataLoader` calls."""
+        """Return a copy in pinned memory; `DataLoader` calls this method by its name."""
         return replace(
             self,
             pixels=self.pixels.pin_memory(),
@@ -73,7 +73,7 @@ class PackedSamples:
         )
 
     def unpack(self) -> list[Sample]:
-        """The samples, as views of the blocks."""
+        """Return the samples as views of the blocks."""
         areas = [head.size_hw[0] * head.size_hw[1] for head in self.heads]
         counts = [head.num_boxes for head in self.heads]
         mask_pixels = [head.num_boxes * area * head.has_masks for head, area in zip(self.heads, areas, strict=True)]

@@ -1,4 +1,4 @@
-"""One decoded image with its boxes, and the seeds of what is drawn for it."""
+"""One decoded image with its boxes, and the seed of its random draws."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ class Sample:
 
     Attributes:
         position: place in the endless stream of samples of a run; seeds its augmentation.
-        index: place in the `ImageSet`.
+        index: position in the `ImageSet`.
         image: (3, H, W) uint8 RGB.
-        boxes: (N, 4) xyxy.
+        boxes: (N, 4) xyxy, pixels.
         class_ids: (N,) int64.
-        masks: (N, H, W) bool, all False where a box has none; or None for all.
-        skipped: `(file, reason)` of images that could not be read and that this one stands in for.
+        masks: (N, H, W) bool, all False for a box without mask; None if masks are not used.
+        skipped: `(file, reason)` of unreadable images that this image replaces.
     """
 
     position: int
@@ -29,7 +29,7 @@ class Sample:
 
 
 def mix_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, different for every different tuple (in practice)."""
+    """Return one 63-bit seed from several numbers; different tuples give different seeds (in practice)."""
     mixed = 0x9E3779B97F4A7C15
     for number in numbers:
         mixed = (mixed ^ (number + 0x632BE59BD9B4E019)) * 0xBF58476D1CE4E5B9 % 2**64

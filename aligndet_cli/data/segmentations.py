@@ -1,4 +1,4 @@
-"""Masks of boxes as one block of text, which costs a fraction of nested lists and can be mapped from a file."""
+"""Masks of boxes as one block of text, which is far smaller than nested lists and can be mapped from a file."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -17,12 +17,11 @@ _encode = json.JSONEncoder(separators=(",", ":"), default=lambda value: bytes(va
 class Segmentations:
     """COCO polygons or run-length codes of N boxes, decoded one at a time when asked for.
 
-    Processes that are forked off share the text; those that receive it pickled map the same file again, if it is
-    that of an index.
+    Forked processes share the text. A process that receives it pickled maps the same file again if the text is mapped.
 
     Attributes:
         text: (bytes,) uint8, JSON of the segmentations in any order.
-        starts, ends: (N,) int64; segmentation i is `text[starts[i]:ends[i]]`, empty where it is missing.
+        starts, ends: (N,) int64; segmentation i is `text[starts[i]:ends[i]]`, empty if it is missing.
     """
 
     text: NDArray[np.uint8]
@@ -31,16 +30,16 @@ class Segmentations:
 
     @staticmethod
     def of(entries: Iterable[Any]) -> "Segmentations":
-        """From decoded ones; what is empty or None is missing."""
+        """Encode N segmentations; empty ones and None count as missing."""
         writer = SegmentationWriter()
         return writer.finish([writer.add(entry) for entry in entries])
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
         return len(self.starts)
 
     def __getitem__(self, row: int) -> Any:
-        """Polygons or run-length code of a box, `[]` where missing."""
+        """Return the polygons or run-length code of a box, `[]` if missing."""
         text = self.text[self.starts[row] : self.ends[row]].tobytes()
         return json.loads(text) if text else []
 
@@ -55,29 +54,29 @@ class Segmentations:
 
     @property
     def is_missing(self) -> NDArray[np.bool_]:
-        """(N,) bool."""
+        """True (N,) for boxes without segmentation."""
         return self.starts == self.ends
 
     def select(self, rows: NDArray[np.int64]) -> "Segmentations":
-        """Those of some boxes, in this order, over the same text."""
+        """Return the segmentations of rows (M,), in this order, over the same text."""
         return Segmentations(self.text, self.starts[rows], self.ends[rows])
 
 
 class SegmentationWriter:
-    """Gathers the text piece by piece, so that decoded segmentations never pile up."""
+    """Gather the text piece by piece, so that decoded segmentations never pile up."""
 
     def __init__(self) -> None:
         self._text = bytearray()
 
     def add(self, segmentation: Any) -> tuple[int, int]:
-        """Append one; returns its start and end."""
+        """Append a segmentation and return its start and end."""
         start = len(self._text)
         if segmentation:
             self._text += _encode(segmentation).encode()
         return start, len(self._text)
 
     def finish(self, places: Iterable[tuple[int, int]]) -> Segmentations:
-        """The segmentations at these places, one per box."""
+        """Return the segmentations at these places, one per box."""
         bounds = np.array(list(places), dtype=np.int64).reshape(-1, 2)
         text = np.frombuffer(self._text, dtype=np.uint8)
         return Segmentations(text, np.ascontiguousarray(bounds[:, 0]), np.ascontiguousarray(bounds[:, 1]))

@@ -25,9 +25,9 @@ CATEGORIES = {2: "disc", 3: "square", 5: "triangle", 7: "star", 11: "cross"}
 _MAX_OBJECTS = 6
 _ATTEMPTS_PER_OBJECT = 8
 _SIDE_RANGE = (0.17, 0.6)  # of the shorter image side; log-uniform, median some 55 px of 180
-_SINGLE_SIDE_RANGE = (0.9, 1.15)  # the same for the one object of an object-centric image, which fills it
-_MIN_VISIBLE = 0.5  # of an object's area; less would be too hard to tell by its outline
-_MIN_PART = 0.1  # of what is seen of an object; smaller separate pieces do not count
+_SINGLE_SIDE_RANGE = (0.9, 1.15)  # the same for the single object of an object-centric image
+_MIN_VISIBLE = 0.5  # of the area of an object; with less, its outline would not tell its class
+_MIN_PART = 0.1  # of the visible area of an object; smaller separate pieces do not count
 _SIZE_JITTER = 0.12
 _JPEG_QUALITY = 92
 
@@ -85,7 +85,7 @@ def draw_toy_objects(
         for number, (split, num_images) in enumerate((("train", num_train), ("val", num_val))):
             for index in range(num_images):
                 category_id, name = names[index % len(names)]
-                # 2 and 3: another stream than that of the scenes of the same seed.
+                # Numbers 2 and 3 give other random streams than the scenes of the same seed.
                 rng = np.random.default_rng([seed, 2 + number, index])
                 place = folder / split / name
                 place.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def draw_toy_objects(
 
 
 def draw_toy_object(rng: np.random.Generator, size_hw: tuple[int, int], category_id: int) -> NDArray[np.uint8]:
-    """One image, (H, W, 3) uint8 RGB, of one object of a class."""
+    """Draw an image (H, W, 3) uint8 RGB of one object of a class."""
     height, width = _jittered(rng, size_hw)
     canvas = _background(rng, height, width)
     item = _random_object(rng, height, width, [category_id], _SINGLE_SIDE_RANGE)
@@ -115,11 +115,11 @@ def _draw_split(folder: Path, split: str, num_images: int, seed: tuple[int, int]
     annotations: list[dict[str, Any]] = []
     for index in range(num_images):
         rng = np.random.default_rng([*seed, index])
-        # Image 3 stays empty: late enough for sets of three images to have objects in all.
+        # Image 3 stays empty, so that in a set of three images all have objects.
         pixels, objects = draw_toy_image(rng, size_hw, max_objects=0 if index == 3 else _MAX_OBJECTS)
         file_name = f"{index:06d}.jpg"
         image_id = 100_000 * seed[1] + 10 * index + 7  # not a position, as in COCO
-        _write_jpeg(folder / split / file_name, pixels)  # the json, written last and safely, tells that all are there
+        _write_jpeg(folder / split / file_name, pixels)  # the json is written last: it shows that all are there
         height, width = pixels.shape[:2]
         images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
         for entry in objects:
@@ -133,7 +133,7 @@ def _draw_split(folder: Path, split: str, num_images: int, seed: tuple[int, int]
 def draw_toy_image(
     rng: np.random.Generator, size_hw: tuple[int, int], *, max_objects: int
 ) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """One image, (H, W, 3) uint8 RGB, and its objects as COCO annotations without ids (boxes xywh)."""
+    """Draw an image (H, W, 3) uint8 RGB; return it and its objects as COCO annotations without ids (boxes xywh)."""
     height, width = _jittered(rng, size_hw)
     canvas = _background(rng, height, width)
     owner = np.zeros((height, width), dtype=np.int16)  # number of the object seen at each pixel, 0 background
@@ -157,13 +157,13 @@ def _jittered(rng: np.random.Generator, size_hw: tuple[int, int]) -> tuple[int, 
 
 
 def _photographed(rng: np.random.Generator, canvas: Pixels) -> NDArray[np.uint8]:
-    """The canvas with soft edges, and with noise so that no area is perfectly flat."""
+    """Return the canvas (H, W, 3) with soft edges, and with noise so that no area is perfectly flat."""
     noise = rng.normal(0, 4, canvas.shape)
     return np.clip(cv2.GaussianBlur(canvas, (3, 3), 0.6) + noise, 0, 255).astype(np.uint8)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Pixels:
-    """(H, W, 3) float32: two octaves of smooth colour, with untextured slabs and lines as clutter."""
+    """Draw (H, W, 3) float32: two octaves of smooth colour, with untextured slabs and lines as clutter."""
     canvas = np.full((height, width, 3), rng.uniform(70, 180, 3), dtype=np.float32)
     for cells, amplitude in ((3, 38), (9, 14)):
         noise = rng.normal(0, amplitude, (cells, cells, 3)).astype(np.float32)
@@ -185,7 +185,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Pixels:
 def _random_object(
     rng: np.random.Generator, height: int, width: int, category_ids: list[int], side_range: tuple[float, float]
 ) -> _Object:
-    """An object of one of the classes, its side a share of the shorter image side."""
+    """Draw an object of one of the classes; `side_range` is relative to the shorter image side."""
     category_id = int(rng.choice(category_ids))
     low, high = np.log(side_range)
     side = float(np.exp(rng.uniform(low, high))) * min(height, width)
@@ -201,7 +201,7 @@ def _random_object(
 
 
 def _regular(num_corners: int, radii: tuple[float, ...] = (1.0,)) -> NDArray[np.float64]:
-    """Corners (P, 2) on the unit circle; with several radii they alternate."""
+    """Return corners (P, 2) on the unit circle; several radii alternate."""
     angles = np.arange(num_corners) * (2 * np.pi / num_corners)
     radius = np.resize(np.array(radii), num_corners)
     return np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
@@ -230,19 +230,19 @@ def _fill(outline: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.
 
 
 def _may_cover(owner: NDArray[np.int16], mask: NDArray[np.bool_], item: _Object) -> bool:
-    """Whether the object is large enough inside the image and leaves those below it visible."""
+    """Return True if the object is large enough inside the image and leaves the objects below it visible."""
     x, y = item.outline.T
     full_area = 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))  # shoelace formula
     if mask.sum() < _MIN_VISIBLE * full_area:
         return False
-    # An object may already be partly hidden: two thirds of what is seen of it now must stay.
+    # An object may already be partly hidden: two thirds of its visible part must stay.
     before = np.bincount(owner.ravel())
     hidden = np.bincount(owner[mask], minlength=len(before))
     return bool((hidden[1:] <= before[1:] / 3).all())
 
 
 def _textured(item: _Object, mask: NDArray[np.bool_]) -> Pixels:
-    """Colours (P, 3) of the object's pixels; the texture turns and scales with the object."""
+    """Return colours (P, 3) of the object's pixels in a mask (H, W); the texture turns and scales with the object."""
     y, x = np.nonzero(mask)
     cos, sin = np.cos(item.angle), np.sin(item.angle)
     dx, dy = x - item.center[0], y - item.center[1]
@@ -262,11 +262,11 @@ _TEXTURES: dict[int, Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]] = {
 
 
 def _annotation(item: _Object, visible: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO annotation of what can be seen of an object: box, pixel area, and a polygon per visible part."""
-    # Slivers that look through between other objects would stretch the box to where nothing can be recognised.
+    """Return the COCO annotation of the visible part of an object: box, pixel area, and a polygon per piece."""
+    # Slivers between other objects would stretch the box to places where nothing can be recognised.
     _, parts, stats, _ = cv2.connectedComponentsWithStats(visible.astype(np.uint8))
     is_part = stats[:, cv2.CC_STAT_AREA] >= _MIN_PART * visible.sum()
-    is_part[0] = False  # what is not visible
+    is_part[0] = False  # the background of `visible`
     kept = is_part[parts]  # (H, W)
     y, x = np.nonzero(kept)
     contours, _ = cv2.findContours(kept.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)

@@ -1,6 +1,6 @@
-"""Raw samples -> batches on the training device: resize, flip, colour, normalise, pad.
+"""Turn samples into batches on the training device: resize, flip, colour, normalise, pad.
 
-Everything random is drawn beforehand on the CPU (`ViewParams`), from the seed and the sample's place in the run.
+All random numbers are drawn beforehand on the CPU (`ViewParams`), from the seed and the sample's place in the run.
 """
 
 import math
@@ -33,11 +33,11 @@ ColourOp = Literal[
 ]
 COLOUR_OPS: tuple[ColourOp, ...] = get_args(ColourOp)
 PLAIN_OPS: frozenset[ColourOp] = frozenset({"identity", "autocontrast", "equalize"})  # have no magnitude
-MAX_MAGNITUDE = 10  # of which 1..9 are drawn
+MAX_MAGNITUDE = 10  # only 1..9 are drawn
 
 
 class Crop(NamedTuple):
-    """A part of an image, in its pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -47,13 +47,13 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewParams:
-    """What is done to one image to make one view of it.
+    """Parameters of one view of an image.
 
     Attributes:
-        short_side, long_side: the short side is resized to the first unless the long one would exceed the second.
+        short_side, long_side: pixels; short side after resizing, unless the long side would exceed its limit.
         flip: mirror left and right.
         colour: the colour operation; exactly one.
-        magnitude: 1..9 of 10, how far the operation goes; `PLAIN_OPS` do not use it.
+        magnitude: strength of the operation, 1..9 of 10; `PLAIN_OPS` ignore it.
     """
 
     short_side: int
@@ -64,7 +64,7 @@ class ViewParams:
 
 
 def draw_view(seed: tuple[int, ...], short_sides: Sequence[int], long_side: int, *, with_colour: bool) -> ViewParams:
-    """Random view parameters that depend on `seed` alone.
+    """Draw view parameters that depend on `seed` alone.
 
     Source: AlignDet 4.1: one of the short sides, flip with p = 0.5, exactly one colour operation; `rand_aug.py` of the
         authors: at a magnitude drawn evenly from 1..9.
@@ -82,7 +82,7 @@ def draw_view(seed: tuple[int, ...], short_sides: Sequence[int], long_side: int,
 
 
 def resized_hw(size_hw: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
-    """Height and width after the keep-ratio resize.
+    """Return height and width after the keep-ratio resize.
 
     Source: mmdetection's `Resize`: scale = min(long/max, short/min), sides rounded half up.
     """
@@ -92,21 +92,21 @@ def resized_hw(size_hw: tuple[int, int], short_side: int, long_side: int) -> tup
 
 
 def resize(image: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """(3, H, W) uint8 resized, bilinear without antialiasing as mmdetection's cv2 does it."""
+    """Resize an image (3, H, W) uint8 to (3, h, w), bilinear without antialiasing like mmdetection's cv2."""
     if tuple(image.shape[-2:]) == size_hw:
         return image
     return F.resize(image, list(size_hw), InterpolationMode.BILINEAR, antialias=False)
 
 
 def crop_sample(sample: Sample, crop: Crop, device: torch.device) -> Sample:
-    """A part of a sample, on the device; boxes are cut at its border, and those wholly outside left out."""
+    """Return a part of a sample, on the device; boxes are cut at its border, and boxes wholly outside are left out."""
     top, left, height, width = crop
     limits = torch.tensor([width, height, width, height])
     boxes = (sample.boxes - torch.tensor([left, top, left, top])).clamp(min=0).minimum(limits)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
 
     def part_of(pixels: Tensor) -> Tensor:
-        # Whole to the device: a part of pinned memory is not a piece of it, and would be copied twice.
+        # Move the whole image, then cut: a slice of pinned memory is not contiguous and would be copied twice.
         return pixels.to(device, non_blocking=True)[:, top : top + height, left : left + width]
 
     masks = sample.masks
@@ -117,7 +117,7 @@ def crop_sample(sample: Sample, crop: Crop, device: torch.device) -> Sample:
 
 
 def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One view of a sample: normalised pixels (3, h, w), boxes (N, 4) in them, masks (N, h, w) if it has any.
+    """Return one view of a sample: normalised pixels (3, h, w), boxes (N, 4) xyxy on them, masks (N, h, w) or None.
 
     No box is dropped, so row i of the boxes stays proposal i. The image is flipped before it is padded: the
     official pipeline pads first and its boxes are off by the padding.
@@ -125,7 +125,7 @@ def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tupl
     height, width = sample.image.shape[-2:]
     new_hw = resized_hw((height, width), params.short_side, params.long_side)
     image = resize(sample.image.to(device, non_blocking=True), new_hw)
-    # A few numbers, on the CPU: sending a scale or the means to a GPU the plain way waits for all it has to do.
+    # Computed on the CPU: a plain copy of the scales to a GPU would wait for all its queued work.
     boxes = sample.boxes * torch.tensor([new_hw[1] / width, new_hw[0] / height] * 2)  # (N, 4)
     masks = sample.masks
     if masks is not None:
@@ -139,10 +139,10 @@ def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tupl
 
 
 def change_colour(image: Tensor, op: ColourOp, magnitude: int) -> Tensor:
-    """One colour operation on a (3, H, W) uint8 image, at a magnitude of 1..9; within one grey level of Pillow's.
+    """Apply one colour operation to an image (3, H, W) uint8, at a magnitude of 1..9; equals Pillow within one level.
 
     Source: the authors' `rand_aug.py`: enhance factors 0.28..1.72, solarize from 25..230 on, posterize to 4..1 bits.
-        There the image is padded to a multiple of 32 before, so that autocontrast, equalize and contrast see the black
+        Theirs pads the image to a multiple of 32 first, so that autocontrast, equalize and contrast see the black
         border too; ours see the image alone.
     """
     factor = 0.1 + 1.8 * magnitude / MAX_MAGNITUDE
@@ -161,13 +161,13 @@ def change_colour(image: Tensor, op: ColourOp, magnitude: int) -> Tensor:
 
 
 def normalise(image: Tensor) -> Tensor:
-    """(3, H, W) uint8 -> float32 with ImageNet mean and deviation."""
+    """Return an image (3, H, W) uint8 as float32, normalised with ImageNet's mean and deviation."""
     mean, deviation = (torch.tensor(of).view(3, 1, 1).to(image.device, non_blocking=True) for of in (MEAN, STD))
     return (image.float() / 255.0).sub_(mean).div_(deviation)
 
 
 def pad_to_batch(images: Sequence[Tensor], padded_side: int = 0) -> ImageBatch:
-    """Normalised images (3, h, w) in one tensor, padded with zeros at the bottom and right.
+    """Put normalised images (3, h, w) into one tensor, padded with zeros at the bottom and right.
 
     The batch is as high and wide as its largest image, and as `padded_side`, rounded up to a multiple of 32.
     """
@@ -186,11 +186,11 @@ def make_batch(
     instance_offset: int | None = None,
     padded_side: int = 0,
 ) -> tuple[ImageBatch, list[BoxTargets]]:
-    """One view of every sample, as a batch on the device with its targets.
+    """Return one view of every sample, as a batch on the device with its targets.
 
     Args:
-        instance_offset: id of the first box of the batch; ids then run over the whole batch in order, whatever
-            images have no boxes, and are the same in every view. None: the targets have no instance ids.
+        instance_offset: id of the first box of the batch. Ids count over all boxes of the batch in order, so they are
+            the same in every view. None gives targets without instance ids.
         padded_side: see `pad_to_batch`.
     """
     images, targets = [], []

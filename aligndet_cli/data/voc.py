@@ -2,20 +2,20 @@
 
 Coordinates in the files are 1-based pixel indices with both ends inside the box. They become 0-based edges:
 xmin - 1, ymin - 1, xmax, ymax, so that a box from 1 to W covers the whole image (detectron2 does the same,
-mmdetection subtracts 1 from all four). A box whose ends coincide in the file is taken as having no area.
+mmdetection subtracts 1 from all four). A box whose ends coincide in the file counts as a box without area.
 """
 
 import hashlib
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from aligndet_cli.data.assembly import BoxTable, Labels, box_table
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.format import ALL, BoxTable, DataFormat, Labels, box_table
 from aligndet_cli.data.images import is_image_file
 from aligndet_cli.errors import DataError
 
@@ -23,12 +23,11 @@ VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-ALL = "all"  # the split of a root without ImageSets/Main
 
 
 @dataclass(frozen=True)
 class VocObject:
-    """One labelled object; `box` is xyxy as explained at the top of this file."""
+    """One labelled object; `box` is xyxy in pixels, 0-based as explained at the top of this file."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -37,14 +36,72 @@ class VocObject:
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """One XML file; `size_hw` is (0, 0) where it does not say."""
+    """Content of one XML file; `size_hw` is (0, 0) where the file does not tell."""
 
     size_hw: tuple[int, int]
     objects: list[VocObject]
 
 
-def find_voc_roots(root: Path) -> list[Path]:
-    """The folders with `JPEGImages/` and `Annotations/`: the root itself, or the years of a devkit."""
+@dataclass(frozen=True)
+class VocSplit:
+    """One split of all years together; each year is a folder with `JPEGImages/` and `Annotations/`."""
+
+    root: Path
+    name: str
+    years: tuple[Path, ...]
+
+    def read(self, findings: Findings, *, with_masks: bool, index_dir: Path | None) -> Labels:
+        """See `SplitSource`. `difficult` becomes `is_crowd`.
+
+        Classes are VOC's 20 if no other occurs, else all names found in the whole data set, sorted; category ids
+        count from 1. Image ids are positions in the sorted list of all images, whatever their split.
+        """
+        images_dir, prefixes = _image_base(self.years)
+        all_images = {
+            prefix + stem: prefix + name for prefix, year in prefixes for stem, name in _images_of(year).items()
+        }
+        positions = {key: index for index, key in enumerate(sorted(all_images, key=all_images.__getitem__))}
+        keys: list[str] = []
+        annotations: list[VocAnnotation] = []
+        digest = hashlib.sha256()
+        used: set[Path] = set()
+        for prefix, year in prefixes:
+            for stem in _listed(year, self.name):
+                file = year / "Annotations" / f"{stem}.xml"
+                used.add(file)
+                annotation = _read(file, findings, digest)
+                if annotation is not None:
+                    keys.append(prefix + stem)
+                    annotations.append(annotation)
+        names = {item.name for annotation in annotations for item in annotation.objects}
+        categories = _categories(names, self.years, used, findings)
+        return Labels(
+            format="voc",
+            root=self.root,
+            split=self.name,
+            images_dir=images_dir,
+            # A listed image that is not on disk keeps a place and a likely name, so that it is reported as missing.
+            file_names=[all_images.get(key, f"{key}.jpg") for key in keys],
+            image_ids=np.array([positions.get(key, -1) for key in keys], dtype=np.int64),
+            sizes_hw=np.array([annotation.size_hw for annotation in annotations], dtype=np.int32).reshape(-1, 2),
+            table=_table(annotations, categories),
+            categories=categories,
+            label_digest=digest.hexdigest(),
+        )
+
+
+def find_voc_splits(root: Path) -> dict[str, VocSplit]:
+    """Return the image lists of any year whose images are annotated, by name; `all` stands for a root without lists."""
+    years = tuple(_find_years(root))
+    names = {file.stem for year in years for file in _lists(year) if _is_annotated(year, file)}
+    return {name: VocSplit(root, name, years) for name in sorted(names) or [ALL]} if years else {}
+
+
+VOC = DataFormat("voc", "JPEGImages/ + Annotations/ (VOC)", find_voc_splits)
+
+
+def _find_years(root: Path) -> list[Path]:
+    """Return the folders with `JPEGImages/` and `Annotations/`: the root itself, or the years of a devkit."""
     candidates = [[root], sorted(root.glob("VOC[0-9]*")), sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
     for folders in candidates:
         found = [folder for folder in folders if _is_voc_root(folder)]
@@ -53,58 +110,8 @@ def find_voc_roots(root: Path) -> list[Path]:
     return []
 
 
-def find_voc_splits(root: Path) -> list[str]:
-    """Names of the image lists in any year whose images are annotated; `all` where there are none."""
-    years = find_voc_roots(root)
-    names = {file.stem for year in years for file in _lists(year) if _is_annotated(year, file)}
-    return sorted(names) or [ALL]
-
-
-def read_voc(root: Path, split: str, findings: Findings) -> Labels:
-    """Images and boxes of one split, all years together; `difficult` becomes `is_crowd`.
-
-    Classes are VOC's 20 if no other occurs, else all names found in the whole data set, sorted; category ids
-    count from 1. Image ids are positions in the sorted list of all images, whatever their split.
-
-    Raises:
-        DataError: (strict findings) an image without annotation file, or a damaged one.
-    """
-    years = find_voc_roots(root)
-    images_dir, prefixes = _image_base(years)
-    all_images = {prefix + stem: prefix + name for prefix, year in prefixes for stem, name in _images_of(year).items()}
-    positions = {key: index for index, key in enumerate(sorted(all_images, key=all_images.__getitem__))}
-    keys: list[str] = []
-    annotations: list[VocAnnotation] = []
-    digest = hashlib.sha256()
-    names: set[str] = set()
-    used: set[Path] = set()
-    for prefix, year in prefixes:
-        for stem in _listed(year, split):
-            file = year / "Annotations" / f"{stem}.xml"
-            used.add(file)
-            annotation = _read(file, findings, digest)
-            if annotation is not None:
-                keys.append(prefix + stem)
-                annotations.append(annotation)
-                names.update(item.name for item in annotation.objects)
-    categories = _categories(names, years, used, findings)
-    # A listed image that is not on disk keeps a place and a likely name, so that it is reported as missing.
-    return Labels(
-        format="voc",
-        root=root,
-        split=split,
-        images_dir=images_dir,
-        file_names=[all_images.get(key, f"{key}.jpg") for key in keys],
-        image_ids=np.array([positions.get(key, -1) for key in keys], dtype=np.int64),
-        sizes_hw=np.array([annotation.size_hw for annotation in annotations], dtype=np.int32).reshape(-1, 2),
-        table=_table(annotations, categories),
-        categories=categories,
-        label_digest=digest.hexdigest(),
-    )
-
-
 def parse_voc_annotation(content: bytes, file: Path) -> VocAnnotation:
-    """One annotation file.
+    """Parse the content of an annotation file.
 
     Raises:
         DataError: not XML, or an object without name or box.
@@ -126,7 +133,7 @@ def _parse_object(element: ElementTree.Element, number: int, file: Path) -> VocO
     if not name or None in ends:
         missing = "name" if not name else "bndbox with four numbers"
         raise DataError(f"{file}: object {number} has no {missing}; repair or remove it")
-    has_extent = not (x2 <= x1 or y2 <= y1)  # so that NaN goes on and is reported as such
+    has_extent = not (x2 <= x1 or y2 <= y1)  # a comparison that lets NaN pass, to be reported later
     box = (x1 - 1, y1 - 1, x2, y2) if has_extent else (x1, y1, x1, y1)
     return VocObject(name, box, is_difficult=_number(element, "difficult") == 1)
 
@@ -160,13 +167,13 @@ def _is_voc_root(folder: Path) -> bool:
 
 
 def _lists(year: Path) -> list[Path]:
-    """The image lists of a year, without VOC's 80 per-class lists (`cat_train.txt`)."""
+    """Return the image lists of a year, without VOC's 80 per-class lists (`cat_train.txt`)."""
     files = sorted((year / "ImageSets" / "Main").glob("*.txt"))
     return [file for file in files if file.stem.rpartition("_")[0] not in VOC_CLASSES]
 
 
 def _is_annotated(year: Path, file: Path) -> bool:
-    """Whether the first image of a list has an annotation: VOC2012 lists a test split without labels."""
+    """Return True if one of the first images of a list is annotated: VOC2012 lists a test split without labels."""
     stems = _stems(file)
     return not stems or any((year / "Annotations" / f"{stem}.xml").is_file() for stem in stems[:20])
 
@@ -188,22 +195,22 @@ def _listed(year: Path, split: str) -> list[str]:
     return list(dict.fromkeys(_stems(file))) if file.is_file() and _is_annotated(year, file) else []
 
 
-def _image_base(years: list[Path]) -> tuple[Path, list[tuple[str, Path]]]:
-    """The folder that file names are relative to, and the prefix of the names of each year."""
+def _image_base(years: Sequence[Path]) -> tuple[Path, list[tuple[str, Path]]]:
+    """Return the folder that file names are relative to, and for each year the prefix of its file names."""
     if len(years) == 1:
         return years[0] / "JPEGImages", [("", years[0])]
     return years[0].parent, [(f"{year.name}/JPEGImages/", year) for year in years]
 
 
 def _images_of(year: Path) -> dict[str, str]:
-    """`{stem: file name}` of the images of a year."""
+    """Return the file names of the images of a year, by stem."""
     names = sorted((file.name for file in (year / "JPEGImages").iterdir() if is_image_file(file.name)), reverse=True)
     return {name.rsplit(".", 1)[0]: name for name in names}
 
 
-def _categories(names: set[str], years: list[Path], used: set[Path], findings: Findings) -> tuple[Category, ...]:
+def _categories(names: set[str], years: Sequence[Path], used: set[Path], findings: Findings) -> tuple[Category, ...]:
     if not names <= set(VOC_CLASSES):
-        # Classes of its own: those of every split count, so that class ids agree between splits.
+        # The data set has its own classes: collect them from every split, so that class ids agree between splits.
         for year in years:
             for file in sorted(set((year / "Annotations").glob("*.xml")) - used):
                 annotation = _read(file, findings)

@@ -12,29 +12,29 @@ import numpy as np
 import yaml
 from yaml.reader import ReaderError
 
-from aligndet_cli.data.assembly import Labels, box_table
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.folder import list_images
+from aligndet_cli.data.format import BoxTable, DataFormat, Labels, box_table
 from aligndet_cli.data.images import is_image_file, read_size_hw
 from aligndet_cli.errors import DataError
 
 SPLITS = ("train", "val", "test")
 _NAMES_LIKE = "a list of words, e.g. names: [cat, 'traffic: light']"
-_KEYS: dict[str, tuple[tuple[type, ...], str]] = {  # what they may hold, and how to say so
+_KEYS: dict[str, tuple[tuple[type, ...], str]] = {  # allowed types, and their names in messages
     "path": ((str,), "a folder"),
     **dict.fromkeys(SPLITS, ((str, list), "a folder, an image or a .txt file, or a list of these")),
     "names": ((list, dict), _NAMES_LIKE),
     "nc": ((str,), "a number"),
 }
 _NOTHING = ("", "~", "null", "Null", "NULL")
-_MAX_CHARACTERS = 2**20  # of the file, and of what its aliases repeat; LVIS with its 1,203 classes has 30,000
+_MAX_CHARACTERS = 2**20  # of the file, and of a key with its aliases written out; LVIS with 1,203 classes has 30,000
 _MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
 class YoloConfig:
-    """What a data.yaml says: the image folders or lists of each split, and the classes."""
+    """Content of a data.yaml: the image folders or lists of each split, and the classes."""
 
     file: Path
     splits: dict[str, list[Path]]
@@ -50,17 +50,86 @@ class _Rows:
     class_ids: list[int] = field(default_factory=list)
     segmentations: list[Any] = field(default_factory=list)
 
+    def to_table(self, *, with_masks: bool) -> BoxTable:
+        is_crowd = [False] * len(self.boxes)
+        segmentations = self.segmentations if with_masks else None
+        return box_table(self.image_index, self.boxes, self.class_ids, is_crowd, segmentations)
 
-def find_yolo_file(root: Path) -> Path | None:
-    """The yaml of a YOLO data set: the root itself, `data.yaml`, or another one with classes and splits."""
+
+@dataclass(frozen=True)
+class YoloSplit:
+    """One split of a data.yaml; `root` may be the yaml itself."""
+
+    root: Path
+    name: str
+    config: YoloConfig
+
+    def read(self, findings: Findings, *, with_masks: bool, index_dir: Path | None) -> Labels:
+        """See `SplitSource`. Polygons become their bounding box, and segmentations when asked for.
+
+        Boxes are relative to the image size, so the header of every image is read. An image whose header cannot be
+        read keeps its place without boxes; the code that decodes it later reports it.
+        """
+        config = self.config
+        files = _image_files(config, self.name)
+        images_dir = Path(os.path.commonpath([file.parent for file in files])) if files else config.file.parent
+        files = sorted(files, key=lambda file: file.relative_to(images_dir).as_posix())
+        digest = hashlib.sha256(repr(config.categories).encode())
+        sizes_hw = np.zeros((len(files), 2), dtype=np.int32)
+        rows = _Rows()
+        unreadable = []
+        for index, file in enumerate(files):
+            label_file = _label_file(file)
+            content = label_file.read_bytes() if label_file.is_file() else b""
+            digest.update(f"{label_file.name}\0{len(content)}\n".encode() + content)
+            try:
+                sizes_hw[index] = read_size_hw(file)
+            except DataError:
+                unreadable += [file] if file.exists() else []
+                continue
+            _read_labels(content, label_file, index, (sizes_hw[index, 0], sizes_hw[index, 1]), config, rows, findings)
+        if unreadable:
+            what = counted(len(unreadable), "image cannot be read and has", "images cannot be read and have")
+            message = f"{what} no boxes, first {unreadable[0]}"
+            findings.warn("unreadable-headers", message, count=len(unreadable), example=str(unreadable[0]))
+        return Labels(
+            format="yolo",
+            root=self.root,
+            split=self.name,
+            images_dir=images_dir,
+            file_names=[file.relative_to(images_dir).as_posix() for file in files],
+            image_ids=np.arange(len(files), dtype=np.int64),
+            sizes_hw=sizes_hw,
+            table=rows.to_table(with_masks=with_masks),
+            categories=config.categories,
+            label_digest=digest.hexdigest(),
+        )
+
+
+def find_yolo_splits(root: Path) -> dict[str, YoloSplit]:
+    """Return the splits that the yaml of a data set names.
+
+    The yaml is the root itself, `data.yaml`, or another one with classes and splits.
+
+    Raises:
+        DataError: the yaml is not readable, or lacks classes or splits.
+    """
     if root.is_file():
-        return root if root.suffix in (".yaml", ".yml") else None
-    files = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
-    return next((file for file in files if _describes_data(file)), None)
+        file = root if root.suffix in (".yaml", ".yml") else None
+    else:
+        files = sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda file: (file.stem != "data", file.name))
+        file = next((file for file in files if _describes_data(file)), None)
+    if file is None:
+        return {}
+    config = read_yolo_config(file)
+    return {name: YoloSplit(root, name, config) for name in config.splits}
+
+
+YOLO = DataFormat("yolo", "data.yaml (YOLO)", find_yolo_splits)
 
 
 def read_yolo_config(file: Path) -> YoloConfig:
-    """Folders and classes of a data.yaml.
+    """Read the folders and classes of a data.yaml.
 
     Raises:
         DataError: not readable, or without classes or splits.
@@ -73,68 +142,18 @@ def read_yolo_config(file: Path) -> YoloConfig:
     return YoloConfig(file, splits, _categories(values, file))
 
 
-def read_yolo(config: YoloConfig, root: Path, split: str, *, with_masks: bool, findings: Findings) -> Labels:
-    """Images and boxes of one split; polygons become their bounding box (and segmentations when asked for).
-
-    Boxes are relative to the image size, so the header of every image is read. An image whose header cannot be
-    read keeps its place without boxes; whoever decodes it later reports it.
-
-    Raises:
-        DataError: an image folder is missing, or (strict findings) a label line is wrong.
-    """
-    files = _image_files(config, split)
-    images_dir = Path(os.path.commonpath([file.parent for file in files])) if files else config.file.parent
-    files = sorted(files, key=lambda file: file.relative_to(images_dir).as_posix())
-    digest = hashlib.sha256(repr(config.categories).encode())
-    sizes_hw = np.zeros((len(files), 2), dtype=np.int32)
-    rows = _Rows()
-    unreadable = []
-    for index, file in enumerate(files):
-        label_file = _label_file(file)
-        content = label_file.read_bytes() if label_file.is_file() else b""
-        digest.update(f"{label_file.name}\0{len(content)}\n".encode() + content)
-        try:
-            sizes_hw[index] = read_size_hw(file)
-        except DataError:
-            unreadable += [file] if file.exists() else []
-            continue
-        _read_labels(content, label_file, index, (sizes_hw[index, 0], sizes_hw[index, 1]), config, rows, findings)
-    if unreadable:
-        message = f"{len(unreadable)} images cannot be read and have no boxes, first {unreadable[0]}"
-        findings.warn("unreadable-headers", message, count=len(unreadable), example=str(unreadable[0]))
-    num_boxes = len(rows.boxes)
-    return Labels(
-        format="yolo",
-        root=root,
-        split=split,
-        images_dir=images_dir,
-        file_names=[file.relative_to(images_dir).as_posix() for file in files],
-        image_ids=np.arange(len(files), dtype=np.int64),
-        sizes_hw=sizes_hw,
-        table=box_table(
-            rows.image_index,
-            rows.boxes,
-            rows.class_ids,
-            [False] * num_boxes,
-            rows.segmentations if with_masks else None,
-        ),
-        categories=config.categories,
-        label_digest=digest.hexdigest(),
-    )
-
-
 def _describes_data(file: Path) -> bool:
     try:
         values = _read_keys(file)
     except DataError:
         return file.stem == "data"
     has_classes, has_splits = "names" in values or "nc" in values, any(values.get(split) for split in SPLITS)
-    # A data.yaml with half of it is meant to be one: what it lacks is told when it is read.
+    # A data.yaml with one of both is meant as a data set: reading it reports what is missing.
     return has_classes or has_splits if file.stem == "data" else has_classes and has_splits
 
 
 def _read_keys(file: Path) -> dict[str, Any]:
-    """Read the keys of `_KEYS` that a file has: text, a list of texts, or texts by text; None where it says nothing.
+    """Return the keys of `_KEYS` in a file: text, a list of texts, or a dict of texts; None for an empty value.
 
     Scalars stay as they are written, since `no` and `007` are class names here.
 
@@ -182,11 +201,11 @@ def _parse(file: Path) -> Any:
 
 
 def _base(file: Path, path: str | None) -> Path:
-    """The folder that split paths are relative to: `path`, from the yaml's own folder, else that folder."""
+    """Return the folder that split paths are relative to: `path` as seen from the yaml's folder, else that folder."""
     if path is None:
         return file.parent
     candidate = file.parent / path
-    # A relative `path` is often meant from ultralytics' own datasets folder: then the yaml lies in the data set.
+    # A `path` that leads nowhere often starts at ultralytics' datasets folder: then the yaml lies in the data set.
     return candidate if candidate.is_dir() else file.parent
 
 
@@ -215,7 +234,7 @@ def _categories(values: dict[str, Any], file: Path) -> tuple[Category, ...]:
 
 
 def _numbered(names: list[str] | dict[str, str]) -> dict[int, str]:
-    """Return names by class number, -1 for what is none."""
+    """Return names by class number; a key that is no number becomes -1."""
     if isinstance(names, list):
         return dict(enumerate(names))
     numbers = ((_whole_number(key), name) for key, name in names.items())
@@ -232,7 +251,7 @@ def _whole_characters(text: str) -> str:
 
 
 def _image_files(config: YoloConfig, split: str) -> list[Path]:
-    """Images of all folders, lists and single files named for a split."""
+    """Return the images of all folders, lists and single files of a split."""
     files: list[Path] = []
     for place in config.splits[split]:
         if place.is_dir():
@@ -248,7 +267,7 @@ def _image_files(config: YoloConfig, split: str) -> list[Path]:
 
 
 def _label_file(image_file: Path) -> Path:
-    """`.../images/a/b.jpg` -> `.../labels/a/b.txt`, at the last `images`; beside the image if there is none."""
+    """Return `.../labels/a/b.txt` for `.../images/a/b.jpg` (the last `images`), else the file beside the image."""
     parts = list(image_file.parts)
     places = [index for index, part in enumerate(parts[:-1]) if part == "images"]
     if places:
@@ -290,7 +309,7 @@ def _read_labels(
 
 
 def _parse_line(words: list[str]) -> tuple[int, "np.ndarray[Any, np.dtype[np.float64]]"]:
-    """Class index and points (P, 2), normalised: the two corners of a box, or the vertices of a polygon.
+    """Return class index and points (P, 2) x, y in 0..1: the two corners of a box, or the vertices of a polygon.
 
     Raises:
         ValueError: neither `class cx cy w h` nor `class x1 y1 x2 y2 x3 y3 ...`, or numbers that are not finite.

@@ -17,7 +17,7 @@ DEFAULT_FAMILY = "retinanet"
 
 
 def _name_family(settings: Any) -> Any:
-    """Settings with a family, so that one can be set without naming the default family."""
+    """Add the default family where none is named, so that users can set fields without naming it."""
     return {"family": DEFAULT_FAMILY, **settings} if isinstance(settings, dict) else settings
 
 
@@ -38,23 +38,23 @@ BUILDERS: dict[str, Callable[..., AnyDetector]] = {
 
 
 def build_detector(config: DetectorConfig, backbone: Backbone, num_classes: int) -> AnyDetector:
-    """The configured detector on `backbone`, which it shares and does not copy; the rest has fresh weights."""
+    """Build the configured detector around `backbone` (not a copy of it); everything else has fresh weights."""
     return BUILDERS[config.family](config, backbone, num_classes)
 
 
 def neck_norm_of(config: DetectorConfig) -> str | None:
-    """The norm of the detector's neck, which may be "auto"; None where the family's neck has no place for one."""
+    """Return the norm of the detector's neck, possibly "auto"; None for families whose neck takes none."""
     norm: str | None = config.model_dump().get("neck_norm")
     return norm
 
 
 def settle_neck_norm(config: DetectorConfig, norm: NormName) -> DetectorConfig:
-    """The config with this norm in place of "auto"."""
+    """Return the config with `norm` in place of "auto"."""
     return config.model_copy(update={"neck_norm": norm}) if neck_norm_of(config) == "auto" else config
 
 
 def with_head_norm(config: DetectorConfig, norm: NormName) -> DetectorConfig:
-    """The config with this norm in the heads, where the family has a place for it and there is none yet."""
+    """Return the config with `norm` in the heads if the family allows one there and the config has "none"."""
     has_place = config.model_dump().get("head_norm") == "none"
     return config.model_copy(update={"head_norm": norm}) if has_place else config
 

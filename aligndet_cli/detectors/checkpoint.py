@@ -1,4 +1,4 @@
-"""`weights.pt`: a detector on disk, with what it takes to build it again."""
+"""Write and read `weights.pt`: the tensors of a detector and the settings to build it again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,12 +25,12 @@ class DetectorFile:
     """Content of a `weights.pt`.
 
     Attributes:
-        stage: `pretrain-box` (no class predictor in `state_dict`) or `finetune`.
-        categories: the classes, position = class id; empty after pre-training.
-        resolution: short and long side to test at; None after pre-training.
-        extra: other state dicts by name (the projector of pre-training).
-        recipe: that it was trained with; None where the file does not say.
-        backbone_training: how the weights that its backbone began with were trained; None where the file does not say.
+        stage: `pretrain-box` (`state_dict` then lacks the class predictor) or `finetune`.
+        categories: the classes by class id; empty after pre-training.
+        resolution: short and long side to test at, in pixels; None after pre-training.
+        extra: further state dicts by name (the projector of pre-training).
+        recipe: name of the training recipe; None if the file does not say.
+        backbone_training: origin of the weights that the backbone started from; None if the file does not say.
     """
 
     stage: str
@@ -46,16 +46,12 @@ class DetectorFile:
 
 @dataclass(frozen=True)
 class LoadedDetector:
-    """A fine-tuned detector, ready to use: in evaluation mode on the CPU.
-
-    Attributes:
-        has_masks: whether its detections have masks.
-    """
+    """A fine-tuned detector in evaluation mode on the CPU; fields as in `DetectorFile`."""
 
     model: AnyDetector
     categories: tuple[Category, ...]
     resolution: tuple[int, int]
-    has_masks: bool
+    has_masks: bool  # its detections have masks
 
 
 def save_detector(
@@ -74,13 +70,16 @@ def save_detector(
 
 
 def kept_state(model: AnyDetector, stage: str) -> dict[str, Tensor]:
-    """What of a detector is saved: after pre-training not what no fine-tuning can use, as its class predictor."""
+    """Return the state dict entries to save, of any shapes.
+
+    After pre-training, modules that fine-tuning always restarts (such as the class predictor) are left out.
+    """
     left_out = {"class_predictor", *model.fresh_modules} if stage == "pretrain-box" else set()
     return {name: value for name, value in model.state_dict().items() if name.partition(".")[0] not in left_out}
 
 
 def write_detector(file: Path, content: DetectorFile) -> None:
-    """Write what `read_detector` reads."""
+    """Write a `weights.pt`; the same content gives the same bytes."""
     plain = {
         "kind": KIND,
         "format_version": FORMAT_VERSION,
@@ -102,10 +101,10 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_detector(file: Path) -> DetectorFile:
-    """Content of a `weights.pt` of ours.
+    """Read a `weights.pt` that `write_detector` wrote.
 
     Raises:
-        WeightsError: missing, damaged, or something else.
+        WeightsError: the file is missing or damaged, or holds something else.
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -133,10 +132,10 @@ def read_detector(file: Path) -> DetectorFile:
 
 
 def load_detector(file: Path) -> LoadedDetector:
-    """A fine-tuned detector from its file.
+    """Build a fine-tuned detector from its file.
 
     Raises:
-        WeightsError: unreadable, damaged, or a pre-trained one, which cannot detect anything yet.
+        WeightsError: the file is missing or damaged, or its detector is only pre-trained and has no classes yet.
     """
     content = read_detector(file)
     if content.stage != "finetune" or content.resolution is None:

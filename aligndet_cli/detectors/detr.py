@@ -1,7 +1,7 @@
 """DETR in plain PyTorch: a transformer that turns one feature map into a set of boxes, without anchors or NMS.
 
-Source: Carion et al., ECCV 2020; facebookresearch/detr; mmdetection's `detr_r50`, which AlignDet's configs build on.
-The two agree to rounding.
+Source: Carion et al., ECCV 2020; facebookresearch/detr and mmdetection's `detr_r50`, which agree to rounding.
+AlignDet's configs build on the latter.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,8 @@ from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_io
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
-from aligndet_cli.detectors.interface import (
-    BoxCandidates,
-    BoxTargets,
-    Detections,
-    Features,
-    ImageBatch,
-    extract_features,
-)
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
 from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
 from aligndet_cli.detectors.parts.matching import look_up
@@ -84,7 +78,7 @@ class DETRConfig(Frozen):
 
 @dataclass(frozen=True)
 class DETRRules:
-    """The numbers of `DETRConfig` that matching, losses and post-processing go by."""
+    """The fields of `DETRConfig` that matching, losses and post-processing use."""
 
     costs: MatchCosts
     background_weight: float
@@ -95,10 +89,19 @@ class DETRRules:
 class DETR(nn.Module):
     """A `Detector`: a fixed number of queries, each of which finds one object or nothing.
 
+    `forward` returns scalars, each summed over the decoder layers:
+        loss_cls: cross-entropy over K classes and "no object", weighted mean over the queries of the batch.
+        loss_box_reg: L1 distance of relative boxes, per matched query.
+        loss_giou: 1 - GIoU, per matched query.
+
+    `detect` returns for each image, best first, one object per query of the last decoder layer:
+        boxes: (N, 4) xyxy in pixels; N = Q where neither `max_detections` nor `score_threshold` cut any off.
+        scores: (N,) softmax probability of the best class.
+        class_ids: (N,) int64, 0..K-1.
+
     Args:
-        backbone: its map c5 is used.
-        num_classes: K, "no object" not counted.
-        rules: the numbers to go by.
+        backbone: returns map c5.
+        num_classes: K, without "no object".
     """
 
     num_slots = 1
@@ -129,20 +132,20 @@ class DETR(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """Return what only the contrastive task trains: nothing, one transformer serves both."""
+        """No modules: one transformer serves classes and boxes."""
         return []
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """Return the modules that only the box losses train."""
+        """Modules that only the box losses train."""
         return [self.box_tower, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:
-        """Backbone features of a batch."""
+        """Return map c5 of the backbone."""
         return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """Losses `loss_cls`, `loss_box_reg` and `loss_giou` of a labelled batch, summed over the decoder layers."""
+        """Return the scalar losses of a labelled batch; images without boxes are negatives."""
         logits, boxes = self.predict(self.decode(self.extract(images)))
         matched = self.assign(logits, boxes, targets, images.sizes_hw)
         losses = {"loss_cls": self.class_loss(logits, matched, targets)}
@@ -151,23 +154,20 @@ class DETR(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
-        """Detections of each image, best first; every query is one."""
+        """Return the detections of each image, best first."""
         logits, boxes = self.predict(self.decode(self.extract(images))[-1:])
         return [self.postprocess(logits[0, i], boxes[0, i], size_hw) for i, size_hw in enumerate(images.sizes_hw)]
 
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
-        """All queries of all decoder layers, layer by layer and image by image.
+        """Return all queries of all decoder layers, layer by layer and image by image.
 
-        The proposals' `class_ids` are clusters: they take part in the matching, and train the class predictor. One
-        matching serves all losses. Source: the official code matches a second time for the contrast, with instance ids
-        in the place of cluster ids, so that the class part of that cost means nothing (docs/differences.md 19).
+        The proposals' `class_ids` are clusters: they take part in the matching, and train the class predictor. The
+        losses are those of `forward`, and the same matching serves them and the contrast.
 
-        Args:
-            features: of the backbone; gradients stop where they do.
-            proposals: one per image, with `instance_ids`.
-            with_losses: whether `loss_cls`, `loss_box_reg` and `loss_giou` are asked for.
+        Source: the official code matches a second time for the contrast, with instance ids in place of cluster ids,
+            which makes the class part of that cost meaningless (docs/differences.md 19).
         """
         hidden = self.decode(features)  # (L, B, Q, C)
         logits, boxes = self.predict(hidden)
@@ -195,7 +195,7 @@ class DETR(nn.Module):
         )
 
     def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw outputs of (L, B, Q, C) query states.
+        """Predict classes and boxes of (L, B, Q, C) query states.
 
         Returns:
             (L, B, Q, K + 1) logits, "no object" last, and (L, B, Q, 4) centre x, centre y, width, height as shares of
@@ -206,26 +206,26 @@ class DETR(nn.Module):
     def assign(
         self, logits: Tensor, boxes: Tensor, targets: Sequence[BoxTargets], sizes_hw: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Match each prediction to a box of the batch: (L, B, Q) int64, see `match_queries`."""
+        """Match each query to a box of the batch: (L, B, Q) int64, see `match_queries`."""
         return match_queries(logits, boxes, targets, sizes_hw, self.rules.costs)
 
     def class_loss(self, logits: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
-        """Weighted mean of the cross-entropy over the queries of the batch: (L,)."""
+        """Return the weighted mean of the cross-entropy over the queries of the batch: (L,)."""
         losses, is_object = self._cross_entropy(logits, matched, targets)
         weights = torch.where(is_object, 1.0, self.rules.background_weight)
         return self.rules.costs.class_weight * (losses * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
 
     def cluster_loss(self, logits: Tensor, matched: Tensor, proposals: Sequence[BoxTargets]) -> Tensor:
-        """Cross-entropy over clusters and "no object" of all queries, per matched query: (L,).
+        """Return the cross-entropy over clusters and "no object", summed over queries, per matched query: (L,).
 
-        Source: in the official pre-training the weight of "no object" is lost, and with it its part of the divisor
+        Source: the official pre-training loses the weight of "no object", and its part of the divisor with it
             (docs/differences.md 26).
         """
         losses, is_object = self._cross_entropy(logits, matched, proposals)
         return self.rules.costs.class_weight * losses.sum(dim=(1, 2)) / is_object.sum(dim=(1, 2)).clamp(min=1)
 
     def _cross_entropy(self, logits: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> tuple[Tensor, Tensor]:
-        """(L, B, Q) cross-entropy, and whether a query has a box."""
+        """Return the (L, B, Q) cross-entropy, and (L, B, Q) bool: True for queries that have a box."""
         class_ids = look_up(matched, torch.cat([of_image.class_ids for of_image in targets]))
         is_object = matched >= 0
         class_ids = torch.where(is_object, class_ids, self.num_classes)
@@ -235,14 +235,7 @@ class DETR(nn.Module):
     def box_losses(
         self, boxes: Tensor, matched: Tensor, targets: Sequence[BoxTargets], sizes_hw: Sequence[tuple[int, int]]
     ) -> dict[str, Tensor]:
-        """L1 of the relative boxes and 1 - GIoU, per matched query: `loss_box_reg` and `loss_giou`, (L,) each.
-
-        Args:
-            boxes: (L, B, Q, 4) as from `predict`.
-            matched: (L, B, Q) as from `assign`.
-            targets: boxes of each image.
-            sizes_hw: of each image in pixels, without padding.
-        """
+        """Return `loss_box_reg` and `loss_giou`, (L,) each, from (L, B, Q, 4) boxes and (L, B, Q) matches."""
         layer, image, query = (matched >= 0).nonzero(as_tuple=True)  # (L * P,) each, as many in every layer
         relative = torch.cat([to_relative(t.boxes, size_hw) for t, size_hw in zip(targets, sizes_hw, strict=True)])
         predicted, wanted = boxes[layer, image, query], relative[matched[layer, image, query]]  # (L * P, 4)
@@ -256,13 +249,7 @@ class DETR(nn.Module):
         return {name: weights[name] * loss.sum(1) / max(loss.shape[1], 1) for name, loss in by_layer.items()}
 
     def postprocess(self, logits: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> Detections:
-        """Detections of one image.
-
-        Args:
-            logits: (Q, K + 1).
-            boxes: (Q, 4) relative, as from `predict`.
-            size_hw: of the image in pixels, without padding.
-        """
+        """Return the detections of one image, from its (Q, K + 1) logits and (Q, 4) relative boxes."""
         height, width = size_hw
         scores, class_ids = logits.softmax(dim=-1)[:, :-1].max(dim=-1)
         order = scores.argsort(descending=True, stable=True)[: self.rules.max_detections]
@@ -272,7 +259,7 @@ class DETR(nn.Module):
 
 
 def inside_cells(features: Features, cells: Tensor) -> Tensor:
-    """Return (B, H, W) bool: True where the top left pixel of a cell is in the image and not in its padding.
+    """Return (B, H, W) bool: True where the top left pixel of a cell of a (B, C, H, W) map is not padding.
 
     Source: nearest interpolation of a mask of pixels, as in the official code.
     """
@@ -285,7 +272,7 @@ def inside_cells(features: Features, cells: Tensor) -> Tensor:
 
 
 def build_detr(config: DETRConfig, backbone: Backbone, num_classes: int) -> DETR:
-    """A DETR on `backbone` with everything else fresh."""
+    """Build a DETR around `backbone`; everything else has fresh weights."""
     size = LayerSize(config.hidden_dim, config.num_heads, config.feedforward_dim, config.dropout)
     return DETR(
         backbone,

@@ -1,7 +1,7 @@
 """Faster R-CNN on a feature pyramid, with mmdetection's defaults and AlignDet's 4conv1fc head.
 
 Source: Ren et al., NIPS 2015; Lin et al., CVPR 2017; mmdetection `faster_rcnn_r50_fpn`, which AlignDet's configs build
-on. What it shares with Mask R-CNN is in `parts/two_stage.py`.
+on. Code shared with Mask R-CNN is in `parts/two_stage.py`.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,13 @@ from torch import Tensor, nn
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
-from aligndet_cli.detectors.interface import (
-    BoxCandidates,
-    BoxTargets,
-    Detections,
-    Features,
-    ImageBatch,
-    extract_features,
-)
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
 from aligndet_cli.detectors.parts.anchors import AnchorStyle
 from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
 from aligndet_cli.detectors.parts.roi_head import BoxHead, Pooling
-from aligndet_cli.detectors.parts.rpn import RPN, RPNRules, Sampling
+from aligndet_cli.detectors.parts.rpn import RPN, RPNRules
+from aligndet_cli.detectors.parts.sampling import Sampling
 from aligndet_cli.detectors.parts.two_stage import (
     TwoStageRules,
     build_predictors,
@@ -118,7 +113,7 @@ class FasterRCNNConfig(RCNNConfig):
 
 
 class BoxParts(NamedTuple):
-    """Hold the parts that find boxes, before there are classes."""
+    """The parts of a two-stage detector that do not depend on the classes."""
 
     backbone: Backbone
     neck: FPN
@@ -130,10 +125,21 @@ class BoxParts(NamedTuple):
 class FasterRCNN(nn.Module):
     """A `Detector`: proposals, then class scores and a box per class for each of them.
 
+    `forward` returns scalars:
+        loss_objectness: cross-entropy of object or not, per sampled anchor.
+        loss_rpn_box_reg: L1 distance of predicted and true offsets of positive anchors, per sampled anchor.
+        loss_cls: cross-entropy over K classes and background, per sampled RoI.
+        loss_box_reg: L1 distance of predicted and true offsets of positive RoIs, per sampled RoI.
+
+    `detect` returns for each image, best first:
+        boxes: (N, 4) xyxy in pixels, N at most `max_detections`.
+        scores: (N,) softmax probabilities.
+        class_ids: (N,) int64, 0..K-1.
+
     Args:
         parts: the neck makes P2..P6 of the backbone's c2 to c5, the RPN proposes boxes on all of these, and the head
-            looks at them on P2..P5.
-        num_classes: K, background not counted.
+            classifies and refines them on P2..P5.
+        num_classes: K, without background.
     """
 
     num_slots = 1
@@ -148,43 +154,43 @@ class FasterRCNN(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """Return what only the contrastive task trains: nothing, the head serves classes and boxes."""
+        """No modules: the head serves classes and boxes."""
         return []
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """Return the modules that only the box losses train."""
+        """Modules that only the box losses train."""
         return [self.rpn, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:
-        """Backbone features of a batch."""
+        """Return maps c2 to c5 of the backbone."""
         return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """`loss_objectness`, `loss_rpn_box_reg`, `loss_cls` and `loss_box_reg` of a labelled batch."""
+        """Return the scalar losses of a labelled batch; images without boxes are negatives."""
         pyramid = self.neck(self.extract(images).maps)
         losses, _ = train_boxes(self, pyramid, images.sizes_hw, targets)
         return losses
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
-        """Detections of each image, best first."""
+        """Return the detections of each image, best first."""
         return detect_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
 
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
-        """RoIs that overlap a proposal, see `pretext_candidates`."""
+        """Return RoIs that overlap a proposal, see `pretext_candidates`."""
         return pretext_candidates(self, features, proposals, with_losses=with_losses)
 
 
 def build_faster_rcnn(config: FasterRCNNConfig, backbone: Backbone, num_classes: int) -> FasterRCNN:
-    """A Faster R-CNN on `backbone` with fresh neck, heads and predictors."""
+    """Build a Faster R-CNN around `backbone`; everything else has fresh weights."""
     return FasterRCNN(build_box_parts(config, backbone), num_classes=num_classes)
 
 
 def build_box_parts(config: RCNNConfig, backbone: Backbone) -> BoxParts:
-    """Fresh neck, RPN and head on `backbone`."""
+    """Build neck, RPN and head around `backbone`, with fresh weights."""
     neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
     widths = backbone.use_levels(LEVELS)
     channels = config.neck_channels

@@ -1,8 +1,8 @@
 """FCOS from torchvision's parts with mmdetection's defaults.
 
 Source: Tian et al., ICCV 2019; mmdetection `fcos_r50_caffe_fpn_gn-head`, which AlignDet's configs build on.
-torchvision's FCOS differs in nearly everything but the shape of its towers: points, ranges, centre sampling, box
-regression and loss, where centerness comes from, scores.
+torchvision's FCOS has the same towers but other points, ranges, centre sampling, box regression, box loss, input of
+the centerness and scores.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
-from aligndet_cli.detectors.interface import (
-    BoxCandidates,
-    BoxTargets,
-    Detections,
-    Features,
-    ImageBatch,
-    extract_features,
-)
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
 from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
@@ -82,7 +76,7 @@ class FCOSConfig(Frozen):
 
 @dataclass(frozen=True)
 class FCOSRules:
-    """The numbers of `FCOSConfig` that losses, sampling and post-processing go by."""
+    """The fields of `FCOSConfig` that losses, sampling and post-processing use."""
 
     focal_alpha: float
     focal_gamma: float
@@ -101,18 +95,12 @@ class LevelScales(nn.Module):
         self.factors = nn.Parameter(torch.ones(num_levels))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """(B, C, H, W) float32 per level, times the level's factor."""
+        """Multiply the (B, C, H, W) map of each level by the level's factor, in float32."""
         return [level.float() * factor for level, factor in zip(maps, self.factors, strict=True)]
 
 
 class FCOSHead(nn.Module):
-    """Two towers of 3x3 convolutions, shared by all levels, and what sets the levels apart.
-
-    Args:
-        channels: width in and out.
-        num_convs: length of each tower.
-        norm: norm after each convolution, in place of its bias.
-    """
+    """Two towers of 3x3 convolutions, shared by all levels, and a scale for each level; see `conv_tower`."""
 
     def __init__(self, channels: int, num_convs: int, norm: NormName) -> None:
         super().__init__()
@@ -122,16 +110,23 @@ class FCOSHead(nn.Module):
 
 
 class FCOS(nn.Module):
-    """A `Detector`: in each point of the pyramid's grid class scores, a box, and how central the point is in it.
+    """A `Detector`: class scores, a box and its centerness for each point of a grid, ordered as in `PointGrid`.
 
-    Points and per-point results of an image are ordered as `PointGrid` says.
+    `forward` returns scalars:
+        loss_cls: focal loss of all classes in all points, per positive point.
+        loss_box_reg: -ln(IoU) over the positive points, weighted by centerness; 0 if there are none.
+        loss_centerness: cross-entropy of the centerness, per positive point; 0 if there are none.
+
+    `detect` returns for each image, best first:
+        boxes: (N, 4) xyxy in pixels, N at most `max_detections`.
+        scores: (N,) class score times centerness; the threshold is on the class score alone.
+        class_ids: (N,) int64, 0..K-1.
 
     Args:
         backbone: returns maps c3, c4, c5.
         neck: makes P3..P7 of them.
         head: runs on each of these.
-        num_classes: K, background not counted.
-        rules: the numbers to go by.
+        num_classes: K, without background.
     """
 
     num_slots = 1
@@ -160,20 +155,20 @@ class FCOS(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """Return what only the contrastive task trains: nothing, for centerness sits on the class tower."""
+        """No modules: centerness sits on the class tower, too."""
         return []
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """Return the modules that only the box losses train."""
+        """Modules that only the box losses train."""
         return [self.head.box_tower, self.head.scales, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:
-        """Backbone features of a batch."""
+        """Return maps c3 to c5 of the backbone."""
         return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """Losses `loss_cls`, `loss_box_reg` and `loss_centerness`; images without boxes are negatives."""
+        """Return the scalar losses of a labelled batch; images without boxes are negatives."""
         pyramid = self.neck(self.extract(images).maps)
         class_maps = [self.head.class_tower(level) for level in pyramid]
         matched = self.assign(pyramid, targets)
@@ -185,7 +180,7 @@ class FCOS(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
-        """Detections of each image, best first."""
+        """Return the detections of each image, best first."""
         pyramid = self.neck(self.extract(images).maps)
         class_maps = [self.head.class_tower(level) for level in pyramid]
         logits = [self.class_predictor(level) for level in class_maps]
@@ -201,15 +196,9 @@ class FCOS(nn.Module):
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
-        """Points sampled from all images together, `pretext_samples` times their number, positives before background.
+        """Return points sampled from all images together, positives before background.
 
-        The box losses count all positives, sampled or not. The class predictor is not used, and the box branch only
-        for the losses.
-
-        Args:
-            features: of the backbone; gradients stop where they do.
-            proposals: one per image, with `instance_ids`.
-            with_losses: whether `loss_box_reg` and `loss_centerness` are asked for.
+        There are B * `pretext_samples` of them. The losses are `loss_box_reg` and `loss_centerness`.
         """
         pyramid = self.neck(features.maps)
         class_maps = [self.head.class_tower(level) for level in pyramid]
@@ -225,32 +214,28 @@ class FCOS(nn.Module):
         )
 
     def predict_centerness(self, class_maps: list[Tensor]) -> list[Tensor]:
-        """Centerness logit of every point: (B, 1, H, W) per level, of the class tower's maps."""
+        """Return centerness logits, (B, 1, H, W) per level, from the class tower's (B, C, H, W) maps."""
         return [self.box_predictor["centerness"](level) for level in class_maps]
 
     def predict_log_sides(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """Logarithms of the distances to the box's sides in pixels: (B, 4, H, W) per level."""
+        """Return log distances in pixels to left, top, right and bottom of the box: (B, 4, H, W) per level."""
         return self.head.scales([self.box_predictor["sides"](self.head.box_tower(level)) for level in pyramid])
 
     @torch.no_grad()
     def assign(self, pyramid: list[Tensor], targets: Sequence[BoxTargets]) -> Tensor:
-        """Match each point to a box of its image: (B, P) int64, index of the box or `BACKGROUND`.
+        """Match each point of the P3..P7 maps (B, C, H, W) to a box of its image.
 
-        Points in the padding are background like any other outside of the boxes, as in mmdetection: what the pixels
-        there show is known.
+        Points in the padding are background like all others outside of boxes, as in mmdetection.
+
+        Returns:
+            (B, P) int64: index of the box or `BACKGROUND`.
         """
         grids_hw = grids_of(pyramid)
         points, ranges = self.points(grids_hw), self.points.ranges_of(grids_hw)
         return torch.stack([match_by_range(points, ranges, of_image.boxes) for of_image in targets])
 
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
-        """Focal loss of all classes in all points, per positive point of the batch.
-
-        Args:
-            logits: (B, K, H, W) per level.
-            matched: (B, P) as from `assign`.
-            targets: boxes of each image with `class_ids`.
-        """
+        """Return the scalar `loss_cls`, from (B, K, H, W) logits per level and (B, P) matches."""
         class_ids = torch.stack([look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
         alpha, gamma = self.rules.focal_alpha, self.rules.focal_gamma
         total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=alpha, gamma=gamma)
@@ -259,13 +244,11 @@ class FCOS(nn.Module):
     def box_losses(
         self, pyramid: list[Tensor], class_maps: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]
     ) -> dict[str, Tensor]:
-        """`loss_box_reg` and `loss_centerness` over the positive points; 0 if there are none.
-
-        The first is -ln(IoU) weighted by centerness, the second the cross-entropy of the centerness.
+        """Return the scalars `loss_box_reg` and `loss_centerness`.
 
         Args:
-            pyramid: P3..P7.
-            class_maps: the class tower's output on them.
+            pyramid: P3..P7, (B, C, H, W) each.
+            class_maps: the class tower's outputs on them, (B, C, H, W) each.
             matched: (B, P) as from `assign`.
             targets: boxes of each image.
         """
@@ -290,14 +273,14 @@ class FCOS(nn.Module):
         points: Tensor,
         size_hw: tuple[int, int],
     ) -> Detections:
-        """Detections of one image; a score is class score times centerness, the threshold is on the class score alone.
+        """Return the detections of one image.
 
         Args:
             logits: (K, H, W) per level.
             centerness: (1, H, W) logits per level.
             log_sides: (4, H, W) per level.
             points: (P, 2) of all levels.
-            size_hw: of the image in pixels, without padding.
+            size_hw: height and width of the image in pixels, without padding.
         """
         boxes, scores, class_ids = [], [], []
         height, width = size_hw
@@ -327,24 +310,27 @@ class FCOS(nn.Module):
 
 
 def compute_centerness(sides: Tensor) -> Tensor:
-    """Return (S,), 1 in the middle of the box and 0 on its border, of (S, 4) distances to its sides; FCOS eq. 3."""
+    """Return (S,) centerness, 1 in the middle of a box and 0 on its border, from (S, 4) distances to its sides.
+
+    Source: FCOS paper, eq. 3.
+    """
     horizontal, vertical = sides[:, 0::2], sides[:, 1::2]  # (S, 2) left and right, top and bottom
     shares = (horizontal.amin(dim=1) / horizontal.amax(dim=1)) * (vertical.amin(dim=1) / vertical.amax(dim=1))
     return shares.sqrt()
 
 
 def compute_iou_of_sides(sides: Tensor, true_sides: Tensor) -> Tensor:
-    """(S,) IoU of boxes around the same point, both given by (S, 4) positive distances to their sides."""
+    """Return the (S,) IoU of two boxes around each point, both given by (S, 4) positive distances to their sides."""
+    intersection = _area(torch.minimum(sides, true_sides))
+    return intersection / (_area(sides) + _area(true_sides) - intersection)
 
-    def area(of: Tensor) -> Tensor:
-        return (of[:, 0] + of[:, 2]) * (of[:, 1] + of[:, 3])
 
-    intersection = area(torch.minimum(sides, true_sides))
-    return intersection / (area(sides) + area(true_sides) - intersection)
+def _area(sides: Tensor) -> Tensor:
+    return (sides[:, 0] + sides[:, 2]) * (sides[:, 1] + sides[:, 3])
 
 
 def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS:
-    """An FCOS on `backbone` with fresh neck, head and predictors."""
+    """Build an FCOS around `backbone`; everything else has fresh weights."""
     neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
     widths = backbone.use_levels(LEVELS)
     return FCOS(

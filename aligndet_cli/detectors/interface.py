@@ -1,4 +1,4 @@
-"""What the stages and the detectors say to each other.
+"""The contract between stages and detectors: `Detector`, and the records it takes and returns.
 
 Letters in shape comments: B images, N boxes, S candidates, C channels, D embedding, H W pixels or cells,
 K classes, L levels, A anchors, Q queries.
@@ -15,11 +15,11 @@ from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets, ImageBatch
 
 @dataclass(frozen=True)
 class Features:
-    """What the backbone makes of an `ImageBatch`.
+    """Feature maps of an `ImageBatch`.
 
     Attributes:
-        maps: `{"c2": (B, C2, H/4, W/4), ..., "c5": (B, C5, H/32, W/32)}`, the levels the backbone was asked for.
-        sizes_hw: as in `ImageBatch`.
+        maps: `{"c2": (B, C2, H/4, W/4), ..., "c5": (B, C5, H/32, W/32)}`, only the levels that were asked for.
+        sizes_hw: height and width of each image in pixels, without padding.
         batch_hw: height and width of the padded batch in pixels.
     """
 
@@ -28,7 +28,7 @@ class Features:
     batch_hw: tuple[int, int]
 
     def split(self, count: int) -> tuple["Features", "Features"]:
-        """Those of the first `count` images, and of the others."""
+        """Return the features of the first `count` images, and of the others."""
         maps = {level: (of_level[:count], of_level[count:]) for level, of_level in self.maps.items()}
         first, second = ({level: parts[i] for level, parts in maps.items()} for i in (0, 1))
         return (
@@ -39,14 +39,14 @@ class Features:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first, in the pixels of the batch image (not padded, not rescaled).
+    """Objects found in one image, best first, in the pixels of the image as it was in the batch.
 
     Attributes:
         boxes: (N, 4) xyxy, clipped to the image.
         scores: (N,) in 0..1.
         class_ids: (N,) int64, 0..K-1.
-        masks: (N, M, M) in 0..1, for detectors that predict them: how likely each part of the box, cut into M x M
-            equal ones, is part of the object. `paste_mask` turns that into pixels of any resolution.
+        masks: (N, M, M) probabilities, if the detector predicts masks. Each box is divided into M x M equal parts,
+            and a part's value is the probability that it belongs to the object. `paste_mask` makes pixels of them.
     """
 
     boxes: Tensor
@@ -57,14 +57,13 @@ class Detections:
 
 @dataclass(frozen=True)
 class BoxCandidates:
-    """What one view of a batch offers the pretext. S = anchors, points, RoIs or queries that were sampled.
+    """Sampled candidates (anchors, points, RoIs or queries) of one view of a batch, for the contrastive loss.
 
     Attributes:
         features: (S, C) classification-branch features, before the class predictor.
-        slots: (S,) int64, which of the predictor's outputs at that place this is (RetinaNet: anchor 0..8 at a
-            location; others: 0).
+        slots: (S,) int64, number of the candidate among those at one location (RetinaNet: anchor 0..8; others: 0).
         instance_ids: (S,) int64, id of the matched proposal, unique in the batch; -1 = background.
-        losses: scalar box losses of this view by name; empty when not asked for.
+        losses: scalar losses of this view by name; empty when not asked for.
     """
 
     features: Tensor
@@ -74,25 +73,20 @@ class BoxCandidates:
 
 
 def extract_features(backbone: nn.Module, images: ImageBatch, levels: Sequence[str]) -> Features:
-    """Backbone features of a batch; those of levels that nobody asks for are let go at once."""
+    """Return the backbone's maps of the named levels; the other levels are freed at once."""
     height, width = images.pixels.shape[-2:]
     maps = backbone(images.pixels)
     return Features({level: maps[level] for level in levels}, images.sizes_hw, (height, width))
 
 
 class Detector(Protocol):
-    """A detector family. An `nn.Module` with these members; nothing else is asked of it.
+    """A detector family: an `nn.Module` with these members.
 
     Attributes:
-        backbone: the body only, frozen by the pretext. The FPN belongs to `neck` and is trained.
-        class_predictor: last classification layer; restarted by finetune, not trained by the pretext but where the
-            recipe `needs_clusters`.
         feature_dim: C of `BoxCandidates.features`.
-        num_slots: how many different slots `BoxCandidates.slots` can name.
-        class_branch: modules that only the contrastive task trains in the pretext.
-        box_branch: modules that only the box losses train in the pretext.
+        num_slots: `BoxCandidates.slots` are below this number.
         class_modules: names of the modules with outputs per class, restarted when the classes change.
-        fresh_modules: names of the modules that the pretext leaves alone; they start fresh in finetune.
+        fresh_modules: names of the modules that the pretext does not train; fine-tuning starts them afresh.
     """
 
     feature_dim: int
@@ -102,40 +96,46 @@ class Detector(Protocol):
 
     @property
     def backbone(self) -> nn.Module:
-        """The body."""
+        """The body without the FPN, frozen by the pretext. The FPN belongs to `neck` and is trained."""
         ...
 
     @property
     def class_predictor(self) -> nn.Module:
-        """The last classification layer."""
+        """The last classification layer, restarted by finetune; trained in the pretext if it `needs_clusters`."""
         ...
 
     @property
     def class_branch(self) -> Sequence[nn.Module]:
-        """What only the contrastive task trains."""
+        """Modules that only the contrastive loss trains in the pretext."""
         ...
 
     @property
     def box_branch(self) -> Sequence[nn.Module]:
-        """What only the box losses train."""
+        """Modules that only the box losses train in the pretext."""
         ...
 
     def extract(self, images: ImageBatch) -> Features:
-        """Backbone features of a batch."""
+        """Return the backbone's maps that the detector needs."""
         ...
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """Fine-tuning losses by name, already weighted. Images without boxes are negatives."""
+        """Return the scalar losses of fine-tuning by name, already weighted. Images without boxes are negatives."""
         ...
 
     def detect(self, images: ImageBatch) -> list[Detections]:
-        """Detections of each image."""
+        """Return the detections of each image, best first."""
         ...
 
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
-        """Sampled candidates of a view with the instance each was assigned, and the box losses if asked for."""
+        """Match candidates with proposals and sample some. The box losses count all that are matched, sampled or not.
+
+        Args:
+            features: as from `extract`; they carry no gradient if the backbone is frozen.
+            proposals: one per image, with `instance_ids`.
+            with_losses: also compute the box losses.
+        """
         ...
 
 

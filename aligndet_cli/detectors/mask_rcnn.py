@@ -1,7 +1,7 @@
 """Mask R-CNN: Faster R-CNN and a mask for each box.
 
-Source: He et al., ICCV 2017; mmdetection `mask_rcnn_r50_fpn`, which AlignDet's configs build on. The mask head is not
-part of box-domain pre-training (docs/paper.md §4.9), where the two families do the same.
+Source: He et al., ICCV 2017; mmdetection `mask_rcnn_r50_fpn`, which AlignDet's configs build on. Box-domain
+pre-training leaves the mask head out (docs/paper.md §4.9), so both R-CNN families are pre-trained alike.
 """
 
 from collections.abc import Sequence
@@ -13,23 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from aligndet_cli.backbones import Backbone
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.faster_rcnn import LEVELS, BoxParts, RCNNConfig, build_box_parts
-from aligndet_cli.detectors.interface import (
-    BoxCandidates,
-    BoxTargets,
-    Detections,
-    Features,
-    ImageBatch,
-    extract_features,
-)
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
 from aligndet_cli.detectors.parts.mask_head import MaskHead, draw_targets, mask_loss, predict_masks
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs, pool_rois, to_rois
-from aligndet_cli.detectors.parts.two_stage import (
-    build_predictors,
-    detect_boxes,
-    pretext_candidates,
-    train_boxes,
-)
+from aligndet_cli.detectors.parts.two_stage import build_predictors, detect_boxes, pretext_candidates, train_boxes
 from aligndet_cli.training.recipe import Recipe
 
 
@@ -48,10 +37,16 @@ class MaskRCNNConfig(RCNNConfig):
 class MaskRCNN(nn.Module):
     """A `Detector`: boxes as in Faster R-CNN, then a mask per class for each of them.
 
+    `forward` returns the scalars of `FasterRCNN.forward`, and:
+        loss_mask: cross-entropy of the mask of the true class, mean over positive RoIs whose box has a mask.
+
+    `detect` returns boxes, scores and class ids as `FasterRCNN.detect` does, and:
+        masks: (N, M, M) probabilities of the mask of the predicted class, M = 2 * `mask_pool_size`.
+
     Args:
         parts: see `FasterRCNN`.
-        mask_head: looks at boxes on P2..P5.
-        num_classes: K, background not counted.
+        mask_head: runs on boxes pooled from P2..P5.
+        num_classes: K, without background.
     """
 
     num_slots = 1
@@ -69,27 +64,27 @@ class MaskRCNN(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """Return what only the contrastive task trains: nothing, the head serves classes and boxes."""
+        """No modules: the head serves classes and boxes."""
         return []
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """Return the modules that only the box losses train."""
+        """Modules that only the box losses train."""
         return [self.rpn, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:
-        """Backbone features of a batch."""
+        """Return maps c2 to c5 of the backbone."""
         return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """The losses of Faster R-CNN and `loss_mask` of a labelled batch with masks."""
+        """Return the scalar losses of a labelled batch with masks; images without boxes are negatives."""
         pyramid = self.neck(self.extract(images).maps)
         losses, samples = train_boxes(self, pyramid, images.sizes_hw, targets)
         return {**losses, "loss_mask": self.mask_loss(pyramid, samples.positives(), targets)}
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
-        """Detections with masks of each image, best first."""
+        """Return the detections of each image, with masks, best first."""
         pyramid = self.neck(self.extract(images).maps)
         found = detect_boxes(self, pyramid, images.sizes_hw)
         rois = to_rois([of_image.boxes for of_image in found])
@@ -100,17 +95,17 @@ class MaskRCNN(nn.Module):
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
-        """RoIs that overlap a proposal, see `pretext_candidates`; masks take no part."""
+        """Return RoIs that overlap a proposal, see `pretext_candidates`; masks take no part."""
         return pretext_candidates(self, features, proposals, with_losses=with_losses)
 
     def mask_logits(self, pyramid: list[Tensor], rois: Tensor, class_ids: Tensor) -> Tensor:
-        """(S, M, M) logits of the mask of each RoI's class, for (S, 5) RoIs."""
+        """Return (S, M, M) logits of the mask of the class (S,) of each RoI (S, 5)."""
         pooled, row = pool_rois(pyramid, rois, self.mask_head.pool_size, self.rules.pooling)
         by_level = torch.empty_like(class_ids).index_put((row,), class_ids)
         return predict_masks(self.mask_predictor, self.mask_head(pooled), by_level)[row]
 
     def mask_loss(self, pyramid: list[Tensor], positives: RoiSamples, targets: Sequence[BoxTargets]) -> Tensor:
-        """See `mask_loss` in `parts/mask_head.py`."""
+        """Return the scalar `loss_mask` of the positive RoIs on P2..P5, (B, C, H, W) each."""
         pairs = zip(positives.matched, targets, strict=True)
         class_ids = torch.cat([of_image.class_ids[matched] for matched, of_image in pairs])
         logits = self.mask_logits(pyramid, positives.rois(), class_ids)
@@ -118,6 +113,6 @@ class MaskRCNN(nn.Module):
 
 
 def build_mask_rcnn(config: MaskRCNNConfig, backbone: Backbone, num_classes: int) -> MaskRCNN:
-    """A Mask R-CNN on `backbone` with fresh neck, heads and predictors."""
+    """Build a Mask R-CNN around `backbone`; everything else has fresh weights."""
     mask_head = MaskHead(config.neck_channels, config.mask_convs, config.head_norm, config.mask_pool_size)
     return MaskRCNN(build_box_parts(config, backbone), mask_head, num_classes=num_classes)

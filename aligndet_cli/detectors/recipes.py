@@ -1,6 +1,6 @@
-"""Choose the recipe that a detector is trained with: by its family, its backbone, the backbone's weights, and the data.
+"""Choose the training recipe of a detector by its family, its backbone, the backbone's weights, and the data.
 
-Source: tables 3 to 6 of the paper, the authors' configs (named below) and the names of their released runs, which tell
+Source: tables 3 to 6 of the paper, the authors' configs (named below) and the names of their released runs, which hold
 learning rate and weight decay.
 """
 
@@ -16,7 +16,7 @@ from aligndet_cli.training.recipe import WIDE_SIDES, Freezing, Rates, Recipe, Re
 
 RCNN = ("faster-rcnn", "mask-rcnn")
 SELF_SUPERVISED: RecipeName = "self-supervised"
-# Recipe and short name of weights by the layout of their file (see `backbones/layouts.py`), where it tells the method.
+# Recipe and short name of weights by the layout of their file (see `backbones/layouts.py`), if that reveals the method.
 METHODS: dict[str, tuple[RecipeName, str]] = {
     "MoCo": ("moco-v2", "moco"),
     "PixPro": ("pixpro", "pixpro"),
@@ -32,9 +32,9 @@ METHODS: dict[str, tuple[RecipeName, str]] = {
 }
 VOC_SCHEDULE: ScheduleName = "12k"  # voc/*_12k_voc0712.py
 VOC_DETR_SCHEDULE: ScheduleName = "100e"  # voc/detr_mstrain_100e_voc0712.py
-# Tell nothing of the method; without an ImageNet classifier the weights count as self-supervised.
+# Layouts that do not reveal the method; without an ImageNet classifier the weights count as self-supervised.
 PLAIN_LAYOUTS = ("torchvision", "timm")
-# Images of COCO's train2017, with and without those that have no label. The authors' low-data configs of DETR round an
+# Number of images of COCO's train2017: all, and those with a label. The authors' low-data configs of DETR round an
 # epoch of it up to 7,500 steps of 16 images.
 COCO_IMAGES = (118_287, 117_266)
 COCO_IMAGES_ROUNDED = 120_000
@@ -96,7 +96,7 @@ def _simmim(recipe: Recipe) -> Recipe:
     )
 
 
-# What each makes of the recipe of a family, and the families it is for.
+# By name of the recipe: a function that changes the recipe of a family, and the families it is for.
 _VARIANTS: dict[RecipeName, tuple[Callable[[Recipe], Recipe], tuple[str, ...]]] = {
     "self-supervised": (_self_supervised, RCNN),
     "moco-v2": (_moco, RCNN),
@@ -110,14 +110,10 @@ _VARIANTS: dict[RecipeName, tuple[Callable[[Recipe], Recipe], tuple[str, ...]]] 
 def recipe_for(
     detector: DetectorConfig, backbone: BackboneConfig, training: WeightsTraining, *, asked: RecipeName | None = None
 ) -> Recipe:
-    """Return the recipe that was asked for, else the one that fits.
-
-    Args:
-        training: of the backbone's weights.
-        asked: its name; None chooses by family, backbone and weights.
+    """Return the recipe named `asked`; None: the one for this family, backbone and its weights' training.
 
     Raises:
-        ConfigError: asked for one that the family does not have.
+        ConfigError: the family has no recipe of that name.
     """
     name = asked or _fitting(detector.family, backbone, training)
     recipe = detector.RECIPE
@@ -134,19 +130,14 @@ def recipe_for(
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """What of the labels decides how fine-tuning trains.
+    """Properties of the labels that the recipe of fine-tuning depends on."""
 
-    Attributes:
-        is_voc: they are of Pascal VOC's twenty classes.
-        is_fraction: only a part of the images is used.
-    """
-
-    is_voc: bool = False
-    is_fraction: bool = False
+    is_voc: bool = False  # Pascal VOC's twenty classes
+    is_fraction: bool = False  # only a part of the images is used
 
 
 def fit_to_labels(recipe: Recipe, family: str, labels: LabelFacts) -> Recipe:
-    """Change what fine-tuning does on Pascal VOC, and on a part of the labelled images.
+    """Adapt the recipe to fine-tuning on Pascal VOC, or on a part of the labelled images.
 
     Source: the authors' configs in voc/ and semi-coco/.
     """
@@ -167,9 +158,9 @@ def fit_to_labels(recipe: Recipe, family: str, labels: LabelFacts) -> Recipe:
 
 
 def images_of_an_epoch(recipe: Recipe, num_chosen: int, num_all: int) -> int:
-    """Return how many images an epoch of fine-tuning counts, of `num_chosen` from a set of `num_all`.
+    """Return the number of images in an epoch of fine-tuning on `num_chosen` images from a set of `num_all`.
 
-    Source: the authors' semi-coco/detr_50e_semi-coco.py trains for 375,000 steps of 16 images, whatever the fraction.
+    Source: the authors' semi-coco/detr_50e_semi-coco.py trains for 375,000 steps of 16 images on every fraction.
     """
     if not recipe.counts_whole_set:
         return num_chosen
@@ -177,16 +168,16 @@ def images_of_an_epoch(recipe: Recipe, num_chosen: int, num_all: int) -> int:
 
 
 def training_of_backbone(backbone: BackboneConfig) -> WeightsTraining:
-    """Return how the weights that settings name were trained, as far as it can be told without a workspace.
+    """Return the training of the weights that the settings name, as far as known without a workspace.
 
     Raises:
-        WeightsError: a file that cannot be read.
+        WeightsError: the weights file cannot be read.
     """
     return told_training(backbone.method) or training_shown_by(backbone.weights, backbone.name)
 
 
 def told_training(method: MethodName | Literal["auto"]) -> WeightsTraining | None:
-    """Return how weights were trained where the setting `backbone.method` says it; None where it is "auto"."""
+    """Return the training of weights that the setting `backbone.method` states; None if it is "auto"."""
     if method == "auto":
         return None
     if method == "supervised":
@@ -196,7 +187,7 @@ def told_training(method: MethodName | Literal["auto"]) -> WeightsTraining | Non
 
 
 def weights_kind(training: WeightsTraining) -> str:
-    """Return one word for how a backbone was trained: `supervised`, a method, or `other`; `none` for random weights."""
+    """Return one word for the training of a backbone: `supervised`, a method, `other`, or `none` for random weights."""
     if training.is_supervised:
         return "supervised"
     if training.layout is None:

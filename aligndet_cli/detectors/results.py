@@ -1,4 +1,4 @@
-"""Detections of a model as COCO results: original image and category ids, boxes in the original image's pixels."""
+"""Turn detections into COCO results: original image and category ids, boxes in the original image's pixels."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,16 +9,18 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
-from aligndet_cli.detectors.interface import Detections, ImageBatch
+from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.parts.mask_head import paste_mask
 from aligndet_cli.errors import RunError
 from aligndet_cli.training.placement import autocast
 
-# A thousandth of a pixel and a millionth of a score: finer than float32 is right about, and short in the file.
+# Finer than the accuracy of float32, and short in the file.
 BOX_DECIMALS = 3
 SCORE_DECIMALS = 6
 
+# Positions in the image set, images, and original sizes (height, width).
 EvaluationBatch = tuple[list[int], ImageBatch, list[tuple[int, int]]]
 
 
@@ -26,13 +28,13 @@ class Detects(Protocol):
     """The part of a `Detector` that is needed here."""
 
     def detect(self, images: ImageBatch) -> list[Detections]:
-        """Detections of each image."""
+        """Return the detections of each image."""
         ...
 
 
 @contextlib.contextmanager
 def forward_pass(device: torch.device, precision: str) -> Iterator[None]:
-    """The precision asked for (`32-true`, `bf16-mixed`, `16-mixed`), and too little GPU memory with a way out.
+    """Compute the block in a precision: `32-true`, `bf16-mixed` or `16-mixed`.
 
     Raises:
         RunError: out of GPU memory.
@@ -47,7 +49,7 @@ def forward_pass(device: torch.device, precision: str) -> Iterator[None]:
 def predict_images(
     model: Detects, batches: Iterable[EvaluationBatch], image_set: ImageSet, categories: Sequence[Category]
 ) -> list[dict[str, Any]]:
-    """COCO results of all images of the batches; see `predict_each`."""
+    """Return the COCO results of all images; arguments as in `predict_each`."""
     return [entry for _, found in predict_each(model, batches, image_set, categories) for entry in found]
 
 
@@ -58,9 +60,9 @@ def predict_each(
     """Yield `(index, COCO results)` of each image, in the order of the batches.
 
     Args:
-        model: in evaluation mode; the caller sets that, and autocast.
-        batches: `(positions in image_set, images, original sizes (height, width))`.
-        categories: of the model; position = class id.
+        model: in evaluation mode; the caller sets that, and the precision.
+        batches: with positions in `image_set`.
+        categories: the model's, by class id.
     """
     unused = {category.category_id for category in categories if category.name == UNUSED}
     for indices, images, original_sizes in batches:
@@ -75,15 +77,15 @@ def predict_each(
 def detections_to_coco(
     detections: Detections, view_hw: tuple[int, int], size_hw: tuple[int, int], categories: Sequence[Category]
 ) -> list[dict[str, Any]]:
-    """COCO result entries without the image id: `category_id`, `bbox` (xywh), `score`, `segmentation` if masks.
+    """Return COCO result entries without image id: `category_id`, `bbox` (xywh), `score`, `segmentation` if masks.
 
     Args:
         detections: N boxes in the pixels of the resized image.
         view_hw: height and width of the resized image, without padding.
         size_hw: height and width of the original.
+        categories: by class id.
 
-    Source: mmdetection divides by `new_w / w` and `new_h / h` (the true factors after rounding, not the one asked
-    for), then clips.
+    Source: as mmdetection, divide by `new_w / w` and `new_h / h` (the true factors after rounding), then clip.
     """
     rescaled = rescale_boxes(detections.boxes, view_hw, size_hw)
     boxes = rescaled.cpu().numpy()  # (N, 4)
@@ -105,7 +107,7 @@ def detections_to_coco(
 
 
 def rescale_boxes(boxes: Tensor, view_hw: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:
-    """(N, 4) boxes of the resized image in the pixels of the original, clipped to it."""
+    """Scale (N, 4) xyxy boxes from the resized image to the pixels of the original, and clip them to it."""
     (view_height, view_width), (height, width) = view_hw, size_hw
     scale_x, scale_y = view_width / width, view_height / height
     rescaled = boxes.double() / boxes.new_tensor([scale_x, scale_y, scale_x, scale_y], dtype=torch.float64)
@@ -113,7 +115,7 @@ def rescale_boxes(boxes: Tensor, view_hw: tuple[int, int], size_hw: tuple[int, i
 
 
 def _mask_to_rle(probabilities: Tensor, box: Tensor, size_hw: tuple[int, int]) -> dict[str, Any]:
-    """COCO run-length code of the (M, M) mask in a (4,) box, at the original size."""
+    """Return the COCO run-length code, at the original size, of the (M, M) mask in a (4,) box."""
     mask, (top, left) = paste_mask(probabilities, box, size_hw)
     pixels = np.zeros(size_hw, dtype=np.uint8, order="F")
     pixels[top : top + mask.shape[0], left : left + mask.shape[1]] = mask.cpu().numpy()

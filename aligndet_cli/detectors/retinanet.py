@@ -14,14 +14,8 @@ from torchvision.ops import clip_boxes_to_image
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
-from aligndet_cli.detectors.interface import (
-    BoxCandidates,
-    BoxTargets,
-    Detections,
-    Features,
-    ImageBatch,
-    extract_features,
-)
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
@@ -86,7 +80,7 @@ class RetinaNetConfig(Frozen):
 
 @dataclass(frozen=True)
 class RetinaNetRules:
-    """The numbers of `RetinaNetConfig` that assignment, losses, sampling and post-processing go by."""
+    """The fields of `RetinaNetConfig` that assignment, losses, sampling and post-processing use."""
 
     positive_iou: float
     negative_iou: float
@@ -101,13 +95,7 @@ class RetinaNetRules:
 
 
 class RetinaNetHead(nn.Module):
-    """Two towers of 3x3 convolutions, shared by all levels: one for classes, one for boxes.
-
-    Args:
-        channels: width in and out.
-        num_convs: length of each tower.
-        norm: norm after each convolution, in place of its bias.
-    """
+    """Two towers of 3x3 convolutions, shared by all levels: one for classes, one for boxes; see `conv_tower`."""
 
     def __init__(self, channels: int, num_convs: int, norm: NormName) -> None:
         super().__init__()
@@ -116,17 +104,23 @@ class RetinaNetHead(nn.Module):
 
 
 class RetinaNet(nn.Module):
-    """A `Detector`: one class score per anchor and class, one box per anchor.
+    """A `Detector`: one class score per anchor and class, one box per anchor; 9 anchors a cell, see `AnchorGrid`.
 
-    Anchors and per-anchor results of an image are ordered as `AnchorGrid` says, 9 to a cell.
+    `forward` returns scalars, both per positive anchor:
+        loss_cls: focal loss of all classes of all anchors that are not ignored.
+        loss_box_reg: L1 distance of predicted and true offsets of the positive anchors.
+
+    `detect` returns for each image, best first:
+        boxes: (N, 4) xyxy in pixels, N at most `max_detections`.
+        scores: (N,) sigmoids of the class logits.
+        class_ids: (N,) int64, 0..K-1.
 
     Args:
         backbone: returns maps c3, c4, c5.
         neck: makes P3..P7 of them.
         head: runs on each of these.
-        num_classes: K, background not counted.
+        num_classes: K, without background.
         anchors: their style, see `AnchorGrid`.
-        rules: the numbers to go by.
     """
 
     class_modules: tuple[str, ...] = ("class_predictor",)
@@ -159,20 +153,20 @@ class RetinaNet(nn.Module):
 
     @property
     def class_branch(self) -> list[nn.Module]:
-        """Return the modules that only the contrastive task trains."""
+        """Modules that only the contrastive loss trains."""
         return [self.head.class_tower]
 
     @property
     def box_branch(self) -> list[nn.Module]:
-        """Return the modules that only the box losses train."""
+        """Modules that only the box losses train."""
         return [self.head.box_tower, self.box_predictor]
 
     def extract(self, images: ImageBatch) -> Features:
-        """Backbone features of a batch."""
+        """Return maps c3 to c5 of the backbone."""
         return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """Losses `loss_cls` and `loss_box_reg` of a labelled batch; images without boxes are negatives."""
+        """Return the scalar losses of a labelled batch; images without boxes are negatives."""
         pyramid = self.neck(self.extract(images).maps)
         anchors, matched = self.assign(grids_of(pyramid), images.sizes_hw, targets)
         return {
@@ -182,7 +176,7 @@ class RetinaNet(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
-        """Detections of each image, best first."""
+        """Return the detections of each image, best first."""
         pyramid = self.neck(self.extract(images).maps)
         logits, deltas = self.predict_logits(pyramid), self.predict_deltas(pyramid)
         anchors = self.anchors(grids_of(pyramid))
@@ -194,16 +188,7 @@ class RetinaNet(nn.Module):
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
-        """Sampled anchors of all images, image by image, positives before background.
-
-        The box loss counts all positives, sampled or not. The class predictor is not used, and the box branch only
-        for the loss.
-
-        Args:
-            features: of the backbone; gradients stop where they do.
-            proposals: one per image, with `instance_ids`.
-            with_losses: whether `loss_box_reg` is asked for.
-        """
+        """Return sampled anchors, image by image, positives before background. The loss is `loss_box_reg`."""
         pyramid = self.neck(features.maps)
         anchors, matched = self.assign(grids_of(pyramid), features.sizes_hw, proposals)
         samples = sample_each_image(matched, self.rules.pretext_samples)
@@ -223,17 +208,20 @@ class RetinaNet(nn.Module):
         )
 
     def predict_logits(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """Class logits of every anchor: (B, A*K, H, W) per level."""
+        """Return the class logits of every anchor: (B, A*K, H, W) per level."""
         return [self.class_predictor(self.head.class_tower(level)) for level in pyramid]
 
     def predict_deltas(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """Box offsets of every anchor: (B, A*4, H, W) per level."""
+        """Return the box offsets of every anchor: (B, A*4, H, W) per level."""
         return [self.box_predictor(self.head.box_tower(level)) for level in pyramid]
 
     def assign(
         self, grids_hw: list[SizeHW], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
     ) -> tuple[Tensor, Tensor]:
-        """Anchors of the batch and their matches as from `AnchorGrid.match`: every box claims an anchor."""
+        """Return (anchors, 4) xyxy anchors and their (B, anchors) matches; every box claims an anchor.
+
+        See `AnchorGrid.match`.
+        """
         return self.anchors.match(
             grids_hw,
             sizes_hw,
@@ -244,20 +232,14 @@ class RetinaNet(nn.Module):
         )
 
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
-        """Focal loss of all classes of all anchors that are not ignored, per positive anchor of the batch.
-
-        Args:
-            logits: (B, A*K, H, W) per level.
-            matched: (B, anchors) as from `assign`.
-            targets: boxes of each image with `class_ids`.
-        """
+        """Return the scalar `loss_cls`, from (B, A*K, H, W) logits per level and (B, anchors) matches."""
         class_ids = torch.stack([look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
         rules = self.rules
         total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=rules.focal_alpha, gamma=rules.focal_gamma)
         return total / _num_positives(matched)
 
     def box_loss(self, deltas: list[Tensor], anchors: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
-        """Mean L1 distance of predicted and true offsets over the positive anchors; 0 if there are none.
+        """Return the scalar `loss_box_reg`, 0 without positive anchors.
 
         Args:
             deltas: (B, A*4, H, W) per level.
@@ -273,13 +255,13 @@ class RetinaNet(nn.Module):
         return (predicted - encode_boxes(boxes, anchors[anchor_index])).abs().sum() / _num_positives(matched)
 
     def postprocess(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, size_hw: SizeHW) -> Detections:
-        """Detections of one image.
+        """Return the detections of one image.
 
         Args:
             logits: (A*K, H, W) per level.
             deltas: (A*4, H, W) per level.
             anchors: (anchors, 4) xyxy.
-            size_hw: of the image in pixels, without padding.
+            size_hw: height and width of the image in pixels, without padding.
         """
         boxes, scores, class_ids = [], [], []
         frame_hw = size_hw if self.rules.clip_before_nms else None
@@ -306,7 +288,7 @@ class RetinaNet(nn.Module):
 
 
 def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: int) -> RetinaNet:
-    """A RetinaNet on `backbone` with fresh neck, head and predictors."""
+    """Build a RetinaNet around `backbone`; everything else has fresh weights."""
     neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
     widths = backbone.use_levels(LEVELS)
     return RetinaNet(
@@ -332,5 +314,5 @@ def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: in
 
 
 def _num_positives(matched: Tensor) -> Tensor:
-    """Count positive anchors of the batch, by which mmdetection divides losses; an image without any counts as one."""
+    """Count the positive anchors of the batch, at least one per image; mmdetection divides losses by this number."""
     return (matched >= 0).sum(dim=1).clamp(min=1).sum()

@@ -25,15 +25,15 @@ COCO_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100
 
 @dataclass(frozen=True)
 class CocoEvaluation:
-    """What pycocotools says about a set of predictions. K = classes.
+    """Results of pycocotools for a set of predictions. K = classes, T = IoU thresholds, R = recall thresholds.
 
     Attributes:
         metrics: JSON values, see `coco_metrics`.
-        precision: (T, R, K) interpolated precision over all sizes and at most 100 boxes per image; -1 where a class
-            has no ground truth.
+        precision: (T, R, K) interpolated precision over all sizes and at most 100 boxes per image; -1 for a class
+            without ground truth.
         iou_thresholds: (T,) 0.5, 0.55 ... 0.95.
         recall_thresholds: (R,) 0, 0.01 ... 1.
-        matches: which detections found which ground truths; None where nobody asked.
+        matches: pairs of detections and ground truths; None if not asked for.
     """
 
     metrics: dict[str, Any]
@@ -45,13 +45,13 @@ class CocoEvaluation:
 
 @dataclass(frozen=True)
 class CocoMatches:
-    """How pycocotools has matched boxes of all sizes.
+    """Matches of pycocotools between boxes of all sizes. D = detections of a class in an image, at most the best 100.
 
     Attributes:
-        truths: the ground truths it saw, each with an `id` other than 0.
-        per_group: its results for each class and image with either of them: `dtIds` (1, 2 ... in the order of the
-            predictions, best 100), and by threshold (`loose_iou` first, then T) `dtMatches` (id of the ground truth, 0
-            for none) and `dtIgnore`.
+        truths: the ground truths that pycocotools saw, each with an `id` other than 0.
+        per_group: its results for each class and image with any boxes: `dtIds` (D,), positions in the predictions
+            from 1 on, and by threshold (`loose_iou` first) `dtMatches` (1 + T, D), the id of the ground truth or 0, and
+            `dtIgnore` (1 + T, D).
     """
 
     truths: list[dict[str, Any]]
@@ -65,7 +65,7 @@ def coco_metrics(
     image_ids: Collection[int] | None = None,
     iou_type: IouType = "bbox",
 ) -> dict[str, Any]:
-    """The numbers of pycocotools as JSON values; see `evaluate_coco` for the arguments.
+    """Return the numbers of pycocotools as JSON values; see `evaluate_coco` for the arguments.
 
     Returns:
         The 12 numbers by name (0..1, null where nothing could be found), `per_class` (in the order of the category
@@ -90,7 +90,7 @@ def evaluate_coco(
         predictions: COCO results with the category ids of `ground_truth`; `bbox` is xywh.
         image_ids: evaluate these images only; None = all.
         iou_type: `segm` compares `segmentation` (RLE); ground truths without one are left out and counted.
-        loose_iou: also tell the matches, with those at this IoU, which has no part in any number.
+        loose_iou: also return the matches, at this IoU too; no metric depends on it.
     """
     dataset, predictions = _select(ground_truth, predictions, image_ids)
     num_without_mask = 0
@@ -116,7 +116,7 @@ def evaluate_coco(
 
 
 def _evaluate(evaluator: COCOeval, loose_iou: float | None) -> CocoMatches | None:
-    """Match; at one more IoU where there is one, which is taken out again: a second pass would take as long."""
+    """Match boxes; `loose_iou` is one more threshold, removed afterwards, since a second pass would double the time."""
     if loose_iou is None:
         evaluator.evaluate()
         return None
@@ -134,7 +134,7 @@ def _evaluate(evaluator: COCOeval, loose_iou: float | None) -> CocoMatches | Non
 def _select(
     ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], image_ids: Collection[int] | None
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-    """What pycocotools takes, of these images only; None = all."""
+    """Return ground truth and predictions of these images (None = all) in the form that pycocotools takes."""
     chosen = {int(image["id"]) for image in ground_truth["images"]}
     chosen = chosen if image_ids is None else chosen & set(image_ids)
     annotations = [entry for entry in ground_truth["annotations"] if entry["image_id"] in chosen]
@@ -147,11 +147,11 @@ def _select(
 
 
 def coco_ground_truth(image_set: ImageSet, *, with_masks: bool = False) -> dict[str, Any]:
-    """What pycocotools is to compare with: the original COCO annotations of these images, or their equal.
+    """Return the ground truth for pycocotools as a COCO json: the original annotations if they are COCO.
 
     A COCO json is read again rather than rebuilt from `ImageSet`, whose float32 corners would move boxes by a
-    rounding error and which has no boxes without area. Only annotations that no program could use (no four finite
-    numbers, an unknown class) are left out; a missing `area` is that of the box and a missing `iscrowd` is 0.
+    rounding error and which has no boxes without area. Only unusable annotations (no four finite numbers, an unknown
+    class) are left out; a missing `area` becomes the area of the box, a missing `iscrowd` 0.
     """
     if image_set.annotations is None:
         return to_coco_dict(image_set)
@@ -183,10 +183,10 @@ def _complete(annotation: Mapping[str, Any], *, with_masks: bool) -> dict[str, A
 
 
 def _with_usable_ids(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of the annotations, renumbered if their ids would mislead pycocotools.
+    """Return copies of the annotations, renumbered if their ids would mislead pycocotools.
 
     It stores the id of the matched ground truth and reads 0 as "not matched", so a box with id 0 (common in
-    converted data) can never be found; and of two boxes with one id it sees the second twice.
+    converted data) can never be found; and of two boxes with equal ids it sees the second twice.
     """
     ids = [annotation.get("id") for annotation in annotations]
     if None not in ids and 0 not in ids and len(set(ids)) == len(ids):
@@ -242,7 +242,7 @@ def _summary(
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Mean over what could be measured: pycocotools marks the rest with -1."""
+    """Return the mean of values (any shape) without -1, which marks unmeasured ones; None if nothing is left."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else None
 

@@ -10,11 +10,11 @@ IOU_THRESHOLD = 0.5
 
 
 def voc_metrics(ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and per-class AP of both rules as JSON values (0..1, null for classes without ground truth).
+    """Return mean and per-class AP of both rules as JSON values (0..1, null for classes without ground truth).
 
     Args:
-        ground_truth: a COCO json dict in which `iscrowd` marks VOC's difficult boxes: they are neither to be found
-            nor wrong to find.
+        ground_truth: a COCO json dict in which `iscrowd` marks VOC's difficult boxes, which count neither as missed
+            nor as wrongly found.
         predictions: COCO results; `bbox` is xywh.
 
     Source: VOC development kit (VOCevaldet.m): per class, detections by falling score over all images; each takes
@@ -35,11 +35,11 @@ def match_detections(
     is_difficult: Mapping[int, NDArray[np.bool_]],
     detections: Sequence[tuple[int, Sequence[float]]],
 ) -> NDArray[np.int64]:
-    """(D,) verdict on each detection of a class: 1 right, 0 wrong, -1 not counted (a difficult box).
+    """Return a verdict (D,) int64 on each detection of a class: 1 right, 0 wrong, -1 not counted (a difficult box).
 
     Args:
         truth_boxes: `{image_id: (N, 4) xyxy}`; images without boxes may be missing.
-        is_difficult: `{image_id: (N,)}`.
+        is_difficult: `{image_id: (N,) bool}`.
         detections: `(image_id, xyxy)` by falling score.
     """
     is_free = {image_id: np.ones(len(boxes), dtype=bool) for image_id, boxes in truth_boxes.items()}
@@ -58,11 +58,11 @@ def match_detections(
 
 
 def average_precisions(verdicts: NDArray[np.int64], num_truths: int) -> tuple[float, float]:
-    """AP by the rule of 2007 and by that of 2010-2012.
+    """Return the AP by the rule of 2007 and the AP by the rule of 2010-2012.
 
     Args:
         verdicts: (D,) by falling score, see `match_detections`.
-        num_truths: boxes that are not difficult; at least 1.
+        num_truths: number of boxes that are not difficult; at least 1.
     """
     counted = verdicts[verdicts >= 0]
     num_right = np.cumsum(counted)  # (D',)
@@ -110,7 +110,7 @@ def _corners(box_xywh: Sequence[float]) -> list[float]:
 
 
 def _iou_with_each(box: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N,) overlap of one xyxy box with (N, 4) boxes."""
+    """Return the IoU (N,) of one box (4,) with boxes (N, 4), xyxy."""
     sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     shared = np.clip(sides, 0, None).prod(axis=1)
     union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - shared

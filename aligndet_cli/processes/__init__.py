@@ -1,1 +1,4 @@
-"""What runs processes: devices, launching, signals, collectives, Slurm, memory limits. No torch until one starts."""
+"""Start and stop processes: devices, launching, signals, collectives, Slurm, memory, shared artifacts.
+
+Only `collectives` imports torch with the module; the others do when a process starts.
+"""

@@ -1,4 +1,4 @@
-"""The few collectives the rest of the code needs; each is the identity in a single process."""
+"""Collective operations over the processes of a run; each is the identity in a single process."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from aligndet_cli.processes.devices import Process
 
 
 def mean_over_ranks(value: Tensor, process: Process) -> Tensor:
-    """Mean of a tensor over all processes."""
+    """Return the mean of a tensor (...) of any shape over all processes."""
     if process.world_size == 1:
         return value
     total = value.detach().clone()
@@ -19,7 +19,7 @@ def mean_over_ranks(value: Tensor, process: Process) -> Tensor:
 
 
 def gather_over_ranks(value: Tensor) -> Tensor:
-    """(N, ...) tensors of all processes, of the same shape, as one (world_size * N, ...) in the order of the ranks."""
+    """Concatenate the (N, ...) tensors of all processes, of equal shape, to (world_size * N, ...) by rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
@@ -28,7 +28,7 @@ def gather_over_ranks(value: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any, process: Process) -> list[Any]:
-    """The small plain values of all processes, in the order of the ranks."""
+    """Return the values of all processes by rank; they are pickled, so keep them small."""
     if process.world_size == 1:
         return [value]
     values: list[Any] = [None] * process.world_size
@@ -37,7 +37,7 @@ def gather_objects(value: Any, process: Process) -> list[Any]:
 
 
 def any_rank(flag: bool, process: Process) -> bool:
-    """Return True if the flag is set on any process, so that all of them act on it in the same step."""
+    """Return True on all processes if the flag is set on any, so that they act on it in the same step."""
     if process.world_size == 1:
         return flag
     value = torch.tensor(float(flag))

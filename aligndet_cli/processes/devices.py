@@ -1,4 +1,4 @@
-"""Which processes a run has, and on which devices."""
+"""Resolve the processes of a run and their devices from settings, launcher and machine."""
 
 import os
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from aligndet_cli.processes.slurm import is_batch_script
 
 @dataclass(frozen=True)
 class Process:
-    """Which of the processes of a run this is.
+    """The place of one process in a run.
 
     Attributes:
-        device: torch device name, `cpu` or `cuda:<local rank>`.
-        progress: what this process shows; `none` on all but the main one.
+        device: torch device name, `cpu` or `cuda:<number>`.
+        progress: display of progress; `none` on all but the main process.
     """
 
     rank: int = 0
@@ -25,7 +25,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files."""
+        """True in the one process that writes files."""
         return self.rank == 0
 
 
@@ -36,8 +36,8 @@ class Devices:
     Attributes:
         kind: `cpu` or `cuda`.
         per_node: processes on this machine.
-        visible: GPU numbers to use, when the user listed them.
-        timeout_minutes: how long processes wait for each other.
+        visible: numbers of the GPUs to use, if the user listed them.
+        timeout_minutes: longest wait of processes for each other.
     """
 
     kind: str = "cpu"
@@ -48,7 +48,7 @@ class Devices:
 
     @property
     def world_size(self) -> int:
-        """Processes in all."""
+        """Number of processes on all machines."""
         return self.per_node * self.num_nodes
 
     @property
@@ -58,7 +58,7 @@ class Devices:
 
 
 def joined_world_size() -> int | None:
-    """Number of processes when this one was started by torchrun or Slurm as one of many, else None."""
+    """Return the number of processes if torchrun or Slurm started this one among several, else None."""
     for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if rank in os.environ and int(os.environ.get(world, "1")) > 1:
             return None if rank.startswith("SLURM") and is_batch_script(os.environ) else int(os.environ[world])
@@ -66,10 +66,11 @@ def joined_world_size() -> int | None:
 
 
 def resolve_devices(runtime: RuntimeConfig) -> Devices:
-    """What `--accelerator`, `--devices` and `--num-nodes` mean on this machine.
+    """Resolve `--accelerator`, `--devices` and `--num-nodes` on this machine.
 
     Raises:
-        ConfigError: GPUs asked for that are not there, or something that is neither a number nor a list.
+        ConfigError: there are not enough GPUs, `--devices` is neither a number nor a list, or the launcher started
+            another number of processes.
     """
     import torch
 
@@ -100,7 +101,7 @@ def resolve_devices(runtime: RuntimeConfig) -> Devices:
 
 
 def _joined_devices(runtime: RuntimeConfig, joined: int, asked: Devices) -> Devices:
-    """The processes that the launcher has started; what was asked for must agree with it."""
+    """Return the processes that the launcher has started; refuse settings that ask for another number."""
     num_nodes = runtime.num_nodes
     if joined % num_nodes or (runtime.devices != "auto" and asked.world_size != joined):
         raise ConfigError(

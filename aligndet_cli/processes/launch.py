@@ -1,4 +1,4 @@
-"""One function on one process or many: spawned by torch's elastic launcher, or joined under torchrun and Slurm."""
+"""Run one function on one process or many: spawned by torch's elastic launcher, or joined under torchrun and Slurm."""
 
 import contextlib
 import datetime
@@ -30,7 +30,7 @@ _INTERRUPTED = 130  # exit code after Ctrl-C
 
 @dataclass(frozen=True)
 class Shown:
-    """How much a run tells: passed to spawned processes, which start without the command's settings."""
+    """Display settings of the command, to pass to spawned processes."""
 
     progress: ProgressMode = "auto"
     verbosity: int = 0
@@ -39,10 +39,10 @@ class Shown:
 def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
     """Call `run(plan, process)` on every process of `devices` and return when all are done.
 
-    Settings of the process itself (`plan.config.runtime.deterministic`) are made before the call.
+    Each process first applies `plan.config.runtime.deterministic`.
 
     Raises:
-        AlignDetError: what the first failing process reported, in this process.
+        AlignDetError: the error that the first failing process reported.
     """
     if joined_world_size() is not None:
         run_here(run, plan, _joined_process(devices, shown))
@@ -55,9 +55,9 @@ def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
 
 @contextlib.contextmanager
 def one_for_all(devices: Devices) -> Iterator[Callable[[Callable[[], PlanT]], PlanT]]:
-    """Under torchrun or Slurm, let only rank 0 prepare and give every rank its plan or its error.
+    """Yield a function that calls `prepare` on rank 0 alone and returns its plan, or raises its error, on every rank.
 
-    Yields a function that takes `prepare` and returns the plan. Without such a launcher it just calls it.
+    Without torchrun or Slurm, that function just calls `prepare`.
     """
     if joined_world_size() is None:
         yield lambda prepare: prepare()
@@ -88,15 +88,15 @@ def _prepare_on_main(prepare: Callable[[], PlanT]) -> PlanT:
 
 
 def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -> None:
-    """Call `run(plan, process)` in this process, set up for training as every process of a run is."""
+    """Call `run(plan, process)` in this process, after setting up memory and determinism."""
     import torch
     import torch.utils.deterministic
 
     if process.device == "cpu":
         keep_freed_memory()
     if process.device == "cpu" or plan.config.runtime.deterministic:
-        # On the CPU too, where it costs nothing: with two threads and more, sums over repeated indices are added up
-        # in the order the threads get to them.
+        # On the CPU too, where it costs nothing: otherwise several threads add up sums over repeated indices in any
+        # order.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch does not declare it
@@ -116,7 +116,7 @@ def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -
 
 
 class _LostPartner(RunError):
-    """Another process ended, and this one noticed: never the reason, only a consequence."""
+    """Another process ended, so this one had to; another process reports the cause."""
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
@@ -133,10 +133,10 @@ def _joined_process(devices: Devices, shown: Shown) -> Process:
 
 
 def _own_device(devices: Devices) -> str:
-    """Torch device of a process of a group, by its number on this machine.
+    """Return the torch device of this process by its number on this machine.
 
     Raises:
-        ConfigError: more processes than GPUs.
+        ConfigError: there are more processes than GPUs.
     """
     import torch
 
@@ -152,7 +152,7 @@ def _own_device(devices: Devices) -> str:
 
 
 def _init_process_group(devices: Devices) -> None:
-    """Join the group that the environment names: torchrun's variables, or Slurm's translated to them."""
+    """Join the group of processes that torchrun's variables describe, or Slurm's."""
     import torch
     import torch.distributed as dist
 
@@ -170,7 +170,7 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Their many lines about a process that failed: the one that counts is ours.
+    # torch logs many lines about a process that failed; ours is enough.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -185,7 +185,7 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=0,
-            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # these end the workers at once, or after 30 s
+            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # these end the workers, after 30 s at the latest
         )
         try:
             elastic_launch(config, _worker)(run, plan, devices, shown, Path(reports))
@@ -195,7 +195,7 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
 
 @contextlib.contextmanager
 def _signals_passed_on() -> Iterator[list[str]]:
-    """Hand SIGTERM and SIGUSR1 to the workers and wait, however long they take to save; yields what was received."""
+    """Pass SIGTERM and SIGUSR1 on to the workers, who may take any time to save; yields the names received so far."""
     received: list[str] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -215,7 +215,7 @@ def _signals_passed_on() -> Iterator[list[str]]:
 
 
 def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown, reports: Path) -> None:
-    """Body of a spawned process: join the group, run, and leave a report of what went wrong."""
+    """Join the group and run, in a spawned process; write a report if that fails."""
     stop_at_once()
     import torch
     import torch.distributed as dist
@@ -253,16 +253,16 @@ def _report(reports: Path, rank: int, error: AlignDetError) -> None:
 
 
 def _root_cause(reports: Path, error: BaseException, received: list[str]) -> BaseException:
-    """The error of the process that failed first; the others only lost their partner.
+    """Return the error of the process that failed first; the others only lost their partner.
 
     Args:
-        received: signals that were passed on.
+        received: names of the signals that were passed on.
     """
     failures = getattr(error, "failures", {})
     was_killed = not received and any(failure.exitcode == -signal.SIGKILL for failure in failures.values())
     for file in sorted(reports.glob("*.json"), key=lambda file: file.stat().st_mtime):
         report = json.loads(file.read_text())
-        # After one was killed, it is the launcher that asks the others to stop.
+        # If one was killed, the others report a stop because the launcher asked them to.
         if not (was_killed and report["exit_code"] == Preempted.exit_code):
             return ERROR_BY_EXIT_CODE[report["exit_code"]](report["message"])
     number = getattr(error, "sigval", None)

@@ -1,4 +1,4 @@
-"""How much memory there is, how much a process uses, and how it keeps it. Free of torch."""
+"""Measure free and used memory, and set how this process keeps the memory it frees. Free of torch."""
 
 import ctypes
 import os
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-# Of a cgroup: a limit, what counts against it, and what of that can be dropped; the second version's, then the first's.
+# Files of a cgroup: a limit, the use that counts against it, and the part of the use that can be dropped. Version 2
+# first, then version 1.
 _LIMITS = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.high", "memory.current", "inactive_file"),
@@ -19,11 +20,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that processes may still take; None where nothing limits them.
+    """Bytes that processes may still take; None if nothing limits them.
 
     Attributes:
-        shared: of the machine or the container, for all processes together.
-        own: of the address space of this process (`ulimit -v`, `ulimit -d`).
+        shared: in the machine or the container, for all processes together.
+        own: in the address space of this process (`ulimit -v`, `ulimit -d`).
     """
 
     shared: int | None
@@ -32,13 +33,13 @@ class Room:
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes of a process.
+    """Bytes that a process uses.
 
     Attributes:
-        resident: in memory, without what it shares with files.
-        mapped: of its address space.
-        mapped_peak: the most there ever were.
-        data: of its address space, what only this process can write to.
+        resident: in memory, without pages that belong to files.
+        mapped: in its address space.
+        mapped_peak: largest `mapped` so far.
+        data: private and writable in its address space.
     """
 
     resident: int
@@ -48,10 +49,10 @@ class Usage:
 
 
 def free_room(root: Path = ROOT) -> Room:
-    """What is free now: of the machine, of the container it may be, and under this process's own limits.
+    """Return the memory that is free now in the machine, in its container, and under the limits of this process.
 
     Args:
-        root: where `proc` and the cgroups' folders are found.
+        root: folder with `proc` and the cgroups.
     """
     limits = [_available(root), *(_free_in(folder) for folder in _cgroups(root))]
     own = []
@@ -65,7 +66,7 @@ def free_room(root: Path = ROOT) -> Room:
 
 
 def process_usage(pid: int | None = None, root: Path = ROOT) -> Usage | None:
-    """What a process uses, by default this one; None where the system does not tell (only Linux does) or it is gone."""
+    """Return the use of a process, by default this one; None if it is gone, or the system is not Linux."""
     content = _read(root / f"proc/{'self' if pid is None else pid}/status")
     kilobytes = {line.split(":")[0]: line.split()[1] for line in content.splitlines() if line.endswith(" kB")}
     keys = ("RssAnon", "VmSize", "VmPeak", "VmData")
@@ -75,7 +76,7 @@ def process_usage(pid: int | None = None, root: Path = ROOT) -> Usage | None:
 
 
 def limit_growth(room: int | None) -> None:
-    """Let this process take that many more bytes, and fail when it asks for more; None: as many as it likes."""
+    """Let this process take `room` more bytes and fail when it asks for more; None sets no limit."""
     usage = process_usage()
     if room is None or usage is None:
         return
@@ -85,13 +86,13 @@ def limit_growth(room: int | None) -> None:
 
 
 def peak_resident() -> int:
-    """Most bytes this process ever had in memory."""
+    """Return the largest number of bytes that this process ever had in memory."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _available(root: Path) -> int | None:
-    """Of the machine: what Linux can give without swapping, elsewhere all it has."""
+    """Return the bytes that Linux can give without swapping; on other systems, all memory of the machine."""
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
@@ -101,7 +102,7 @@ def _available(root: Path) -> int | None:
 
 
 def _cgroups(root: Path) -> list[Path]:
-    """Folders of the groups this process is in whose memory is counted, each followed by those around it."""
+    """Return the folders of this process's groups that count memory, each followed by the groups around it."""
     of_kind = {}
     for line in _read(root / "proc/self/cgroup").splitlines():
         number, kinds, path = line.split(":", 2)
@@ -115,14 +116,14 @@ def _cgroups(root: Path) -> list[Path]:
         if kind not in of_kind or (kind == "cgroup" and "memory" not in options.split(",")):
             continue
         top, group, seen = root / mount.lstrip("/"), Path(of_kind[kind]), Path(shown)
-        # In a container the path may be told as it is seen from outside of it.
+        # In a container the path may be the one outside of it.
         inside = group.relative_to(seen) if group.is_relative_to(seen) else Path()
         folders += [top / inside, *(top / parent for parent in inside.parents)]
     return folders
 
 
 def _free_in(folder: Path) -> int | None:
-    """What the limits of one group leave; pages of files that can be dropped count as free."""
+    """Return the bytes that the limits of one group leave; file pages that can be dropped count as free."""
     found = []
     for limit_name, usage_name, cache in _LIMITS:
         limit, used = _read(folder / limit_name), _read(folder / usage_name)
@@ -134,7 +135,7 @@ def _free_in(folder: Path) -> int | None:
 
 
 def _read(file: Path) -> str:
-    """What it says; nothing where it is not there, or belongs to a process that is gone."""
+    """Return the text of a file; empty if it is not there, or belongs to a process that is gone."""
     try:
         return file.read_text().strip()
     except OSError:
@@ -144,8 +145,8 @@ def _read(file: Path) -> str:
 def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, for the next step to use.
 
-    The C library gives large blocks back to the system at once, and a training step on the CPU asks for the same
-    ones again: a fifth of its time. Does nothing where the library has no such settings.
+    By default the C library gives large blocks back to the system at once, and a training step on the CPU spends a
+    fifth of its time asking for them again. Does nothing if the library has no such settings.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
@@ -154,16 +155,16 @@ def keep_freed_memory() -> None:
 
 
 def keep_few_primitives() -> None:
-    """Let oneDNN keep few of its compiled operations, if it has not begun yet; by default it keeps 1024.
+    """Let oneDNN keep 64 of its compiled operations instead of 1024, if it has not begun yet.
 
-    There is one for every size of an image. They lie where the large blocks of a step should, and each change of sizes
-    leaves more gaps that are too small for the next ones.
+    There is one for every size of an image. They lie among the large blocks of a step, so each change of sizes leaves
+    more gaps that are too small for the next blocks.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def give_back_freed_memory() -> None:
-    """Let this process give back what it frees, at once, so that what it has is what it needs; slow."""
+    """Let this process give back the memory it frees at once, which is slow, so that it holds only what it needs."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_MAX, 65_536)

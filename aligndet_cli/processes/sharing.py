@@ -1,6 +1,7 @@
-"""Several processes that work on one artifact at once, on one machine or on several over a shared file system.
+"""Let several processes work on one artifact at once, on one machine or on several over a shared file system.
 
-Everybody is in while it works, then asks whether it was the last; the last one finishes the artifact.
+Each process holds a shared lock while it works, then tries for the exclusive lock; whoever gets it finishes the
+artifact.
 """
 
 import contextlib
@@ -20,10 +21,10 @@ _TRIES = 50
 
 @contextlib.contextmanager
 def taking_part(output: Output, config: StageConfig) -> Iterator[None]:
-    """Be in for the time of the block; whoever comes first begins the artifact. Nobody gets its `lock` meanwhile.
+    """Join the artifact for the duration of the block, in which nobody can lock it; the first process creates it.
 
-    A partial folder with the same settings and inputs is taken up also where this process was to start over: what is
-    in it may be the others' part of the same start.
+    A partial folder with the same settings and inputs is reused even if this process was told to start over, because
+    another process of the same start may have created it.
 
     Raises:
         TakenError: a process that works alone holds the lock, or the artifact has just been finished.
@@ -41,7 +42,7 @@ def taking_part(output: Output, config: StageConfig) -> Iterator[None]:
             except TakenError:
                 if not num_left:
                     raise
-            time.sleep(random.uniform(0.02, 0.1))  # many that start at once get in each other's way
+            time.sleep(random.uniform(0.02, 0.1))  # random, because many may start at once
         else:
             raise output.just_finished()
         yield
@@ -49,9 +50,10 @@ def taking_part(output: Output, config: StageConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_if_last(output: Output) -> Iterator[Output | None]:
-    """The output, locked and with the begin of whoever was first; None while others are in or once it is finished.
+    """Yield the output, locked and with the time at which the first process began, or None if others still work.
 
-    Of several that leave `taking_part` and then ask, the last one gets it, and only one at a time.
+    It is also None once the artifact is finished. Of several processes that leave `taking_part` and then ask, the
+    last one gets the output.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -75,14 +77,14 @@ def _begin_if_first(output: Output, config: StageConfig) -> None:
 
 
 def _refuse_if_finished(output: Output) -> None:
-    """Raise TakenError where the artifact was finished after `output` was planned."""
+    """Raise TakenError if the artifact was finished after `output` was planned."""
     manifest = output.folder / "manifest.json"
     if manifest.exists() and read_json(manifest)["finished"] > output.header["started"]:
         raise output.just_finished()
 
 
 def _is_begun(output: Output) -> bool:
-    """Whether the partial folder is that of this very artifact, and unfinished."""
+    """Return True if the partial folder is unfinished and has the settings and inputs of `output`."""
     manifest = output.partial / "manifest.json"
     if not manifest.exists():
         return False

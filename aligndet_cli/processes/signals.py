@@ -1,4 +1,4 @@
-"""Being asked to stop by SIGTERM, SIGUSR1 or Ctrl-C.
+"""Stop on SIGTERM, SIGUSR1 and Ctrl-C, and end worker processes with their parent.
 
 Loops collect the signal and check it once their work is saved (`stop_on_signal`). Elsewhere, where there is nothing to
 save, it ends the command at once (`stop_at_once`).
@@ -20,24 +20,24 @@ _SIGNALS = (*_PREEMPTION, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """A stop was asked for where there was nothing to save. No `Exception`: nothing may take it for a failure."""
+    """A signal asked to stop while there was nothing to save. No `Exception`: nobody must treat it as a failure."""
 
     def __init__(self, name: str) -> None:
         super().__init__(f"stopped by {name}; run the same command to continue")
 
 
 class StopSignal:
-    """Whether a stop was asked for, and by which signal."""
+    """The name of the signal that asked to stop, None so far."""
 
     def __init__(self) -> None:
         self.received: str | None = None
 
     def raise_if_requested(self) -> None:
-        """Call after saving.
+        """Raise if a signal was received; to be called after saving.
 
         Raises:
-            Preempted: a stop was asked for.
-            KeyboardInterrupt: by Ctrl-C.
+            Preempted: SIGTERM or SIGUSR1 was received.
+            KeyboardInterrupt: Ctrl-C was received.
         """
         if self.received == "SIGINT":
             raise KeyboardInterrupt
@@ -47,9 +47,9 @@ class StopSignal:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopSignal]:
-    """Collect SIGTERM, SIGUSR1 and Ctrl-C while the block runs (in the main thread; elsewhere nothing is collected).
+    """Collect SIGTERM, SIGUSR1 and Ctrl-C while the block runs; outside of the main thread, collect nothing.
 
-    The second Ctrl-C does not wait for anything to be saved.
+    The second Ctrl-C stops at once, without saving.
     """
     stop = StopSignal()
 
@@ -70,13 +70,13 @@ def stop_on_signal() -> Iterator[StopSignal]:
 
 
 def stop_at_once() -> None:
-    """From now on SIGTERM and SIGUSR1 raise `Stopped`, once, outside of `stop_on_signal`.
+    """Let SIGTERM and SIGUSR1 raise `Stopped`, once, outside of `stop_on_signal`.
 
-    That is as good as being killed, which every stage survives, but closes what is open and tells how to go on.
+    Every stage survives being killed; this way files are closed, too, and the message says how to continue.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        ignore_stopping()  # closing takes a moment, and the signal may come to a process and to its group
+        ignore_stopping()  # closing takes a moment, and the signal may be sent to a process and to its group
         raise Stopped(signal.Signals(number).name)
 
     for number in _PREEMPTION:
@@ -84,15 +84,15 @@ def stop_at_once() -> None:
 
 
 def ignore_stopping() -> None:
-    """From now on SIGTERM and SIGUSR1 do nothing: the process is about to end, and has an exit code already."""
+    """Ignore SIGTERM and SIGUSR1: the process is about to end, and has an exit code already."""
     for number in _PREEMPTION:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def helpers_ignore_sigusr1() -> Iterator[None]:
-    """Programs started in the block survive SIGUSR1. For the resource trackers, which see to SIGTERM and SIGINT."""
-    previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # what is ignored remains so in a new program
+    """Let programs started in the block ignore SIGUSR1. Python's resource trackers ignore only SIGTERM and SIGINT."""
+    previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # new programs inherit ignored signals
     try:
         yield
     finally:
@@ -100,25 +100,23 @@ def helpers_ignore_sigusr1() -> Iterator[None]:
 
 
 def leave_stopping_to_main_process() -> None:
-    """For a process that works for its parent: that one needs it until everything is saved, and then ends it.
+    """Ignore SIGTERM and SIGUSR1 in a worker process unless its parent sends them, and SIGINT always.
 
-    Slurm and terminals signal all processes of a command. Only a SIGTERM from the parent itself ends this process.
+    Slurm and terminals signal all processes of a command, but the parent needs its workers until it has saved
+    everything.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _PREEMPTION)  # a handler would not learn who has sent it
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PREEMPTION)  # a handler would not learn the sender
     threading.Thread(target=_end_when_parent_says_so, args=(_parent_pid(),), daemon=True).start()
 
 
 def end_with_parent() -> None:
-    """From now on this process ends within a second of the one that started it, though that was ended by `kill -9`.
-
-    Not for a process that a server has forked.
-    """
+    """End this process within a second of its parent, even if `kill -9` ended that; not for forks of a server."""
     threading.Thread(target=_end_once_orphaned, args=(_parent_pid(),), daemon=True).start()
 
 
 def _parent_pid() -> int:
-    parent = multiprocessing.parent_process()  # who forked this one may be a server in between
+    parent = multiprocessing.parent_process()  # `os.getppid()` may be a server that forked this process
     return os.getppid() if parent is None or parent.pid is None else parent.pid
 
 

@@ -1,4 +1,4 @@
-"""What Slurm's variables say to a process that srun has started."""
+"""Read Slurm's environment variables in a process that srun has started."""
 
 import re
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ _FIRST_PORT, _NUM_PORTS = 15_000, 15_000  # below the ports that Linux gives awa
 
 
 def is_batch_script(slurm: Mapping[str, str]) -> bool:
-    """Whether Slurm started this process alone, as part of the batch script: it has a number there too, but no step."""
+    """Return True if Slurm started this process alone, as part of the batch script: in a job, but in no step of it."""
     return "SLURM_JOB_ID" in slurm and "SLURM_STEP_ID" not in slurm
 
 
 def torch_variables(slurm: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have set for a process that Slurm has started, from Slurm's own variables.
+    """Translate Slurm's variables to torchrun's.
 
     All processes meet at the first node of the step, where rank 0 is, on a port that follows from job and step.
 
     Raises:
-        ConfigError: Slurm does not say on which nodes the processes are.
+        ConfigError: Slurm does not name the nodes.
     """
     nodes = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST")
     if not nodes and "MASTER_ADDR" not in slurm:
@@ -36,6 +36,6 @@ def torch_variables(slurm: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(nodes: str) -> str:
-    """First host of a list in Slurm's notation: `gpu[07-09,12],cpu1` -> `gpu07`."""
+    """Return the first host of a list in Slurm's notation: `gpu[07-09,12],cpu1` -> `gpu07`."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first.group() if first else nodes)

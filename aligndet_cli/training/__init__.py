@@ -1,1 +1,1 @@
-"""What pre-training and fine-tuning share: loop, processes, checkpoints, logs."""
+"""The training loop and its recipes, settings, checkpoints and logs, for all stages that train."""

@@ -1,8 +1,7 @@
-"""What steps are tried with before a run, and the largest batch that fits on a GPU, found by taking some."""
+"""Settle the batch size of a run: "auto" becomes a number, and the batch fits into memory."""
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,68 +10,23 @@ import torch
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
 from aligndet_cli.files import read_json
-from aligndet_cli.processes.devices import Process
+from aligndet_cli.logs import logger
+from aligndet_cli.processes.devices import Devices, Process
+from aligndet_cli.training.fitting import try_fit
 from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
+from aligndet_cli.training.recipe import Rates
+from aligndet_cli.training.settings import TrainingConfig, check_batch_split
+from aligndet_cli.training.trial import Trial
 from aligndet_cli.workspace import Workspace
 
-# `Trial.gaps`, measured up to 3.1 and 1.55 with RetinaNet, reached within 40 steps (glibc 2.36).
-GAPS_IN_PRETRAINING, GAPS_IN_FINETUNING = 3.0, 2.0
 MAX_IMAGES = 512  # per GPU; no recipe goes beyond
-# Of the GPU's memory: the rest is for its other users, fragments, and proposals that come out more numerous.
+# Share of the GPU's memory; the rest is for its other users, fragments, and batches with more proposals.
 USED_SHARE = 0.9
-_STEPS = 2  # the optimizer's state is there from the second on
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What steps are tried with before the run. Picklable.
-
-    Attributes:
-        build: makes what the stage would train, on the device of a process; thrown away afterwards.
-        sizes_hw: of a lying and a standing image of the largest resolution, see `worst_sizes`.
-        num_boxes: of each image, as many as any has.
-        num_images: there are.
-        gaps: memory that steps on a CPU take by what images need, where freed memory is kept (see
-            `keep_freed_memory`): blocks of changing sizes leave gaps that the next do not fit into.
-        pools_regions: the detector has a second stage, whose memory does not depend on the size of images.
-    """
-
-    build: Callable[[Process], Learner]
-    settings: LoopSettings
-    sizes_hw: Sequence[tuple[int, int]]
-    num_boxes: int
-    num_classes: int
-    num_images: int
-    gaps: float
-    pools_regions: bool
-    with_masks: bool = False
-
-    @property
-    def largest(self) -> str:
-        """Height and width of the largest images, for people."""
-        return "x".join(map(str, self.sizes_hw[0]))
-
-    def draw(self, count: int) -> list[Sample]:
-        """Samples of the worst kind, that many."""
-        return self._draw(count, self.sizes_hw)
-
-    def draw_small(self) -> list[Sample]:
-        """A strip as long as the largest image, which therefore is not enlarged, and a twentieth as high."""
-        height, width = self.sizes_hw[0]
-        return self._draw(1, [(max(height // 20, 1), width)])
-
-    def _draw(self, count: int, sizes_hw: Sequence[tuple[int, int]]) -> list[Sample]:
-        return draw_samples(
-            count,
-            sizes_hw,
-            num_boxes=self.num_boxes,
-            num_classes=self.num_classes,
-            with_masks=self.with_masks,
-        )
+_STEPS = 2  # the optimizer allocates its state in the first
 
 
 class Split(NamedTuple):
-    """Images of a step over all processes, and its micro-batches; whether the run that has them is complete."""
+    """Batch size over all processes and number of micro-batches of a run, and True if it is complete."""
 
     batch_size: int
     accumulate: int
@@ -82,7 +36,7 @@ class Split(NamedTuple):
 def recorded_split(
     workspace: Workspace, stage: str, name: str, *, resume: bool = True, force: bool = False
 ) -> Split | None:
-    """The split of the run of this name that would be continued, or is complete; None where a new one begins."""
+    """Return the split of the run of this name that is complete or would be continued; None if a new run begins."""
     folder = workspace.root / stage / name
     partial = workspace.partial(stage, name)
     candidates: list[Path] = [] if force else [folder, *([partial] if resume else [])]
@@ -93,8 +47,83 @@ def recorded_split(
     return None
 
 
+class Settled(NamedTuple):
+    """Settings whose batch fits into memory; with `spares_memory` only if freed memory is given back at once."""
+
+    training: TrainingConfig
+    spares_memory: bool = False
+
+
+def settle_batch_size(
+    training: TrainingConfig, rates: Rates, devices: Devices, *, recorded: Split | None, trial: Trial
+) -> Settled:
+    """Replace "auto" by a number, and make sure that the batch fits into memory.
+
+    On GPUs "auto" is the largest batch that fits. On CPUs it is the recipe's batch, in as many micro-batches as it
+    takes to fit, unless `accumulate` is given.
+
+    Args:
+        recorded: the split of the interrupted or finished run of this name, see `recorded_split`.
+
+    Raises:
+        ConfigError: the batch cannot be divided among processes and micro-batches.
+        RunError: the batch does not fit.
+    """
+    number, origin = _with_number(training, rates, devices, recorded, trial)
+    check_batch_split(number, devices)
+    settled = Settled(number)
+    if devices.kind == "cpu" and not (recorded is not None and recorded.is_complete):
+        may_split = training.batch_size == "auto" and recorded is None and "accumulate" not in training.model_fields_set
+        settled = _fitted(number, devices, trial, may_split=may_split)
+    accumulate = settled.training.accumulate
+    if training.batch_size == "auto":
+        parts = f", in {accumulate} parts (--accumulate {accumulate})" if accumulate > 1 else ""
+        logger.info(f"--batch-size auto: {number.batch_size} ({origin}){parts}")
+    if settled.spares_memory:
+        logger.info("memory is scarce: what is freed is given back at once, which makes steps slower")
+    return settled
+
+
+def _with_number(
+    training: TrainingConfig, rates: Rates, devices: Devices, recorded: Split | None, trial: Trial
+) -> tuple[TrainingConfig, str]:
+    """Return the settings with a number for the batch size, and its origin for people."""
+    if training.batch_size != "auto":
+        return training, "given"
+    if recorded is not None:
+        accumulate = training.accumulate if "accumulate" in training.model_fields_set else recorded.accumulate
+        update = {"batch_size": recorded.batch_size, "accumulate": accumulate}
+        return training.model_copy(update=update), "as when the run began"
+    parts = devices.world_size * training.accumulate
+    if devices.kind == "cuda":
+        number = largest_on_gpu(trial, Process(device=devices.first)) * parts
+        return training.model_copy(update={"batch_size": number}), f"what fits on {devices.world_size} GPU(s)"
+    number = -(-rates.batch_size // parts) * parts
+    return training.model_copy(update={"batch_size": number}), rates.origin
+
+
+def _fitted(training: TrainingConfig, devices: Devices, trial: Trial, *, may_split: bool) -> Settled:
+    """Return the settings, with more micro-batches if the batch does not fit otherwise and `may_split`."""
+    images, accumulate = training.images_per_step // devices.world_size, training.accumulate
+    fit = try_fit(trial, devices, images // accumulate)
+    if fit is None or fit.needed(images, accumulate) <= fit.budget:
+        return Settled(training)
+    parts = fit.parts(images, accumulate)
+    if parts is not None and may_split:
+        return Settled(training.model_copy(update={"accumulate": parts}))
+    fits_spared = parts is None and fit.needed(images, images, is_sparing=True) <= fit.budget
+    if fits_spared and (may_split or accumulate == images):
+        return Settled(training.model_copy(update={"accumulate": images}), spares_memory=True)
+    advice = fit.advice(devices.world_size, accumulate)
+    if parts is not None:
+        advice += f", or --accumulate {parts}: the same batch in {parts} parts (as --batch-size auto finds by itself)"
+    elif fits_spared:
+        advice += ", or use --batch-size auto, which spares memory at the expense of speed"
+    raise RunError(f"{fit.problem(images, accumulate, devices)}: {advice}")
+
+
 def find_largest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number up to `limit` that fits, by doubling and then halving the gap; 0 if not even 1 does."""
+    """Find the largest number up to `limit` that fits, by doubling and then bisection; 0 if not even 1 fits."""
     best, tried = 0, 1
     while tried <= limit and fits(tried):
         best, tried = tried, tried * 2
@@ -106,7 +135,7 @@ def find_largest(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def largest_on_gpu(trial: Trial, process: Process) -> int:
-    """Images of the largest micro-batch that steps can be taken with on the GPU of a process.
+    """Find the largest micro-batch, in images, that fits on the GPU of a process, by taking steps.
 
     Raises:
         RunError: not even one image fits.
@@ -136,45 +165,8 @@ def _fits(learner: Learner, settings: LoopSettings, samples: list[Sample], proce
         fits = True
     except torch.OutOfMemoryError:
         fits = False
-    # Outside of the handler: the exception holds on to the tensors of the step.
+    # Outside of the handler: the exception keeps the tensors of the step alive.
     learner.optimizer.zero_grad(set_to_none=True)
     gc.collect()
     torch.cuda.empty_cache()
     return fits
-
-
-def draw_samples(
-    count: int, sizes_hw: Sequence[tuple[int, int]], *, num_boxes: int, num_classes: int, with_masks: bool = False
-) -> list[Sample]:
-    """Images of noise with boxes of a twentieth to a third of the sides, seeded.
-
-    Args:
-        sizes_hw: taken in turns.
-        with_masks: that fill the left half of each box.
-    """
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for position in range(count):
-        height, width = sizes_hw[position % len(sizes_hw)]
-        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-        limits = torch.tensor([width, height])
-        sides = limits * (0.05 + 0.28 * torch.rand(num_boxes, 2, generator=generator))
-        corners = (limits - sides) * torch.rand(num_boxes, 2, generator=generator)
-        boxes = torch.cat([corners, corners + sides], dim=1)
-        class_ids = torch.randint(num_classes, (num_boxes,), generator=generator)
-        masks = _left_halves(boxes, (height, width)) if with_masks else None
-        samples.append(Sample(position, position, image, boxes, class_ids, masks))
-    return samples
-
-
-def worst_sizes(short_sides: Sequence[int], long_side: int) -> list[tuple[int, int]]:
-    """A lying and a standing image of the largest resolution: together they make the largest batch there is."""
-    short = min(max(short_sides), long_side)
-    return [(short, long_side), (long_side, short)]
-
-
-def _left_halves(boxes: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    masks = torch.zeros(len(boxes), *size_hw, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[y1:y2, x1 : (x1 + x2) // 2] = True
-    return masks

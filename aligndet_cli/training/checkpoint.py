@@ -1,4 +1,4 @@
-"""Where an interrupted run goes on: checkpoints that are complete or not there, the last two kept."""
+"""Save and load the state of an interrupted run. A checkpoint is written completely or not at all."""
 
 import io
 import sys
@@ -11,12 +11,12 @@ from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import write_bytes
 
 KEPT = 2
-# Raised when the steps after a checkpoint would not be those that its run began with; 2: batches of one orientation.
+# To be raised when the same settings would lead to other steps after a checkpoint; 2: batches of one orientation.
 VERSION = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after `step` finished steps and drop all but the newest two."""
+    """Write the state after `step` finished steps, and delete all but the newest two checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / f"step-{step:09d}.pt", serialise({"version": VERSION, **state}))
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
@@ -24,11 +24,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """Newest checkpoint as `(finished steps, state)` on the CPU, or None when there is none.
+    """Read the newest checkpoint as `(finished steps, state)` on the CPU; None if there is none.
 
     Raises:
-        WeightsError: the file cannot be read; the message says how to go on.
-        ConfigError: the run was begun by a version whose next steps would have been others.
+        WeightsError: the file cannot be read.
+        ConfigError: another version of the program began the run and would go on differently.
     """
     files = sorted(folder.glob("step-*.pt"))
     if not files:
@@ -48,17 +48,17 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def serialise(state: dict[str, Any]) -> bytes:
-    """Bytes of `torch.save`, the same for the same state (a file's own name would become part of them)."""
+    """Return the bytes of `torch.save`, equal for equal states (writing to a file would put its name into them)."""
     buffer = io.BytesIO()
     torch.save(_rebuilt(state), buffer)
     return buffer.getvalue()
 
 
 def _rebuilt(value: Any) -> Any:
-    """The state with equal strings being one object and no two containers being one.
+    """Copy the state so that equal strings are one object and no two containers are.
 
-    Pickle writes an object that it has met before as a reference, so the bytes would depend on which of the equal
-    parts are identical, and that on whether the config came from another process.
+    Pickle writes an object that it has met before as a reference. Without this, the bytes would depend on which equal
+    parts are the same object, and that depends on whether the config came from another process.
     """
     if isinstance(value, str):
         return sys.intern(value)

@@ -1,4 +1,4 @@
-"""Curves of the `metrics.jsonl` of one run, or of several on the same axes."""
+"""Draw the curves in `metrics.jsonl` of one run, or of several on the same axes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from aligndet_cli.plotting import COLOURS, DASHES, REFERENCE, finish_axes, never_failing, new_figure, save_figure
 
-MAX_POINTS = 400  # of a curve; more cannot be told apart on a panel, and longer logs take seconds to draw
+MAX_POINTS = 400  # per curve; more cannot be told apart on a panel, and longer logs take seconds to draw
 _PANEL = (4.8, 3.5)  # inches
 _MAX_COLUMNS = 3
-# What is drawn together, by title: numbers of like size and meaning. Losses are told by their names.
 _CONTRAST_LOSS = ("loss_contrastive", "chance")
 _Panel = tuple[str, str, tuple[str, ...]]  # title, label, numbers
+# Numbers of similar size and meaning share a panel. Losses are not listed: their names begin with `loss_`.
 _PANELS: tuple[_Panel, ...] = (
     ("Contrastive loss", "loss", _CONTRAST_LOSS),
     ("Contrast accuracy", "share of pairs", ("contrast_accuracy", "contrast_accuracy_by_chance")),
@@ -34,10 +34,10 @@ Log = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
 def plot_curves(metrics: Path, folder: Path, limits: Mapping[str, tuple[float, str]] | None = None) -> None:
-    """Write `folder/curves.png`: every loss and number of a run over its steps, with its chance level if it has one.
+    """Write `folder/curves.png`: every number of a run over its steps, with its chance level if it has one.
 
     Args:
-        limits: by number, a level worth drawing and what it is called.
+        limits: by number, a level to draw and its label.
     """
     file = folder / "curves.png"
     with never_failing(file):
@@ -45,10 +45,10 @@ def plot_curves(metrics: Path, folder: Path, limits: Mapping[str, tuple[float, s
 
 
 def plot_comparison(runs: Mapping[str, Path], file: Path, title: str = "") -> None:
-    """Write the losses, and the AP where it was measured now and then, of several runs on the same axes.
+    """Write a picture of the losses of several runs, and of their AP if it was measured, on the same axes.
 
     Args:
-        runs: `metrics.jsonl` by what the run is called.
+        runs: `metrics.jsonl` by the name of the run.
 
     Source: figure 7 of the paper, which draws the fine-tuning losses with and without pre-training.
     """
@@ -58,7 +58,7 @@ def plot_comparison(runs: Mapping[str, Path], file: Path, title: str = "") -> No
 
 
 def read_log(metrics: Path) -> Log:
-    """(steps, values) of each number in a `metrics.jsonl`; a last line that is still being written is left out."""
+    """Return steps (N,) and values (N,) of each number in a `metrics.jsonl`; incomplete lines are left out."""
     columns: dict[str, tuple[list[float], list[float]]] = {}
     for text in metrics.read_text().splitlines():
         try:
@@ -70,18 +70,18 @@ def read_log(metrics: Path) -> Log:
             steps.append(line["step"])
             values.append(value)
     log = {key: (np.array(steps), np.array(values, dtype=np.float64)) for key, (steps, values) in columns.items()}
-    if "chance" in log:  # of `loss_contrastive`, log(1 + n): one of a positive and n negatives is the most alike
+    if "chance" in log:  # log(1 + n): guessing picks the positive among n negatives once in 1 + n times
         log["contrast_accuracy_by_chance"] = (log["chance"][0], np.exp(-log["chance"][1]))
     return log
 
 
 def draw_runs(runs: Mapping[str, Log], *, limits: Mapping[str, tuple[float, str]], title: str = "") -> Figure:
-    """One panel per kind of number. Runs differ in colour if there are several, else the numbers of a panel do."""
+    """Draw one panel per kind of number. Colours tell several runs apart, or else the numbers of a panel."""
     last = max((steps[-1] for log in runs.values() for steps, _ in log.values()), default=1.0)
     panels = _panels_of({key for log in runs.values() for key in log}, split=len(runs) > 1)
     num_columns = min(len(panels), _MAX_COLUMNS) or 1
     num_rows = -(-len(panels) // num_columns) or 1
-    figure = new_figure(_PANEL[0] * num_columns, _PANEL[1] * num_rows + 0.3 * bool(title))
+    figure = new_figure(_PANEL[0] * num_columns, _PANEL[1] * num_rows + (0.3 if title else 0))
     for place, (heading, label, keys) in enumerate(panels):
         axes = figure.add_subplot(num_rows, num_columns, place + 1)
         for run_place, (name, log) in enumerate(runs.items()):
@@ -99,14 +99,14 @@ def draw_runs(runs: Mapping[str, Log], *, limits: Mapping[str, tuple[float, str]
 
 
 def _panels_of(keys: set[str], *, split: bool) -> list[_Panel]:
-    """Title, label and numbers of each panel. With `split`, each number of one kind has a panel of its own."""
+    """Return title, label and numbers of each panel. With `split`, every number has a panel of its own."""
     losses = sorted(key for key in keys if key.startswith("loss_") and key not in _CONTRAST_LOSS)
     found = [(title, label, tuple(key for key in known if key in keys)) for title, label, known in _PANELS]
     kept = [panel for panel in found if panel[2]]
-    own_losses = ("Losses", "loss", tuple(losses))
     if not split:
-        num_before = int(bool(kept) and kept[0][2][0] in _CONTRAST_LOSS)
-        return [*kept[:num_before], *[own_losses] * bool(losses), *kept[num_before:]]
+        if losses:  # behind the contrastive loss
+            kept.insert(1 if kept and kept[0][2][0] in _CONTRAST_LOSS else 0, ("Losses", "loss", tuple(losses)))
+        return kept
     singles: list[_Panel] = [(_name_of(key), "loss", (key,)) for key in losses]
     for title, label, known in kept:
         singles += [(key if label == "AP" else title, label, (key,)) for key in known if key not in _BY_CHANCE]
@@ -120,7 +120,7 @@ def _style(key: str, run: str, colour: str, place: int) -> dict[str, Any]:
 
 
 def _draw_curve(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], **style: Any) -> None:
-    """A line; where there are more points than can be seen, their means in blocks, in a band from least to largest."""
+    """Draw a line; of more points than can be seen, draw the means of blocks in a band from minimum to maximum."""
     size = -(-len(values) // MAX_POINTS)
     if size > 1:
         starts = np.arange(0, len(values), size)
@@ -134,9 +134,9 @@ def _draw_curve(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float
 
 
 def _scale(axes: Axes, keys: Sequence[str], last: float) -> None:
-    axes.set_xlim(0, 1.02 * last)  # also where little is known, as AP on the way
+    axes.set_xlim(0, 1.02 * last)  # the same for all panels, also for AP, which has few points
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    # From 0, but for what moves little from far above it, and cosines and their losses, which go below.
+    # Start at 0, except for negative numbers and the contrastive loss, which changes little and far above 0.
     if axes.dataLim.y0 >= 0 and axes.dataLim.y1 > 0 and not set(keys) & set(_CONTRAST_LOSS):
         axes.set_ylim(0, 1.08 * axes.dataLim.y1)
 

@@ -1,4 +1,4 @@
-"""Gradients that are no longer finite: noticed before they do harm, at no cost to a GPU that is busy."""
+"""Stop a run whose gradients are no longer finite, before they do harm and without slowing down a GPU."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,15 +16,15 @@ FILE = "diverged.json"
 
 
 class Divergence:
-    """Watches the gradient norm of every step.
+    """A watch over the gradient norm of every step.
 
-    Asking a GPU for a number waits for all that it still has to do. There the optimizer is told on the device not to
-    move any more, and `check` asks later on: no update is made from the first bad step on (of float16 runs: in the
-    bad steps themselves, by the gradient scaler).
+    Reading a number from a GPU waits for all of its queued work. With `is_deferred`, a flag on the device keeps the
+    optimizer from moving from the first bad step on, and `check` reads it later. (In float16 runs the gradient scaler
+    skips single bad steps.)
 
     Args:
-        folder: where the bad step and its images are written down, if anywhere.
-        is_deferred: whether to ask in `check` only; the optimizer has to be a fused one.
+        folder: for a file with the bad step and its images; None writes none.
+        is_deferred: read the flag only in `check`; this takes a fused optimizer.
     """
 
     def __init__(self, process: Process, folder: Path | None, *, is_deferred: bool) -> None:
@@ -42,14 +42,14 @@ class Divergence:
         samples: Sequence[Sample],
         step: int,
     ) -> None:
-        """Look at a step whose gradients are complete and averaged over processes, before the optimizer moves.
+        """Record a step whose gradients are complete and averaged over processes, before the optimizer moves.
 
         Args:
             is_finite: scalar bool.
             losses: scalars by name, for the message.
 
         Raises:
-            RunError: not finite (where nothing is deferred).
+            RunError: the step is not finite, and the check not deferred.
         """
         self._recent.append((step, [sample.index for sample in samples]))
         self._names = list(losses)
@@ -62,10 +62,10 @@ class Divergence:
         optimizer.found_inf = (self._num_bad > 0).float()  # type: ignore[attr-defined]  # as `GradScaler` tells it
 
     def check(self) -> None:
-        """Stop the run, on all processes in the same step, if a step since the last check was not finite.
+        """Check the steps since the last check, on all processes alike.
 
         Raises:
-            RunError: naming the step, its losses and images.
+            RunError: a step was not finite.
         """
         num_bad = int(self._num_bad)
         recent, self._recent = self._recent, []

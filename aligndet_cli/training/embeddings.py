@@ -1,30 +1,29 @@
-"""Numbers that tell whether embeddings are healthy."""
+"""Numbers that show whether embeddings are healthy, and their limits."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Embeddings that use fewer directions than this share of those they had at the start, or fewer than a handful, or that
-# lie closer together than this spread, no longer tell boxes or images apart, however good the loss looks.
-MIN_RANK_SHARE = 0.1
+# Below one of these, embeddings no longer tell boxes or images apart, however good the loss looks.
+MIN_RANK_SHARE = 0.1  # effective rank as a share of that at the start
 MIN_RANK = 4.0
 MIN_SPREAD = 0.1
-MIN_LINES = 4  # logged steps; fewer tell nothing
+MIN_LINES = 4  # logged steps for a verdict
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The loss and what tells whether it is healthy. All scalars; only `loss` carries gradient.
+    """The contrastive loss and numbers to judge it by. All are scalars; only `loss` carries gradient.
 
     Attributes:
         loss: mean over instances of the mean over their (online, positive) pairs; 0 without instances.
         chance: value of `loss` for embeddings without information, log(1 + number of negatives).
         positive_similarity: mean cosine of the positive pairs.
         negative_similarity: mean cosine of online boxes and their negatives.
-        accuracy: share of the pairs that are more alike than the online box and any of its negatives.
+        accuracy: share of the pairs that are more similar than the online box is to any of its negatives.
         counterparts: share of the online boxes whose instance has boxes in the momentum view, too; 1 without
-            instances. None where every box has one by construction.
+            instances. None if all have by construction.
     """
 
     loss: Tensor
@@ -35,7 +34,7 @@ class Contrast:
     counterparts: Tensor | None = None
 
     def shown(self) -> dict[str, Tensor]:
-        """All but the loss, by the names in the log."""
+        """Return the scalars other than the loss, by their names in the log."""
         numbers = {
             "chance": self.chance,
             "positive_similarity": self.positive_similarity,
@@ -46,11 +45,9 @@ class Contrast:
 
 
 def effective_rank(embeddings: Tensor) -> Tensor:
-    """Number of directions that embeddings (S, D) really use, 1..D: exp of the entropy of their spectrum.
+    """Return the scalar number of directions that embeddings (S, D) really use, 1..D; near 1 if they collapsed.
 
-    Collapsed embeddings have a rank near 1 however good their loss looks.
-
-    Source: Roy & Vetterli 2007, on the centred covariance.
+    Source: Roy & Vetterli 2007, exp of the entropy of the spectrum, here of the centred covariance.
     """
     centred = embeddings.float() - embeddings.float().mean(dim=0)
     # Both products have the same spectrum, but for zeros: take the smaller.
@@ -62,7 +59,7 @@ def effective_rank(embeddings: Tensor) -> Tensor:
 
 
 def embedding_health(embeddings: Tensor) -> dict[str, Tensor]:
-    """Spread (1 = even over the sphere, 0 = one point; SimSiam fig. 2) and effective rank of (S, D) embeddings."""
+    """Return spread (1: even over the sphere, 0: one point; SimSiam fig. 2) and effective rank of (S, D) embeddings."""
     if len(embeddings) < 2:  # no proposals, and a detector that offers no background
         return {"embedding_spread": embeddings.new_zeros(()), "embedding_rank": embeddings.new_zeros(())}
     spread = embeddings.std(dim=0).mean() * embeddings.shape[1] ** 0.5

@@ -33,7 +33,7 @@ _NO_CPU_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not 
 
 
 class CheckpointConfig(Frozen):
-    """How often progress is made safe."""
+    """Steps and seconds between checkpoints; whichever is over first counts."""
 
     every_steps: int = Field(1000, ge=1, description="Steps between checkpoints, unless the time comes first.")
     every_seconds: float = Field(120.0, ge=0, description="Seconds between checkpoints.")
@@ -41,15 +41,15 @@ class CheckpointConfig(Frozen):
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """Numbers of one run of the loop.
+    """Resolved settings of one run.
 
     Attributes:
-        base_lr: learning rate that the schedule's factor is applied to.
-        weight_decay: of the optimizer.
-        clip_norm: largest gradient norm, None does not clip.
+        base_lr: learning rate, to be multiplied by the schedule's factor.
+        clip_norm: largest gradient norm; None does not clip.
+        batch_size: images per step, of all processes and micro-batches.
         accumulate: micro-batches per step.
         log_every: steps between lines of metrics.jsonl.
-        spares_memory: give freed memory back at once, which takes time.
+        spares_memory: return freed memory to the system at once, which takes time.
     """
 
     schedule: Schedule
@@ -58,6 +58,7 @@ class LoopSettings:
     seed: int
     precision: str = "32-true"
     clip_norm: float | None = None
+    batch_size: int = 1
     accumulate: int = 1
     log_every: int = 10
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -65,22 +66,21 @@ class LoopSettings:
     spares_memory: bool = False
 
     def is_logged(self, step: int) -> bool:
-        """Whether the numbers of a step (0-based) go into the log."""
+        """Return True if the numbers of a step (0-based) go into the log."""
         return (step + 1) % self.log_every == 0 or step + 1 == self.schedule.num_steps
 
 
 @dataclass(frozen=True)
 class Learner:
-    """What the loop trains.
+    """A model to train, and the calls that go with it.
 
     Attributes:
         model: called with the samples of a micro-batch and the step; returns `(losses, shown)`: scalars already
             weighted, which are summed and differentiated, and scalars that are only logged. May be wrapped (DDP).
         state: modules by name that go into the checkpoint.
-        after_step: called after every optimizer step with its number; the pretext's momentum update lives here.
-        between: called after every step with the number of finished steps, for what happens now and then
-            (evaluation); returns scalars to log, or nothing.
-        largest_hw: height and width of the largest images there are, for people.
+        after_step: called after every optimizer step with its number; updates the pretext's momentum network.
+        between: called after every step with the number of finished steps; may evaluate, and return numbers to log.
+        largest_hw: height and width of the largest images, for messages.
     """
 
     model: Callable[[Sequence[Sample], int], tuple[dict[str, Tensor], dict[str, Tensor]]]
@@ -100,15 +100,14 @@ def train(
 ) -> None:
     """Train from the last checkpoint in `folder/resume`, or from the start, to the end of the schedule.
 
-    Writes `metrics.jsonl` (what was learned: the same for the same seed, however often interrupted) and
-    `speed.jsonl` (how fast: never the same). Random numbers in a step depend on the seed, the step and the rank
-    alone, so a resumed run repeats the uninterrupted one exactly.
+    Writes `metrics.jsonl` (same seed, same lines, however often interrupted) and `speed.jsonl`. Random numbers in a
+    step depend on seed, step and rank alone, so a resumed run repeats the uninterrupted one exactly.
 
     Args:
-        batches_from: the batches of this rank from a step on.
+        batches_from: returns the batches of this rank from a step on.
 
     Raises:
-        Preempted: asked to stop; a checkpoint was written.
+        Preempted: a signal asked to stop, and a checkpoint was written.
         RunError: the loss is not finite, or memory ran out.
     """
     scaler = build_scaler(settings, process)
@@ -147,9 +146,9 @@ def train(
 
 
 def _before_first(learner: Learner, num_images: int, step: int, settings: LoopSettings, process: Process) -> None:
-    """Set up memory for steps of this size, and say what the first is about to do: on a CPU it seems to take for ever.
+    """Set up memory for steps of this size, and announce the first one, which takes long on a CPU.
 
-    Many compiled operations are worth keeping only where steps take no longer than compiling them.
+    oneDNN's many compiled operations are worth their memory only if steps take no longer than compiling them.
     """
     height, width = learner.largest_hw or (0, 0)
     if process.device == "cpu" and num_images // settings.accumulate * height * width >= _MANY_PIXELS:
@@ -164,13 +163,13 @@ def _before_first(learner: Learner, num_images: int, step: int, settings: LoopSe
 
 
 def watch_divergence(learner: Learner, process: Process, folder: Path | None = None) -> Divergence:
-    """What `train_step` reports to; on a GPU it is asked when a line is logged or progress is saved."""
+    """Build the watch that `train_step` reports to; on a GPU the loop checks it before it logs or saves."""
     is_fused = all(group.get("fused") for group in learner.optimizer.param_groups)
     return Divergence(process, folder, is_deferred=is_fused and process.device.startswith("cuda"))
 
 
 def build_scaler(settings: LoopSettings, process: Process) -> torch.amp.GradScaler:
-    """Scales the losses of float16 runs; does nothing for others."""
+    """Build the scaler for the losses of float16 runs; it does nothing for other precisions."""
     return torch.amp.GradScaler(torch.device(process.device).type, enabled=settings.precision == "16-mixed")
 
 
@@ -182,7 +181,11 @@ def train_step(
     settings: LoopSettings,
     divergence: Divergence,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """One optimizer step on the samples of this rank, without `after_step`; returns the losses and shown numbers."""
+    """Take one optimizer step on the samples of this rank, without `after_step`.
+
+    Returns:
+        The losses (mean over micro-batches) with the gradient norm, and the numbers to show; all scalars.
+    """
     process = divergence.process
     torch.manual_seed(mix_seed(settings.seed, step, process.rank))
     for group in learner.optimizer.param_groups:
@@ -206,7 +209,7 @@ def train_step(
     gradients = [p.grad for group in learner.optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = get_total_norm(gradients)
     is_finite = norm.isfinite()
-    if scaler.is_enabled():  # it takes overflowing gradients in its stride, so only the losses tell
+    if scaler.is_enabled():  # it skips steps whose gradients overflow, so only the losses count
         is_finite = mean_over_ranks(torch.stack(list(sums.values())), process).isfinite().all()
     divergence.watch(learner.optimizer, is_finite, sums, samples, step)
     if settings.clip_norm is not None:
@@ -223,12 +226,12 @@ def _split(samples: Sequence[Sample], parts: int) -> list[Sequence[Sample]]:
 
 
 def _gradient_sync(model: Any, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-    """Average gradients over processes once per step, with its last micro-batch."""
+    """Return the context that averages gradients over processes only in the last micro-batch of a step."""
     return model.no_sync() if not is_last and hasattr(model, "no_sync") else contextlib.nullcontext()
 
 
 def next_batch(batches: Iterator[list[Sample]], speed: Speed) -> list[Sample]:
-    """The next batch, with the wait for it on the books."""
+    """Return the next batch, and add the wait for it and its images to `speed`."""
     began = time.perf_counter()
     samples = next(batches)
     speed.waiting += time.perf_counter() - began
@@ -237,7 +240,7 @@ def next_batch(batches: Iterator[list[Sample]], speed: Speed) -> list[Sample]:
 
 
 def _save_is_due(done: int, last_save: float, settings: LoopSettings, stop: StopSignal, process: Process) -> bool:
-    """Whether to save now; all ranks get the same answer."""
+    """Return True on all ranks alike if it is time to save."""
     is_due = done % settings.checkpoint.every_steps == 0 or stop.received is not None
     is_due |= time.monotonic() - last_save >= settings.checkpoint.every_seconds
     return any_rank(is_due, process)
@@ -266,7 +269,7 @@ def _restore(learner: Learner, scaler: torch.amp.GradScaler, folder: Path) -> in
 
 @contextlib.contextmanager
 def known_errors(cheaper: str = "lower --batch-size (or raise --accumulate) or --short-side") -> Iterator[None]:
-    """What the chosen settings make impossible, as errors that name the settings; `cheaper` are those in memory."""
+    """Turn errors that settings cause in the block into a RunError that names them; `cheaper` advises on memory."""
     try:
         yield
     except ValueError as error:
@@ -291,10 +294,10 @@ def known_errors(cheaper: str = "lower --batch-size (or raise --accumulate) or -
 
 
 def memory_that_ran_out(error: Exception) -> Literal["GPU", "CPU"] | None:
-    """Which memory an error says has run out, None for other errors."""
+    """Return the memory that an error says has run out; None for other errors."""
     if isinstance(error, torch.OutOfMemoryError):
         return "GPU"
     is_of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    # Neither torch nor oneDNN has a class of its own for the CPU's memory.
+    # Neither torch nor oneDNN has an error class for the CPU's memory.
     is_told = any(words in str(error) for words in _NO_CPU_MEMORY)
     return "CPU" if isinstance(error, MemoryError) or is_of_system or is_told else None

@@ -1,4 +1,4 @@
-"""From what was asked for to what is used: steps, learning rate, weight decay, and where each comes from."""
+"""Build the optimizer of a recipe."""
 
 import torch
 from torch import nn
@@ -8,17 +8,17 @@ from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import Rates
 
 SGD_MOMENTUM = 0.9  # the authors' schedule_1x.py
-UNDECAYED = ("relative_position_bias_table",)  # beside norms, where those do not decay; torchvision's name in Swin
+UNDECAYED = ("relative_position_bias_table",)  # torchvision's name in Swin; without decay if norms have none
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, process: Process) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all trainable parameters, in groups by backbone or not, bias or not, norm or not.
+    """Build the recipe's optimizer, with the trainable parameters in groups by backbone, bias, constant rate and decay.
 
-    A group's `lr_scale` is its factor on the learning rate of the step, or of the run where `constant_lr` is set.
+    A group's `lr_scale` multiplies the learning rate of the step, or `base_lr` if `constant_lr` is set.
 
     Source: mmcv `DefaultOptimizerConstructor`; as there, the shift of a norm is not a bias. Its Swin configs find
-    norms by the word in their name, we by what they are.
+    norms by name, we by class.
     """
     of_norms = {
         id(parameter) for module in model.modules() if isinstance(module, NORMS) for parameter in module.parameters()

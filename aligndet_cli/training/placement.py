@@ -1,4 +1,4 @@
-"""A model on the device of its process: its layout, precision, compilation, and gradients over processes."""
+"""Put a model on the device of its process: memory layout, precision, compilation, gradients over processes."""
 
 import contextlib
 import inspect
@@ -14,9 +14,9 @@ from aligndet_cli.processes.devices import Process
 
 
 def wrap(model: nn.Module, process: Process) -> nn.Module:
-    """The module with gradients averaged over processes; unchanged in a single process.
+    """Wrap the module so that gradients are averaged over processes; return it as it is in a single process.
 
-    Every trainable parameter must get a gradient in every step: unused ones are a bug that this makes visible.
+    Every trainable parameter must get a gradient in every step: a parameter without one is a bug, and fails.
     """
     if process.world_size == 1:
         return model
@@ -29,10 +29,10 @@ def wrap(model: nn.Module, process: Process) -> nn.Module:
 
 
 def place(model: nn.Module, process: Process) -> None:
-    """Move a model to the device of the process, in place: channels last, SyncBN where GPUs share a batch.
+    """Move a model to the device of the process, in place and channels last.
 
-    SyncBN computes the statistics of the batch over all GPUs, as the paper does (docs/paper.md §5.6). On CPU processes
-    batch norms stay local: torch has no SyncBN there.
+    With several GPUs, batch norms become SyncBN, which uses the batch of all GPUs as the paper does (docs/paper.md
+    §5.6). torch has no SyncBN for CPUs, where batch norms stay local.
     """
     if process.world_size > 1 and process.device.startswith("cuda"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -47,7 +47,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def compile_parts(detectors: Sequence[nn.Module], runtime: RuntimeConfig) -> None:
-    """`--compile`: the convolutional parts of detectors, for any image size; matching and sampling stay as they are."""
+    """Compile the convolutional parts of detectors for any image size (`--compile`), but not matching and sampling."""
     if not runtime.compile:
         return
     for detector in detectors:

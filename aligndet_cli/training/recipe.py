@@ -1,4 +1,4 @@
-"""How detectors are trained: rates, lengths and resolutions that the recipes of the detectors are made of."""
+"""Records that a detector's recipe consists of: rates, freezing, projector, resolutions."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,11 +9,9 @@ ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "90e", "100e
 WarmupName = Literal["linear", "constant", "none"]
 DecayName = Literal["steps", "cosine"]
 ProjectorStart = Literal["normal", "torch", "kaiming"]
-WARMUP_STEPS = 500  # the authors' schedule_1x.py and the others
-# Share of the learning rate at the start; `constant`: the authors' semi-coco/fcos_r50_fpn_12k_semi-coco.py.
-WARMUP_START = {"linear": 0.001, "constant": 1 / 3, "none": 1.0}
+WARMUP_STEPS = 500  # the authors' schedule_1x.py and others
 REFERENCE_BATCH = 16
-# Short sides of training images, one of which is drawn.
+# Short sides of training images to draw from, in pixels.
 SINGLE_SCALE = (800,)  # supervised backbones: the authors' coco/*_1x_coco.py
 MULTI_SCALE = (640, 672, 704, 736, 768, 800)  # self-supervised backbones: their coco/*_mstrain_1x_coco.py
 WIDE_SIDES = (480, 512, 544, 576, 608, *MULTI_SCALE)  # Pascal VOC: their voc0712.py; and DETR's crops
@@ -21,17 +19,17 @@ WIDE_SIDES = (480, 512, 544, 576, 608, *MULTI_SCALE)  # Pascal VOC: their voc071
 
 @dataclass(frozen=True)
 class Rates:
-    """How one kind of run of a detector family is trained.
+    """Optimizer settings for one kind of run of a detector family.
 
     Attributes:
         lr: learning rate for `batch_size` images.
-        origin: where the numbers come from, for people.
-        schedule: length, unless another is asked for.
-        drops: of the schedules whose rate drops elsewhere than `LENGTHS` says, as fractions of the whole.
+        origin: name of the source of these numbers, for messages.
+        schedule: default length.
+        drops: by schedule, drops of the rate as fractions of the run, if they differ from those in `LENGTHS`.
         warmup_steps: steps until the full rate.
         clip_norm: largest gradient norm; None does not clip.
-        bias_lr_scale, bias_decay_scale: factors on both for biases.
-        decays_norms: norms, and the relative position biases of attention, decay like everything else.
+        bias_lr_scale, bias_decay_scale: factors on learning rate and weight decay of biases.
+        decays_norms: weight decay also for norms and for the relative position biases of attention.
         backbone_lr_scale: factor on the learning rate of the backbone.
         constant_lr: names of parts whose learning rate is not scheduled.
     """
@@ -56,7 +54,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Freezing:
-    """What of a backbone fine-tuning leaves alone; fields as in `BackboneConfig`, with nothing left "auto"."""
+    """Parts of a backbone that fine-tuning freezes; fields as in `BackboneConfig`, none of them "auto"."""
 
     frozen_stages: int
     norm_eval: bool
@@ -64,12 +62,12 @@ class Freezing:
 
 @dataclass(frozen=True)
 class ProjectorRecipe:
-    """The MLP behind the classification features, as the authors' configs of a family have it.
+    """The MLP behind the classification features, as in the authors' configs of a family.
 
     Attributes:
-        hidden_dim: width of the layer between.
-        start: initial weights: `normal` of standard deviation 0.01 without bias, `torch` as `nn.Linear` has them, or
-            `kaiming` for ReLU without bias, which no config of theirs has.
+        hidden_dim: width of the hidden layer.
+        start: initial weights: `normal` (standard deviation 0.01, no bias), `torch` (those of `nn.Linear`), or
+            `kaiming` (for ReLU, no bias; in none of their configs).
     """
 
     hidden_dim: int = 256
@@ -78,23 +76,23 @@ class ProjectorRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a detector family is trained. Source: the authors' configs, by file name where they are given.
+    """Training settings of a detector family. Source: the authors' configs, named where a family defines its recipe.
 
     Attributes:
         pretrain: box-domain pre-training.
         finetune: fine-tuning after it.
         plain: fine-tuning without it.
-        topk: proposals per image in pre-training, best first.
-        projector: of pre-training.
-        needs_masks: fine-tuning trains on masks where boxes have them, and evaluation measures them.
+        topk: best proposals per image to use in pre-training.
+        projector: in pre-training.
+        needs_masks: fine-tuning trains on masks if boxes have them, and evaluation measures them.
         needs_clusters: pre-training also trains the class predictor, on the cluster of each proposal.
-        momentum_follows: parameters that the momentum detector takes over from the online one instead of averaging.
-        freezing: of the backbone in fine-tuning, whatever its weights; None: by how they were trained.
-        short_sides: of training images where the policy is `resize`; None: by how the weights were trained.
-        counts_whole_set: epochs of fine-tuning on a fraction of the images are as long as those of all of them.
-        name: which of the recipes of the family this is; see `detectors/recipes.py`.
-        policy: how fine-tuning resizes and crops; see `finetune/views.py`.
-        norms_in_heads: fine-tuning puts batch norm into the heads of a pre-training that had no norm there.
+        momentum_follows: parameters that the momentum detector copies from the online one instead of averaging.
+        freezing: of the backbone in fine-tuning; None: it depends on the training of its weights.
+        short_sides: of training images if the policy is `resize`; None: they depend on the training of the weights.
+        counts_whole_set: an epoch of fine-tuning on a fraction of the images is as long as one of all images.
+        name: of this recipe, see `detectors/recipes.py`.
+        policy: of resizing and cropping in fine-tuning, see `finetune/views.py`.
+        norms_in_heads: fine-tuning adds batch norm to heads that were pre-trained without a norm.
     """
 
     pretrain: Rates

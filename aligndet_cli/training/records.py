@@ -1,8 +1,6 @@
-"""The log files of a training run: what was learned, how fast, and what could not be read."""
+"""Write the log files of a training run: losses, speed, and images that could not be read."""
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +15,10 @@ from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.collectives import mean_over_ranks
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.memory import peak_resident
 from aligndet_cli.training.divergence import FILE as DIVERGED
 
-# How numbers are called where there is little room; those without a short name are in metrics.jsonl only.
+# Short names for the progress display; numbers with an empty name are in metrics.jsonl only.
 _SHOWN = {
     "positive_similarity": "sim+",
     "negative_similarity": "sim-",
@@ -32,7 +31,7 @@ _SHOWN = {
 
 @dataclass
 class Speed:
-    """Seconds since the last line, and how many of them went into waiting for data."""
+    """Start of a line of the log, seconds of waiting for data since then, and images since then."""
 
     began: float = field(default_factory=time.perf_counter)
     waiting: float = 0.0
@@ -40,7 +39,7 @@ class Speed:
 
 
 class Records:
-    """The run's log files, cut back to the step that is resumed from."""
+    """The run's log files. Opening them removes the lines after the step to resume from."""
 
     def __init__(self, folder: Path, process: Process, start: int, logger_name: str) -> None:
         self.folder, self.process = folder, process
@@ -56,7 +55,7 @@ class Records:
                 _cut_back(folder / name, start)
 
     def skipped(self, samples: Sequence[Sample]) -> None:
-        """List images that could not be read, each once."""
+        """Log and record images that could not be read, each once."""
         for file, reason in (entry for sample in samples for entry in sample.skipped):
             if file not in self._skipped:
                 self._skipped.add(file)
@@ -73,7 +72,7 @@ class Records:
         optimizer: torch.optim.Optimizer,
         speed: Speed,
     ) -> dict[str, float | str]:
-        """Write one line of both logs; returns what the progress display shows."""
+        """Write one line of both logs from scalar tensors, and return the fields for the progress display."""
         names = [*losses, *shown]
         values = torch.stack([value.detach().float().reshape(()) for value in (*losses.values(), *shown.values())])
         numbers = dict(zip(names, mean_over_ranks(values, self.process).tolist(), strict=True))
@@ -91,7 +90,7 @@ class Records:
         return {**short, "img/s": rate, "data-wait": f"{waiting:.0%}", "memory": f"{memory / 1e9:.2g} GB"}
 
     def line(self, name: str, content: Mapping[str, Any]) -> None:
-        """Append one JSON line."""
+        """Append one JSON line to a log file, and to TensorBoard if that is on."""
         with (self.folder / name).open("a") as handle:
             handle.write(json.dumps(content) + "\n")
         if self._board is not None:
@@ -101,22 +100,19 @@ class Records:
 
 
 def merge_skipped(folder: Path) -> None:
-    """Make one sorted `skipped.jsonl` of what the ranks could not read, before and after interruptions."""
+    """Write one sorted `skipped.jsonl` of the images that any rank could not read, over all interruptions."""
     files = sorted((folder / "resume").glob("skipped-rank*.jsonl"))
     lines = sorted({line for file in files for line in file.read_text().splitlines(keepends=True)})
     write_bytes(folder / "skipped.jsonl", "".join(lines).encode())
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: of tensors on a GPU, or of this process where the CPU trains."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Return the largest number of bytes in use so far: of tensors on a GPU, or of this process on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
 
 
 def _cut_back(file: Path, last_step: int) -> None:
-    """Drop lines after a step, and a last line that a crash cut in half."""
+    """Drop the lines after a step, and a last line that a crash cut in half."""
     if not file.exists():
         return
     kept = []

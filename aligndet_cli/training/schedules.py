@@ -1,15 +1,18 @@
-"""Learning rate, momentum and length of a run: pure functions of the step, and the recipes they start from."""
+"""Learning rate, momentum and length of a run, as pure functions of the step."""
 
 import math
 from dataclasses import dataclass
 
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.recipe import WARMUP_START, DecayName, Rates, ScheduleName, WarmupName
+from aligndet_cli.training.recipe import DecayName, Rates, ScheduleName, WarmupName
+
+# Share of the learning rate at the start; `constant`: the authors' semi-coco/fcos_r50_fpn_12k_semi-coco.py.
+WARMUP_START: dict[WarmupName, float] = {"linear": 0.001, "constant": 1 / 3, "none": 1.0}
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long a named schedule is and where the learning rate drops by ten."""
+    """Length of a named schedule, and the places where the learning rate drops by ten."""
 
     epochs: int | None
     steps: int | None
@@ -33,7 +36,7 @@ LENGTHS: dict[ScheduleName, Length] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run's learning-rate curve, in optimizer steps.
+    """The learning-rate curve of a run, in optimizer steps.
 
     Attributes:
         num_steps: length of the run.
@@ -50,7 +53,7 @@ class Schedule:
     decay: DecayName = "steps"
 
     def lr_factor(self, step: int) -> float:
-        """Factor on the base learning rate at a step (0-based)."""
+        """Return the factor on the base learning rate at a step (0-based)."""
         if self.decay == "cosine":
             drop = (1.0 + math.cos(math.pi * step / self.num_steps)) / 2.0
         else:
@@ -62,7 +65,7 @@ class Schedule:
 
 
 def momentum_at(step: int, num_steps: int, start: float) -> float:
-    """EMA coefficient of the momentum network: `start` at step 0, 1.0 at the end, on a cosine.
+    """Return the EMA coefficient of the momentum network: `start` at step 0, 1.0 at the end, on a cosine.
 
     Source: docs/paper.md §4.5; the authors' `momentum_update_hook.py`.
     """
@@ -70,7 +73,7 @@ def momentum_at(step: int, num_steps: int, start: float) -> float:
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Optimizer steps that see every image once; the last, short batch is filled from the next epoch."""
+    """Return the steps it takes to see every image; the last, short batch is filled from the next epoch."""
     return max(math.ceil(num_images / batch_size), 1)
 
 
@@ -83,12 +86,9 @@ def build_schedule(
     num_images: int,
     batch_size: int,
 ) -> Schedule:
-    """Build the curve of a named schedule, shortened or lengthened to `epochs` or `steps` if one of them is given.
+    """Build a named schedule with the warm-up, decay and drops of `rates`, scaled to `epochs` or `steps` if given.
 
     The warm-up is never more than a tenth of the run, so that short runs train at their full rate.
-
-    Args:
-        rates: whose warm-up, decay and drops are used.
 
     Raises:
         ConfigError: both `epochs` and `steps` are given.

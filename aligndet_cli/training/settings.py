@@ -12,12 +12,12 @@ from aligndet_cli.training.loop import CheckpointConfig, LoopSettings
 from aligndet_cli.training.recipe import REFERENCE_BATCH, Rates, RecipeName, ScheduleName
 from aligndet_cli.training.schedules import build_schedule
 
-# `--recipe`; None, "auto" for people: the one that fits detector and backbone, see `detectors/recipes.py`.
+# `--recipe`; None (for people "auto") chooses by detector and backbone, see `detectors/recipes.py`.
 AskedRecipe = Annotated[RecipeName | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 
 
 class TrainingConfig(Frozen):
-    """Length and optimizer of a training stage. None: the recipe of the detector."""
+    """Length and optimizer of a training stage; None takes the value of the detector's recipe."""
 
     schedule: ScheduleName | None = Field(
         None, description="Length by name; 1x is 12 epochs, 12k is 12,000 steps (by recipe)."
@@ -43,7 +43,7 @@ class TrainingConfig(Frozen):
 
     @property
     def images_per_step(self) -> int:
-        """`batch_size`, over all processes and micro-batches, once it is a number."""
+        """`batch_size`, over all processes and micro-batches; it must no longer be "auto"."""
         assert isinstance(self.batch_size, int), "settle_batch_size comes first"
         return self.batch_size
 
@@ -51,10 +51,10 @@ class TrainingConfig(Frozen):
 def resolve_settings(
     training: TrainingConfig, rates: Rates, *, num_images: int, seed: int, runtime: RuntimeConfig
 ) -> LoopSettings:
-    """Numbers of the run. An explicit learning rate is used as it is; the recipe's is scaled to the batch size.
+    """Resolve the settings of a run. The recipe's learning rate is scaled to the batch size, a given one is not.
 
     Raises:
-        ConfigError: settings that contradict each other.
+        ConfigError: settings contradict each other, or tensorboard is not installed.
     """
     if training.logger == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("--logger tensorboard: not installed; pip install 'aligndet[tensorboard]'")
@@ -74,6 +74,7 @@ def resolve_settings(
         seed=seed,
         precision=runtime.precision,
         clip_norm=rates.clip_norm if training.clip_norm is None else training.clip_norm,
+        batch_size=training.images_per_step,
         accumulate=training.accumulate,
         log_every=training.log_every,
         checkpoint=training.checkpoint,
@@ -82,7 +83,7 @@ def resolve_settings(
 
 
 def training_of(training: TrainingConfig, rates: Rates) -> dict[str, Any]:
-    """What a recipe makes of the settings that are open, by dotted path; the rate only once the batch is a number."""
+    """Return the recipe's values for open settings by dotted path; the learning rate only for a known batch size."""
     values: dict[str, Any] = {}
     if training.schedule is None:
         values["training.schedule"] = rates.schedule
@@ -112,7 +113,7 @@ def check_batch_split(training: TrainingConfig, devices: Devices) -> None:
 def describe_settings(
     training: TrainingConfig, rates: Rates, settings: LoopSettings, devices: Devices
 ) -> dict[str, Any]:
-    """Effective values with their origin, for people."""
+    """Return the effective values with their origin, for people."""
     schedule = settings.schedule
     lr_origin = (
         "given"
@@ -138,7 +139,7 @@ def describe_settings(
 
 
 def _exceptions(rates: Rates) -> list[str]:
-    """Say which parameters are trained otherwise than the rest."""
+    """Describe the parameters with a learning rate or weight decay of their own."""
     exceptions = []
     if rates.backbone_lr_scale != 1.0:
         exceptions.append(f"backbone at {rates.backbone_lr_scale:g} times the rate")

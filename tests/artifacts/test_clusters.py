@@ -7,7 +7,7 @@ from aligndet_cli.artifacts.clusters import ClusterLabels
 from aligndet_cli.errors import DataError
 
 
-def test_rows_and_number_of_clusters(tmp_path: Path) -> None:
+def test_rows_and_number_of_clusters_are_read(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.array([3, 0, 2, 3, 1], dtype=np.int16))
     (tmp_path / "report.json").write_text('{"k": 7}')  # some may be dead
     labels = ClusterLabels(tmp_path)

@@ -31,7 +31,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def add_proposals(workspace: Workspace, name: str, data: DataConfig) -> None:
-    """A finished proposals artifact with one box per image."""
+    """Write a finished proposals artifact with one box per image."""
     folder = workspace.root / "proposals" / name
     folder.mkdir(parents=True)
     images = open_images(data, purpose="train")
@@ -44,7 +44,7 @@ def add_proposals(workspace: Workspace, name: str, data: DataConfig) -> None:
     write_json(folder / "config.json", {"data": data.model_dump(mode="json")})
 
 
-def test_where_the_proposals_found_it(workspace: Workspace, root: Path) -> None:
+def test_data_is_read_where_the_proposals_found_it(workspace: Workspace, root: Path) -> None:
     add_proposals(workspace, "a", DataConfig(root=root, limit=2))
     store, images, artifact = open_proposals(workspace)
     assert (len(store), len(images), artifact.name) == (2, 2, "a")
@@ -63,7 +63,7 @@ def test_images_of_a_plain_folder_have_the_sizes_that_the_proposals_saw(workspac
     assert open_proposals(workspace)[1].sizes_hw.tolist() == [[0, 0]] * 3
 
 
-def test_the_newest_or_the_named(workspace: Workspace, root: Path) -> None:
+def test_the_newest_or_the_named_proposals_are_opened(workspace: Workspace, root: Path) -> None:
     add_proposals(workspace, "a", DataConfig(root=root, limit=1))
     add_proposals(workspace, "b", DataConfig(root=root, limit=2))
     assert open_proposals(workspace)[2].name == "b"
@@ -89,11 +89,11 @@ def test_other_data_remembered_since_does_not_matter(workspace: Workspace, root:
     other = tmp_path / "elsewhere"
     workspace.remember("data", {"root": str(other), "format": "auto", "annotations": None, "images": None})
     assert open_proposals(workspace)[1].root == root
-    # the command line fills in what is remembered: that is not the user's word
+    # The command line fills in the remembered data, so it does not count as named by the user.
     assert open_proposals(workspace, data=DataConfig(root=other))[1].root == root
 
 
-def test_wrong_data_named(workspace: Workspace, root: Path, tmp_path: Path) -> None:
+def test_wrong_data_is_refused(workspace: Workspace, root: Path, tmp_path: Path) -> None:
     add_proposals(workspace, "a", DataConfig(root=root))
     other = Path(shutil.copytree(root, tmp_path / "other"))
     (other / "1.png").unlink()
@@ -101,21 +101,21 @@ def test_wrong_data_named(workspace: Workspace, root: Path, tmp_path: Path) -> N
         open_proposals(workspace, data=DataConfig(root=other))
 
 
-def test_changed_data(workspace: Workspace, root: Path) -> None:
+def test_changed_data_is_refused(workspace: Workspace, root: Path) -> None:
     add_proposals(workspace, "a", DataConfig(root=root))
     (root / "1.png").unlink()
     with pytest.raises(ConfigError, match="--force"):
         open_proposals(workspace)
 
 
-def test_nothing_remembered(workspace: Workspace, root: Path) -> None:
+def test_lost_data_must_be_named(workspace: Workspace, root: Path) -> None:
     add_proposals(workspace, "a", DataConfig(root=root))
     shutil.rmtree(root)
     with pytest.raises(ConfigError, match="data.root=FOLDER"):
         open_proposals(workspace)
 
 
-def test_another_limit_or_split(workspace: Workspace, root: Path) -> None:
+def test_another_limit_or_split_is_refused(workspace: Workspace, root: Path) -> None:
     add_proposals(workspace, "a", DataConfig(root=root, limit=2))
     assert len(open_proposals(workspace, data=DataConfig(limit=2))[1]) == 2
     with pytest.raises(ConfigError, match=r"data\.limit = 1"):
@@ -124,6 +124,6 @@ def test_another_limit_or_split(workspace: Workspace, root: Path) -> None:
         open_proposals(workspace, data=DataConfig(split="val"))
 
 
-def test_no_proposals(workspace: Workspace) -> None:
+def test_missing_proposals_are_an_error(workspace: Workspace) -> None:
     with pytest.raises(ConfigError, match="run `aligndet proposals DATA` first"):
         open_proposals(workspace)

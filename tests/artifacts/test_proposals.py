@@ -40,7 +40,7 @@ def test_what_was_written_is_read(tmp_path, images):
     )
 
 
-def test_no_boxes_at_all(tmp_path):
+def test_a_store_may_have_no_boxes(tmp_path):
     write_store(tmp_path, [image(1, 0)])
     store = ProposalStore.open(tmp_path)
     assert (len(store), store.total) == (1, 0)
@@ -67,7 +67,7 @@ def test_pickled_store_carries_no_boxes(tmp_path):
     assert pickle.loads(content).total == 10_007
 
 
-def test_same_input_same_bytes(tmp_path, images):
+def test_the_same_input_gives_the_same_bytes(tmp_path, images):
     contents = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -57,7 +57,7 @@ def test_swin_l_has_the_published_size() -> None:
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_channels_and_strides_of_odd_sizes(name: str) -> None:
+def test_maps_of_odd_sizes_are_rounded_up(name: str) -> None:
     with torch.device("meta"):
         backbone = build_backbone(BackboneConfig(name=name))
         maps = backbone(torch.zeros(2, 3, 61, 83))
@@ -84,7 +84,7 @@ def test_swin_output_is_torchvisions() -> None:
     backbone, pixels = Swin(body, "swin_tiny").eval(), torch.randn(1, 3, 64, 96)
     maps = backbone(pixels)
     torch.testing.assert_close(body.head(maps["c5"].mean(dim=(2, 3))), body(pixels))
-    # The other levels are what enters the patch mergings, each under its own fresh norm.
+    # The other levels are the inputs of the patch mergings, each under its own fresh norm.
     for level, end in (("c2", 2), ("c3", 4), ("c4", 6)):
         expected = nn.functional.layer_norm(body.features[:end](pixels), (backbone.channels[level],))
         torch.testing.assert_close(maps[level], expected.permute(0, 3, 1, 2))
@@ -120,7 +120,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize(("name", "frozen_stages"), FROZEN)
-def test_frozen_stages(name: str, frozen_stages: int) -> None:
+def test_frozen_stages_have_no_gradients_and_stay_in_eval_mode(name: str, frozen_stages: int) -> None:
     backbone = build(name)
     backbone.freeze(frozen_stages, norm_eval=False)
     prefixes = FROZEN[name, frozen_stages]
@@ -164,7 +164,7 @@ def test_norms_of_levels_that_nobody_uses_are_not_trained() -> None:
     assert {"norm0.weight", "norm2.bias"} <= idle and not {"norm1.weight", "norm.bias"} & idle
 
 
-def test_config() -> None:
+def test_settings_of_a_family_are_checked() -> None:
     assert {name: BackboneConfig(name=name).family for name in FAMILIES} == FAMILIES
     assert BackboneConfig(name="swin_t", drop_path=0.3).drop_path == 0.3
     with pytest.raises(ValidationError, match="only Swin has it, not resnet50"):

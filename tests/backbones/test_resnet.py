@@ -23,7 +23,7 @@ def test_keys_are_torchvisions_without_the_classifier(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_channels_and_strides(name: str) -> None:
+def test_maps_have_the_channels_and_strides_of_the_paper(name: str) -> None:
     with torch.device("meta"):
         backbone = build_backbone(BackboneConfig(name=name))
         maps = backbone(torch.zeros(2, 3, 64, 96))
@@ -61,7 +61,7 @@ def test_fresh_weights_are_kaiming_fan_out() -> None:
         (4, ("conv1.", "bn1.", "layer")),
     ],
 )
-def test_frozen_stages(frozen_stages: int, prefixes: tuple[str, ...]) -> None:
+def test_frozen_stages_have_no_gradients(frozen_stages: int, prefixes: tuple[str, ...]) -> None:
     backbone = build_backbone(BackboneConfig(name="resnet18", frozen_stages=frozen_stages))
     for name, parameter in backbone.named_parameters():
         assert parameter.requires_grad != name.startswith(prefixes), name
@@ -94,6 +94,6 @@ def test_freeze_replaces_the_earlier_decision() -> None:
 @pytest.mark.parametrize(
     "options", [{"name": "resnet19"}, {"frozen_stages": 5}, {"frozen_stages": -2}, {"weight": "none"}]
 )
-def test_config_rejects(options: dict) -> None:
+def test_wrong_settings_are_refused(options: dict) -> None:
     with pytest.raises(ValidationError):
         BackboneConfig.model_validate(options)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import CHAIN, NECK, RESOLUTION, aligndet
 from torchvision.models import mobilenet_v2
 from torchvision.models.swin_transformer import SwinTransformer
 
@@ -15,6 +14,7 @@ from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from helpers.commandline import CHAIN, NECK, RESOLUTION, aligndet
 
 # c2..c5, c3..c5 and c5 alone
 SMALL = {
@@ -45,8 +45,10 @@ def test_losses_reach_every_trainable_parameter(backbone: Backbone, family: str)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "swin_t"])
-def test_commands(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Image pre-training, box pre-training on its weights, and fine-tuning, one step each."""
+def test_the_commands_run_on_every_family(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Run image pre-training, box pre-training on its weights, and fine-tuning, for one step each."""
     size = Size(16, (2, 1, 1, 1), (1, 2, 4, 8))
     monkeypatch.setitem(SIZES, "swin_t", size)
     workspace = tmp_path / "w"

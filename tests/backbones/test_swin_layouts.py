@@ -78,7 +78,7 @@ def attention(x: Tensor, weights: Tensors, at: str, heads: int, shift: int) -> T
             tokens = x[here].reshape(-1, dim)
             query, key, value = dense(tokens, weights, f"{at}.qkv").view(-1, 3, heads, dim // heads).permute(1, 2, 0, 3)
             logits = query @ key.transpose(1, 2) / (dim // heads) ** 0.5 + bias
-            # What was rolled in from the other side of the image is no neighbour of the rest of the window.
+            # Cells rolled in from the other side of the image are no neighbours of the rest of the window.
             place = torch.stack([rows[here].flatten() < shift, columns[here].flatten() < shift], dim=1)
             apart = (place[:, None] != place[None]).any(dim=2)
             apart &= torch.tensor(top + WINDOW == height or left + WINDOW == width)
@@ -101,7 +101,7 @@ def concatenated(x: Tensor) -> Tensor:
 
 
 def unfolded(x: Tensor) -> Tensor:
-    """mmdetection's order: that of `nn.Unfold`."""
+    """Merge patches in the order of `nn.Unfold`, as mmdetection does."""
     columns = unfold(x.permute(2, 0, 1)[None], 2, stride=2)[0]  # (4C, H/2 * W/2)
     return columns.T.view(x.shape[0] // 2, x.shape[1] // 2, -1)
 
@@ -222,7 +222,7 @@ def test_another_size_is_refused() -> None:
 def test_settings_of_yacs_beside_the_weights_are_read_as_plain_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SimMIM saves its `CfgNode`, a class that is not installed here."""
+    """SimMIM saves a `CfgNode`, whose class is not installed here."""
     module = ModuleType("yacs.config")
     node = type("CfgNode", (dict,), {"__module__": "yacs.config"})
     module.CfgNode = node

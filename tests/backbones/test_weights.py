@@ -67,7 +67,7 @@ def numbered(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def zeros(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The other network of a momentum method, which must not be taken."""
+    """Return the other network of a momentum method, which must not be taken."""
     return prefixed({name: torch.zeros_like(tensor) for name, tensor in state_dict.items()}, prefix)
 
 
@@ -240,7 +240,7 @@ def mmdetection_mobilenet(backbone: Backbone) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "mmdetection"])
-def test_mobilenet_layouts(layout: str) -> None:
+def test_mobilenet_layouts_fill_every_tensor(layout: str) -> None:
     source, backbone = (build_backbone(BackboneConfig(name="mobilenet_v2")) for _ in range(2))
     tensors = mmdetection_mobilenet(source) if layout == "mmdetection" else source.state_dict()
     found = recognise({"state_dict": {**tensors, "classifier.1.bias": ONE}})
@@ -256,11 +256,11 @@ def test_none_leaves_the_backbone_as_it_is(backbone: Backbone) -> None:
 
 
 class NotATensor:
-    """Something that a checkpoint must not be able to bring to life."""
+    """A class that a checkpoint must not be able to create."""
 
 
 class Bomb:
-    """Writes a file when it is unpickled."""
+    """Write a file when it is unpickled."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, ("bomb-went-off",)
@@ -334,7 +334,7 @@ def test_swin_l_is_not_torchvisions() -> None:
         locate_backbone_weights("Swin_B_Weights.DEFAULT", "swin_l", offline=True)
 
 
-def test_missing_file() -> None:
+def test_a_missing_file_is_named() -> None:
     with pytest.raises(WeightsError, match="/nowhere/weights.pth: no such file"):
         locate_backbone_weights("/nowhere/weights.pth", "resnet18", offline=True)
 
@@ -382,7 +382,7 @@ def test_a_download_is_checked_against_the_hash_in_its_name(cache: Path, monkeyp
         ("NoSuchWeights.DEFAULT", "neither a file nor weights of resnet18"),
     ],
 )
-def test_unknown_names(weights: str, message: str) -> None:
+def test_unknown_names_are_refused(weights: str, message: str) -> None:
     with pytest.raises(WeightsError) as raised:
         locate_backbone_weights(weights, "resnet18", offline=True)
     assert message in str(raised.value)

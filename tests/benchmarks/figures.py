@@ -40,9 +40,9 @@ STAGES = {
 # What draws in each stage, where the stage finds it.
 DRAWING = {
     "proposals": (
-        "proposals.stage.draw_proposal_sheet",
-        "proposals.stage.draw_histograms",
-        "proposals.stage.draw_recall",
+        "proposals.artifact.draw_proposal_sheet",
+        "proposals.artifact.draw_histograms",
+        "proposals.artifact.draw_recall",
     ),
     "cluster": ("cluster.stage.draw_cluster_sheet", "cluster.stage.draw_sizes"),
     "pretrain-box": ("pretrain_box.stage._draw",),

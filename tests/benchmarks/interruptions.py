@@ -19,13 +19,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "e2e")]
-from commandline import CHAIN  # noqa: E402  # found by the line above
-from forks import ForkServer, fork_server  # noqa: E402
-from interrupting import results, words_of, workspace_before  # noqa: E402
-
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`
 from aligndet_cli.data.toy import draw_toy_data  # noqa: E402
+from helpers.commandline import CHAIN, results_of  # noqa: E402
+from helpers.forks import ForkServer, fork_server  # noqa: E402
+from helpers.interrupting import words_of, workspace_before  # noqa: E402
 
 SIGNALS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 
@@ -97,7 +95,7 @@ def one_round(forks: ForkServer, stage: str, number: int, after_s: float, tally:
     tally.codes[code] += 1
     code = forks.run(*words_of(stage, toy), cwd=workspace)
     tally.resumed += "which was interrupted" in forks.output
-    expected, found = results(chain, stage), results(workspace, stage)
+    expected, found = results_of(chain / stage), results_of(workspace / stage)
     names = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
     tally.differing += names if code == 0 else [f"exit code {code}: {forks.output}"]
     shutil.rmtree(workspace)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commandline import BACKBONE, RANDOM, RESOLUTION, aligndet
 
 from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.cluster import stage
@@ -19,6 +18,7 @@ from aligndet_cli.files import read_json
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage as proposals_stage
 from aligndet_cli.workspace import Workspace
+from helpers.commandline import BACKBONE, RANDOM, RESOLUTION, aligndet
 
 CLUSTERS = [{"id": number, "name": f"cluster_{number}"} for number in (1, 2, 3, 4, 5)]
 # (image id, box xywh, category id): ids and sizes of the images are those of `draw_root`, 11 is 97 px wide and 71 high,

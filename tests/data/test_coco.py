@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import coco_content, make_coco, make_image
 from pycocotools.coco import COCO
 
 from aligndet_cli.config import DataConfig
@@ -14,13 +13,14 @@ from aligndet_cli.data.coco import find_coco_splits, to_coco_dict
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import DataError
+from helpers.data_sets import coco_content, make_coco, make_image
 
 
 def open_root(root: Path, **settings: Any) -> ImageSet:
     return open_images(DataConfig(root=root, **settings), purpose="train")
 
 
-def test_flat_arrays(tmp_path: Path) -> None:
+def test_a_json_becomes_flat_arrays(tmp_path: Path) -> None:
     make_coco(tmp_path)
     images = open_root(tmp_path)
     # Images keep the order of the json; class ids follow ascending category ids: 4 cat -> 0, 9 dog -> 1.
@@ -152,7 +152,7 @@ def test_wrong_content_is_one_line_naming_the_file(tmp_path: Path, name: str) ->
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_half_a_json(tmp_path: Path) -> None:
+def test_half_a_json_is_an_error(tmp_path: Path) -> None:
     file = make_coco(tmp_path)
     content = file.read_bytes()
     for half in (content[: len(content) // 2], b"", b"\xff\xfe\x00", b"[1, 2]", b"null"):
@@ -170,7 +170,7 @@ def test_missing_images_are_counted_and_the_first_named(tmp_path: Path) -> None:
     assert len(open_root(tmp_path, limit=1)) == 1  # only what is used must be there
 
 
-def test_missing_image_folder(tmp_path: Path) -> None:
+def test_a_missing_image_folder_is_an_error(tmp_path: Path) -> None:
     file = make_coco(tmp_path / "made")
     (tmp_path / "labels" / "annotations").mkdir(parents=True)
     file.rename(tmp_path / "labels" / "annotations" / file.name)
@@ -178,7 +178,7 @@ def test_missing_image_folder(tmp_path: Path) -> None:
         open_root(tmp_path / "labels")
 
 
-def test_images_in_subfolders_and_other_layouts(tmp_path: Path) -> None:
+def test_images_may_lie_in_subfolders_and_other_layouts(tmp_path: Path) -> None:
     content = coco_content()
     content["images"][0]["file_name"] = "deep/er/c.jpg"
     make_coco(tmp_path / "one", content)
@@ -189,7 +189,7 @@ def test_images_in_subfolders_and_other_layouts(tmp_path: Path) -> None:
     assert open_root(tmp_path / "two").images_dir == tmp_path / "two/images/train2017"
 
 
-def test_roboflow_layout(tmp_path: Path) -> None:
+def test_roboflows_layout_is_read(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         make_coco(tmp_path, split=split).rename(tmp_path / split / "_annotations.coco.json")
     (tmp_path / "annotations").rmdir()
@@ -197,7 +197,7 @@ def test_roboflow_layout(tmp_path: Path) -> None:
     assert open_images(DataConfig(root=tmp_path), purpose="val").split == "valid"
 
 
-def test_minicoco(shared_data: Path) -> None:
+def test_minicoco_has_the_counts_of_its_readme(shared_data: Path) -> None:
     # Counts: shared/data/minicoco/README.md, table "Counts".
     root = shared_data / "minicoco"
     train, val = open_root(root), open_images(DataConfig(root=root), purpose="val", with_masks=True)

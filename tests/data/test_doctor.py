@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
-from commandline import aligndet
 from PIL import Image
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.doctor import DoctorReport, check_data
+from helpers.commandline import aligndet
+from helpers.data_sets import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 
 
 def check(root: Path, **settings: Any) -> DoctorReport:
@@ -22,7 +22,7 @@ def codes(report: DoctorReport, severity: str) -> dict[str, int]:
     return {item.code: item.count for item in report.findings if item.severity == severity}
 
 
-def test_healthy_data(tmp_path: Path) -> None:
+def test_healthy_data_has_no_problems(tmp_path: Path) -> None:
     make_coco(tmp_path)
     report = check(tmp_path)
     assert codes(report, "error") == codes(report, "warning") == {}
@@ -39,7 +39,7 @@ def test_healthy_data(tmp_path: Path) -> None:
     assert summary["image_height"] == {"min": 40, "median": 40, "max": 40} and summary["image_width"]["max"] == 60
 
 
-def test_many_problems_at_once(tmp_path: Path) -> None:
+def test_many_problems_are_found_at_once(tmp_path: Path) -> None:
     content = coco_content()
     images, annotations = content["images"], content["annotations"]
     for image_id, name in ((40, "cut.jpg"), (50, "gone.jpg"), (60, "turned.jpg"), (70, "../up.jpg"), (80, "copy.jpg")):
@@ -89,7 +89,7 @@ def test_many_problems_at_once(tmp_path: Path) -> None:
     assert severities == sorted(severities, key=["error", "warning", "info"].index)
 
 
-def test_images_in_two_splits(tmp_path: Path) -> None:
+def test_images_in_two_splits_are_an_error(tmp_path: Path) -> None:
     make_coco(tmp_path, split="train2017")
     make_coco(tmp_path, split="val2017")
     shutil.copy(tmp_path / "train2017/a.jpg", tmp_path / "val2017/b.jpg")
@@ -99,7 +99,7 @@ def test_images_in_two_splits(tmp_path: Path) -> None:
     assert codes(check(tmp_path, split="train2017"), "error") == {}
 
 
-def test_other_formats(tmp_path: Path) -> None:
+def test_other_formats_are_checked_too(tmp_path: Path) -> None:
     make_voc(tmp_path / "voc", {"a": voc_xml(("x", (1, 1, 9, 9))), "b": "<oops"}, {"train": ["a", "b"], "val": []})
     report = check(tmp_path / "voc")
     assert codes(report, "error")["bad-annotations"] == 1
@@ -124,7 +124,7 @@ def test_structure_errors_are_findings(tmp_path: Path) -> None:
     assert "not valid JSON" in report.findings[0].message and list(report.summary["splits"]) == ["val2017"]
 
 
-def test_polygons_and_imbalance(tmp_path: Path) -> None:
+def test_missing_polygons_and_imbalance_are_told(tmp_path: Path) -> None:
     content = coco_content()
     content["annotations"][0]["segmentation"] = [[50, 30, 60, 30, 60, 40]]
     content["annotations"] += [
@@ -137,7 +137,7 @@ def test_polygons_and_imbalance(tmp_path: Path) -> None:
     assert codes(report, "info")["class-imbalance"] == 2  # 12 of 14 boxes are cats
 
 
-def test_bccd(shared_data: Path) -> None:
+def test_bccd_has_the_faults_of_its_readme(shared_data: Path) -> None:
     report = check(shared_data / "bccd/BCCD")
     found = codes(report, "warning")
     # README: 2 boxes without area, 8 images with a doubled box (7 in trainval, 1 in test), strong imbalance.
@@ -151,7 +151,7 @@ def test_bccd(shared_data: Path) -> None:
 
 
 def with_boxes(*boxes: tuple[int, int, list[float]]) -> dict[str, Any]:
-    """The content of `make_coco` with more annotations of (image id, category id, bbox)."""
+    """Return the content of `make_coco` with more annotations of (image id, category id, bbox)."""
     content = coco_content()
     content["annotations"] += [
         {"image_id": image, "category_id": category, "bbox": box} for image, category, box in boxes
@@ -159,8 +159,8 @@ def with_boxes(*boxes: tuple[int, int, list[float]]) -> dict[str, Any]:
     return content
 
 
-# Severity by code: errors are what a stage refuses or what spoils a result for certain; warnings are what the stages
-# correct or leave out, or what is there twice; the rest is used as it is.
+# Severity by code. Errors: a stage refuses them, or they certainly spoil a result. Warnings: stages correct or
+# leave out the entry, or it is there twice. Infos: the labels are used as they are.
 ON_COCO: dict[str, tuple[str, dict[str, Any]]] = {
     "unknown-image-ids": ("error", with_boxes((99, 4, [1, 2, 3, 4]))),
     "unknown-category-ids": ("error", with_boxes((30, 5, [1, 2, 3, 4]))),
@@ -218,7 +218,7 @@ def test_errors_exit_3_and_only_warnings_fail_strict(tmp_path: Path, code: str) 
 
 
 def test_files_exit_like_their_labels(tmp_path: Path) -> None:
-    """Codes that hang on image files, splits or other formats."""
+    """Codes that depend on image files, splits or other formats."""
     for name in ("missing-images", "unreadable-images", "size-mismatch", "duplicate-images"):
         make_coco(tmp_path / name)
     (tmp_path / "missing-images/train2017/a.jpg").unlink()

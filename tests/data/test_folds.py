@@ -1,17 +1,17 @@
-"""The field's low-data folds, and the files that hold them."""
+"""Published low-data folds, and the files that hold them."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import coco_content, make_coco, make_voc, voc_xml
-from commandline import aligndet
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.folds import SplitConfig, fraction_of, write_folds
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError
+from helpers.commandline import aligndet
+from helpers.data_sets import coco_content, make_coco, make_voc, voc_xml
 
 NUM_COCO = 118_287
 
@@ -24,7 +24,7 @@ def test_folds_are_those_of_the_field() -> None:
         fraction_of(10, 1, 1)
 
 
-def test_one_percent_of_coco(tmp_path: Path) -> None:
+def test_one_percent_of_coco_is_the_published_fold(tmp_path: Path) -> None:
     """Ids are not positions: image number i of the file has id (7919 i) modulo the number of images, plus 1."""
     ids = [7919 * i % NUM_COCO + 1 for i in range(NUM_COCO)]
     content = {"images": [{"id": i} for i in ids], "annotations": [], "categories": []}
@@ -32,19 +32,19 @@ def test_one_percent_of_coco(tmp_path: Path) -> None:
     whole.write_text(json.dumps(content))
     config = SplitConfig(data=DataConfig(annotations=whole), fractions=(1,), folds=(1,), unlabeled=True)
     fold, rest = write_folds(config)
-    # What RandomState(1).choice(118_287, 1182, replace=False) begins with, and its sum; 1182 = int(1182.87)
+    # The first numbers of RandomState(1).choice(118_287, 1182, replace=False), and their sum; 1182 = int(1182.87)
     positions = np.random.RandomState(1).choice(NUM_COCO, 1182, replace=False)
     assert positions[:5].tolist() == [105285, 107335, 49358, 65744, 101669] and positions.sum() == 68109903
     assert fold.file == tmp_path / "semi_supervised" / "instances_train2017.1@1.json"
     found = [image["id"] for image in json.loads(fold.file.read_text())["images"]]
-    assert found == [ids[position] for position in sorted(positions)]  # in the order of the whole file
+    assert found == [ids[position] for position in sorted(positions)]  # in the order of the full file
     left_out = {image["id"] for image in json.loads(rest.file.read_text())["images"]}
     assert rest.file.name == "instances_train2017.1@1-unlabeled.json"
     assert not left_out & set(found) and len(left_out) + len(found) == NUM_COCO
 
 
-def test_sizes_of_the_papers_folds() -> None:
-    # Rounded down: a percent of the images is 1182.87 of them.
+def test_folds_have_the_sizes_of_the_paper() -> None:
+    # Rounded down: one percent is 1182.87 images.
     for percent, count in ((1, 1182), (5, 5914), (10, 11828), (20, 23657)):
         folds = [fraction_of(NUM_COCO, percent, fold) for fold in range(1, 6)]
         assert {(len(fold), len(set(fold))) for fold in folds} == {(count, count)}
@@ -52,7 +52,7 @@ def test_sizes_of_the_papers_folds() -> None:
 
 
 def test_a_fold_is_a_data_set(tmp_path: Path) -> None:
-    """What is written trains on the same images as --fraction, found without naming their folder."""
+    """Training on a written fold equals --fraction, and its images are found without naming their folder."""
     content = {**coco_content(), "info": {"year": 2017}, "licenses": [{"id": 5}]}
     make_coco(tmp_path, content)
     words = ("split", tmp_path, "--fractions", "40,70", "--folds", "3", "--json")
@@ -67,7 +67,7 @@ def test_a_fold_is_a_data_set(tmp_path: Path) -> None:
         expected = sorted(fraction_of(3, percent, 3))
         assert images.file_names == [whole.file_names[index] for index in expected]
         assert len(images.boxes) == sum(len(whole.record(index).boxes) for index in expected) == file["num_boxes"]
-    # In the folder of the labels it is a split of its own, and not the one that is trained on by default.
+    # In the folder of the labels it is a split of its own, and not the default for training.
     write_folds(
         SplitConfig(data=DataConfig(root=tmp_path), fractions=(70,), folds=(3,), output=tmp_path / "annotations")
     )

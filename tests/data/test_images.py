@@ -1,4 +1,4 @@
-"""Reading images: values are known colours, sizes are worked out beside each case."""
+"""Images are read upright as RGB: values are known colours, sizes are worked out beside each case."""
 
 import os
 import struct
@@ -42,7 +42,7 @@ def read_reduced(path: Path, min_pixels: int) -> tuple[np.ndarray, tuple[int, in
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path: Path, orientation: int, suffix: str) -> None:
     upright = corner_image()
-    # What a camera would store: undoing each orientation; 6 (turn by 90 to view) was stored turned the other way.
+    # A camera stores the inverse of each orientation: 6 (turn by 90 to view) was stored turned the other way.
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -114,7 +114,7 @@ def test_alpha_is_dropped_not_composited(tmp_path: Path) -> None:
     assert read_image(path)[0, 0].tolist() == [10, 20, 30]
 
 
-def test_palette_with_transparency(tmp_path: Path) -> None:
+def test_a_palette_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 200, 100, 50])
@@ -128,7 +128,7 @@ def test_16_bit_png_keeps_the_high_byte(tmp_path: Path) -> None:
     assert read_image(path)[0].tolist() == [[0, 0, 0], [0x12] * 3, [0xFF] * 3]
 
 
-def test_one_pixel(tmp_path: Path) -> None:
+def test_one_pixel_is_an_image(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (1, 1), (1, 2, 3)).save(path)
     assert read_image(path).tolist() == [[[1, 2, 3]]]
@@ -156,7 +156,7 @@ def test_truncated_files_are_errors(tmp_path: Path, suffix: str, share: float) -
         assert str(error.value).startswith(f"{cut}: ") and "\n" not in str(error.value)
 
 
-def test_progressive_jpeg_cut_in_half(tmp_path: Path) -> None:
+def test_a_progressive_jpeg_cut_in_half_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     noise().save(path, progressive=True)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -165,7 +165,7 @@ def test_progressive_jpeg_cut_in_half(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [read_image, read_size_hw, lambda path: read_reduced(path, 1)])
-def test_what_is_not_an_image(tmp_path: Path, read, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_an_image_is_refused(tmp_path: Path, read, capfd: pytest.CaptureFixture[str]) -> None:
     text, empty, folder = tmp_path / "text.jpg", tmp_path / "empty.jpg", tmp_path / "folder.jpg"
     text.write_text("hello, I am not a JPEG\n" * 20)
     empty.touch()
@@ -245,7 +245,7 @@ def test_decode_image_names_the_file() -> None:
         decode_image(b"x", Path("some/file.jpg"))
 
 
-def test_suffixes() -> None:
+def test_image_files_are_told_by_their_suffix() -> None:
     assert is_image_file("A.JPG") and is_image_file("a/b.tiff") and not is_image_file("a.txt")
     assert not is_image_file("._a.jpg")  # resource forks that macOS leaves in archives
     assert all(suffix == suffix.lower() for suffix in IMAGE_SUFFIXES)

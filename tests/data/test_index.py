@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import coco_content, make_coco
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data import coco, index
@@ -18,6 +17,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.errors import DataError
+from helpers.data_sets import coco_content, make_coco
 
 POLYGON = [[1, 2, 4, 2, 4, 6]]
 CODE = {"size": [40, 60], "counts": [2400]}
@@ -49,7 +49,7 @@ def open_indexed(root: Path, *, with_masks: bool = False) -> ImageSet:
 
 
 def parsed_anew(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Files that are parsed from now on."""
+    """Collect the files that are parsed from now on."""
     files: list[Path] = []
     parse = coco._parse
 
@@ -150,7 +150,7 @@ def test_an_index_takes_the_place_of_older_ones(labels: Path, tmp_path: Path) ->
     open_indexed(tmp_path)
     open_indexed(tmp_path, with_masks=True)
     before = sorted(folder.name for folder in (tmp_path / "index").iterdir())
-    # What version 1 wrote was a file; a state of another label file stays.
+    # Version 1 wrote a file; the index of another label file stays.
     (tmp_path / "index" / f"{before[0].split('.')[0]}.index").write_text("of version 1")
     (tmp_path / "index" / "instances_other-boxes-0.2-0-0").mkdir()
     settle(labels, 30)
@@ -188,7 +188,7 @@ def test_small_files_are_not_kept(labels: Path, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "index").exists()
 
 
-def test_several_at_once(labels: Path, tmp_path: Path) -> None:
+def test_several_processes_may_read_at_once(labels: Path, tmp_path: Path) -> None:
     found: list[ImageSet] = []
     threads = [threading.Thread(target=lambda: found.append(open_indexed(tmp_path))) for _ in range(4)]
     for thread in threads:

@@ -53,7 +53,7 @@ def test_two_ranks_share_what_one_would_take() -> None:
 
 
 def test_two_processes_together_see_every_image_once_an_epoch() -> None:
-    """17 images in steps of 4: the epochs end within a step, where the second process has what the first has not."""
+    """17 images in steps of 4: epochs end within a step, whose images the two processes share."""
     parts = [list(sampler(17, rank=rank, world=2)) for rank in range(2)]
     seen = sorted(place for part in parts for batch in part for place in batch)
     assert [position for position, _ in seen] == list(range(24))
@@ -142,7 +142,7 @@ def test_a_run_takes_up_its_batches_at_any_step(images: ImageSet) -> None:
     assert indices == [[sample.index for sample in batch] for batch in batches_of(stream, 0)[4:]]
 
 
-def test_positions() -> None:
+def test_positions_are_found_in_any_order() -> None:
     known = np.array([30, 10, 20])
     assert positions_of(np.array([10, 5, 30, 40, 20, 10]), known).tolist() == [1, -1, 0, -1, 2, 1]
     assert positions_of(np.array([1]), np.array([], dtype=np.int64)).tolist() == [-1]

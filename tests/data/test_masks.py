@@ -21,13 +21,13 @@ PIXELS = np.zeros((5, 8), dtype=np.bool_)
 PIXELS[1:4, 2:6] = True
 
 
-def test_polygons() -> None:
+def test_polygons_are_drawn() -> None:
     np.testing.assert_array_equal(draw_mask(SQUARE, (5, 8)), PIXELS)
     two = draw_mask([[0, 0, 2, 0, 2, 2, 0, 2], *SQUARE], (5, 8))
     assert two.sum() == PIXELS.sum() + 4
 
 
-def test_run_length_codes() -> None:
+def test_run_length_codes_are_drawn() -> None:
     code = coco_mask.encode(np.asfortranarray(PIXELS.astype(np.uint8)))
     np.testing.assert_array_equal(draw_mask({**code, "counts": code["counts"].decode()}, (5, 8)), PIXELS)
     columns = PIXELS.T.ravel()  # an uncompressed code counts runs of 0 and 1 in turn, down the columns

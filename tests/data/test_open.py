@@ -2,28 +2,34 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from builders import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 
 from aligndet_cli.config import DataConfig
-from aligndet_cli.data.open import detect_format, open_images
+from aligndet_cli.data.open import FORMATS, locate_data, open_images
 from aligndet_cli.errors import DataError
+from helpers.data_sets import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 
 
-def test_detect_format(tmp_path: Path) -> None:
+def test_a_format_is_recognised_by_its_layout(tmp_path: Path) -> None:
     make_coco(tmp_path / "coco")
     make_voc(tmp_path / "voc", {"a": voc_xml()}, {"train": ["a"]})
     make_yolo(tmp_path / "yolo", {"train/a": ""})
     make_image(tmp_path / "folder/x/y.PNG")
     for name in ("coco", "voc", "yolo", "folder"):
-        assert detect_format(tmp_path / name) == name
-    assert detect_format(tmp_path / "yolo/data.yaml") == "yolo"
+        assert locate_data(tmp_path / name)[:2] == (tmp_path / name, name)
+    assert locate_data(tmp_path / "yolo/data.yaml").format == "yolo"
     with pytest.raises(DataError, match=r"several data sets \(coco, voc, yolo\)"):
-        detect_format(tmp_path)
+        locate_data(tmp_path)
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
+def test_every_format_can_be_asked_for() -> None:
+    asked = get_args(DataConfig.model_fields["format"].annotation)
+    assert asked == ("auto", *(known.name for known in FORMATS), "folder")
+
+
+def test_nothing_to_read_is_an_error_naming_the_place(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/notes.txt").touch()
     file = make_coco(tmp_path / "coco")
@@ -44,7 +50,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         open_images(DataConfig(root=tmp_path / "empty", format="folder"), purpose="train")
 
 
-def test_coco_split_names(tmp_path: Path) -> None:
+def test_coco_splits_are_found_by_purpose_or_name(tmp_path: Path) -> None:
     for split in ("train2017", "val2017", "minival"):
         make_coco(tmp_path, split=split)
     assert open_images(DataConfig(root=tmp_path), purpose="train").split == "train2017"
@@ -62,7 +68,7 @@ def test_a_single_split_with_its_own_name_is_trained_on(tmp_path: Path) -> None:
         open_images(DataConfig(root=tmp_path), purpose="val")
 
 
-def test_unlabelled_images_beside_coco_splits(tmp_path: Path) -> None:
+def test_images_beside_coco_splits_are_a_split_without_labels(tmp_path: Path) -> None:
     make_coco(tmp_path)
     make_image(tmp_path / "unlabeled2017/u.jpg")
     images = open_images(DataConfig(root=tmp_path, split="unlabeled2017"), purpose="train")
@@ -90,7 +96,7 @@ def test_plain_folder_is_recursive_and_sorted(tmp_path: Path) -> None:
         open_images(DataConfig(root=tmp_path, split="../x"), purpose="train")
 
 
-def test_explicit_annotations_and_images(tmp_path: Path) -> None:
+def test_annotations_and_images_may_be_named(tmp_path: Path) -> None:
     file = make_coco(tmp_path / "made")
     labels = tmp_path / "my labels (v2).json"
     shutil.move(file, labels)
@@ -119,7 +125,7 @@ def test_limit_takes_the_first_images(tmp_path: Path) -> None:
     assert len(open_images(DataConfig(root=tmp_path, limit=99), purpose="train")) == 3
 
 
-def test_fingerprint_follows_the_data_not_its_place(tmp_path: Path) -> None:
+def test_the_fingerprint_follows_the_data_not_its_place(tmp_path: Path) -> None:
     make_coco(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
 
@@ -142,7 +148,7 @@ def test_fingerprint_follows_the_data_not_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["voc", "yolo"])
-def test_fingerprint_covers_labels(tmp_path: Path, kind: str) -> None:
+def test_the_fingerprint_covers_labels(tmp_path: Path, kind: str) -> None:
     if kind == "voc":
         make_voc(tmp_path, {"a": voc_xml(("x", (1, 1, 9, 9)))}, {"train": ["a"]})
         file, old, new = tmp_path / "Annotations/a.xml", "<xmax>9<", "<xmax>8<"

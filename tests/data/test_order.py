@@ -1,4 +1,4 @@
-"""Which images meet in a batch."""
+"""The images of a batch fit together, and every epoch has every image once."""
 
 from collections import Counter
 
@@ -11,12 +11,12 @@ from aligndet_cli.tools.bench.images import mixed_sizes
 
 
 def aspects_of(num_tall: int, num_wide: int) -> np.ndarray:
-    """Tall images first: width by height 0.5..1, then wide ones, above 1..2."""
+    """Return width / height (N,): tall images (0.5..1) first, then wide ones (1..2)."""
     return np.concatenate([np.linspace(0.5, 1, num_tall), np.linspace(2, 1, num_wide, endpoint=False)])
 
 
 def stream(aspects: np.ndarray, batch_size: int, num_epochs: int, seed: int = 0) -> np.ndarray:
-    """(batches, batch_size) rows, as far as batches are whole."""
+    """Return rows (batches, batch_size) of the whole batches."""
     epochs = [epoch_order(aspects, batch_size, seed=seed, epoch=epoch) for epoch in range(num_epochs)]
     rows = np.concatenate(epochs)
     return rows[: len(rows) // batch_size * batch_size].reshape(-1, batch_size)
@@ -35,7 +35,7 @@ def test_every_epoch_has_every_image_once(num_tall: int, num_wide: int, batch_si
 @pytest.mark.parametrize(("num_tall", "num_wide"), [(36, 92), (31, 70), (48, 80), (37, 1000)])
 @pytest.mark.parametrize("batch_size", [2, 8, 16])
 def test_at_most_one_batch_of_an_epoch_is_mixed(num_tall: int, num_wide: int, batch_size: int) -> None:
-    """Whatever part of a batch is at the ends of an epoch: there are enough images of either orientation here."""
+    """An epoch may begin and end anywhere in a batch: there are enough images of both orientations here."""
     aspects, num_epochs = aspects_of(num_tall, num_wide), 20
     is_wide = aspects[stream(aspects, batch_size, num_epochs)] > 1
     is_mixed = is_wide.any(axis=1) & ~is_wide.all(axis=1)
@@ -100,7 +100,7 @@ def test_batches_of_both_orientations_come_at_any_time() -> None:
 
 
 def test_images_of_one_orientation_are_in_the_order_of_a_plain_permutation() -> None:
-    """As before there was a grouping: such data and square views have the order of old runs."""
+    """Runs on such data, or with square views, keep the order that they had before images were grouped."""
     orders = [epoch_order(aspects, 4, seed=5, epoch=1) for aspects in (np.ones(9), np.full(9, 0.5), np.full(9, 1.5))]
     assert all(np.array_equal(order, orders[0]) for order in orders)
     assert not np.array_equal(orders[0], epoch_order(np.ones(9), 4, seed=5, epoch=2))

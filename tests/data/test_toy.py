@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import aligndet
 from pycocotools import mask as mask_api
 
 from aligndet_cli.config import DataConfig
@@ -13,6 +12,7 @@ from aligndet_cli.data.images import read_image
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.toy import CATEGORIES, draw_toy_data, draw_toy_objects
 from aligndet_cli.errors import RunError
+from helpers.commandline import aligndet
 
 NUM_TRAIN, NUM_VAL = 31, 7
 
@@ -95,7 +95,7 @@ def test_sizes_follow_the_argument(tmp_path: Path) -> None:
     assert all(44 <= image["height"] <= 56 and 88 <= image["width"] <= 112 for image in images)
 
 
-def test_unwritable_folder(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"):
         draw_toy_data(tmp_path / "file", seed=0, num_train=1, num_val=1)

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def marked_sample(box: tuple[int, int, int, int], height: int = 120, width: int = 200, position: int = 0) -> Sample:
-    """A dark image whose only bright pixels are those of the box."""
+    """Return a dark image that is bright inside the box only."""
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     x1, y1, x2, y2 = box
     image[:, y1:y2, x1:x2] = 255
@@ -39,7 +39,7 @@ def marked_sample(box: tuple[int, int, int, int], height: int = 120, width: int 
 
 
 def bright_extent(pixels: Tensor) -> list[float]:
-    """xyxy of the pixels brighter than mid grey."""
+    """Return the box xyxy of the pixels brighter than mid grey."""
     grey = pixels * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     rows, columns = (grey.mean(dim=0) > 0.5).nonzero(as_tuple=True)
     return [columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1]
@@ -92,7 +92,7 @@ def test_without_colour_pixels_are_left_alone() -> None:
 
 
 def picture(number: int, height: int = 60, width: int = 80) -> Tensor:
-    """(3, H, W) uint8: noise over all levels, noise in a narrow range, one flat colour, or a drawn picture."""
+    """Return (3, H, W) uint8: noise over all levels, noise in a narrow range, one flat colour, or a drawn picture."""
     rng = np.random.default_rng(number)
     if number == 0:
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -105,7 +105,7 @@ def picture(number: int, height: int = 60, width: int = 80) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-# What the authors' `rand_aug.py` calls; its levels are integers of 10.
+# The operations that the authors' `rand_aug.py` calls; its levels are integers of 10.
 PILLOW: dict[ColourOp, Callable[[Image.Image, int], Image.Image]] = {
     "identity": lambda image, _: image,
     "autocontrast": lambda image, _: ImageOps.autocontrast(image),
@@ -117,7 +117,7 @@ PILLOW: dict[ColourOp, Callable[[Image.Image, int], Image.Image]] = {
     "sharpness": lambda image, level: ImageEnhance.Sharpness(image).enhance(level * 1.8 / 10 + 0.1),
     "posterize": lambda image, level: ImageOps.posterize(image, 4 - int(level * 4 / 10)),
 }
-# Greys are rounded by Pillow and cut off by torchvision, and so is what autocontrast and the blends make of them.
+# Pillow rounds greys and torchvision cuts them off, also in the results of autocontrast and of the blends.
 IS_ROUNDED: set[ColourOp] = {"autocontrast", "color", "contrast", "sharpness"}
 
 

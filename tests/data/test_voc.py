@@ -2,13 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import make_voc, voc_xml
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import Purpose, choose_split, open_images
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.errors import DataError
+from helpers.data_sets import make_voc, voc_xml
 
 
 def open_root(root: Path, purpose: Purpose = "train", split: str | None = None) -> ImageSet:
@@ -30,7 +30,7 @@ def test_coordinates_are_one_based_and_inclusive(tmp_path: Path) -> None:
     assert images.sizes_hw.tolist() == [[40, 60]] * 2
 
 
-def test_difficult_floats_and_missing_size(tmp_path: Path) -> None:
+def test_difficult_objects_become_crowds_and_a_missing_size_is_read_from_the_image(tmp_path: Path) -> None:
     make_voc(tmp_path, {"a": voc_xml(("cat", (1.5, 2, 400.25, 30)), difficult=1, size_hw=None)}, {"train": ["a"]})
     images = open_root(tmp_path)
     assert images.is_crowd.tolist() == [True]
@@ -100,7 +100,9 @@ def test_without_image_lists_everything_is_one_split(tmp_path: Path) -> None:
         (["test", "trainval"], "trainval", "test"),
     ],
 )
-def test_default_splits(tmp_path: Path, known: list[str], train: str, val: str) -> None:
+def test_no_default_split_is_both_trained_and_validated_on(
+    tmp_path: Path, known: list[str], train: str, val: str
+) -> None:
     assert choose_split(tmp_path, known, None, "train") == train
     assert choose_split(tmp_path, known, None, "val") == val
 
@@ -116,13 +118,13 @@ def test_default_splits(tmp_path: Path, known: list[str], train: str, val: str) 
         (voc_xml(("x", (1, 1, float("nan"), 2))), "box of image a.jpg is NaN"),
     ],
 )
-def test_bad_xml(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_xml_is_an_error_naming_the_file(tmp_path: Path, text: str, message: str) -> None:
     make_voc(tmp_path, {"a": text}, {"train": ["a"]})
     with pytest.raises(DataError, match=message):
         open_root(tmp_path)
 
 
-def test_missing_files(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     make_voc(tmp_path, {"a": voc_xml(), "b": voc_xml()}, {"train": ["a", "b"]})
     (tmp_path / "JPEGImages/b.jpg").unlink()
     with pytest.raises(DataError, match=r"JPEGImages/b\.jpg: image listed"):
@@ -132,7 +134,7 @@ def test_missing_files(tmp_path: Path) -> None:
         open_root(tmp_path)
 
 
-def test_bccd(shared_data: Path) -> None:
+def test_bccd_has_the_counts_of_its_readme(shared_data: Path) -> None:
     # Counts: table of shared/data/bccd/README.md, less the 2 boxes without area it lists.
     root = shared_data / "bccd" / "BCCD"
     train, test = open_root(root), open_root(root, "val")

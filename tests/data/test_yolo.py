@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from builders import make_yolo
 from PIL import Image
 
 from aligndet_cli.config import DataConfig
@@ -11,13 +10,14 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.yolo import YoloConfig, read_yolo_config
 from aligndet_cli.errors import DataError
+from helpers.data_sets import make_yolo
 
 
 def open_root(root: Path, split: str | None = None, *, with_masks: bool = False) -> ImageSet:
     return open_images(DataConfig(root=root, split=split), purpose="train", with_masks=with_masks)
 
 
-def test_boxes_polygons_and_negatives(tmp_path: Path) -> None:
+def test_boxes_polygons_and_negatives_are_read(tmp_path: Path) -> None:
     labels = {
         "train/a": "1 0.5 0.5 0.5 0.25\n\n0 0.1 0.2 0.4 0.2 0.4 0.6\n",
         "train/b": "",
@@ -47,7 +47,7 @@ def test_boxes_refer_to_the_upright_image(tmp_path: Path) -> None:
     assert images.boxes.tolist() == [[0, 0, 40, 60]] and images.record(0).size_hw == (60, 40)
 
 
-def test_overhanging_and_empty_boxes(tmp_path: Path) -> None:
+def test_overhanging_and_empty_boxes_are_corrected(tmp_path: Path) -> None:
     make_yolo(tmp_path, {"train/a": "0 0 0 1 1\n0 .5 .5 0 .1\n0 .5 .5 -.1 -.1\n0 2 2 .1 .1\n"})
     images = open_root(tmp_path)
     assert images.boxes.tolist() == [[0, 0, 30, 20]]
@@ -79,13 +79,13 @@ def test_unreadable_image_keeps_its_place(tmp_path: Path) -> None:
         ("0 .5 .5 inf 1", "NaN or infinite"),
     ],
 )
-def test_bad_label_lines(tmp_path: Path, line: str, message: str) -> None:
+def test_bad_label_lines_are_errors(tmp_path: Path, line: str, message: str) -> None:
     make_yolo(tmp_path, {"train/a": line + "\n"})
     with pytest.raises(DataError, match=message):
         open_root(tmp_path)
 
 
-def test_split_as_list_text_file_and_roboflow_path(tmp_path: Path) -> None:
+def test_a_split_may_be_a_list_a_text_file_or_a_roboflow_path(tmp_path: Path) -> None:
     text = "train: [images/one, images/two]\nval: list.txt\ntest: ../images/one\nnc: 1\nnames: ['x']\n"
     make_yolo(tmp_path, {"one/a": "0 .5 .5 1 1", "two/b": ""}, text)
     (tmp_path / "list.txt").write_text("./images/two/b.jpg\nimages/one/a.jpg\n")
@@ -112,7 +112,7 @@ def test_split_as_list_text_file_and_roboflow_path(tmp_path: Path) -> None:
         ("train: images/train\nnames:\n- a: b\n", "'names' must be a list of words"),
         ("train: images/train\nnames: {a: b}\n", "'names' must be a list of words"),
         ("- train\n- names\n", "holds no keys"),
-        # What is not YAML is told with its line.
+        # Faults of YAML are told with their line.
         ("train: images/train\nnames: [a, , b]\n", r"data\.yaml:2: not YAML \(expected the node content"),
         ("train: images/train\nnames:\n\t- a\n", r"data\.yaml:3: not YAML \(found character '\\t'"),
         ("train: images/train\nnames: *absent\n", r"data\.yaml:2: not YAML \(found undefined alias 'absent'\)"),
@@ -124,7 +124,7 @@ def test_split_as_list_text_file_and_roboflow_path(tmp_path: Path) -> None:
         ('train: a\nnames: ["\\UFFFFFFFF"]\n', "cannot be read as YAML"),
     ],
 )
-def test_bad_yaml(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_yaml_is_an_error_naming_the_file(tmp_path: Path, text: str, message: str) -> None:
     make_yolo(tmp_path, {"train/a": ""})
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=message) as raised:
@@ -154,7 +154,7 @@ def read_text(folder: Path, text: str) -> YoloConfig:
     return read_yolo_config(folder / "data.yaml")
 
 
-def test_keys_of_a_data_yaml(tmp_path: Path) -> None:
+def test_the_keys_of_a_data_yaml_are_read(tmp_path: Path) -> None:
     config = read_text(
         tmp_path,
         "# a comment\npath: ../datasets/coco8 # relative\n"
@@ -187,7 +187,7 @@ def test_keys_of_a_data_yaml(tmp_path: Path) -> None:
         ('names: ["K\\xE4fer", "\\ud83d\\ude00", Käfer]\n', ["Käfer", "\U0001f600", "Käfer"]),
     ],
 )
-def test_forms_of_names(tmp_path: Path, text: str, names: list[str]) -> None:
+def test_names_may_have_many_forms(tmp_path: Path, text: str, names: list[str]) -> None:
     start = "" if text.startswith("---") else "train: images/train\n"
     config = read_text(tmp_path, start + text.replace("---\n", "---\ntrain: images/train\n"))
     assert [category.name for category in config.categories] == names

@@ -13,19 +13,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from golden_tools import (
-    GOLDEN,
-    as_tensors,
-    checksum,
-    contrastive_loss,
-    draw_image,
-    draw_pretext_images,
-    draw_tensor,
-    draw_weights,
-    import_drawn,
-    read_pretext_boxes,
-    to_batch,
-)
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,6 +23,22 @@ from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import encode_position
 from aligndet_cli.tools.conversion import mmdet, published_detr
 from aligndet_cli.tools.conversion.rules import translate
+from helpers.golden import (
+    GOLDEN,
+    as_tensors,
+    assert_boxes_equal,
+    checksum,
+    contrastive_loss,
+    draw_pretext_images,
+    draw_pretext_weights,
+    draw_tensor,
+    draw_weights,
+    import_drawn,
+    of_case,
+    read_labelled,
+    read_pretext_boxes,
+    split_projector,
+)
 
 
 def our_name(name: str) -> str:
@@ -53,8 +56,7 @@ def mmdet_name(name: str) -> str:
 
 
 def read_numbers(group: str, case: str) -> tuple[dict[str, np.ndarray], dict]:
-    stored = np.load(GOLDEN / f"{group}_detr.npz")
-    arrays = {name.removeprefix(f"{case}/"): stored[name] for name in stored.files if name.startswith(f"{case}/")}
+    arrays = of_case(np.load(GOLDEN / f"{group}_detr.npz"), case)
     return arrays, json.loads((GOLDEN / "detr.json").read_text())[group][case]
 
 
@@ -84,14 +86,6 @@ def assert_gradients(model: DETR, names: list[str], norms: np.ndarray) -> None:
         assert (gradient is None) == np.isnan(norm), name
         if gradient is not None:
             assert float(gradient.norm()) == pytest.approx(float(norm), rel=1e-3, abs=1e-5), name
-
-
-def read_labelled(stored: dict[str, np.ndarray], names: str, seed: int) -> tuple[ImageBatch, list[BoxTargets]]:
-    sizes = stored["sizes_hw"].tolist()
-    images = [draw_image(f"{names}/img{i}", seed, *hw) for i, hw in enumerate(sizes)]
-    boxes = [torch.from_numpy(stored[f"boxes{i}"]) for i in range(len(sizes))]
-    class_ids = [torch.from_numpy(stored[f"class_ids{i}"]).long() for i in range(len(sizes))]
-    return to_batch(images, stored["batch_hw"]), [BoxTargets(*pair) for pair in zip(boxes, class_ids, strict=True)]
 
 
 # ---- G5: facebookresearch/detr ----
@@ -251,10 +245,7 @@ def test_detections_are_mmdetections(case: str, supervised: DETR) -> None:
     images, _ = read_labelled(stored, f"g3/{case}", 17)
     exact = ImageBatch(images.pixels.double(), images.sizes_hw)
     for i, found in enumerate(copy.deepcopy(supervised).double().detect(exact)):
-        boxes, scores = np.split(stored[f"detections{i}"], [4], axis=1)
-        np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
-        np.testing.assert_allclose(found.scores, scores[:, 0], rtol=0, atol=1e-5)
-        assert np.array_equal(found.class_ids, stored[f"detected_class_ids{i}"])
+        assert_boxes_equal(found, stored, i)
 
 
 def assert_losses(ours: dict[str, Tensor], theirs: dict[str, float], rel: float) -> None:
@@ -271,12 +262,7 @@ class View:
     """One network on one view, with the projector applied to its queries."""
 
     def __init__(self, case: str, net: str, stored: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> None:
-        self.projector = {
-            name.removeprefix("projector."): torch.from_numpy(array).float().requires_grad_()
-            for name, array in weights.items()
-            if name.startswith("projector.")
-        }
-        body = {name: array for name, array in weights.items() if not name.startswith("projector.")}
+        self.projector, body = split_projector(weights, "projector.")
         self.model = build("resnet18", 256, body)
         self.model.backbone.requires_grad_(False)
         view = "view1" if net == "online" else "view2"
@@ -309,10 +295,9 @@ class View:
 @pytest.fixture(scope="module")
 def pretext_weights() -> dict[str, dict[str, np.ndarray]]:
     specs = json.loads((GOLDEN / "g2_detr_weights.json").read_text())
-    online, other = (
-        {name: draw_tensor(mmdet_name(name), spec, seed) for name, spec in specs.items()} for seed in (101, 202)
+    return draw_pretext_weights(
+        lambda seed: {name: draw_tensor(mmdet_name(name), spec, seed) for name, spec in specs.items()}
     )
-    return {"online": online, "target": {name: 0.8 * online[name] + 0.2 * other[name] for name in online}}
 
 
 @pytest.fixture(scope="module", params=["b1", "b2", "ragged"])

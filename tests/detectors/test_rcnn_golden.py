@@ -4,45 +4,49 @@ The official pre-training has box offsets for every instance id, ours for one cl
 To compare, the model here has 256 classes and a proposal's class is its instance id.
 """
 
-import functools
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from golden_tools import (
-    GOLDEN,
-    as_tensors,
-    assert_maps_equal,
-    checksum,
-    contrastive_loss,
-    draw_image,
-    draw_pretext_images,
-    draw_weights,
-    import_drawn,
-    read_pretext_boxes,
-    to_batch,
-)
 from torch import Tensor
 from torch.nn import functional
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, ImageBatch
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
-from aligndet_cli.detectors.parts import sampling
 from aligndet_cli.detectors.parts.box_coder import encode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
 from aligndet_cli.detectors.parts.mask_head import paste_mask
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, pool_rois, sample_rois
 from aligndet_cli.detectors.parts.two_stage import DELTA_STD
 from aligndet_cli.tools.conversion import mmdet
+from helpers.golden import (
+    GOLDEN,
+    assert_boxes_equal,
+    assert_gradients_equal,
+    assert_losses_equal,
+    assert_maps_equal,
+    build,
+    checksum,
+    contrastive_loss,
+    draw_pretext_images,
+    draw_pretext_weights,
+    draw_weights,
+    import_drawn,
+    of_case,
+    read_labelled,
+    read_pretext_boxes,
+    split_projector,
+)
 
 PROJECTOR = "roi_head.bbox_head.fc_cls."
 EVERYTHING = {"rpn_samples": 10**6, "rpn_positive_fraction": 1, "roi_samples": 10**6, "roi_positive_fraction": 1}
 
-our_name = functools.partial(mmdet.our_name, "mask-rcnn")
+our_name = partial(mmdet.our_name, "mask-rcnn")
 
 
 def draw_all_weights(heads: str, backbone: str, seed: int) -> dict[str, np.ndarray]:
@@ -51,26 +55,9 @@ def draw_all_weights(heads: str, backbone: str, seed: int) -> dict[str, np.ndarr
     return {**body, **draw_weights(heads, seed)}
 
 
-def build(
-    config: DetectorConfig, backbone: str, weights: dict[str, np.ndarray], num_classes: int, *, untouched: str
-) -> AnyDetector:
-    model = build_detector(config, build_backbone(BackboneConfig(name=backbone)), num_classes).eval()
-    wanted = set(model.state_dict())
-    state, unknown = mmdet.from_mmdet("mask-rcnn", as_tensors(weights))
-    assert not unknown
-    missing, unexpected = model.load_state_dict({n: v for n, v in state.items() if n in wanted}, strict=False)
-    assert not unexpected
-    assert all("num_batches_tracked" in name or name.partition(".")[0] in untouched for name in missing), missing
-    return model
-
-
 @pytest.fixture(scope="module")
 def numbers() -> dict:
     return json.loads((GOLDEN / "rcnn.json").read_text())
-
-
-def total_of(losses: list[float] | float) -> float:
-    return sum(losses) if isinstance(losses, list) else losses
 
 
 def true_deltas(samples: RoiSamples, targets: list[BoxTargets]) -> np.ndarray:
@@ -88,22 +75,16 @@ def assert_proposals_equal(proposals: list[Tensor], stored: dict[str, np.ndarray
 
 @pytest.fixture(scope="module")
 def pretext_weights() -> dict[str, dict[str, np.ndarray]]:
-    online, other = (draw_all_weights("g2_mask_rcnn_weights.json", "g2_weights.json", seed) for seed in (101, 202))
-    return {"online": online, "target": {name: 0.8 * online[name] + 0.2 * other[name] for name in online}}
+    return draw_pretext_weights(partial(draw_all_weights, "g2_mask_rcnn_weights.json", "g2_weights.json"))
 
 
 class View:
     """One network on one view, with the projector applied to its candidates."""
 
     def __init__(self, case: str, net: str, stored: dict[str, np.ndarray], weights: dict[str, np.ndarray]) -> None:
-        self.projector = {
-            name.removeprefix(PROJECTOR): torch.from_numpy(array).float().requires_grad_()
-            for name, array in weights.items()
-            if name.startswith(PROJECTOR)
-        }
-        body = {name: array for name, array in weights.items() if not name.startswith(PROJECTOR)}
-        config = MaskRCNNConfig(neck_norm="none")
-        self.model = build(config, "resnet18", body, 256, untouched="class_predictor mask_head mask_predictor")
+        self.projector, body = split_projector(weights, PROJECTOR)
+        fresh = ("class_predictor", "mask_head", "mask_predictor")
+        self.model = build(MaskRCNNConfig(neck_norm="none"), "resnet18", body, 256, fresh=fresh)
         self.model.backbone.requires_grad_(False)
         view = "view1" if net == "online" else "view2"
         images = draw_pretext_images("mask_rcnn", case, view, stored)
@@ -182,23 +163,17 @@ def test_pretext_losses_and_gradients(views: tuple, numbers: dict) -> None:
     expected = numbers[f"g2_{case}"]
     online, target = by_net["online"], by_net["target"]
     losses = online.candidates.losses
-    for ours, theirs in (
-        ("loss_objectness", "loss_rpn_cls"),
-        ("loss_rpn_box_reg", "loss_rpn_bbox"),
-        ("loss_box_reg", "loss_bbox"),
-    ):
-        assert losses[ours].item() == pytest.approx(total_of(expected["losses"][theirs]), rel=1e-5), ours
+    assert set(losses) == {"loss_objectness", "loss_rpn_box_reg", "loss_box_reg"}
+    assert_losses_equal(losses, expected["losses"])
     query, key = (view.embeddings(view.candidates) for view in (online, target))
     contrast = contrastive_loss(query, online.candidates.instance_ids, key, target.candidates.instance_ids)
     assert contrast.item() == pytest.approx(expected["losses"]["loss_cls"], rel=1e-5)
     total = contrast + sum(losses.values())
     assert total.item() == pytest.approx(expected["total"], rel=1e-5)
     total.backward()
-    parameters = dict(online.model.named_parameters())
-    for name, norm in zip(numbers["grad_names"]["g2"], expected["grad_norms"], strict=True):
-        own = online.projector.get(name.removeprefix(PROJECTOR))
-        gradient = (parameters[our_name(name)] if own is None else own).grad
-        assert float(gradient.norm()) == pytest.approx(norm, rel=1e-3, abs=1e-5), name
+    projector = {PROJECTOR + name: weight for name, weight in online.projector.items()}
+    norms = dict(zip(numbers["grad_names"]["g2"], expected["grad_norms"], strict=True))
+    assert_gradients_equal(online.model, norms, our_name, projector, tolerance=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +186,14 @@ def supervised_numbers() -> dict[str, np.ndarray]:
     return dict(np.load(GOLDEN / "g3_rcnn.npz"))
 
 
+def choose_weights(weights: dict[str, np.ndarray], *, has_masks: bool) -> dict[str, np.ndarray]:
+    return {name: array for name, array in weights.items() if has_masks or "mask_head" not in name}
+
+
 def build_supervised(family: str, weights: dict[str, np.ndarray], **options: object) -> AnyDetector:
-    configs = {"faster_rcnn": FasterRCNNConfig, "mask_rcnn": MaskRCNNConfig}
-    config = configs[family].model_validate({"neck_norm": "batch", **options})
-    model = build(config, "resnet50", weights, 80, untouched="")
+    has_masks = family == "mask_rcnn"
+    config = (MaskRCNNConfig if has_masks else FasterRCNNConfig).model_validate({"neck_norm": "batch", **options})
+    model = build(config, "resnet50", choose_weights(weights, has_masks=has_masks), fresh=())
     model.backbone.freeze(1, norm_eval=True)
     return model.eval()
 
@@ -231,14 +210,9 @@ def draw_ellipses(boxes: np.ndarray, batch_hw: np.ndarray) -> Tensor:
 
 
 def draw_inputs(case: str, stored: dict[str, np.ndarray]) -> tuple[ImageBatch, list[BoxTargets]]:
-    sizes, batch_hw = stored[f"{case}/sizes_hw"].tolist(), stored[f"{case}/batch_hw"]
-    images = to_batch([draw_image(f"g3/{case}/img{i}", 17, *hw) for i, hw in enumerate(sizes)], batch_hw)
-    targets = []
-    for i in range(len(sizes)):
-        boxes, class_ids = stored[f"{case}/boxes{i}"], stored[f"{case}/class_ids{i}"]
-        masks = draw_ellipses(boxes, batch_hw)
-        targets.append(BoxTargets(torch.from_numpy(boxes), torch.from_numpy(class_ids).long(), masks=masks))
-    return images, targets
+    images, targets = read_labelled(of_case(stored, case), f"g3/{case}", 17)
+    batch_hw = stored[f"{case}/batch_hw"]
+    return images, [replace(target, masks=draw_ellipses(target.boxes.numpy(), batch_hw)) for target in targets]
 
 
 def check_training(
@@ -246,28 +220,24 @@ def check_training(
 ) -> None:
     first_drawn = case == "eq_firstk"  # official sample sizes, with the first instead of random candidates
     if first_drawn:
-        patch.setattr(sampling, "_draw", lambda indices, num: indices[:num])
+        patch.setattr(torch, "randperm", torch.arange)
     model = build_supervised(family, weights, **({} if first_drawn else EVERYTHING))
     images, targets = draw_inputs(case.partition("_")[0], stored)
     seen: list[Tensor] = []
     model.class_predictor.register_forward_hook(lambda *call: seen.append(call[2]))
     losses = model(images, targets)
 
-    names = {"loss_objectness": "loss_rpn_cls", "loss_rpn_box_reg": "loss_rpn_bbox", "loss_box_reg": "loss_bbox"}
     expected = numbers[f"g3_{family}_{case}"]
-    assert set(losses) == {*names, "loss_cls"} | ({"loss_mask"} if family == "mask_rcnn" else set())
-    for ours, loss in losses.items():
-        assert loss.item() == pytest.approx(total_of(expected["losses"][names.get(ours, ours)]), rel=1e-5), ours
+    names = {"loss_objectness", "loss_rpn_box_reg", "loss_cls", "loss_box_reg"}
+    assert set(losses) == names | ({"loss_mask"} if family == "mask_rcnn" else set())
+    assert_losses_equal(losses, expected["losses"])
     logits, sums = seen[0].detach(), stored[f"{case}/train/logits_checksum"]
     np.testing.assert_allclose(logits[:32, :12], stored[f"{case}/train/logits"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(checksum(logits), sums, rtol=0, atol=1e-5 * sums[1])
 
     sum(losses.values()).backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    theirs = numbers["grad_names"][f"g3_{family}"]
-    for name, norm in zip(theirs, expected["grad_norms"], strict=True):
-        assert float(gradients[our_name(name)].norm()) == pytest.approx(norm, rel=1e-3, abs=1e-6), name
-    assert {name for name, gradient in gradients.items() if gradient is not None} == {our_name(n) for n in theirs}
+    norms = dict(zip(numbers["grad_names"][f"g3_{family}"], expected["grad_norms"], strict=True))
+    assert_gradients_equal(model, norms, our_name)
 
 
 @pytest.mark.parametrize("family", ["mask_rcnn", pytest.param("faster_rcnn", marks=pytest.mark.slow)])
@@ -299,7 +269,7 @@ def test_supervised_losses_and_gradients_of_all_candidates(
 def test_supervised_assignment_is_identical(
     case: str, supervised_weights: dict, supervised_numbers: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "_draw", lambda indices, num: indices[:num])
+    monkeypatch.setattr(torch, "randperm", torch.arange)
     stored = supervised_numbers
     options = {} if case == "eq_firstk" else EVERYTHING
     model = build_supervised("faster_rcnn", supervised_weights, **options)
@@ -328,7 +298,7 @@ def test_supervised_assignment_is_identical(
 @pytest.fixture(scope="module", params=["faster_rcnn", "mask_rcnn"])
 def imported(request: pytest.FixtureRequest, supervised_weights: dict, tmp_path_factory: pytest.TempPathFactory):
     has_masks = request.param == "mask_rcnn"
-    weights = {name: array for name, array in supervised_weights.items() if has_masks or "mask_head" not in name}
+    weights = choose_weights(supervised_weights, has_masks=has_masks)
     return import_drawn(weights, tmp_path_factory.mktemp("import"))
 
 
@@ -340,10 +310,7 @@ def test_supervised_detections(case: str, chosen: list[int], imported: AnyDetect
     images, _ = draw_inputs(case, stored)
     chosen_images = ImageBatch(images.pixels[chosen], tuple(images.sizes_hw[i] for i in chosen))
     for i, found in zip(chosen, model.detect(chosen_images), strict=True):
-        boxes, scores = np.split(stored[f"{case}/detections{i}"], [4], axis=1)
-        np.testing.assert_allclose(found.boxes, boxes, rtol=0, atol=1e-3)
-        np.testing.assert_allclose(found.scores, scores[:, 0], rtol=0, atol=1e-5)
-        assert np.array_equal(found.class_ids, stored[f"{case}/detected_class_ids{i}"])
+        assert_boxes_equal(found, of_case(stored, case), i)
         if found.masks is None:
             assert isinstance(model, FasterRCNN)
             continue

@@ -1,13 +1,10 @@
 """Real processes for the tests that kill them."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for what is shared here, also in the processes that are started
-from forks import ForkServer, fork_server
+from helpers.forks import ForkServer, fork_server
 
 
 @pytest.fixture(scope="session")

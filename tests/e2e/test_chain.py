@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandline import CHAIN, RANDOM, SMALL, aligndet, run_chain
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from helpers.commandline import CHAIN, RANDOM, SMALL, aligndet, run_chain
 
 pytestmark = pytest.mark.e2e
 
@@ -136,7 +137,7 @@ def test_other_formats(convert: Any, toy: Path, chain: Path, tmp_path: Path) -> 
 
 
 def run_on_real_data(data: Path, workspace: Path) -> Path:
-    """The four commands of the issue, made small by flags; returns the evaluation."""
+    """Four commands, made small by flags; returns the evaluation."""
     few = ("-w", workspace, "--limit", "16")
     aligndet("proposals", data, *few, "--set", "working_size=96", "--num-workers", "2")
     aligndet("pretrain-box", *RETINANET, *RANDOM, "-w", workspace, *SMALL)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from linear_learner import BATCH, NUM_STEPS, PLAN, LeastSquares, run
 
 from aligndet_cli.errors import Preempted
 from aligndet_cli.processes.devices import Devices
 from aligndet_cli.processes.launch import Shown, launch
+from helpers.linear_learner import BATCH, NUM_STEPS, PLAN, LeastSquares, run
 
 pytestmark = pytest.mark.e2e
 

@@ -15,16 +15,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from table_scripts import (
-    FILES,
-    NUM_BOXES,
-    NUM_COCO,
-    NUM_VOC,
-    TABLES,
-    pretend,
-    run,
-    studies_of,
-)
 from torch import Tensor
 from torchvision import models
 
@@ -38,6 +28,16 @@ from aligndet_cli.pretrain_box.boxes import ProposalData
 from aligndet_cli.tools.report.published import Published, find_published, published_numbers
 from aligndet_cli.tools.study.plan import StageRun
 from aligndet_cli.workspace import Artifact, Workspace
+from helpers.table_scripts import (
+    FILES,
+    NUM_BOXES,
+    NUM_COCO,
+    NUM_VOC,
+    TABLES,
+    pretend,
+    run,
+    studies_of,
+)
 
 SETTINGS = Path(__file__).with_name("settings")
 LEFT_OUT = ("run", "data", "images")  # of the effective settings: what does not follow from the recipe

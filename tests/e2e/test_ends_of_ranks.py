@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commandline import CHAIN, aligndet
+
+from helpers.commandline import CHAIN, aligndet, environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 TWO = ("--accelerator", "cpu", "--devices", "2")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1"}
 
 
 @dataclass
@@ -82,7 +82,7 @@ def training(chain: Path, tmp_path: Path, *words: str) -> Iterator[Running]:
     command += [*TWO, "--steps", "5000", "--name", "two", "--set", "training.log_every=1", *words]
     log = tmp_path / "log.txt"
     with log.open("w") as out:
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(command, env=environment(), stdout=out, stderr=out, start_new_session=True)
     try:
         yield Running(process, log, workspace / "pretrain-box" / "two")
     finally:

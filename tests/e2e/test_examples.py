@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from forks import ForkServer
-from table_scripts import FILES, OTHERS, TABLES, pretend, run, start, studies_of
 
 from aligndet_cli.data.toy import draw_toy_data
+from helpers.forks import ForkServer
+from helpers.table_scripts import FILES, OTHERS, TABLES, pretend, run, start, studies_of
 
 
 @pytest.fixture

@@ -6,14 +6,12 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from commandline import CHAIN
-from interrupting import results, wait_for_work, words_of, workspace_before
 
-if TYPE_CHECKING:
-    from forks import ForkServer
+from helpers.commandline import CHAIN, assert_same_results
+from helpers.forks import ForkServer
+from helpers.interrupting import wait_for_work, words_of, workspace_before
 
 pytestmark = pytest.mark.e2e
 
@@ -28,9 +26,8 @@ def before(request: pytest.FixtureRequest, chain: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("stage", CHAIN)
-def test_killed_again_and_again(forks: "ForkServer", stage: str, before: Path, chain: Path, toy: Path) -> None:
+def test_killed_again_and_again(forks: ForkServer, stage: str, before: Path, chain: Path, toy: Path) -> None:
     rng = random.Random(f"{SEED} {stage}")
-    expected = results(chain, stage)
     words = words_of(stage, toy)
     # First at a moment of the clock: so long after the first file is there.
     pid = forks.start(*words, cwd=before)
@@ -46,9 +43,7 @@ def test_killed_again_and_again(forks: "ForkServer", stage: str, before: Path, c
         codes.append(forks.run(*words, cwd=before, die_at=rng.randint(fewest, most)))
     assert codes[-1] == KILLED and set(codes) <= {0, KILLED}, f"{codes}\n{forks.output}"
     assert forks.run(*words, cwd=before) == 0, forks.output
-    found = results(before, stage)
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if found[name] != expected[name]] == []
+    assert_same_results(before / stage, chain / stage)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +51,7 @@ def test_killed_again_and_again(forks: "ForkServer", stage: str, before: Path, c
     [*((stage, signal.SIGTERM) for stage in CHAIN), ("proposals", signal.SIGUSR1), ("pretrain-box", signal.SIGUSR1)],
 )
 def test_asked_to_stop_it_saves_and_exits_75(
-    forks: "ForkServer", stage: str, number: signal.Signals, before: Path, chain: Path, toy: Path
+    forks: ForkServer, stage: str, number: signal.Signals, before: Path, chain: Path, toy: Path
 ) -> None:
     words = words_of(stage, toy)
     pid = forks.start(*words, cwd=before)
@@ -69,4 +64,4 @@ def test_asked_to_stop_it_saves_and_exits_75(
     assert forks.output.strip().endswith("run the same command to continue")
     assert forks.output.count("error: ") == 1 and "Traceback" not in forks.output
     assert forks.run(*words, cwd=before) == 0 and "which was interrupted" in forks.output
-    assert results(before, stage) == results(chain, stage)
+    assert_same_results(before / stage, chain / stage)

@@ -3,15 +3,12 @@
 import random
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from interrupting import results
 
 from aligndet_cli.data.toy import draw_toy_objects
-
-if TYPE_CHECKING:
-    from forks import ForkServer
+from helpers.commandline import assert_same_results
+from helpers.forks import ForkServer
 
 pytestmark = pytest.mark.e2e
 
@@ -20,7 +17,7 @@ SMALL += ("--set", "embedding_dim=16", "--set", "training.log_every=1", "--set",
 
 
 @pytest.mark.parametrize("method", ["simsiam", "moco-v2"])
-def test_killed_again_and_again(forks: "ForkServer", method: str, tmp_path: Path) -> None:
+def test_killed_again_and_again(forks: ForkServer, method: str, tmp_path: Path) -> None:
     draw_toy_objects(tmp_path / "objects", seed=0, num_train=17, num_val=11, size_hw=(40, 48))
     words = ("pretrain-image", tmp_path / "objects", "-w", ".", "--method", method, *SMALL)
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
@@ -32,6 +29,6 @@ def test_killed_again_and_again(forks: "ForkServer", method: str, tmp_path: Path
     for die_at in (rng.randint(5, 12), rng.randint(changes // 3, changes // 2), rng.randint(15, 30)):
         assert forks.run(*words, cwd=interrupted, die_at=die_at) == -signal.SIGKILL, forks.output
     assert forks.run(*words, cwd=interrupted) == 0 and "continuing after step" in forks.output, forks.output
-    expected, found = results(whole, "pretrain-image"), results(interrupted, "pretrain-image")
-    assert f"{method}-resnet18/weights.pt" in found and found.keys() == expected.keys()
-    assert [name for name in expected if found[name] != expected[name]] == []
+    run = Path("pretrain-image", f"{method}-resnet18")
+    assert (interrupted / run / "weights.pt").exists()
+    assert_same_results(interrupted / run, whole / run)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import CHAIN, RANDOM, RESOLUTION, aligndet
+
+from helpers.commandline import CHAIN, RANDOM, RESOLUTION, aligndet
 
 pytestmark = pytest.mark.e2e
 

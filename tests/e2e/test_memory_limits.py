@@ -1,15 +1,14 @@
 """Commands that may take only so much memory (`ulimit -v`): a batch that fits, or one line before anything is done."""
 
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commandline import CHAIN, aligndet
+
+from helpers.commandline import aligndet, environment
 
 pytestmark = [
     pytest.mark.e2e,
@@ -35,8 +34,7 @@ LARGE = ("--short-side", "320", "--long-side", "533", "--set", "detector.head_co
 def limited(mib: int, *words: str | Path, timeout: float = 240) -> tuple[int, list[str]]:
     """Exit code and lines of a command with so many MiB above what it takes to start."""
     command = [sys.executable, "-c", LIMITED, str(mib), *(str(word) for word in words)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1", "COLUMNS": "200"}
-    done = subprocess.run(command, env=environment, timeout=timeout, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(COLUMNS="200"), timeout=timeout, capture_output=True, text=True)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, done.stderr.strip().splitlines()
 
@@ -81,9 +79,3 @@ def test_memory_that_runs_out_all_the_same_is_one_line(workspace: Path) -> None:
     # Too little for any step, so little that the one that is tried beforehand says nothing else.
     code, lines = limited(150, *train(workspace, "--batch-size", "1"))
     assert code == 1 and lines[-1].startswith("error: ") and "memory" in lines[-1], lines
-
-
-def test_small_runs_are_not_tried(chain: Path) -> None:
-    shown = aligndet("pretrain-box", "-w", chain, *CHAIN["pretrain-box"], "--name", "other", "--dry-run").stderr
-    assert "trying a step" not in shown
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY or "error" not in shown

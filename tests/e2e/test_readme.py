@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import aligndet
 from torchvision.models import ResNet50_Weights, resnet50
+
+from helpers.commandline import aligndet
 
 README = Path(__file__).parents[2] / "README.md"
 SIDES = ("--short-side", "64", "--long-side", "96")

@@ -8,20 +8,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
-from commandline import CHAIN, aligndet, files_of
-from two_ranks import Taken, run_and_keep, take_learner, train_with_averaged_gradients
 
 from aligndet_cli import driver
 from aligndet_cli.processes.devices import Devices, Process
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.processes.slurm import torch_variables
-
-if TYPE_CHECKING:
-    from forks import ForkServer
+from helpers.commandline import CHAIN, aligndet, assert_same_results, environment
+from helpers.forks import ForkServer
+from helpers.two_ranks import Taken, run_and_keep, take_learner, train_with_averaged_gradients
 
 pytestmark = pytest.mark.e2e
 
@@ -29,8 +27,6 @@ TWO = ("--accelerator", "cpu", "--devices", "2")
 # Two images per process: batch norm cannot do with one where the smallest map is a single cell.
 BATCH = ("--batch-size", "4", "--steps", "3")
 TRAINED = ("pretrain-box", "finetune")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1"}
-VARYING = {"manifest.json", "config.json", "speed.jsonl"}
 
 
 class Enough(Exception):
@@ -40,10 +36,6 @@ class Enough(Exception):
 @pytest.fixture(scope="module")
 def workspace(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(chain, tmp_path_factory.mktemp("two") / "workspace"))
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    return {name: content for name, content in files_of(folder).items() if Path(name).name not in VARYING}
 
 
 def spawned(stage: str, workspace: Path) -> Path:
@@ -94,10 +86,10 @@ def test_under_torchrun(workspace: Path) -> None:
     torchrun = Path(sys.executable).with_name("torchrun")
     command = [torchrun, "--nproc-per-node", "2", "-m", "aligndet_cli.cli", "finetune", "-w", workspace]
     command += [*CHAIN["finetune"], *BATCH, "--name", "joined", "--json"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("schema_version") == 1  # only rank 0 speaks
-    assert results(workspace / "finetune" / "joined") == results(spawned("finetune", workspace))
+    assert_same_results(workspace / "finetune" / "joined", spawned("finetune", workspace))
 
 
 def torchrun_variables() -> list[dict[str, str]]:
@@ -121,48 +113,48 @@ def slurm_variables() -> list[dict[str, str]]:
 
 
 def join(
-    forks: "ForkServer", *words: str | Path, cwd: Path, ranks: list[dict[str, str]] | None = None
+    forks: ForkServer, *words: str | Path, cwd: Path, ranks: list[dict[str, str]] | None = None
 ) -> tuple[list[int], list[str]]:
     """Run a command twice, with the variables that a launcher sets; exit codes and outputs by rank."""
     pids = [forks.start(*words, cwd=cwd, environment=variables) for variables in ranks or torchrun_variables()]
     return [forks.wait(pid) for pid in pids], [Path(f"{forks.log}{rank}").read_text() for rank in ("0", "1")]
 
 
-def test_joined_pretraining(forks: "ForkServer", workspace: Path) -> None:
+def test_joined_pretraining(forks: ForkServer, workspace: Path) -> None:
     words = ("pretrain-box", "-w", workspace, *CHAIN["pretrain-box"], *BATCH, "--name", "joined")
     codes, outputs = join(forks, *words, cwd=workspace)
     assert codes == [0, 0], outputs
-    assert results(workspace / "pretrain-box" / "joined") == results(spawned("pretrain-box", workspace))
+    assert_same_results(workspace / "pretrain-box" / "joined", spawned("pretrain-box", workspace))
     # Asked again: both say nothing but that it is complete, and neither waits for the other.
     codes, outputs = join(forks, *words, cwd=workspace)
     assert codes == [0, 0] and "already complete" in outputs[0] and outputs[1] == ""
 
 
-def test_joined_under_slurm(forks: "ForkServer", workspace: Path) -> None:
+def test_joined_under_slurm(forks: ForkServer, workspace: Path) -> None:
     words = ("pretrain-box", "-w", workspace, *CHAIN["pretrain-box"], *BATCH, "--name", "slurm")
     codes, outputs = join(forks, *words, cwd=workspace, ranks=slurm_variables())
     assert codes == [0, 0], outputs
-    assert results(workspace / "pretrain-box" / "slurm") == results(spawned("pretrain-box", workspace))
+    assert_same_results(workspace / "pretrain-box" / "slurm", spawned("pretrain-box", workspace))
     assert "(2 cpu process(es) x 2)" in outputs[0] and outputs[1] == ""
 
 
-def test_joined_evaluation_of_fewer_chunks_than_processes(forks: "ForkServer", workspace: Path, chain: Path) -> None:
+def test_joined_evaluation_of_fewer_chunks_than_processes(forks: ForkServer, workspace: Path, chain: Path) -> None:
     # Five images are one chunk: the second process has nothing to do.
     words = ("evaluate", "-w", workspace, "--limit", "5")
     codes, outputs = join(forks, *words, "--name", "joined", cwd=workspace)
     assert codes == [0, 0], outputs
     assert forks.run(*words, "--name", "alone", cwd=workspace) == 0, forks.output
-    assert results(workspace / "evaluate" / "joined") == results(workspace / "evaluate" / "alone")
+    assert_same_results(workspace / "evaluate" / "joined", workspace / "evaluate" / "alone")
 
 
-def test_joined_proposals_are_written_once(forks: "ForkServer", toy: Path, chain: Path, tmp_path: Path) -> None:
+def test_joined_proposals_are_written_once(forks: ForkServer, toy: Path, chain: Path, tmp_path: Path) -> None:
     words = ("proposals", toy, "-w", tmp_path / "w", *CHAIN["proposals"])
     codes, outputs = join(forks, *words, cwd=tmp_path)
     assert codes == [0, 0], outputs
-    assert results(tmp_path / "w" / "proposals") == results(chain / "proposals")
+    assert_same_results(tmp_path / "w" / "proposals", chain / "proposals")
 
 
-def test_a_mistake_of_joined_processes(forks: "ForkServer", workspace: Path) -> None:
+def test_a_mistake_of_joined_processes(forks: ForkServer, workspace: Path) -> None:
     codes, outputs = join(forks, "finetune", "-w", workspace, "--init", "nil", cwd=workspace)
     assert codes == [2, 2]
     for output in outputs:

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from two_ranks import fill_queue
 
 from aligndet_cli.processes.devices import Devices
 from aligndet_cli.processes.launch import Shown, launch
+from helpers.two_ranks import fill_queue
 
 pytestmark = pytest.mark.e2e
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from commandline import aligndet
 
 from aligndet_cli.data.toy import draw_toy_data
+from helpers.commandline import aligndet
 
 
 @pytest.mark.parametrize(

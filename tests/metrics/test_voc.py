@@ -88,7 +88,7 @@ def test_area_rule_equals_a_plain_loop():
 
 
 def _area_by_loop(verdicts, num_truths):
-    """The development kit's text, step by step: envelope from the right, then rectangles where recall changes."""
+    """Follow the development kit step by step: envelope from the right, then rectangles where recall changes."""
     right = wrong = 0
     recalls, precisions = [0.0], [0.0]
     for verdict in verdicts:

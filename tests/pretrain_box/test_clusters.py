@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commandline import BACKBONE, RANDOM, RESOLUTION, aligndet
 
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, prepare
 from aligndet_cli.workspace import Workspace
+from helpers.commandline import BACKBONE, RANDOM, RESOLUTION, aligndet
 
 DETR = ("--detector", "detr", *BACKBONE, *RANDOM)
 SMALL = (

@@ -4,26 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import aligndet, files_of
 from torchvision.models import resnet18
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.pretrain_image import methods
+from helpers.commandline import aligndet, assert_same_results, files_of
 
 SMALL = ("--backbone", "resnet18", "--image-size", "32", "--batch-size", "4", "--steps", "6")
 SMALL += ("--set", "training.log_every=1")
 DIMS = ("--set", "embedding_dim=16")
 METHODS = {"simsiam": DIMS, "moco-v2": DIMS, "supervised": ()}
-VARYING = {"manifest.json", "config.json", "speed.jsonl"}
 
 
 def run(objects: Path, workspace: Path, method: str, *words: str, code: int = 0):
     name = ("pretrain-image", objects, "-w", workspace, "--method", method)
     return aligndet(*name, *SMALL, *METHODS[method], *words, code=code)
-
-
-def results(folder: Path) -> dict[str, bytes]:
-    return {name: content for name, content in files_of(folder).items() if Path(name).name not in VARYING}
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +60,8 @@ def test_artifact(made: Path, method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_same_bytes_again_and_with_loader_processes(made: Path, objects: Path, method: str, tmp_path: Path) -> None:
     run(objects, tmp_path / "w", method, "--num-workers", "1")
-    expected = results(made / "pretrain-image" / f"{method}-resnet18")
-    found = results(tmp_path / "w" / "pretrain-image" / f"{method}-resnet18")
-    assert found.keys() == expected.keys() and [name for name in found if found[name] != expected[name]] == []
+    run_folder = Path("pretrain-image", f"{method}-resnet18")
+    assert_same_results(tmp_path / "w" / run_folder, made / run_folder)
 
 
 def test_already_complete_and_refused(made: Path, objects: Path) -> None:

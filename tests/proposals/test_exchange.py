@@ -78,7 +78,7 @@ def test_bare_list_is_matched_by_id_and_ordered_by_score(import_boxes, caplog):
 
 
 def test_names_count_more_than_ids(import_boxes):
-    # The file numbers its images anew: its 103 is our 100 (000.png), and its 0 is our 103 (001.png).
+    # The file has other ids: its 103 is our 100 (000.png), and its 0 is our 103 (001.png).
     images = [{"id": 103, "file_name": "000.png"}, {"id": 0, "file_name": "elsewhere/001.png"}]
     annotations = [{"image_id": 103, "bbox": [1, 1, 9, 9]}, {"image_id": 0, "bbox": [2, 2, 9, 9]}]
     store = import_boxes({"images": images, "annotations": annotations, "categories": []})
@@ -123,7 +123,7 @@ def test_changed_import_file_is_noticed(tmp_path, import_boxes):
         import_boxes([{"image_id": 100, "bbox": [0, 0, 6, 5]}])
 
 
-def test_missing_import_file_and_bad_export_place(tmp_path, make_config):
+def test_a_missing_import_file_and_a_bad_export_place_are_errors(tmp_path, make_config):
     with pytest.raises(ConfigError, match="--import .*no such file"):
         stage.prepare(make_config(import_file=tmp_path / "none.json"), Workspace(tmp_path / "ws"))
     (tmp_path / "store").mkdir()

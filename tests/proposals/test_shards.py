@@ -6,7 +6,6 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from commandline import aligndet, files_of
 
 from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.errors import ConfigError, DataError, RunError
@@ -16,6 +15,7 @@ from aligndet_cli.proposals import stage
 from aligndet_cli.proposals.journal import Journal
 from aligndet_cli.proposals.share import Share, describe_missing, describe_shards
 from aligndet_cli.workspace import Workspace
+from helpers.commandline import aligndet, files_of
 
 RUN_SCRIPT = """
 import sys, time

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import CHAIN, aligndet
 from PIL import Image
 
 from aligndet_cli.config import DataConfig
@@ -15,6 +14,7 @@ from aligndet_cli.data.open import open_images
 from aligndet_cli.data.transforms import ViewParams
 from aligndet_cli.pretrain_box import pictures
 from aligndet_cli.pretrain_box.pictures import draw_first_views
+from helpers.commandline import CHAIN, aligndet
 
 RESOLUTION = ("--short-side", "64,96", "--long-side", "120")
 

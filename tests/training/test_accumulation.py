@@ -15,9 +15,9 @@ from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.finetune.views import LabelledViews, Resolution
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.training.batch_size import draw_samples
 from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
 from aligndet_cli.training.schedules import Schedule
+from aligndet_cli.training.trial import draw_samples
 
 # All anchors and RoIs are used, so that nothing is drawn at random; no dropout for the same reason.
 RCNN = {"neck_channels": 32, "head_convs": 1, "head_features": 64, "rpn_samples": 9999, "roi_samples": 9999}

@@ -7,26 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import DETECTOR, NECK, RANDOM, RESOLUTION, aligndet
 from torch import Tensor, nn
 
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import RunError
 from aligndet_cli.processes.devices import Devices, Process
-from aligndet_cli.training import fitting
-from aligndet_cli.training.batch_size import (
-    Split,
-    Trial,
-    draw_samples,
-    find_largest,
-    largest_on_gpu,
-    worst_sizes,
-)
-from aligndet_cli.training.fitting import settle_batch_size
+from aligndet_cli.training import batch_size
+from aligndet_cli.training.batch_size import Split, find_largest, largest_on_gpu, settle_batch_size
 from aligndet_cli.training.loop import Learner, LoopSettings
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.settings import TrainingConfig
+from aligndet_cli.training.trial import Trial, draw_samples, worst_sizes
+from helpers.commandline import DETECTOR, NECK, RANDOM, RESOLUTION, aligndet
 
 RATES = Rates(0.01, 1e-4, "some recipe", batch_size=16)
 
@@ -107,7 +100,7 @@ def test_samples_are_of_the_worst_kind() -> None:
 def test_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     auto = TrainingConfig(batch_size="auto", accumulate=2)
     gpus = Devices("cuda", per_node=3)
-    monkeypatch.setattr(fitting, "largest_on_gpu", lambda trial, process: 5)
+    monkeypatch.setattr(batch_size, "largest_on_gpu", lambda trial, process: 5)
 
     def settled(training: TrainingConfig, devices: Devices, recorded: Split | None = None) -> tuple[object, int]:
         trial = trial_of(Memory(0))

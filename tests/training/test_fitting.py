@@ -3,17 +3,17 @@
 from collections.abc import Callable
 
 import pytest
-from hungry import hungry_trial
 
 from aligndet_cli.errors import ConfigError, RunError
 from aligndet_cli.processes.devices import Devices
 from aligndet_cli.processes.memory import Room
 from aligndet_cli.training import fitting
-from aligndet_cli.training.batch_size import Split
-from aligndet_cli.training.fitting import Fit, settle_batch_size
+from aligndet_cli.training.batch_size import Split, settle_batch_size
+from aligndet_cli.training.fitting import Fit
+from aligndet_cli.training.footprint import Footprint
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.settings import TrainingConfig
-from aligndet_cli.training.trial import Footprint
+from helpers.hungry import hungry_trial
 
 GB = 10**9
 RATES = Rates(0.01, 1e-4, "some recipe", batch_size=16)

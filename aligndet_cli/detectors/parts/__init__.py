@@ -1,1 +1,1 @@
-"""What two or more detector families share."""
+"""Parts that two or more detector families share."""

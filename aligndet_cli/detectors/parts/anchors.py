@@ -1,4 +1,4 @@
-"""Anchors on a pyramid's grid, in mmdetection's order and by default as exact as there.
+"""Anchors on a pyramid's grid, and the boxes they are matched to.
 
 The anchors of one image are one list: levels from fine to coarse, then rows, columns, and the anchors of a cell.
 So `anchor // num_per_cell` counts cells over all levels and `anchor % num_per_cell` is the slot in the cell.
@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors.interface import PAD_DIVISOR
+from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets
 from aligndet_cli.detectors.parts.matching import match_by_iou
 
 SizeHW = tuple[int, int]
@@ -22,15 +21,15 @@ AnchorStyle = Literal["exact", "torchvision"]
 class AnchorGrid(nn.Module):
     """The anchors of a pyramid.
 
-    Source: mmdetection `AnchorGenerator` (`center_offset=0`). In the style of torchvision's, sides and then corners are
-    whole pixels, and cells are as far apart as they would be if each level covered the padded image evenly, which is
-    less than the stride where its size is no multiple of that.
+    Source: mmdetection `AnchorGenerator` (`center_offset=0`), in its order. In torchvision's style, sides and then
+    corners are rounded to whole pixels, and the cells of a level are spread evenly over the padded image: their
+    distance is less than the stride if the image's size is no multiple of it.
 
     Args:
         strides: pixels per cell of each level.
         scales: side of the square anchor in strides.
-        ratios: height / width; the area does not depend on it.
-        style: whose anchors, for weights that were trained with them.
+        ratios: height / width, at constant area.
+        style: mmdetection's (exact) or torchvision's, for weights that were trained with those.
     """
 
     def __init__(
@@ -50,13 +49,10 @@ class AnchorGrid(nn.Module):
         self.register_buffer("bases", bases, persistent=False)  # derived, so not in checkpoints
 
     def forward(self, grids_hw: Sequence[SizeHW]) -> Tensor:
-        """All anchors of an image.
+        """Return all anchors of an image: (sum of H*W*A over levels, 4) xyxy float32, not clipped.
 
         Args:
             grids_hw: rows and columns of each level.
-
-        Returns:
-            (sum of H*W*A over levels, 4) xyxy float32, not clipped, in the order the module describes.
         """
         levels = []
         for stride, base, (rows, columns) in zip(self.strides, self.bases, grids_hw, strict=True):
@@ -69,9 +65,9 @@ class AnchorGrid(nn.Module):
         return torch.cat(levels)
 
     def _spread(self, finest_hw: SizeHW, grid_hw: SizeHW) -> SizeHW:
-        """Whole pixels between cells of a level that covers the padded image, of which the finest level tells the size.
+        """Return the pixels between the rows and columns of a level that is spread over the padded image.
 
-        That is exact because the finest stride divides `PAD_DIVISOR`.
+        The finest grid gives the image's size exactly, because its stride divides `PAD_DIVISOR`.
         """
         rows, columns = grid_hw
         return finest_hw[0] * self.strides[0] // rows, finest_hw[1] * self.strides[0] // columns
@@ -87,17 +83,17 @@ class AnchorGrid(nn.Module):
         negative_iou: float,
         min_claim_iou: float,
     ) -> tuple[Tensor, Tensor]:
-        """Anchors of the batch, and which box of its image each is matched to.
+        """Match each anchor to a box of its image.
 
         Args:
             grids_hw: rows and columns of each level.
-            sizes_hw: of each image in pixels, without padding.
+            sizes_hw: height and width of each image in pixels, without padding.
             targets: boxes of each image.
             positive_iou, negative_iou, min_claim_iou: see `match_by_iou`.
 
         Returns:
-            (A, 4) anchors, the same for all images, and (B, A) int64: index of the box in its image, `BACKGROUND`
-            or `IGNORED`.
+            (A, 4) xyxy anchors, the same for all images, and (B, A) int64: index of the box in its image,
+            `BACKGROUND` or `IGNORED`.
         """
         anchors = self(grids_hw)
         matched = [
@@ -114,16 +110,13 @@ class AnchorGrid(nn.Module):
         return anchors, torch.stack(matched)
 
     def inside(self, grids_hw: Sequence[SizeHW], size_hw: SizeHW) -> Tensor:
-        """Whether an anchor's cell touches the image, which counts as padded to a multiple of 32.
+        """Return (A,) bool: True for anchors whose cell touches the image, padded to a multiple of 32.
 
         Source: mmdetection `valid_flags` with the `pad_shape` of each image; torchvision uses all cells of the batch.
 
         Args:
             grids_hw: rows and columns of each level.
-            size_hw: the image's own height and width in pixels.
-
-        Returns:
-            (anchors of an image,) bool.
+            size_hw: height and width of the image in pixels, without padding.
         """
         height, width = (ceil(side / PAD_DIVISOR) * PAD_DIVISOR for side in size_hw)
         levels = []
@@ -135,7 +128,7 @@ class AnchorGrid(nn.Module):
 
 
 def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """Anchors of the cell at the origin: (A, 4) xyxy float32 around (0, 0), ratio-major."""
+    """Return the anchors of the cell at the origin: (A, 4) xyxy float32 around (0, 0), ratio-major."""
     scale = torch.tensor(scales, dtype=torch.float32)
     root = torch.tensor(ratios, dtype=torch.float32).sqrt()
     # float32 in mmdetection's order of operations: exact IoU ties decide low-quality matches
@@ -145,5 +138,5 @@ def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) 
 
 
 def rounded_base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """As `base_anchors`, in whole pixels: sides are cut off and corners rounded, to even numbers from halves."""
+    """Return `base_anchors` (A, 4) in whole pixels: sides are truncated, then corners rounded (halves to even)."""
     return base_anchors(1, [int(stride * scale) for scale in scales], ratios).round()

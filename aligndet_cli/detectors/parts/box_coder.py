@@ -1,4 +1,4 @@
-"""Boxes as offsets from reference boxes, and back.
+"""Encode boxes as offsets from reference boxes, and decode them.
 
 Source: mmdetection `DeltaXYWHBBoxCoder` with unit standard deviations; Girshick et al., CVPR 2014, appendix C.
 """
@@ -13,19 +13,19 @@ MAX_LOG_SCALE = abs(math.log(16 / 1000))
 
 
 def encode_boxes(boxes: Tensor, references: Tensor) -> Tensor:
-    """(N, 4) offsets (dx, dy, dw, dh) that turn `references` into `boxes`, both (N, 4) xyxy with positive sides."""
+    """Return the (N, 4) offsets (dx, dy, dw, dh) from `references` to `boxes`, both (N, 4) xyxy with positive sides."""
     centers, sides = _centers_and_sides(boxes)
     reference_centers, reference_sides = _centers_and_sides(references)
     return torch.cat([(centers - reference_centers) / reference_sides, (sides / reference_sides).log()], dim=-1)
 
 
 def decode_boxes(deltas: Tensor, references: Tensor, size_hw: tuple[int, int] | None) -> Tensor:
-    """The (N, 4) xyxy boxes that `encode_boxes` would give `deltas` for, clipped to the image.
+    """Return the (N, 4) xyxy boxes at the offsets `deltas` from `references`; the inverse of `encode_boxes`.
 
     Args:
         deltas: (N, 4) dx, dy, dw, dh.
         references: (N, 4) xyxy.
-        size_hw: height and width of the image in pixels; None: not clipped.
+        size_hw: height and width of the image, in pixels, to clip boxes to; None does not clip.
     """
     reference_centers, reference_sides = _centers_and_sides(references)
     centers = reference_centers + reference_sides * deltas[:, :2]
@@ -34,15 +34,8 @@ def decode_boxes(deltas: Tensor, references: Tensor, size_hw: tuple[int, int] | 
     if size_hw is None:
         return boxes
     height, width = size_hw
-    return torch.stack(
-        [
-            boxes[:, 0].clamp(0, width),
-            boxes[:, 1].clamp(0, height),
-            boxes[:, 2].clamp(0, width),
-            boxes[:, 3].clamp(0, height),
-        ],
-        dim=-1,
-    )
+    limits = (width, height, width, height)
+    return torch.stack([boxes[:, place].clamp(0, limit) for place, limit in enumerate(limits)], dim=-1)
 
 
 def _centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Picking single cells out of a pyramid, so that nothing of full resolution is rearranged."""
+"""Pick single cells out of a pyramid, without rearranging whole maps."""
 
 from collections.abc import Sequence
 
@@ -7,34 +7,31 @@ from torch import Tensor
 
 
 def grids_of(maps: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Rows and columns of each map."""
+    """Return rows and columns of each map (B, C, H, W)."""
     return [(level.shape[-2], level.shape[-1]) for level in maps]
 
 
 def image_index_of(counts: Sequence[int], device: torch.device) -> Tensor:
-    """(sum of counts,) int64: which image each of the candidates listed image by image belongs to."""
+    """Return (S,) int64 image numbers of candidates that are listed image by image; S is the sum of `counts`."""
     index = torch.arange(len(counts), device=device)
     return index.repeat_interleave(send(counts, device), output_size=sum(counts))
 
 
 def send(values: Sequence[float] | Sequence[Sequence[float]], device: torch.device) -> Tensor:
-    """A few numbers as a tensor on the device, without waiting for it as `torch.tensor(..., device=...)` does."""
+    """Return a few numbers as (N,) or (N, M) on a device, without waiting for it as `torch.tensor(device=...)` does."""
     return torch.tensor(values).to(device, non_blocking=True)
 
 
 def gather_cells(maps: Sequence[Tensor], image_index: Tensor, cell_index: Tensor) -> Tensor:
-    """Vectors of chosen cells.
+    """Return the (S, C) vectors of chosen cells.
 
     Every map takes part in the graph even if none of its cells is chosen, so its gradient is zero and not missing
     (distributed training waits for a gradient of every parameter).
 
     Args:
         maps: (B, C, H, W) each, finest first.
-        image_index: (S,) int64, which image of the batch.
+        image_index: (S,) int64 position in the batch.
         cell_index: (S,) int64, counted over all maps of an image: levels, then rows, then columns.
-
-    Returns:
-        (S, C), in the order of the indices.
     """
     picked, places, start = [], [], 0
     for level in maps:

@@ -1,4 +1,4 @@
-"""What heads with an output in every cell of a pyramid share: towers, initial weights, focal loss, best scores."""
+"""Towers, initial weights, focal loss and best scores of heads with an output in every cell of a pyramid."""
 
 import math
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ INIT_STD = 0.01  # all convolutions of a head; RetinaNet paper §4.1, FCOS follo
 
 
 def conv_tower(channels: int, num_convs: int, norm: NormName) -> nn.Sequential:
-    """3x3 convolutions with ReLU that keep width and resolution; a norm takes the place of the bias."""
+    """Build 3x3 convolutions with ReLU that keep width and resolution; a norm takes the place of the bias."""
     convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
     return nn.Sequential(*convs)
 
 
 def initialise_head(modules: Sequence[nn.Module], class_predictor: nn.Conv2d) -> None:
-    """Small random weights for all convolutions of `modules`; the class predictor, one of them, starts at `PRIOR`."""
+    """Give all convolutions of `modules` small random weights, and let the scores of `class_predictor` be `PRIOR`."""
     for part in modules:
         for module in part.modules():
             if isinstance(module, nn.Conv2d):
@@ -35,7 +35,7 @@ def initialise_head(modules: Sequence[nn.Module], class_predictor: nn.Conv2d) ->
 def sum_focal_loss(
     logits: Sequence[Tensor], class_ids: Tensor, num_slots: int, *, alpha: float, gamma: float
 ) -> Tensor:
-    """Focal loss of all classes in all places that are not ignored, as a sum.
+    """Return the scalar sum of the focal loss over all classes and all places that are not ignored.
 
     Args:
         logits: (B, A*K, H, W) per level, channel = slot * K + class.
@@ -59,13 +59,13 @@ def sum_focal_loss(
 def select_scores(
     logits: Tensor, num_slots: int, *, score_threshold: float, max_scores: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best scores of one level of one image, best first.
+    """Return the best scores of one level of one image, best first.
 
     Args:
         logits: (A*K, H, W), channel = slot * K + class.
         num_slots: A.
         score_threshold: scores must be above it.
-        max_scores: at most this many.
+        max_scores: largest S.
 
     Returns:
         (S,) scores in 0..1, (S,) int64 places (rows, then columns and slots), and (S,) int64 class ids.

@@ -10,25 +10,25 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 NormName = Literal["none", "batch", "group"]
-# What P6 is made of; P7 is made of P6, or of its positive part ("from_c5_relu" and "from_p5").
+# Input of P6. P7 is made of P6, after a ReLU with "from_c5_relu" and "from_p5".
 ConvExtraName = Literal["from_c5", "from_c5_relu", "from_p5"]
-# "pooled": every other cell of P5 is P6, and there is no P7.
+# "pooled": P6 is every other cell of P5, and there is no P7.
 ExtraName = ConvExtraName | Literal["none", "pooled"]
 NUM_GROUPS = 32  # mmdetection's GN configs, and the group norm paper
 
 
 def norm_layer(name: NormName) -> Callable[[int], nn.Module] | None:
-    """Builder of a norm over that many channels; None where a bias takes its place."""
+    """Return a function from a number of channels to a norm; None for "none", where a bias takes its place."""
     if name == "batch":
         return nn.BatchNorm2d
     return partial(nn.GroupNorm, NUM_GROUPS) if name == "group" else None
 
 
 def check_group_channels(neck_channels: int) -> None:
-    """Refuse widths that group norm cannot work with: a group of one channel has no spread in a map of one cell.
+    """Make sure that group norm gets two channels a group: a single one has no spread in a map of one cell.
 
     Raises:
-        ValueError: in words for the settings.
+        ValueError: too few channels, or no multiple of the number of groups.
     """
     if neck_channels % NUM_GROUPS or neck_channels == NUM_GROUPS:
         raise ValueError(f"neck_channels must be a multiple of {NUM_GROUPS}, from {2 * NUM_GROUPS} on, for group norm")
@@ -45,7 +45,7 @@ class ExtraLevels(ExtraFPNBlock):
         in_channels: width of the map that P6 is made of.
         channels: width of the pyramid.
         norm: the same norm as in the rest of the pyramid.
-        source: what P6 is made of, and whether P7 of the positive part of P6.
+        source: input of P6, and ReLU before P7 or not.
     """
 
     def __init__(self, in_channels: int, channels: int, norm: NormName, source: ConvExtraName) -> None:
@@ -63,7 +63,7 @@ class ExtraLevels(ExtraFPNBlock):
 
         Args:
             results: pyramid maps, (B, C, H, W) each, finest first.
-            x: the backbone's maps they were made of.
+            x: the backbone's maps, (B, C, H, W) each.
             names: one per map of `results`.
         """
         p6 = self.p6(results[-1] if self.from_output else x[-1])
@@ -77,10 +77,10 @@ class FPN(nn.Module):
     levels included; Xavier uniform weights (torchvision: Kaiming uniform).
 
     Args:
-        in_channels: width per backbone level that is used, e.g. `{"c3": 512, "c4": 1024, "c5": 2048}`.
+        in_channels: width per backbone level, e.g. `{"c3": 512, "c4": 1024, "c5": 2048}`.
         channels: width of all outputs.
         norm: norm of all convolutions.
-        extra_levels: whether P6 and P7 follow, and what they are made of.
+        extra_levels: P6 and P7 or not, and their input.
     """
 
     def __init__(self, in_channels: dict[str, int], channels: int, norm: NormName, *, extra_levels: ExtraName) -> None:
@@ -100,5 +100,5 @@ class FPN(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, maps: dict[str, Tensor]) -> list[Tensor]:
-        """Pyramid maps, finest first, each (B, C, H, W), of the backbone's maps by level."""
+        """Return the pyramid's maps (B, C, H, W), finest first, from the backbone's maps (B, C, H, W) by level."""
         return list(self.pyramid({level: maps[level] for level in self.levels}).values())

@@ -1,4 +1,4 @@
-"""Which query of a set predictor is responsible for which box: one to one, at the least total cost."""
+"""Match the queries of a set predictor with boxes, one to one, at the least total cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from aligndet_cli.detectors.interface import BoxTargets
+from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.matching import BACKGROUND
 
-_WORST = 1e6  # of a query whose prediction is not finite: the loss will say so, with the step and the images
+_WORST = 1e6  # cost of a prediction that is not finite: the training loop reports it, with the step and the images
 
 
 @dataclass(frozen=True)
 class MatchCosts:
-    """What a pair of query and box costs: minus the probability of its class, L1 distance, minus GIoU, weighted."""
+    """Weights of the three costs of a pair: minus the probability of the class, L1 distance of boxes, minus GIoU."""
 
     class_weight: float
     box_weight: float
@@ -32,16 +32,16 @@ def match_queries(
     sizes_hw: Sequence[tuple[int, int]],
     costs: MatchCosts,
 ) -> Tensor:
-    """The box that each query of each decoder layer is matched to.
+    """Match each query of each decoder layer to a box of its image.
 
-    An image with more boxes than queries leaves the most expensive boxes without one.
+    If an image has more boxes than queries, the most expensive boxes stay without a query.
 
     Args:
-        logits: (L, B, Q, K + 1), no-object last.
+        logits: (L, B, Q, K + 1), "no object" last.
         boxes_relative: (L, B, Q, 4) centre x, centre y, width, height as shares of the image without padding.
         targets: boxes of each image.
-        sizes_hw: of each image in pixels, without padding.
-        costs: weights of the three parts.
+        sizes_hw: height and width of each image in pixels, without padding.
+        costs: weights of the costs.
 
     Returns:
         (L, B, Q) int64: index into the boxes of the whole batch, image after image, or `BACKGROUND`.
@@ -68,7 +68,7 @@ def match_queries(
 
 
 def to_relative(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """(N, 4) xyxy boxes in pixels as centre x, centre y, width and height in shares of the image."""
+    """Convert (N, 4) xyxy boxes in pixels to centre x, centre y, width and height in shares of the image."""
     height, width = size_hw
     return box_convert(boxes, "xyxy", "cxcywh") / send([width, height, width, height], boxes.device)
 
@@ -76,7 +76,7 @@ def to_relative(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
 def _pair_costs(
     logits: Tensor, boxes_relative: Tensor, target: BoxTargets, size_hw: tuple[int, int], costs: MatchCosts
 ) -> Tensor:
-    """(L, Q, N) costs of one image, of (L, Q, K + 1) logits and (L, Q, 4) boxes."""
+    """Return the (L, Q, N) costs of one image, from (L, Q, K + 1) logits and (L, Q, 4) boxes."""
     probability = logits.float().softmax(dim=-1)[..., target.class_ids]  # (L, Q, N)
     true_boxes = to_relative(target.boxes.float(), size_hw)
     flat = boxes_relative.float().flatten(0, 1)  # (L*Q, 4)

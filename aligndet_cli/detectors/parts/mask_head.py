@@ -1,4 +1,4 @@
-"""Masks: the head that draws them in a small grid, what it is trained on, and the way back to pixels."""
+"""Mask head of Mask R-CNN: predict masks in a small grid, make its targets, and paste masks into images."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,13 @@ THRESHOLD = 0.5
 
 
 class MaskHead(nn.Module):
-    """Convolutions on a pooled RoI, and a transposed one that doubles its resolution.
+    """Convolutions on a pooled RoI, then a transposed convolution that doubles its resolution.
 
-    Source: He et al., ICCV 2017; mmdetection `FCNMaskHead`, its initial weights included.
+    Source: He et al., ICCV 2017; mmdetection `FCNMaskHead`, including its initial weights.
 
     Args:
         channels: width of the pyramid and of all convolutions.
-        num_convs: how many, before the transposed one.
+        num_convs: number of convolutions before the transposed one.
         norm: norm after each of these, in place of its bias.
         pool_size: rows and columns of a pooled RoI; masks have twice as many.
     """
@@ -35,12 +35,12 @@ class MaskHead(nn.Module):
         kaiming_convs(self)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(S, C, size, size) pooled RoIs -> (S, C, 2 size, 2 size)."""
+        """Turn (S, C, size, size) pooled RoIs into (S, C, 2 * size, 2 * size)."""
         return self.upsample(self.convs(pooled)).relu()
 
 
 def predict_masks(predictor: nn.Conv2d, features: Tensor, class_ids: Tensor) -> Tensor:
-    """(S, M, M) float32 logits of the mask of one class per RoI; the K - 1 others are not computed.
+    """Return (S, M, M) float32 logits of the mask of one class per RoI; the other classes are not computed.
 
     Args:
         predictor: 1x1 convolution to K masks.
@@ -54,11 +54,11 @@ def predict_masks(predictor: nn.Conv2d, features: Tensor, class_ids: Tensor) -> 
 
 
 def mask_loss(logits: Tensor, true_masks: Tensor, is_known: Tensor) -> Tensor:
-    """Mean cross-entropy of (S, M, M) logits over the RoIs whose box has a mask; 0 if there are none.
+    """Return the scalar mean cross-entropy over the RoIs whose box has a mask; 0 if there are none.
 
     Args:
-        logits: of positive RoIs.
-        true_masks, is_known: see `draw_targets`.
+        logits: (S, M, M) of positive RoIs.
+        true_masks, is_known: (S, M, M) and (S,) as from `draw_targets`.
     """
     loss = binary_cross_entropy_with_logits(logits, true_masks.float(), reduction="none").flatten(1).mean(dim=1)
     return (loss * is_known).sum() / is_known.sum().clamp(min=1)
@@ -66,17 +66,17 @@ def mask_loss(logits: Tensor, true_masks: Tensor, is_known: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw_targets(positives: RoiSamples, targets: Sequence[BoxTargets], size: int) -> tuple[Tensor, Tensor]:
-    """What the masks of positive RoIs should look like.
+    """Crop the true masks of positive RoIs.
 
     Source: mmdetection `mask_target` and `BitmapMasks.crop_and_resize`.
 
     Args:
         positives: RoIs with a matched box.
-        targets: their masks are all False for boxes without one, and None in images without any.
+        targets: boxes and masks of each image; masks are None if no box of the image has one.
         size: M, rows and columns of the result.
 
     Returns:
-        (S, M, M) bool, and (S,) bool: whether the box has a mask. One without any pixel is taken for missing.
+        (S, M, M) bool masks, and (S,) bool: True if the box has a mask. An empty mask counts as missing.
     """
     drawn, known = [], []
     for boxes, matched, of_image in zip(positives.boxes, positives.matched, targets, strict=True):
@@ -92,17 +92,18 @@ def draw_targets(positives: RoiSamples, targets: Sequence[BoxTargets], size: int
 
 
 def paste_mask(probabilities: Tensor, box: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """The mask of one box in the pixels of an image.
+    """Resample the mask of one box to the pixels of an image.
 
     Source: mmdetection `_do_paste_mask` with `skip_empty`.
 
     Args:
         probabilities: (M, M) in 0..1, spread evenly over the box.
-        box: (4,) xyxy.
-        size_hw: of the image.
+        box: (4,) xyxy in pixels.
+        size_hw: height and width of the image in pixels.
 
     Returns:
-        (h, w) bool around the box, everything outside of it being False, and its top left corner (y, x).
+        (H, W) bool for a part of the image around the box, and that part's top left corner (y, x). The mask is False
+        everywhere else.
     """
     x1, y1, x2, y2 = box.tolist()
     left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)

@@ -1,4 +1,4 @@
-"""Which box an anchor is responsible for."""
+"""Match anchors with boxes by IoU, and look up what they are matched to."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from aligndet_cli.detectors.parts.cells import send
 BACKGROUND = -1
 IGNORED = -2
 
-# Bounds the IoU matrix: 16 boxes x 200,000 anchors = 13 MB. On a GPU launching the kernels takes longer than running
-# them, so there are fewer and larger ones: 100 MB.
+# Bounds the IoU matrix: 16 boxes x 200,000 anchors = 13 MB. A GPU launches kernels slower than it runs them, so it gets
+# fewer and larger ones: 100 MB.
 BOXES_AT_ONCE = {"cpu": 16, "cuda": 128}
 
 
@@ -28,23 +28,22 @@ def match_by_iou(
     valid: Tensor,
     claims_all_ties: bool = True,
 ) -> Tensor:
-    """The box that each anchor is matched to.
+    """Match each anchor to a box.
 
-    An anchor takes its best box from `positive_iou` on and is background below `negative_iou`. On top of that each
-    box claims the anchors that overlap it most (all of them on exact ties) whatever else they overlap; of several
-    boxes that claim an anchor the last one has it.
+    An anchor takes the box of its largest IoU from `positive_iou` on, is background below `negative_iou` and ignored
+    in between. In addition, each box claims the anchors of its largest IoU, even those with a better box; if several
+    boxes claim an anchor, the last of them gets it.
 
     Source: mmdetection `MaxIoUAssigner`. torchvision's `Matcher` lets a claimed anchor keep its own best box instead.
-    We differ in that a box without any overlap claims nothing (there it claims every anchor of IoU 0).
+    We differ: a box without any overlap claims nothing (in mmdetection it claims every anchor of IoU 0).
 
     Args:
         anchors: (A, 4) xyxy float32.
         boxes: (N, 4) xyxy float32.
-        positive_iou: from here on an anchor is positive.
-        negative_iou: below it is background; between the two it is ignored.
+        positive_iou, negative_iou: see above.
         min_claim_iou: a box claims only anchors of at least this IoU.
         valid: (A,) bool; the others are ignored and cannot be claimed.
-        claims_all_ties: whether a box claims all anchors that overlap it equally most, or the first of them.
+        claims_all_ties: a box claims all anchors that tie for its largest IoU, not just the first of them.
 
     Returns:
         (A,) int64: index into `boxes`, `BACKGROUND` or `IGNORED`.
@@ -76,12 +75,12 @@ def match_by_iou(
 def matched_boxes(
     targets: Sequence[BoxTargets], matched: Tensor, image_index: Tensor, candidate_index: Tensor
 ) -> Tensor:
-    """(P, 4) xyxy boxes that positive candidates are matched to.
+    """Return the (P, 4) xyxy boxes that positive candidates are matched to.
 
     Args:
         targets: boxes of each image.
-        matched: (B, A) as from `match_by_iou`.
-        image_index, candidate_index: (P,) which entries of it; all of them positive.
+        matched: (B, A) as from `match_by_iou` for each image.
+        image_index, candidate_index: (P,) int64 rows and columns of positive entries of `matched`.
     """
     counts = [len(of_image.boxes) for of_image in targets]
     first_rows = send([sum(counts[:image]) for image in range(len(counts))], matched.device)  # (B,)
@@ -90,7 +89,7 @@ def matched_boxes(
 
 
 def look_up(matched: Tensor, values: Tensor | None) -> Tensor:
-    """`values` of the matched boxes, (A,) int64; negative entries of `matched` stay as they are."""
+    """Replace indices in `matched` (A,) by the `values` (N,) int64 there; negative entries stay as they are."""
     assert values is not None, "the pretext gives every proposal an instance id"
     if not len(values):
         return matched

@@ -1,4 +1,4 @@
-"""Points on a pyramid's grid, and which box each is responsible for.
+"""Points on a pyramid's grid, and the boxes they are matched to.
 
 The points of one image are one list: levels from fine to coarse, then rows and columns.
 """
@@ -21,7 +21,7 @@ class PointGrid(nn.Module):
 
     Args:
         strides: pixels per cell of each level.
-        ranges: for each level, how far the farthest side of a box may be, in pixels, both ends included.
+        ranges: per level, smallest and largest distance to a box's farthest side, in pixels, both included.
     """
 
     def __init__(self, strides: Sequence[int], ranges: Sequence[tuple[float, float]]) -> None:
@@ -31,7 +31,7 @@ class PointGrid(nn.Module):
         self.register_buffer("ranges", torch.tensor(ranges), persistent=False)  # (L, 2)
 
     def forward(self, grids_hw: Sequence[SizeHW]) -> Tensor:
-        """(P, 2) x and y in pixels, float32, of all points.
+        """Return (P, 2) x and y of all points, in pixels, float32.
 
         Args:
             grids_hw: rows and columns of each level.
@@ -45,13 +45,13 @@ class PointGrid(nn.Module):
         return torch.cat(levels)
 
     def ranges_of(self, grids_hw: Sequence[SizeHW]) -> Tensor:
-        """(P, 2) range of every point's level."""
+        """Return the (P, 2) range of every point's level."""
         counts = [rows * columns for rows, columns in grids_hw]
         return torch.cat([of_level.expand(count, 2) for of_level, count in zip(self.ranges, counts, strict=True)])
 
 
 def measure_sides(points: Tensor, boxes: Tensor) -> Tensor:
-    """(..., 4) distances in pixels to the left, top, right and bottom side; negative outside of the box.
+    """Return (..., 4) distances in pixels to the left, top, right and bottom side; negative outside of the box.
 
     Args:
         points: (..., 2) x and y.
@@ -62,12 +62,10 @@ def measure_sides(points: Tensor, boxes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match_by_range(points: Tensor, ranges: Tensor, boxes: Tensor) -> Tensor:
-    """The box that each point is matched to: the smallest one around it whose distances suit its level.
+    """Match each point to the smallest box around it that is in the point's range, on ties to the first one.
 
-    Of boxes of the same area the first one has it. There is no centre sampling.
-
-    Source: mmdetection `FCOSHead.get_targets`. torchvision's ranges are 0..8 and 4..8 strides, its ends are not
-    included, and it samples the centre only.
+    Source: mmdetection `FCOSHead.get_targets`, without centre sampling. torchvision's ranges are 0..8 and 4..8
+    strides, their ends are not included, and it samples the centre only.
 
     Args:
         points: (P, 2) x and y in pixels.

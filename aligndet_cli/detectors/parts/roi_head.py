@@ -1,4 +1,4 @@
-"""RoIs: which are used, their features on the pyramid, and the head that looks at them."""
+"""RoIs: sample them for training, pool their features from the pyramid, and run the box head on those."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from torchvision.ops import Conv2dNormActivation, roi_align
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.fpn import NormName, norm_layer
 from aligndet_cli.detectors.parts.matching import match_by_iou
-from aligndet_cli.detectors.parts.rpn import STRIDES, Sampling
-from aligndet_cli.detectors.parts.sampling import sample_positives_first
+from aligndet_cli.detectors.parts.rpn import STRIDES
+from aligndet_cli.detectors.parts.sampling import Sampling, sample_positives_first
 
 POOLED_STRIDES = STRIDES[:4]  # P2..P5; P6 is for proposals only
 FINEST_SCALE = 56  # RoIs of side 56 * 2^l belong to level l
@@ -20,11 +20,11 @@ FINEST_SCALE = 56  # RoIs of side 56 * 2^l belong to level l
 
 @dataclass(frozen=True)
 class Pooling:
-    """How features of a RoI are read from the pyramid.
+    """Options of `roi_align`.
 
     Attributes:
-        is_aligned: the centre of a pixel is half a pixel from its corner; otherwise coordinates are half a cell off.
-        sampling_ratio: samples along each side of a bin; 0: as many as the bin has cells.
+        is_aligned: count the centre of a pixel as half a pixel from its corner; False is off by half a cell.
+        sampling_ratio: samples along each side of a bin; 0: one per cell of the bin.
     """
 
     is_aligned: bool = True
@@ -36,22 +36,22 @@ EXACT_POOLING = Pooling()
 
 @dataclass(frozen=True)
 class RoiSamples:
-    """The RoIs of a batch that are trained on. One list entry per image, positives before background.
+    """The RoIs of a batch to train on. One list entry per image, positives before background.
 
     Attributes:
         boxes: (S, 4) xyxy each.
-        matched: (S,) int64 each, index of the matched box of the image, `BACKGROUND` for none.
+        matched: (S,) int64 each, index of the matched box of the image, or `BACKGROUND`.
     """
 
     boxes: list[Tensor]
     matched: list[Tensor]
 
     def rois(self) -> Tensor:
-        """(S, 5) of the whole batch: image index and xyxy."""
+        """Return the RoIs of the whole batch: (S, 5) image index and xyxy."""
         return to_rois(self.boxes)
 
     def positives(self) -> "RoiSamples":
-        """Those with a matched box."""
+        """Return the P RoIs that have a matched box: (P, 4) and (P,) for each image."""
         kept = [matched >= 0 for matched in self.matched]
         return RoiSamples(
             [boxes[k] for boxes, k in zip(self.boxes, kept, strict=True)],
@@ -68,18 +68,18 @@ def sample_rois(
     sampling: Sampling,
     only_positives: bool,
 ) -> RoiSamples:
-    """RoIs to train on: the boxes themselves, then proposals.
+    """Sample RoIs to train on, from the true boxes and the proposals.
 
-    Source: mmdetection `MaxIoUAssigner` (low-quality matches from `positive_iou` on, so that the best proposal of a
-    box is given to it even if it overlaps another one more) and `RandomSampler` with `add_gt_as_proposals`.
+    Source: mmdetection `MaxIoUAssigner` (low-quality matches from `positive_iou` on: a box gets its best proposal
+    even if that overlaps another box more) and `RandomSampler` with `add_gt_as_proposals`.
 
     Args:
         proposals: (P, 4) xyxy per image.
         targets: boxes of each image.
-        positive_iou: from here on a proposal is positive, below it is background.
-        sampling: how many of an image.
-        only_positives: no background; a box then claims one of several equally good proposals, as the official
-            pre-training does.
+        positive_iou: proposals are positive from this IoU on, and background below.
+        sampling: numbers for one image.
+        only_positives: leave out background; of several equally good proposals a box then claims just one, as in the
+            official pre-training.
     """
     all_boxes, all_matched = [], []
     for of_image, proposed in zip(targets, proposals, strict=True):
@@ -103,30 +103,30 @@ def sample_rois(
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
-    """(S, 5) image index and xyxy, of (S, 4) boxes per image."""
+    """Return (S, 5) image index and xyxy, from (N, 4) boxes per image."""
     return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
 
 
 def pool_rois(
     pyramid: Sequence[Tensor], rois: Tensor, size: int, pooling: Pooling = EXACT_POOLING
 ) -> tuple[Tensor, Tensor]:
-    """Features of RoIs, each from the level that fits its size.
+    """Pool the features of RoIs, each from the level that fits its size.
 
-    They come sorted by level: heads put their small outputs back in order, instead of us the large features.
+    The result is sorted by level: reordering the small outputs of a head is cheaper than these large features.
     Every level takes part in the graph even if no RoI is on it, so its gradient is zero and not missing.
 
-    Source: mmdetection `SingleRoIExtractor` and `RoIAlign(aligned=True, sampling_ratio=0)`; in torchvision's
-    `MultiScaleRoIAlign` they are not aligned and have 2 x 2 samples. Its choice of level differs for images of less
-    than 91 pixels, whose padding misleads it about the strides.
+    Source: mmdetection `SingleRoIExtractor` and `RoIAlign(aligned=True, sampling_ratio=0)`. torchvision's
+    `MultiScaleRoIAlign` does not align and takes 2 x 2 samples; it picks other levels for images below 91 pixels,
+    whose padding misleads it about the strides.
 
     Args:
         pyramid: P2..P5 first, (B, C, H, W) each.
         rois: (S, 5) image index and xyxy.
         size: rows and columns of the result.
-        pooling: how.
+        pooling: options of `roi_align`.
 
     Returns:
-        (S, C, size, size) float32, and (S,) int64: in which row of it each RoI is.
+        (S, C, size, size) float32 features, and (S,) int64: the row of each RoI in them.
     """
     sides = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
     level = (sides / FINEST_SCALE + 1e-6).log2().floor().clamp(0, len(POOLED_STRIDES) - 1).long()
@@ -140,7 +140,7 @@ def pool_rois(
 
 
 def kaiming_convs(module: nn.Module) -> None:
-    """Initial weights of ReLU convolutions, biases 0.
+    """Initialise all convolutions of a module for ReLU, with biases 0.
 
     Source: mmdetection `ConvModule`.
     """
@@ -154,11 +154,11 @@ def kaiming_convs(module: nn.Module) -> None:
 class BoxHead(nn.Module):
     """Convolutions and fully connected layers, shared by classes and boxes.
 
-    Source: mmdetection `Shared4Conv1FCBBoxHead` and `Shared2FCBBoxHead`, their initial weights included.
+    Source: mmdetection `Shared4Conv1FCBBoxHead` and `Shared2FCBBoxHead`, including their initial weights.
 
     Args:
         channels: width of the pyramid and the convolutions.
-        num_convs: how many.
+        num_convs: number of convolutions.
         norm: norm after each convolution, in place of its bias.
         pool_size: rows and columns of a pooled RoI.
         fc_features: width of each fully connected layer.
@@ -179,7 +179,7 @@ class BoxHead(nn.Module):
             nn.init.zeros_(fc.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(S, C, size, size) pooled RoIs -> (S, last of `fc_features`)."""
+        """Turn (S, C, size, size) pooled RoIs into (S, D) features; D is the last of `fc_features`."""
         hidden = self.fc(self.convs(pooled).flatten(1)).relu()
         for fc in self.extra_fcs:
             hidden = fc(hidden).relu()

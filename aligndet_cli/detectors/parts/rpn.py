@@ -1,4 +1,4 @@
-"""Region proposal network with mmdetection's defaults: where on the pyramid could an object be?
+"""Region proposal network with mmdetection's defaults.
 
 Source: Ren et al., NIPS 2015, on a feature pyramid as in Lin et al., CVPR 2017; mmdetection `RPNHead`.
 """
@@ -16,7 +16,7 @@ from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
 from aligndet_cli.detectors.parts.matching import matched_boxes
-from aligndet_cli.detectors.parts.sampling import sample_each_image
+from aligndet_cli.detectors.parts.sampling import Sampling, sample_each_image
 
 STRIDES = (4, 8, 16, 32, 64)  # P2..P6
 SCALES = (8.0,)  # anchor sides 32..512
@@ -27,21 +27,13 @@ RPNOutput = tuple[list[Tensor], list[Tensor]]  # (B, A, H, W) logits and (B, A*4
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How many candidates of an image the losses look at, and how many of these may be positive."""
-
-    num_samples: int
-    positive_fraction: float
-
-
-@dataclass(frozen=True)
 class RPNRules:
-    """The numbers that assignment and proposals go by.
+    """Settings of assignment and proposals.
 
     Attributes:
         positive_iou, negative_iou, min_claim_iou: see `match_by_iou`.
-        nms_iou: within a level, a proposal is suppressed above this IoU with a better one.
-        max_proposals: of an image, over all levels.
+        nms_iou: a proposal is suppressed above this IoU with a better one of its level.
+        max_proposals: per image, over all levels.
     """
 
     positive_iou: float
@@ -52,13 +44,13 @@ class RPNRules:
 
 
 class RPN(nn.Module):
-    """3x3 convolutions for all levels, then whether and where there is an object, for each of 3 anchors per cell.
+    """3x3 convolutions on all levels, then an objectness score and a box for each of 3 anchors per cell.
 
     Args:
         channels: width of the pyramid and of the convolutions.
-        rules: the numbers to go by.
-        num_convs: mmdetection has one.
-        anchors: see `AnchorGrid`.
+        rules: settings.
+        num_convs: number of convolutions; mmdetection has one.
+        anchors: style, see `AnchorGrid`.
     """
 
     def __init__(self, channels: int, rules: RPNRules, *, num_convs: int = 1, anchors: AnchorStyle = "exact") -> None:
@@ -75,7 +67,7 @@ class RPN(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, pyramid: list[Tensor]) -> RPNOutput:
-        """Objectness logits and box offsets of P2..P6."""
+        """Return (B, A, H, W) objectness logits and (B, A*4, H, W) offsets per level, from P2..P6 (B, C, H, W)."""
         hidden = [self.conv(level).relu() for level in pyramid]
         for conv in self.extra_convs:
             hidden = [conv(level).relu() for level in hidden]
@@ -84,7 +76,7 @@ class RPN(nn.Module):
     def assign(
         self, grids_hw: list[SizeHW], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
     ) -> tuple[Tensor, Tensor]:
-        """Anchors of the batch and their matches as from `AnchorGrid.match`."""
+        """Return (anchors, 4) xyxy anchors and their (B, anchors) matches, see `AnchorGrid.match`."""
         return self.anchors.match(
             grids_hw,
             sizes_hw,
@@ -97,9 +89,15 @@ class RPN(nn.Module):
     def losses(
         self, output: RPNOutput, sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets], sampling: Sampling
     ) -> dict[str, Tensor]:
-        """`loss_objectness` and `loss_rpn_box_reg`: both per sampled anchor of the batch, classes ignored.
+        """Return the scalars `loss_objectness` and `loss_rpn_box_reg`, per sampled anchor; classes do not matter.
 
         Source: mmdetection `AnchorHead.loss`, where an image without positives (or negatives) counts as having one.
+
+        Args:
+            output: (B, A, H, W) and (B, A*4, H, W) per level, as from `forward`.
+            sizes_hw: height and width of each image in pixels, without padding.
+            targets: boxes of each image.
+            sampling: numbers for one image.
         """
         logits, deltas = output
         anchors, matched = self.assign(grids_of(logits), sizes_hw, targets)
@@ -122,21 +120,21 @@ class RPN(nn.Module):
         }
 
     def _gather(self, maps: list[Tensor], image_index: Tensor, anchor_index: Tensor) -> Tensor:
-        """(S, V) float32: the V values per anchor of chosen anchors."""
+        """Return the values of chosen anchors, (S, V) float32, from (B, A*V, H, W) per level."""
         num = self.anchors.num_per_cell
         cells = gather_cells(maps, image_index, anchor_index // num).unflatten(1, (num, -1))  # (S, A, V)
         return cells[torch.arange(len(cells), device=cells.device), anchor_index % num].float()
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int) -> list[Tensor]:
-        """Proposals of each image, (P, 4) xyxy float32, best first, clipped to the image.
+        """Return the proposals of each image: (P, 4) xyxy float32, best first, clipped to the image.
 
         Source: mmdetection `RPNHead.get_bboxes`; anchors outside the image take part.
 
         Args:
-            output: of `forward`.
-            sizes_hw: of each image in pixels, without padding.
-            per_level: the best of each level go into the suppression.
+            output: as from `forward`.
+            sizes_hw: height and width of each image in pixels, without padding.
+            per_level: number of best boxes of each level that enter the suppression.
         """
         logits, deltas = output
         num = self.anchors.num_per_cell

@@ -1,4 +1,6 @@
-"""Choosing a limited number of candidates."""
+"""Sample a limited number of candidates to train on."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -6,36 +8,41 @@ from torch import Tensor
 from aligndet_cli.detectors.parts.matching import BACKGROUND
 
 
-def sample_positives_first(matched: Tensor, num_samples: int, *, positive_fraction: float = 1.0) -> Tensor:
-    """Indices of the candidates to use: positives, then background ones, drawn at random where too many.
+@dataclass(frozen=True)
+class Sampling:
+    """Number of candidates to sample from an image, and largest share of positive ones."""
 
-    Draws from the global torch generator, and only when there is a choice to make.
+    num_samples: int
+    positive_fraction: float
+
+
+def sample_positives_first(matched: Tensor, num_samples: int, *, positive_fraction: float = 1.0) -> Tensor:
+    """Return (S,) int64 indices of candidates: positives, then background, at random if there are too many.
+
+    The global torch generator is used only when there is a choice to make.
 
     Source: mmdetection `RandomSampler`.
 
     Args:
-        matched: (A,) int64, matched box, `BACKGROUND` or `IGNORED`; ignored ones are never drawn.
-        num_samples: at most this many.
-        positive_fraction: of `num_samples` that may be positive; background fills the rest.
-
-    Returns:
-        (S,) int64, positives before background.
+        matched: (A,) int64, index of the matched box, `BACKGROUND` or `IGNORED` (never sampled).
+        num_samples: largest S.
+        positive_fraction: largest share of `num_samples` for positives; background fills the rest.
     """
     positives, negatives = (matched >= 0).nonzero().squeeze(1), (matched == BACKGROUND).nonzero().squeeze(1)
     return _choose(positives, negatives, num_samples, positive_fraction)
 
 
 def sample_each_image(matched: Tensor, num_samples: int, *, positive_fraction: float = 1.0) -> list[Tensor]:
-    """`sample_positives_first` of each image of (B, A) matches, with the same draws.
+    """Sample as `sample_positives_first` from each image of (B, A) matches; returns (S,) for each image.
 
-    A GPU is asked for the counts of the whole batch, not image by image.
+    A GPU is asked once for the counts of the whole batch, not image by image.
     """
     pairs = zip(_columns_by_row(matched >= 0), _columns_by_row(matched == BACKGROUND), strict=True)
     return [_choose(positives, negatives, num_samples, positive_fraction) for positives, negatives in pairs]
 
 
 def _columns_by_row(mask: Tensor) -> tuple[Tensor, ...]:
-    """Columns of the True entries of (B, A), per row."""
+    """Return the columns of the True entries of a (B, A) mask, (S,) per row."""
     rows, columns = mask.nonzero(as_tuple=True)
     return columns.split(rows.bincount(minlength=len(mask)).tolist())
 

@@ -1,4 +1,4 @@
-"""DETR's transformer: cells of a feature map and learned queries in, one vector per query out.
+"""DETR's transformer: it turns the cells of a feature map and learned queries into one vector per query.
 
 Source: Vaswani et al., NeurIPS 2017, as changed by Carion et al., ECCV 2020, appendix A.3: positions are added to
 queries and keys of every attention, and a norm follows each residual. Parameters are named as in the published weights
@@ -25,7 +25,7 @@ class LayerSize:
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention of the cells of a map, then a two-layer perceptron; a norm after each residual."""
+    """Self-attention of the S cells of a map, then a two-layer perceptron; a norm after each residual."""
 
     def __init__(self, size: LayerSize) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
-        """(B, S, C) cells, (B, S, C) their position encoding, (B, S) bool -> (B, S, C)."""
+        """Encode (B, S, C) cells with their (B, S, C) position encoding; (B, S) bool is True for padding."""
         placed = cells + position
         attended = self.self_attn(placed, placed, cells, key_padding_mask=is_padding, need_weights=False)[0]
         cells = self.norm1(cells + self.dropout(attended))
@@ -60,13 +60,13 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, found: Tensor, queries: Tensor, cells: Tensor, placed: Tensor, is_padding: Tensor) -> Tensor:
-        """One step of refinement.
+        """Refine the states of the queries once.
 
         Args:
-            found: (B, Q, C) what the queries know so far.
+            found: (B, Q, C) states so far.
             queries: (Q, C) learned embeddings.
-            cells: (B, S, C) encoded.
-            placed: (B, S, C) the same plus their position encoding.
+            cells: (B, S, C) encoded cells.
+            placed: (B, S, C) encoded cells plus their position encoding.
             is_padding: (B, S) bool.
         """
         asking = found + queries
@@ -79,21 +79,21 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of layers without a norm of its own."""
+    """A stack of encoder layers, without a norm at the end."""
 
     def __init__(self, size: LayerSize, num_layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(num_layers))
 
     def forward(self, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
-        """See `EncoderLayer`."""
+        """Return (B, S, C) encoded cells; arguments as in `EncoderLayer`."""
         for layer in self.layers:
             cells = layer(cells, position, is_padding)
         return cells
 
 
 class Decoder(nn.Module):
-    """A stack of layers whose outputs all count, through one norm."""
+    """A stack of decoder layers; the output of each goes through one common norm."""
 
     def __init__(self, size: LayerSize, num_layers: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(size.dim)
 
     def forward(self, queries: Tensor, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
-        """(Q, C) queries and what `Encoder` was given and made -> (L, B, Q, C), one per layer."""
+        """Return the (L, B, Q, C) states of the (Q, C) queries after each layer, from (B, S, C) encoded cells."""
         placed, found = cells + position, queries.new_zeros(len(cells), *queries.shape)
         outputs = []
         for layer in self.layers:
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Cells and queries in, one vector per query and decoder layer out."""
+    """Encoder and decoder."""
 
     def __init__(self, size: LayerSize, encoder_layers: int, decoder_layers: int) -> None:
         super().__init__()
@@ -122,18 +122,19 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, cells: Tensor, position: Tensor, is_padding: Tensor, queries: Tensor) -> Tensor:
-        """(B, S, C), (B, S, C), (B, S) bool and (Q, C) -> (L, B, Q, C)."""
+        """Return the (L, B, Q, C) states of the (Q, C) queries; other arguments as in `EncoderLayer`."""
         encoded = self.encoder(cells, position, is_padding)
         return self.decoder(queries, encoded, position, is_padding)
 
 
 def encode_position(is_inside: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of the place in the image, which counts as 2 pi high and wide: (B, H, W, dim).
+    """Return (B, H, W, dim) sines and cosines of the position of each cell; images count as 2 pi high and wide.
 
     Args:
         is_inside: (B, H, W) bool, False on padding.
+        dim: number of channels; the first half is for y.
 
-    Source: facebookresearch/detr `PositionEmbeddingSine(normalize=True)`: first half of the channels for y.
+    Source: facebookresearch/detr `PositionEmbeddingSine(normalize=True)`.
     """
     half = dim // 2
     step = torch.arange(half, device=is_inside.device)

@@ -1,4 +1,4 @@
-"""Find proposals, then classes and boxes of RoIs, as Faster and Mask R-CNN both do in training, test and pretext.
+"""Losses, detections and pretext candidates that Faster and Mask R-CNN share: proposals, then classes and boxes.
 
 Source: mmdetection `TwoStageDetector`, `StandardRoIHead` and `BBoxHead`; the authors'
 `_base_/models/selfsup_mask_rcnn_r50_fpn.py`.
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from aligndet_cli.backbones import Backbone
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detections, Features
+from aligndet_cli.data.batch import BoxTargets
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features
 from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import send
@@ -21,7 +22,8 @@ from aligndet_cli.detectors.parts.fpn import FPN
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.roi_head import BoxHead, Pooling, RoiSamples, pool_rois, sample_rois, to_rois
-from aligndet_cli.detectors.parts.rpn import RPN, Sampling
+from aligndet_cli.detectors.parts.rpn import RPN
+from aligndet_cli.detectors.parts.sampling import Sampling
 
 DELTA_STD = (0.1, 0.1, 0.2, 0.2)  # RoIs are close to their boxes: unit of dx, dy, dw, dh
 CLASS_STD, BOX_STD = 0.01, 0.001  # initial weights of the two predictors
@@ -29,13 +31,13 @@ CLASS_STD, BOX_STD = 0.01, 0.001  # initial weights of the two predictors
 
 @dataclass(frozen=True)
 class TwoStageRules:
-    """The numbers that training, pretext and test go by.
+    """Settings of training, pretext and test.
 
     Attributes:
-        rpn_sampling, roi_sampling: of fine-tuning.
-        rpn_pretext, roi_pretext: of pre-training; no background RoIs are sampled there.
+        rpn_sampling, roi_sampling: in fine-tuning.
+        rpn_pretext, roi_pretext: in pre-training, which samples no background RoIs.
         train_per_level, test_per_level: proposals of a level before suppression.
-        positive_iou: of a RoI.
+        positive_iou: RoIs are positive from this IoU on.
         pooling: of RoIs, for boxes and masks.
         min_box_side: detections with a shorter side are dropped.
     """
@@ -55,11 +57,11 @@ class TwoStageRules:
 
 
 class TwoStage(Protocol):
-    """A detector with these parts. K = `num_classes`, background not counted.
+    """A detector with these parts.
 
     Attributes:
-        class_predictor: K + 1 logits of a RoI, background last.
-        box_predictor: 4 offsets per class: class * 4 + (dx, dy, dw, dh).
+        class_predictor: (S, C) features to (S, K + 1) logits, background last.
+        box_predictor: (S, C) features to (S, K * 4) offsets, class * 4 + (dx, dy, dw, dh).
     """
 
     backbone: Backbone
@@ -72,7 +74,7 @@ class TwoStage(Protocol):
 
 
 def build_predictors(num_features: int, num_classes: int) -> tuple[nn.Linear, nn.Linear]:
-    """Class and box predictor with small random weights."""
+    """Build class and box predictor with small random weights."""
     predictors = nn.Linear(num_features, num_classes + 1), nn.Linear(num_features, num_classes * 4)
     for predictor, std in zip(predictors, (CLASS_STD, BOX_STD), strict=True):
         nn.init.normal_(predictor.weight, std=std)
@@ -83,11 +85,7 @@ def build_predictors(num_features: int, num_classes: int) -> tuple[nn.Linear, nn
 def train_boxes(
     model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
 ) -> tuple[dict[str, Tensor], RoiSamples]:
-    """Losses of a labelled batch, and the RoIs they looked at.
-
-    Returns:
-        `loss_objectness`, `loss_rpn_box_reg`, `loss_cls` and `loss_box_reg`; images without boxes are negatives.
-    """
+    """Return the scalar losses of `FasterRCNN.forward` on P2..P6, (B, C, H, W) each, and the RoIs they used."""
     rules = model.rules
     output = model.rpn(pyramid)
     losses = model.rpn.losses(output, sizes_hw, targets, rules.rpn_sampling)
@@ -105,7 +103,7 @@ def train_boxes(
 
 
 def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
-    """Detections of each image, without masks."""
+    """Return the detections of each image, without masks, from P2..P6, (B, C, H, W) each."""
     proposals = model.rpn.propose(model.rpn(pyramid), sizes_hw, model.rules.test_per_level)
     features = roi_features(model, pyramid, to_rois(proposals))  # (S, C)
     counts = [len(boxes) for boxes in proposals]
@@ -132,15 +130,12 @@ def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[Size
 def pretext_candidates(
     model: TwoStage, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
 ) -> BoxCandidates:
-    """RoIs that overlap a proposal (those themselves included), image by image; none is background.
+    """Return the proposals and RoIs that overlap them, image by image, without background.
+
+    The losses are `loss_objectness`, `loss_rpn_box_reg` and `loss_box_reg`; arguments as in `Detector`.
 
     Source: the authors' `_base_/models/selfsup_mask_rcnn_r50_fpn.py`. There the box predictor has rows for every
     instance id; here all are of class "object" (docs/differences.md 13).
-
-    Args:
-        features: of the backbone; gradients stop where they do.
-        proposals: one per image, with `instance_ids`.
-        with_losses: whether `loss_objectness`, `loss_rpn_box_reg` and `loss_box_reg` are asked for.
     """
     rules = model.rules
     pyramid = model.neck(features.maps)
@@ -165,14 +160,14 @@ def pretext_candidates(
 
 
 def roi_features(model: TwoStage, pyramid: list[Tensor], rois: Tensor) -> Tensor:
-    """(S, C) features of (S, 5) RoIs, before the predictors."""
+    """Return (S, C) features of (S, 5) RoIs on P2..P5, (B, C, H, W) each, for the predictors."""
     pooled, row = pool_rois(pyramid, rois, model.head.pool_size, model.rules.pooling)
     features: Tensor = model.head(pooled)
     return features[row]
 
 
 def class_loss(logits: Tensor, samples: RoiSamples, targets: Sequence[BoxTargets]) -> Tensor:
-    """Mean cross-entropy of (S, K + 1) logits."""
+    """Return the scalar mean cross-entropy of (S, K + 1) logits."""
     class_ids = torch.cat([look_up(m, t.class_ids) for m, t in zip(samples.matched, targets, strict=True)])
     background = logits.shape[1] - 1
     class_ids = torch.where(class_ids >= 0, class_ids, background)
@@ -180,12 +175,12 @@ def class_loss(logits: Tensor, samples: RoiSamples, targets: Sequence[BoxTargets
 
 
 def box_loss(predictor: nn.Linear, features: Tensor, samples: RoiSamples, targets: Sequence[BoxTargets]) -> Tensor:
-    """L1 distance of predicted and true offsets of the positive RoIs, per sampled RoI; 0 if there are none.
+    """Return the scalar L1 distance of predicted and true offsets of positive RoIs, per sampled RoI; 0 without any.
 
     Args:
-        predictor: 4 offsets per class.
+        predictor: see `TwoStage.box_predictor`.
         features: (S, C) of the RoIs.
-        samples: the RoIs.
+        samples: the S RoIs.
         targets: boxes of each image; their class picks the offsets.
     """
     is_positive = torch.cat(samples.matched) >= 0

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from aligndet_cli.backbones.layouts import NAMINGS, rename
+from aligndet_cli.backbones.layouts import NAMINGS, rename_tensors
 
 PREFIX = "backbone."
 INDEX = "relative_position_index"  # follows from the size of the windows
@@ -24,7 +24,7 @@ def rename_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], d
     renamed: dict[str, Tensor] = {}
     left_out = {}
     for name, tensor in tensors.items():
-        found = rename(naming, {name.removeprefix(PREFIX): tensor}) if name.startswith(PREFIX) else {}
+        found = rename_tensors(naming, {name.removeprefix(PREFIX): tensor}) if name.startswith(PREFIX) else {}
         if found:
             renamed |= {f"{PREFIX}{ours}": value for ours, value in found.items()}
         elif name.endswith(INDEX):

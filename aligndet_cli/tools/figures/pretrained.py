@@ -29,6 +29,7 @@ from aligndet_cli.errors import AlignDetError, ConfigError
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, build_pretext
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Artifact, Workspace
 
 NUM_CLASSES = 3  # as in figure 4
@@ -87,7 +88,9 @@ def load_stages(run: Artifact, workspace: Workspace, device: str) -> Stages:
         file = found.file if has_own_backbone else None
     except AlignDetError:
         has_own_backbone = False
-    before, after = (build_pretext(config, process, num_classes, weights) for weights in (file, None))
+    before, after = (build_pretext(config, num_classes, weights) for weights in (file, None))
+    for pretext in (before, after):
+        place(pretext, process)
     after.online.load_state_dict(content.state_dict, strict=False)  # what the file leaves out is not used here
     after.projector.load_state_dict(content.extra["projector"])
     if not has_own_backbone:

@@ -5,7 +5,7 @@ from torchvision.ops import roi_align
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.roi_head import BoxHead, pool_rois, sample_rois, to_rois
-from aligndet_cli.detectors.parts.rpn import Sampling
+from aligndet_cli.detectors.parts.sampling import Sampling
 
 
 def square(side: float, x: float = 10.0, y: float = 20.0) -> list[float]:

@@ -4,7 +4,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors.parts.rpn import RPN, RPNRules, Sampling
+from aligndet_cli.detectors.parts.rpn import RPN, RPNRules
+from aligndet_cli.detectors.parts.sampling import Sampling
 
 RULES = RPNRules(positive_iou=0.7, negative_iou=0.3, min_claim_iou=0.3, nms_iou=0.7, max_proposals=50)
 GRIDS = ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))  # of a 64 x 96 image

@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-from commandline import NECK, aligndet
 from PIL import Image
 
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.tools.bench.clock import PARTS
 from aligndet_cli.tools.bench.measure import hours_or_days, paper_schedule
+from helpers.commandline import NECK, aligndet
 
 TINY = ("--backbone", "resnet18", "--short-side", "64", "--long-side", "96", "--batch-size", "2", "--steps", "2")
 

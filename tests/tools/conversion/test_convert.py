@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_detectors import CONFIGS, detector_file
 from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
@@ -14,6 +13,7 @@ from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.tools.conversion.convert import convert
 from aligndet_cli.tools.conversion.exporting import mmdet_checkpoint
 from aligndet_cli.tools.conversion.reading import Checkpoint
+from helpers.small_detectors import CONFIGS, detector_file
 
 FILE = Path("some.pth")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_detectors import CATEGORIES, CONFIGS, build, detector_file
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -22,6 +21,7 @@ from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.tools.conversion import onnx_graph
 from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
+from helpers.small_detectors import CATEGORIES, CONFIGS, build, detector_file
 
 SIZE_HW = (64, 96)
 PIXELS = torch.randn(1, 3, *SIZE_HW, generator=torch.Generator().manual_seed(3))

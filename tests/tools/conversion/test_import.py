@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commandline import aligndet
-from small_detectors import detector_file
 
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors.checkpoint import read_detector, write_detector
@@ -18,6 +16,8 @@ from aligndet_cli.detectors.results import predict_each
 from aligndet_cli.errors import ConfigError, DataError, WeightsError
 from aligndet_cli.evaluate.stage import check_categories
 from aligndet_cli.tools.conversion.categories import COCO, COCO_BY_ID, VOC, resolve_categories
+from helpers.commandline import aligndet
+from helpers.small_detectors import detector_file
 
 FILE = Path("some.pth")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_detectors import detector_file
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 from torchvision.models import resnet18
@@ -37,6 +36,7 @@ from aligndet_cli.tools.conversion.published_detectron2 import RULES
 from aligndet_cli.tools.conversion.reading import Checkpoint
 from aligndet_cli.tools.conversion.rules import translate
 from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
+from helpers.small_detectors import detector_file
 
 FILE = Path("some.pth")
 WIDTH, HIDDEN, CLASSES = 16, 24, 5

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commandline import CHAIN, aligndet, run_chain
 from PIL import Image
 
 from aligndet_cli.errors import ConfigError
@@ -14,6 +13,7 @@ from aligndet_cli.tools.figures import command
 from aligndet_cli.tools.figures.panels import draw_centres, draw_embeddings
 from aligndet_cli.tools.figures.pretrained import Embeddings, load_stages, neighbour_share
 from aligndet_cli.workspace import Workspace
+from helpers.commandline import CHAIN, aligndet, run_chain
 
 
 @pytest.fixture(scope="module")

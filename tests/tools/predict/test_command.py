@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commandline import aligndet
 from PIL import Image
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
@@ -15,6 +14,7 @@ from aligndet_cli.detectors import build_detector
 from aligndet_cli.detectors.checkpoint import save_detector
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.files import write_json
+from helpers.commandline import aligndet
 
 
 @pytest.fixture(scope="module")

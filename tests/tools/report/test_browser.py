@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import NUM_PAIRS, make_workspace
 
 from aligndet_cli.tools.report.html import write_page
 from aligndet_cli.workspace import Workspace
+from helpers.pages import NUM_PAIRS, make_workspace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")

@@ -3,12 +3,12 @@ import math
 from pathlib import Path
 
 import pytest
-from commandline import aligndet
-from report_builders import Tuned, add_evaluated, add_pretrained
 
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.tools.report.collect import Report, Row, collect_report
 from aligndet_cli.workspace import Workspace
+from helpers.commandline import aligndet
+from helpers.reports import Tuned, add_evaluated, add_pretrained
 
 
 @pytest.fixture

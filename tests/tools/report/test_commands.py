@@ -3,8 +3,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commandline import aligndet
-from report_builders import put
 
 from aligndet_cli.commands import stages
 from aligndet_cli.config import Sources, load_config
@@ -12,6 +10,8 @@ from aligndet_cli.driver import Request
 from aligndet_cli.stage import find_stage
 from aligndet_cli.tools.report.commands import command_of
 from aligndet_cli.workspace import Artifact
+from helpers.commandline import aligndet
+from helpers.reports import put
 
 
 class Caught(Exception):

@@ -3,12 +3,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commandline import aligndet
-from pages import HOSTILE, NUM_PAIRS, make_workspace, read_page
 
 from aligndet_cli.tools.report import pictures
 from aligndet_cli.tools.report.html import write_page
 from aligndet_cli.workspace import Workspace
+from helpers.commandline import aligndet
+from helpers.pages import HOSTILE, NUM_PAIRS, make_workspace, read_page
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_builders import Tuned, add_evaluated, add_pretrained
 
 from aligndet_cli.tools.report.collect import collect_report
 from aligndet_cli.tools.report.published import Experiment, published_numbers
 from aligndet_cli.training.recipe import MULTI_SCALE, WIDE_SIDES
 from aligndet_cli.workspace import Workspace
+from helpers.reports import Tuned, add_evaluated, add_pretrained
 
 VOC = {"images": 16_551, "steps": 12_000, "protocol": {"short_sides": list(WIDE_SIDES)}}
 SWAV = {"trained_on": "swav", "protocol": {"short_sides": list(MULTI_SCALE)}}

@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
-from study_builders import TWO_STARTS, values_of, write_study
 
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.tools.study.plan import StageRun, plan_runs
 from aligndet_cli.tools.study.spec import load_study
 from aligndet_cli.workspace import Workspace
+from helpers.studies import TWO_STARTS, values_of, write_study
 
 
 def planned(folder: Path, text: str, head: str = 'data = "toy"\ndetectors = ["retinanet"]') -> dict[str, StageRun]:

@@ -3,8 +3,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commandline import aligndet, files_of
-from study_builders import SMALL, TWO_STARTS, values_of, write_study
 
 from aligndet_cli.driver import Outcome, Request
 from aligndet_cli.errors import DataError, Preempted
@@ -14,6 +12,8 @@ from aligndet_cli.tools.study.board import Board
 from aligndet_cli.tools.study.command import run_study
 from aligndet_cli.tools.study.plan import StageRun
 from aligndet_cli.workspace import Workspace
+from helpers.commandline import aligndet, files_of
+from helpers.studies import SMALL, TWO_STARTS, values_of, write_study
 
 NUM_RUNS = 8  # proposals, one pre-training; 2 starts (one of them for 1 of 2 seeds): 3 fine-tunings and evaluations
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ CHAIN: dict[str, tuple[str, ...]] = {
     "finetune": (*DETECTOR, *SMALL, "--set", "detector.score_threshold=0.005"),
     "evaluate": (),
 }
+
+# Of what a stage leaves, the files that hold times and paths.
+VARYING = {"manifest.json", "config.json", "speed.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -83,3 +87,20 @@ def run_chain(data: Path, workspace: Path, *stages: str, more: dict[str, tuple[s
 def files_of(folder: Path) -> dict[str, bytes]:
     """Content of every file under a folder by relative path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def results_of(folder: Path) -> dict[str, bytes]:
+    """Content of the files that must not depend on when, where and in how many goes they were made."""
+    return {name: content for name, content in files_of(folder).items() if Path(name).name not in VARYING}
+
+
+def assert_same_results(found: Path, expected: Path) -> None:
+    """The same files with the same bytes; those that differ are named, not shown."""
+    ours, theirs = results_of(found), results_of(expected)
+    assert theirs and ours.keys() == theirs.keys()
+    assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For the processes that a test starts: one thread, no downloads, and more."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1", **more}

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.training.batch_size import Trial, worst_sizes
 from aligndet_cli.training.loop import Learner, LoopSettings
 from aligndet_cli.training.schedules import Schedule
+from aligndet_cli.training.trial import Trial, worst_sizes
 
 SIZES_HW = worst_sizes((100,), 200)  # 100 x 200 and 200 x 100: 20,000 pixels
 

@@ -1,4 +1,4 @@
-"""Small data sets on disk for the tests of this folder."""
+"""Small data sets on disk in the layouts that `tests/data/` reads."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ def make_image(path: Path, size_hw: tuple[int, int] = (40, 60), color: tuple[int
 
 
 def coco_content() -> dict[str, Any]:
-    """Three images of 40x60; the first has a box and a crowd, the second none, the third one at the border."""
+    """Return three images of 40x60: with a box and a crowd, without boxes, and with a box at the border."""
     return {
         "images": [
             {"id": image_id, "file_name": name, "height": 40, "width": 60}
@@ -29,7 +29,7 @@ def coco_content() -> dict[str, Any]:
 
 
 def make_coco(root: Path, content: Any = None, split: str = "train2017") -> Path:
-    """Write the json and an image (of its own colour) for every safe file name; returns the json's path."""
+    """Write the json and an image (of its own colour) for every safe file name; return the path of the json."""
     content = coco_content() if content is None else content
     for number, image in enumerate(content["images"]):
         name = image.get("file_name", "") if isinstance(image, dict) else ""
@@ -54,7 +54,7 @@ def voc_xml(
 
 
 def make_voc(year: Path, labels: dict[str, str], splits: dict[str, list[str]]) -> None:
-    """`labels` maps image stem to XML text."""
+    """Write a VOC year; `labels` maps image stem to XML text."""
     (year / "Annotations").mkdir(parents=True)
     (year / "ImageSets" / "Main").mkdir(parents=True)
     for stem, text in labels.items():
@@ -65,7 +65,7 @@ def make_voc(year: Path, labels: dict[str, str], splits: dict[str, list[str]]) -
 
 
 def make_yolo(root: Path, labels: dict[str, str | None], yaml: str = "") -> None:
-    """`labels` maps `train/a` to the text of its label file, None for no file; images are 40x60."""
+    """Write a YOLO set; `labels` maps `train/a` to the text of its label file, None for no file; images are 40x60."""
     for name, text in labels.items():
         make_image(root / "images" / f"{name}.jpg")
         if text is not None:

@@ -4,10 +4,8 @@ import shutil
 import time
 from pathlib import Path
 
-from commandline import CHAIN, files_of
+from helpers.commandline import CHAIN
 
-# Times and paths; all else must be equal.
-VARYING = {"manifest.json", "config.json", "speed.jsonl"}
 # Progress is made safe as often as can be, so that there is much to resume from.
 EAGER = {
     "pretrain-box": ("--set", "training.checkpoint.every_steps=2"),
@@ -29,12 +27,6 @@ def workspace_before(stage: str, chain: Path, workspace: Path) -> Path:
     for earlier in stages[: stages.index(stage)]:
         shutil.copytree(chain / earlier, workspace / earlier)
     return workspace
-
-
-def results(workspace: Path, stage: str) -> dict[str, bytes]:
-    """Files of a stage that must not depend on how it came about."""
-    files = files_of(workspace / stage)
-    return {name: content for name, content in files.items() if Path(name).name not in VARYING}
 
 
 def wait_for_work(workspace: Path, stage: str) -> None:

@@ -5,11 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from hungry import hungry_trial
 
 from aligndet_cli.errors import RunError
-from aligndet_cli.training import trial as trial_module
-from aligndet_cli.training.trial import Footprint, try_step
+from aligndet_cli.training import footprint as footprint_module
+from aligndet_cli.training.footprint import Footprint, try_step
+from helpers.hungry import hungry_trial
 
 GB = 10**9
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell")
@@ -46,12 +46,12 @@ def test_what_fails_otherwise_says_nothing_about_memory(caplog: pytest.LogCaptur
 
 
 def test_a_process_that_takes_for_ever_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial_module, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(footprint_module, "_PATIENCE_S", 0.0)
     assert try_step(hungry_trial(), room=GB) is None
 
 
 def test_a_process_that_is_killed_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     kill = lambda pid: os.kill(pid, signal.SIGKILL)  # noqa: E731
-    monkeypatch.setattr(trial_module, "process_usage", kill)
+    monkeypatch.setattr(footprint_module, "process_usage", kill)
     with pytest.raises(RunError, match="single image"):
         try_step(hungry_trial(), room=GB)

@@ -9,6 +9,7 @@ from aligndet_cli.files import write_json
 from aligndet_cli.tools.study.plan import StageRun, plan_runs
 from aligndet_cli.tools.study.spec import load_study
 from aligndet_cli.workspace import Workspace
+from helpers.commandline import environment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHARED = ("common.sh", "effect.sh")  # sourced by others; hours long at its smallest, and a study like the rest
@@ -52,11 +53,11 @@ def pretend(folder: Path) -> None:
 
 def start(script: str, *words: str, cwd: Path, programs: Path, smoke: str = "1") -> "subprocess.CompletedProcess[str]":
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "SMOKE": smoke, "OMP_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1"}
+    variables = environment(PATH=path, SMOKE=smoke)
     for name in ("COCO", "VOC", "IMAGENET", "ALIGNDET_WORKSPACE", *FILES):
-        environment.pop(name, None)
+        variables.pop(name, None)
     command = ["bash", str(EXAMPLES / script), *words]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
 
 
 def run(script: str, *words: str, cwd: Path, programs: Path, smoke: str = "1") -> str:

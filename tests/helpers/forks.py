@@ -1,7 +1,6 @@
 """Real processes for what kills them: commands that start in a moment. See `forkserver.py`."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from helpers.commandline import environment
 
 # What scripts call instead of the real command. Of the environment it passes on what commands read.
 _COMMAND = """\
@@ -76,13 +77,12 @@ class ForkServer:
 def fork_server(log: Path) -> Iterator[ForkServer]:
     """A server whose commands print to `log`."""
     script = Path(__file__).with_name("forkserver.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ALIGNDET_OFFLINE": "1"}
     with subprocess.Popen(
         [sys.executable, str(script), f"{log}.door"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(OPENBLAS_NUM_THREADS="1"),
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         yield ForkServer(process, log)

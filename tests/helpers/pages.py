@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from report_builders import Tuned, add_evaluated, add_pretrained, put
+
+from helpers.reports import Tuned, add_evaluated, add_pretrained, put
 
 _EMPTY = {"meta", "link", "img", "input"}
 HOSTILE = """<script>alert("x")</script>' onerror="alert(1)" & {{ 7 * 7 }} été"""

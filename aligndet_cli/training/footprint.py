@@ -1,0 +1,159 @@
+"""Measure the memory of steps on a CPU, by taking one before the run in a process of its own."""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+from aligndet_cli.data.sample import Sample
+from aligndet_cli.errors import RunError
+from aligndet_cli.logs import logger
+from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.launch import run_here
+from aligndet_cli.processes.memory import Usage, give_back_freed_memory, limit_growth, process_usage
+from aligndet_cli.processes.signals import end_with_parent
+from aligndet_cli.training.loop import build_scaler, memory_that_ran_out, train_step, watch_divergence
+from aligndet_cli.training.trial import Trial
+
+_PATIENCE_S = 300.0
+_POLL_S = 0.2
+GAPS_SPARED = 1.1  # replaces `Trial.gaps` if freed memory is given back at once
+_BATCHES_HELD = 2  # decoded: that of the step, and the next one while it is read
+_NO_ROOM: Literal["out of memory"] = "out of memory"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that steps of a process take.
+
+    Attributes:
+        started: in memory before the model is built; not part of `of`.
+        unused: in the address space, but not in memory.
+        fixed: for model, gradients, optimizer and libraries.
+        per_image: for each of the largest images in a micro-batch, without gaps between blocks.
+        per_sample: for each decoded image in the batch, with its masks.
+        gaps: see `Trial`.
+    """
+
+    started: int
+    unused: int
+    fixed: int
+    per_image: int
+    per_sample: int
+    gaps: float
+
+    def of(self, batch: int, accumulate: int = 1, *, is_sparing: bool = False) -> int:
+        """Return the bytes of steps with a batch in `accumulate` micro-batches; sparing: freed memory is given back."""
+        images = round(-(-batch // accumulate) * self.per_image * (GAPS_SPARED if is_sparing else self.gaps))
+        return self.fixed + images + _BATCHES_HELD * batch * self.per_sample
+
+
+def try_step(trial: Trial, room: int | None) -> Footprint | None:
+    """Take a step with a single image and measure it; None if that fails for another reason than memory.
+
+    Args:
+        trial: model and samples.
+        room: bytes that the process may take before it is ended.
+
+    Raises:
+        RunError: a single image takes more than `room`.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(trial, room, theirs), name="trial")
+    process.start()
+    theirs.close()
+    assert process.pid is not None
+    try:
+        outcome = _outcome(process.pid, ours, room)
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if isinstance(outcome, Footprint):
+        return outcome
+    if outcome != _NO_ROOM:
+        logger.info(f"  that is not known: {outcome}")
+        return None
+    raise RunError(
+        f"a step with a single image of {trial.largest} needs more than the {gigabytes(room or 0)} of memory that "
+        "are free: lower --short-side and --long-side"
+    )
+
+
+def gigabytes(count: int) -> str:
+    """Format a number of bytes."""
+    return f"{max(count, 0) / 1e9:.2g} GB"
+
+
+def _outcome(pid: int, connection: Connection, room: int | None) -> Footprint | str:
+    """Wait for what the process measured, or for the reason why it could not."""
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
+        try:
+            if connection.poll(_POLL_S):
+                found: Footprint | str = connection.recv()
+                return found
+        except (EOFError, ConnectionError):  # it died silently: killed by the system, or by a library
+            return _NO_ROOM
+        usage = process_usage(pid)
+        if room is not None and usage is not None and usage.resident > room:
+            return _NO_ROOM
+    return f"the step took longer than {_PATIENCE_S:g} s"
+
+
+def _work(trial: Trial, room: int | None, connection: Connection) -> None:
+    """Measure in the spawned process, and send the result."""
+    end_with_parent()
+    with Path(os.devnull).open("w") as nowhere:  # libraries that run out of memory print a lot
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
+    with contextlib.suppress(OSError):  # if the system runs out of memory all the same, it kills this process first
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    limit_growth(room)
+    try:
+        run_here(lambda trial, process: connection.send(_measure(trial, process)), trial, Process())
+    except Exception as error:
+        connection.send(_NO_ROOM if memory_that_ran_out(error) else f"{type(error).__name__}: {error}")
+
+
+def _measure(trial: Trial, process: Process) -> Footprint | str:
+    """Take a small step, which loads libraries and makes gradients and the optimizer's state, then one of real size."""
+    give_back_freed_memory()
+    before = process_usage()
+    if before is None:
+        return "this system does not tell what a process uses"
+    learner = trial.build(process)
+    scaler, divergence = build_scaler(trial.settings, process), watch_divergence(learner, process)
+
+    def take(step: int, samples: list[Sample]) -> None:
+        train_step(learner, scaler, samples, step, trial.settings, divergence)
+        learner.after_step(step)
+
+    take(0, trial.draw_small())
+    gc.collect()
+    fixed = _usage().resident - before.resident  # with gradients, although few are there when the images need most
+    learner.optimizer.zero_grad(set_to_none=True)
+    idle, samples = _usage(), trial.draw(1)
+    take(1, samples)
+    peak = _usage().mapped_peak
+    tensors = [tensor for sample in samples for tensor in (sample.image, sample.masks) if tensor is not None]
+    return Footprint(
+        started=before.resident,
+        unused=max(idle.mapped - before.mapped - (idle.resident - before.resident), 0),
+        fixed=fixed,
+        per_image=max(peak - idle.mapped, 0),
+        per_sample=sum(tensor.nbytes for tensor in tensors),
+        gaps=trial.gaps,
+    )
+
+
+def _usage() -> Usage:
+    usage = process_usage()
+    assert usage is not None
+    return usage
