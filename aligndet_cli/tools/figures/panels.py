@@ -72,7 +72,7 @@ def draw_centres(rows: Sequence[tuple[NDArray[np.uint8], Mapping[str, NDArray[np
     """Draw centres as points, a row per image and a column per name.
 
     Args:
-        rows: pairs of an (H, W, 3) RGB image and (n, 2) centres, x and y in its pixels, by name.
+        rows: pairs of an (H, W, 3) RGB image and (N, 2) centres, x and y in its pixels, by name.
     """
     figure, panels = _panels(rows[0][0], len(rows), len(rows[0][1]), title)
     for line, (pixels, by_name) in zip(panels, rows, strict=True):
