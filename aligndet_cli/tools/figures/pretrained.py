@@ -176,7 +176,7 @@ def finds_without_classes(model: AnyDetector) -> bool:
 
 @torch.no_grad()
 def class_free_centres(model: AnyDetector, images: ImageBatch, size_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """Return (n, 2) centres, x and y, of the boxes that the head makes from the RPN's 100 best ones in one image.
+    """Return (N, 2) centres, x and y, of the boxes that the head makes from the RPN's 100 best ones in one image.
 
     Source: D.2 and figures 5 and 9, for Faster and Mask R-CNN.
 
@@ -193,5 +193,5 @@ def class_free_centres(model: AnyDetector, images: ImageBatch, size_hw: tuple[in
 
 
 def centres_of(boxes: Tensor) -> NDArray[np.float64]:
-    """Return (n, 2) centres, x and y, of (n, 4) boxes."""
+    """Return (N, 2) centres, x and y, of (N, 4) boxes."""
     return np.asarray(((boxes[:, :2] + boxes[:, 2:]) / 2).double().cpu().numpy())
