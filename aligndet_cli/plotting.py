@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -24,13 +23,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 REFERENCE = "#666666"  # lines that are no measurements: chance levels, medians, diagonals
 DASHES = ("-", "--", ":", "-.")
 SMALL = 8  # points, for legends and numbers inside of a picture
-# For `cv2.imencode`: colours of thin lines survive at full resolution only.
-JPEG = (
-    cv2.IMWRITE_JPEG_QUALITY,
-    90,
-    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-)
 _DPI = 100
 
 
@@ -68,18 +60,6 @@ def never_failing(file: Path) -> Iterator[None]:
         yield
     except Exception as error:
         logger.warning("%s was not drawn: %s: %s", file, type(error).__name__, error)
-
-
-def hex_to_rgb(colour: str) -> tuple[int, int, int]:
-    """Convert `#0072B2` to (0, 114, 178), for pictures that are drawn with OpenCV."""
-    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
-    return red, green, blue
-
-
-def ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return black or white (RGB), whichever is readable on the colour."""
-    red, green, blue = colour
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 100 else (255, 255, 255)
 
 
 def shorten(text: str, length: int = 22) -> str:

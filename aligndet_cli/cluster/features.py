@@ -1,4 +1,4 @@
-"""Backbone features of every proposal: one row per box, written to disk batch by batch."""
+"""Backbone features of every proposal, one row per box, written to disk batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from aligndet_cli.errors import RunError
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.placement import autocast
 
-# A box is read at 14 x 14 points and averaged: the mean over a 7 x 7 RoIAlign with 2 x 2 points per bin, which is
-# the common RoI head, at a fiftieth of its memory.
+# The mean over 14 x 14 points equals the mean over the usual 7 x 7 RoIAlign with 2 x 2 points per bin, at a fiftieth of
+# its memory.
 _POINTS_PER_SIDE = 14
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """How to look at the images.
+    """Settings of the feature extraction.
 
     Attributes:
-        level: which backbone map, `c2`..`c5`.
-        short_side, long_side: images are resized so that the short side is `short_side`, unless the long side
-            would pass `long_side`.
+        level: backbone map, `c2`..`c5`.
+        short_side, long_side: images are resized to this short side, or less if the long side would exceed
+            `long_side`.
         precision: of the backbone, see `autocast`.
         num_workers: processes that read images ahead; does not change the result.
     """
@@ -44,13 +44,11 @@ class Extraction:
 
 @dataclass(frozen=True)
 class ProposalImages:
-    """The images that have proposals, in the order of the store, in fixed batches.
+    """Images with proposals, in the order of the store, in fixed batches.
 
     Attributes:
-        images: the data set.
-        store: its proposals.
-        places: (B, 2) int64, per image with proposals its position in the store and in the data set.
-        batch_size: images per batch. Batches are part of the result: padding depends on the neighbours.
+        places: (images, 2) int64, position of each image with proposals in the store and in the data set.
+        batch_size: images per batch. It changes the features, since an image's padding depends on its batch.
     """
 
     images: ImageSet
@@ -60,28 +58,28 @@ class ProposalImages:
 
     @property
     def num_batches(self) -> int:
-        """Number of batches; the last may be smaller."""
+        """Number of batches, of which the last may be smaller."""
         return -(-len(self.places) // self.batch_size)
 
     def batch(self, index: int) -> NDArray[np.int64]:
-        """(b, 2) places of a batch."""
+        """Return the (B, 2) places of a batch."""
         return self.places[index * self.batch_size : (index + 1) * self.batch_size]
 
     def rows_of(self, index: int) -> tuple[int, int]:
-        """First and last + 1 row of the store's boxes in a batch: images without boxes in between have no rows."""
+        """Return the first row of a batch among the boxes of the store, and the row behind its last."""
         batch = self.batch(index)
         return int(self.store.offsets[batch[0, 0]]), int(self.store.offsets[batch[-1, 0] + 1])
 
 
 def find_places(store: ProposalStore, images: ImageSet) -> NDArray[np.int64]:
-    """(B, 2) int64: positions in the store and in the data set of all images with proposals, in store order."""
+    """Return `ProposalImages.places`."""
     with_boxes = np.flatnonzero(store.counts)
     in_images = positions_of(store.image_ids[with_boxes], images.image_ids)
     assert (in_images >= 0).all(), "proposals of images that are not in the data they were made from"
     return np.stack([with_boxes, in_images], axis=1)
 
 
-def extract_features(
+def write_features(
     backbone: nn.Module,
     source: ProposalImages,
     features: RowFile,
@@ -90,15 +88,15 @@ def extract_features(
     process: Process,
     watch: Watch,
 ) -> None:
-    """Fill `features` with one row per proposal, skipping the batches marked as done.
+    """Write one row per proposal to `features`; batches that are marked as done are skipped.
 
-    Each process takes every `world_size`-th batch. A row depends only on its own batch, so neither the number of
+    Each process takes every `world_size`-th batch. A row depends only on its batch, so neither the number of
     processes nor interruptions change it.
 
     Args:
         backbone: on the process's device, in eval mode; returns maps by level.
         features: (M, C) float16 rows, in the order of the store.
-        watch: told the number of images after every batch on disk.
+        watch: gets the number of images after every batch.
 
     Raises:
         RunError: the features are not finite numbers.
@@ -110,7 +108,7 @@ def extract_features(
     todo = [index for index in mine if not is_done[index]]
     batches = evaluation_batches(
         source.images,
-        # Only the very last batch can be short, and it is last here too: the loader cuts at the same places.
+        # Only the last of all batches can be short, and it is last here too, so the loader makes the same batches.
         indices=[int(position) for index in todo for position in source.batch(index)[:, 1]],
         batch_size=source.batch_size,
         resolution=(extraction.short_side, extraction.long_side),
@@ -128,11 +126,11 @@ def extract_features(
 
 
 def pool_boxes(feature_map: Tensor, boxes_per_image: Sequence[Tensor], batch_hw: tuple[int, int]) -> Tensor:
-    """Average of a feature map inside each box (RoIAlign with `aligned=True`).
+    """Average a feature map inside each box (RoIAlign with `aligned=True`).
 
     Args:
         feature_map: (B, C, H, W).
-        boxes_per_image: per image (N, 4) xyxy in pixels of the padded batch.
+        boxes_per_image: (N, 4) xyxy of each image, in pixels of the padded batch.
         batch_hw: height and width of the padded batch in pixels.
 
     Returns:
@@ -146,7 +144,7 @@ def pool_boxes(feature_map: Tensor, boxes_per_image: Sequence[Tensor], batch_hw:
 
 
 def scale_boxes(boxes: NDArray[np.float32], size_hw: tuple[int, int], resized_hw: tuple[int, int]) -> Tensor:
-    """(N, 4) xyxy boxes in the pixels of the resized image."""
+    """Return (N, 4) xyxy boxes of an image in pixels of the resized image."""
     scale_y, scale_x = (new / old for new, old in zip(resized_hw, size_hw, strict=True))
     return torch.from_numpy(boxes.copy()) * torch.tensor([scale_x, scale_y, scale_x, scale_y], dtype=torch.float32)
 
@@ -155,7 +153,7 @@ def scale_boxes(boxes: NDArray[np.float32], size_hw: tuple[int, int], resized_hw
 def _rows_of(
     backbone: nn.Module, images: ImageBatch, boxes_per_image: Sequence[Tensor], extraction: Extraction
 ) -> NDArray[np.float16]:
-    """(N, C) features of all boxes of a batch."""
+    """Return the (N, C) features of all boxes of a batch; arguments as in `pool_boxes`."""
     device, batch_hw = images.pixels.device, (images.pixels.shape[-2], images.pixels.shape[-1])
     pixels = images.pixels.contiguous(memory_format=torch.channels_last)
     with autocast(device, extraction.precision):

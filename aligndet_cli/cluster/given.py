@@ -1,4 +1,4 @@
-"""Clusters that a file brings along: the categories of its boxes become the labels of the workspace's proposals."""
+"""Clusters from a file: the categories of its boxes become the cluster labels of the proposals."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from aligndet_cli.errors import DataError
 
 @dataclass(frozen=True)
 class GivenClusters:
-    """Labels taken from a file. M = proposals, k = clusters.
+    """Cluster labels from a file, for M proposals and k clusters.
 
     Attributes:
-        labels: (M,) int32 cluster id of each row of the proposals: the place of its category in `categories`.
-        categories: (k,) those of the file, by id; some may be without proposals.
-        num_unused: boxes of the file, of images of the data, that are none of the proposals.
+        labels: (M,) int32 cluster id of each proposal: the position of its category in `categories`.
+        categories: the k categories of the file, by id; some may have no proposals.
+        num_unused: number of boxes in the file that are on images of the data but are no proposals.
     """
 
     labels: NDArray[np.int32]
@@ -31,13 +31,13 @@ class GivenClusters:
 
     @property
     def are_plain(self) -> bool:
-        """Whether the categories are `cluster_1` to `cluster_k`, as the authors name them."""
+        """True if the categories are named `cluster_1` to `cluster_k`, as the authors' are."""
         return [category.name for category in self.categories] == [
             f"cluster_{number}" for number in range(1, len(self.categories) + 1)
         ]
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Plain values: per cluster what it is in the file."""
+        """Return cluster id, category id and name of each cluster."""
         return [
             {"cluster_id": index, "category_id": category.category_id, "name": category.name}
             for index, category in enumerate(self.categories)
@@ -45,17 +45,17 @@ class GivenClusters:
 
 
 def clusters_from_coco(file: Path, store: ProposalStore, images: ImageSet) -> GivenClusters:
-    """The category of every proposal, by its box.
+    """Return the category of the box in the file that equals each proposal.
 
-    Images are matched as by `proposals --import`, boxes are cut at the image as there, and then must be equal. Where a
-    box occurs several times, the first proposal gets the category of the first one in the file, and so on.
+    As in `proposals --import`, images are matched and boxes are cut at the border of the image. If a box occurs
+    several times, the first proposal gets the category of its first occurrence, and so on.
 
     Args:
-        file: a COCO json whose categories are clusters.
+        file: COCO json whose categories are clusters.
         images: the data of the proposals.
 
     Raises:
-        DataError: not such a file, one without at least two categories, or one that lacks a proposal.
+        DataError: the file cannot be read, has fewer than two categories, or lacks the box of a proposal.
 
     Source: the authors' clustered proposals, with categories `cluster_1` to `cluster_256`.
     """
@@ -82,7 +82,7 @@ def clusters_from_coco(file: Path, store: ProposalStore, images: ImageSet) -> Gi
 def _labels_by_box(
     wanted: NDArray[np.float32], boxes: NDArray[np.float32], cluster_ids: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """(N,) cluster ids of the boxes `wanted` (N, 4) among `boxes` (L, 4), -1 where there is no such box."""
+    """Return the (N,) cluster ids of `wanted` (N, 4) among `boxes` (L, 4) with ids (L,); -1 if there is no such box."""
     if np.array_equal(wanted, boxes[: len(wanted)]):
         return cluster_ids[: len(wanted)]
     waiting: dict[Sequence[float], list[int]] = defaultdict(list)

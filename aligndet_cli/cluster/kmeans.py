@@ -1,9 +1,8 @@
-"""PCA and k-means over features on disk: a few thousand rows in memory at a time, resumable after every step.
+"""PCA and k-means over features on disk, with a few thousand rows in memory at a time, resumable after every step.
 
-All linear algebra runs on one BLAS thread: the sums inside a matrix product depend on how it is split over
-threads, and the clusters shall not depend on the number of cores. Passes whose blocks are independent
-(projection, assignment) spread the blocks over threads instead. (What remains is the kind of CPU: BLAS picks
-kernels by it.)
+All linear algebra runs on one BLAS thread: sums inside a matrix product depend on how it is split over threads, and
+clusters must not depend on the number of cores. Projection and assignment, whose blocks of rows are independent, give
+the blocks to threads instead. Results still depend on the kind of CPU, since BLAS chooses its kernels by it.
 """
 
 from dataclasses import dataclass
@@ -21,25 +20,25 @@ from aligndet_cli.arrays import save_arrays
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, map_in_order, row_ranges, shuffled_batches
 from aligndet_cli.errors import ConfigError
 
-# Rows per incremental PCA step, each an SVD of (rows + pca_dim, C) in float64. Fewer rows take less memory, more rows
-# less time per row: at C = 2,048, 8,192 rows take 0.8 GB and 1.1 ms a row, 4,096 rows 0.6 GB and 1.5 ms.
+# Rows per step of the incremental PCA, an SVD of (rows + pca_dim, C) in float64. Fewer rows take less memory, more rows
+# less time per row: at C = 2,048, 8,192 rows take 0.8 GB and 1.1 ms per row, 4,096 rows 0.6 GB and 1.5 ms.
 _PCA_ROWS = 8192
 _KMEANS_ROWS = 4096
-# Rows per independent block. With several threads, as many blocks are in memory, in float16 and float32.
+# Rows per independent block. Each thread has a block in memory, in float16 and float32.
 _BLOCK_ROWS = 2048
 _PCA_STATE = ("components_", "mean_", "var_", "singular_values_", "n_samples_seen_", "n_components_")
 
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """How to cluster.
+    """Settings of PCA and k-means.
 
     Attributes:
         k: number of clusters.
         pca_dim: D, dimensions kept.
-        pca_samples: fit the PCA on about this many rows drawn from all places; None = all rows.
+        pca_samples: number of random rows, about, that the PCA is fitted on; None = all rows.
         epochs: passes of mini-batch k-means over all rows.
-        seed: of the order of the rows and of the first centroids.
+        seed: seed of the order of the rows and of the first centroids.
         num_threads: threads for the passes whose blocks are independent; does not change the result.
     """
 
@@ -53,7 +52,7 @@ class ClusterSettings:
 
 @dataclass(frozen=True)
 class Projection:
-    """A fitted PCA.
+    """Fitted PCA.
 
     Attributes:
         mean: (C,) float32.
@@ -66,13 +65,13 @@ class Projection:
     explained: NDArray[np.float64]
 
     def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """(N, C) any float -> (N, D) float32."""
+        """Project (N, C) features of any float dtype to (N, D) float32."""
         centred: NDArray[np.float32] = features.astype(np.float32) - self.mean
         return np.asarray(centred @ self.components.T, np.float32)
 
 
 def check_sizes(num_rows: int, num_channels: int, settings: ClusterSettings) -> None:
-    """Whether there is enough to cluster.
+    """Refuse sizes that cannot be clustered.
 
     Raises:
         ConfigError: fewer proposals than clusters, or more PCA dimensions than proposals or channels.
@@ -95,17 +94,17 @@ def check_sizes(num_rows: int, num_channels: int, settings: ClusterSettings) -> 
 
 
 def num_pca_rows(num_rows: int, settings: ClusterSettings) -> int:
-    """Rows that `fit_pca` will look at."""
+    """Return the number of rows that `fit_pca` reads."""
     return sum(stop - start for batch in _pca_batches(num_rows, settings) for start, stop in batch)
 
 
 def fit_pca(features: RowFile, settings: ClusterSettings, folder: Path, watch: Watch) -> Projection:
-    """Incremental PCA (scikit-learn) of the features, continued after the last saved step.
+    """Fit scikit-learn's incremental PCA to the features, from the last saved step on.
 
     Args:
         features: (M, C) rows.
-        folder: holds `pca-state.npz` between steps.
-        watch: told the number of rows after every saved step.
+        folder: keeps `pca-state.npz` between steps.
+        watch: gets the number of rows after every saved step.
     """
     batches = _pca_batches(features.num_rows, settings)
     state_file = folder / "pca-state.npz"
@@ -119,7 +118,7 @@ def fit_pca(features: RowFile, settings: ClusterSettings, folder: Path, watch: W
     with threadpool_limits(1, user_api="blas"):
         for batch in batches[done:]:
             rows = features.read_ranges(batch).astype(np.float32)
-            with np.errstate(invalid="ignore"):  # 0 / 0 in a share we do not use, when all features are the same
+            with np.errstate(invalid="ignore"):  # 0 / 0 in an attribute that is not used, if all features are equal
                 estimator.partial_fit(rows, check_input=False)
             done += 1
             save_arrays(state_file, {"done": done, **{name: getattr(estimator, name) for name in _PCA_STATE}})
@@ -134,7 +133,7 @@ def fit_pca(features: RowFile, settings: ClusterSettings, folder: Path, watch: W
 def project(
     features: RowFile, projection: Projection, projected: RowFile, settings: ClusterSettings, watch: Watch
 ) -> None:
-    """Write the projection of all rows to `projected`, skipping the blocks an earlier run finished."""
+    """Write the projection of all (M, C) rows to `projected` (M, D); blocks that are finished are skipped."""
     blocks = row_ranges(features.num_rows, _BLOCK_ROWS)
     marks = DoneMarks(projected.path.with_suffix(".done"), len(blocks))
     if not marks.path.exists():
@@ -155,18 +154,18 @@ def project(
 
 
 def fit_kmeans(projected: RowFile, settings: ClusterSettings, folder: Path, watch: Watch) -> NDArray[np.float32]:
-    """Centroids of mini-batch k-means (scikit-learn), continued after the last finished epoch.
+    """Fit scikit-learn's mini-batch k-means, from the last finished epoch on.
 
-    Clusters with hardly any members are restarted at random rows, as scikit-learn does, except in the last epoch,
-    whose updates settle what there is.
+    As in scikit-learn, clusters with hardly any members are restarted at random rows, but not in the last epoch, so
+    that centroids settle.
 
     Args:
         projected: (M, D) float32 rows.
-        folder: holds `kmeans-state.npz` between epochs.
-        watch: told the number of rows after every step.
+        folder: keeps `kmeans-state.npz` between epochs.
+        watch: gets the number of rows after every step.
 
     Returns:
-        (k, D) float32.
+        (k, D) float32 centroids.
     """
     state_file = folder / "kmeans-state.npz"
     batch_rows, random = max(_KMEANS_ROWS, 16 * settings.k), np.random.RandomState(settings.seed)
@@ -190,11 +189,11 @@ def fit_kmeans(projected: RowFile, settings: ClusterSettings, folder: Path, watc
 def assign(
     projected: RowFile, centroids: NDArray[np.float32], settings: ClusterSettings, watch: Watch
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], float]:
-    """Nearest centroid of every row.
+    """Assign every row of `projected` (M, D) to the nearest of the (k, D) centroids.
 
     Returns:
-        labels (M,) int32; squared distances to the centroids (M,) float32; the mean squared distance of the rows
-        to their own mean, which is what the distances would be with one cluster.
+        labels (M,) int32; squared distances to the centroids (M,) float32; and the mean squared distance of the rows
+        to their mean, as it would be with one cluster.
     """
     labels = np.empty(projected.num_rows, np.int32)
     distances = np.empty(projected.num_rows, np.float32)
@@ -204,9 +203,9 @@ def assign(
 
     def nearest(block: tuple[int, int]) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float64], float]:
         rows = projected.read(*block)
-        # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2): the nearest has the largest bracket
+        # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), so the nearest centroid has the largest bracket.
         block_labels = np.argmax(rows @ centroids.T - half_norms, axis=1)
-        offsets = rows - centroids[block_labels]  # exact distances: the shortcut above loses digits near 0
+        offsets = rows - centroids[block_labels]  # exact: the formula above loses digits near 0
         block_distances = np.einsum("ij,ij->i", offsets, offsets)
         return (
             block_labels,
@@ -228,7 +227,7 @@ def assign(
 
 
 def _pca_batches(num_rows: int, settings: ClusterSettings) -> list[list[tuple[int, int]]]:
-    # The first step needs pca_dim rows or more; a shuffled batch is never under half its size.
+    # The first step needs at least pca_dim rows; a shuffled batch always has at least half of its size.
     batch_rows = max(_PCA_ROWS, 4 * settings.pca_dim)
     batches = shuffled_batches(num_rows, batch_rows, np.random.default_rng((settings.seed, 0)))
     limit = num_rows if settings.pca_samples is None else settings.pca_samples
@@ -240,16 +239,16 @@ def _num_rows_of(batches: list[list[tuple[int, int]]]) -> int:
 
 
 def _explained_share(estimator: IncrementalPCA) -> NDArray[np.float64]:
-    # scikit-learn divides by the total variance, which is 0 when all features are the same.
+    # Not scikit-learn's own attribute: it divides by the total variance, which is 0 if all features are equal.
     total = float(np.sum(estimator.var_)) * float(estimator.n_samples_seen_)
     squares = np.asarray(estimator.singular_values_, np.float64) ** 2
     return squares / total if total > 0 else np.zeros_like(squares)
 
 
 def _kmeans_state(estimator: MiniBatchKMeans, random: np.random.RandomState) -> dict[str, Any]:
-    """Everything the next `partial_fit` depends on, as arrays (no pickle).
+    """Return everything that the next `partial_fit` depends on, as arrays (no pickle).
 
-    That is, beside the settings, whatever fitting has added to the estimator, under scikit-learn's own names.
+    Besides the settings, that is all that fitting has added to the estimator, under scikit-learn's names.
     """
     settings, (_, keys, *rest) = estimator.get_params(), random.get_state()
     added = {name: value for name, value in vars(estimator).items() if name not in settings and value is not random}
@@ -258,10 +257,10 @@ def _kmeans_state(estimator: MiniBatchKMeans, random: np.random.RandomState) -> 
 
 
 def _restore_kmeans(estimator: MiniBatchKMeans, random: np.random.RandomState, file: Path) -> int:
-    """Bring a new estimator, and the source of its random numbers, to a saved state.
+    """Load a saved state into a new estimator and its random number generator.
 
     Returns:
-        number of finished epochs; 0 where nothing was saved, or by another version of scikit-learn.
+        number of finished epochs; 0 if nothing was saved, or by another version of scikit-learn.
     """
     if not file.exists():
         return 0

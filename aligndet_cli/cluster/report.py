@@ -1,4 +1,4 @@
-"""Numbers that say whether clusters are any good, for `report.json`, the log and the manifest."""
+"""Quality of clusters in numbers, for `report.json`, the log and the manifest."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.cluster.kmeans import Projection
 
-# Rules of thumb of ours for the warnings; the paper gives none.
+# Our rules of thumb for warnings; the paper gives none.
 _MANY_DEAD = 0.05
 _HUGE_CLUSTER = 0.25
 _BAR_WIDTH = 32
@@ -17,11 +17,12 @@ _BAR_WIDTH = 32
 
 @dataclass(frozen=True)
 class Members:
-    """Which proposals are in which cluster. M = proposals, k = clusters.
+    """Clusters of M proposals.
 
     Attributes:
-        labels: (M,) int32 cluster id of each row of the proposals.
-        distances: (M,) float32, small for what is typical of its cluster; all 0 where nothing tells.
+        labels: (M,) int32 cluster id of each proposal.
+        distances: (M,) float32, small for proposals that are typical of their cluster; all 0 if unknown.
+        k: number of clusters.
     """
 
     labels: NDArray[np.int32]
@@ -30,19 +31,19 @@ class Members:
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """(k,) members of each cluster."""
+        """(k,) int64 number of members of each cluster."""
         return np.bincount(self.labels, minlength=self.k).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """The outcome. M = proposals, k = clusters, D = PCA dimensions.
+    """Clusters with centroids, for M proposals, k clusters and D PCA dimensions.
 
     Attributes:
-        labels: (M,) int32 cluster id of each row of the proposals.
-        distances: (M,) float32 squared distance to its centroid.
+        labels: (M,) int32 cluster id of each proposal.
+        distances: (M,) float32 squared distance of each proposal to its centroid.
         centroids: (k, D) float32.
-        variance: mean squared distance of the rows to their own mean, in the D dimensions.
+        variance: mean squared distance of the projected features to their mean.
     """
 
     labels: NDArray[np.int32]
@@ -52,12 +53,12 @@ class Clustering:
 
     @property
     def members(self) -> Members:
-        """What is known of clusters without centroids as well."""
+        """The same clusters without centroids."""
         return Members(self.labels, self.distances, len(self.centroids))
 
 
 def build_size_report(members: Members, num_images: int) -> dict[str, Any]:
-    """What the sizes of the clusters tell, as JSON values; `effective_clusters`: see `build_report`."""
+    """Return statistics of the cluster sizes, as JSON values; see `build_report`."""
     sizes, num_rows = members.sizes, len(members.labels)
     return {
         "num_proposals": num_rows,
@@ -78,12 +79,13 @@ def build_size_report(members: Members, num_images: int) -> dict[str, Any]:
 
 
 def build_report(clustering: Clustering, projection: Projection, num_images: int) -> dict[str, Any]:
-    """Everything worth knowing, as JSON values.
+    """Return the content of `report.json`.
 
-    `inertia` is the sum of squared distances to the centroids. It has no scale of its own, so three readable
-    numbers stand beside it: `explained_by_clusters` is 1 - inertia / total variance (0: clusters say nothing about
-    the features, 1: all members are equal), `explained_by_pca` what of the features the PCA kept, and
-    `effective_clusters` = exp(entropy of the sizes), k when all are of one size.
+    - `inertia` is the sum of squared distances to the centroids, which has no scale of its own.
+    - `explained_by_clusters` is 1 - inertia / total variance: 0 if clusters say nothing about the features, 1 if all
+      members of a cluster are equal.
+    - `explained_by_pca` is the share of the features' variance that the PCA keeps.
+    - `effective_clusters` is exp(entropy of the sizes): k if all clusters have the same size.
     """
     report = build_size_report(clustering.members, num_images)
     sizes = clustering.members.sizes
@@ -104,13 +106,12 @@ def build_report(clustering: Clustering, projection: Projection, num_images: int
 
 
 def size_histogram(sizes: NDArray[np.int64]) -> list[dict[str, int]]:
-    """Clusters by size, in bins that double: 0, 1, 2-3, 4-7, ... up to the largest.
+    """Count clusters by (k,) size, in bins that double: 0, 1, 2-3, 4-7, ... up to the largest size.
 
     Returns:
-        per bin `{"from", "to", "clusters"}`, both ends included; together they count every cluster.
+        `{"from", "to", "clusters"}` per bin, both ends included.
     """
     num_bins = int(sizes.max()).bit_length() + 1
-    # 0 -> bin 0, 1 -> 1, 2-3 -> 2, 4-7 -> 3, ...: the number of binary digits
     bins = np.array([int(size).bit_length() for size in sizes])
     counts = np.bincount(bins, minlength=num_bins)
     return [
@@ -120,7 +121,7 @@ def size_histogram(sizes: NDArray[np.int64]) -> list[dict[str, int]]:
 
 
 def histogram_lines(histogram: list[dict[str, int]]) -> Iterator[str]:
-    """The histogram as text, one bar per bin, without the empty bins at the small end."""
+    """Draw a histogram as text, one bar per bin, without the empty bins at the small end."""
     most = max(entry["clusters"] for entry in histogram)
     first = next(index for index, entry in enumerate(histogram) if entry["clusters"])
     for entry in histogram[first:]:
@@ -131,7 +132,7 @@ def histogram_lines(histogram: list[dict[str, int]]) -> Iterator[str]:
 
 
 def find_problems(report: dict[str, Any]) -> list[str]:
-    """What a user should know before using these clusters, one line each."""
+    """Return warnings about the clusters, one line each."""
     problems = []
     num_dead, k = len(report["dead_clusters"]), report["k"]
     if num_dead > _MANY_DEAD * k:

@@ -1,4 +1,4 @@
-"""Large row arrays on disk, touched a few thousand rows at a time, and marks of which pieces are finished."""
+"""Large arrays on disk, read and written a few thousand rows at a time, and marks of finished pieces of work."""
 
 import errno
 import os
@@ -24,10 +24,10 @@ RowRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class RowFile:
-    """A flat (num_rows, num_columns) array on disk.
+    """A (num_rows, num_columns) array on disk.
 
-    Only the rows of one call are ever mapped: a mapping kept open would count every page it ever touched as
-    memory of the process, the whole file in the end.
+    Each call maps only its own rows into memory: a lasting mapping would count all pages it ever touched, in the end
+    the whole file, as memory of the process.
     """
 
     path: Path
@@ -41,23 +41,23 @@ class RowFile:
         return np.dtype(self.dtype).itemsize * self.num_columns
 
     def create(self) -> None:
-        """Reserve the file's room on disk, so that a full disk shows now and not as a crash in the middle.
+        """Reserve the file's room on disk, so that a full disk is an error now and not a crash later.
 
         Raises:
-            RunError: no room.
+            RunError: there is no room.
         """
         _reserve(self.path, self.num_rows * self.row_bytes)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Copy of rows start:stop, (stop - start, num_columns)."""
+        """Return a copy of rows start:stop, (stop - start, num_columns)."""
         return np.array(self._map(start, stop, "r"))
 
     def read_ranges(self, ranges: Sequence[RowRange]) -> NDArray[Any]:
-        """Copy of several ranges of rows, one below the other."""
+        """Return a copy of several ranges of rows, one below the other: (rows, num_columns)."""
         return np.concatenate([self.read(start, stop) for start, stop in ranges])
 
     def write(self, start: int, rows: NDArray[Any]) -> None:
-        """Store rows from position `start` on; they are on disk when this returns."""
+        """Store (rows, num_columns) from row `start` on; they are on disk when this returns."""
         if len(rows):
             mapped = self._map(start, start + len(rows), "r+")
             mapped[:] = rows
@@ -70,17 +70,17 @@ class RowFile:
 
 @dataclass(frozen=True)
 class DoneMarks:
-    """One byte on disk per piece of work; several processes may mark different pieces of the same file."""
+    """One byte on disk per piece of work; several processes may mark different pieces in the same file."""
 
     path: Path
     count: int
 
     def create(self) -> None:
-        """Mark nothing as done."""
+        """Create the file, with nothing marked as done."""
         write_bytes(self.path, bytes(self.count))
 
     def mark(self, index: int) -> None:
-        """Mark a piece as done. Call it after the piece itself is on disk."""
+        """Mark a piece as done, once it is on disk."""
         handle = os.open(self.path, os.O_WRONLY)
         try:
             os.pwrite(handle, b"\x01", index)
@@ -89,19 +89,19 @@ class DoneMarks:
             os.close(handle)
 
     def read(self) -> NDArray[np.bool_]:
-        """(count,) whether each piece is done."""
+        """Return (count,) bool: True for pieces that are done."""
         return np.frombuffer(self.path.read_bytes(), dtype=np.uint8) == 1
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Whom a long pass reports to: what shows progress, and what may ask for a stop."""
+    """Progress display and stop signal of a long pass over rows."""
 
     progress: Progress
     stop: StopSignal
 
     def resumed(self, count: int) -> None:
-        """Count units that an earlier run finished: done, but not part of this run's speed."""
+        """Count units that an earlier run finished; they do not count for the speed of this run."""
         self.progress.start += count
         self.progress.done += count
 
@@ -109,31 +109,28 @@ class Watch:
         """Count units that are finished and saved.
 
         Raises:
-            Preempted: a stop was asked for.
+            Preempted: the process was asked to stop.
         """
         self.progress.advance(count)
         self.stop.raise_if_requested()
 
 
 def row_ranges(num_rows: int, size: int) -> list[RowRange]:
-    """Ranges of `size` rows that cover all rows; the last may be shorter."""
+    """Return ranges of `size` rows that cover all rows; the last may be shorter."""
     return [(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
 def shuffled_batches(
     num_rows: int, batch_rows: int, rng: np.random.Generator, piece: int = 256
 ) -> list[list[RowRange]]:
-    """All rows once, in batches of about `batch_rows`, each put together from pieces out of random places.
+    """Return the row ranges of batches of about `batch_rows` rows, each of random pieces, which cover all rows once.
 
-    Rows of one image lie together in the file, so batches of neighbours would follow single images; single random
-    rows would read the disk a few bytes at a time. Pieces of 256 rows are the compromise: half a megabyte or more
-    each, from some ten images. The short last piece of the file joins a batch whole, so no batch is tiny.
-
-    Returns:
-        per batch, the ranges of rows to read.
+    Rows of an image are neighbours in the file, so a batch of neighbouring rows would show few images, and a batch of
+    single random rows would be slow to read. Pieces of 256 rows are a compromise: at least half a megabyte each, from
+    some ten images. A short last piece is added to its neighbour, so no batch is tiny.
     """
     pieces = row_ranges(num_rows, min(piece, batch_rows))
-    if len(pieces) > 1 and pieces[-1][1] - pieces[-1][0] < piece:  # a short rest: hand it to its neighbour
+    if len(pieces) > 1 and pieces[-1][1] - pieces[-1][0] < piece:
         pieces[-2:] = [(pieces[-2][0], pieces[-1][1])]
     order = [pieces[position] for position in rng.permutation(len(pieces))]
     per_batch = max(1, batch_rows // piece)
@@ -148,8 +145,8 @@ def map_in_order(
 ) -> Iterator[Value]:
     """Yield `function(item)` in the order of the items, computed by threads at most `ahead` items in advance.
 
-    The bound is why this is not `joblib.Parallel(return_as="generator")`, which runs on without waiting for the
-    reader and piles up decoded images in memory. 0 threads compute in the caller.
+    Unlike `joblib.Parallel(return_as="generator")`, it waits for the reader, so that results do not pile up in memory.
+    With 0 threads the caller computes.
     """
     if num_threads == 0:
         yield from map(function, items)

@@ -1,41 +1,37 @@
-"""Pictures of clusters: their sizes, and a sheet with a row of crops for each, those nearest its centroid first."""
+"""Pictures of clusters: their sizes, and a sheet of crops, the nearest to each centroid first."""
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 from aligndet_cli.cluster.features import ProposalImages
 from aligndet_cli.cluster.report import Members
 from aligndet_cli.data.images import read_image
+from aligndet_cli.drawing import draw_grid, draw_text, draw_tile, save_picture
 from aligndet_cli.errors import DataError
-from aligndet_cli.files import write_bytes
-from aligndet_cli.plotting import COLOURS, JPEG, REFERENCE, finish_axes, new_figure, save_figure
+from aligndet_cli.plotting import COLOURS, REFERENCE, finish_axes, new_figure, save_figure
 
 NUM_CLUSTERS, NUM_CROPS = 16, 8
-_TILE = 96
-_GAP = 4
-_TEXT_WIDTH = 132
-_CONTEXT = 0.1  # of the box's size, shown around it
+_TILE_HW = (96, 96)
+_TEXT_WIDTH = 132  # pixels
+_COLOUR = "#F0E442"
+_CONTEXT = 0.1  # margin around a box, as a share of its longer side
 
 
-def draw_sheet(file: Path, source: ProposalImages, members: Members) -> None:
-    """Write a JPEG with crops of the 16 largest clusters, in two columns; the box is drawn inside each crop."""
+def draw_cluster_sheet(file: Path, source: ProposalImages, members: Members) -> None:
+    """Write a JPEG with crops of the 16 largest clusters, in two columns; each crop shows its box."""
     largest = np.argsort(-members.sizes, kind="stable")[:NUM_CLUSTERS]
-    largest = largest[members.sizes[largest] > 0]
-    strips = [_draw_strip(source, members, int(cluster_id)) for cluster_id in largest]
-    if len(strips) % 2:
-        strips.append(np.full_like(strips[0], 255))
-    half = len(strips) // 2
-    rows = [np.hstack(pair) for pair in zip(strips[:half], strips[half:], strict=True)]
-    _, encoded = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], JPEG)
-    write_bytes(file, encoded.tobytes())
+    strips = [_draw_strip(source, members, int(place)) for place in largest if members.sizes[place] > 0]
+    half = (len(strips) + 1) // 2
+    columns = [draw_grid(part, num_columns=1) for part in (strips[:half], strips[half:]) if part]
+    save_picture(draw_grid(columns, num_columns=2), file)
 
 
 def draw_sizes(file: Path, members: Members) -> None:
-    """Write the number of proposals of each cluster, largest first, beside what it is when all are of one size."""
+    """Write a PNG of the number of proposals per cluster, largest first, and of the mean."""
     sizes = np.sort(members.sizes)[::-1]
     figure = new_figure(6.5, 3.4)
     axes = figure.add_subplot()
@@ -50,12 +46,12 @@ def draw_sizes(file: Path, members: Members) -> None:
 
 
 def nearest_rows(members: Members, cluster_id: int, offsets: NDArray[np.int64]) -> list[int]:
-    """Rows of a cluster nearest its centroid, at most 8 and from different images while there are enough.
+    """Return the rows of at most 8 proposals nearest to a cluster's centroid, from different images if possible.
 
-    Neighbouring proposals of one image are near-copies: eight of them would show one object, not a cluster.
+    Neighbouring proposals of one image are nearly copies: eight of them would show one object, not a cluster.
 
     Args:
-        offsets: (B + 1,) rows of image i are offsets[i]:offsets[i + 1].
+        offsets: (B + 1,) int64; the rows of image i are offsets[i]:offsets[i + 1].
     """
     rows = np.flatnonzero(members.labels == cluster_id)
     rows = rows[np.argsort(members.distances[rows], kind="stable")]
@@ -71,41 +67,27 @@ def nearest_rows(members: Members, cluster_id: int, offsets: NDArray[np.int64]) 
     return (first + repeated)[:NUM_CROPS]
 
 
-def _draw_strip(source: ProposalImages, members: Members, cluster_id: int) -> NDArray[np.uint8]:
-    """(tile + gap, text + 8 tiles, 3) uint8 RGB."""
-    width = _TEXT_WIDTH + NUM_CROPS * (_TILE + _GAP)
-    strip = np.full((_TILE + _GAP, width, 3), 255, dtype=np.uint8)
+def _draw_strip(source: ProposalImages, members: Members, cluster_id: int) -> Image.Image:
+    """Return a row: number and size of a cluster, then its crops."""
     size = int(members.sizes[cluster_id])
     lines = (f"cluster {cluster_id}", f"{size:,} boxes", f"{size / len(members.labels):.1%} of all")
-    for index, text in enumerate(lines):
-        where = (8, 34 + 20 * index)
-        cv2.putText(strip, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (30, 30, 30), 1, cv2.LINE_AA)
-    for index, row in enumerate(nearest_rows(members, cluster_id, source.store.offsets)):
-        left = _TEXT_WIDTH + index * (_TILE + _GAP)
-        strip[_GAP // 2 : _GAP // 2 + _TILE, left : left + _TILE] = _draw_crop(source, row)
-    return strip
+    crops = [_draw_crop(source, row) for row in nearest_rows(members, cluster_id, source.store.offsets)]
+    return draw_grid([draw_text(lines, _TEXT_WIDTH), *crops], num_columns=1 + NUM_CROPS)
 
 
-def _draw_crop(source: ProposalImages, row: int) -> NDArray[np.uint8]:
-    """(tile, tile, 3) uint8 RGB: the box with a margin, at its own aspect ratio on grey."""
-    tile = np.full((_TILE, _TILE, 3), 225, dtype=np.uint8)
+def _draw_crop(source: ProposalImages, row: int) -> Image.Image:
+    """Return a tile with the crop around a proposal, at its own aspect ratio."""
+    box = source.store.boxes[row].astype(np.float64)
     index = int(np.searchsorted(source.store.offsets, row, side="right")) - 1
     place = int(np.searchsorted(source.places[:, 0], index))
     try:
         image = read_image(source.images.record(int(source.places[place, 1])).path)
-    except DataError:  # it could be read a while ago; a picture is not worth failing for
-        return tile
-    x1, y1, x2, y2 = (float(side) for side in source.store.boxes[row])
+    except DataError:  # the image could be read a while ago; a picture is not worth failing for
+        return draw_tile(None, box[None], _TILE_HW, colours=[_COLOUR])
+    x1, y1, x2, y2 = box
     margin = _CONTEXT * max(x2 - x1, y2 - y1)
     height, width = image.shape[:2]
     left, top = min(max(0, int(x1 - margin)), width - 1), min(max(0, int(y1 - margin)), height - 1)
-    right, bottom = min(width, int(np.ceil(x2 + margin))), min(height, int(np.ceil(y2 + margin)))
-    crop = image[top : max(bottom, top + 1), left : max(right, left + 1)]
-    scale = _TILE / max(crop.shape[:2])
-    small_hw = tuple(min(_TILE, max(1, round(side * scale))) for side in crop.shape[:2])
-    small = cv2.resize(crop, small_hw[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    corners = [round((side - origin) * scale) for side, origin in ((x1, left), (y1, top), (x2, left), (y2, top))]
-    cv2.rectangle(small, (corners[0], corners[1]), (corners[2] - 1, corners[3] - 1), (255, 230, 0), 1)
-    down, across = (_TILE - small_hw[0]) // 2, (_TILE - small_hw[1]) // 2
-    tile[down : down + small_hw[0], across : across + small_hw[1]] = small
-    return tile
+    right, bottom = max(int(np.ceil(x2 + margin)), left + 1), max(int(np.ceil(y2 + margin)), top + 1)
+    inside = box - [left, top, left, top]
+    return draw_tile(image[top:bottom, left:right], inside[None], _TILE_HW, colours=[_COLOUR])

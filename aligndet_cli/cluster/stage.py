@@ -27,7 +27,7 @@ from aligndet_cli.backbones import (
     load_backbone_weights,
     require_trained,
 )
-from aligndet_cli.cluster.features import Extraction, ProposalImages, extract_features, find_places
+from aligndet_cli.cluster.features import Extraction, ProposalImages, find_places, write_features
 from aligndet_cli.cluster.given import GivenClusters, clusters_from_coco
 from aligndet_cli.cluster.kmeans import (
     ClusterSettings,
@@ -48,7 +48,7 @@ from aligndet_cli.cluster.report import (
     histogram_lines,
 )
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
-from aligndet_cli.cluster.sheet import draw_sheet, draw_sizes
+from aligndet_cli.cluster.sheet import draw_cluster_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.loaders import resolve_workers
 from aligndet_cli.errors import ConfigError
@@ -104,13 +104,13 @@ class ClusterConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what `prepare` resolved.
+    """Everything that `run` needs to make clusters.
 
     Attributes:
         source: images with proposals, in batches.
-        proposals_name: the artifact they come from.
-        weights: of the backbone.
-        num_channels: C of the features.
+        proposals_name: name of their artifact.
+        weights: weights of the backbone.
+        num_channels: C, channels of the features.
     """
 
     config: ClusterConfig
@@ -122,12 +122,12 @@ class Plan:
 
     @property
     def num_rows(self) -> int:
-        """M, the number of proposals."""
+        """Number of proposals, M."""
         return self.source.store.total
 
     @property
     def settings(self) -> ClusterSettings:
-        """The part of the config that PCA and k-means read."""
+        """Settings of PCA and k-means."""
         config = self.config
         threads = config.runtime.num_workers
         return ClusterSettings(
@@ -142,7 +142,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ImportPlan:
-    """What `prepare` resolved where the clusters come from a file; the names are those of `Plan`.
+    """Everything that `run` needs to take clusters from a file; fields as in `Plan`.
 
     Attributes:
         given: the clusters; None for a finished run.
@@ -161,8 +161,8 @@ def prepare(
     """Open proposals, images and weights, or the file to import, and decide what to do; nothing is written.
 
     Raises:
-        ConfigError: no proposals, too few of them for `k` or `pca_dim`, other data, settings that cannot take effect,
-            or a finished run with other settings.
+        ConfigError: no proposals, too few for `k` or `pca_dim`, proposals of other data, settings that cannot take
+            effect, or a finished run with other settings.
         WeightsError: the backbone's weights cannot be found.
         DataError: the imported file cannot be used, or lacks a proposal.
     """
@@ -179,7 +179,7 @@ def prepare(
         is_complete = output.action == "complete"
         given = None if is_complete else clusters_from_coco(config.import_file, store, images)
         return ImportPlan(config, output, source, artifact.name, given)
-    with torch.device("meta"):  # only to ask how wide it is
+    with torch.device("meta"):  # built only to ask for its width
         num_channels = build_backbone(config.backbone).channels[config.level]
     check_sizes(store.total, num_channels, ClusterSettings(config.k, config.pca_dim))
     weights = find_backbone_weights(
@@ -194,7 +194,7 @@ def prepare(
 
 
 def describe(plan: Plan | ImportPlan) -> dict[str, Any]:
-    """Effective settings by name, for people."""
+    """Return the effective settings by name, for people."""
     config, source = plan.config, plan.source
     images = source.images
     shown = {
@@ -220,11 +220,11 @@ def describe(plan: Plan | ImportPlan) -> dict[str, Any]:
 
 
 def run(plan: Plan | ImportPlan, process: Process) -> None:
-    """Extract features on every process, then cluster on the main one; or write down what was imported.
+    """Extract features on every process, then cluster on the main process; or write clusters from a file.
 
     Raises:
         Preempted: stopped by a signal; the same command continues.
-        RunError: no room on disk, or features that are not finite.
+        RunError: there is no room on disk, or features are not finite.
     """
     if isinstance(plan, ImportPlan):
         if process.is_main:
@@ -250,7 +250,7 @@ def run(plan: Plan | ImportPlan, process: Process) -> None:
 
 
 def _check_settings(config: ClusterConfig) -> None:
-    """Refuse what cannot take effect."""
+    """Refuse settings that cannot take effect."""
     for setting in ("frozen_stages", "norm_eval", "drop_path"):
         if getattr(config.backbone, setting) != "auto":
             raise ConfigError(f"backbone.{setting}: no effect here, nothing is trained; leave it out")
@@ -277,7 +277,7 @@ def _extract(plan: Plan, process: Process, features: RowFile, marks: DoneMarks, 
     num_images = sum(len(plan.source.batch(index)) for index in batches)
     backbone = _load_backbone(plan, process)
     with Progress("cluster: features", num_images, "images", mode=process.progress) as progress:
-        extract_features(backbone, plan.source, features, marks, extraction, process, Watch(progress, stop))
+        write_features(backbone, plan.source, features, marks, extraction, process, Watch(progress, stop))
 
 
 def _load_backbone(plan: Plan, process: Process) -> nn.Module:
@@ -312,7 +312,7 @@ def _cluster(plan: Plan, process: Process, features: RowFile, stop: StopSignal) 
 
 
 def _write_artifact(plan: Plan, clustering: Clustering, projection: Projection) -> dict[str, Any]:
-    """Write all files; returns the summary for the manifest and tells people."""
+    """Write all files and log the result; return the summary for the manifest."""
     folder = plan.output.partial
     _save_labels(folder, clustering.members)
     save_array(folder / "centroids.npy", clustering.centroids)
@@ -341,7 +341,7 @@ def _write_artifact(plan: Plan, clustering: Clustering, projection: Projection) 
 
 
 def _write_import(plan: ImportPlan) -> None:
-    """Write the artifact of clusters that a file brought along, and tell people."""
+    """Write the artifact for clusters from a file, and log the result."""
     given, folder = plan.given, plan.output.partial
     assert given is not None, "a finished run is not run again"
     plan.output.begin(plan.config)
@@ -379,7 +379,7 @@ def _save_labels(folder: Path, members: Members) -> None:
 
 def _draw(folder: Path, source: ProposalImages, members: Members) -> None:
     with never_failing(folder / "sheet.jpg"):
-        draw_sheet(folder / "sheet.jpg", source, members)
+        draw_cluster_sheet(folder / "sheet.jpg", source, members)
     with never_failing(folder / "plots" / "sizes.png"):
         draw_sizes(folder / "plots" / "sizes.png", members)
 

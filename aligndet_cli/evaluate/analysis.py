@@ -1,6 +1,6 @@
-"""What is behind an AP: which kinds of errors cost how much, which classes are taken for which, on which images.
+"""Analysis of an AP: cost of each kind of error, confusions between classes, best and worst images.
 
-P predictions, G ground truths, T IoU thresholds, K classes.
+Letters of shapes: P predictions, G ground truths, T IoU thresholds, K classes, D detections of one class.
 """
 
 from collections import Counter
@@ -15,28 +15,30 @@ from pycocotools import mask as coco_mask
 from aligndet_cli.metrics.coco import CocoEvaluation, CocoMatches
 
 RIGHT_IOU = 0.5
-TOUCH_IOU = 0.1  # of the COCO analysis: from here on a detection is about an object, however badly placed
-_THRESHOLDS = {0.75: 6, RIGHT_IOU: 1, TOUCH_IOU: 0}  # with their places among those that were matched at
+TOUCH_IOU = 0.1  # from the COCO analysis: a detection with this overlap is about the object, however badly placed
+_THRESHOLDS = {0.75: 6, RIGHT_IOU: 1, TOUCH_IOU: 0}  # and their positions among the thresholds of `CocoMatches`
 _RIGHT_LEVEL = 1
 _RECALLS = np.linspace(0, 1, 101)  # pycocotools' own
 PARTS = ("AP50", "localisation", "confusion", "background", "missed")
 _NUM_IMAGES = 10
-_NOTHING_RIGHT = 0.3  # least score to look at where no score is better than another
+_NOTHING_RIGHT = 0.3  # score threshold if no detection is right, so that F1 is 0 at every score
 _DECIMALS = 6
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections and ground truths of all images, as pycocotools has matched them.
+    """Detections and ground truths of all images, matched by pycocotools.
 
     Attributes:
-        categories, scores: (P,) of each detection.
-        is_counted: (P,) not beyond the best 100 of its class and image.
-        truth: (T, P) row of the ground truth that it found, -1 for none.
-        is_ignored: (T, P) neither right nor wrong: it lies in a crowd.
-        touches_other: (P,) overlaps a ground truth of another class by `TOUCH_IOU`.
-        truth_categories, is_crowd: (G,).
-        overlaps: by image id: rows of its detections, rows of its ground truths, and the IoU of each with each.
+        categories: (P,) int64 category id of each detection.
+        scores: (P,) float64.
+        is_counted: (P,) bool, False beyond the best 100 detections of a class in an image.
+        truth: (T, P) int64 row of the ground truth that a detection found, -1 for none.
+        is_ignored: (T, P) bool, True if a detection is neither right nor wrong because it lies in a crowd.
+        touches_other: (P,) bool, True if it overlaps a ground truth of another class by `TOUCH_IOU`.
+        truth_categories: (G,) int64 category id of each ground truth.
+        is_crowd: (G,) bool.
+        overlaps: by image id, the rows of its p detections, of its g ground truths, and their (p, g) IoU.
     """
 
     categories: NDArray[np.int64]
@@ -53,16 +55,16 @@ class Matches:
 def analyse(
     evaluation: CocoEvaluation, ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What `analysis.json` holds.
+    """Return the content of `analysis.json`.
 
     Args:
-        evaluation: with `loose_iou=TOUCH_IOU`.
-        ground_truth: a COCO json dict.
+        evaluation: made with `loose_iou=TOUCH_IOU`.
+        ground_truth: COCO json dict.
         predictions: COCO results; `bbox` is xywh.
 
     Returns:
-        `precision_recall` (mean over classes at IoU 0.5, 0.75 and over 0.5 ... 0.95), `errors` (see `error_split`),
-        `confusion` (see `confusion_counts`), `best_images` and `worst_images` by F1 (image ids).
+        `precision_recall` (see `mean_curves`), `errors` (see `error_split`), `confusion` (see `confusion_counts`),
+        `best_images` and `worst_images` (image ids and counts, by F1).
     """
     assert evaluation.matches is not None, "evaluate with `loose_iou`"
     matches = match_all(evaluation.matches, predictions)
@@ -80,7 +82,7 @@ def analyse(
 
 
 def mean_curves(evaluation: CocoEvaluation) -> dict[str, list[float]]:
-    """Precision at 101 recalls, as a mean over the classes that have ground truth; empty where none has."""
+    """Return precision at 101 recalls, at IoU 0.5, 0.75 and on average: means over classes with ground truth."""
     has_truth = (evaluation.precision > -1).all(axis=(0, 1))  # (K,)
     over_classes = evaluation.precision[:, :, has_truth].mean(axis=2) if has_truth.any() else np.zeros((10, 0))
     half, three_quarters = (int(np.abs(evaluation.iou_thresholds - iou).argmin()) for iou in (0.5, 0.75))
@@ -90,18 +92,18 @@ def mean_curves(evaluation: CocoEvaluation) -> dict[str, list[float]]:
 
 
 def error_split(matches: Matches, categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How the distance of AP50 to 1 divides among kinds of errors; with AP50 the parts add up to 1.
+    """Split the distance of AP50 to 1 into parts by kind of error, which with AP50 add up to 1.
 
-    Each kind is what AP at IoU 0.5 gains when the errors of this kind do not count, after those before it:
+    Each part is the gain of AP at IoU 0.5 if, after the kinds before, errors of one more kind do not count:
     `localisation`: an overlap of 0.1 is enough; `confusion`: detections that overlap an object of another class by 0.1
-    are left out; `background`: all other wrong detections too (second ones of an object among them); `missed`: the
-    ground truths that nothing found.
+    are left out; `background`: all other wrong detections are left out too, such as second detections of an object;
+    `missed`: ground truths that no detection found.
 
     Returns:
-        The means of `PARTS` over the classes with ground truth (null where there is none), `AP75`, and `per_class`.
+        means of `PARTS` and `AP75` over classes with ground truth (null if there is none), and `per_class`.
 
     Source: `analyze` of the COCO API (Hoiem et al., 2012), without its step for similar classes, which needs super
-    categories. We differ in one thing: any number of detections may overlap the same object of another class.
+    categories. We differ in one point: any number of detections may overlap the same object of another class.
     """
     per_class = []
     for category in categories:
@@ -118,7 +120,7 @@ def error_split(matches: Matches, categories: Sequence[Mapping[str, Any]]) -> di
 
 
 def _class_parts(matches: Matches, rows: NDArray[np.int64], num_truths: int) -> dict[str, float]:
-    """Parts of one class; its detections by falling score."""
+    """Return the parts of a class, from the (D,) rows of its detections by falling score."""
     is_right = matches.truth[:, rows] >= 0  # (T, D)
     is_kept = ~matches.is_ignored[:, rows]
     at_75, at_50, at_10 = (
@@ -132,7 +134,7 @@ def _class_parts(matches: Matches, rows: NDArray[np.int64], num_truths: int) -> 
 
 
 def _average_precision(is_right: NDArray[np.bool_], num_truths: int) -> float:
-    """AP of verdicts by falling score, by the rule of pycocotools: mean precision at 101 recalls."""
+    """Return the AP of (D,) verdicts by falling score, as pycocotools does: mean precision at 101 recalls."""
     if not is_right.size:
         return 0.0
     num_right = np.cumsum(is_right)
@@ -143,16 +145,16 @@ def _average_precision(is_right: NDArray[np.bool_], num_truths: int) -> float:
 
 
 def confusion_counts(matches: Matches) -> tuple[dict[str, Any], dict[int, tuple[int, int, int]]]:
-    """Which class is found as which at IoU 0.5, among detections from the score on at which F1 is best.
+    """Count which class is found as which at IoU 0.5, among detections above the score with the best F1.
 
-    A detection first finds an object of its own class, as pycocotools says; those left over are given, best score
-    first, to the object of another class that they overlap most and that nothing else found; what is left then was
-    found where there is no object, or was missed.
+    Detections first find objects of their own class, as matched by pycocotools. The others, best score first, find
+    the object of another class that they overlap most among objects that are still free. Detections left then found
+    nothing, and objects left were missed.
 
     Returns:
-        `score_threshold`, `f1` and `iou_threshold`, and `counts`: how often `truth` was `found` as what (category ids;
-        null: there is no object there, or it was missed). And for each image with objects or detections the numbers of
-        detections that are right and wrong, and of objects that no detection of their own class found.
+        a dict of `score_threshold`, `f1`, `iou_threshold` and `counts`, a list of `truth`, `found` and `count`
+        (category ids; null for no object, or a missed one); and by image id the numbers of right detections, wrong
+        detections, and objects that no detection of their class found.
     """
     threshold, f1 = _best_threshold(matches)
     counts: Counter[tuple[int | None, int | None]] = Counter()
@@ -177,11 +179,11 @@ def confusion_counts(matches: Matches) -> tuple[dict[str, Any], dict[int, tuple[
 def _verdicts(
     matches: Matches, image_id: int, threshold: float
 ) -> tuple[dict[int, int], dict[int, int], list[int], list[int]]:
-    """What the detections of an image from a score on are; see `confusion_counts`.
+    """Judge the detections of an image above a score threshold; see `confusion_counts`.
 
     Returns:
-        Rows of detections with the rows of the objects they found: of their own class, and of another; rows of those
-        that found nothing; rows of the objects that nothing found.
+        rows of detections with the rows of the objects that they found, of their own class and of another; rows of
+        detections that found nothing; rows of objects that were not found.
     """
     rows, truth_rows, overlaps = matches.overlaps[image_id]
     is_shown = ~matches.is_ignored[_RIGHT_LEVEL, rows] & (matches.scores[rows] >= threshold)
@@ -203,7 +205,7 @@ def _verdicts(
 
 
 def _best_threshold(matches: Matches) -> tuple[float, float]:
-    """Lowest score that is kept where F1 over all classes is best at IoU 0.5, and that F1."""
+    """Return the score threshold with the best F1 over all classes at IoU 0.5, and that F1."""
     rows = np.flatnonzero(matches.is_counted & ~matches.is_ignored[_RIGHT_LEVEL])
     rows = rows[np.argsort(-matches.scores[rows], kind="stable")]
     is_right = matches.truth[_RIGHT_LEVEL, rows] >= 0
@@ -218,16 +220,16 @@ def _best_threshold(matches: Matches) -> tuple[float, float]:
 
 
 def _rank(numbers: tuple[int, int, int]) -> tuple[float, int, int]:
-    """Worst first: by F1, then those with more errors, then those with less that is right."""
+    """Return the sort key of an image, worst first: by F1, then more errors, then fewer right detections."""
     right, wrong, missed = numbers
     return 2 * right / (2 * right + wrong + missed), -(wrong + missed), right
 
 
 def match_all(found: CocoMatches, predictions: Sequence[Mapping[str, Any]]) -> Matches:
-    """The matches by row instead of by id; of the thresholds only `_THRESHOLDS`.
+    """Return the matches at `_THRESHOLDS` as arrays.
 
     Args:
-        predictions: those that were matched.
+        predictions: the COCO results that were matched; `bbox` is xywh.
     """
     truths = found.truths
     row_of = {entry["id"]: row for row, entry in enumerate(truths)}

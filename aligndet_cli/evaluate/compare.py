@@ -1,4 +1,4 @@
-"""Two evaluations of the same images side by side."""
+"""Comparison of two evaluations of the same images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +9,13 @@ VOC_NUMBERS = ("AP07", "AP12")
 
 
 def compare_runs(metrics_a: Mapping[str, Any], metrics_b: Mapping[str, Any]) -> dict[str, Any]:
-    """How A differs from B: `{"this", "other", "delta"}` per number, delta = A - B (null where one has no value).
+    """Compare A with B: `{"this", "other", "delta"}` per number, with delta = A - B, null if one has no value.
 
     Args:
         metrics_a, metrics_b: contents of two `metrics.json`.
 
     Returns:
-        The COCO numbers by name; `voc` and `segm` where both have them; `per_class` AP by class name.
+        the COCO numbers by name; `voc` and `segm` if both have them; `per_class` AP by class name.
     """
     comparison: dict[str, Any] = _compare_numbers(metrics_a, metrics_b, COCO_NUMBERS)
     for group, names in (("voc", VOC_NUMBERS), ("segm", COCO_NUMBERS)):

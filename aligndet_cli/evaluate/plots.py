@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.drawing import save_picture
 from aligndet_cli.evaluate.analysis import PARTS
 from aligndet_cli.evaluate.sheets import draw_best_and_worst, draw_detections
 from aligndet_cli.metrics.coco import CocoEvaluation
@@ -18,23 +19,22 @@ from aligndet_cli.plotting import COLOURS, DASHES, SMALL, finish_axes, never_fai
 
 MAX_BARS = 40
 MAX_CLASS_CURVES = len(COLOURS)
-MAX_CONFUSION = 40  # classes; more cannot be read
-MAX_NUMBERED = 16  # classes up to which the cells of the confusion matrix have numbers
+MAX_CONFUSION = 40  # classes; with more the picture cannot be read
+MAX_NUMBERED = 16  # most classes for which the cells of the confusion matrix have numbers
 CURVES = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "mean": "IoU 0.5 to 0.95"}
-# From what is right to what is not there at all; the last in grey.
+# In the order of `PARTS`; missed objects are grey.
 _PART_COLOURS = (COLOURS[0], COLOURS[5], COLOURS[3], COLOURS[4], "#BBBBBB")
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the pictures show.
+    """Content of the pictures.
 
     Attributes:
-        evaluation: boxes' numbers, with the curves.
+        evaluation: numbers and curves for boxes.
         analysis: content of `analysis.json`.
         ground_truth: COCO json dict.
         predictions: COCO results.
-        image_set: where the pixels are.
         title: run and split.
     """
 
@@ -47,23 +47,25 @@ class Drawing:
 
 
 def draw_plots(folder: Path, drawing: Drawing) -> None:
-    """Write the pictures; one that cannot be drawn is a warning, since the numbers are safe when this runs."""
+    """Write the pictures; a failure is only a warning, since the numbers are saved already."""
     images = (drawing.image_set, drawing.ground_truth, drawing.predictions, drawing.analysis, drawing.title)
     pictures: dict[str, Callable[[], Figure]] = {
         "precision_recall.png": partial(draw_precision_recall, drawing),
         "per_class_ap.png": partial(draw_per_class, drawing),
         "errors.png": partial(draw_errors, drawing),
         "confusion.png": partial(draw_confusion, drawing),
-        "detections.png": partial(draw_detections, *images),
-        "best_and_worst.png": partial(draw_best_and_worst, *images),
     }
     for name, draw in pictures.items():
         with never_failing(folder / name):
             save_figure(draw(), folder / name)
+    sheets = {"detections.png": draw_detections, "best_and_worst.png": draw_best_and_worst}
+    for name, draw_sheet in sheets.items():
+        with never_failing(folder / name):
+            save_picture(draw_sheet(*images), folder / name)
 
 
 def draw_precision_recall(drawing: Drawing) -> Figure:
-    """Mean curves on the left; the most frequent classes at IoU 0.5 on the right."""
+    """Draw the mean curves on the left, and the most frequent classes at IoU 0.5 on the right."""
     evaluation, curves = drawing.evaluation, drawing.analysis["precision_recall"]
     figure = new_figure(11, 4.6)
     mean_axes, class_axes = figure.subplots(1, 2)
@@ -87,7 +89,7 @@ def draw_precision_recall(drawing: Drawing) -> Figure:
 
 
 def draw_per_class(drawing: Drawing) -> Figure:
-    """Bars of AP and AP50, best class first."""
+    """Draw bars of AP and AP50, best class first."""
     per_class = [entry for entry in drawing.evaluation.metrics["per_class"] if entry["AP"] is not None]
     ranked = sorted(per_class, key=lambda entry: (-entry["AP"], entry["name"]))
     shown = ranked[:MAX_BARS]
@@ -108,12 +110,13 @@ def draw_per_class(drawing: Drawing) -> Figure:
 
 
 def draw_errors(drawing: Drawing) -> Figure:
-    """What keeps AP50 from 1, as bars of length 1: over all classes and for each."""
+    """Draw bars of length 1, split into AP50 and its errors, for all classes together and for each."""
     errors = drawing.analysis["errors"]
     measured = [entry for entry in errors["per_class"] if entry["AP50"] is not None]
     ranked = sorted(measured, key=lambda entry: (-entry["AP50"], entry["name"]))
     shown = ranked[:MAX_BARS]
-    rows = [("all classes", errors)] * bool(measured) + [(shorten(entry["name"]), entry) for entry in shown]
+    rows = [("all classes", errors)] if measured else []
+    rows += [(shorten(entry["name"]), entry) for entry in shown]
     figure = new_figure(9, 1.9 + 0.34 * max(len(rows), 2))
     left_out = f", best {len(shown)} of {len(ranked)} classes" if len(ranked) > len(shown) else ""
     draw_error_bars(figure.subplots(), rows, f"What AP50 loses to which errors - {drawing.title}{left_out}")
@@ -121,13 +124,13 @@ def draw_errors(drawing: Drawing) -> Figure:
 
 
 def draw_error_bars(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]], title: str) -> None:
-    """One stacked bar per row of `PARTS`."""
+    """Draw one stacked bar of `PARTS` per row."""
     for part, colour in zip(PARTS, _PART_COLOURS, strict=True):
         before = [sum(values[other] for other in PARTS[: PARTS.index(part)]) for _, values in rows]
         widths = [values[part] for _, values in rows]
         axes.barh(range(len(rows)), widths, 0.72, left=before, color=colour, edgecolor="white", label=part)
         for row, (start, width) in enumerate(zip(before, widths, strict=True)):
-            if width >= 0.045:  # else the number is wider than its bar
+            if width >= 0.045:  # a number would be wider than a narrower bar
                 ink = "white" if part == "AP50" else "black"
                 place = (start + width / 2, row)
                 axes.text(*place, f"{width:.2f}", ha="center", va="center", fontsize=SMALL, color=ink)
@@ -138,7 +141,7 @@ def draw_error_bars(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]],
 
 
 def draw_confusion(drawing: Drawing) -> Figure:
-    """How often objects of a class (rows) were found as which class (columns), in percent of the row."""
+    """Draw how often objects of a class (rows) were found as each class (columns), in percent of the row."""
     confusion, categories = drawing.analysis["confusion"], drawing.ground_truth["categories"]
     truths = {entry["category_id"]: entry["ground_truths"] for entry in drawing.evaluation.metrics["per_class"]}
     kept = sorted((entry["id"] for entry in categories), key=lambda number: -truths[number])[:MAX_CONFUSION]
@@ -173,10 +176,10 @@ def draw_confusion(drawing: Drawing) -> Figure:
 
 
 def draw_comparison(analyses: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """Precision over recall and kinds of errors of several runs on the same axes.
+    """Draw precision over recall and kinds of errors of several runs on the same axes.
 
     Args:
-        analyses: contents of `analysis.json` by run.
+        analyses: content of `analysis.json` by run.
     """
     figure = new_figure(13, 4.6)
     curve_axes, error_axes = figure.subplots(1, 2, width_ratios=(5, 7))
@@ -195,7 +198,7 @@ def draw_comparison(analyses: Mapping[str, Mapping[str, Any]], title: str) -> Fi
 
 
 def _finish_curves(axes: Axes, title: str) -> None:
-    """Labels and limits of precision over recall."""
+    """Set labels and limits for precision over recall."""
     finish_axes(axes, title=title, x="recall", y="precision")
     axes.set(xlim=(0, 1.01), ylim=(-0.02, 1.03))
 

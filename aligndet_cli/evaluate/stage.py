@@ -1,4 +1,4 @@
-"""The stage `evaluate`: a fine-tuned detector and labelled images become metrics, predictions and pictures."""
+"""`aligndet evaluate`: a fine-tuned detector and labelled images -> metrics, predictions and pictures."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -31,15 +31,15 @@ from aligndet_cli.stage import Conclusion, Steps
 from aligndet_cli.training.curves import plot_comparison
 from aligndet_cli.workspace import Artifact, Output, Workspace
 
-# Images per durable piece of work: what a crash costs at most, how long a stop has to wait for (some 16 s on a CPU at
-# full size), and how work is dealt to processes.
+# Images per chunk, the unit in which work is saved and given to processes: a crash loses at most a chunk, and a stop
+# waits for its end (some 16 s on a CPU at full size).
 CHUNK_IMAGES = 8
 
 
 class EvaluateConfig(StageConfig):
     """Settings of `evaluate`."""
 
-    # `run` and the split are inputs, hashed by what is in them, and name the folder; the last two only read the result.
+    # `run` and the split are inputs, hashed by content, and name the folder; the last two only read the result.
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"run", "data.split", "compare", "fail_under"}
 
     run: str | None = Field(None, description="Fine-tuned run, by name (the newest).")
@@ -63,15 +63,14 @@ class EvaluateConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """What an evaluation needs to know.
+    """Everything that `run` needs.
 
     Attributes:
         run: the fine-tuned run.
-        categories: the model's classes; position = class id.
+        categories: classes of the model, by class id.
         resolution: short and long side that images are resized to.
-        metric: `coco` or `voc`, resolved.
-        has_masks: whether the run's masks are measured too.
-        other: finished evaluation of the same images to compare with.
+        has_masks: True if masks are measured too.
+        other: finished evaluation of the same images, to compare with.
     """
 
     config: EvaluateConfig
@@ -89,8 +88,8 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
     """Find the run and the images and check that they fit together.
 
     Raises:
-        ConfigError: no such run, or one to compare with that was not evaluated on these images.
-        DataError: images without labels, or classes other than those the run was trained on.
+        ConfigError: no such run, or the run to compare with was not evaluated on these images.
+        DataError: images have no labels, or other classes than the run was trained on.
         WeightsError: the run's weights cannot be read.
     """
     if config.runtime.compile:
@@ -122,7 +121,7 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """The effective settings and where they come from."""
+    """Return the effective settings and where they come from, for people."""
     config, image_set = plan.config, plan.image_set
     own_resolution = "own setting" if config.short_side or config.long_side else f"from {plan.run.name}"
     return {
@@ -141,8 +140,8 @@ def describe(plan: Plan) -> dict[str, Any]:
 def run(plan: Plan, process: Process) -> None:
     """Detect in all images, then measure and draw on the main process.
 
-    Every finished chunk of images is a file under `resume/`, so that a killed run continues after the last one and
-    any number of processes gives the same bytes.
+    Every finished chunk of images is a file under `resume/`: a killed run continues after the last one, and any number
+    of processes gives the same bytes.
     """
     if process.is_main:
         plan.output.begin(plan.config)
@@ -181,10 +180,10 @@ def _failed_gate(plan: Plan, metrics: dict[str, Any]) -> GateError | None:
 
 
 def check_categories(run_name: str, trained: Sequence[Category], image_set: ImageSet) -> None:
-    """Compare the classes a run was trained on with those of the data, by id and name; unused ids do not count.
+    """Refuse data whose classes differ in id or name from those the run was trained on; unused ids do not count.
 
     Raises:
-        DataError: they differ; AP would be that of other classes.
+        DataError: the classes differ.
     """
     ours = {category.category_id: category.name for category in trained if category.name != UNUSED}
     theirs = {category.category_id: category.name for category in image_set.categories}
@@ -207,7 +206,7 @@ def _quoted(name: str | None) -> str:
 
 
 def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSet) -> Artifact:
-    """The evaluation that `--compare` names: itself, or that of a finetune run on this split."""
+    """Find the evaluation that `--compare` names, by its own name or by that of its finetune run."""
     asked = str(config.compare)
     for name in (asked, f"{asked}-{image_set.split}"):
         found = workspace.find("evaluate", name)
@@ -225,7 +224,7 @@ def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSe
 
 
 def _predict_missing(plan: Plan, process: Process) -> None:
-    """Write the chunks of this process that are not there yet. Chunk i belongs to rank i modulo the world size."""
+    """Write the missing chunks of this process; chunk i belongs to rank i modulo the world size."""
     chunk_size = _chunk_size(plan)
     num_images = len(plan.image_set)
     files = _chunk_files(plan)
@@ -234,8 +233,8 @@ def _predict_missing(plan: Plan, process: Process) -> None:
     sizes = {chunk: min(chunk_size, num_images - chunk * chunk_size) for chunk in own}
     if not missing:
         return
-    # Chunks hold whole batches and only the last of all may be short: one pass over what is missing
-    # makes the batches that an uninterrupted run makes.
+    # Chunks are whole batches, and only the last of all may be short, so a pass over the missing chunks makes the same
+    # batches as an uninterrupted run.
     indices = [index for chunk in missing for index in range(chunk * chunk_size, chunk * chunk_size + sizes[chunk])]
     loaded = load_detector(plan.run.folder / "weights.pt")
     device = torch.device(process.device)
@@ -274,7 +273,7 @@ def _chunk_files(plan: Plan) -> list[Path]:
 
 
 def _finish(plan: Plan) -> None:
-    """Measure what is in the files, not what was in memory: the numbers can be had from `predictions.json` alone."""
+    """Measure and draw what is in the saved chunks, so that the numbers follow from `predictions.json` alone."""
     partial = plan.output.partial
     predictions = [entry for file in _chunk_files(plan) for entry in read_json(file)]
     ground_truth = coco_ground_truth(plan.image_set, with_masks=plan.has_masks)
@@ -299,7 +298,7 @@ def _finish(plan: Plan) -> None:
 
 
 def _draw_comparison(plan: Plan, other: Artifact) -> None:
-    """Both runs on the same axes: curves and errors of the evaluations, and losses of the runs where both have them."""
+    """Draw curves and errors of both evaluations on the same axes, and losses if both runs have a log."""
     folders = (plan.output.folder, other.folder)
     file = plan.output.folder / "plots" / f"compare-{other.name}.png"
     with never_failing(file):
@@ -341,7 +340,7 @@ def _result(metrics: dict[str, Any], metric: Literal["coco", "voc"]) -> dict[str
 
 
 def _headline(metrics: dict[str, Any], metric: Literal["coco", "voc"]) -> tuple[str, float | None]:
-    """Name and value of the number that gates and tables are about."""
+    """Return name and value of the number for gates and tables."""
     return ("VOC AP12", metrics["voc"]["AP12"]) if metric == "voc" else ("AP", metrics["AP"])
 
 

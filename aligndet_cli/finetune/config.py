@@ -7,18 +7,11 @@ from pydantic import Field
 from aligndet_cli.backbones import BackboneConfig
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.folds import MAX_FOLD
-from aligndet_cli.data.loaders import (
-    OnError,
-)
+from aligndet_cli.data.loaders import OnError
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of
-from aligndet_cli.detectors.recipes import (
-    recipe_for,
-    training_of_backbone,
-)
+from aligndet_cli.detectors.recipes import recipe_for, training_of_backbone
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.finetune.views import (
-    ResolutionConfig,
-)
+from aligndet_cli.finetune.views import ResolutionConfig
 from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, training_of
 
 
@@ -49,7 +42,7 @@ class FinetuneConfig(StageConfig):
     training: TrainingConfig = TrainingConfig()
 
     def from_recipe(self) -> dict[str, Any]:
-        """What the recipe fills in, as far as it can be told without data and workspace."""
+        """Return the values that the recipe fills in, as far as they are known without data and workspace."""
         recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
         norms = {"detector.neck_norm": "batch"} if neck_norm_of(self.detector) == "auto" else {}
         if recipe.norms_in_heads and "head_norm" not in self.detector.model_fields_set:

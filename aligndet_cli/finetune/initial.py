@@ -1,8 +1,8 @@
-"""Where a fine-tuning run starts: which weights, and the detector and backbone settings that follow from them."""
+"""Start of a fine-tuning run: its weights, and the detector and backbone settings that follow from them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,24 +28,23 @@ from aligndet_cli.workspace import Artifact, Workspace
 if TYPE_CHECKING:
     from aligndet_cli.finetune.config import FinetuneConfig
 
-LABELS = LabelFacts()  # all images of a set of its own classes
+LABELS = LabelFacts()  # all images of a data set with its own classes
 
 
 @dataclass(frozen=True)
 class Initial:
-    """The resolved start of a fine-tuning run.
+    """Resolved start of a fine-tuning run.
 
     Attributes:
-        kind: `pretrain`, `backbone`, `scratch`, or `file`.
         file: detector weights to transfer from; None for `backbone` and `scratch`.
         detector, backbone: settings, with nothing left "auto".
-        content_hash: of the weights, for the manifest.
+        content_hash: hash of the weights, for the manifest.
         origin: the weights, in words.
-        freeze_origin: why the backbone is frozen the way it is.
-        training, training_origin: how the backbone was trained (decides freezing and scales), and what tells so.
-        recipe, recipe_origin: how it is trained, and why so.
-        has_new_head_norms: the recipe has put norms into the heads.
-        weights: of the backbone alone, where nothing else is loaded.
+        training, training_origin: training of the backbone, which decides freezing and scales, and its source.
+        recipe, recipe_origin: recipe of the run, and the reason for it.
+        freeze_origin: reason for the freezing of the backbone.
+        has_new_head_norms: True if the recipe has put norms into the heads.
+        weights: weights of the backbone if no detector is loaded.
     """
 
     kind: Literal["pretrain", "backbone", "scratch", "file"]
@@ -58,27 +57,23 @@ class Initial:
     training_origin: str
     recipe: Recipe
     recipe_origin: str
-    freeze_origin: str = ""
-    has_new_head_norms: bool = False
+    freeze_origin: str
+    has_new_head_norms: bool
     weights: BackboneWeights = RANDOM_WEIGHTS
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether neck and head come from somewhere, so that the fine-tuning recipe applies."""
+        """True if neck and head are loaded, so that the recipe for fine-tuning after pre-training applies."""
         return self.file is not None
 
 
 def find_initial(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts = LABELS) -> Initial:
-    """Resolve `--init`, and choose the recipe.
+    """Resolve `--init` and choose the recipe.
 
     Raises:
         ConfigError: no fitting pre-trained run, no such file, or no backbone weights.
         WeightsError: the file is not a detector of ours.
     """
-    return _with_freezing(_find(config, workspace, labels))
-
-
-def _find(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts) -> Initial:
     if config.init == "scratch":
         if config.backbone.weights not in ("auto", "none"):
             raise ConfigError("--init scratch: loads nothing; leave out --backbone-weights, or use --init backbone")
@@ -97,7 +92,7 @@ def _find(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts) -> I
 
 
 def _backbone_only(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts) -> Initial:
-    """The backbone alone: what was asked for, else what the newest fitting run started from, as its control."""
+    """Return a start from a backbone: the one asked for, else that of the newest fitting run, to compare with it."""
     backbone, run = config.backbone, _newest_fitting(config, workspace)
     recorded = RANDOM_WEIGHTS.content_hash
     if backbone.weights == "auto" and run is not None:
@@ -141,7 +136,7 @@ def _pretrained_run(config: FinetuneConfig, workspace: Workspace) -> Artifact:
 def _newest_fitting(config: FinetuneConfig, workspace: Workspace) -> Artifact | None:
     """Return the newest pre-trained run of the family, and of the same backbone if one was named.
 
-    Without one, Faster and Mask R-CNN take a run of each other: the authors' Faster R-CNN starts from their Mask R-CNN.
+    If there is none, Faster and Mask R-CNN take each other's, as the authors' Faster R-CNN does.
     """
     for families in ({config.detector.family}, _interchangeable(config.detector.family)):
         for run in reversed(workspace.artifacts("pretrain-box")):
@@ -153,7 +148,7 @@ def _newest_fitting(config: FinetuneConfig, workspace: Workspace) -> Artifact | 
 
 
 def _interchangeable(family: str) -> set[str]:
-    """Return the families whose pre-training is the same: that of Faster and Mask R-CNN leaves the mask head alone."""
+    """Return the families with the same pre-training: for Mask R-CNN it leaves the mask head alone."""
     return set(RCNN) if family in RCNN else {family}
 
 
@@ -172,22 +167,18 @@ def _resolved(
 ) -> Initial:
     detector, backbone, asked = config.detector, config.backbone, config.recipe
     recipe_origin = "given" if asked else "by detector, backbone and its weights"
-    is_made_for_recipe = True
     training: WeightsTraining | None = weights.training
+    source = None
     if file is not None:
         source = read_detector(file)
         detector, backbone = _inherited(config, source, file)
-        is_made_for_recipe = source.stage == "pretrain-box"
         training = source.backbone_training or _training_before_it_was_recorded(source.backbone)
         if asked is None and source.recipe is not None:
             asked, recipe_origin = source.recipe, f"that of {origin}"
     training, training_origin = _judge(training, backbone)
     recipe = fit_to_labels(recipe_for(detector, backbone, training, asked=asked), detector.family, labels)
-    # AlignDet's fine-tuning configs: batch norm in the neck. Norms that were asked for or inherited stay.
-    inherited = settle_neck_norm(detector, "batch")
-    detector = inherited
-    if recipe.norms_in_heads and is_made_for_recipe and "head_norm" not in config.detector.model_fields_set:
-        detector = with_head_norm(inherited, "batch")
+    detector, has_new_head_norms = _with_norms(config, detector, recipe, source)
+    backbone, freeze_origin = _with_freezing(kind, detector, backbone, recipe, (training, training_origin))
     return Initial(
         kind=kind,
         file=file,
@@ -199,16 +190,32 @@ def _resolved(
         training_origin=training_origin,
         recipe=recipe,
         recipe_origin=recipe_origin,
-        has_new_head_norms=detector != inherited,
+        freeze_origin=freeze_origin,
+        has_new_head_norms=has_new_head_norms,
         weights=weights,
     )
 
 
+def _with_norms(
+    config: FinetuneConfig, detector: DetectorConfig, recipe: Recipe, source: DetectorFile | None
+) -> tuple[DetectorConfig, bool]:
+    """Return the detector with no norm left "auto", and True if the recipe has put norms into its heads.
+
+    Source: AlignDet's fine-tuning configs, with batch norm in the neck. Norms that were asked for or inherited stay.
+    """
+    settled = settle_neck_norm(detector, "batch")
+    has_own_heads = source is not None and source.stage != "pretrain-box"
+    if not recipe.norms_in_heads or has_own_heads or "head_norm" in config.detector.model_fields_set:
+        return settled, False
+    changed = with_head_norm(settled, "batch")
+    return changed, changed != settled
+
+
 def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[WeightsTraining, str]:
-    """Return how the backbone counts as trained, and why.
+    """Return the training that the backbone counts as, and the source of that knowledge.
 
     Args:
-        training: what is known; None where nothing is.
+        training: training on record; None if unknown.
     """
     told = told_training(backbone.method)
     if told is not None:
@@ -219,10 +226,10 @@ def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[
 
 
 def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTraining | None:
-    """Return how a backbone was trained whose detector was saved by a version that kept only what the user typed.
+    """Return the training of a backbone in a file of an old version, which saved only the settings.
 
     Returns:
-        what its file shows, if it is still there; None if nothing tells.
+        training as its weights file shows it; None if that is gone or shows nothing.
     """
     if backbone.weights in WORKSPACE_WEIGHTS:
         return None
@@ -232,31 +239,34 @@ def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTrainin
         return None
 
 
-def _with_freezing(initial: Initial) -> Initial:
-    """Return the start with nothing left "auto" in what its backbone leaves alone.
+def _with_freezing(
+    kind: str, detector: DetectorConfig, backbone: BackboneConfig, recipe: Recipe, trained: tuple[WeightsTraining, str]
+) -> tuple[BackboneConfig, str]:
+    """Return the backbone with no freezing left "auto", and the reason for it.
 
-    Source: the authors' configs: supervised ResNets keep stem and first stage, and the statistics of their norms
+    Args:
+        trained: training of the backbone, and where that is known from.
+
+    Source: the authors' configs. Supervised ResNets freeze stem, first stage and norm statistics
     (coco/*_1x_coco.py); self-supervised ones train as a whole (coco/*_mstrain_1x_coco.py).
     """
-    recipe = initial.recipe
-    if initial.kind == "scratch":
+    training, training_origin = trained
+    if kind == "scratch":
         freezing, why = Freezing(-1, norm_eval=False), "nothing is loaded that could be kept"
     elif recipe.freezing is not None:
         freezing = recipe.freezing
-        why = f"{initial.detector.family} recipe" if recipe.name == "default" else f"{recipe.name} recipe"
-        why += f" for a {initial.backbone.name}, whatever its weights"
+        why = f"{detector.family} recipe" if recipe.name == "default" else f"{recipe.name} recipe"
+        why += f" for a {backbone.name}, whatever its weights"
+    elif training.is_supervised:
+        freezing, why = Freezing(1, norm_eval=True), f"supervised weights: {training_origin}"
     else:
-        word = "supervised" if initial.training.is_supervised else "not supervised"
-        freezing = Freezing(1, norm_eval=True) if initial.training.is_supervised else Freezing(-1, norm_eval=False)
-        why = f"{word} weights: {initial.training_origin}"
-    backbone = initial.backbone
+        freezing, why = Freezing(-1, norm_eval=False), f"not supervised weights: {training_origin}"
     changes = {name: value for name, value in asdict(freezing).items() if getattr(backbone, name) == "auto"}
-    why = why if changes else "given"
-    return replace(initial, backbone=backbone.model_copy(update=changes), freeze_origin=why)
+    return backbone.model_copy(update=changes), why if changes else "given"
 
 
 def _inherited(config: FinetuneConfig, source: DetectorFile, file: Path) -> tuple[DetectorConfig, BackboneConfig]:
-    """Settings of the source, with those the user set on top: no need to repeat what pre-training was told."""
+    """Return the settings of the source, changed by those that the user set: pre-training's need not be repeated."""
     family = config.detector.family
     if source.detector.family not in (_interchangeable(family) if source.stage == "pretrain-box" else {family}):
         raise ConfigError(f"{file}: is a {source.detector.family}, not a {config.detector.family}; change --detector")
@@ -272,7 +282,7 @@ def _inherited(config: FinetuneConfig, source: DetectorFile, file: Path) -> tupl
 
 
 def _as_family(detector: DetectorConfig, wanted: DetectorConfig) -> DetectorConfig:
-    """Return the settings of a detector for another family of the same pre-training."""
+    """Return the settings of a detector for another family with the same pre-training."""
     if detector.family == wanted.family:
         return detector
     shared = {name: value for name, value in detector.model_dump().items() if name in RCNNConfig.model_fields}

@@ -1,7 +1,6 @@
 """`aligndet finetune`: labels and a pre-trained detector -> a fine-tuned detector."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,40 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from aligndet_cli.backbones import build_backbone, load_backbone_weights
+from aligndet_cli.backbones import load_backbone_weights
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.folds import fraction_of
-from aligndet_cli.data.loaders import (
-    LabelBoxes,
-    SampleStream,
-    batches_of_run,
-    evaluation_batches,
-)
+from aligndet_cli.data.loaders import LabelBoxes, SampleStream, evaluation_batches
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
-from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.voc import VOC_CLASSES
-from aligndet_cli.detectors import AnyDetector, build_detector, neck_norm_of
+from aligndet_cli.detectors import AnyDetector, neck_norm_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, read_detector, write_detector
-from aligndet_cli.detectors.recipes import (
-    COCO_IMAGES,
-    RCNN,
-    LabelFacts,
-    images_of_an_epoch,
-    weights_kind,
-)
+from aligndet_cli.detectors.recipes import COCO_IMAGES, RCNN, LabelFacts, images_of_an_epoch, weights_kind
 from aligndet_cli.detectors.results import predict_images
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import write_json
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
-from aligndet_cli.finetune.views import (
-    LabelledViews,
-    Resolution,
-    resolve_resolution,
-)
+from aligndet_cli.finetune.views import Resolution, build_views, resolve_resolution
 from aligndet_cli.logs import logger
 from aligndet_cli.metrics.coco import coco_ground_truth, coco_metrics
 from aligndet_cli.processes.collectives import wait_for_all
@@ -50,9 +33,8 @@ from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import recorded_split, settle_batch_size
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.loop import Learner, LoopSettings, train
-from aligndet_cli.training.optimizer import build_optimizer
-from aligndet_cli.training.placement import compile_parts, place, wrap
+from aligndet_cli.training.learner import build_learner, build_to_try, train_on
+from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE, Rates
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import steps_per_epoch
@@ -63,14 +45,12 @@ from aligndet_cli.workspace import Output, Workspace
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` found out; everything `run` needs.
+    """Everything that `run` needs.
 
     Attributes:
-        masks: of the boxes of `image_set`, where the detector trains on them.
-        initial: where the weights come from, and the detector and backbone that follow from it.
-        num_whole: images of the set that `indices` are a part of.
-        resolution: how images are resized and cropped.
-        evaluation: the images of `--evaluate-every`, or None.
+        masks: masks of the boxes of `image_set`, if the detector trains on them.
+        num_whole: number of images of the set that `indices` are a part of.
+        evaluation: images for `--evaluate-every`, or None.
     """
 
     config: FinetuneConfig
@@ -91,18 +71,11 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     """Find data and weights, work out the recipe, and decide what to do.
 
     Raises:
-        AlignDetError: whatever the user has to put right.
+        AlignDetError: anything that the user can put right.
     """
     devices = resolve_devices(config.runtime)
     _check_settings(config)
-    needs_masks = config.detector.RECIPE.needs_masks
-    image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
-    if not image_set.has_labels or not len(image_set.boxes):
-        what = "boxes in the labels of" if image_set.has_labels else "labels for"
-        raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; finetune needs labelled images")
-    indices = fraction_of(len(image_set), config.fraction, config.fold)
-    masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
-    image_set = replace(image_set, segmentations=None)
+    image_set, indices, masks = _open_labelled(config, workspace)
     whole = _size_of_whole_set(image_set, config.fraction)
     is_voc = {category.name for category in image_set.categories} == set(VOC_CLASSES)
     initial = find_initial(config, workspace, LabelFacts(is_voc, is_fraction=whole > len(indices)))
@@ -140,14 +113,15 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
 def _trial(
     config: FinetuneConfig, initial: Initial, rates: Rates, image_set: ImageSet, resolution: Resolution
 ) -> Trial:
-    """Steps on images of the largest size, each with as many boxes as any has."""
+    """Return steps on images of the largest size, each with as many boxes as any image has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
     num_classes = len(image_set.categories)
     policy = "resize" if resolution.policy == "detr" else resolution.policy  # crops are smaller
     largest = replace(resolution, policy=policy, short_sides=(max(resolution.short_sides),))
     settings = resolve_settings(one, rates, num_images=len(image_set), seed=config.seed, runtime=config.runtime)
+    make_views = partial(build_views, initial.detector, initial.backbone, num_classes, largest, config.seed)
     return Trial(
-        build=partial(_learner_to_try, config, initial, num_classes, largest, rates, settings),
+        build=partial(build_to_try, make_views, rates, settings, config.runtime),
         settings=settings,
         sizes_hw=resolution.worst_sizes(),
         num_boxes=int(np.diff(image_set.offsets).max()),
@@ -159,21 +133,8 @@ def _trial(
     )
 
 
-def _learner_to_try(
-    config: FinetuneConfig,
-    initial: Initial,
-    num_classes: int,
-    resolution: Resolution,
-    rates: Rates,
-    settings: LoopSettings,
-    process: Process,
-) -> Learner:
-    model = build_detector(initial.detector, build_backbone(initial.backbone), num_classes)
-    return build_learner(model, config, resolution, rates, settings, process)
-
-
 def _check_settings(config: FinetuneConfig) -> None:
-    """Refuse what contradicts itself, or could not take effect."""
+    """Refuse settings that contradict each other or cannot take effect."""
     parse_modules(config.load_modules)
     if config.fraction == 100 and "fold" in config.model_fields_set:
         raise ConfigError("--fold: goes with --fraction; all images have no folds")
@@ -181,6 +142,18 @@ def _check_settings(config: FinetuneConfig) -> None:
         idle = {"load_modules", "min_match", "keep_box_predictor"} & config.model_fields_set
         if idle:
             raise ConfigError(f"{', '.join(sorted(idle))}: no effect with --init {config.init}; leave it out")
+
+
+def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageSet, list[int], LabelMasks | None]:
+    """Return the labelled images, the indices of the fraction to train on, and masks if the detector needs them."""
+    needs_masks = config.detector.RECIPE.needs_masks
+    image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
+    if not image_set.has_labels or not len(image_set.boxes):
+        what = "boxes in the labels of" if image_set.has_labels else "labels for"
+        raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; finetune needs labelled images")
+    indices = fraction_of(len(image_set), config.fraction, config.fold)
+    masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
+    return replace(image_set, segmentations=None), indices, masks
 
 
 def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMasks:
@@ -197,7 +170,7 @@ def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMask
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Effective settings, for people."""
+    """Return the effective settings, for people."""
     config, initial = plan.config, plan.initial
     num_boxes = int(sum(plan.image_set.offsets[i + 1] - plan.image_set.offsets[i] for i in plan.indices))
     chosen = "" if config.fraction == 100 else f" ({config.fraction:g} %, fold {config.fold})"
@@ -223,7 +196,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 def _what_is_frozen(stages: int | str) -> str:
     if stages == -1:
         return "nothing frozen"
-    return "stem frozen" if stages == 0 else f"stem and {stages} stage{'s' * (stages != 1)} frozen"
+    return "stem frozen" if stages == 0 else f"stem and {stages} {'stage' if stages == 1 else 'stages'} frozen"
 
 
 def run(plan: Plan, process: Process) -> None:
@@ -232,76 +205,44 @@ def run(plan: Plan, process: Process) -> None:
     if process.is_main:
         plan.output.begin(config)
     wait_for_all(process)
-    model, report = build_model(plan)
+    torch.manual_seed(config.seed)
+    initial, num_classes = plan.initial, len(plan.image_set.categories)
+    views = build_views(initial.detector, initial.backbone, num_classes, plan.resolution, config.seed)
+    report = _load_weights(plan, views.model)
     if process.is_main and report is not None:
         write_json(folder / "load_report.json", report.to_json())
         for line in report.table():
             logger.info(line)
     learner = replace(
-        build_learner(model, config, plan.resolution, plan.rates, plan.settings, process),
-        between=lambda done: _evaluate_now_and_then(plan, model, done, process),
+        build_learner(views, plan.rates, plan.settings, config.runtime, process),
+        between=lambda done: _evaluate_now_and_then(plan, views.model, done, process),
     )
-    train(learner, lambda step: _batches(plan, step, process), plan.settings, folder, process)
-    wait_for_all(process)
+    stream = SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), config.on_error, plan.masks)
+    train_on(stream, learner, plan.settings, config.runtime, folder, process)
     if process.is_main:
-        _finish(plan, model, report)
+        _finish(plan, views.model, report)
     wait_for_all(process)
 
 
-def build_learner(
-    model: AnyDetector,
-    config: FinetuneConfig,
-    resolution: Resolution,
-    rates: Rates,
-    settings: LoopSettings,
-    process: Process,
-) -> Learner:
-    """What the loop trains: `model`, moved to the device of the process."""
-    place(model, process)
-    compile_parts([model], config.runtime)
-    task = LabelledViews(model, resolution=resolution, seed=config.seed)
-    return Learner(
-        model=wrap(task, process),
-        optimizer=build_optimizer(model, rates, settings, process),
-        state={"model": model},
-        largest_hw=resolution.worst_sizes()[0],
-    )
-
-
-def build_model(plan: Plan) -> tuple[AnyDetector, LoadReport | None]:
-    """The detector with its initial weights, and what became of them (None when it starts from scratch).
+def _load_weights(plan: Plan, model: AnyDetector) -> LoadReport | None:
+    """Fill a detector with its initial weights; return what became of them, None where only a backbone is loaded.
 
     Raises:
         WeightsError: too little of the source fits.
     """
     config, initial = plan.config, plan.initial
-    torch.manual_seed(config.seed)
-    backbone = build_backbone(initial.backbone)
-    model = build_detector(initial.detector, backbone, len(plan.image_set.categories))
     if initial.file is None:
-        load_backbone_weights(backbone, initial.weights.file)
-        return model, None
+        load_backbone_weights(model.backbone, initial.weights.file)
+        return None
     source = read_detector(initial.file)
     restart = modules_to_restart(model, source, plan.image_set.categories, keep_box_predictor=config.keep_box_predictor)
     report = transfer(model, source.state_dict, modules=parse_modules(config.load_modules), restart=restart)
     report.check(config.min_match, str(initial.file))
-    return model, report
-
-
-def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
-    config = plan.config
-    return batches_of_run(
-        SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), config.on_error, plan.masks),
-        config.training.images_per_step,
-        steps=range(step, plan.settings.schedule.num_steps),
-        seed=config.seed,
-        num_workers=config.runtime.num_workers,
-        process=process,
-    )
+    return report
 
 
 def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: Process) -> dict[str, float] | None:
-    """COCO numbers after every so many epochs, on the main process; the others wait."""
+    """Return COCO numbers after every `evaluate_every` epochs, from the main process; the others wait."""
     config, images = plan.config, plan.evaluation
     if images is None or config.evaluate_every is None:
         return None
@@ -356,7 +297,7 @@ def _finish(plan: Plan, model: AnyDetector, report: LoadReport | None) -> None:
 
 
 def protocol_of(plan: Plan) -> dict[str, Any]:
-    """Return what decides whether the run is one of the paper's, for reports."""
+    """Return the settings by which reports recognise the paper's runs."""
     schedule, resolution = plan.settings.schedule, plan.resolution
     return {
         "backbone_weights": weights_kind(plan.initial.training),
@@ -384,11 +325,11 @@ def _default_scales(initial: Initial) -> tuple[int, ...]:
 
 
 def _size_of_whole_set(image_set: ImageSet, fraction: float) -> int:
-    """Return the number of images of the set that those used are a part of.
+    """Return the number of images of the whole data set.
 
     Args:
-        fraction: of `image_set` that is used, in percent. With 100 the name of its split or label file may tell that it
-            is a part itself: `instances_train2017.1@10.json`, as the field calls them, is 10 % of its set.
+        fraction: percent of `image_set` that is used. With 100, the name of its split or label file may say that it is
+            a part itself: `instances_train2017.1@10.json` is 10 % of its set.
     """
     name = image_set.split if image_set.annotations is None else image_set.annotations.stem
     percent = re.search(r"\.\d+@(\d+(?:\.\d+)?)$", name)

@@ -1,4 +1,4 @@
-"""Which weights of a pre-trained detector arrive where, written down module by module."""
+"""Transfer of weights between detectors, with a report by module."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -13,22 +13,22 @@ from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.checkpoint import DetectorFile
 from aligndet_cli.errors import ConfigError, WeightsError
 
-# Words of `--load-modules`; a detector's top-level modules that are none of the first three make its head.
+# Words of `--load-modules`; the head is all top-level modules of a detector except the first three.
 MODULE_NAMES = ("backbone", "neck", "rpn", "head")
 CLASS_PREDICTOR = "class_predictor"
 
 
 @dataclass
 class ModuleReport:
-    """Tensors of one top-level module of the detector, by what became of them.
+    """Fate of the tensors of one top-level module of a detector.
 
     Attributes:
         matched: copied.
-        restarted: fresh on purpose: class predictor, norms the source does not have, modules not asked for.
+        restarted: fresh on purpose: class predictor, norms that the source does not have, modules not asked for.
         missing: fresh because the source lacks them.
         unexpected: in the source only.
-        mismatched: fresh because the shapes differ.
-        matched_values, wanted_values: numbers of single weights, for the share that arrived.
+        mismatched: fresh because shapes differ.
+        matched_values, wanted_values: numbers of weights that arrived and should arrive.
     """
 
     matched: int = 0
@@ -42,23 +42,23 @@ class ModuleReport:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a detector got from a source, by top-level module."""
+    """Result of a transfer, by top-level module."""
 
     modules: dict[str, ModuleReport]
 
     @property
     def share(self) -> float:
-        """Share of the wanted weights that arrived, 0..1; what restarts on purpose is not wanted."""
+        """Share of the wanted weights that arrived, 0..1; restarted modules do not count."""
         wanted = sum(report.wanted_values for report in self.modules.values())
         return sum(report.matched_values for report in self.modules.values()) / max(wanted, 1)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for `load_report.json`."""
+        """Return the content of `load_report.json`."""
         modules = {name: asdict(report) for name, report in self.modules.items()}
         return {"matched_share": round(self.share, 6), "modules": modules}
 
     def table(self) -> list[str]:
-        """One line per module, for people."""
+        """Return one line per module, for people."""
         head = f"{'module':<16} {'matched':>8} {'restarted':>10} {'missing':>8} {'unexpected':>11} {'shape':>6}"
         lines = [
             f"{name:<16} {report.matched:>8} {len(report.restarted):>10} {len(report.missing):>8} "
@@ -68,10 +68,10 @@ class LoadReport:
         return [head, *lines, f"{self.share:.1%} of the weights that should arrive did"]
 
     def check(self, min_match: float, source: str) -> None:
-        """Refuse a source that fits badly.
+        """Refuse a source if too few weights arrived.
 
         Raises:
-            WeightsError: naming the first tensors that did not arrive.
+            WeightsError: the share is below `min_match`.
         """
         if self.share >= min_match:
             return
@@ -84,10 +84,10 @@ class LoadReport:
 
 
 def parse_modules(words: Collection[str]) -> frozenset[str]:
-    """Validated words of `--load-modules`; the backbone is always loaded.
+    """Return validated words of `--load-modules`, and "backbone", which is always loaded.
 
     Raises:
-        ConfigError: an unknown word.
+        ConfigError: a word is unknown.
     """
     unknown = [word for word in words if word not in MODULE_NAMES]
     if unknown:
@@ -99,14 +99,15 @@ def parse_modules(words: Collection[str]) -> frozenset[str]:
 def transfer(
     model: nn.Module, source: Mapping[str, Tensor], *, modules: Collection[str], restart: Collection[str]
 ) -> LoadReport:
-    """Copy what fits from `source` into `model`, in place.
+    """Copy weights from `source` into `model` in place, by name, where shapes are equal.
 
-    A convolution's bias that the model has replaced by a norm becomes the norm's shift, so nothing learned is lost
-    (the official converter drops it).
+    If the model has a norm in place of a convolution's bias, the bias becomes the shift of the norm, so that nothing
+    learned is lost (the official converter drops it).
 
     Args:
-        modules: words of `MODULE_NAMES` that are loaded; the others stay fresh.
-        restart: top-level modules that stay fresh whatever the source has.
+        source: state dict, with tensors of any shape.
+        modules: words of `MODULE_NAMES` to load; other modules stay fresh.
+        restart: top-level modules that stay fresh in any case.
     """
     target = model.state_dict()
     source = _biases_into_norms(source, target)
@@ -136,13 +137,13 @@ def transfer(
 def modules_to_restart(
     model: AnyDetector, source: DetectorFile, categories: Sequence[Category], *, keep_box_predictor: bool
 ) -> set[str]:
-    """Top-level modules that stay fresh: what pre-training leaves alone, and what belongs to other classes.
+    """Return the top-level modules that stay fresh: untouched by pre-training, or made for other classes.
 
-    Box offsets per class fit other classes only where both sides have one: that of pre-training is "object".
+    Box offsets per class fit other classes only if both sides have a single class, as pre-training has: "object".
 
     Args:
-        categories: that `model` is to learn.
-        keep_box_predictor: False restarts it in any case.
+        categories: classes that `model` is to learn.
+        keep_box_predictor: False restarts the box predictor in any case.
     """
     restart = set() if keep_box_predictor else {"box_predictor"}
     is_pretrained = source.stage == "pretrain-box"
@@ -163,7 +164,7 @@ def _word_of(key: str) -> str:
 
 
 def _biases_into_norms(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename `<block>.0.bias` (convolution) to `<block>.1.bias` (norm) where only the target has that norm."""
+    """Rename `<block>.0.bias` (convolution) to `<block>.1.bias` (norm) if only the target has that norm."""
     renamed = {}
     for key, value in source.items():
         shift = f"{key.removesuffix('.0.bias')}.1.bias"

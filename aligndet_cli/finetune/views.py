@@ -1,4 +1,4 @@
-"""From labelled samples to the losses of a detector, on the training device."""
+"""From labelled samples to views, and to the losses of a detector, on the training device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,17 +6,19 @@ from typing import Annotated
 
 import torch
 from pydantic import BeforeValidator, Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import Frozen, Side
 from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.data.transforms import Crop, ViewParams, crop_sample, draw_view, make_batch
-from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.training.learner import ViewLosses
 from aligndet_cli.training.recipe import SINGLE_SCALE, WIDE_SIDES, PolicyName
 from aligndet_cli.training.trial import worst_sizes
 
-DETR_SHORT_SIDES, DETR_CROP = (400, 500, 600), (384, 600)  # of the image that is cropped, and limits of the crop
-JITTER, JITTER_SIDE = (0.1, 2.0), 1024  # long side of the image by side of the square; that side
+DETR_SHORT_SIDES, DETR_CROP = (400, 500, 600), (384, 600)  # short sides before the crop, limits of the crop's sides
+JITTER, JITTER_SIDE = (0.1, 2.0), 1024  # long side of the image by side of the square, side of the square
 
 
 class ResolutionConfig(Frozen):
@@ -35,7 +37,7 @@ class ResolutionConfig(Frozen):
 
 @dataclass(frozen=True)
 class Resolution:
-    """How fine-tuning resizes and crops, with nothing left open; fields as in `ResolutionConfig`."""
+    """Resolved resolution of fine-tuning; fields as in `ResolutionConfig`."""
 
     policy: PolicyName
     short_sides: tuple[int, ...]
@@ -44,22 +46,22 @@ class Resolution:
 
     @property
     def at_test(self) -> tuple[int, int]:
-        """Short and long side that the detector is to be tested at."""
+        """Short and long side of images in tests."""
         return max(self.short_sides), self.long_side
 
     @property
     def padded_side(self) -> int:
-        """Side that batches are padded to at least."""
+        """Least side of padded batches."""
         return self.jitter_side if self.policy == "lsj" else 0
 
     def worst_sizes(self) -> list[tuple[int, int]]:
-        """Heights and widths of images that together make the largest batch there is."""
+        """Return heights and widths of images that together make the largest possible batch."""
         if self.policy == "lsj":
             return [(self.jitter_side, self.jitter_side)]
         return worst_sizes(self.short_sides, self.long_side)
 
     def describe(self) -> str:
-        """For people."""
+        """Return the resolution in words."""
         sides = f"short side {list(self.short_sides)}, long side {self.long_side}"
         if self.policy == "lsj":
             jitter = f"large-scale jitter {JITTER[0]:g} to {JITTER[1]:g} on squares of {self.jitter_side}"
@@ -68,22 +70,23 @@ class Resolution:
 
 
 def resolve_resolution(config: ResolutionConfig, policy: PolicyName, scales: tuple[int, ...]) -> Resolution:
-    """What was asked for, else the policy of the recipe and these short sides (those of DETR for its policy)."""
+    """Return the resolution asked for; by default `policy`, and `scales` as short sides if it is `resize`."""
     policy = config.policy or policy
     default = {"resize": scales, "detr": WIDE_SIDES, "lsj": SINGLE_SCALE}[policy]
     return Resolution(policy, config.short_side or default, config.long_side, config.jitter_side or JITTER_SIDE)
 
 
-class LabelledViews(nn.Module):
-    """Draws one view of every sample, without colour changes, and runs the detector on it."""
+class LabelledViews(ViewLosses):
+    """One view of every sample, without colour changes, and the losses of a detector on it."""
 
     def __init__(self, model: AnyDetector, *, resolution: Resolution, seed: int) -> None:
         super().__init__()
         self.model, self.resolution, self.seed = model, resolution, seed
+        self.largest_hw = resolution.worst_sizes()[0]
         self.train()
 
     def forward(self, samples: Sequence[Sample], _step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of one batch; nothing beside them is shown."""
+        """Return the scalar losses of B samples by name; nothing else is logged."""
         device = next(self.model.parameters()).device
         params, cropped = [], []
         for sample in samples:
@@ -95,10 +98,18 @@ class LabelledViews(nn.Module):
         return self.model(images, targets), {}
 
 
+def build_views(
+    detector: DetectorConfig, backbone: BackboneConfig, num_classes: int, resolution: Resolution, seed: int
+) -> LabelledViews:
+    """Return the module that the loop trains, on the CPU, with random weights."""
+    model = build_detector(detector, build_backbone(backbone), num_classes)
+    return LabelledViews(model, resolution=resolution, seed=seed)
+
+
 def draw_labelled_view(
     seed: tuple[int, int], size_hw: tuple[int, int], resolution: Resolution
 ) -> tuple[Crop | None, ViewParams]:
-    """What is cut out of an image, if anything, and what is then done to it; depends on its arguments alone."""
+    """Draw the crop of an image, if any, and the parameters of the view of it; they depend on the arguments alone."""
     generator = torch.Generator().manual_seed(mix_seed(*seed, 1))
     draws = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
     if resolution.policy == "lsj":
@@ -109,10 +120,10 @@ def draw_labelled_view(
 
 
 def _detr_crop(size_hw: tuple[int, int], draws: Sequence[float]) -> Crop:
-    """A crop of DETR: the image is resized, height and width of the crop are drawn, and where it lies.
+    """Draw short side of the image, height and width of the crop, and its position, as DETR does.
 
-    Source: facebookresearch/detr `make_coco_transforms`; mmdetection `detr_r50`. Here the image is not resized before
-    it is cropped: the crop is made in its own pixels, and resized once.
+    Source: facebookresearch/detr `make_coco_transforms`; mmdetection `detr_r50`. They resize before and after the
+    crop; we crop in the original pixels and resize once.
     """
     choice, *lengths, down, right = draws
     scale = DETR_SHORT_SIDES[int(choice * len(DETR_SHORT_SIDES))] / min(size_hw)
@@ -126,10 +137,10 @@ def _detr_crop(size_hw: tuple[int, int], draws: Sequence[float]) -> Crop:
 def _jitter(
     seed: tuple[int, int], size_hw: tuple[int, int], square: int, draws: Sequence[float]
 ) -> tuple[Crop | None, ViewParams]:
-    """Large-scale jitter: the image is resized to 0.1 to 2.0 times the square, and what is more than that cut off.
+    """Draw large-scale jitter: resize the image to 0.1 to 2.0 times the square, and crop it to the square.
 
-    Source: Ghiasi et al., CVPR 2021; mmdetection's `lsj` configs, whose `recompute_bbox` we leave out: boxes are cut,
-    not drawn anew around what is left of their masks.
+    Source: Ghiasi et al., CVPR 2021; mmdetection's `lsj` configs. Unlike their `recompute_bbox`, we cut boxes at the
+    border and do not fit them to the rest of their masks.
     """
     jittered = (JITTER[0] + draws[0] * (JITTER[1] - JITTER[0])) * square
     long_side = max(round(min(jittered, square)), 1)

@@ -1,4 +1,4 @@
-"""Proposals as what a detector is trained on."""
+"""Proposals as boxes to train a detector on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ from aligndet_cli.workspace import Artifact, Workspace
 
 @dataclass(frozen=True)
 class ProposalBoxes:
-    """Proposals as the boxes of an image, classed by cluster or all of the one class "object"; see `BoxSource`."""
+    """Proposals as the boxes of images, in classes by cluster or all in one class, "object"; see `BoxSource`."""
 
     store: ProposalStore
-    rows: NDArray[np.int64]  # (images,) row of each image of the set in the store
+    rows: NDArray[np.int64]  # see `ProposalData`
     topk: int
     clusters: ClusterLabels | None = None
 
     @property
     def num_classes(self) -> int:
-        """Classes of the detector: the clusters, or one, "object", whose predictor is not trained."""
+        """Number of classes of the detector: clusters, or 1, whose predictor is not trained."""
         return 1 if self.clusters is None else self.clusters.num_clusters
 
     def counts(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        """How many proposals each of these images has, at most `topk`."""
+        """Return (N,) int64 numbers of proposals, at most `topk`, of the images at N indices of the set."""
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         found = np.where(rows >= 0, self.store.counts[rows], 0)
         return np.minimum(found, self.topk)
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The best `topk` proposals of an image."""
+        """Return the best `topk` proposals of an image: (N, 4) xyxy and class ids (N,)."""
         row = int(self.rows[index])
         boxes = self.store.boxes_of(row)[: self.topk]
         if self.clusters is None:
@@ -48,11 +48,11 @@ class ProposalBoxes:
 
 @dataclass(frozen=True)
 class ProposalData:
-    """Proposals with their images.
+    """Proposals, and images that have some.
 
     Attributes:
-        rows: (images,) row of each image in the store; -1 for images that `proposals` could not read.
-        indices: images that have proposals, as far as the limit goes.
+        rows: (images,) int64 position of each image in the store; -1 for images that `proposals` could not read.
+        indices: indices of images with proposals, up to the limit.
     """
 
     store: ProposalStore
@@ -63,7 +63,7 @@ class ProposalData:
 
 
 def open_proposal_data(workspace: Workspace, name: str | None, data: DataConfig) -> ProposalData:
-    """The proposals to train on, see `open_proposals`, and the first `data.limit` images that have any.
+    """Open the proposals to train on, see `open_proposals`, and their first `data.limit` images with any.
 
     Raises:
         ConfigError: no such proposals, or not of this data.
@@ -80,12 +80,12 @@ def open_proposal_data(workspace: Workspace, name: str | None, data: DataConfig)
 
 
 def draw_images(indices: list[int], boxes: ProposalBoxes, num_boxes: int, seed: int) -> list[int]:
-    """Images in random order until they have so many proposals, to match another set's number; sorted again.
+    """Draw random images until they have `num_boxes` proposals; return their sorted indices.
 
-    Source: table 8 of the paper, where an object-centric set has as many objects as the multi-object one.
+    Source: table 8 of the paper, where an object-centric set has as many objects as a multi-object set.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are fewer proposals.
     """
     counts = boxes.counts(indices)
     if counts.sum() < num_boxes:

@@ -1,4 +1,4 @@
-"""The box-level contrastive loss in closed form: similarities of a block of boxes at a time, no loop over instances."""
+"""The box-level contrastive loss in closed form, for a block of boxes at a time, without a loop over instances."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from torch.nn.functional import softplus
 
 from aligndet_cli.training.embeddings import Contrast
 
-# Bounds the similarities, which grow with the square of the batch: as many queries at a time as fit in. Small blocks
-# stay in a processor's cache; a GPU wants few and large ones.
+# Memory for similarities, which grow with the square of the batch; a block has as many queries as fit in. Small blocks
+# stay in a processor's cache; a GPU needs few and large ones.
 BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 
 
 def contrastive_loss(
     online: Tensor, online_ids: Tensor, momentum: Tensor, momentum_ids: Tensor, *, temperature: float
 ) -> Contrast:
-    """InfoNCE over instances: boxes assigned to the same proposal in the two views attract each other.
+    """Return InfoNCE over instances: boxes assigned to the same proposal in two views attract each other.
 
-    Positives of an online box are all momentum boxes of its instance, or, where there is none, the online boxes
-    of that instance (itself included). Negatives are all boxes of both views with another id, without gradient.
+    Positives of an online box are all momentum boxes of its instance or, if there are none, the online boxes of its
+    instance (itself included). Negatives are all boxes of both views with another id, without gradient.
     The term of a pair is -log(e^s / (e^s + sum_neg e^n)) = softplus(logsumexp(n) - s).
 
-    The gradient is worked out with the value, block by block: no similarities are kept until the backward pass.
+    The gradient is computed with the value, block by block, so no similarities are kept for the backward pass.
 
     Args:
         online: (S1, D) L2-normalised embeddings of the online view.
@@ -59,7 +59,7 @@ def contrastive_loss(
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value whose gradient with regard to `inputs` is known already."""
+    """Value whose gradient with regard to `inputs` is known already."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -74,11 +74,11 @@ class _WithGradient(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Members:
-    """The boxes of a view that are of the same instance as each of P queries.
+    """Boxes of a view that belong to the same instance as each of P queries.
 
     Attributes:
-        by_id: (S,) int64, rows of the view, instance by instance.
-        starts, counts: (P,) int64, which part of `by_id` a query's instance is.
+        by_id: (S,) int64 rows of the view, instance by instance.
+        starts, counts: (P,) int64 begin and length of each query's instance in `by_id`.
     """
 
     by_id: Tensor
@@ -86,11 +86,11 @@ class _Members:
     counts: Tensor
 
     def of(self, queries: Tensor | slice) -> "_Members":
-        """The same of some of the queries."""
+        """Return the members for some of the queries."""
         return _Members(self.by_id, self.starts[queries], self.counts[queries])
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """(R,) queries and (R,) rows of the view, query by query."""
+        """Return all pairs of query and member: (R,) queries and (R,) rows of the view, query by query."""
         query = torch.arange(len(self.counts), device=self.counts.device).repeat_interleave(self.counts)
         offsets = self.starts - (self.counts.cumsum(0) - self.counts)
         return query, self.by_id[offsets[query] + torch.arange(len(query), device=query.device)]
@@ -98,13 +98,13 @@ class _Members:
 
 @dataclass(frozen=True)
 class _Queries:
-    """Online boxes with an instance; orphans are those that have no box of it in the momentum view.
+    """P online boxes with an instance; orphans have no box of their instance in the momentum view.
 
     Attributes:
-        rows: (P,) int64, which of the online boxes.
-        weights: (P,) share of each in the mean over instances.
+        rows: (P,) int64 rows of the online view.
+        weights: (P,) weight of each in the mean over instances.
         in_momentum, in_online: boxes of their instances.
-        are_orphans: all of them or none.
+        are_orphans: True if all are orphans, False if none is.
     """
 
     rows: Tensor
@@ -114,20 +114,20 @@ class _Queries:
     are_orphans: bool
 
     def blocks(self, size: int) -> "Iterator[_Queries]":
-        """So many queries at a time."""
+        """Yield at most `size` queries at a time."""
         for start in range(0, len(self.rows), size):
             part = slice(start, start + size)
             members = self.in_momentum.of(part), self.in_online.of(part)
             yield _Queries(self.rows[part], self.weights[part], *members, self.are_orphans)
 
     def num_negatives(self) -> Tensor:
-        """(P,) int64, boxes of both views that are of another instance or none."""
+        """Return (P,) int64 numbers of boxes of both views with another instance or none."""
         num_keys = len(self.in_momentum.by_id) + len(self.in_online.by_id)
         return num_keys - self.in_momentum.counts - self.in_online.counts
 
 
 def _find_queries(online_ids: Tensor, momentum_ids: Tensor, dtype: torch.dtype) -> tuple[_Queries, _Queries]:
-    """Those with a counterpart in the momentum view, and the orphans."""
+    """Return the queries with a counterpart in the momentum view, and the orphans; ids are (S1,) and (S2,)."""
     in_momentum, in_online = _find_members(momentum_ids, online_ids), _find_members(online_ids, online_ids)
     is_query, is_orphan = online_ids >= 0, in_momentum.counts == 0
     first = in_online.by_id[in_online.starts]  # (S1,) of the same instance
@@ -142,19 +142,19 @@ def _find_queries(online_ids: Tensor, momentum_ids: Tensor, dtype: torch.dtype) 
 
 
 def _find_members(ids: Tensor, wanted: Tensor) -> _Members:
-    """Find the places in (S,) ids that have each of (P,) wanted ids."""
+    """Find the rows with each of (P,) wanted ids among (S,) ids."""
     ordered, by_id = ids.sort(stable=True)
     starts = torch.searchsorted(ordered, wanted)
     return _Members(by_id, starts, torch.searchsorted(ordered, wanted, right=True) - starts)
 
 
 def _add_up(queries: _Queries, keys: Tensor, online: Tensor, temperature: float, gradient: Tensor | None) -> Tensor:
-    """Return what some queries add: (4,) loss, mean logit of the positives, accuracy, sum of the negatives' logits.
+    """Return the (4,) share of c queries in loss, mean positive logit and accuracy, and their sum of negative logits.
 
     Args:
         keys: (S2 + S1, D), momentum view first.
         online: (S1, D).
-        gradient: (S1, D) of the loss with regard to `online`; theirs is added.
+        gradient: (S1, D) gradient of the loss with regard to `online`; the share of the queries is added.
     """
     num_momentum = len(keys) - len(online)
     own = online[queries.rows] / temperature  # (c, D)
@@ -167,7 +167,7 @@ def _add_up(queries: _Queries, keys: Tensor, online: Tensor, temperature: float,
     pair_logits, row = logits[positives], positives[0]  # (R,)
     negative_sum = logits.index_put_(same, logits.new_zeros(())).sum()
     best = logits.index_put_(same, logits.new_full((), torch.finfo(logits.dtype).min)).amax(dim=1)  # (c,)
-    shares = logits.sub_(best[:, None]).exp_()  # of the negatives, once divided by their sum
+    shares = logits.sub_(best[:, None]).exp_()  # softmax over the negatives, once divided by `total`
     total = shares.sum(dim=1)
     margin = (best + total.log())[row] - pair_logits
     num_positives = queries.in_online.counts if queries.are_orphans else queries.in_momentum.counts

@@ -1,4 +1,4 @@
-"""Whether a pre-training run learned something, in one word, from its log."""
+"""One-word verdict on a pre-training run, from its log."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 from aligndet_cli.training.embeddings import MIN_LINES, MIN_RANK, MIN_RANK_SHARE, MIN_SPREAD
 
-# Share of the chance level that the loss must have gained since the start; noise between logged steps is a third of it.
+# Least gain of the loss since the start, as a share of the chance level; noise between logged steps is a third of it.
 MIN_GAIN = 0.005
-# With a smaller share of boxes that meet their instance in the other view, the contrast is ever less between two views.
+# Least share of boxes whose instance is in the other view too; with fewer, views are hardly compared with each other.
 MIN_COUNTERPARTS = 0.9
 
 _NUMBERS = (
@@ -22,11 +22,11 @@ _NUMBERS = (
 
 
 def judge(metrics: Path) -> dict[str, Any]:
-    """Verdict on a run's `metrics.jsonl`, from its last fifth against its first logged step.
+    """Judge a run by the last fifth of its `metrics.jsonl`, against its first logged step.
 
     Returns:
         `verdict` (`healthy`, `collapsed`, `not learning`, `few counterparts`, `too short` or `no contrast`), one
-        sentence of `explanation`, and the means of the last fifth that it rests on.
+        sentence of `explanation`, and the means of the last fifth.
     """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     lines = [line for line in lines if "loss_contrastive" in line]
@@ -43,14 +43,14 @@ def judge(metrics: Path) -> dict[str, Any]:
             f"; only {means['counterparts']:.0%} of the boxes meet theirs in the other view: lower --topk, or raise "
             "detector.pretext_samples (R-CNN: detector.pretext_roi_samples)"
         )
-    if "loss_box_reg" in lines[0]:  # no part of the verdict: that of an R-CNN rises as its proposals get better
+    if "loss_box_reg" in lines[0]:  # no part of the verdict: in an R-CNN it rises as its proposals get better
         boxes = sum(line["loss_box_reg"] for line in last) / len(last)
         explanation += f"; box regression loss {boxes:.2f} (at the start {lines[0]['loss_box_reg']:.2f})"
     return {"verdict": verdict, "explanation": explanation, **{key: round(value, 4) for key, value in means.items()}}
 
 
 def rank_level(metrics: Path) -> dict[str, tuple[float, str]]:
-    """The embedding rank below which a run counts as collapsed, for `plot_curves`; nothing without a contrast."""
+    """Return the embedding rank below which a run counts as collapsed, for `plot_curves`; empty without a contrast."""
     with metrics.open() as lines:
         first = json.loads(next(lines, "{}"))
     return {"embedding_rank": (_rank_limit(first), "collapsed below")} if "embedding_rank" in first else {}

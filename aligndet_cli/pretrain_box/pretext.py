@@ -1,4 +1,4 @@
-"""The pretext task of AlignDet, once for all detectors: projector, momentum copy, losses, update."""
+"""The pretext task of AlignDet for all detectors: projector, momentum copy, losses, update."""
 
 import copy
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ View = tuple[ImageBatch, Sequence[BoxTargets]]
 
 
 class Projector(nn.Module):
-    """Two-layer MLP from classification features to embeddings, with an output layer of its own per slot.
+    """Two-layer MLP from classification features to embeddings, with an output layer per slot.
 
     Args:
-        recipe: width of its hidden layer and its initial weights.
-        num_slots: candidates at one place that must not share an embedding (RetinaNet: 9 anchors).
+        recipe: width of the hidden layer, and initial weights.
+        num_slots: number of candidates at one location, which must not share an embedding (RetinaNet: 9 anchors).
 
     Source: AlignDet §3.2; sizes and initial weights as in the authors' heads, see `ProjectorRecipe`. Their FCOS has a
         3x3 convolution for the hidden layer; ours looks at the sampled points alone.
@@ -46,11 +46,11 @@ class Projector(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor, slots: Tensor) -> Tensor:
-        """(S, C) features and their (S,) slots -> (S, D) L2-normalised embeddings in float32."""
+        """Return (S, D) L2-normalised float32 embeddings of (S, C) features with (S,) int64 slots."""
         hidden = self.hidden(features).relu()  # (S, hidden)
         if self.num_slots == 1:
             return normalize(self.output(hidden).float(), dim=1)
-        # Grouped by slot: every row meets only its own (D, hidden) part of the output layer.
+        # Grouped by slot, so that each row meets only its own (D, hidden) part of the output layer.
         order = slots.argsort(stable=True)
         counts = torch.bincount(slots, minlength=self.num_slots).tolist()
         weights = self.output.weight.view(self.num_slots, self.out_dim, -1)
@@ -63,15 +63,15 @@ class Projector(nn.Module):
 
 
 class BoxPretext(nn.Module):
-    """Online detector and projector, their momentum copies, and the losses between two views.
+    """Online detector and projector, their momentum copies, and the losses between two views of images.
 
     The backbone of the detector is frozen and shared by both sides unless `freeze_backbone` is False.
 
     Args:
-        detector: trained in place; afterwards its neck and head are what this stage is for.
-        recipe: of the detector's family: whether its class predictor is trained too, and what is not averaged.
+        detector: trained in place; its neck and head are the result of the stage.
+        recipe: recipe of the detector's family.
         temperature: tau of the contrastive loss.
-        tasks: which losses are used. Parts that only the other task trains are frozen.
+        tasks: losses that are used; modules that only the other task trains are frozen.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class BoxPretext(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "BoxPretext":
-        """Training mode for all but a frozen backbone, whose norms keep their statistics, and momentum dropout.
+        """Set training mode, but not for a frozen backbone, so its norms keep their statistics, and momentum dropout.
 
-        The momentum side is what the online side is compared with, so it does without that noise. The official code
-        drops out on both sides (docs/differences.md 17).
+        The momentum side is the reference for the online side, so it goes without the noise of dropout. The official
+        code has dropout on both sides (docs/differences.md 17).
         """
         super().train(mode)
         if self.freeze_backbone:
@@ -123,12 +123,13 @@ class BoxPretext(nn.Module):
     def forward(
         self, online_view: View, momentum_view: View, *, with_health: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of the pretext task, and numbers that only tell how it goes.
+        """Return the scalar losses of the pretext task, and scalars that are only logged, by name.
 
         Args:
-            online_view: images and proposals of view 1; their instance ids are unique in the batch.
-            momentum_view: the same proposals in view 2.
-            with_health: also return the spread and the effective rank of the online embeddings.
+            online_view: B images, and their proposals, (N, 4) xyxy in pixels of each image, in view 1; instance ids
+                are unique in the batch.
+            momentum_view: the same images and proposals in view 2.
+            with_health: also return spread and effective rank of the online embeddings.
 
         Source: Algorithm 1; view 1 always goes through the online side, as in the official code.
         """
@@ -137,7 +138,7 @@ class BoxPretext(nn.Module):
             features = self._extract_online(online_images)
             return self.online.box_candidates(features, proposals, with_losses=True).losses, {}
         features, momentum_features = self._extract(online_images, momentum_images)
-        # The momentum side first: what it needs in between is gone before the online side keeps all for its gradients.
+        # The momentum side comes first, so that its memory is free again when the online side keeps its activations.
         with torch.no_grad():
             momentum = self.momentum.box_candidates(momentum_features, momentum_proposals, with_losses=False)
             momentum_embeddings = self.momentum_projector(momentum.features, momentum.slots)  # (S2, D)
@@ -158,8 +159,8 @@ class BoxPretext(nn.Module):
     def update_momentum(self, coefficient: float) -> None:
         """Move the momentum parameters towards the online ones: k = m * k + (1 - m) * q.
 
-        Parameters only, as in the official hook; norm statistics follow from the momentum side's own forwards. Those
-        that the recipe names are taken over as they are.
+        Only parameters, as in the official hook: norm statistics come from the momentum side's own forward passes.
+        Parameters in the recipe's `momentum_follows` are copied instead of averaged.
         """
         online = [*self.online.parameters(), *self.projector.parameters()]
         momentum = [*self.momentum.parameters(), *self.momentum_projector.parameters()]
@@ -169,7 +170,7 @@ class BoxPretext(nn.Module):
             self.momentum.get_parameter(name).copy_(self.online.get_parameter(name))
 
     def _extract(self, online: ImageBatch, momentum: ImageBatch) -> tuple[Features, Features]:
-        """Features of both views; a frozen backbone takes them at once where they are of the same size."""
+        """Return the features of both views; a frozen backbone takes both at once if their shapes are equal."""
         if not self.freeze_backbone:
             with torch.no_grad():
                 momentum_features = self.momentum.extract(momentum)
@@ -180,7 +181,7 @@ class BoxPretext(nn.Module):
         return self._extract_online(both).split(len(online.sizes_hw))
 
     def _extract_online(self, images: ImageBatch) -> Features:
-        # Not inference mode: the neck must be able to save these maps for its weight gradients.
+        # Not inference mode, since the neck saves these maps for its weight gradients.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             return self.online.extract(images)
 

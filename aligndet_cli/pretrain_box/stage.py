@@ -19,11 +19,7 @@ from aligndet_cli.backbones import (
 )
 from aligndet_cli.config import Frozen, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.loaders import (
-    OnError,
-    SampleStream,
-    batches_of_run,
-)
+from aligndet_cli.data.loaders import OnError, SampleStream
 from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import RCNN, recipe_for, told_training, training_of_backbone, weights_kind
@@ -41,12 +37,10 @@ from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import recorded_split, settle_batch_size
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.loop import Learner, LoopSettings, train
-from aligndet_cli.training.optimizer import build_optimizer
-from aligndet_cli.training.placement import compile_parts, place, wrap
+from aligndet_cli.training.learner import build_learner, build_to_try, train_on
+from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart, Rates, Recipe
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.schedules import momentum_at
 from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, describe_settings, resolve_settings, training_of
 from aligndet_cli.training.trial import GAPS_IN_PRETRAINING, Trial, worst_sizes
 from aligndet_cli.workspace import Artifact, Output, Workspace
@@ -73,7 +67,7 @@ class ProjectorConfig(Frozen):
     start: ProjectorStart | None = Field(None, description="Initial weights of the projector (by recipe).")
 
     def resolve(self, recipe: ProjectorRecipe) -> ProjectorRecipe:
-        """Return what was asked for, else what the recipe says."""
+        """Return the recipe with the values that are set here."""
         return ProjectorRecipe(self.hidden_dim or recipe.hidden_dim, self.start or recipe.start)
 
 
@@ -109,7 +103,7 @@ class PretrainBoxConfig(StageConfig):
     training: TrainingConfig = TrainingConfig()
 
     def from_recipe(self) -> dict[str, Any]:
-        """Return what the recipe fills in, as far as it can be told without a workspace."""
+        """Return the values that the recipe fills in, as far as they are known without a workspace."""
         recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
         norm = {"detector.neck_norm": "none"} if neck_norm_of(self.detector) == "auto" else {}
         topk = {"topk": recipe.topk} if self.topk is None else {}
@@ -120,7 +114,7 @@ class PretrainBoxConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what `prepare` found out; everything `run` needs."""
+    """Everything that `run` needs."""
 
     config: PretrainBoxConfig
     recipe: Recipe
@@ -138,7 +132,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     """Find proposals and weights, work out steps and learning rate, and decide what to do.
 
     Raises:
-        AlignDetError: whatever the user has to put right.
+        AlignDetError: anything that the user can put right.
     """
     devices = resolve_devices(config.runtime)
     data = open_proposal_data(workspace, config.proposals, config.data)
@@ -181,13 +175,13 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
 
 
 def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_images: int) -> Trial:
-    """Steps on images of the largest size, each with as many proposals as any has."""
+    """Return steps on images of the largest size, each with as many proposals as any image has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
     settings = resolve_settings(one, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
     views = config.views.model_copy(update={"short_side": (max(config.views.short_side),)})
-    config = config.model_copy(update={"training": one, "views": views})
+    make_views = partial(build_views, config.model_copy(update={"views": views}), settings, boxes.num_classes)
     return Trial(
-        build=partial(_learner_to_try, config, rates, settings, boxes.num_classes),
+        build=partial(build_to_try, make_views, rates, settings, config.runtime),
         settings=settings,
         sizes_hw=worst_sizes(config.views.short_side, config.views.long_side),
         num_boxes=int(boxes.counts(range(len(boxes.rows))).max()),
@@ -198,14 +192,8 @@ def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_im
     )
 
 
-def _learner_to_try(
-    config: PretrainBoxConfig, rates: Rates, settings: LoopSettings, num_classes: int, process: Process
-) -> Learner:
-    return build_learner(config, rates, settings, process, num_classes)[0]
-
-
 def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: Artifact) -> Artifact | None:
-    """The clusters of these proposals, where the detector trains on them."""
+    """Return the clusters of the proposals if the detector trains on clusters."""
     family = config.detector.family
     if not config.detector.RECIPE.needs_clusters:
         if config.clusters is not None:
@@ -228,7 +216,7 @@ def _find_clusters(config: PretrainBoxConfig, workspace: Workspace, proposals: A
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Effective settings, for people."""
+    """Return the effective settings, for people."""
     config, boxes = plan.config, plan.boxes
     projector = config.projector.resolve(plan.recipe.projector)
     chosen = "with proposals" if config.limit_boxes is None else f"with {_num_boxes(plan)} proposals (--limit-boxes)"
@@ -261,67 +249,37 @@ def run(plan: Plan, process: Process) -> None:
     if process.is_main:
         plan.output.begin(config)
     wait_for_all(process)
-    weights, num_classes = plan.weights.file, plan.boxes.num_classes
-    learner, pretext = build_learner(config, plan.recipe.pretrain, plan.settings, process, num_classes, weights)
+    views = build_views(config, plan.settings, plan.boxes.num_classes, plan.weights.file)
+    learner = build_learner(views, plan.recipe.pretrain, plan.settings, config.runtime, process)
     stream = SampleStream(plan.image_set, plan.indices, plan.boxes, config.on_error)
-
-    def batches_from(step: int) -> Any:
-        return batches_of_run(
-            stream,
-            config.training.images_per_step,
-            steps=range(step, plan.settings.schedule.num_steps),
-            seed=config.seed,
-            num_workers=config.runtime.num_workers,
-            process=process,
-        )
-
-    train(learner, batches_from, plan.settings, folder, process)
-    wait_for_all(process)
+    train_on(stream, learner, plan.settings, config.runtime, folder, process)
     if process.is_main:
-        _finish(plan, pretext)
+        _finish(plan, views.pretext)
     wait_for_all(process)
 
 
-def build_learner(
-    config: PretrainBoxConfig,
-    rates: Rates,
-    settings: LoopSettings,
-    process: Process,
-    num_classes: int,
-    weights: Path | None = None,
-) -> tuple[Learner, BoxPretext]:
-    """Build what the loop trains, on the device of the process, and the pretext in it."""
-    pretext = build_pretext(config, process, num_classes, weights)
-    task = TwoViews(
-        pretext,
+def build_views(
+    config: PretrainBoxConfig, settings: LoopSettings, num_classes: int, weights: Path | None = None
+) -> TwoViews:
+    """Return the module that the loop trains, on the CPU; see `build_pretext`."""
+    return TwoViews(
+        build_pretext(config, num_classes, weights),
         short_sides=config.views.short_side,
         long_side=config.views.long_side,
-        seed=config.seed,
-        is_logged=settings.is_logged,
+        momentum=config.momentum,
+        settings=settings,
     )
-    num_steps = settings.schedule.num_steps
-    learner = Learner(
-        model=wrap(task, process),
-        optimizer=build_optimizer(task, rates, settings, process),
-        state={"pretext": pretext},
-        after_step=lambda step: pretext.update_momentum(momentum_at(step, num_steps, config.momentum)),
-        largest_hw=worst_sizes(config.views.short_side, config.views.long_side)[0],
-    )
-    return learner, pretext
 
 
-def build_pretext(
-    config: PretrainBoxConfig, process: Process, num_classes: int = 1, weights: Path | None = None
-) -> BoxPretext:
-    """Detector with its backbone's weights (random without a file), projector and momentum copies, on the device."""
+def build_pretext(config: PretrainBoxConfig, num_classes: int, weights: Path | None = None) -> BoxPretext:
+    """Return the detector with its backbone's weights (random without a file), projector and momentum copies."""
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone)
     load_backbone_weights(backbone, weights)
     if not config.freeze_backbone and config.backbone.norm_eval == "auto":
         backbone.fix_norms()  # the authors' selfsup_*.py: BN in eval mode, scale and shift fixed
-    detector = build_detector(pretrain_detector(config), backbone, num_classes)
-    pretext = BoxPretext(
-        detector,
+    return BoxPretext(
+        build_detector(pretrain_detector(config), backbone, num_classes),
         recipe=config.detector.RECIPE,
         embedding_dim=config.projector.embedding_dim,
         projector=config.projector.resolve(config.detector.RECIPE.projector),
@@ -329,13 +287,10 @@ def build_pretext(
         tasks=config.tasks,
         freeze_backbone=config.freeze_backbone,
     )
-    place(pretext, process)
-    compile_parts([pretext.online, pretext.momentum], config.runtime)
-    return pretext
 
 
 def pretrain_detector(config: PretrainBoxConfig) -> DetectorConfig:
-    """The detector as pre-trained: without norm in the neck unless one is asked for (docs/paper.md §5.6)."""
+    """Return the detector to pre-train: without norm in the neck unless one is asked for (docs/paper.md §5.6)."""
     return settle_neck_norm(config.detector, "none")
 
 

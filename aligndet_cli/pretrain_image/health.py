@@ -1,4 +1,4 @@
-"""Whether a pre-trained backbone learned something, in one word, from its log and its probes."""
+"""One-word verdict on a pre-trained backbone, from its log and its probes."""
 
 import json
 from collections.abc import Mapping
@@ -7,24 +7,24 @@ from typing import Any
 
 from aligndet_cli.training.embeddings import MIN_LINES, MIN_RANK, MIN_RANK_SHARE, MIN_SPREAD
 
-# Share of the way from the loss of knowing nothing to that of knowing everything.
+# Least share of the way from the loss by chance to the best possible loss.
 MIN_LEARNED = 0.02
-# The loss of embeddings that agree by chance, and the best there is, where `chance` is not in the log: the cosine.
+# Cosine losses by chance and at best, for methods that do not log `chance`.
 _COSINE_CHANCE, _COSINE_BEST = 0.0, -1.0
 
 Scores = Mapping[str, float]
 
 
 def judge(metrics: Path, before: Scores | None, after: Scores | None) -> dict[str, Any]:
-    """Verdict on a run, from the last fifth of its `metrics.jsonl`, its first line, and its probes where there are any.
+    """Judge a run by the last fifth and the first line of its `metrics.jsonl`, and by its probes if there are any.
 
     Args:
-        before: `knn` and `linear` accuracy of the backbone as it started.
-        after: the same as it ended.
+        before: `knn` and `linear` accuracy of the backbone at the start.
+        after: the same at the end.
 
     Returns:
         `verdict` (`healthy`, `collapsed`, `not learning` or `too short`), one sentence of `explanation`, and the means
-        of the last fifth that it rests on.
+        of the last fifth.
     """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     last = lines[-max(len(lines) // 5, 1) :]
@@ -40,7 +40,7 @@ def judge(metrics: Path, before: Scores | None, after: Scores | None) -> dict[st
 def _verdict(lines: list[dict[str, float]], means: dict[str, float], loss_name: str) -> tuple[str, str]:
     rank, spread = means["embedding_rank"], means["embedding_spread"]
     start = lines[0]["embedding_rank"]
-    # A handful of images has few directions to begin with, and few classes need few.
+    # Embeddings of few images use few directions from the start, and few classes need few.
     least = min(max(MIN_RANK, MIN_RANK_SHARE * start), start / 2)
     if (rank < least and loss_name != "loss_cls") or spread < MIN_SPREAD:
         return "collapsed", ": all images look alike to it; lower --lr"

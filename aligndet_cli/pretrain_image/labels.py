@@ -1,4 +1,4 @@
-"""The images of the stage, and what labels they come with: a class per folder, or boxes."""
+"""Images of the stage with their labels, if any: a class per folder, or boxes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,29 +11,29 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.folder import FolderClasses, class_tree_splits, folder_classes
 from aligndet_cli.data.open import locate_data, open_images
 from aligndet_cli.errors import DataError
-from aligndet_cli.pretrain_image.probe import Probe, Regions, regions_of_boxes
+from aligndet_cli.pretrain_image.probe import Probe, ProbeRegions, regions_of_boxes
 
-_TEST_SHARE = 0.2  # of the images, where there is no validation split
-_MAX_REGIONS = 5000  # of either side of a probe: more would take longer than they tell
+_TEST_SHARE = 0.2  # share of images to test on if there is no validation split
+_MAX_REGIONS = 5000  # on either side of a probe; more would take long and change little
 
 
 class NoBoxes:
-    """Images without boxes; see `BoxSource`."""
+    """No boxes for any image; see `BoxSource`."""
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """None of either."""
+        """Return empty arrays, (0, 4) and (0,)."""
         return np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """What is trained on and what it is judged with.
+    """Images to train on, and labels to judge the result with.
 
     Attributes:
         images: the training split.
-        classes: of the images, where they lie in one folder per class.
-        probe: labelled regions, or None where there are no labels.
-        indices: images to train on. With classes those of the probe's test are left out if they come from here.
+        classes: classes of the images if there is a folder per class.
+        probe: labelled regions; None without labels.
+        indices: images to train on. With classes, test images of the probe are left out.
     """
 
     images: ImageSet
@@ -43,14 +43,14 @@ class ImageData:
 
     @property
     def fingerprint(self) -> str:
-        """Of the images, and of those that are only tested on."""
+        """Fingerprint of the training images and of images that are only tested on."""
         if self.probe is None or self.probe.test.image_set is self.images:
             return self.images.fingerprint
         return f"{self.images.fingerprint} {self.probe.test.image_set.fingerprint}"
 
 
 def open_data(data: DataConfig, *, seed: int, index_dir: Path) -> ImageData:
-    """The training images, and a probe from the labels of them and of the validation split.
+    """Open the training images, and a probe from their labels and those of the validation split.
 
     Raises:
         DataError: the data cannot be read.
@@ -82,9 +82,9 @@ def _tree_splits(data: DataConfig) -> tuple[str, str] | None:
     return class_tree_splits(root) if kind == "folder" else None
 
 
-def _regions(images: ImageSet, classes: FolderClasses | None) -> Regions | None:
+def _regions(images: ImageSet, classes: FolderClasses | None) -> ProbeRegions | None:
     if classes is not None:
-        return Regions(images, np.arange(len(images)), classes.class_ids)
+        return ProbeRegions(images, np.arange(len(images)), classes.class_ids)
     regions = regions_of_boxes(images) if images.has_labels else None
     return regions if regions is not None and len(regions) else None
 
@@ -95,8 +95,8 @@ def _validation_regions(
     trained: ImageSet,
     classes: FolderClasses | None,
     index_dir: Path,
-) -> Regions | None:
-    """Labelled regions of the validation split, in the classes of the training split; None where there is none."""
+) -> ProbeRegions | None:
+    """Return labelled regions of the validation split, with class ids of the training split; None if it has none."""
     if data.annotations is not None or data.images is not None or (trained.format == "folder" and splits is None):
         return None
     data = data.model_copy(update={"split": splits[1] if splits else None, "limit": None})
@@ -111,7 +111,7 @@ def _validation_regions(
     found = folder_classes(images.file_names)
     if found is None:
         return None
-    # In the numbers of the training split; its other classes cannot be tested.
+    # Classes that the training split does not have cannot be tested.
     number_of = {name: number for number, name in enumerate(classes.names)}
     numbers = np.array([number_of.get(name, -1) for name in found.names], dtype=np.int64)[found.class_ids]
-    return Regions(images, np.arange(len(images)), numbers).take(np.flatnonzero(numbers >= 0))
+    return ProbeRegions(images, np.arange(len(images)), numbers).take(np.flatnonzero(numbers >= 0))

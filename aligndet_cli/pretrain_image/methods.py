@@ -1,4 +1,4 @@
-"""What a backbone is trained on: SimSiam, MoCo v2, or classes. A method turns views into losses.
+"""Methods that turn views of images into losses for a backbone: SimSiam, MoCo v2, or classes.
 
 Every method has `backbone`, `forward(views, class_ids, *, with_health)` and `after_step(coefficient)`.
 """
@@ -20,7 +20,7 @@ Losses = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 class SimSiam(nn.Module):
-    """Each view predicts the embedding of the other, through which no gradient flows.
+    """SimSiam: each view predicts the embedding of the other, which gets no gradient.
 
     Args:
         backbone: trained in place.
@@ -46,17 +46,17 @@ class SimSiam(nn.Module):
         )
 
     def forward(self, views: Sequence[Tensor], class_ids: Tensor | None, *, with_health: bool) -> Losses:
-        """Loss of two views (B, 3, S, S) each, -1 at best; the classes are not used."""
+        """Return the loss of two views, (B, 3, H, W) each, -1 at best; classes are not used."""
         first, second = (self.projector(embed(self.backbone, view)) for view in views)  # (B, D)
         loss = simsiam_loss(self.predictor(first), second, self.predictor(second), first)
         return {"loss_similarity": loss}, embedding_health(normalize(first.detach().float())) if with_health else {}
 
     def after_step(self, coefficient: float) -> None:
-        """Nothing: there is no momentum copy."""
+        """Do nothing: there is no momentum copy."""
 
 
 class MoCo(nn.Module):
-    """A view finds the momentum embedding of the other view among a queue of those of earlier images.
+    """MoCo: a view finds the momentum embedding of the other view among a queue of embeddings of earlier images.
 
     Args:
         backbone: trained in place.
@@ -82,12 +82,12 @@ class MoCo(nn.Module):
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))  # where the next embeddings go
 
     def forward(self, views: Sequence[Tensor], class_ids: Tensor | None, *, with_health: bool) -> Losses:
-        """Loss of two views (B, 3, S, S) each; the classes are not used. Fills the queue."""
+        """Return the loss of two views, (B, 3, H, W) each, and fill the queue; classes are not used."""
         queries = normalize(self.head(embed(self.backbone, views[0])).float(), dim=1)  # (B, D)
         with torch.no_grad():
             keys = normalize(self.momentum_head(embed(self.momentum_backbone, views[1])).float(), dim=1)
         with torch.autocast(queries.device.type, enabled=False):
-            # A copy: the gradient still needs this queue when the next keys are in it.
+            # A copy, since the gradient needs the queue as it was before the next keys.
             contrast = moco_loss(queries, keys, self.queue.clone(), temperature=self.temperature)
         self._enqueue(gather_over_ranks(keys))
         health = embedding_health(queries.detach()) if with_health else {}
@@ -101,7 +101,7 @@ class MoCo(nn.Module):
         torch._foreach_lerp_(momentum, online, 1.0 - coefficient)
 
     def _enqueue(self, keys: Tensor) -> None:
-        """Put keys (N, D) in the place of the oldest; of more than Q, the last stay."""
+        """Replace the oldest keys in the queue by (N, D) keys; of more than Q, the last Q stay."""
         keys = keys[-len(self.queue) :]
         rows = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[rows] = keys
@@ -109,7 +109,7 @@ class MoCo(nn.Module):
 
 
 class Supervised(nn.Module):
-    """The class of the image, by a linear layer on the pooled features."""
+    """Classification of the image by a linear layer on the pooled features."""
 
     def __init__(self, backbone: Backbone, *, num_classes: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Supervised(nn.Module):
         self.fc = nn.Linear(backbone.channels["c5"], num_classes)
 
     def forward(self, views: Sequence[Tensor], class_ids: Tensor | None, *, with_health: bool) -> Losses:
-        """Cross-entropy of one view (B, 3, S, S) of images of classes (B,)."""
+        """Return the cross-entropy of one view, (B, 3, H, W), for class ids (B,)."""
         assert class_ids is not None, "prepare asks for classes"
         features = embed(self.backbone, views[0])
         logits = self.fc(features).float()  # (B, K)
@@ -130,24 +130,26 @@ class Supervised(nn.Module):
         return {"loss_cls": cross_entropy(logits, class_ids)}, shown
 
     def after_step(self, coefficient: float) -> None:
-        """Nothing: there is no momentum copy."""
+        """Do nothing: there is no momentum copy."""
 
 
 Method = SimSiam | MoCo | Supervised
 
 
 def embed(backbone: nn.Module, pixels: Tensor) -> Tensor:
-    """Last map of the backbone, averaged: (B, 3, H, W) -> (B, C)."""
+    """Return the mean of the last map of the backbone: (B, 3, H, W) -> (B, C)."""
     last: Tensor = backbone(pixels)["c5"]
     return last.mean(dim=(2, 3))
 
 
 def simsiam_loss(predicted_of_second: Tensor, second: Tensor, predicted_of_first: Tensor, first: Tensor) -> Tensor:
-    """Mean over both directions of the negative cosine similarity; no gradient reaches `first` and `second`.
+    """Return the negative cosine similarity, a mean over both directions; `first` and `second` get no gradient.
 
     Args:
-        predicted_of_second: (B, D) what view 1 predicts `second`, the embeddings of view 2, to be.
-        predicted_of_first: (B, D) the other way round.
+        predicted_of_second: (B, D) prediction of `second` from view 1.
+        second: (B, D) embeddings of view 2.
+        predicted_of_first: (B, D) prediction of `first` from view 2.
+        first: (B, D) embeddings of view 1.
 
     Source: SimSiam eqs. 1-2.
     """
@@ -157,15 +159,15 @@ def simsiam_loss(predicted_of_second: Tensor, second: Tensor, predicted_of_first
 
 
 def moco_loss(queries: Tensor, keys: Tensor, queue: Tensor, *, temperature: float) -> Contrast:
-    """InfoNCE of each query with its key as the positive and the queue as negatives.
+    """Return the InfoNCE loss of each query, with its key as the positive and the queue as negatives.
 
     Args:
         queries: (B, D) L2-normalised.
-        keys: (B, D) L2-normalised, in the order of the queries; constants, as the queue is.
+        keys: (B, D) L2-normalised, in the order of the queries; constants, like the queue.
         queue: (Q, D) L2-normalised.
 
-    Source: MoCo eq. 1, in the closed form of `contrastive_loss`. There all boxes of a batch are negatives of each
-        other; here, as in MoCo, only the queue is.
+    Source: MoCo eq. 1, in the closed form of `contrastive_loss`. As in MoCo, negatives are in the queue only, not in
+        the batch.
     """
     positive = (queries * keys.detach()).sum(dim=1) / temperature  # (B,)
     negatives = queries @ queue.T / temperature  # (B, Q)

@@ -1,4 +1,4 @@
-"""What features of a backbone are worth: accuracy of nearest neighbours and of a linear classifier on top of them."""
+"""Probes of a backbone's features: accuracy of nearest neighbours and of a linear classifier."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_image.methods import embed
 
-NEIGHBOURS = 20  # at most, and as many as there are images of a class; Wu et al., CVPR 2018, use 200 on ImageNet
-_CENTRE = 0.875  # of the short side, as ImageNet is tested (224 of 256)
+NEIGHBOURS = 20  # at most, and no more than regions per class; Wu et al., CVPR 2018, use 200 on ImageNet
+_CENTRE = 0.875  # side of the crop by short side of the image, as in tests on ImageNet (224 of 256)
 _BATCH = 64
 _MIN_BOX_SIDE = 8.0
 
 
 @dataclass(frozen=True)
-class Regions:
-    """Labelled parts of images that a probe looks at. N = regions.
+class ProbeRegions:
+    """N labelled regions of images, for a probe.
 
     Attributes:
         image_index: (N,) int64, position in the image set, ascending.
         class_ids: (N,) int64.
-        boxes: (N, 4) xyxy; None = whole images.
+        boxes: (N, 4) float32 xyxy; None for whole images.
     """
 
     image_set: ImageSet
@@ -42,19 +42,19 @@ class Regions:
     def __len__(self) -> int:
         return len(self.class_ids)
 
-    def take(self, rows: NDArray[np.int64]) -> "Regions":
-        """Some of the regions."""
+    def take(self, rows: NDArray[np.int64]) -> "ProbeRegions":
+        """Return the regions in (M,) rows."""
         boxes = None if self.boxes is None else self.boxes[rows]
         return replace(self, image_index=self.image_index[rows], class_ids=self.class_ids[rows], boxes=boxes)
 
-    def limited(self, count: int) -> "Regions":
-        """At most `count` regions, from all over the set."""
+    def limited(self, count: int) -> "ProbeRegions":
+        """Return at most `count` regions, evenly spread."""
         if len(self) <= count:
             return self
         return self.take(np.linspace(0, len(self) - 1, count).round().astype(np.int64))
 
-    def split(self, share: float, seed: int) -> "tuple[Regions, Regions]":
-        """Two parts without an image in common, the second with about `share` of the images."""
+    def split(self, share: float, seed: int) -> "tuple[ProbeRegions, ProbeRegions]":
+        """Return two parts without a common image, the second with about `share` of the images."""
         images = np.unique(self.image_index)
         order = np.random.default_rng(seed).permutation(images)
         is_second = np.isin(self.image_index, order[: max(round(share * len(images)), 1)])
@@ -65,20 +65,20 @@ class Regions:
 class Probe:
     """Regions to learn from, and others to be tested on."""
 
-    train: Regions
-    test: Regions
+    train: ProbeRegions
+    test: ProbeRegions
 
 
-def regions_of_boxes(image_set: ImageSet) -> Regions:
-    """The labelled boxes of a split, without crowds and specks."""
+def regions_of_boxes(image_set: ImageSet) -> ProbeRegions:
+    """Return the labelled boxes of a split, without crowds and boxes with a side below 8 pixels."""
     image_index = np.repeat(np.arange(len(image_set)), np.diff(image_set.offsets))
     sides = image_set.boxes[:, 2:] - image_set.boxes[:, :2]
     kept = np.flatnonzero(~image_set.is_crowd & (sides >= _MIN_BOX_SIDE).all(axis=1))
-    return Regions(image_set, image_index[kept], image_set.class_ids[kept], image_set.boxes[kept])
+    return ProbeRegions(image_set, image_index[kept], image_set.class_ids[kept], image_set.boxes[kept])
 
 
 def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
-    """`knn` and `linear` accuracy (0..1) of the features of a backbone, which is put in eval mode.
+    """Return the `knn` and `linear` accuracy, 0..1, of the features of a backbone, which is put in eval mode.
 
     Cosine neighbours vote by class; the linear classifier is a logistic regression on standardised features.
     """
@@ -93,7 +93,7 @@ def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
     neighbours = KNeighborsClassifier(num_neighbours, metric="cosine", algorithm="brute")
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an accuracy near the optimum is all that is asked for
+        warnings.simplefilter("ignore")  # no convergence: an accuracy near the optimum is enough
         linear.fit(train_x, train_y)
         scores = {
             "knn": neighbours.fit(train_x, train_y).score(test_x, test_y),
@@ -103,8 +103,8 @@ def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def extract(backbone: Backbone, regions: Regions, side: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Pooled features (N, C) and classes (N,) of the regions; images that cannot be read are left out."""
+def extract(backbone: Backbone, regions: ProbeRegions, side: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return pooled features (N, C) and class ids (N,) of the regions; images that cannot be read are left out."""
     backbone.eval()
     device = next(backbone.parameters()).device
     features, rows, crops = [], [], []
@@ -124,8 +124,8 @@ def _features(backbone: Backbone, crops: list[Tensor], device: torch.device) -> 
     return np.asarray(embed(backbone, pixels).float().cpu().numpy(), dtype=np.float32)
 
 
-def _crops(regions: Regions, side: int) -> Iterator[tuple[int, Tensor]]:
-    """Row and (3, side, side) uint8 square of every region whose image can be read."""
+def _crops(regions: ProbeRegions, side: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield row and (3, side, side) uint8 crop of every region whose image can be read."""
     image, loaded = None, -1
     for row, index in enumerate(regions.image_index.tolist()):
         if index != loaded:
@@ -141,7 +141,7 @@ def _crops(regions: Regions, side: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def _square(size_hw: tuple[int, int], box: NDArray[np.float32] | None) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the centre of an image, or of the square around a box as far as it is inside."""
+    """Return top, left, height and width of the square around a (4,) xyxy box, cut at the border, or of the centre."""
     height, width = size_hw
     if box is None:
         length = max(round(_CENTRE * min(height, width)), 1)

@@ -1,4 +1,4 @@
-"""How each method is trained: its paper's numbers."""
+"""Hyper-parameters of each method, from its paper."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,12 +11,12 @@ from aligndet_cli.training.recipe import Rates
 
 @dataclass(frozen=True)
 class MethodRecipe:
-    """How a method is trained.
+    """Hyper-parameters of a method.
 
     Attributes:
         rates: learning rate, schedule and the like.
-        views: of one image.
-        num_views: how many of them a step looks at.
+        views: random changes of an image that make a view.
+        num_views: views of each image in a step.
     """
 
     rates: Rates
@@ -75,7 +75,7 @@ RECIPES: dict[MethodName, MethodRecipe] = {
     ),
 }
 
-# Ours. The papers' SGD has hardly left the start when a short run ends: see `choose_rates`.
+# Ours: the papers' SGD hardly learns anything in a short run, see `choose_rates`.
 SHORT_RUN_STEPS = 10_000
 _SHORT_RUN_LR = 1e-3  # whatever the batch size
 _SHORT_RUN_DECAY = 0.05
@@ -87,10 +87,10 @@ _STEPS_PER_EPOCH = 8
 def choose_rates(
     method: MethodName, optimizer: Literal["sgd", "adamw"] | None, num_steps: int, batch_size: int
 ) -> Rates:
-    """The paper's SGD, or for short runs AdamW with a warm-up and a cosine, unless one of them is asked for.
+    """Return the rates of the paper's SGD, or of AdamW with a warm-up and a cosine for short runs or on request.
 
-    Measured on drawn objects of five classes with labels, ResNet-18 at 64 px, 400 steps of 16 new images:
-    AdamW gets 94 % of other images right, the paper's SGD 36 %; chance is 20 %.
+    Measured with labels of five classes of drawn objects, ResNet-18 at 64 px, 400 steps of 16 new images: AdamW gets
+    94 % of other images right, the paper's SGD 36 %, chance 20 %.
     """
     rates = RECIPES[method].rates
     if optimizer == "sgd" or (optimizer is None and num_steps >= SHORT_RUN_STEPS):
@@ -108,7 +108,7 @@ def choose_rates(
 
 
 def choose_batch_size(method: MethodName, num_images: int, parts: int) -> int:
-    """The paper's, halved until an epoch has eight steps; a multiple of `parts`, with two images each at least."""
+    """Return the paper's batch size, halved until an epoch has 8 steps; a multiple of `parts`, at least 2 each."""
     size = RECIPES[method].rates.batch_size
     while size > 2 and size * _STEPS_PER_EPOCH > num_images:
         size //= 2
@@ -116,10 +116,10 @@ def choose_batch_size(method: MethodName, num_images: int, parts: int) -> int:
 
 
 def choose_queue(num_images: int, batch_size: int) -> int:
-    """MoCo's queue, but of no more than half the images: an image must not find its own last embedding in it."""
+    """Return MoCo's queue size, at most half the images: an image must not meet its own last embedding."""
     return max(min(QUEUE_SIZE, num_images // 2), batch_size)
 
 
 def choose_momentum(num_steps: int) -> float:
-    """MoCo's momentum, less in short runs: the copy must be able to follow within a twentieth of the run."""
+    """Return MoCo's momentum, less in short runs, so that the copy can follow within a twentieth of the run."""
     return min(MOMENTUM, max(1.0 - 20.0 / num_steps, 0.9))

@@ -1,6 +1,5 @@
-"""`aligndet pretrain-image`: images -> a backbone that was trained on them."""
+"""`aligndet pretrain-image`: images -> a backbone trained on them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -18,8 +17,7 @@ from aligndet_cli.backbones import (
     load_backbone_weights,
 )
 from aligndet_cli.config import Side, StageConfig
-from aligndet_cli.data.loaders import OnError, SampleStream, batches_of_run
-from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.loaders import OnError, SampleStream
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
@@ -35,15 +33,15 @@ from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import recorded_split
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.loop import Learner, LoopSettings, train
-from aligndet_cli.training.optimizer import build_optimizer
-from aligndet_cli.training.placement import compile_parts, place, wrap
+from aligndet_cli.training.learner import build_learner, train_on
+from aligndet_cli.training.loop import LoopSettings
+from aligndet_cli.training.placement import place
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.settings import TrainingConfig, check_batch_split, describe_settings, resolve_settings
 from aligndet_cli.workspace import Output, Workspace
 
-SIMSIAM_DIM, MOCO_DIM = 2048, 128  # the papers'
+SIMSIAM_DIM, MOCO_DIM = 2048, 128  # embedding dimensions in the papers
 
 
 class ImageTrainingConfig(TrainingConfig):
@@ -86,11 +84,11 @@ class PretrainImageConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` found out; everything `run` needs.
+    """Everything that `run` needs.
 
     Attributes:
-        weights: to start from.
-        queue_size, momentum: of MoCo v2.
+        weights: weights to start from.
+        queue_size, momentum: for MoCo v2.
     """
 
     config: PretrainImageConfig
@@ -108,7 +106,7 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     """Find images and labels, work out the recipe, and decide what to do.
 
     Raises:
-        AlignDetError: whatever the user has to put right.
+        AlignDetError: anything that the user can put right.
     """
     devices = resolve_devices(config.runtime)
     data = open_data(config.data, seed=config.seed, index_dir=workspace.index_dir)
@@ -116,7 +114,7 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     name = config.name or f"{config.method}-{config.backbone.name}"
     batch_size = config.training.batch_size
     if batch_size == "auto":
-        # As when the run began, which may have been on another number of devices.
+        # A resumed run keeps its batch size, even on another number of devices.
         recorded = recorded_split(workspace, "pretrain-image", name, resume=resume, force=force)
         parts = devices.world_size * config.training.accumulate
         batch_size = recorded.batch_size if recorded else choose_batch_size(config.method, len(data.indices), parts)
@@ -163,7 +161,7 @@ def _check_method(config: PretrainImageConfig, data: ImageData) -> None:
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Effective settings, for people."""
+    """Return the effective settings, for people."""
     config, data = plan.config, plan.data
     labels = "none: no probe of what was learned"
     if data.probe is not None:
@@ -186,42 +184,32 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 
 def run(plan: Plan, process: Process) -> None:
-    """Train, and write weights, curves, probes and verdict."""
+    """Train, and write weights, curves and verdict."""
     config, folder = plan.config, plan.output.partial
     if process.is_main:
         plan.output.begin(config)
     wait_for_all(process)
-    learner, method = build_learner(plan, process)
-    train(learner, lambda step: _batches(plan, step, process), plan.settings, folder, process)
-    wait_for_all(process)
+    task = _build_task(plan)
+    learner = build_learner(task, plan.rates, plan.settings, config.runtime, process)
+    stream = SampleStream(plan.data.images, plan.data.indices, NoBoxes(), config.on_error)
+    aspects = np.ones(len(plan.data.indices))  # views are squares: any images go together
+    train_on(stream, learner, plan.settings, config.runtime, folder, process, aspects)
     if process.is_main:
-        _finish(plan, method, process)
+        _finish(plan, task.method, process)
     wait_for_all(process)
 
 
-def build_learner(plan: Plan, process: Process) -> tuple[Learner, Method]:
-    """What the loop trains, on the device of the process, and the method in it."""
+def _build_task(plan: Plan) -> ImageTask:
     config, recipe = plan.config, RECIPES[plan.config.method]
-    method = _build_method(plan)
-    place(method, process)
-    compile_parts([method], config.runtime)
-    views = recipe.views if config.min_area is None else replace(recipe.views, min_area=config.min_area)
-    task = ImageTask(
-        method,
-        views=views,
+    return ImageTask(
+        _build_method(plan),
+        views=recipe.views if config.min_area is None else replace(recipe.views, min_area=config.min_area),
         num_views=recipe.num_views,
         side=config.image_size,
         class_ids=plan.data.classes.class_ids if plan.data.classes else None,
-        seed=config.seed,
-        is_logged=plan.settings.is_logged,
+        momentum=plan.momentum,
+        settings=plan.settings,
     )
-    learner = Learner(
-        model=wrap(task, process),
-        optimizer=build_optimizer(task, plan.rates, plan.settings, process),
-        state={"method": method},
-        after_step=lambda step: method.after_step(plan.momentum),
-    )
-    return learner, method
 
 
 def _build_method(plan: Plan) -> Method:
@@ -249,19 +237,6 @@ def _initial_backbone(plan: Plan) -> Backbone:
     return backbone
 
 
-def _batches(plan: Plan, step: int, process: Process) -> Iterator[list[Sample]]:
-    config, data = plan.config, plan.data
-    return batches_of_run(
-        SampleStream(data.images, data.indices, NoBoxes(), config.on_error),
-        config.training.images_per_step,
-        steps=range(step, plan.settings.schedule.num_steps),
-        seed=config.seed,
-        num_workers=config.runtime.num_workers,
-        process=process,
-        aspects=np.ones(len(data.indices)),  # views are squares: any images go together
-    )
-
-
 def _finish(plan: Plan, method: Method, process: Process) -> None:
     folder = plan.output.partial
     state = method.backbone.torchvision_state()
@@ -287,7 +262,7 @@ def _finish(plan: Plan, method: Method, process: Process) -> None:
 
 
 def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, float] | None, dict[str, float] | None]:
-    """What the features were worth before and after; None where there are no labels."""
+    """Return the probe's scores before and after training; None without labels."""
     probe: Probe | None = plan.data.probe
     if probe is None:
         return None, None

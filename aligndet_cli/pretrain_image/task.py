@@ -1,25 +1,28 @@
-"""From samples to the views and losses of a method, on the training device."""
+"""From samples to views, and to the losses of a method, on the training device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.pretrain_image.methods import Method
 from aligndet_cli.pretrain_image.views import ViewRecipe, draw_crop, make_views
+from aligndet_cli.training.learner import ViewLosses
+from aligndet_cli.training.loop import LoopSettings
 
 
-class ImageTask(nn.Module):
-    """Draws independent views of every sample and runs the method on them.
+class ImageTask(ViewLosses):
+    """Independent views of every sample, and the losses of a method on them.
 
     Args:
-        num_views: of every image.
-        side: of the square views in pixels.
-        class_ids: (images,) int64 by place in the `ImageSet`; None where the method needs none.
-        is_logged: whether the numbers of a step are looked at; the health numbers cost an eigendecomposition.
+        num_views: views of every image.
+        side: side of the square views in pixels.
+        class_ids: (images,) int64 for the whole `ImageSet`; None if the method needs none.
+        momentum: coefficient of the method's momentum copy, if it has one.
+        settings: its `seed` and `is_logged` are used; health numbers cost an eigendecomposition.
     """
 
     def __init__(
@@ -30,18 +33,17 @@ class ImageTask(nn.Module):
         num_views: int,
         side: int,
         class_ids: NDArray[np.int64] | None,
-        seed: int,
-        is_logged: Callable[[int], bool],
+        momentum: float,
+        settings: LoopSettings,
     ) -> None:
         super().__init__()
         self.method = method
         self.views, self.num_views, self.side = views, num_views, side
-        self.class_ids = class_ids
-        self.seed, self.is_logged = seed, is_logged
+        self.class_ids, self.momentum, self.settings = class_ids, momentum, settings
         self.train()
 
     def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses and shown numbers of one batch."""
+        """Return scalar losses of B samples, and scalars that are only logged, by name."""
         device = next(self.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             views = [self._view(samples, number, device) for number in range(1, self.num_views + 1)]
@@ -49,12 +51,17 @@ class ImageTask(nn.Module):
             if self.class_ids is not None:
                 class_ids = torch.from_numpy(self.class_ids[[sample.index for sample in samples]])
                 class_ids = class_ids.to(device, non_blocking=True)
-        losses, shown = self.method(views, class_ids, with_health=self.is_logged(step))
+        losses, shown = self.method(views, class_ids, with_health=self.settings.is_logged(step))
         return losses, shown
+
+    def after_step(self, step: int) -> None:
+        """Update the momentum copy of the method, if it has one."""
+        self.method.after_step(self.momentum)
 
     def _view(self, samples: Sequence[Sample], number: int, device: torch.device) -> Tensor:
         params = []
         for sample in samples:
             height, width = sample.image.shape[-2:]
-            params.append(draw_crop((self.seed, sample.position, number), (height, width), self.side, self.views))
+            seed = (self.settings.seed, sample.position, number)
+            params.append(draw_crop(seed, (height, width), self.side, self.views))
         return make_views(samples, params, self.side, device)

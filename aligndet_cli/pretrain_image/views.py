@@ -1,4 +1,4 @@
-"""Random crops and colours of whole images, on the training device, a batch at a time."""
+"""Random crops and colours of images, on the training device, a batch at a time."""
 
 import math
 from collections.abc import Sequence
@@ -16,18 +16,19 @@ GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as in torchvision
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 _ASPECTS = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
-_SIGMAS = (0.1, 2.0)  # of the blur, in pixels of a view of _REFERENCE_SIDE
+_SIGMAS = (0.1, 2.0)  # blur in pixels, for views of _REFERENCE_SIDE
 _REFERENCE_SIDE = 224
 
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """How strongly views differ.
+    """Limits and probabilities of random changes.
 
     Attributes:
         min_area: smallest share of the image's area in a crop.
-        brightness, contrast, saturation: a factor of 1 -+ this much; hue: a turn of up to -+ this share of the circle.
-        jitter_p, gray_p, blur_p: how likely a view is jittered (in all four), gray, or blurred.
+        brightness, contrast, saturation: factors are drawn from 1 -+ this much.
+        hue: largest turn, as a share of the circle.
+        jitter_p, gray_p, blur_p: probability that a view is jittered (in all four), gray, or blurred.
     """
 
     min_area: float
@@ -42,12 +43,12 @@ class ViewRecipe:
 
 @dataclass(frozen=True)
 class CropParams:
-    """What is done to one image to make one view of it.
+    """Parameters of one view of an image.
 
     Attributes:
         box: top, left, height and width in pixels of the image.
         factors: brightness, contrast, saturation (1 = unchanged) and hue (0 = unchanged, 1 = full circle).
-        sigma: of the blur, in pixels of the view; 0 = none.
+        sigma: blur in pixels of the view; 0 = none.
     """
 
     box: tuple[int, int, int, int]
@@ -57,9 +58,9 @@ class CropParams:
 
 
 def draw_crop(seed: tuple[int, ...], size_hw: tuple[int, int], side: int, recipe: ViewRecipe) -> CropParams:
-    """Random view parameters that depend on `seed` (and the size of the image) alone.
+    """Draw the parameters of a view; they depend on the arguments alone.
 
-    Source: MoCo v2 and SimSiam, official code: random resized crop, colour jitter, gray, blur, flip. There the
+    Source: MoCo v2 and SimSiam, official code: random resized crop, colour jitter, gray, blur, flip. Their
         blur is in pixels of a 224 px view; ours scales with the side of the view.
     """
     generator = torch.Generator().manual_seed(mix_seed(*seed))
@@ -83,7 +84,7 @@ def draw_crop(seed: tuple[int, ...], size_hw: tuple[int, int], side: int, recipe
 
 
 def make_views(samples: Sequence[Sample], params: Sequence[CropParams], side: int, device: torch.device) -> Tensor:
-    """(B, 3, side, side) normalised views on the device, one of every sample."""
+    """Return a normalised view of each of B samples, on the device: (B, 3, side, side)."""
     crops = [
         F.resized_crop(sample.image.to(device, non_blocking=True), *view.box, [side, side], antialias=True)
         for sample, view in zip(samples, params, strict=True)
@@ -96,11 +97,11 @@ def make_views(samples: Sequence[Sample], params: Sequence[CropParams], side: in
 
 
 def change_colours(pixels: Tensor, factors: Sequence[tuple[float, float, float, float]]) -> Tensor:
-    """Images (B, 3, H, W) in 0..1 with brightness, contrast, saturation and hue changed, each by factors of its own.
+    """Change brightness, contrast, saturation and hue of images (B, 3, H, W) in 0..1, each by its own factors.
 
-    All four are linear, so that one 3x3 matrix and one offset per image do for the whole batch; torchvision's
-    functions take one factor for all images. They clip after each of the four, in random order, we after the last;
-    their hue turns HSV, ours the chroma plane of YIQ.
+    All four changes are linear, so one 3x3 matrix and one offset per image do for the whole batch; torchvision's
+    functions take one factor for all images. torchvision clips after each change, in random order, we after the last;
+    its hue turns HSV, ours the chroma plane of YIQ.
     """
     matrices, weights = zip(*(_colour_matrix(*each) for each in factors), strict=True)
     matrix = torch.tensor(matrices, dtype=pixels.dtype, device=pixels.device)  # (B, 3, 3)
@@ -112,7 +113,7 @@ def change_colours(pixels: Tensor, factors: Sequence[tuple[float, float, float, 
 
 
 def blur(pixels: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """Images (B, 3, H, W), each blurred by a Gaussian of its own deviation in pixels; 0 leaves it as it is."""
+    """Blur images (B, 3, H, W), each by a Gaussian with its own sigma in pixels; 0 does not blur."""
     rows = [row for row, sigma in enumerate(sigmas) if sigma > 0]
     if not rows:
         return pixels
@@ -134,7 +135,7 @@ def blur(pixels: Tensor, sigmas: Sequence[float]) -> Tensor:
 def _draw_box(
     attempts: Sequence[tuple[float, float, float, float]], size_hw: tuple[int, int], min_area: float
 ) -> tuple[int, int, int, int]:
-    """As torchvision's `RandomResizedCrop`: the first attempt that fits, else the largest central crop."""
+    """Return top, left, height and width of the first attempt that fits, else of the centre, as torchvision does."""
     height, width = size_hw
     low, high = (math.log(aspect) for aspect in _ASPECTS)
     for area, aspect, top, left in attempts:
@@ -151,7 +152,7 @@ def _draw_box(
 def _colour_matrix(
     brightness: float, contrast: float, saturation: float, hue: float
 ) -> tuple[list[list[float]], float]:
-    """What colours are multiplied with, and the weight of the image's mean gray that is added."""
+    """Return the 3x3 matrix that colours are multiplied with, and the weight of the image's mean gray to add."""
     gray = torch.tensor(GRAY, dtype=torch.float64).expand(3, 3)
     saturate = saturation * torch.eye(3, dtype=torch.float64) + (1 - saturation) * gray
     to_yiq = torch.tensor(_YIQ, dtype=torch.float64)

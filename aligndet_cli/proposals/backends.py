@@ -1,4 +1,4 @@
-"""Who does the work: processes or threads of this machine, or the machines of a Dask or Ray cluster."""
+"""Workers that search images: processes or threads of this machine, or machines of a Dask or Ray cluster."""
 
 import contextlib
 import functools
@@ -22,14 +22,14 @@ from aligndet_cli.processes.signals import end_with_parent, helpers_ignore_sigus
 Backend = Literal["processes", "threads", "dask", "ray"]
 _JOBLIB_NAMES = {"processes": "loky", "threads": "threading", "dask": "dask", "ray": "ray"}
 _PACKAGES = {"dask": "distributed", "ray": "ray"}
-# Tasks that a worker takes at once: handing over one costs 0.3-0.7 ms of the main process with `processes`, and a
-# crash loses those that are handed over.
+# Tasks that a worker takes at once. With `processes`, handing over one costs the main process 0.3-0.7 ms, and a crash
+# loses the tasks that were handed over.
 _TASKS_AT_ONCE = 4
-# Up to so many workers are threads unless said otherwise: they start at once, share their memory, and cost a tenth less
-# CPU time. Of the millisecond or two per image that holds the interpreter's lock, more of them would feel the wait.
+# Up to this many workers are threads unless said otherwise: threads start at once, share their memory, and cost a tenth
+# less CPU time. Each image holds the interpreter's lock for a millisecond or two, so more threads would wait for it.
 _MAX_AUTO_THREADS = 4
 _CONNECT_SECONDS = 20
-# Ray's joblib backend returns results only together: it gets so many tasks per worker at a time.
+# Ray's joblib backend returns the results of a round together; a round has this many tasks per worker.
 _TASKS_PER_ROUND = 64
 
 Task = TypeVar("Task")
@@ -38,11 +38,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Workers:
-    """Where tasks are done.
+    """The workers that do the tasks.
 
     Attributes:
-        count: workers on this machine; None takes all that a cluster has.
-        scheduler: address of the Dask scheduler or the Ray head; None uses this machine.
+        count: workers on this machine; None for all workers of a cluster.
+        scheduler: address of the Dask scheduler or the Ray head; None for this machine.
     """
 
     backend: Backend
@@ -50,10 +50,10 @@ class Workers:
     scheduler: str | None = None
 
 
-def resolve_workers(
+def choose_workers(
     backend: Backend | Literal["auto"], scheduler: str | None, num_workers: int | Literal["auto"]
 ) -> Workers:
-    """What the settings mean on this machine.
+    """Return the workers that the settings mean on this machine.
 
     Raises:
         ConfigError: settings that cannot take effect together, or a package that is not installed.
@@ -77,23 +77,23 @@ def resolve_workers(
 def results_of(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: Workers
 ) -> Iterator[Iterator[Result]]:
-    """Yields an iterator over `function(task)` in whatever order they end; tasks are drawn as they are needed.
+    """Yield an iterator over the results of `function(task)`, in the order in which tasks end.
 
-    Left early, the workers are stopped.
+    Tasks are drawn as they are needed. Leaving the block early stops the workers.
 
     Raises:
         ConfigError: no scheduler at that address.
         RunError: a worker process was killed.
     """
     called = functools.partial(_call, function, os.getpid() if workers.backend == "processes" else None)
-    # One thread per worker: there is one worker per core already.
+    # There is one worker per core already.
     threads = {"inner_max_num_threads": 1} if workers.backend == "processes" else {}
     with (
         _ready(workers) as num_jobs,
         joblib.parallel_config(_JOBLIB_NAMES[workers.backend], n_jobs=num_jobs, **threads),
     ):
         at_once = 1 if workers.backend == "threads" else _TASKS_AT_ONCE
-        # So that each worker has a next batch waiting when it is done with one.
+        # Each worker has its next batch waiting when it is done with one.
         ahead = f"{2 * at_once} * n_jobs"
         options = {"batch_size": at_once, "pre_dispatch": ahead}
         if workers.backend == "ray":
@@ -104,7 +104,7 @@ def results_of(
         try:
             yield _with_known_errors(results)
         finally:
-            with warnings.catch_warnings():  # joblib tells that tasks are lost; they are meant to be
+            with warnings.catch_warnings():  # joblib warns that tasks are lost, which is meant
                 warnings.filterwarnings("ignore", message=".*(cancelled|executed  but not used)", category=UserWarning)
                 results.close()
 
@@ -117,7 +117,7 @@ def _call(function: Callable[[Task], Result], parent_pid: int | None, task: Task
 
 @contextlib.contextmanager
 def _ready(workers: Workers) -> Iterator[int]:
-    """Connect to a cluster or start one here; yields the number of jobs to ask joblib for."""
+    """Connect to a cluster or start one here; yield the number of jobs to ask joblib for."""
     if workers.backend == "dask":
         with _dask_client(workers):
             yield -1
@@ -157,7 +157,7 @@ def _ray_jobs(workers: Workers) -> Iterator[int]:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Say at once that nobody is there: Ray waits for minutes, and neither says it in one line."""
+    """Refuse an address where nobody answers: Ray would wait for minutes, and neither says it in one line."""
     place = urllib.parse.urlsplit(address if "://" in address else f"//{address}")
     try:
         socket.create_connection((place.hostname or "", place.port or 0), _CONNECT_SECONDS).close()
@@ -184,9 +184,9 @@ def _with_known_errors(results: Iterator[Result]) -> Iterator[Result]:
 
 @functools.cache
 def _leave_ending_to_parent(parent_pid: int) -> None:
-    """Make a worker process end with its parent, and not before; nothing happens in the parent itself.
+    """Make a worker process end with its parent, and not before; do nothing in the parent itself.
 
-    joblib's workers outlive a parent that was ended by `kill -9`, waiting for work that cannot come any more.
+    After `kill -9` of the parent, joblib's workers would wait for ever for work that cannot come any more.
     """
     if os.getppid() == parent_pid:
         leave_stopping_to_main_process()

@@ -10,14 +10,14 @@ from aligndet_cli.proposals.compiling import compiled
 
 @dataclass(frozen=True)
 class FilterRules:
-    """What a proposal must fulfil.
+    """Limits for proposals.
 
     Attributes:
         min_size: least width and height in pixels.
         max_ratio: width / height must be in [1 / max_ratio, max_ratio].
         max_size: greatest sqrt(box area) / sqrt(image area).
         nms: a box is left out if its IoU with an earlier, kept box is greater than this; 1 keeps all.
-        max_per_image: keep the first so many; None keeps all.
+        max_per_image: number of boxes kept at most, best first; None keeps all.
     """
 
     min_size: float
@@ -28,9 +28,9 @@ class FilterRules:
 
 
 def filter_proposals(boxes: NDArray[np.float32], size_hw: tuple[int, int], rules: FilterRules) -> NDArray[np.float32]:
-    """Boxes that pass the rules, in the given order (best first).
+    """Return the boxes that pass the rules, in the given order (best first).
 
-    An image left with nothing falls back as in SoCo: first without the size rules, then without the ratio rule.
+    If no box passes, the rules are relaxed as in SoCo: first the size rules are dropped, then the ratio rule.
 
     Args:
         boxes: (N, 4) float32, xyxy, absolute pixels.
@@ -53,16 +53,19 @@ def filter_proposals(boxes: NDArray[np.float32], size_hw: tuple[int, int], rules
 
 
 def is_valid(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(N,) bool: finite and with a width and a height. Args: boxes (N, 4) xyxy."""
+    """Return (N,) bool for (N, 4) xyxy boxes: True if finite, with a width and a height."""
     ordered = np.asarray(boxes[:, 2:] > boxes[:, :2])
     return np.asarray(np.isfinite(boxes).all(axis=1) & ordered.all(axis=1), dtype=bool)
 
 
 def clip_to_image(boxes: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """The parts of the boxes inside the image; boxes without any, or not finite, are left out.
+    """Cut boxes at the border of the image; leave out boxes that are outside or not finite.
 
     Args:
         boxes: (N, 4) float32, xyxy, absolute pixels.
+
+    Returns:
+        (M, 4) float32, xyxy, in the same order.
     """
     finite = boxes[np.isfinite(boxes).all(axis=1)]
     limits = np.array([size_hw[1], size_hw[0]] * 2, dtype=np.float32)
@@ -71,7 +74,7 @@ def clip_to_image(boxes: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArr
 
 
 def has_allowed_ratio(boxes: NDArray[np.float32], max_ratio: float) -> NDArray[np.bool_]:
-    """(N,) bool: neither side is more than `max_ratio` times the other. Args: boxes (N, 4) xyxy."""
+    """Return (N,) bool for (N, 4) xyxy boxes: True if neither side is more than `max_ratio` times the other."""
     width, height = _sides(boxes)
     return (width <= max_ratio * height) & (height <= max_ratio * width)
 
@@ -79,24 +82,25 @@ def has_allowed_ratio(boxes: NDArray[np.float32], max_ratio: float) -> NDArray[n
 def has_allowed_size(
     boxes: NDArray[np.float32], size_hw: tuple[int, int], min_size: float, max_size: float
 ) -> NDArray[np.bool_]:
-    """(N,) bool: both sides reach `min_size` px and sqrt(area) is at most `max_size` of the image's."""
+    """Return (N,) bool for (N, 4) xyxy boxes: True if large enough and not too large, see `FilterRules`."""
     width, height = _sides(boxes)
     relative = np.sqrt(width * height) / np.sqrt(float(size_hw[0]) * size_hw[1])
     return (width >= min_size) & (height >= min_size) & (relative <= max_size)
 
 
 def nms(boxes: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
-    """Positions of the boxes that no earlier kept box overlaps by more than `threshold`, ascending.
+    """Return the (M,) ascending positions of the boxes that greedy non-maximum suppression keeps.
 
     Args:
-        boxes: (N, 4) xyxy, best first. Boxes whose IoU equals the threshold are both kept.
+        boxes: (N, 4) xyxy, best first.
+        threshold: a box is left out if its IoU with an earlier, kept box is greater than this.
     """
     return _first_of_overlapping(boxes.astype(np.float64), threshold)
 
 
 @compiled
 def _first_of_overlapping(boxes: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
-    """See `nms`."""
+    """Do the work of `nms`."""
     kept = np.empty(len(boxes), dtype=np.int64)
     num_kept = 0
     for row in range(len(boxes)):
@@ -118,9 +122,9 @@ def _first_of_overlapping(boxes: NDArray[np.float64], threshold: float) -> NDArr
 
 
 def pairwise_iou(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N, M) IoU of every pair, 0 where both are empty. Args: boxes (N, 4) and others (M, 4), xyxy."""
+    """Return the (N, M) IoU of all pairs of (N, 4) and (M, 4) xyxy boxes; 0 where both are empty."""
     first, second = boxes.astype(np.float64), others.astype(np.float64)
-    # Minimum of the right edges minus maximum of the left ones, one axis at a time to save memory.
+    # One axis at a time, to save memory.
     width = np.minimum(first[:, None, 2], second[None, :, 2]) - np.maximum(first[:, None, 0], second[None, :, 0])
     height = np.minimum(first[:, None, 3], second[None, :, 3]) - np.maximum(first[:, None, 1], second[None, :, 1])
     intersection = np.clip(width, 0, None) * np.clip(height, 0, None)
@@ -129,7 +133,7 @@ def pairwise_iou(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDA
 
 
 def areas_of(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N,) areas in square pixels. Args: boxes (N, 4) xyxy."""
+    """Return the (N,) areas of (N, 4) xyxy boxes in square pixels."""
     width, height = _sides(boxes)
     return width * height
 

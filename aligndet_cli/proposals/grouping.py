@@ -1,6 +1,6 @@
-"""How alike neighbouring regions are, and their greedy grouping into a hierarchy. Compiled loops.
+"""Similarity of neighbouring regions, and their greedy grouping into a hierarchy, in compiled loops.
 
-What runs inside loops takes arrays rather than tuples of them: numba counts references to each array of a tuple at
+Functions called inside loops take arrays, not tuples of arrays: numba counts references to each array of a tuple at
 each call, which takes longer than the work itself.
 """
 
@@ -14,15 +14,15 @@ from aligndet_cli.proposals.regions import Regions
 
 
 class Mix(NamedTuple):
-    """How much each cue counts in the similarity of two regions; each cue is 0 (unlike) to 1.
+    """Weights of the cues in the similarity of two regions; each cue is 0 (unlike) to 1.
 
     Attributes:
         colour: overlap of the histograms.
-        size: 1 - their share of the image: small regions are joined first.
-        fill: 1 - the part of the image that their common box holds besides them: holes and bays are filled.
-        border: 1 - mean edge strength between them.
-        effort: falls with the smaller one's size times how unlike they are (after Ward 1963): a large region is only
-            given up for a weak border and a similar colour.
+        size: 1 - share of the image that both cover: small regions are joined first.
+        fill: 1 - share of the image that is in their common box but in neither region: holes and bays are filled.
+        border: 1 - mean edge strength between the regions.
+        effort: falls with the size of the smaller region times the contrast (after Ward 1963): a large region is only
+            joined across a weak border to a similar colour.
     """
 
     colour: float = 0
@@ -33,13 +33,13 @@ class Mix(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Regions that were joined, or could have been.
+    """Boxes of regions, of joined regions, or of pairs of neighbours.
 
     Attributes:
         boxes: (N, 4) float32 xyxy.
-        fills: (N,) float32 part of the box that is the region.
-        contrasts: (N,) float32 contrast to the neighbour that is most like the region, 0..1: half the edge strength
-            between the two and half what their histograms do not share. 1 without neighbours.
+        fills: (N,) float32 share of the box that the region covers.
+        contrasts: (N,) float32 contrast to the most similar neighbour, 0..1: half the edge strength between the two,
+            plus half of what their histograms do not share. 1 without neighbours.
     """
 
     boxes: NDArray[np.float32]
@@ -48,14 +48,15 @@ class Groups(NamedTuple):
 
 
 class _Graph(NamedTuple):
-    """Edges between regions, in one linked list per region: half-edge `2 * edge + side` is that of `ends[edge, side]`.
+    """Edges between R regions, in a linked list per region; half-edge `2 * edge + side` belongs to `ends[edge, side]`.
 
     Attributes:
         values: (E,) float32 similarity of the two ends; -1: no longer an edge.
         heads: (R,) first half-edge of each region, -1: none.
         following: (2E,) next half-edge of the same region, -1: none.
-        best: (R,) edge to the neighbour that each region is most like, and (R,) float32 how much; -1: none.
-        edge_to: (R,) all -1; room to work in.
+        best: (R,) edge to the most similar neighbour, -1: none.
+        best_values: (R,) float32 similarity to that neighbour, -1: none.
+        edge_to: (R,) work space, all -1 between uses.
     """
 
     values: NDArray[np.float32]
@@ -67,7 +68,7 @@ class _Graph(NamedTuple):
 
 
 class _Cues(NamedTuple):
-    """`Mix`, the number of pixels of the image and the unit of the histograms, as float32."""
+    """Weights as in `Mix`, number of pixels of the image, and unit of the histograms, as float32."""
 
     colour: np.float32
     size: np.float32
@@ -83,12 +84,12 @@ def group(regions: Regions, mix: Mix, num_pixels: int, pairs_at: tuple[int, ...]
 
     Args:
         num_pixels: of the whole image.
-        pairs_at: at each of these numbers of regions left, all pairs of neighbours are given out as well: objects of
-            two parts that look unlike are not joined in any order.
-        min_side: boxes with a shorter side than this many pixels are not given out.
+        pairs_at: when one of these numbers of regions is left, all pairs of neighbours are returned as well: two
+            parts of an object that look different are never joined.
+        min_side: boxes with a side shorter than this many pixels are left out.
 
     Returns:
-        Joined regions and pairs in the order in which they were met.
+        N joined regions and pairs, in the order in which they were found.
 
     Source: Uijlings et al. 2013, algorithm 1, whose cues are colour, texture, size and fill. `border` and `effort`
         are ours; pairs of neighbours are an idea of Pont-Tuset et al. 2017.
@@ -98,12 +99,12 @@ def group(regions: Regions, mix: Mix, num_pixels: int, pairs_at: tuple[int, ...]
 
 
 def group_alone(regions: Regions, min_side: float = 0) -> Groups:
-    """The regions themselves as groups of one. Args: see `group`."""
+    """Return each of the R regions as a group of its own; `min_side` as in `group`."""
     return _split(_group_alone(regions, np.float32(min_side)))
 
 
 def _split(rows: NDArray[np.float32]) -> Groups:
-    """Groups from (N, 6): box, fill, contrast."""
+    """Split (N, 6) rows of box, fill and contrast."""
     return Groups(rows[:, :4], rows[:, 4], rows[:, 5])
 
 
@@ -143,7 +144,7 @@ def _write(
     rows: NDArray[np.float32],
     place: int,
 ) -> int:
-    """Write a group unless its box is too small; returns the place behind it."""
+    """Write a group into `rows` (N, 6) unless its box is too small; return the next free place."""
     width, height = box[2] - box[0], box[3] - box[1]
     if width < min_side or height < min_side:
         return place
@@ -155,8 +156,8 @@ def _write(
 
 @compiled
 def _greatest(values: NDArray[np.float32]) -> int:
-    """Place of the first greatest value; all are -1 or at least 0."""
-    # Such floats have the order of their bits, and only the greatest of whole numbers is found eight at a time.
+    """Return the place of the first greatest of (N,) values, all of which are -1 or at least 0."""
+    # Such floats sort like their bits, and the compiler compares eight integers at a time, but not floats.
     bits = values.view(np.int32)
     top = bits[0]
     for bit in bits:
@@ -182,7 +183,7 @@ def _copied(regions: Regions) -> Regions:
 
 @compiled
 def _link_all(regions: Regions, cues: _Cues) -> _Graph:
-    """The graph before anything is joined."""
+    """Build the graph before anything is joined."""
     sizes, boxes, histograms, ends, lengths, strengths, _ = regions
     values = np.empty(len(ends), dtype=np.float32)
     heads, following = np.full(len(sizes), -1), np.full(2 * len(ends), -1)
@@ -199,7 +200,7 @@ def _link_all(regions: Regions, cues: _Cues) -> _Graph:
 
 @compiled
 def _join(edge: int, regions: Regions, graph: _Graph, cues: _Cues) -> tuple[int, np.float32]:
-    """Make one region of the two ends of an edge; returns the end that lives on and its contrast, see `Groups`."""
+    """Join the two ends of an edge; return the number of the joined region and its contrast, see `Groups`."""
     sizes, boxes, histograms, ends, lengths, strengths, _ = regions
     values, heads, following, best, best_values, _ = graph
     i, j = ends[edge]
@@ -228,7 +229,7 @@ def _join(edge: int, regions: Regions, graph: _Graph, cues: _Cues) -> tuple[int,
 
 @compiled
 def _take_edges(i: int, j: int, regions: Regions, graph: _Graph) -> None:
-    """Give the edges of j to i, or add them to the edge that i has to the same region."""
+    """Move the edges of j to i; add an edge to the same region to the one that i has already."""
     ends, lengths, strengths = regions.ends, regions.lengths, regions.strengths
     values, heads, following, edge_to = graph.values, graph.heads, graph.following, graph.edge_to
     half = heads[i]
@@ -266,7 +267,7 @@ def _link(region: int, half: int, heads: NDArray[np.int64], following: NDArray[n
 def _find_best(
     region: int, heads: NDArray[np.int64], following: NDArray[np.int64], values: NDArray[np.float32]
 ) -> tuple[int, np.float32]:
-    """A region's edge to the neighbour that it is most like, and how much it is; -1 if it has none."""
+    """Return the edge to the most similar neighbour of a region and the similarity; -1 for both if it has none."""
     found, top = -1, np.float32(-1)
     half = heads[region]
     while half >= 0:
@@ -286,7 +287,7 @@ def _similarity(
     boxes: NDArray[np.float32],
     cues: _Cues,
 ) -> tuple[np.float32, np.float32]:
-    """How alike two neighbours are, see `Mix`, and their contrast, see `Groups`.
+    """Return the similarity of two neighbours, see `Mix`, and their contrast, see `Groups`.
 
     Args:
         strength: mean edge strength between the two.
@@ -308,13 +309,13 @@ def _similarity(
 
 @compiled
 def _contrast(strength: np.float32, colour: np.float32) -> np.float32:
-    """See `Groups`. Args: mean edge strength between two neighbours and the overlap of their histograms."""
+    """Return the contrast of two neighbours, from the edge strength between them and the overlap of histograms."""
     return np.float32(0.5) * (strength + np.float32(1) - colour)
 
 
 @compiled
 def _common_colours(i: int, j: int, histograms: NDArray[np.int32], unit: np.float32) -> np.float32:
-    """Overlap of two histograms, 0..1."""
+    """Return the overlap, 0..1, of rows i and j of (R, B) histograms."""
     shared = np.int32(0)
     for code in range(histograms.shape[1]):
         shared += min(histograms[i, code], histograms[j, code])
@@ -325,7 +326,7 @@ def _common_colours(i: int, j: int, histograms: NDArray[np.int32], unit: np.floa
 def _unite(
     i: int, j: int, sizes: NDArray[np.float32], boxes: NDArray[np.float32], histograms: NDArray[np.int32]
 ) -> None:
-    """Make region i the union of both."""
+    """Make region i the union of regions i and j."""
     share = sizes[i] / (sizes[i] + sizes[j])
     for code in range(histograms.shape[1]):
         histograms[i, code] = np.int32(
@@ -337,17 +338,17 @@ def _unite(
 
 @compiled
 def _cover(box: NDArray[np.float32], other: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """Write the common box of two."""
+    """Write the common box of two xyxy boxes."""
     out[0], out[1] = min(box[0], other[0]), min(box[1], other[1])
     out[2], out[3] = max(box[2], other[2]), max(box[3], other[3])
 
 
 @compiled
 def _least_contrasts(regions: Regions, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(R,) contrast of each region, see `Groups`.
+    """Return the (R,) contrast of each region, see `Groups`.
 
     Args:
-        values: (E,) float32; edges with negative ones are none any longer.
+        values: (E,) float32; negative: no longer an edge.
     """
     histograms, ends, lengths, strengths = regions.histograms, regions.ends, regions.lengths, regions.strengths
     unit = np.float32(regions.histogram_unit)
@@ -364,7 +365,7 @@ def _least_contrasts(regions: Regions, values: NDArray[np.float32]) -> NDArray[n
 def _write_pairs(
     regions: Regions, values: NDArray[np.float32], min_side: np.float32, rows: NDArray[np.float32], place: int
 ) -> int:
-    """Write all pairs of neighbours that are left; returns the place behind them."""
+    """Write all pairs of neighbours that are left into `rows` (N, 6); return the next free place."""
     sizes, boxes, ends = regions.sizes, regions.boxes, regions.ends
     contrasts = _least_contrasts(regions, values)
     box = np.empty(4, dtype=np.float32)

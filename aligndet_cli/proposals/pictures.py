@@ -1,35 +1,29 @@
-"""Pictures of a store: a contact sheet of images with their proposals, histograms, and recall by budget."""
+"""Pictures of proposals: a sheet of images, histograms, and recall by number of proposals."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
+from PIL import Image
 
 from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
+from aligndet_cli.drawing import LINE_HEIGHT, draw_grid, draw_text, draw_tile, save_picture
 from aligndet_cli.errors import DataError
-from aligndet_cli.files import write_bytes
-from aligndet_cli.plotting import COLOURS, DASHES, JPEG, REFERENCE, SMALL, finish_axes, new_figure, save_figure
+from aligndet_cli.plotting import COLOURS, DASHES, REFERENCE, SMALL, finish_axes, new_figure, save_figure
 from aligndet_cli.proposals.filters import areas_of
 from aligndet_cli.proposals.report import sample_boxes
 
 _NUM_BINS = 40
 _NUM_TILES, _NUM_COLUMNS = 12, 4
 _TILE_HW = (300, 400)
-_STRIP = 22  # pixels for a line of text
 _BOXES_PER_TILE = 15  # more hide the image
-# Box colour (RGB; Okabe-Ito, told apart by everyone) by size: sqrt(box area) / sqrt(image area) up to the limit.
-_COLOURS: tuple[tuple[float, tuple[int, int, int]], ...] = (
-    (0.15, (213, 94, 0)),
-    (0.30, (240, 228, 66)),
-    (0.50, (86, 180, 233)),
-    (np.inf, (204, 121, 167)),
-)
+# Colours of boxes whose sqrt(box area / image area) is at most the limit; Okabe and Ito's, as in plotting.
+_COLOURS = {0.15: "#D55E00", 0.30: "#F0E442", 0.50: "#56B4E9", np.inf: "#CC79A7"}
 _GROUP_COLOURS = {
     "all": "#000000",
     "small": COLOURS[1],
@@ -39,19 +33,13 @@ _GROUP_COLOURS = {
 }
 
 
-def draw_sheet(file: Path, store: ProposalStore, image_set: ImageSet) -> None:
+def draw_proposal_sheet(file: Path, store: ProposalStore, image_set: ImageSet) -> None:
     """Write a JPEG of up to 12 images, evenly spread over those with proposals, with their first 15 boxes."""
     with_boxes = np.flatnonzero(store.counts > 0)
     candidates = with_boxes if len(with_boxes) else np.arange(len(store))
     picks = np.unique(np.linspace(0, len(candidates) - 1, _NUM_TILES).round().astype(int))
     tiles = [_draw_tile(store, int(index), image_set) for index in candidates[picks]]
-    blank = np.full_like(tiles[0], 255)
-    num_columns = min(_NUM_COLUMNS, len(tiles))
-    tiles += [blank] * (-len(tiles) % num_columns)
-    rows = [np.hstack(tiles[start : start + num_columns]) for start in range(0, len(tiles), num_columns)]
-    sheet = np.vstack([*rows, _legend(rows[0].shape[1])])
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR), JPEG)
-    write_bytes(file, encoded.tobytes())
+    save_picture(draw_grid([draw_grid(tiles, _NUM_COLUMNS), _draw_legend()], num_columns=1), file)
 
 
 def draw_histograms(folder: Path, store: ProposalStore) -> None:
@@ -68,7 +56,7 @@ def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
     """Write recall at IoU 0.5 and mean best overlap over the number of proposals per image, by object size.
 
     Args:
-        labels: of `measure_recall`.
+        labels: result of `measure_recall`.
     """
     budgets = labels["budgets"][:-1]
     figure = new_figure(9, 3.9)
@@ -90,56 +78,30 @@ def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
     save_figure(figure, file)
 
 
-def _draw_tile(store: ProposalStore, index: int, image_set: ImageSet) -> NDArray[np.uint8]:
-    """(tile height + strip, tile width, 3) uint8 RGB: one image, its boxes and a line of text."""
+def _draw_tile(store: ProposalStore, index: int, image_set: ImageSet) -> Image.Image:
+    """Return an image, its first boxes and a line of text; small boxes are drawn over large ones."""
     image_id, boxes = int(store.image_ids[index]), store.boxes_of(index)
-    tile = np.full((_TILE_HW[0] + _STRIP, _TILE_HW[1], 3), 255, dtype=np.uint8)
     path = image_set.record(int(np.flatnonzero(image_set.image_ids == image_id)[0])).path
     try:
         image = read_image(path)
-    except DataError:  # it could be read a while ago; a picture is not worth failing for
-        return _write_text(tile, f"{path.name}: unreadable", 4)
+    except DataError:  # the image could be read a while ago; a picture is not worth failing for
+        return draw_tile(None, boxes[:0], _TILE_HW, colours=(), lines=[f"{path.name}: unreadable"])
     height, width = image.shape[:2]
-    scale = min((_TILE_HW[1] - 8) / width, (_TILE_HW[0] - 4) / height)
-    small_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
-    resized = cv2.resize(image, small_hw[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    small = np.asarray(resized, dtype=np.uint8)
-    _draw_boxes(small, boxes[:_BOXES_PER_TILE] * scale)
-    top, left = (_TILE_HW[0] - small_hw[0]) // 2, (_TILE_HW[1] - small_hw[1]) // 2
-    tile[top : top + small_hw[0], left : left + small_hw[1]] = small
+    sizes = np.sqrt(areas_of(boxes[:_BOXES_PER_TILE]) / (height * width))
+    order = np.argsort(-sizes, kind="stable")
+    colours = [next(colour for limit, colour in _COLOURS.items() if sizes[place] <= limit) for place in order]
     shown = f"first {_BOXES_PER_TILE} of {len(boxes)}" if len(boxes) > _BOXES_PER_TILE else f"{len(boxes)}"
-    name = path.name if len(path.name) <= 28 else f"...{path.name[-25:]}"
-    return _write_text(tile, f"{name}  {width}x{height}  {shown} boxes", 4)
+    line = f"{path.name}  {width}x{height}  {shown} boxes"
+    return draw_tile(image, boxes[order], _TILE_HW, colours=colours, lines=[line])
 
 
-def _draw_boxes(image: NDArray[np.uint8], boxes: NDArray[np.float32]) -> None:
-    """Draw (N, 4) xyxy boxes, large ones first so that small ones stay visible."""
-    relative = np.sqrt(areas_of(boxes)) / np.sqrt(float(image.shape[0] * image.shape[1]))
-    for position in np.argsort(-relative, kind="stable"):
-        colour = next(colour for limit, colour in _COLOURS if relative[position] <= limit)
-        x1, y1, x2, y2 = np.rint(boxes[position]).astype(int).tolist()
-        corners = (x1, y1), (max(x1, x2 - 1), max(y1, y2 - 1))
-        cv2.rectangle(image, *corners, (0, 0, 0), 3)  # a dark rim keeps every colour visible on every background
-        cv2.rectangle(image, *corners, colour, 2)
-
-
-def _legend(width: int) -> NDArray[np.uint8]:
-    strip = np.full((_STRIP + 8, width, 3), 255, dtype=np.uint8)
-    left, low = 8, 0.0
-    for limit, colour in _COLOURS:
-        cv2.rectangle(strip, (left, 8), (left + 14, 22), colour, -1)
+def _draw_legend() -> Image.Image:
+    parts, low = [], 0.0
+    for limit, colour in _COLOURS.items():
         text = f"> {low:.0%}" if np.isinf(limit) else f"{low:.0%}-{limit:.0%}"
-        _write_text(strip, text, left + 20, bottom=20)
-        left, low = left + 95, limit
-    return _write_text(strip, "sqrt(box area / image area)", left, bottom=20)
-
-
-def _write_text(image: NDArray[np.uint8], text: str, left: int, bottom: int | None = None) -> NDArray[np.uint8]:
-    # cv2's font knows ASCII only and shows anything else as "??".
-    ascii_text = text.encode("ascii", "replace").decode()
-    baseline = image.shape[0] - 7 if bottom is None else bottom
-    cv2.putText(image, ascii_text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (30, 30, 30), 1, cv2.LINE_AA)
-    return image
+        parts += [Image.new("RGB", (20, LINE_HEIGHT), colour), draw_text([text], 80)]
+        low = limit
+    return draw_grid([*parts, draw_text(["sqrt(box area / image area)"], 220)], num_columns=len(parts) + 1)
 
 
 def _draw_histogram(file: Path, values: NDArray, x_label: str, y_label: str, *, is_ratio: bool = False) -> None:
@@ -159,7 +121,7 @@ def _draw_histogram(file: Path, values: NDArray, x_label: str, y_label: str, *, 
 
 
 def _even_edges(values: NDArray) -> NDArray[np.floating]:
-    """Edges of bins of one width; around whole numbers, each of which falls into one bin with as many as others."""
+    """Return edges of equal bins for (N,) values; bins of whole numbers all hold the same count of numbers."""
     if not np.issubdtype(values.dtype, np.integer):
         return np.histogram_bin_edges(values, bins=_NUM_BINS)
     low, high = int(values.min()), int(values.max())

@@ -1,4 +1,4 @@
-"""In which order the boxes of a search are given out: the most promising first, at every budget."""
+"""Order of the boxes of a search: the most promising first, for every number of boxes that may be kept."""
 
 from collections.abc import Sequence
 
@@ -9,39 +9,39 @@ from numpy.typing import NDArray
 from aligndet_cli.proposals.compiling import compiled
 from aligndet_cli.proposals.grouping import Groups
 
-_SAME = 0.7  # IoU from which two boxes count as one find
-_RING = 0.1  # width of what is around a box, as a part of its sides
+_SAME = 0.7  # least IoU of two boxes that count as the same find
+_RING = 0.1  # width of the ring around a box that is looked at, as a share of its sides
 
-# What makes a box promising: between what logistic regression gives for photos of COCO and for these and blood cells.
-# tests/benchmarks/proposal_order.py fits them, and examples/benchmarks.md tells what they find elsewhere.
+# Weights of the cues, between those of logistic regressions on photos of COCO and on COCO with blood cells.
+# tests/benchmarks/proposal_order.py fits them; examples/benchmarks.md has the results on other data.
 WEIGHTS = {
     "area": 0.25,  # its logarithm
     "agreement": 0.9,  # logarithm of how often the box, or almost the same, was found
-    "fill": 2.0,  # part of the box that is the region
-    "contrast": 4.5,  # to the neighbour that is most like the region
-    "surroundings": -4.5,  # edge strength around the box: it cuts through something
+    "fill": 2.0,  # share of the box that the region covers
+    "contrast": 4.5,  # to the most similar neighbour
+    "surroundings": -4.5,  # edge strength around the box, high if its border cuts through an object
     "sides": -0.3,  # number of its sides on which the image ends
 }
 
 
 def ranked(found: Sequence[Groups], strength: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The distinct boxes, (N, 4) float32 xyxy, by falling promise and then by coordinates.
+    """Return the distinct boxes, (N, 4) float32 xyxy, most promising first, equal ones by coordinates.
 
     Args:
         strength: (H, W) float32 edge strength, 0..1.
     """
     boxes, cues = describe_boxes(found, strength)
     promise = np.sum([weight * cues[name] for name, weight in WEIGHTS.items()], axis=0, dtype=np.float64)
-    promise -= np.arange(len(boxes)) * 1e-9  # decides between equals; a stable sort takes six times as long
+    promise -= np.arange(len(boxes)) * 1e-9  # orders equal boxes; a stable sort takes six times as long
     return boxes[np.argsort(-promise)]
 
 
 def describe_boxes(
     found: Sequence[Groups], strength: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-    """The distinct boxes, (N, 4) float32 xyxy by coordinates, and by name what tells good ones, (N,) float32 each.
+    """Return the distinct boxes, (N, 4) float32 xyxy by coordinates, and the (N,) float32 cues in `WEIGHTS` by name.
 
-    Of a box that was found several times, the greatest fill and contrast count. Args: see `ranked`.
+    If a box was found several times, its greatest fill and contrast count. Arguments as in `ranked`.
     """
     boxes, fills, contrasts = (np.concatenate(parts) for parts in zip(*found, strict=True))
     keys = box_keys(boxes)
@@ -67,7 +67,7 @@ def describe_boxes(
 
 
 def box_keys(boxes: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """(N,) one number for each of (N, 4) boxes, which sorts ten times faster than rows; sides are below 2**16."""
+    """Return (N,) numbers that sort like (N, 4) boxes, ten times as fast; coordinates must be below 2**16."""
     x1, y1, x2, y2 = boxes.T.astype(np.uint64)
     return np.asarray(x1 | y1 << np.uint64(16) | x2 << np.uint64(32) | y2 << np.uint64(48))
 
@@ -76,12 +76,12 @@ def box_keys(boxes: NDArray[np.float32]) -> NDArray[np.uint64]:
 def look_around(
     boxes: NDArray[np.float32], integral: NDArray[np.float64], ring: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What is around each box: (N,) mean edge strength, 0 where nothing is; (N,) on how many sides the image ends.
+    """Return (N,) mean edge strength in a ring around each box, and (N,) number of its sides at the image's border.
 
     Args:
         boxes: (N, 4) xyxy, whole pixels of the image.
         integral: (H + 1, W + 1) sums of the edge strength above and left of each corner of a pixel.
-        ring: how far to look, as a part of the box's sides.
+        ring: width of the ring, as a share of the box's sides. The strength is 0 if the ring is outside the image.
     """
     height, width = integral.shape[0] - 1, integral.shape[1] - 1
     strength, sides = np.zeros(len(boxes), dtype=np.float32), np.zeros(len(boxes), dtype=np.float32)
@@ -108,11 +108,13 @@ def num_similar(
     times: NDArray[np.int32],
     threshold: float,
 ) -> NDArray[np.int32]:
-    """(N,) int32 how often a box with an IoU of at least the threshold was found, each itself included.
+    """Return (N,) int32 how often a box with an IoU of at least the threshold was found, the box itself included.
+
+    One array per coordinate, cut to the candidates, and no branches: the inner loop then compares eight boxes at a
+    time, six times as fast.
 
     Args:
-        x1: (N,) float32 left sides of boxes by rising area; also y1, x2, y2. One array each, cut to the boxes in
-            question, and no branches: so the inner loop compares eight boxes at a time, six times as fast.
+        x1, y1, x2, y2: (N,) float32 sides of the boxes, by rising area.
         times: (N,) int32 how often each was found.
     """
     areas = (x2 - x1) * (y2 - y1)

@@ -1,4 +1,4 @@
-"""How well proposals cover the labelled objects, by the number of proposals looked at and by object size."""
+"""Recall of the labelled objects, by the number of proposals looked at and by object size."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ _SIZE_LIMITS = (32.0**2, 96.0**2)  # COCO's small / medium / large, in square pi
 
 
 def measure_recall(store: ProposalStore, image_set: ImageSet, min_size: float) -> dict[str, Any]:
-    """Recall at IoU 0.5 and best overlap (ABO of Uijlings 2013, over objects rather than classes), as JSON.
+    """Return recall at IoU 0.5 and best overlap (ABO of Uijlings 2013, over objects instead of classes), as JSON.
 
-    Crowds and objects of images that are not in the store are left out. What is in memory does not grow with the
-    number of proposals or objects.
+    Crowds, and objects in images that are not in the store, are left out. Memory does not grow with the number of
+    proposals or objects.
 
     Args:
-        min_size: objects with both sides of at least this many pixels are a group of their own, since smaller ones
+        min_size: objects with both sides of at least this many pixels form a group, `reach_min_size`; smaller objects
             cannot be proposed.
 
     Returns:
         `{"budgets": [1, 2, 3, 5, ... 1000, "all"]}`, and for each group of objects their number, the values for the
-        first 50, 100, 300 and all proposals of an image by name, and `curve`, those of all budgets in order.
+        first 50, 100, 300 and all proposals of an image, and `curve` with the values for all budgets.
     """
     names = ("all", "small", "medium", "large", "reach_min_size")
     num_objects = np.zeros(len(names), dtype=np.int64)
@@ -48,13 +48,14 @@ def measure_recall(store: ProposalStore, image_set: ImageSet, min_size: float) -
 
 
 def best_overlaps(objects: NDArray[np.float32], proposals: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Greatest IoU of each object with the first 1, 2, 3, 5, ... 1000 and with all proposals; 0 if there is none.
+    """Return the greatest IoU of each object with the first 1, 2, 3, 5, ... 1000 and with all proposals.
 
     Args:
-        objects: (G, 4) xyxy. proposals: (N, 4) xyxy, best first.
+        objects: (G, 4) xyxy.
+        proposals: (N, 4) xyxy, best first.
 
     Returns:
-        (G, number of budgets + 1).
+        (G, number of budgets + 1); 0 if there are no proposals.
     """
     if not len(proposals):
         return np.zeros((len(objects), len(BUDGETS) + 1))
@@ -64,7 +65,7 @@ def best_overlaps(objects: NDArray[np.float32], proposals: NDArray[np.float32]) 
 
 
 def _groups(boxes: NDArray[np.float32], areas: NDArray[np.float32], min_size: float) -> NDArray[np.bool_]:
-    """(groups, objects) whether an object belongs to a group."""
+    """Return (groups, G) bool: True if object G is in the group."""
     small, large = _SIZE_LIMITS
     reaches = has_allowed_size(boxes, (1, 1), min_size, np.inf)
     is_small, is_large = areas < small, areas >= large

@@ -1,4 +1,4 @@
-"""The regions of a label map: how large, where, of which colours, and which ones are neighbours."""
+"""Size, box, colours and neighbours of the regions of a label map."""
 
 from typing import NamedTuple
 
@@ -7,20 +7,20 @@ from numpy.typing import NDArray
 
 from aligndet_cli.proposals.compiling import compiled
 
-# Histograms are whole numbers of 1 / 2**14, so that their sums are exact in any order and on any processor.
+# Histograms are integers in units of 1 / 2**14, so that sums are exact in any order and on any processor.
 HISTOGRAM_UNIT = 2**14
 
 
 class Regions(NamedTuple):
-    """R regions and the E pairs of them that are neighbours.
+    """R regions, and E pairs of neighbouring regions.
 
     Attributes:
         sizes: (R,) float32 number of pixels.
         boxes: (R, 4) float32 xyxy in pixels of the label map.
         histograms: (R, B) int32 shares of the pixels, in units of 1 / `histogram_unit`.
         ends: (E, 2) int32 regions of each pair.
-        lengths: (E,) float32 number of neighbouring pixels of the two.
-        strengths: (E,) float32 edge strength, summed over these.
+        lengths: (E,) float32 number of pairs of pixels along the border of the two.
+        strengths: (E,) float32 edge strength, summed over these pairs.
         histogram_unit: a power of two.
     """
 
@@ -36,7 +36,7 @@ class Regions(NamedTuple):
 def describe_regions(
     labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int, strength: NDArray[np.float32]
 ) -> Regions:
-    """Statistics of all regions of a label map.
+    """Measure all regions of a label map.
 
     Args:
         labels: (H, W) int32, 0..R-1.
@@ -44,7 +44,7 @@ def describe_regions(
         strength: (H, W) float32 edge strength, 0..1.
 
     Returns:
-        Regions whose histograms have a sum of about `HISTOGRAM_UNIT`.
+        R regions, with histograms that sum to about `HISTOGRAM_UNIT`.
     """
     sizes, boxes, counts = _measure(labels, codes, num_codes)
     ends, lengths, strengths = _find_borders(labels, strength, len(sizes))
@@ -56,7 +56,7 @@ def describe_regions(
 def _measure(
     labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Sizes (R,), boxes (R, 4) xyxy and histogram counts (R, C * num_codes)."""
+    """Return sizes (R,), boxes (R, 4) xyxy and histogram counts (R, C * num_codes)."""
     height, width, channels = codes.shape
     count = labels.max() + 1
     sizes = np.zeros(count, dtype=np.float32)
@@ -79,7 +79,7 @@ def _measure(
 def _find_borders(
     labels: NDArray[np.int32], strength: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
-    """Pairs of neighbours (E, 2), and length (E,) and strength (E,) of the border between them."""
+    """Return pairs of neighbours (E, 2), and length (E,) and strength (E,) of the border between them."""
     height, width = labels.shape
     edge_of = np.full((count, count), -1, dtype=np.int32)
     most = 3 * count  # a planar graph has fewer than three edges per region

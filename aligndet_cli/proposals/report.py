@@ -1,4 +1,4 @@
-"""Numbers about a store of proposals: how many, how large, how much of the images, and of the labelled objects."""
+"""Statistics of a store of proposals: number, size, share of the images covered, recall of labelled objects."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,23 +13,23 @@ from aligndet_cli.proposals.recall import measure_recall
 
 _QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 _MAX_SAMPLE = 200_000
-_GRID = 64  # cells on each side of an image, for the share that proposals cover
+_GRID = 64  # cells on each side of an image, to measure the share that proposals cover
 _IMAGES_AT_ONCE = 64
 
 
-def build_report(
+def describe_store(
     store: ProposalStore, image_set: ImageSet, min_size: float, digests: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """JSON report of a store; the same for the same store and data.
+    """Return the report of a store as JSON; it depends on store and data alone.
 
-    - `size_px` (square root of the area) and `aspect_ratio` (width / height) are of at most 200,000 proposals,
-      evenly spread over all of them.
+    - `size_px` (square root of the area) and `aspect_ratio` (width / height) are measured on at most 200,000
+      proposals, evenly spread.
     - `covered_share` is the share of an image that lies in at least one proposal.
     - `duplicate_images` counts image files with the same bytes as an earlier one.
 
     Args:
         min_size: see `measure_recall`.
-        digests: of the files of the images in the store, in its order.
+        digests: hashes of the image files, in the order of the store.
     """
     counts, sample = store.counts, sample_boxes(store)
     sides = sample[:, 2:] - sample[:, :2]
@@ -49,15 +49,15 @@ def build_report(
 
 
 def sample_boxes(store: ProposalStore) -> NDArray[np.float32]:
-    """(N, 4) at most 200,000 boxes, evenly spread over all of them."""
+    """Return at most 200,000 of all boxes, evenly spread: (N, 4) float32 xyxy."""
     step = max(1, -(-store.total // _MAX_SAMPLE))
     return np.array(store.boxes[::step])
 
 
 def covered_shares(store: ProposalStore) -> Iterator[NDArray[np.float64]]:
-    """Share of each image inside the union of its proposals, some images at a time.
+    """Yield (B,) shares of images inside the union of their proposals, for some images at a time.
 
-    Measured on a grid of 64 x 64 cells to which the edges of the boxes are rounded: right to a cell's width.
+    Box edges are rounded to a grid of 64 x 64 cells, so a share is exact to about the width of a cell.
     """
     sizes_hw = np.array([entry.size_hw for entry in store.images()], dtype=np.float64).reshape(-1, 2)
     for start in range(0, len(store), _IMAGES_AT_ONCE):
@@ -66,7 +66,7 @@ def covered_shares(store: ProposalStore) -> Iterator[NDArray[np.float64]]:
         boxes = store.boxes[store.offsets[start] : store.offsets[stop]]
         cells = np.rint(boxes * (_GRID / sizes_hw[start:stop][image][:, [1, 0, 1, 0]])).astype(np.int64)
         x1, y1, x2, y2 = np.clip(cells, 0, _GRID).T
-        # How many boxes a cell lies in: sums over rows and columns of a change at each box's four corners.
+        # Number of boxes over each cell: each box adds changes at its four corners, which are then summed up.
         corners = np.concatenate([(image * (_GRID + 1) + y) * (_GRID + 1) + x for y in (y1, y2) for x in (x1, x2)])
         changes = np.repeat([1.0, -1.0, -1.0, 1.0], len(boxes))
         shape = (stop - start, _GRID + 1, _GRID + 1)

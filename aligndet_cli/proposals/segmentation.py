@@ -9,31 +9,31 @@ from aligndet_cli.proposals.compiling import compiled
 
 Pixels = TypeVar("Pixels", NDArray[np.float32], NDArray[np.float64])
 
-# Steps from a pixel to neighbours behind it in reading order, as (rows, columns); each pair of neighbouring pixels is
-# met once. Edge `n` leads from pixel `n >> shift` by the step `n & (2**shift - 1)`.
+# Steps, as (rows, columns), from a pixel to the neighbours that follow in reading order, so that each pair is visited
+# once. Edge `n` leads from pixel `n >> shift` by step `n & (2**shift - 1)`.
 _FOUR_NEIGHBOURS = np.array([[0, 1], [1, 0]])
 _EIGHT_NEIGHBOURS = np.array([[0, 1], [1, -1], [1, 0], [1, 1]])
 
-# Bins of edge weights: sorting by counting is linear, and differences of less than 1/4,000 of the range are noise.
+# Edge weights are sorted by counting, in linear time; differences below 1/4,000 of the range are noise.
 _NUM_BINS = 4096
 
 
 def segment(pixels: NDArray[np.float32], scales: NDArray[np.float64], min_size: int) -> list[NDArray[np.int32]]:
-    """Label maps of one image at several scales; its edges are sorted once for all of them.
+    """Segment an image at several scales; its edges are sorted once for all of them.
 
     Neighbouring regions are joined while the difference between them is less than the differences inside both, plus
     `scale / region size`. Regions of less than `min_size` pixels are joined to their most similar neighbour.
 
     Args:
         pixels: (H, W, C) float32; differences are Euclidean distances over the channels.
-        scales: (S,) the method's k, rising, in units of `pixels`; larger gives larger regions.
+        scales: (S,) rising values of the method's k, in units of `pixels`; a larger k gives larger regions.
 
     Returns:
         S label maps, (H, W) int32, 0..R-1 in order of the first pixel.
 
-    Source: Felzenszwalb & Huttenlocher 2004. We differ in the four neighbours of a pixel instead of eight (half the
-        time, no worse boxes), in sorting edges by weights rounded to 1/4096 of the largest, and in letting a scale
-        go on from the regions of the one before instead of from pixels.
+    Source: Felzenszwalb & Huttenlocher 2004. We differ in three ways: a pixel has four neighbours instead of eight
+        (half the time, no worse boxes), weights are rounded to 1/4096 of the largest for sorting, and each scale
+        starts from the regions of the scale before instead of from pixels.
     """
     height, width = pixels.shape[:2]
     weights = _edge_weights(pixels, _FOUR_NEIGHBOURS)
@@ -42,7 +42,7 @@ def segment(pixels: NDArray[np.float32], scales: NDArray[np.float64], min_size: 
 
 
 def segment_exactly(pixels: NDArray[np.float64], scale: float, min_size: int) -> NDArray[np.int32]:
-    """`segment` at one scale, with the original's eight neighbours of a pixel and exact order of edges."""
+    """Return the (H, W) int32 label map of the original: eight neighbours, exactly sorted edges; see `segment`."""
     height, width = pixels.shape[:2]
     weights = _edge_weights(pixels, _EIGHT_NEIGHBOURS)
     order = np.argsort(weights, axis=None, kind="stable")[int((weights < 0).sum()) :].astype(np.uint32)
@@ -51,7 +51,7 @@ def segment_exactly(pixels: NDArray[np.float64], scale: float, min_size: int) ->
 
 @compiled
 def edge_strength(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W) length of the gradient of each pixel over all channels, by central differences."""
+    """Return the (H, W) gradient length over all channels of (H, W, C) pixels, by central differences."""
     height, width, channels = pixels.shape
     strength = np.empty((height, width), dtype=np.float32)
     for row in range(height):
@@ -69,7 +69,7 @@ def edge_strength(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @compiled
 def _edge_weights(pixels: Pixels, steps: NDArray[np.int64]) -> Pixels:
-    """(H * W, steps) distance of each pixel to its neighbour at each step; -1 where the neighbour is outside."""
+    """Return the (H * W, steps) distance of each pixel to its neighbour at each step; -1 if that is outside."""
     height, width, channels = pixels.shape
     weights = np.full((height * width, len(steps)), -1, dtype=pixels.dtype)
     for row in range(height):
@@ -87,7 +87,7 @@ def _edge_weights(pixels: Pixels, steps: NDArray[np.int64]) -> Pixels:
 
 @compiled
 def _counting_sort(weights: NDArray[np.float32], num_bins: int) -> NDArray[np.uint32]:
-    """Flat positions of the edges by rising weight, ties by position."""
+    """Return the (E,) flat positions of the edges in (H * W, steps) weights, by rising weight and then position."""
     flat = weights.ravel()
     largest = flat.max()
     factor = (num_bins - 1) / largest if largest > 0 else 0.0
@@ -108,7 +108,7 @@ def _counting_sort(weights: NDArray[np.float32], num_bins: int) -> NDArray[np.ui
 
 @compiled
 def _root(parents: NDArray[np.uint32], node: Any) -> Any:
-    """First pixel of the region of a pixel; shortens the way there."""
+    """Return the first pixel of the region of a pixel, and shorten the path to it."""
     while parents[node] != node:
         parents[node] = parents[parents[node]]
         node = parents[node]
@@ -124,7 +124,7 @@ def _join(
     scales: NDArray[np.float64],
     min_size: int,
 ) -> NDArray[np.int32]:
-    """(S, H, W) int32 label maps from edges in rising order; each scale goes on from the regions of the one before."""
+    """Return (S, H, W) int32 label maps from (E,) edges by rising weight; a scale joins regions of the one before."""
     height, width = size_hw
     num_pixels = height * width
     flat = weights.ravel()
@@ -172,7 +172,7 @@ def _without_small(
     shift: np.uint32,
     min_size: int,
 ) -> NDArray[np.int32]:
-    """Labels of the pixels, after regions of less than `min_size` pixels have joined their most similar neighbour."""
+    """Join regions of less than `min_size` pixels to their most similar neighbour; return the (H * W,) labels."""
     mask = np.uint32(len(reach) - 1)
     for position in apart:
         pixel, kind = position >> shift, position & mask
@@ -186,7 +186,7 @@ def _without_small(
 
 @compiled
 def _numbered(parents: NDArray[np.uint32]) -> NDArray[np.int32]:
-    """Regions 0..R-1 of the pixels, in order of their first one, which is their root."""
+    """Return the (H * W,) labels 0..R-1 of the pixels; a region's root is its first pixel, which gives the order."""
     labels = np.empty(len(parents), dtype=np.int32)
     num_regions = 0
     for pixel in range(np.uint32(len(parents))):
@@ -194,5 +194,5 @@ def _numbered(parents: NDArray[np.uint32]) -> NDArray[np.int32]:
             labels[pixel] = num_regions
             num_regions += 1
         else:
-            labels[pixel] = labels[parents[pixel]]  # which comes before the pixel
+            labels[pixel] = labels[parents[pixel]]  # a parent comes before its pixel
     return labels

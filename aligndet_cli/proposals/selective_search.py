@@ -1,4 +1,4 @@
-"""Object proposals from one image without labels. The only place that knows how the boxes are found."""
+"""Object proposals for one image without labels, in every mode of the search."""
 
 import threading
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ from aligndet_cli.proposals.soco import search_as_soco
 
 SearchMode = Literal["fast", "quality", "soco", "opencv-fast", "opencv-quality", "opencv-single"]
 
-# Below this short side (px) there is nothing to segment: OpenCV's filters reach several pixels around each one.
+# Images with a shorter side (px) are not segmented: OpenCV's filters reach several pixels around each one.
 _MIN_SHORT_SIDE = 16
 
 _NUM_CODES = 16  # histogram bins per channel: the upper four bits
-_STRONG_EDGE = 100.0  # gradient, in steps of 8-bit channels per pixel, from which an edge counts fully
+_STRONG_EDGE = 100.0  # gradient, in 8-bit steps per pixel, that gives the full edge strength of 1
 _BLUR = 0.7  # sigma in pixels
-_MIN_SIDE = 10  # pixels; smaller boxes are not told from noise
+_MIN_SIDE = 10  # pixels; smaller boxes cannot be told from noise
 
 
 @dataclass(frozen=True)
 class _Preset:
-    """How much is searched.
+    """Effort of a search.
 
     Attributes:
-        working_size: square root of the number of pixels.
-        scales: of the over-segmentations; see `segment`.
-        min_region: pixels of their regions, at least.
-        colours: colour spaces that are segmented, as conversions of OpenCV; None for RGB itself.
+        working_size: square root of the number of pixels that are searched.
+        scales: of the over-segmentations, see `segment`.
+        min_region: least number of pixels of their regions.
+        colours: colour spaces that are segmented, as conversions of OpenCV; None for RGB.
         pairs_at: see `group`.
     """
 
@@ -46,7 +46,7 @@ class _Preset:
     pairs_at: tuple[int, ...]
 
 
-# What regions are grouped by, each for a hierarchy of its own.
+# Each gives a hierarchy of its own.
 _MIXES = (
     Mix(fill=1, effort=1),
     Mix(colour=1, border=1),
@@ -73,15 +73,15 @@ _PRESETS = {
     ),
 }
 
-_PATIENCE = 2.0  # seconds without an explanation
+_PATIENCE = 2.0  # seconds until the log explains the wait
 
 
 def pixels_needed(mode: SearchMode, working_size: int | None) -> int | None:
-    """Number of pixels that the search works on; None for the full resolution.
+    """Return the number of pixels that the search works on; None for the full resolution.
 
     Args:
-        working_size: square root of it; None for the mode's own, or for the full image, as in the originals, where a
-            mode has none.
+        working_size: square root of that number. None for the mode's own; modes of others' methods have none and
+            search the full image.
     """
     if working_size is None and mode in _PRESETS:
         working_size = _PRESETS[mode].working_size
@@ -91,24 +91,24 @@ def pixels_needed(mode: SearchMode, working_size: int | None) -> int | None:
 def search(
     image: NDArray[np.uint8], mode: SearchMode, working_size: int | None, size_hw: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Boxes of regions that selective search groups, best first; the same for every call, thread and process.
+    """Return the boxes that selective search finds, best first; the same for every call, thread and process.
 
-    The search runs on a copy scaled down to at most `pixels_needed`: an area rather than a side, so that the cost of
-    a panorama is bounded as well.
+    The search runs on a copy scaled down to at most `pixels_needed`. The limit is an area, not a side, to bound the
+    cost of a panorama as well.
 
     Args:
         image: (H, W, 3) uint8 RGB, possibly decoded at a reduced size of at least `pixels_needed`.
         working_size: see `pixels_needed`.
-        size_hw: height and width of the full image, in whose pixels the boxes are.
+        size_hw: height and width of the full image.
 
     Returns:
-        (N, 4) float32, xyxy, whole absolute pixels of the full image, unique. Empty for an image too thin to segment
-        or in which nothing stands out.
+        (N, 4) float32, xyxy, whole absolute pixels of the full image, unique. Empty for an image that is too thin to
+        segment or has a single region.
 
-    Source: Uijlings et al. 2013. `soco` is SoCo's recipe (Wei et al. 2021), as used by the paper (D.1), and keeps
-        its order; `opencv-*` are OpenCV's, larger boxes first: OpenCV ranks by `rand()`, so that its first boxes
-        change from call to call. `fast` and `quality` differ from the paper in the scaled copy, in cues (edge
-        strength between regions instead of texture), in also giving out pairs of neighbours, and in the order.
+    Source: Uijlings et al. 2013. `soco` is SoCo's recipe (Wei et al. 2021), as used by the paper (D.1), in its order.
+        `opencv-*` are OpenCV's, larger boxes first: OpenCV itself ranks by `rand()`, so its first boxes change from
+        call to call. `fast` and `quality` differ from Uijlings et al. in the scaled copy, in the cues (edge strength
+        between regions instead of texture), in the pairs of neighbours, and in the order.
     """
     small = scaled_down(image, pixels_needed(mode, working_size))
     if small is None:
@@ -120,14 +120,14 @@ def search(
     else:
         boxes = _first_of_each(_search_opencv(small, mode))
     boxes = boxes * np.tile([size_hw[1] / small.shape[1], size_hw[0] / small.shape[0]], 2)
-    # A single region is the image itself: nothing was told apart from anything.
+    # A single region is the whole image.
     return np.rint(boxes if len(boxes) > 1 else boxes[:0]).astype(np.float32)
 
 
 def warm_up(mode: SearchMode) -> None:
-    """Search a small image, so that everything is compiled, or loaded from where it is kept, before the work begins.
+    """Compile the search, or load it from the cache, by searching a small image; workers then find it compiled.
 
-    Workers that start afterwards find it compiled. Compiling takes some 20 seconds, once per installation.
+    Compiling takes some 20 seconds, once per installation.
     """
     notice = threading.Timer(
         _PATIENCE, logger.info, ["compiling the search: this takes some 20 seconds, once per installation"]
@@ -142,7 +142,7 @@ def warm_up(mode: SearchMode) -> None:
 
 
 def scaled_down(image: NDArray[np.uint8], num_pixels: int | None) -> NDArray[np.uint8] | None:
-    """The image with at most so many pixels; None if too thin to segment."""
+    """Return an (H, W, 3) image scaled down to at most `num_pixels` pixels; None if it is too thin to segment."""
     height, width = image.shape[:2]
     scale = 1.0 if num_pixels is None else min(1.0, (num_pixels / float(height * width)) ** 0.5)
     small_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -150,13 +150,13 @@ def scaled_down(image: NDArray[np.uint8], num_pixels: int | None) -> NDArray[np.
         return None
     if small_hw == (height, width):
         return image
-    # Means over areas blur unevenly where the size hardly changes, as it does for images decoded at reduced size.
+    # Area means blur unevenly if the size hardly changes, as for images that were decoded at a reduced size.
     interpolation = cv2.INTER_CUBIC if scale > 0.5 else cv2.INTER_AREA
     return np.asarray(cv2.resize(image, small_hw[::-1], interpolation=interpolation), dtype=np.uint8)
 
 
 def find_groups(image: NDArray[np.uint8], mode: SearchMode) -> tuple[list[Groups], NDArray[np.float32]]:
-    """What `fast` or `quality` find in an image, not scaled, and its edge strength, (H, W) float32, 0..1."""
+    """Return all groups that `fast` or `quality` find in an (H, W, 3) image, and its (H, W) edge strength, 0..1."""
     preset = _PRESETS[mode]
     num_pixels = image.shape[0] * image.shape[1]
     lab = _converted(image, cv2.COLOR_RGB2LAB)
@@ -182,7 +182,7 @@ def _blurred(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _search_opencv(image: NDArray[np.uint8], mode: SearchMode) -> NDArray[np.float32]:
-    """(N, 4) float32 xyxy boxes, larger ones first."""
+    """Return OpenCV's boxes, (N, 4) float32 xyxy, largest first."""
     engine = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     engine.setBaseImage(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if mode == "opencv-fast":
@@ -197,5 +197,5 @@ def _search_opencv(image: NDArray[np.uint8], mode: SearchMode) -> NDArray[np.flo
 
 
 def _first_of_each(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The boxes without those that stand earlier already, (N, 4) xyxy."""
+    """Remove repeated boxes from (N, 4) xyxy; each first one stays in its place."""
     return boxes[np.sort(np.unique(box_keys(boxes), return_index=True)[1])]

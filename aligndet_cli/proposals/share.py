@@ -1,4 +1,4 @@
-"""Shares of one data set, for processes that work on it at once (`--shard I/N`)."""
+"""Shares of a data set, for several processes that work on it at once (`--shard I/N`)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,23 +8,23 @@ from numpy.typing import NDArray
 
 from aligndet_cli.errors import ConfigError
 
-MAX_COUNT = 500  # the last one has the files of all open at once
+MAX_COUNT = 500  # the last process has the files of all shares open at once
 _NUM_NAMED = 10
 
 
 @dataclass(frozen=True)
 class Share:
-    """Part `index` (1..count) of `count`: every count-th image, so that all shares take about as long."""
+    """Part `index` (1..count) of `count`: every count-th image, so that all shares take about equally long."""
 
     index: int = 1
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "Share":
-        """The share that `I/N` means.
+        """Parse `I/N`.
 
         Raises:
-            ConfigError: not of this form, or not one of N.
+            ConfigError: the text is not of this form, or I is not one of 1 to N.
         """
         parts = text.split("/")
         if len(parts) == 2 and all(part.isdecimal() for part in parts):
@@ -34,31 +34,32 @@ class Share:
         raise ConfigError(f"--shard {text}: write it as I/N, from 1/N to N/N, N at most {MAX_COUNT}")
 
     def journal_in(self, folder: Path) -> Path:
-        """Where its finished images are kept."""
+        """Return the file for the finished images of this share."""
         return folder / f"{self.index}-of-{self.count}.log"
 
     def of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of some positions in the data set that belong to this share."""
+        """Return those of (N,) positions in the data set that belong to this share."""
         return positions[positions % self.count == self.index - 1]
 
     def mark_done(self, folder: Path) -> None:
-        """Note that all of its images are done; a network file system then also sees what others made in the folder."""
+        """Mark the share as done with a file; creating it also refreshes a network file system's view of the folder."""
         (folder / f"{self.index}-of-{self.count}.done").touch()
 
     def missing_shares(self, folder: Path) -> list[int]:
-        """Indices of the shares of the same count that are not noted as done."""
+        """Return the indices of the shares that are not marked as done."""
         return [index for index in range(1, self.count + 1) if not (folder / f"{index}-of-{self.count}.done").exists()]
 
 
 def describe_missing(missing: list[int]) -> str:
-    """The first few of some indices, for people."""
+    """Describe missing shares by the first few indices, for people."""
     if not missing:
         return "none; another process puts them together"
-    return ", ".join(map(str, missing[:_NUM_NAMED])) + " ..." * (len(missing) > _NUM_NAMED)
+    more = " ..." if len(missing) > _NUM_NAMED else ""
+    return ", ".join(map(str, missing[:_NUM_NAMED])) + more
 
 
 def describe_shards(folder: Path) -> str:
-    """How many shards have been done so far, for people; empty where nobody has worked in shards."""
+    """Describe how many shards are done, for people; empty if nobody has worked in shards."""
     counts = {int(file.stem.rpartition("-")[2]) for file in folder.glob("*-of-*.log")} - {1}
     shares = [Share(1, count) for count in sorted(counts)]
     return ", ".join(f"{share.count - len(share.missing_shares(folder))} of {share.count} shards" for share in shares)

@@ -1,7 +1,7 @@
-"""SoCo's selective search, for reproducing the paper: one segmentation at full resolution, grouped once.
+"""SoCo's selective search, to reproduce the paper: one segmentation at full resolution, grouped once.
 
-Its quirks are kept, since they decide which regions are joined: hue and saturation never leave the first histogram
-bin, regions are neighbours where their boxes cross, and a box ends on its last pixel rather than behind it.
+Its quirks are kept, since they decide which regions are joined: all hues and saturations are in the first histogram
+bin, regions are neighbours if their boxes cross, and a box ends on its last pixel, not behind it.
 
 Source: SoCo (Wei et al. 2021), whose code follows AlpacaDB's `selectivesearch`; constants from the paper, D.1.
 """
@@ -18,19 +18,19 @@ from aligndet_cli.proposals.regions import Regions
 from aligndet_cli.proposals.segmentation import segment_exactly
 
 _SCALE, _SIGMA, _MIN_REGION = 300.0, 0.9, 100
-_BLUR_REACH = 4.0  # SciPy's default: where the Gaussian is cut off, in sigmas
+_BLUR_REACH = 4.0  # sigmas after which the Gaussian is cut off; SciPy's default
 _VALUE_BINS, _TEXTURE_BINS = 25, 10
-# Similarities differ in their sixth digit, and the order of the boxes hangs on them: as fine as float32 is. The six
-# histograms of a region add up to 6 * 2**24, far below the limit of int32.
+# The order of the boxes depends on the sixth digit of similarities, so the unit is as fine as float32. The six
+# histograms of a region sum to 6 * 2**24, far below the limit of int32.
 _HISTOGRAM_UNIT = 2**24
 
-# (row, column) of eight points on a circle of one pixel, with the digits that scikit-image rounds to.
+# (row, column) of eight points on a circle of radius 1, rounded to the same digits as in scikit-image.
 _D = 0.70711
 _CIRCLE = ((0.0, 1.0), (-_D, _D), (-1.0, 0.0), (-_D, -_D), (0.0, -1.0), (_D, -_D), (1.0, 0.0), (_D, _D))
 
 
 def search_as_soco(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, 4) float32 xyxy boxes: the regions by their first pixel, then the joined ones as they were made.
+    """Return (N, 4) float32 xyxy boxes: regions by their first pixel, then joined regions in the order of joining.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -42,7 +42,7 @@ def search_as_soco(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def group_as_soco(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.float32]:
-    """The boxes of `search_as_soco` for a given segmentation, (H, W) int32 with 0..R-1 in order of the first pixel."""
+    """Return the boxes of `search_as_soco` for given (H, W) int32 labels, 0..R-1 in order of the first pixel."""
     sizes = np.bincount(labels.ravel()).astype(np.float32)
     boxes = _region_boxes(labels, len(sizes))
     ends = _crossing_pairs(boxes)
@@ -54,7 +54,7 @@ def group_as_soco(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArra
 
 @compiled
 def _region_boxes(labels: NDArray[np.int32], count: int) -> NDArray[np.float32]:
-    """(R, 4) float32 first and last column and row of each region."""
+    """Return (R, 4) float32 boxes from the first to the last column and row of each region of (H, W) labels."""
     height, width = labels.shape
     boxes = np.empty((count, 4), dtype=np.float32)
     boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = width, height, 0, 0
@@ -68,9 +68,9 @@ def _region_boxes(labels: NDArray[np.int32], count: int) -> NDArray[np.float32]:
 
 @compiled
 def _crossing_pairs(boxes: NDArray[np.float32]) -> NDArray[np.int32]:
-    """(E, 2) pairs of regions of which the later one has a corner strictly inside the earlier one's box.
+    """Return (E, 2) pairs of (R, 4) boxes of which the later has a corner strictly inside the earlier.
 
-    A loop rather than a table of all pairs: a photo of 12 megapixels has thousands of regions.
+    A loop instead of a table of all pairs, since a photo of 12 megapixels has thousands of regions.
     """
     pairs = []
     for i in range(len(boxes)):
@@ -84,7 +84,7 @@ def _crossing_pairs(boxes: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: NDArray[np.float32]) -> NDArray[np.int32]:
-    """(R, B) shares of the pixels of each region by hue, saturation, value and textures, times `_HISTOGRAM_UNIT`."""
+    """Return (R, B) shares of each region's pixels by hue, saturation, value and textures, times `_HISTOGRAM_UNIT`."""
     columns: list[NDArray[Any]] = [
         np.stack([sizes, sizes], axis=1),
         _counts(image.max(axis=2), _VALUE_BINS, labels, len(sizes)),
@@ -97,18 +97,19 @@ def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: NDAr
 
 
 def _counts(values: NDArray[np.uint8], bins: int, labels: NDArray[np.int32], num_regions: int) -> NDArray[np.int64]:
-    """(R, bins) histogram of values 0..255 in each region."""
+    """Return the (R, bins) histogram of (H, W) values 0..255 in each region."""
     places = np.minimum(values.astype(np.int32) * bins // 255, bins - 1) + labels * bins
     return np.bincount(places.ravel(), minlength=num_regions * bins).reshape(num_regions, bins)
 
 
 @compiled
 def _texture_codes(channel: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """(H, W) uint8 local binary patterns: bit n is set if the n-th of eight points around is not darker.
+    """Return (H, W) uint8 local binary patterns: bit n is set if the n-th of eight points around is not darker.
+
+    The points are interpolated on a circle of radius 1, counter-clockwise from the right; outside the image is 0.
 
     Args:
-        channel: (H, W) float64. The points lie on a circle of one pixel, counter-clockwise from the right, and are
-            interpolated; outside the image everything is 0.
+        channel: (H, W) float64.
     """
     height, width = channel.shape
     codes = np.zeros((height, width), dtype=np.uint8)

@@ -1,7 +1,6 @@
 """`aligndet proposals`: images -> boxes of possible objects, by selective search, from labels or from a file."""
 
 import functools
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,25 +12,21 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from aligndet_cli.artifacts.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, export_coco, hash_file
-from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError, RunError
-from aligndet_cli.files import write_bytes, write_json
 from aligndet_cli.logs import Progress, ProgressMode, logger
-from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.sharing import locked_if_last, taking_part
 from aligndet_cli.processes.signals import stop_on_signal
-from aligndet_cli.proposals.backends import Backend, Workers, resolve_workers, results_of
+from aligndet_cli.proposals.artifact import skipped_error, write_artifact
+from aligndet_cli.proposals.backends import Backend, Workers, choose_workers, results_of
 from aligndet_cli.proposals.filters import FilterRules
-from aligndet_cli.proposals.journal import Found, Journal, Records
-from aligndet_cli.proposals.pictures import draw_histograms, draw_recall, draw_sheet
-from aligndet_cli.proposals.report import build_report
+from aligndet_cli.proposals.journal import Journal, Journals
 from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
-from aligndet_cli.proposals.work import Job, Recipe, find_boxes
+from aligndet_cli.proposals.work import Job, SearchSettings, find_boxes
 from aligndet_cli.stage import Conclusion, Steps
 from aligndet_cli.workspace import Output, Workspace
 
@@ -42,7 +37,7 @@ _SEARCH_SETTINGS = ("mode", "working_size", "min_size", "max_ratio", "max_size",
 class ProposalsConfig(StageConfig):
     """Settings of the stage `proposals`."""
 
-    # The bytes of the imported file are hashed as an input; the others do not change what is found.
+    # The imported file is an input, hashed by content; the others do not change what is found.
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
         "import_file",
         "on_error",
@@ -79,11 +74,11 @@ class ProposalsConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Plan:
-    """What `prepare` resolved.
+    """Everything that `run` needs.
 
     Attributes:
-        given: the boxes to take over; None where they are searched for.
-        share: the images that this process does; all of them unless `output.is_shared`.
+        given: boxes to take over; None if they are searched for.
+        share: the images that this process does; all images unless `output.is_shared`.
     """
 
     config: ProposalsConfig
@@ -95,7 +90,7 @@ class Plan:
 
     @property
     def num_images(self) -> int:
-        """How many images this process is to do, finished ones included."""
+        """Number of images that this process does, including finished ones."""
         return len(self.share.of(np.arange(len(self.image_set))))
 
 
@@ -113,7 +108,7 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
             "leave it out, or use --force if data or settings have changed"
         )
     share = Share.parse(config.shard) if config.shard is not None else Share()
-    workers = resolve_workers(config.backend, config.scheduler, config.runtime.num_workers)
+    workers = choose_workers(config.backend, config.scheduler, config.runtime.num_workers)
     image_set = open_images(config.data, purpose="train", index_dir=workspace.index_dir)
     inputs = {"data": image_set.fingerprint}
     if config.import_file is not None:
@@ -132,7 +127,7 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Effective settings by name, for people."""
+    """Return the effective settings by name, for people."""
     config, image_set = plan.config, plan.image_set
     shown: dict[str, Any] = {
         "data": f"{image_set.root} ({image_set.format}, split {image_set.split}, {len(image_set)} images)",
@@ -153,27 +148,27 @@ def describe(plan: Plan) -> dict[str, Any]:
 def run(plan: Plan, process: Process) -> None:
     """Find the boxes that are missing, then write the store, the report and the pictures.
 
-    One of several shards does its share only; the one that finds all shares done writes the rest.
+    A shard does its share of the images; the shard that finds all shares done writes the artifact.
 
     Raises:
         DataError: no image is readable, or one is not and `on_error` is `fail`.
-        RunError: a worker was killed, or another process works on the same.
-        Preempted: stopped by a signal, with all finished images saved.
+        RunError: a worker was killed, or another process works on the same share.
+        Preempted: stopped by a signal; all finished images are saved.
     """
     if not process.is_main:
         return
     if not plan.output.is_shared:
         plan.output.begin(plan.config)
         _find_missing(plan, process.progress)
-        _finish(plan, _records(plan))
+        _finish(plan, plan.output, _journals(plan))
         return
-    # The config of the artifact does not say which of its shards came first.
+    # The saved config must not depend on which shard came first.
     with taking_part(plan.output, plan.config.model_copy(update={"shard": None})):
         _find_missing(plan, process.progress)
         plan.share.mark_done(_resume_folder(plan))
     with locked_if_last(plan.output) as output:
-        if output is not None and not (records := _records(plan)).missing().size:
-            _finish(replace(plan, output=output), records)
+        if output is not None and not (journals := _journals(plan)).missing().size:
+            _finish(plan, output, journals)
 
 
 def conclude(plan: Plan) -> Conclusion:
@@ -202,7 +197,7 @@ def _check_settings(config: ProposalsConfig) -> None:
 
 
 def _check_complete(config: ProposalsConfig, output: Output) -> None:
-    """A finished run that skipped images does not fulfil `--on-error fail`."""
+    """Refuse a finished run that skipped images if `--on-error fail` is asked for."""
     if config.on_error == "fail" and (output.folder / "skipped.jsonl").stat().st_size:
         raise DataError(
             f"{output.folder / 'skipped.jsonl'}: lists images that the finished run skipped; "
@@ -227,46 +222,41 @@ def _resume_folder(plan: Plan) -> Path:
     return plan.output.partial / "resume"
 
 
-def _records(plan: Plan) -> Records:
-    return Records(_resume_folder(plan), len(plan.image_set))
+def _journals(plan: Plan) -> Journals:
+    return Journals(_resume_folder(plan), len(plan.image_set))
 
 
 def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
-    """Keep in the journal what comes of each image of the share that is not done yet, in whatever order they end."""
+    """Find the boxes of all images of the share that are not done yet, and save each result in the journal."""
     folder = _resume_folder(plan)
     folder.mkdir(exist_ok=True)
     with Journal.open(plan.share.journal_in(folder)) as journal, stop_on_signal() as stop_signal:
-        # An earlier try may have skipped what must not be skipped now.
-        missing = plan.share.of(_records(plan).missing(skipped_too=plan.config.on_error == "fail"))
+        # An earlier run may have skipped images that must not be skipped now.
+        missing = plan.share.of(_journals(plan).missing(skipped_too=plan.config.on_error == "fail"))
         num_done, num_skipped = plan.num_images - len(missing), 0
         if len(missing) and plan.given is None:
             warm_up(plan.config.mode)
-        work = functools.partial(find_boxes, _recipe(plan.config))
+        work = functools.partial(find_boxes, _search_settings(plan.config))
         with (
             Progress("proposals", plan.num_images, "images", start=num_done, mode=progress_mode) as progress,
             results_of(work, _jobs(plan, missing), plan.workers) as results,
         ):
             try:
-                for found in results:
-                    if found.reason and plan.config.on_error == "fail":
-                        raise _skipped_error(plan, found)
-                    journal.append(found)
-                    num_skipped += bool(found.reason)
+                for result in results:
+                    if result.reason and plan.config.on_error == "fail":
+                        raise skipped_error(plan.image_set, result)
+                    journal.append(result)
+                    num_skipped += bool(result.reason)
                     progress.advance(skipped=num_skipped)
                     stop_signal.raise_if_requested()
-            except RunError:  # workers died: Slurm and `timeout` signal them as well, perhaps before they could listen
+            except RunError:  # workers died, perhaps of the signal that Slurm or `timeout` sends to all processes
                 stop_signal.raise_if_requested()
                 raise
 
 
-def _skipped_error(plan: Plan, found: Found) -> DataError:
-    path = plan.image_set.images_dir / plan.image_set.file_names[found.position]
-    return DataError(f"{path}: {found.reason} (--on-error skip leaves it out)")
-
-
-def _recipe(config: ProposalsConfig) -> Recipe:
+def _search_settings(config: ProposalsConfig) -> SearchSettings:
     rules = FilterRules(config.min_size, config.max_ratio, config.max_size, config.nms, config.max_per_image)
-    return Recipe(config.mode, config.working_size, rules)
+    return SearchSettings(config.mode, config.working_size, rules)
 
 
 def _jobs(plan: Plan, positions: NDArray[np.int64]) -> Iterator[Job]:
@@ -276,71 +266,9 @@ def _jobs(plan: Plan, positions: NDArray[np.int64]) -> Iterator[Job]:
         yield Job(position, record.path, record.file_name, record.size_hw, boxes)
 
 
-def _finish(plan: Plan, records: Records) -> None:
-    """Make the artifact of what is in the journals."""
-    digests, num_skipped = _write_store(plan, records)
-    plan.output.complete(_write_report(plan, digests, num_skipped), content=STORE_FILES)
-
-
-def _write_store(plan: Plan, records: Records) -> tuple[list[int], int]:
-    """Put the images together in the order of the data set; returns the digests of their files, and how many were not.
-
-    Raises:
-        DataError: no image was readable.
-    """
-    skipped: list[dict[str, Any]] = []
-    digests: list[int] = []
-    image_set = plan.image_set
-
-    def all_images() -> Iterator[ImageProposals]:
-        for found in records.in_order():
-            image_id, name = int(image_set.image_ids[found.position]), image_set.file_names[found.position]
-            if not found.reason:
-                digests.append(found.digest)
-                yield ImageProposals(image_id, name, found.size_hw, found.boxes)
-            elif plan.config.on_error == "fail":
-                raise _skipped_error(plan, found)
-            else:
-                skipped.append({"image_id": image_id, "file": name, "reason": found.reason})
-
-    write_store(plan.output.partial, all_images())
-    lines = "".join(json.dumps(entry) + "\n" for entry in skipped)
-    write_bytes(plan.output.partial / "skipped.jsonl", lines.encode())
-    if not digests:
-        # Nothing worth resuming: once the images are repaired, the same command must look at them again. Without
-        # its manifest the partial folder is started anew, not refused because the data has changed.
-        (plan.output.partial / "manifest.json").unlink()
-        reason = skipped[0]["reason"] if skipped else "there are none"
-        raise DataError(f"{image_set.images_dir}: none of {len(skipped)} images could be used; the first: {reason}")
-    if skipped:
-        logger.warning("%d images skipped, see %s", len(skipped), plan.output.folder / "skipped.jsonl")
-    return digests, len(skipped)
-
-
-def _write_report(plan: Plan, digests: list[int], num_skipped: int) -> dict[str, Any]:
-    """Write report and pictures; returns the summary for the manifest."""
-    image_set, partial = plan.image_set, plan.output.partial
-    store = ProposalStore.open(partial)
-    report = build_report(store, image_set, plan.config.min_size, digests)
-    write_json(partial / "report.json", {"skipped_images": num_skipped, **report})
-    with never_failing(partial / "sheet.jpg"):
-        draw_sheet(partial / "sheet.jpg", store, image_set)
-    with never_failing(partial / "plots"):
-        draw_histograms(partial / "plots", store)
-    result = {
-        "images": len(store),
-        "proposals": store.total,
-        "proposals_per_image": round(store.total / len(store), 2),
-        "images_without_proposals": report["images_without_proposals"],
-        "skipped_images": num_skipped,
-    }
-    labels = report["labels"]
-    if labels is not None and labels["all"]["objects"]:
-        with never_failing(partial / "plots" / "recall.png"):
-            draw_recall(partial / "plots" / "recall.png", labels)
-        result["recall_at_iou_0.5"] = labels["all"]["recall_at_iou_0.5"]["all"]
-        result["mean_best_overlap"] = labels["all"]["mean_best_overlap"]["all"]
-    return result
+def _finish(plan: Plan, output: Output, journals: Journals) -> None:
+    config = plan.config
+    write_artifact(output, journals, plan.image_set, min_size=config.min_size, on_error=config.on_error)
 
 
 STEPS = Steps[ProposalsConfig, Plan](ProposalsConfig, prepare, describe, run, conclude, has_own_workers=True)

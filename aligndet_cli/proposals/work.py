@@ -1,7 +1,4 @@
-"""The unit of work: the proposals of one image, computed by a worker.
-
-Kept apart from the stage so that a worker does not import matplotlib.
-"""
+"""Proposals of one image, as a worker computes them. Apart from the stage, so that workers do not import matplotlib."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,17 +11,17 @@ from numpy.typing import NDArray
 from aligndet_cli.data.images import decode_image, decode_reduced, read_bytes
 from aligndet_cli.errors import DataError
 from aligndet_cli.proposals.filters import FilterRules, clip_to_image, filter_proposals
-from aligndet_cli.proposals.journal import Found
+from aligndet_cli.proposals.journal import ImageResult
 from aligndet_cli.proposals.selective_search import SearchMode, pixels_needed, search
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image to do.
+    """One image to work on.
 
     Attributes:
         position: in the data set.
-        size_hw: what the labels say, to be checked against the file; None where they say nothing.
+        size_hw: size according to the labels, to be checked against the file; None if the labels have none.
         boxes: (N, 4) float32 xyxy boxes to take over; None to search for them.
     """
 
@@ -36,29 +33,29 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How boxes are made, equal for all images: `search` arguments and filter rules."""
+class SearchSettings:
+    """Arguments of `search` and filter rules, equal for all images."""
 
     mode: SearchMode
     working_size: int | None
     rules: FilterRules
 
 
-def find_boxes(recipe: Recipe, job: Job) -> Found:
-    """Proposals of an image; one that cannot be used is reported, not raised."""
+def find_boxes(settings: SearchSettings, job: Job) -> ImageResult:
+    """Return the proposals of an image, or the reason why it cannot be used; never raises a DataError."""
     cv2.setNumThreads(1)  # one worker per core already
     try:
-        return _find_boxes(recipe, job)
+        return _find_boxes(settings, job)
     except DataError as error:
         # Without the absolute path, so that the artifact does not depend on where the data lies.
         reason = str(error).removeprefix(f"{job.path}: ").replace(str(job.path), job.file_name)
-        return Found(job.position, (0, 0), np.zeros((0, 4), np.float32), 0, reason)
+        return ImageResult(job.position, (0, 0), np.zeros((0, 4), np.float32), 0, reason)
 
 
-def _find_boxes(recipe: Recipe, job: Job) -> Found:
+def _find_boxes(settings: SearchSettings, job: Job) -> ImageResult:
     content = read_bytes(job.path)
-    # Boxes that are taken over need no pixels, only the size and the knowledge that the file is whole.
-    needed = pixels_needed(recipe.mode, recipe.working_size) if job.boxes is None else 1
+    # Boxes that are taken over need the size and an intact file, but no pixels.
+    needed = pixels_needed(settings.mode, settings.working_size) if job.boxes is None else 1
     if needed is None:
         image = decode_image(content, job.path)
         size_hw = image.shape[0], image.shape[1]
@@ -68,8 +65,8 @@ def _find_boxes(recipe: Recipe, job: Job) -> Found:
         said = f"{job.size_hw[1]}x{job.size_hw[0]}"
         raise DataError(f"{job.path}: is {size_hw[1]}x{size_hw[0]} px but the labels say {said}; correct the labels")
     if job.boxes is None:
-        boxes = filter_proposals(search(image, recipe.mode, recipe.working_size, size_hw), size_hw, recipe.rules)
+        boxes = filter_proposals(search(image, settings.mode, settings.working_size, size_hw), size_hw, settings.rules)
     else:
-        boxes = clip_to_image(job.boxes, size_hw)[: recipe.rules.max_per_image]
+        boxes = clip_to_image(job.boxes, size_hw)[: settings.rules.max_per_image]
     digest = hashlib.blake2b(content, digest_size=8).digest()
-    return Found(job.position, size_hw, boxes, int.from_bytes(digest, "little"))
+    return ImageResult(job.position, size_hw, boxes, int.from_bytes(digest, "little"))

@@ -1,4 +1,4 @@
-"""`aligndet demo`: the paper's whole story on drawn pictures, ending with what box-domain pre-training adds."""
+"""`aligndet demo`: run the whole method on drawn pictures, and measure the effect of box-domain pre-training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,61 +12,75 @@ from aligndet_cli.driver import Outcome, Request, execute
 from aligndet_cli.logs import logger
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.figures.command import write_figures
+from aligndet_cli.tools.report.collect import METRICS
 from aligndet_cli.tools.report.html import write_page
 from aligndet_cli.workspace import Workspace
 
-NUM_OBJECTS, NUM_TRAIN, NUM_VAL, NUM_CLUSTERS = 4800, 480, 96, 16
 LABELLED_PERCENT = 5  # of the training pictures; nobody has labelled the others
-METRICS = ("AP", "AP50", "AP75")
 STARTS = {"backbone only": "backbone", "with AlignDet pre-training": "pretrain"}
-# Nothing can be downloaded here, so the demo makes its own backbone first. The detector is slim and runs are short:
-# norms in neck and head, larger learning rates, and a momentum that starts lower.
-BACKBONE = (
-    "method=supervised",
-    "backbone.name=resnet18",
-    "image_size=64",
-    "min_area=1.0",
-    "training.steps=450",
-    "training.batch_size=16",
-)
-MODEL = (
-    "backbone.name=resnet18",
-    "detector.neck_channels=64",
-    "detector.head_convs=2",
-    "detector.neck_norm=group",
-    "detector.head_norm=group",
-    "training.batch_size=8",
-)
-PRETRAIN = (
-    "topk=15",
-    "momentum=0.98",
-    "training.steps=450",
-    "training.lr=0.03",
-    "views.short_side=[128,144,160]",
-    "views.long_side=224",
-    "detector.pretext_samples=256",
-)
-FINETUNE = (
-    f"fraction={LABELLED_PERCENT}",
-    "backbone.frozen_stages=4",
-    "backbone.norm_eval=true",
-    "training.steps=120",
-    "resolution.short_side=[160]",
-    "resolution.long_side=224",
-)
 FINETUNE_LR = {"backbone": 0.02, "pretrain": 0.03}  # half as much again after pre-training, as the paper does
 
 
 @dataclass(frozen=True)
+class DemoSize:
+    """Numbers of pictures, and settings of the stages.
+
+    Nothing is downloaded, so the demo makes its own backbone first. The detector is slim and runs are short: norms in
+    neck and head, larger learning rates, and a momentum that starts lower.
+    """
+
+    num_objects: int = 4800
+    num_train: int = 480
+    num_val: int = 96
+    num_clusters: int = 16
+    backbone: tuple[str, ...] = (
+        "method=supervised",
+        "backbone.name=resnet18",
+        "image_size=64",
+        "min_area=1.0",
+        "training.steps=450",
+        "training.batch_size=16",
+    )
+    model: tuple[str, ...] = (
+        "backbone.name=resnet18",
+        "detector.neck_channels=64",
+        "detector.head_convs=2",
+        "detector.neck_norm=group",
+        "detector.head_norm=group",
+        "training.batch_size=8",
+    )
+    pretrain: tuple[str, ...] = (
+        "topk=15",
+        "momentum=0.98",
+        "training.steps=450",
+        "training.lr=0.03",
+        "views.short_side=[128,144,160]",
+        "views.long_side=224",
+        "detector.pretext_samples=256",
+    )
+    finetune: tuple[str, ...] = (
+        f"fraction={LABELLED_PERCENT}",
+        "backbone.frozen_stages=4",
+        "backbone.norm_eval=true",
+        "training.steps=120",
+        "resolution.short_side=[160]",
+        "resolution.long_side=224",
+    )
+
+
+FULL_SIZE = DemoSize()
+
+
+@dataclass(frozen=True)
 class DemoReport:
-    """What the demo measured: metrics without and with pre-training, and the page that shows all of it."""
+    """Metrics without and with pre-training, and the page with all pictures."""
 
     without: dict[str, float]
     with_pretraining: dict[str, float]
     page: Path
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         delta = {key: self.with_pretraining[key] - self.without[key] for key in METRICS}
         return {
             "without": self.without,
@@ -76,7 +90,7 @@ class DemoReport:
         }
 
     def table(self) -> Table:
-        """AP in percent, without, with, and the difference."""
+        """Return a table of AP in percent: without, with, and the difference."""
         table = plain_table("", *METRICS)
         numbers = self.to_json()
         for title, key in zip((*STARTS, "delta"), ("without", "with", "delta"), strict=True):
@@ -85,43 +99,43 @@ class DemoReport:
         return table
 
     def closing_lines(self) -> list[str]:
-        """Where to look next."""
+        """Return the last lines for people."""
         return [f"report with all pictures: {self.page}"]
 
 
-def run_demo(folder: Path, *, seed: int) -> DemoReport:
-    """Draw data, run every stage, measure twice. Run again, it goes on where it was, or shows the table at once.
+def run_demo(folder: Path, *, seed: int, size: DemoSize = FULL_SIZE) -> DemoReport:
+    """Draw data, run all stages, and measure with and without pre-training; a second call resumes or returns at once.
 
-    Pictures of single objects, by class, teach the backbone; pictures of many objects, without their labels, the
-    detector's neck and head; a few labelled ones of these are fine-tuned on, with and without that second step.
+    The backbone learns from pictures of single objects and their classes, neck and head from pictures of many objects
+    without labels. Fine-tuning takes a few labelled pictures of many objects.
 
     Raises:
-        AlignDetError: anything a stage raises.
+        AlignDetError: any error of a stage.
     """
     objects, scenes = folder / f"toy-objects-{seed}", folder / f"toy-{seed}"
     if not (objects / "done").exists():
-        logger.info(f"drawing {NUM_OBJECTS} pictures of single objects into {objects}")
-        draw_toy_objects(objects, seed=seed, num_train=NUM_OBJECTS, num_val=NUM_OBJECTS // 12)
+        logger.info(f"drawing {size.num_objects} pictures of single objects into {objects}")
+        draw_toy_objects(objects, seed=seed, num_train=size.num_objects, num_val=size.num_objects // 12)
         (objects / "done").touch()
     if not (scenes / "annotations" / "instances_val.json").exists():
-        logger.info(f"drawing {NUM_TRAIN} + {NUM_VAL} pictures of many objects into {scenes}")
-        draw_toy_data(scenes, seed=seed, num_train=NUM_TRAIN, num_val=NUM_VAL)
+        logger.info(f"drawing {size.num_train} + {size.num_val} pictures of many objects into {scenes}")
+        draw_toy_data(scenes, seed=seed, num_train=size.num_train, num_val=size.num_val)
     workspace = Workspace(folder / f"workspace-{seed}")
 
     def stage(name: str, *settings: str, data: Path = scenes) -> Outcome:
         flags = {"data.root": ("DATA", data), "seed": ("--seed", seed)}
         return execute(Request(name, workspace, Sources(None, settings, flags)))
 
-    stage("pretrain-image", *BACKBONE, data=objects)
+    stage("pretrain-image", *size.backbone, data=objects)
     stage("proposals")
-    sizes = (f"k={NUM_CLUSTERS}", f"pca_dim={NUM_CLUSTERS}", "short_side=160", "long_side=224")
-    stage("cluster", *sizes, "backbone.name=resnet18")
-    stage("pretrain-box", *MODEL, *PRETRAIN)
+    numbers = (f"k={size.num_clusters}", f"pca_dim={size.num_clusters}", "short_side=160", "long_side=224")
+    stage("cluster", *numbers, "backbone.name=resnet18")
+    stage("pretrain-box", *size.model, *size.pretrain)
     metrics = []
     comparison: tuple[str, ...] = ()
     for label, init in STARTS.items():
         settings = (f"init={init}", f"label={label}", f"training.lr={FINETUNE_LR[init]}")
-        run = stage("finetune", *MODEL, *FINETUNE, *settings).folder.name
+        run = stage("finetune", *size.model, *size.finetune, *settings).folder.name
         evaluation = stage("evaluate", f"run={run}", "batch_size=8", *comparison)
         assert evaluation.artifact is not None, "a stage that is done has an artifact"
         metrics.append({key: float(evaluation.artifact.result[key] or 0.0) for key in METRICS})

@@ -1,4 +1,4 @@
-"""`aligndet views`: what `pretrain-box` would train on, before it does."""
+"""`aligndet views`: draw the first images as `pretrain-box` would train on them."""
 
 from pathlib import Path
 
@@ -20,19 +20,19 @@ MAX_IMAGES = 64
 def write_views(sources: Sources, workspace: Workspace, file: Path | None = None, count: int | None = None) -> Path:
     """Write the two views of the first images that `pretrain-box` with these settings trains on.
 
-    They depend on the batch size; in place of `auto`, which only the run settles, stands that of the recipes.
+    The views depend on the batch size; `auto`, which only a run can resolve, is taken as the recipes' batch size.
 
     Args:
         sources: settings of `pretrain-box`.
         file: None: `views.jpg` in the workspace.
-        count: of images, at most 64; None: 4.
+        count: number of images, at most 64; None: 4.
 
     Returns:
         the file.
 
     Raises:
-        ConfigError: no proposals, or not of this data, or a count or file that cannot be.
-        DataError: images that cannot be read.
+        ConfigError: no proposals, proposals of other data, a wrong count, or a file that cannot be written.
+        DataError: an image cannot be read.
     """
     config, _ = load_config(PretrainBoxConfig, "pretrain-box", sources)
     data = open_proposal_data(workspace, config.proposals, with_data(config, workspace, "pretrain-box").data)

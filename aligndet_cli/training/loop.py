@@ -46,6 +46,7 @@ class LoopSettings:
     Attributes:
         base_lr: learning rate, to be multiplied by the schedule's factor.
         clip_norm: largest gradient norm; None does not clip.
+        batch_size: images per step, of all processes and micro-batches.
         accumulate: micro-batches per step.
         log_every: steps between lines of metrics.jsonl.
         spares_memory: return freed memory to the system at once, which takes time.
@@ -57,6 +58,7 @@ class LoopSettings:
     seed: int
     precision: str = "32-true"
     clip_norm: float | None = None
+    batch_size: int = 1
     accumulate: int = 1
     log_every: int = 10
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

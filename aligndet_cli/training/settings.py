@@ -74,6 +74,7 @@ def resolve_settings(
         seed=seed,
         precision=runtime.precision,
         clip_norm=rates.clip_norm if training.clip_norm is None else training.clip_norm,
+        batch_size=training.images_per_step,
         accumulate=training.accumulate,
         log_every=training.log_every,
         checkpoint=training.checkpoint,

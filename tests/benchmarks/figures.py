@@ -39,8 +39,12 @@ STAGES = {
 }
 # What draws in each stage, where the stage finds it.
 DRAWING = {
-    "proposals": ("proposals.stage.draw_sheet", "proposals.stage.draw_histograms", "proposals.stage.draw_recall"),
-    "cluster": ("cluster.stage.draw_sheet", "cluster.stage.draw_sizes"),
+    "proposals": (
+        "proposals.artifact.draw_proposal_sheet",
+        "proposals.artifact.draw_histograms",
+        "proposals.artifact.draw_recall",
+    ),
+    "cluster": ("cluster.stage.draw_cluster_sheet", "cluster.stage.draw_sizes"),
     "pretrain-box": ("pretrain_box.stage._draw",),
     "finetune": ("finetune.stage.plot_curves",),
     "evaluate": ("evaluate.stage.draw_plots",),

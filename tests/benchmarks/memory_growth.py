@@ -18,15 +18,14 @@ import time
 
 import torch
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.backbones import BackboneConfig
 from aligndet_cli.config import RuntimeConfig
-from aligndet_cli.detectors import build_detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
-from aligndet_cli.finetune import stage as finetune
-from aligndet_cli.finetune.views import Resolution
+from aligndet_cli.finetune.views import Resolution, build_views
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.launch import run_here
 from aligndet_cli.processes.memory import give_back_freed_memory, process_usage
+from aligndet_cli.training.learner import build_learner
 from aligndet_cli.training.loop import build_scaler, train_step, watch_divergence
 from aligndet_cli.training.settings import TrainingConfig, resolve_settings
 from aligndet_cli.training.trial import draw_samples
@@ -39,13 +38,12 @@ def take_steps(num_steps: int, process: Process) -> None:
     """Print one line of JSON for every step in `SHOWN`."""
     detector = FasterRCNNConfig(neck_channels=64, head_convs=1, head_features=256)
     training = TrainingConfig(batch_size=NUM_IMAGES, lr=1e-4)
-    config = finetune.FinetuneConfig(detector=detector, training=training)
     rates = detector.RECIPE.finetune
     settings = resolve_settings(training, rates, num_images=1000, seed=0, runtime=RuntimeConfig())
     torch.manual_seed(0)
-    model = build_detector(detector, build_backbone(BackboneConfig(name="resnet18")), NUM_CLASSES)
     resolution = Resolution("resize", (192, 208, 224, 240, 256), 427, 1024)
-    learner = finetune.build_learner(model, config, resolution, rates, settings, process)
+    views = build_views(detector, BackboneConfig(name="resnet18"), NUM_CLASSES, resolution, seed=0)
+    learner = build_learner(views, rates, settings, RuntimeConfig(), process)
     scaler, divergence = build_scaler(settings, process), watch_divergence(learner, process)
     generator = torch.Generator().manual_seed(1)
     largest, began = 0, time.process_time()

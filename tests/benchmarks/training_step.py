@@ -28,15 +28,16 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.resnet import resnet18, resnet50
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.backbones import BackboneConfig
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.detectors import BUILDERS, build_detector
-from aligndet_cli.finetune import stage as finetune
-from aligndet_cli.finetune.views import Resolution
+from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.finetune.config import FinetuneConfig
+from aligndet_cli.finetune.views import Resolution, build_views
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.memory import keep_freed_memory
+from aligndet_cli.training.learner import build_learner
 from aligndet_cli.training.loop import Learner, build_scaler, train_step, watch_divergence
 from aligndet_cli.training.settings import TrainingConfig, resolve_settings
 from aligndet_cli.training.trial import draw_samples
@@ -74,23 +75,25 @@ def build_step(side: str, family: str, backbone: str) -> Step:
     if side == "plain":
         return step_of_torchvision(family, backbone, samples)
     if side == "pretrain":
-        views = pretrain_box.ViewsConfig(short_side=(HEIGHT,), long_side=WIDTH)
-        config = pretrain_box.PretrainBoxConfig(**settings, views=views)
+        sides = pretrain_box.ViewsConfig(short_side=(HEIGHT,), long_side=WIDTH)
+        config = pretrain_box.PretrainBoxConfig(**settings, views=sides)
         rates = config.detector.RECIPE.pretrain
         loop = resolve_settings(training, rates, num_images=1000, seed=0, runtime=RuntimeConfig())
         num_classes = NUM_CLASSES if config.detector.RECIPE.needs_clusters else 1
         if num_classes == 1:
             samples = [Sample(s.position, s.index, s.image, s.boxes, torch.zeros_like(s.class_ids)) for s in samples]
-        learner, _ = pretrain_box.build_learner(config, rates, loop, process, num_classes)
+        views = pretrain_box.build_views(config, loop, num_classes)
+        learner = build_learner(views, rates, loop, RuntimeConfig(), process)
         return step_of_learner(learner, config, rates, samples)
     neck_norm = {} if family == "detr" else {"neck_norm": "batch" if side == "finetune" else "none"}
-    config = finetune.FinetuneConfig(
+    config = FinetuneConfig(
         **{**settings, "detector": {"family": family, **neck_norm}}, resolution={"long_side": WIDTH}
     )
     rates = config.detector.RECIPE.finetune
     loop = resolve_settings(training, rates, num_images=1000, seed=0, runtime=RuntimeConfig())
-    model = build_detector(config.detector, build_backbone(config.backbone), NUM_CLASSES)
-    learner = finetune.build_learner(model, config, Resolution("resize", (HEIGHT,), WIDTH, WIDTH), rates, loop, process)
+    resolution = Resolution("resize", (HEIGHT,), WIDTH, WIDTH)
+    views = build_views(config.detector, config.backbone, NUM_CLASSES, resolution, config.seed)
+    learner = build_learner(views, rates, loop, RuntimeConfig(), process)
     return step_of_learner(learner, config, rates, samples)
 
 

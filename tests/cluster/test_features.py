@@ -10,10 +10,10 @@ from aligndet_cli.artifacts.open import open_proposals
 from aligndet_cli.cluster.features import (
     Extraction,
     ProposalImages,
-    extract_features,
     find_places,
     pool_boxes,
     scale_boxes,
+    write_features,
 )
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.data.images import read_image
@@ -48,7 +48,7 @@ def extract(source, folder, backbone, channels, ranks=((0, 1),), **settings):
     extraction = Extraction(**{"level": "c5", "short_side": 71, "long_side": 999, **settings})
     for rank, world_size in ranks:
         process = Process(rank=rank, world_size=world_size)
-        extract_features(backbone, source, features, marks, extraction, process, silent())
+        write_features(backbone, source, features, marks, extraction, process, silent())
     assert marks.read().all()
     return features
 

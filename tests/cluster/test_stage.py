@@ -158,7 +158,7 @@ def test_crash_at_any_record_gives_the_same_files(make_workspace, config, run_st
                 (kmeans, "save_arrays"),
                 (stage, "save_array"),
                 (stage, "write_json"),
-                (stage, "draw_sheet"),
+                (stage, "draw_cluster_sheet"),
             ):
                 patch.setattr(where, name, crashing(getattr(where, name)))
             try:

@@ -22,7 +22,7 @@ from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import encode_position
 from aligndet_cli.tools.conversion import mmdet, published_detr
-from aligndet_cli.tools.conversion.rules import rename
+from aligndet_cli.tools.conversion.rules import translate
 from helpers.golden import (
     GOLDEN,
     as_tensors,
@@ -42,7 +42,7 @@ from helpers.golden import (
 
 
 def our_name(name: str) -> str:
-    ours = rename(name, published_detr.RULES, to_ours=True)
+    ours = translate(name, published_detr.RULES, to_ours=True)
     return name if ours is None else ours  # the projector of pre-training, which is not published
 
 
@@ -50,7 +50,7 @@ def mmdet_name(name: str) -> str:
     """Of a published name: that by which mmdetection's weights were drawn."""
     if name.startswith("projector."):
         return f"bbox_head.{name}"
-    theirs = rename(our_name(name), mmdet.RULES["detr"], to_ours=False)
+    theirs = translate(our_name(name), mmdet.RULES["detr"], to_ours=False)
     assert theirs is not None
     return theirs
 

@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from aligndet_cli.data.dataset import Category, ImageSet
+from aligndet_cli.drawing import draw_tile
+from aligndet_cli.evaluate import sheets
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.plots import (
     Drawing,
@@ -14,7 +16,7 @@ from aligndet_cli.evaluate.plots import (
     draw_per_class,
     draw_plots,
 )
-from aligndet_cli.evaluate.sheets import NUM_IMAGES, draw_best_and_worst, draw_detections
+from aligndet_cli.evaluate.sheets import MAX_BOXES_NAMED, NUM_IMAGES, draw_best_and_worst, draw_detections
 from aligndet_cli.metrics.coco import coco_ground_truth, evaluate_coco
 
 PICTURES = [
@@ -59,8 +61,17 @@ def _drawing(folder, num_images, names, predictions) -> Drawing:
     return Drawing(evaluation, analysis, truth, predictions, image_set, "run on val")
 
 
-def _sheet(draw, drawing: Drawing) -> list:
-    return draw(drawing.image_set, drawing.ground_truth, drawing.predictions, drawing.analysis, drawing.title).axes
+def _tiles(draw, drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str], list[str]]]:
+    """Number of boxes, labels and lines of text of each tile of a sheet."""
+    tiles = []
+
+    def noting(pixels, boxes, size_hw, *, labels, lines, **rest):
+        tiles.append((len(boxes), labels, lines))
+        return draw_tile(pixels, boxes, size_hw, labels=labels, lines=lines, **rest)
+
+    monkeypatch.setattr(sheets, "draw_tile", noting)
+    draw(drawing.image_set, drawing.ground_truth, drawing.predictions, drawing.analysis, drawing.title)
+    return tiles
 
 
 @pytest.mark.parametrize(
@@ -90,21 +101,31 @@ def test_pictures_are_drawn_and_the_same_every_time(tmp_path, caplog, num_images
     assert caplog.text == ""
 
 
-def test_sheet_shows_detections_from_the_score_of_the_best_f1_on(tmp_path):
+def test_sheet_shows_detections_from_the_score_of_the_best_f1_on(tmp_path, monkeypatch):
     # Both right ones are kept, and with them what is between; 1 of 20 more is not worth the last.
     boxes = ([6, 1, 34, 29], 0.9), ([60, 40, 5, 5], 0.5), ([60, 40, 5, 5], 0.2)
     found = [{"image_id": 0, "category_id": 1, "bbox": box, "score": score} for box, score in boxes]
     found.append({"image_id": 19, "category_id": 1, "bbox": [6, 1, 34, 29], "score": 0.4})
     drawing = _drawing(tmp_path, 20, ["cat"], found)
-    axes = _sheet(draw_detections, drawing)
-    assert len(axes) == 2 * NUM_IMAGES
-    assert [len(axis.patches) for axis in axes[:4]] == [1, 2, 1, 0]
-    assert axes[-2].get_title().startswith("19.png")  # spread from the first to the last
-    titles = [axis.get_title() for axis in _sheet(draw_best_and_worst, drawing)[1:4:2]]
-    assert titles == [
-        "best: 1 right, 0 wrong, 0 missed\ndetections: 1",
-        "best: 1 right, 1 wrong, 0 missed\ndetections: 2",
+    tiles = _tiles(draw_detections, drawing, monkeypatch)
+    assert [count for count, *_ in tiles] == [1, 2] + [1, 0] * (NUM_IMAGES - 2) + [1, 1]
+    assert tiles[1][1] == ["cat 0.50", "cat 0.90"]  # the best on top
+    assert tiles[0][2] == ["0.png", "ground truth: 1"]
+    assert tiles[-2][2] == ["19.png", "ground truth: 1"]  # spread from the first to the last
+    assert [lines for _, _, lines in _tiles(draw_best_and_worst, drawing, monkeypatch)[1:4:2]] == [
+        ["best: 1 right, 0 wrong, 0 missed", "detections: 1"],
+        ["best: 1 right, 1 wrong, 0 missed", "detections: 2"],
     ]
+
+
+def test_sheet_names_crowds_and_the_best_detections(tmp_path, monkeypatch):
+    found = [{"image_id": 0, "category_id": 1, "bbox": [6, 1, 34, 29], "score": 0.9 - n / 100} for n in range(40)]
+    drawing = _drawing(tmp_path, 1, ["cat"], found)
+    drawing.ground_truth["annotations"][0]["iscrowd"] = 1
+    drawing.analysis["confusion"]["score_threshold"] = 0.3
+    (_, truths, _), (count, labels, _) = _tiles(draw_detections, drawing, monkeypatch)
+    assert truths == ["cat (crowd)"]
+    assert (count, labels.count("")) == (40, 40 - MAX_BOXES_NAMED) and labels[-1] == "cat 0.90"
 
 
 def test_confusion_matrix_has_the_counts_in_their_places(tmp_path):

@@ -2,8 +2,10 @@ import contextlib
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +20,11 @@ from aligndet_cli.config import DataConfig, RuntimeConfig
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import build_detector
 from aligndet_cli.detectors.checkpoint import load_detector, save_detector
-from aligndet_cli.detectors.interface import Detections
+from aligndet_cli.detectors.interface import Detections, ImageBatch
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.evaluate import stage
-from aligndet_cli.evaluate.stage import EvaluateConfig
+from aligndet_cli.evaluate.stage import EvaluateConfig, Plan
 from aligndet_cli.files import write_json
 from aligndet_cli.metrics.coco import COCO_NUMBERS
 from aligndet_cli.processes.devices import Process
@@ -40,11 +42,11 @@ class Killed(BaseException):
 class ColourDetector(nn.Module):
     """Finds the red and the green rectangle of an image, by looking; dies at the image `dies_at`."""
 
-    def __init__(self, dies_at=None, is_blind=False):
+    def __init__(self, dies_at: int | None = None, is_blind: bool = False) -> None:
         super().__init__()
         self.seen, self.dies_at, self.is_blind = 0, dies_at, is_blind
 
-    def detect(self, images):
+    def detect(self, images: ImageBatch) -> list[Detections]:
         found = []
         for pixels, (height, width) in zip(images.pixels, images.sizes_hw, strict=True):
             if self.seen == self.dies_at:
@@ -71,13 +73,14 @@ class Loaded:
 
 
 @pytest.fixture
-def coco_root(tmp_path):
+def coco_root(tmp_path: Path) -> Path:
     """Seven images, landscape and portrait, one without boxes; a red rectangle on all others, a green one on some."""
     root = tmp_path / "coco"
     (root / "val2017").mkdir(parents=True)
     (root / "annotations").mkdir()
     rng = np.random.default_rng(3)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(NUM_IMAGES):
         height, width = (64, 96) if number % 2 else (96, 64)
         pixels = np.zeros((height, width, 3), dtype=np.uint8)
@@ -104,7 +107,7 @@ def coco_root(tmp_path):
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch):
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace with two finished fine-tuned runs, whose detector is `ColourDetector`."""
     workspace = Workspace(tmp_path / "workspace")
     for name in ("first", "second"):
@@ -117,16 +120,16 @@ def workspace(tmp_path, monkeypatch):
     return workspace
 
 
-def use_detector(monkeypatch, make_model, **fields):
+def use_detector(monkeypatch: pytest.MonkeyPatch, make_model: Callable[[], nn.Module], **fields: Any) -> None:
     monkeypatch.setattr(stage, "load_detector", lambda path: Loaded(make_model(), **fields))
 
 
-def evaluate(workspace, root, *, process=None, force=False, plots=False, **settings):
+def evaluate(workspace: Workspace, root: Path, *, force: bool = False, plots: bool = False, **settings: Any) -> Plan:
     config = EvaluateConfig(data=DataConfig(root=root), plots=plots, **settings)
     plan = stage.prepare(config, workspace, force=force)
     if plan.output.action != "complete":
         with plan.output.lock():
-            stage.run(plan, process or Process())
+            stage.run(plan, Process())
     return plan
 
 
@@ -135,7 +138,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def test_a_perfect_detector_gets_one(workspace, coco_root):
+def test_a_perfect_detector_gets_one(workspace: Workspace, coco_root: Path) -> None:
     plan = evaluate(workspace, coco_root, plots=True)
     artifact = workspace.require("evaluate", "second-val2017")  # the newest run
     metrics = json.loads((artifact.folder / "metrics.json").read_text())
@@ -160,7 +163,7 @@ def test_a_perfect_detector_gets_one(workspace, coco_root):
 
 
 @pytest.mark.parametrize("truth_file", ["the data's own", "ground_truth.json"])
-def test_metrics_equal_pycocotools_on_predictions_json(workspace, coco_root, truth_file):
+def test_metrics_equal_pycocotools_on_predictions_json(workspace: Workspace, coco_root: Path, truth_file: str) -> None:
     # At another resolution the boxes are no longer exact, and AP is no longer 1.
     plan = evaluate(workspace, coco_root, short_side=37, long_side=50, batch_size=3)
     folder = plan.output.folder
@@ -177,7 +180,7 @@ def test_metrics_equal_pycocotools_on_predictions_json(workspace, coco_root, tru
     assert [metrics[name] for name in COCO_NUMBERS] == expected
 
 
-def test_predictions_have_the_original_ids(workspace, coco_root):
+def test_predictions_have_the_original_ids(workspace: Workspace, coco_root: Path) -> None:
     folder = evaluate(workspace, coco_root).output.folder
     predictions = json.loads((folder / "predictions.json").read_text())
     truth = json.loads((coco_root / "annotations" / "instances_val2017.json").read_text())["annotations"]
@@ -186,14 +189,21 @@ def test_predictions_have_the_original_ids(workspace, coco_root):
 
 
 @pytest.mark.parametrize("dies_at", [0, 1, 2, 5, 6])
-def test_killed_and_run_again_gives_the_same_files(workspace, coco_root, monkeypatch, dies_at):
+def test_killed_and_run_again_gives_the_same_files(
+    workspace: Workspace, coco_root: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
     whole = files_of(evaluate(workspace, coco_root, name="whole").output.folder)
     use_detector(monkeypatch, lambda: ColourDetector(dies_at))
     with pytest.raises(Killed):
         evaluate(workspace, coco_root, name="killed")
     assert workspace.find("evaluate", "killed") is None
-    detectors = []
-    use_detector(monkeypatch, lambda: detectors.append(ColourDetector()) or detectors[-1])
+    detectors: list[ColourDetector] = []
+
+    def make_detector() -> ColourDetector:
+        detectors.append(ColourDetector())
+        return detectors[-1]
+
+    use_detector(monkeypatch, make_detector)
     plan = evaluate(workspace, coco_root, name="killed")
     assert plan.output.action == "resume"
     assert detectors[-1].seen == NUM_IMAGES - dies_at // 2 * 2  # whole chunks of two are not done again
@@ -205,13 +215,15 @@ def test_killed_and_run_again_gives_the_same_files(workspace, coco_root, monkeyp
 class MaskDetector(ColourDetector):
     """Its masks fill the left half of their boxes."""
 
-    def detect(self, images):
+    def detect(self, images: ImageBatch) -> list[Detections]:
         mask = torch.tensor([[1.0, 1.0, 0.0, 0.0]] * 4)
         return [replace(found, masks=mask.expand(len(found.boxes), -1, -1)) for found in super().detect(images)]
 
 
 @pytest.mark.parametrize(("is_half", "expected"), [(True, 1.0), (False, 0.1)])
-def test_masks_are_measured_too(workspace, coco_root, monkeypatch, is_half, expected):
+def test_masks_are_measured_too(
+    workspace: Workspace, coco_root: Path, monkeypatch: pytest.MonkeyPatch, is_half: bool, expected: float
+) -> None:
     # Half of a rectangle overlaps the whole of it by about 0.5, which counts at the lowest of ten thresholds at best.
     file = coco_root / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
@@ -230,7 +242,9 @@ def test_masks_are_measured_too(workspace, coco_root, monkeypatch, is_half, expe
     assert workspace.require("evaluate").result["mask_AP50"] == metrics["segm"]["AP50"]
 
 
-def test_masks_without_predictions_are_zero(workspace, coco_root, monkeypatch):
+def test_masks_without_predictions_are_zero(
+    workspace: Workspace, coco_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = coco_root / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
     for entry in content["annotations"]:
@@ -242,10 +256,10 @@ def test_masks_without_predictions_are_zero(workspace, coco_root, monkeypatch):
     assert json.loads((plan.output.folder / "metrics.json").read_text())["segm"]["AP"] == 0
 
 
-def test_killed_while_measuring(workspace, coco_root, monkeypatch):
+def test_killed_while_measuring(workspace: Workspace, coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = files_of(evaluate(workspace, coco_root).output.folder)
 
-    def die(*_):
+    def die(*_: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -254,23 +268,25 @@ def test_killed_while_measuring(workspace, coco_root, monkeypatch):
     assert files_of(evaluate(workspace, coco_root, force=True).output.folder) == whole
 
 
-def test_two_processes_give_the_same_files(workspace, coco_root, monkeypatch):
+def test_two_processes_give_the_same_files(
+    workspace: Workspace, coco_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = files_of(evaluate(workspace, coco_root).output.folder)
     plan = stage.prepare(EvaluateConfig(data=DataConfig(root=coco_root), plots=False), workspace, force=True)
     main, other = Process(0, 2), Process(1, 2)
 
-    def work_of_the_other(process):
-        """At the main process's barriers: the second process predicts its part."""
+    def run_the_other(process: Process) -> None:
+        """At the main process's barriers, let the other process do its part."""
         if process.is_main:
-            stage._predict_missing(plan, other)
+            stage.run(plan, other)
 
-    monkeypatch.setattr(stage, "wait_for_all", work_of_the_other)
+    monkeypatch.setattr(stage, "wait_for_all", run_the_other)
     with plan.output.lock():
         stage.run(plan, main)
     assert files_of(plan.output.folder) == alone
 
 
-def test_run_again_is_complete_and_gates_still_hold(workspace, coco_root):
+def test_run_again_is_complete_and_gates_still_hold(workspace: Workspace, coco_root: Path) -> None:
     evaluate(workspace, coco_root, short_side=37, long_side=50)
     plan = evaluate(workspace, coco_root, short_side=37, long_side=50, fail_under=0.999, run="second")
     assert plan.output.action == "complete"
@@ -280,7 +296,7 @@ def test_run_again_is_complete_and_gates_still_hold(workspace, coco_root):
     assert stage.conclude(plan).failed_gate is None
 
 
-def test_compare_gives_the_delta(workspace, coco_root):
+def test_compare_gives_the_delta(workspace: Workspace, coco_root: Path) -> None:
     evaluate(workspace, coco_root, run="first", short_side=37, long_side=50)
     plan = evaluate(workspace, coco_root, run="second", compare="first")
     plan = replace(plan, config=plan.config.model_copy(update={"plots": True}))
@@ -298,14 +314,14 @@ def test_compare_gives_the_delta(workspace, coco_root):
     assert (plots / "compare-first-val2017-training.png").exists()
 
 
-def test_compare_with_a_run_not_evaluated_names_the_command(workspace, coco_root):
+def test_compare_with_a_run_not_evaluated_names_the_command(workspace: Workspace, coco_root: Path) -> None:
     with pytest.raises(ConfigError, match="run `aligndet evaluate --run first --split val2017` first"):
         evaluate(workspace, coco_root, compare="first")
     with pytest.raises(ConfigError, match="no run of that name; finetune runs here: first, second"):
         evaluate(workspace, coco_root, compare="third")
 
 
-def test_compare_on_other_data_is_refused(workspace, coco_root):
+def test_compare_on_other_data_is_refused(workspace: Workspace, coco_root: Path) -> None:
     evaluate(workspace, coco_root, run="first", name="short")
     config = EvaluateConfig(data=DataConfig(root=coco_root, limit=3), compare="short")
     with pytest.raises(ConfigError, match="was evaluated on other images or labels"):
@@ -320,18 +336,26 @@ def test_compare_on_other_data_is_refused(workspace, coco_root):
         ((*CATEGORIES, Category(10, "x")), "id 10 is 'x' in the run and missing in the data"),
     ],
 )
-def test_other_classes_are_refused(workspace, coco_root, monkeypatch, categories, message):
+def test_other_classes_are_refused(
+    workspace: Workspace,
+    coco_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    categories: tuple[Category, ...],
+    message: str,
+) -> None:
     use_detector(monkeypatch, ColourDetector, categories=categories)
     with pytest.raises(DataError, match=message):
         evaluate(workspace, coco_root)
 
 
-def test_no_run_yet(tmp_path, coco_root):
+def test_no_run_yet(tmp_path: Path, coco_root: Path) -> None:
     with pytest.raises(ConfigError, match="run `aligndet finetune` first"):
         evaluate(Workspace(tmp_path / "empty"), coco_root)
 
 
-def test_nothing_detected_is_zero_and_a_warning(workspace, coco_root, monkeypatch, caplog):
+def test_nothing_detected_is_zero_and_a_warning(
+    workspace: Workspace, coco_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     use_detector(monkeypatch, lambda: ColourDetector(is_blind=True))
     monkeypatch.setattr(stage.logger, "propagate", True)
     folder = evaluate(workspace, coco_root).output.folder
@@ -340,8 +364,10 @@ def test_nothing_detected_is_zero_and_a_warning(workspace, coco_root, monkeypatc
     assert "AP is exactly 0" in caplog.text
 
 
-def test_drawing_never_fails_a_run(workspace, coco_root, monkeypatch, caplog):
-    def fail(*_):
+def test_drawing_never_fails_a_run(
+    workspace: Workspace, coco_root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("no such font")
 
     monkeypatch.setattr("aligndet_cli.evaluate.plots.draw_per_class", fail)
@@ -351,7 +377,7 @@ def test_drawing_never_fails_a_run(workspace, coco_root, monkeypatch, caplog):
     assert "plots/per_class_ap.png was not drawn: RuntimeError: no such font" in caplog.text
 
 
-def test_limit_evaluates_the_first_images(workspace, coco_root):
+def test_limit_evaluates_the_first_images(workspace: Workspace, coco_root: Path) -> None:
     config = EvaluateConfig(data=DataConfig(root=coco_root, limit=2), plots=False)
     plan = stage.prepare(config, workspace)
     with plan.output.lock():
@@ -361,7 +387,7 @@ def test_limit_evaluates_the_first_images(workspace, coco_root):
     assert metrics["AP"] == pytest.approx(1.0)
 
 
-def test_voc_rules_on_request(workspace, coco_root):
+def test_voc_rules_on_request(workspace: Workspace, coco_root: Path) -> None:
     plan = evaluate(workspace, coco_root, metric="voc", fail_under=1.0)
     metrics = json.loads((plan.output.folder / "metrics.json").read_text())
     assert (metrics["voc"]["AP07"], metrics["voc"]["AP12"]) == (1.0, 1.0)
@@ -369,7 +395,7 @@ def test_voc_rules_on_request(workspace, coco_root):
     assert stage.conclude(plan).failed_gate is None  # it is on the VOC number
 
 
-def test_describe_says_where_values_come_from(workspace, coco_root):
+def test_describe_says_where_values_come_from(workspace: Workspace, coco_root: Path) -> None:
     plan = stage.prepare(EvaluateConfig(data=DataConfig(root=coco_root)), workspace)
     described = stage.describe(plan)
     assert described["run"] == "second (newest finetune run)"
@@ -378,7 +404,9 @@ def test_describe_says_where_values_come_from(workspace, coco_root):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_unreadable_image_is_named_and_can_be_repaired(workspace, coco_root, num_workers):
+def test_an_unreadable_image_is_named_and_can_be_repaired(
+    workspace: Workspace, coco_root: Path, num_workers: int
+) -> None:
     broken = coco_root / "val2017" / "4.png"
     content = broken.read_bytes()
     broken.write_bytes(b"x" * len(content))
@@ -392,7 +420,7 @@ def test_an_unreadable_image_is_named_and_can_be_repaired(workspace, coco_root, 
     assert workspace.require("evaluate").result["AP"] == pytest.approx(1.0)
 
 
-def test_a_real_detector_from_its_file(workspace, coco_root, monkeypatch):
+def test_a_real_detector_from_its_file(workspace: Workspace, coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "load_detector", load_detector)
     config = RetinaNetConfig(neck_channels=32, head_convs=1, score_threshold=0.0, max_detections=7)
     backbone_config = BackboneConfig(name="resnet18", weights="none")

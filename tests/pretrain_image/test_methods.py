@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.pretrain_image.methods import MoCo, SimSiam, Supervised, moco_loss, simsiam_loss
+from aligndet_cli.pretrain_image.methods import MoCo, SimSiam, Supervised, embed, moco_loss, simsiam_loss
 
 BATCH, SIDE = 6, 32
 
@@ -16,6 +17,11 @@ def views(seed: int = 0) -> list[Tensor]:
 def small_backbone(seed: int = 0):
     torch.manual_seed(seed)
     return build_backbone(BackboneConfig(name="resnet18"))
+
+
+@torch.no_grad()
+def keys_of(moco: MoCo, images: Tensor) -> Tensor:
+    return normalize(moco.momentum_head(embed(moco.momentum_backbone, images)), dim=1)
 
 
 def test_simsiam_loss_by_hand() -> None:
@@ -51,14 +57,16 @@ def test_moco_loss_by_hand() -> None:
 
 def test_queue_is_filled_in_order_and_goes_round() -> None:
     moco = MoCo(small_backbone(), embedding_dim=2, queue_size=4, temperature=0.2)
-    keys = torch.arange(12.0).view(6, 2)
-    moco._enqueue(keys[:3])
-    moco._enqueue(keys[3:])
+    first, second = views()[1][:3], views(1)[1][:3]
+    before, after = keys_of(moco, first), keys_of(moco, second)
+    moco([first, first], None, with_health=False)
+    moco([second, second], None, with_health=False)
     # Rows 0, 1, 2 and then 3, 0, 1.
-    assert torch.equal(moco.queue, torch.stack([keys[4], keys[5], keys[2], keys[3]]))
+    torch.testing.assert_close(moco.queue, torch.stack([after[1], after[2], before[2], after[0]]))
     assert int(moco.position) == 2
-    moco._enqueue(torch.full((9, 2), 7.0))  # more than there is room for
-    assert (moco.queue == 7).all()
+    many = views(2)[1]  # 6 of them, more than there is room for: the last four stay, from row 2 on
+    moco([many, many], None, with_health=False)
+    torch.testing.assert_close(moco.queue, keys_of(moco, many)[[4, 5, 2, 3]])
 
 
 def test_moco_steps_like_its_parts() -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig
 from aligndet_cli.pretrain_image.labels import open_data
-from aligndet_cli.pretrain_image.probe import Probe, Regions, _square, extract, score
+from aligndet_cli.pretrain_image.probe import Probe, ProbeRegions, _square, extract, score
 
 COLOURS = {"dark": 20, "bright": 230}
 
@@ -35,7 +35,7 @@ def test_what_anyone_can_tell_apart_scores_one(probe: Probe) -> None:
     # With the classes of half of the test images swapped it cannot be more than a half.
     swapped = probe.test.class_ids.copy()
     swapped[::2] = 1 - swapped[::2]
-    wrong = Probe(probe.train, Regions(probe.test.image_set, probe.test.image_index, swapped))
+    wrong = Probe(probe.train, ProbeRegions(probe.test.image_set, probe.test.image_index, swapped))
     assert score(backbone, wrong, 32) == {"knn": 0.5, "linear": 0.5}
 
 

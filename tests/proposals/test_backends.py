@@ -5,7 +5,7 @@ import time
 import pytest
 
 from aligndet_cli.errors import ConfigError, RunError
-from aligndet_cli.proposals.backends import Workers, resolve_workers, results_of
+from aligndet_cli.proposals.backends import Workers, choose_workers, results_of
 
 
 def needs(package: str) -> pytest.MarkDecorator:
@@ -81,7 +81,7 @@ def test_dask_scheduler_of_others():
 
     with (
         distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster,
-        results_of(square, range(20), resolve_workers("dask", cluster.scheduler_address, "auto")) as results,
+        results_of(square, range(20), choose_workers("dask", cluster.scheduler_address, "auto")) as results,
     ):
         assert sorted(value for value, _ in results) == [number * number for number in range(20)]
 
@@ -89,7 +89,7 @@ def test_dask_scheduler_of_others():
 @pytest.mark.parametrize("backend", CLUSTERS)
 def test_nobody_at_that_address(monkeypatch, backend):
     monkeypatch.setattr("aligndet_cli.proposals.backends._CONNECT_SECONDS", 1)
-    workers = resolve_workers(backend, "127.0.0.1:1", "auto")
+    workers = choose_workers(backend, "127.0.0.1:1", "auto")
     with (
         pytest.raises(ConfigError, match=r"--scheduler 127\.0\.0\.1:1: nobody answers"),
         results_of(square, [1], workers),
@@ -99,15 +99,15 @@ def test_nobody_at_that_address(monkeypatch, backend):
 
 def test_settings_that_cannot_take_effect(monkeypatch):
     with pytest.raises(ConfigError, match="--scheduler a:1: no effect with --backend threads"):
-        resolve_workers("threads", "a:1", "auto")
+        choose_workers("threads", "a:1", "auto")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"--backend ray: .*pip install 'aligndet\[ray\]'"):
-        resolve_workers("ray", None, "auto")
+        choose_workers("ray", None, "auto")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: "there")
     with pytest.raises(ConfigError, match="--num-workers: no effect with --scheduler"):
-        resolve_workers("dask", "a:1", 4)
-    assert resolve_workers("auto", None, 4) == Workers("threads", 4)
-    assert resolve_workers("auto", None, 5) == Workers("processes", 5)
-    assert resolve_workers("processes", None, 3) == Workers("processes", 3)
-    assert resolve_workers("threads", None, 0) == Workers("threads", 1)
-    assert resolve_workers("dask", "a:1", "auto") == Workers("dask", None, "a:1")
+        choose_workers("dask", "a:1", 4)
+    assert choose_workers("auto", None, 4) == Workers("threads", 4)
+    assert choose_workers("auto", None, 5) == Workers("processes", 5)
+    assert choose_workers("processes", None, 3) == Workers("processes", 3)
+    assert choose_workers("threads", None, 0) == Workers("threads", 1)
+    assert choose_workers("dask", "a:1", "auto") == Workers("dask", None, "a:1")

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from aligndet_cli.errors import RunError
-from aligndet_cli.proposals.journal import Found, Journal, Records
+from aligndet_cli.proposals.journal import ImageResult, Journal, Journals
 
 
-def found(position: int, num_boxes: int = 3, reason: str = "") -> Found:
+def found(position: int, num_boxes: int = 3, reason: str = "") -> ImageResult:
     boxes = np.arange(4 * num_boxes, dtype=np.float32).reshape(-1, 4) + 100 * position
-    return Found(position, (83, 127 + position), boxes, 2**64 - 1 - position, reason)
+    return ImageResult(position, (83, 127 + position), boxes, 2**64 - 1 - position, reason)
 
 
-def write(file, *entries: Found) -> None:
+def write(file, *entries: ImageResult) -> None:
     with Journal.open(file) as journal:
         for entry in entries:
             journal.append(entry)
@@ -22,7 +22,7 @@ def write(file, *entries: Found) -> None:
 def test_what_was_appended_is_read_in_order_of_position(tmp_path):
     write(tmp_path / "1-of-2.log", found(4), found(0, num_boxes=0), found(2, num_boxes=0, reason="größer: broken"))
     write(tmp_path / "2-of-2.log", found(3, num_boxes=257))
-    records = Records(tmp_path, 7)
+    records = Journals(tmp_path, 7)
     assert records.missing().tolist() == [1, 5, 6]
     assert records.missing(skipped_too=True).tolist() == [1, 2, 5, 6]
     for read, expected in zip(
@@ -42,10 +42,10 @@ def test_cut_anywhere_it_keeps_what_is_whole_and_goes_on(tmp_path):
     for size in range(len(content) + 1):
         file.write_bytes(content[:size])
         num_whole = (size >= first) + (size == len(content))
-        assert len(list(Records(tmp_path, 3).in_order())) == num_whole
+        assert len(list(Journals(tmp_path, 3).in_order())) == num_whole
         write(file, found(2))
         assert len(file.read_bytes()) == (0, first, len(content))[num_whole] + first
-        assert [entry.position for entry in Records(tmp_path, 3).in_order()] == [*range(num_whole), 2]
+        assert [entry.position for entry in Journals(tmp_path, 3).in_order()] == [*range(num_whole), 2]
 
 
 def test_damaged_bytes_end_the_file(tmp_path):
@@ -55,17 +55,17 @@ def test_damaged_bytes_end_the_file(tmp_path):
     record = len(content) // 3
     for place in range(record, 2 * record):
         file.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-        assert Records(tmp_path, 3).missing().tolist() == [1, 2]
+        assert Journals(tmp_path, 3).missing().tolist() == [1, 2]
     # After a loss of power a file can end in zeros; and a size that makes no sense asks for no memory.
     for tail in (bytes(1000), struct.pack("<IIIIIQQ", 0, 2**32 - 1, 2**32 - 1, 1, 1, 1, 1)):
         file.write_bytes(content[:record] + tail)
-        assert Records(tmp_path, 3).missing().tolist() == [1, 2]
+        assert Journals(tmp_path, 3).missing().tolist() == [1, 2]
 
 
 def test_an_image_done_twice_is_read_where_it_was_not_left_out(tmp_path):
     write(tmp_path / "1-of-2.log", found(0, 0, "broken"), found(1))
     write(tmp_path / "2-of-2.log", found(0), found(1, 0, "broken"))
-    assert [entry.reason for entry in Records(tmp_path, 2).in_order()] == ["", ""]
+    assert [entry.reason for entry in Journals(tmp_path, 2).in_order()] == ["", ""]
 
 
 def test_only_one_process_writes_a_journal(tmp_path):
@@ -74,4 +74,4 @@ def test_only_one_process_writes_a_journal(tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(RunError, match=r"1-of-2: another aligndet process"), Journal.open(tmp_path / "1-of-2.log"):
             pass
-    assert Records(tmp_path, 1).missing().size == 0
+    assert Journals(tmp_path, 1).missing().size == 0

@@ -6,7 +6,7 @@ import pytest
 from aligndet_cli.artifacts.proposals import ImageProposals, ProposalStore, write_store
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.proposals.recall import BUDGETS
-from aligndet_cli.proposals.report import build_report, covered_shares, sample_boxes
+from aligndet_cli.proposals.report import covered_shares, describe_store, sample_boxes
 
 
 def image_set_of(boxes_per_image: list[list[list[float]]], crowd_rows: tuple[int, ...] = ()) -> ImageSet:
@@ -52,7 +52,7 @@ def test_values_worked_out_by_hand(tmp_path):
         10: [[0, 0, 40, 100], [0, 0, 60, 100], [200, 200, 260, 260]],
         11: [[300, 300, 308, 308]] * 50 + [[50, 50, 100, 90]],
     }
-    report = build_report(store_of(tmp_path, proposals), image_set_of(objects, (2,)), min_size=32)
+    report = describe_store(store_of(tmp_path, proposals), image_set_of(objects, (2,)), min_size=32)
     assert report["images"] == 2
     assert report["proposals"] == 54
     assert report["images_without_proposals"] == 0
@@ -89,12 +89,12 @@ def test_values_worked_out_by_hand(tmp_path):
 
 
 def test_data_without_labels_has_no_coverage(tmp_path):
-    report = build_report(store_of(tmp_path, {10: [[0, 0, 9, 9]]}), image_set_of([[]]), min_size=32)
+    report = describe_store(store_of(tmp_path, {10: [[0, 0, 9, 9]]}), image_set_of([[]]), min_size=32)
     assert report["labels"] is None
 
 
 def test_store_without_proposals(tmp_path):
-    report = build_report(store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), min_size=32)
+    report = describe_store(store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), min_size=32)
     assert report["size_px"] is None
     assert report["images_without_proposals"] == 1
     assert report["covered_share"]["max"] == 0.0
@@ -105,7 +105,7 @@ def test_store_without_proposals(tmp_path):
 
 @pytest.mark.parametrize("min_size", [50, 51])
 def test_min_size_group_includes_the_limit(tmp_path, min_size):
-    report = build_report(store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), min_size=min_size)
+    report = describe_store(store_of(tmp_path, {10: []}), image_set_of([[[0, 0, 50, 50]]]), min_size=min_size)
     assert report["labels"]["reach_min_size"]["objects"] == (1 if min_size == 50 else 0)
 
 
@@ -137,7 +137,7 @@ def test_covered_share_of_many_boxes_is_that_of_pixels(tmp_path):
 
 def test_duplicate_images_are_those_after_the_first(tmp_path):
     store = store_of(tmp_path, {number: [] for number in range(10, 15)})
-    report = build_report(store, image_set_of([[]] * 5), min_size=32, digests=[7, 8, 7, 9, 7])
+    report = describe_store(store, image_set_of([[]] * 5), min_size=32, digests=[7, 8, 7, 9, 7])
     assert (report["duplicate_images"], report["duplicate_share"]) == (2, 0.4)
 
 

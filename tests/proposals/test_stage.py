@@ -17,7 +17,7 @@ from aligndet_cli.errors import ConfigError, DataError, Preempted
 from aligndet_cli.files import read_json
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage
-from aligndet_cli.proposals.journal import Records
+from aligndet_cli.proposals.journal import Journals
 from aligndet_cli.workspace import Workspace
 
 NUM_IMAGES = 7  # of `root`
@@ -47,7 +47,7 @@ def run_stage(config, folder: Path, **options) -> Path:
 
 def num_saved(folder: Path) -> int:
     """Images of `root` that are in the journals of an interrupted run."""
-    return NUM_IMAGES - Records(folder / "proposals" / ".train2017.partial" / "resume", NUM_IMAGES).missing().size
+    return NUM_IMAGES - Journals(folder / "proposals" / ".train2017.partial" / "resume", NUM_IMAGES).missing().size
 
 
 def is_running(pid: str) -> bool:
@@ -106,13 +106,16 @@ def test_kill_and_resume_gives_the_same_files(tmp_path, make_search_config, cont
 
     plan = stage.prepare(config, Workspace(tmp_path / "killed"))
     assert plan.output.action == "resume"
-    done = []
-    monkeypatch.setattr(stage.Journal, "append", lambda _, found: done.append(found.position))
-    stage._find_missing(plan, "none")
-    assert len(done) == NUM_IMAGES - kept  # nothing is done twice
-    monkeypatch.undo()
-    assert journal.read_bytes() == content
+    original, before = stage.Journal.append, []
+
+    def append_and_note(self, result):
+        before.append(journal.read_bytes())
+        original(self, result)
+
+    monkeypatch.setattr(stage.Journal, "append", append_and_note)
     assert contents_of(run_stage(config, tmp_path / "killed")) == expected
+    assert len(before) == NUM_IMAGES - kept  # nothing is done twice
+    assert before[0] == content
 
 
 @pytest.mark.parametrize("backend", ["processes", "threads"])
@@ -160,13 +163,19 @@ def test_on_error_fail_names_the_file(tmp_path, root, make_search_config, num_wo
     assert read_json(folder / "manifest.json")["result"]["skipped_images"] == 1
 
 
-def test_on_error_fail_looks_again_at_what_was_skipped_before(tmp_path, root, make_search_config):
+def test_on_error_fail_looks_again_at_what_was_skipped_before(tmp_path, root, make_search_config, monkeypatch):
     good = (root / "train2017" / "000.png").read_bytes()
     (root / "train2017" / "000.png").write_bytes(bytes(len(good)))  # same size: the same data to `open_images`
-    plan = stage.prepare(make_search_config(), Workspace(tmp_path / "ws"))
-    with plan.output.lock():
-        plan.output.begin(plan.config)
-        stage._find_missing(plan, "none")
+    original = stage.Journal.append
+
+    def append_and_signal(self, result):
+        original(self, result)
+        if result.reason:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(stage.Journal, "append", append_and_signal)
+        run_stage(make_search_config(), tmp_path / "ws")
     with pytest.raises(DataError, match=r"000\.png"):
         run_stage(make_search_config(on_error="fail"), tmp_path / "ws")
     (root / "train2017" / "000.png").write_bytes(good)

@@ -2,23 +2,25 @@ from pathlib import Path
 
 import pytest
 
-from aligndet_cli.tools import demo
+from aligndet_cli.tools.demo import DemoSize, run_demo
 
 SLIM = ("backbone.name=resnet18", "detector.neck_channels=32", "detector.head_convs=1", "training.batch_size=2")
 SHORT = ("training.steps=2",)
+SMALL = DemoSize(
+    num_objects=24,
+    num_train=7,
+    num_val=3,
+    num_clusters=3,
+    backbone=(*SHORT, "method=supervised", SLIM[0], SLIM[-1], "image_size=32"),
+    model=SLIM,
+    pretrain=(*SHORT, "views.short_side=[64]"),
+    finetune=(*SHORT, "resolution.short_side=[64]"),
+)
 
 
 @pytest.mark.e2e
-def test_demo_runs_all_stages_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "NUM_OBJECTS", 24)
-    monkeypatch.setattr(demo, "NUM_TRAIN", 7)
-    monkeypatch.setattr(demo, "NUM_VAL", 3)
-    monkeypatch.setattr(demo, "NUM_CLUSTERS", 3)
-    monkeypatch.setattr(demo, "MODEL", SLIM)
-    monkeypatch.setattr(demo, "PRETRAIN", (*SHORT, "views.short_side=[64]"))
-    monkeypatch.setattr(demo, "BACKBONE", (*SHORT, "method=supervised", SLIM[0], SLIM[-1], "image_size=32"))
-    monkeypatch.setattr(demo, "FINETUNE", (*SHORT, "resolution.short_side=[64]"))
-    report = demo.run_demo(tmp_path, seed=0)
+def test_demo_runs_all_stages_and_compares(tmp_path: Path) -> None:
+    report = run_demo(tmp_path, seed=0, size=SMALL)
     numbers = report.to_json()
     assert set(numbers["delta"]) == {"AP", "AP50", "AP75"}
     assert numbers["delta"]["AP"] == numbers["with"]["AP"] - numbers["without"]["AP"]
@@ -29,4 +31,4 @@ def test_demo_runs_all_stages_and_compares(tmp_path: Path, monkeypatch: pytest.M
     stages = {folder.parent.name for folder in (tmp_path / "workspace-0").glob("*/*") if folder.is_dir()}
     assert stages == {"pretrain-image", "proposals", "cluster", "pretrain-box", "finetune", "evaluate"}
     # Again: nothing is redone, the same table.
-    assert demo.run_demo(tmp_path, seed=0).to_json() == numbers
+    assert run_demo(tmp_path, seed=0, size=SMALL).to_json() == numbers

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, from hooks around its modules."""
+"""Time of the parts of a training step, from hooks around its modules."""
 
 import time
 from collections.abc import Callable
@@ -11,15 +11,14 @@ PARTS = ("data", "views", "backbone", "neck and heads", "matching and losses", "
 
 
 class StepClock:
-    """Splits the time of steps by what was going on.
+    """Splits the time of steps into `PARTS`.
 
-    Every hook ends the lap that was running, so the parts add up to the whole. On a GPU a lap ends when the GPU is
-    done with it.
+    Every hook ends the running lap, so the parts add up to the whole. On a GPU a lap ends when the GPU has finished it.
 
     Args:
-        model: the detector, or the pretext with its two; called with finished views.
-        backbone: a part of it.
-        optimizer: of the same learner.
+        model: detector, or pretext with its two detectors; called with finished views.
+        backbone: backbone of the model.
+        optimizer: optimizer of the model.
     """
 
     def __init__(self, model: nn.Module, backbone: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -32,7 +31,7 @@ class StepClock:
             optimizer.register_step_pre_hook(self._ending("backward")),
         ]
         for module in model.modules():
-            # Those without parameters belong to the matching: anchors, points.
+            # Modules without parameters belong to the matching: anchors, points.
             if module is not model and any(True for _ in module.parameters()):
                 name = "backbone" if module is backbone else "neck and heads"
                 self._handles += [
@@ -46,13 +45,13 @@ class StepClock:
         self._last = self._now()
 
     def lap(self, part: str) -> None:
-        """Book the time since the last lap."""
+        """Add the time since the last lap to a part."""
         now = self._now()
         self.seconds[part] += now - self._last
         self._last = now
 
     def close(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 

@@ -1,4 +1,4 @@
-"""Images and boxes to measure on, where there are none: noise in JPEG files, and boxes drawn at random."""
+"""Images and boxes to measure with when the user has none: JPEG files of noise, and random boxes."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ SIZES_HW = {
     **{(424, 640): 2, (512, 640): 2, (640, 428): 2, (640, 425): 1, (640, 360): 1, (500, 333): 1, (640, 512): 1},
     **{(240, 640): 1, (480, 480): 1, (560, 640): 1},
 }
-NUM_LABELS = 7  # boxes of an image of COCO on average
+NUM_LABELS = 7  # labelled boxes of an image of COCO, on average
 NUM_CLASSES = 80
 _NOISE_CELLS = (8, 2)  # two scales of noise, which together make files as large as COCO's (some 100 KB)
 _JPEG_QUALITY = 90
@@ -27,22 +27,22 @@ _JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class DrawnProposals:
-    """As many boxes for every image, the same ones each time; see `BoxSource`."""
+    """`BoxSource` with as many random boxes for every image, the same ones each time."""
 
     image_set: ImageSet
     num_boxes: int
     num_classes: int
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Boxes of a twentieth to half of the shorter side."""
+        """Return (n, 4) xyxy boxes with sides of a twentieth to half of the image's shorter side, and (n,) classes."""
         side = int(self.image_set.sizes_hw[index].min())
         rng = np.random.default_rng(mix_seed(index))
-        boxes = draw_boxes(rng, self.num_boxes, (side, side))
+        boxes = random_boxes(rng, self.num_boxes, (side, side))
         return boxes, rng.integers(self.num_classes, size=self.num_boxes)
 
 
-def draw_boxes(rng: np.random.Generator, count: int, size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """(count, 4) xyxy boxes of a twentieth to half of the sides of an image."""
+def random_boxes(rng: np.random.Generator, count: int, size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Return (count, 4) xyxy boxes in pixels, with sides of a twentieth to half of the image's."""
     limits = np.array(size_hw[::-1], dtype=np.float32)
     sides = limits * rng.uniform(0.05, 0.5, (count, 2)).astype(np.float32)
     corners = (limits - sides) * rng.random((count, 2), dtype=np.float32)
@@ -50,9 +50,9 @@ def draw_boxes(rng: np.random.Generator, count: int, size_hw: tuple[int, int]) -
 
 
 def write_coco(folder: Path, num_images: int) -> None:
-    """Write a COCO set of `num_images` JPEGs of COCO's sizes, with labels and masks.
+    """Write a COCO set of JPEGs in COCO's sizes, with labels and masks.
 
-    They lie in `train/`, the labels in `annotations/instances_train.json`.
+    The images are in `train/`, the labels in `annotations/instances_train.json`.
     """
     rng = np.random.default_rng(0)
     (folder / "train").mkdir(parents=True)
@@ -62,7 +62,7 @@ def write_coco(folder: Path, num_images: int) -> None:
     for image_id, (height, width) in enumerate(mixed_sizes(num_images)):
         _write_noise(folder / "train" / f"{image_id:06d}.jpg", (height, width), rng)
         images.append({"id": image_id, "file_name": f"{image_id:06d}.jpg", "height": height, "width": width})
-        for x1, y1, x2, y2 in draw_boxes(rng, NUM_LABELS, (height, width)).tolist():
+        for x1, y1, x2, y2 in random_boxes(rng, NUM_LABELS, (height, width)).tolist():
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -80,7 +80,7 @@ def write_coco(folder: Path, num_images: int) -> None:
 
 
 def mixed_sizes(count: int) -> list[tuple[int, int]]:
-    """Heights and widths of images in the mix of COCO, as closely as so many can be."""
+    """Return heights and widths of images, mixed as in COCO as closely as their number allows."""
     shares = np.cumsum(list(SIZES_HW.values()))
     places = np.searchsorted(shares, (np.arange(count) + 0.5) / count * shares[-1])
     sizes_hw = list(SIZES_HW)

@@ -16,35 +16,29 @@ import numpy as np
 import torch
 from pydantic import Field
 from rich.table import Table
-from torch import nn
 
-from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbone
+from aligndet_cli.backbones import BackboneConfig, WeightsTraining
 from aligndet_cli.config import DataConfig, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_missing_sizes
-from aligndet_cli.data.loaders import (
-    BoxSource,
-    LabelBoxes,
-    SampleStream,
-    batches_of_run,
-)
+from aligndet_cli.data.loaders import BoxSource, LabelBoxes, SampleStream, batches_of_run
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.detectors import DetectorConfig, build_detector, settle_neck_norm
+from aligndet_cli.detectors import DetectorConfig, settle_neck_norm
 from aligndet_cli.detectors.recipes import RCNN, recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import DataError, RunError
-from aligndet_cli.finetune import stage as finetune
-from aligndet_cli.finetune.views import ResolutionConfig, resolve_resolution
+from aligndet_cli.finetune.views import LabelledViews, ResolutionConfig, build_views, resolve_resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
-from aligndet_cli.pretrain_box.pretext import BoxPretext
+from aligndet_cli.pretrain_box.views import TwoViews
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.bench.clock import PARTS, StepClock
 from aligndet_cli.tools.bench.images import DrawnProposals, write_coco
 from aligndet_cli.training.fitting import try_fit
+from aligndet_cli.training.learner import build_learner, build_to_try
 from aligndet_cli.training.loop import (
     Learner,
     LoopSettings,
@@ -54,7 +48,7 @@ from aligndet_cli.training.loop import (
     train_step,
     watch_divergence,
 )
-from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, Rates
+from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, Rates, Recipe
 from aligndet_cli.training.records import Speed, peak_memory
 from aligndet_cli.training.schedules import LENGTHS
 from aligndet_cli.training.settings import TrainingConfig, resolve_settings
@@ -113,9 +107,49 @@ class Timing:
 
 @dataclass(frozen=True)
 class _Plan:
+    """A stage to time, and what its `prepare` would find out."""
+
     config: BenchConfig
     image_set: ImageSet
     stage: StageName
+
+    @property
+    def recipe(self) -> Recipe:
+        return recipe_for(self.config.detector, self.config.backbone, WeightsTraining())
+
+    @property
+    def rates(self) -> Rates:
+        return self.recipe.pretrain if self.stage == "pretrain-box" else self.recipe.finetune
+
+    @property
+    def settings(self) -> LoopSettings:
+        config, rates = self.config, self.rates
+        # The rate of an early step: nothing is to be learned, and random weights diverge at the full one.
+        training = TrainingConfig(batch_size=config.batch_size, lr=rates.lr / 1000)
+        num_images = len(self.image_set)
+        return resolve_settings(training, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
+
+    @property
+    def num_classes(self) -> int:
+        if self.stage == "finetune":
+            return len(self.image_set.categories)
+        return NUM_CLUSTERS if self.config.detector.RECIPE.needs_clusters else 1
+
+    def build_views(self) -> TwoViews | LabelledViews:
+        config = self.config
+        if self.stage == "pretrain-box":
+            given = {"short_side": config.short_side} if config.short_side else {}
+            asked = pretrain_box.PretrainBoxConfig(
+                detector=config.detector,
+                backbone=config.backbone,
+                seed=config.seed,
+                views=pretrain_box.ViewsConfig(long_side=config.long_side, **given),
+            )
+            return pretrain_box.build_views(asked, self.settings, self.num_classes)
+        sides = ResolutionConfig(short_side=config.short_side, long_side=config.long_side)
+        resolution = resolve_resolution(sides, self.recipe.policy, MULTI_SCALE)
+        detector = settle_neck_norm(config.detector, "batch")
+        return build_views(detector, config.backbone, self.num_classes, resolution, config.seed)
 
 
 def run_bench(config: BenchConfig) -> list[Timing]:
@@ -150,14 +184,15 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
     """Make sure that steps fit into the memory of this machine."""
     config, images = plan.config, plan.image_set
     largest = config.model_copy(update={"short_side": (max(config.short_side or MULTI_SCALE),)})
-    recipe = recipe_for(config.detector, config.backbone, WeightsTraining())
     is_pretraining = plan.stage == "pretrain-box"
     trial = Trial(
-        build=partial(_learner_to_try, replace(plan, config=largest)),
-        settings=_loop_settings(config, recipe.pretrain if is_pretraining else recipe.finetune, len(images)),
+        build=partial(
+            build_to_try, replace(plan, config=largest).build_views, plan.rates, plan.settings, config.runtime
+        ),
+        settings=plan.settings,
         sizes_hw=worst_sizes(largest.short_side or (), config.long_side),
         num_boxes=config.num_proposals if is_pretraining else int(np.diff(images.offsets).max()),
-        num_classes=_num_classes(plan),
+        num_classes=plan.num_classes,
         num_images=len(images),
         gaps=GAPS_IN_PRETRAINING if is_pretraining else GAPS_IN_FINETUNING,
         pools_regions=config.detector.family in RCNN,
@@ -166,10 +201,6 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
     fit = try_fit(trial, devices, config.batch_size)
     if fit is not None and fit.needed(config.batch_size) > fit.budget:
         raise RunError(f"{plan.stage}: {fit.problem(config.batch_size, 1, devices)}: {fit.advice(1)}")
-
-
-def _learner_to_try(plan: _Plan, process: Process) -> Learner:
-    return _learner_of(plan, process)[0]
 
 
 def _result_of(plan: _Plan, running: "Future[Timing]") -> Timing:
@@ -191,21 +222,21 @@ def _time_stage(plan: _Plan, devices: Devices) -> Timing:
 
 def _take_time(plan: _Plan, process: Process) -> Timing:
     config, device = plan.config, torch.device(process.device)
-    learner, model, rates = _learner_of(plan, process)
-    settings = _loop_settings(config, rates, len(plan.image_set))
+    views = plan.build_views()
+    learner = build_learner(views, plan.rates, plan.settings, config.runtime, process)
     num_steps = config.steps or _STEPS[device.type]
     batches = _batches(plan, 2 * num_steps + _WARM_UP, process)
-    steps = _Steps(learner, batches, settings, process)
+    steps = _Steps(learner, batches, plan.settings, process)
     with contextlib.closing(batches):
         steps.take(_WARM_UP)
         # On a GPU the clock makes it wait after every part, so it comes afterwards; elsewhere it costs nothing.
-        clock = None if device.type == "cuda" else _clock_of(config, learner, model)
+        clock = None if device.type == "cuda" else _clock_of(config, learner, views)
         seconds, waiting = steps.take(num_steps, clock)
         memory = peak_memory(device)
-        if device.type == "cuda" and (clock := _clock_of(config, learner, model)) is not None:
+        if device.type == "cuda" and (clock := _clock_of(config, learner, views)) is not None:
             steps.take(num_steps, clock)
     rate = num_steps * config.batch_size / seconds
-    schedule, num_images = paper_schedule(plan.stage, rates)
+    schedule, num_images = paper_schedule(plan.stage, plan.rates)
     return Timing(
         stage=plan.stage,
         images_per_s=rate,
@@ -251,49 +282,13 @@ class _Steps:
         return time.perf_counter() - speed.began, speed.waiting
 
 
-def _clock_of(config: BenchConfig, learner: Learner, model: nn.Module) -> StepClock | None:
-    """None where parts are compiled: hooks would be compiled with them."""
+def _clock_of(config: BenchConfig, learner: Learner, views: TwoViews | LabelledViews) -> StepClock | None:
+    """Return the clock of the parts of a step; None where they are compiled: hooks would be compiled with them."""
     if config.runtime.compile:
         return None
-    assert isinstance(learner.model, nn.Module)
-    backbone = model.online.backbone if isinstance(model, BoxPretext) else model.backbone
-    assert isinstance(backbone, nn.Module)
-    return StepClock(model, backbone, learner.optimizer)
-
-
-def _learner_of(plan: _Plan, process: Process) -> tuple[Learner, nn.Module, Rates]:
-    """What the stage itself would train, the module in it that makes losses of batches, and the recipe."""
-    config = plan.config
-    common = {"detector": config.detector, "backbone": config.backbone, "runtime": config.runtime, "seed": config.seed}
-    training = TrainingConfig(batch_size=config.batch_size)
-    num_images, recipe = len(plan.image_set), recipe_for(config.detector, config.backbone, WeightsTraining())
-    if plan.stage == "pretrain-box":
-        views = {"long_side": config.long_side} | ({"short_side": config.short_side} if config.short_side else {})
-        asked = pretrain_box.PretrainBoxConfig(**common, training=training, views=pretrain_box.ViewsConfig(**views))
-        rates = recipe.pretrain
-        settings = _loop_settings(config, rates, num_images)
-        learner, pretext = pretrain_box.build_learner(asked, rates, settings, process, _num_classes(plan))
-        return learner, pretext, rates
-    sides = ResolutionConfig(short_side=config.short_side, long_side=config.long_side)
-    labelled = finetune.FinetuneConfig(**common, training=training, resolution=sides)
-    detector = settle_neck_norm(config.detector, "batch")
-    model = build_detector(detector, build_backbone(config.backbone), _num_classes(plan))
-    rates = recipe.finetune
-    settings = _loop_settings(config, rates, num_images)
-    resolution = resolve_resolution(sides, recipe.policy, MULTI_SCALE)
-    return finetune.build_learner(model, labelled, resolution, rates, settings, process), model, rates
-
-
-def _loop_settings(config: BenchConfig, rates: Rates, num_images: int) -> LoopSettings:
-    # The rate of an early step: nothing is to be learned, and random weights diverge at the full one.
-    training = TrainingConfig(batch_size=config.batch_size, lr=rates.lr / 1000)
-    return resolve_settings(training, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
-
-
-def _num_classes(plan: _Plan) -> int:
-    if plan.stage == "finetune":
-        return len(plan.image_set.categories)
-    return NUM_CLUSTERS if plan.config.detector.RECIPE.needs_clusters else 1
+    if isinstance(views, TwoViews):
+        return StepClock(views.pretext, views.pretext.online.backbone, learner.optimizer)
+    return StepClock(views.model, views.model.backbone, learner.optimizer)
 
 
 def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sample], None, None]:
@@ -301,7 +296,7 @@ def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sa
     boxes: BoxSource = LabelBoxes(images)
     masks = None
     if plan.stage == "pretrain-box":
-        boxes = DrawnProposals(images, config.num_proposals, _num_classes(plan))
+        boxes = DrawnProposals(images, config.num_proposals, plan.num_classes)
     elif config.detector.RECIPE.needs_masks:
         masks = LabelMasks.of(images)
     return batches_of_run(

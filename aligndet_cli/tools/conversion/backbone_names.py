@@ -1,4 +1,4 @@
-"""Backbones inside of mmdetection's detectors that are not called as ours: MobileNet v2 and Swin."""
+"""Backbones of mmdetection's detectors whose tensors have other names than ours: MobileNet v2 and Swin."""
 
 from collections.abc import Mapping
 
@@ -11,9 +11,11 @@ INDEX = "relative_position_index"  # follows from the size of the windows
 
 
 def rename_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors, those of the backbone under our names, and why some of these were left out.
+    """Rename the tensors of the backbone.
 
-    Names that no backbone of the kind has stay as they are, to be refused with all others.
+    Returns:
+        all tensors, the backbone's under our names (unknown names stay as they are, and are refused later), and the
+        reasons by name of tensors that were left out.
     """
     own = {name.removeprefix(PREFIX) for name in tensors if name.startswith(PREFIX)}
     naming = next((naming for naming in NAMINGS if naming.marker in own), None)

@@ -28,8 +28,8 @@ VOC_NAMES = (
 _BY_ID = tuple(Category(category_id, name) for category_id, name in enumerate(COCO_NAMES, start=1))
 COCO = tuple(category for category in _BY_ID if category.name != UNUSED)
 VOC = tuple(Category(category_id, name) for category_id, name in enumerate(VOC_NAMES, start=1))
-# Of models whose class id is COCO's id: there is a class for each unused id, and one for 0. R-CNNs of torchvision have
-# a background in the place of that, and so just `_BY_ID`.
+# Models whose class id is COCO's id have a class for each unused id, and one for 0. R-CNNs of torchvision have a
+# background in place of 0, and thus `_BY_ID`.
 COCO_BY_ID = (Category(0, UNUSED), *_BY_ID)
 _KNOWN = {"coco": (COCO, _BY_ID, COCO_BY_ID), "voc": (VOC,)}
 
@@ -37,17 +37,17 @@ _KNOWN = {"coco": (COCO, _BY_ID, COCO_BY_ID), "voc": (VOC,)}
 def resolve_categories(
     asked: str | None, num_classes: int, meta: Mapping[str, Any], file: Path
 ) -> tuple[Category, ...]:
-    """The classes of a detector; position = class id.
+    """Return the classes of a detector, in the order of their class ids.
 
     Args:
-        asked: "coco", "voc", a COCO json with `categories`, or None: by the names in the file, else by their number.
-        num_classes: of the detector.
-        meta: of the checkpoint; mmdetection's `CLASSES` are names.
-        file: for messages.
+        asked: "coco", "voc", or a COCO json with `categories`. None: by the names in the file, else by their number.
+        num_classes: number of classes of the detector.
+        meta: meta data of the checkpoint; mmdetection's `CLASSES` are names.
+        file: named in messages.
 
     Raises:
         ConfigError: a choice that does not fit the detector.
-        WeightsError: nothing says what the classes are.
+        WeightsError: the classes cannot be found out.
     """
     names = meta.get("CLASSES")
     names = tuple(map(str, names)) if isinstance(names, Sequence) and len(names) == num_classes else None
@@ -69,7 +69,7 @@ def resolve_categories(
 
 
 def _read_categories(file: Path) -> tuple[Category, ...]:
-    """The categories of a COCO json, in the order of their ids."""
+    """Return the categories of a COCO json, in the order of their ids."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))["categories"]
         found = [Category(int(entry["id"]), str(entry["name"])) for entry in entries]

@@ -1,4 +1,4 @@
-"""From the tensors of another program to a detector of ours, every tensor accounted for."""
+"""Conversion of another program's tensors to a detector of ours; every tensor is used, or left out with a reason."""
 
 import re
 from collections import Counter
@@ -21,10 +21,10 @@ from aligndet_cli.tools.conversion.published_detr import from_published
 from aligndet_cli.tools.conversion.published_torchvision import from_torchvision
 from aligndet_cli.tools.conversion.reading import Checkpoint
 from aligndet_cli.tools.conversion.recognise import Layout, find_layout, find_shape
-from aligndet_cli.tools.conversion.rules import Renamed, rename
+from aligndet_cli.tools.conversion.rules import Renamed, translate
 
 PROJECTOR = "projector."
-# What our own `export --to mmdet` adds to the meta data, so that nothing is lost on the way back.
+# Key under which our own `export --to mmdet` adds settings to the meta data, so that nothing is lost on the way back.
 OWN_META = "aligndet"
 # Settings of mmdetection that change detections without a trace in names and shapes.
 _OTHER_DETECTORS = (
@@ -40,11 +40,11 @@ class Converted:
 
     Attributes:
         stage: `pretrain-box` (no classes yet) or `finetune`.
-        num_classes: of the class predictor; 0 after pre-training.
-        state_dict: all tensors of our detector; after pre-training those that fine-tuning can use.
-        projector: of pre-training; empty where there is none of our kind.
-        num_tensors: in the file.
-        left_out: their tensors that were not used, and why.
+        num_classes: number of classes; 0 after pre-training.
+        state_dict: all tensors of our detector; after pre-training only those that fine-tuning can use.
+        projector: tensors of pre-training's projector; empty if ours has another form.
+        num_tensors: number of tensors in the file.
+        left_out: reasons by the file's names, of tensors that were not used.
     """
 
     layout: Layout
@@ -58,7 +58,7 @@ class Converted:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> list[str]:
-        """What became of the tensors, for people."""
+        """Return lines for people on the tensors used and left out."""
         lines = [f"{self.num_tensors - len(self.left_out)} of {self.num_tensors} tensors used"]
         reasons = Counter(self.left_out.values())
         return lines + [f"{count} left out: {reason}" for reason, count in reasons.items()]
@@ -70,14 +70,13 @@ def convert(
     """Recognise a checkpoint and rename its tensors.
 
     Args:
-        layout: what the user says it is, or "auto".
-        family: what the user says the detector is; needed for none but a pre-trained Faster R-CNN, which has the same
-            tensors as a Mask R-CNN.
+        layout: expected layout, or "auto".
+        family: expected detector; needed only for a pre-trained Faster R-CNN, which has the tensors of a Mask R-CNN.
         style: what the user says about its images; see `STYLES`.
 
     Raises:
-        ConfigError: it is not what the user says.
-        WeightsError: a detector that none of ours equals, or that is not complete.
+        ConfigError: layout, detector or style is not the expected one.
+        WeightsError: no detector of ours equals it, or it is not complete.
     """
     check_style(style)
     file, found = checkpoint.file, find_layout(checkpoint.tensors, checkpoint.file)
@@ -103,7 +102,7 @@ def convert(
 
 
 def _of_mmdet(checkpoint: Checkpoint, asked: str | None, style: str | None) -> Renamed:
-    """A detector with mmdetection's names, AlignDet's own included."""
+    """Return a detector that has mmdetection's names, as AlignDet's checkpoints do, under our names."""
     inner, left_out = _inner_detector(checkpoint.tensors)
     inner, computed = rename_backbone(inner)
     family = _family_of(inner, checkpoint, asked)
@@ -114,7 +113,7 @@ def _of_mmdet(checkpoint: Checkpoint, asked: str | None, style: str | None) -> R
 
 
 def _inner_detector(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The online one of the copies that AlignDet's checkpoints hold; averages that mmdetection keeps are left out."""
+    """Return the online detector, and reasons to leave out AlignDet's other copies and mmdetection's averages."""
     left_out = {name: "running averages of mmdetection's EMA" for name in tensors if name.startswith("ema_")}
     if not any(name.startswith("online_backbone.") for name in tensors):
         return {name: tensor for name, tensor in tensors.items() if name not in left_out}, left_out
@@ -125,7 +124,7 @@ def _inner_detector(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], d
         elif name.startswith("backbone."):
             left_out[name] = "second name of the detector"
         elif not name.startswith("online_backbone."):
-            online[name] = tensors[name]  # of no known detector: refused with its name
+            online[name] = tensors[name]  # unknown, to be refused by its name
     return online, left_out
 
 
@@ -148,7 +147,7 @@ def _is_pretrained(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
-    """Check the renamed tensors against the detector that their shapes ask for."""
+    """Build the detector that follows from the shapes of the tensors, and check the tensors against it."""
     family, tensors, left_out = renamed.family, renamed.tensors, renamed.left_out
     shape = find_shape(family, tensors, checkpoint.file)
     own = checkpoint.meta.get(OWN_META) or {}
@@ -164,17 +163,19 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     if is_pretrained := layout in ("mmdet", "aligndet") and _is_pretrained(tensors):
         unused = {"class_predictor", "projector", *model.fresh_modules}
         unused |= {"box_predictor"} if detector.family in ("faster-rcnn", "mask-rcnn") else set()
-        may_lack = {*unused, "box_predictor"}  # the authors' converter drops that
+        may_lack = {*unused, "box_predictor"}  # the authors' converter drops the box predictor
         projector = _linear_projector(tensors)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    idle = {n for n, p in model.named_parameters() if not p.requires_grad}  # norms of levels that nobody looks at
+    idle = {n for n, p in model.named_parameters() if not p.requires_grad}  # norms of levels that are not used
     kept = {n: t for n, t in tensors.items() if _module_of(n) not in unused}
     kept = {**_known_values(backbone, wanted, idle), **_with_counters(kept, wanted)}
     needed = {n: size for n, size in wanted.items() if n in kept or _module_of(n) not in may_lack}
     _check_fit(kept, needed, family, checkpoint.file)
     gone = [name for name in tensors if _module_of(name) in unused and name not in projector]
     prefix = "online_backbone." if layout == "aligndet" else ""
-    left_out = left_out | {f"{prefix}{rename(name, RULES[family], to_ours=False)}": _why_unused(name) for name in gone}
+    left_out = left_out | {
+        f"{prefix}{translate(name, RULES[family], to_ours=False)}": _why_unused(name) for name in gone
+    }
     return Converted(
         layout=layout,
         stage="pretrain-box" if is_pretrained else "finetune",
@@ -189,7 +190,7 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
 
 
 def _linear_projector(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The projector as linear layers, which 1x1 convolutions are; that of FCOS looks at a neighbourhood instead."""
+    """Return the projector's 1x1 convolutions as linear layers; empty for FCOS, whose convolutions are larger."""
     parts = {name: tensor for name, tensor in tensors.items() if name.startswith(PROJECTOR)}
     if any(tensor.shape[2:].numel() != 1 for tensor in parts.values()):
         return {}
@@ -197,7 +198,7 @@ def _linear_projector(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _known_values(backbone: BackboneConfig, wanted: Iterable[str], idle: Collection[str]) -> dict[str, Tensor]:
-    """What a Swin computes from its size, and first values of norms that are not used."""
+    """Return tensors of a Swin that follow from its size, and the initial values of its unused norms."""
     if backbone.family != "swin":
         return {}
     fresh = {f"{PREFIX}{name}": value for name, value in build_backbone(backbone).state_dict().items()}
@@ -205,7 +206,7 @@ def _known_values(backbone: BackboneConfig, wanted: Iterable[str], idle: Collect
 
 
 def _with_counters(tensors: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """With counts of batches for norms without: frozen ones have none, and with a fixed momentum nobody reads them."""
+    """Add counts of batches to norms without one, as frozen norms are; with a fixed momentum the count is not used."""
     counters = [name for name in wanted if name.endswith(".num_batches_tracked")]
     zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters if f"{_owner_of(name)}.weight" in tensors}
     return {**zeros, **tensors}

@@ -1,4 +1,4 @@
-"""`aligndet export`: a run's weights in the layout of another program."""
+"""`aligndet export`: write a run's weights in the layout of another program."""
 
 import re
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.workspace import Artifact, Workspace
 
-STAGES = ("finetune", "pretrain-box")
+EXPORTABLE = ("finetune", "pretrain-box")
 SUFFIXES = {"mmdet": ".pth", "torchvision": ".pth", "onnx": ".onnx"}
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        num_tensors: of the run.
-        left_out: those of our tensors that the other program has no place for.
-        usage: how to load the file.
+        num_tensors: number of tensors of the run.
+        left_out: names of our tensors that have no place in the other program.
+        usage: a sentence on how to load the file.
     """
 
     file: Path
@@ -39,7 +39,7 @@ class Exported:
     usage: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {
             "file": str(self.file),
             "tensors": self.num_tensors,
@@ -49,7 +49,7 @@ class Exported:
         }
 
     def lines(self) -> list[str]:
-        """What was written, for people."""
+        """Return lines for people."""
         lines = [str(self.file), f"  {self.num_tensors - len(self.left_out)} of {self.num_tensors} tensors"]
         if self.left_out:
             modules = sorted({name.rpartition(".")[0].rpartition(".")[0] or name for name in self.left_out})
@@ -63,14 +63,14 @@ def export_run(
     """Write a run of `finetune` or `pretrain-box` for another program.
 
     Args:
-        run: a fine-tuned one by its name, or `pretrain-box/NAME`; None is the newest fine-tuned one.
+        run: name of a fine-tuned run, or `pretrain-box/NAME`; None: the newest fine-tuned run.
         target: `mmdet`, `torchvision` or `onnx`.
-        file: where to; None: `<run>-<target>` in the current folder.
+        file: None: `<run>-<target>` in the current folder.
         image_size: height and width of the images, for ONNX.
 
     Raises:
-        ConfigError: no such run or target, one that goes only with fine-tuned runs, or a file that cannot be.
-        WeightsError: the run cannot be expressed there.
+        ConfigError: no such run or target, or the file cannot be written.
+        WeightsError: the other program has no such detector.
     """
     if target not in SUFFIXES:
         raise ConfigError(f"--to {target}: write one of {', '.join(SUFFIXES)}")
@@ -99,10 +99,10 @@ def export_run(
 
 
 def mmdet_checkpoint(content: DetectorFile) -> tuple[dict[str, Any], list[str]]:
-    """A checkpoint with mmdetection's names, and what has no place in it.
+    """Return a checkpoint with mmdetection's names, and the names of our tensors that have no place in it.
 
-    The settings that mmdetection keeps in a config are added to the meta data, so that importing the file again gives
-    the same run.
+    Settings that mmdetection keeps in a config are added to the meta data, so that importing the file gives the same
+    run.
     """
     family = content.detector.family
     tensors = {**content.state_dict, **_projector(family, content.extra.get("projector", {}))}
@@ -121,7 +121,7 @@ def mmdet_checkpoint(content: DetectorFile) -> tuple[dict[str, Any], list[str]]:
 
 
 def _projector(family: str, projector: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The projector as AlignDet has it: of RetinaNet 1x1 convolutions; that of FCOS has no counterpart there."""
+    """Return the projector as AlignDet saves it: RetinaNet's as 1x1 convolutions, FCOS's not at all."""
     if family == "fcos":
         return {}
     is_conv = family == "retinanet"
@@ -132,7 +132,7 @@ def _projector(family: str, projector: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-    """(height, width) of `HEIGHTxWIDTH`."""
+    """Return (height, width) of `HEIGHTxWIDTH`."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     size = (int(match[1]), int(match[2])) if match else (0, 0)
     if not all(side and side % PAD_DIVISOR == 0 for side in size):
@@ -142,6 +142,6 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 def _find_run(workspace: Workspace, run: str | None) -> Artifact:
     stage, _, name = (run or "").rpartition("/")
-    if stage not in ("", *STAGES):
+    if stage not in ("", *EXPORTABLE):
         raise ConfigError(f"--run {run}: write the name of a finetune run, or pretrain-box/NAME")
     return workspace.require(stage or "finetune", name or None)

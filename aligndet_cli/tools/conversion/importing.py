@@ -1,4 +1,4 @@
-"""`aligndet import-weights`: a checkpoint of another program becomes a finished run of the workspace."""
+"""`aligndet import-weights`: turn a checkpoint of another program into a finished run of the workspace."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from aligndet_cli.tools.conversion.convert import OWN_META, Converted, convert
 from aligndet_cli.tools.conversion.reading import Checkpoint, read_checkpoint
 from aligndet_cli.workspace import Workspace
 
-RESOLUTION = (800, 1333)  # what released detectors are tested at: short side, and long side at most
+RESOLUTION = (800, 1333)  # short side and largest long side at which released detectors are tested
 LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr")
 
 
 class ImportConfig(StageConfig):
-    """What is written as the config of an imported run: where it came from, and what it is."""
+    """Config of an imported run: its origin, detector and backbone."""
 
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"file"}
 
@@ -37,15 +37,15 @@ class ImportConfig(StageConfig):
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What the user asked for; None or "auto" leaves it to the file.
+    """Settings of an import; None and "auto" leave the choice to the file.
 
     Attributes:
         layout: one of `LAYOUTS`.
-        detector, backbone: to confirm, and to tell a pre-trained Faster from a Mask R-CNN.
-        style: how its images are prepared, where the file does not tell; see `STYLES`.
-        name: of the run.
+        detector, backbone: expected ones; `detector` also tells a pre-trained Faster R-CNN from a Mask R-CNN.
+        style: preparation of images, if the file does not tell; see `STYLES`.
+        name: name of the run.
         categories: see `resolve_categories`.
-        force: replace a run of that name.
+        force: replace a run of the same name.
     """
 
     file: Path
@@ -62,8 +62,8 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
     """Turn a checkpoint into a finished run of `pretrain-box` or `finetune`.
 
     Raises:
-        ConfigError: the file is not what the request says, or there is another run of that name.
-        WeightsError: unreadable, or a detector that none of ours equals.
+        ConfigError: the file does not fit the request, or another run has the name.
+        WeightsError: the file cannot be read, or no detector of ours equals its detector.
     """
     if request.layout not in LAYOUTS:
         raise ConfigError(f"--from {request.layout}: write one of {', '.join(LAYOUTS)}")

@@ -1,4 +1,4 @@
-"""What a detector's input looks like to its first convolution, and where its backbone makes steps of two."""
+"""Preparation of pixels in other programs, and the convolutions that have stride 2 in their ResNets."""
 
 import re
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ CONV1 = "backbone.conv1.weight"
 BOTTLENECK = "backbone.layer1.0.conv3.weight"  # only ResNet-50 and 101 have it
 BUFFERS = ("pixel_mean", "pixel_std")  # of detectron2
 LEVELS = 255.0  # of a pixel
-TOLERANCE = 0.01  # of a mean, in pixel levels: programs write them with three decimals
+TOLERANCE = 0.01  # of a mean, in pixel levels: programs write means with three decimals
 
 
 @dataclass(frozen=True)
 class InputStyle:
-    """How another program prepares pixels.
+    """Preparation of pixels in another program.
 
     Attributes:
-        mean, std: subtracted from and divided by, for pixels of 0..255, in the order of the channels.
-        is_bgr: that order.
+        mean, std: subtracted and divided by, for pixels of 0..255, in the order of the channels.
+        is_bgr: True if the channels are blue, green and red.
         stride_in_1x1: see `BackboneConfig`.
     """
 
@@ -37,7 +37,7 @@ class InputStyle:
 
 _MEAN = tuple(LEVELS * mean for mean in MEAN)
 _STD = tuple(LEVELS * std for std in STD)
-# Under mmdetection's names; detectron2 calls the weights of the first MSRA's, of the other torchvision's.
+# Under mmdetection's names. Detectron2 calls weights of the first style MSRA's, of the second torchvision's.
 STYLES = {
     "caffe": InputStyle(_MEAN[::-1], (1.0, 1.0, 1.0), is_bgr=True, stride_in_1x1=True),
     "pytorch": InputStyle(_MEAN, _STD, is_bgr=False, stride_in_1x1=False),
@@ -45,23 +45,28 @@ STYLES = {
 
 
 def check_style(asked: str | None) -> None:
-    """Refuse a style that there is not.
+    """Make sure that a style exists.
 
     Raises:
-        ConfigError: naming those there are.
+        ConfigError: it does not.
     """
     if asked not in (None, *STYLES):
         raise ConfigError(f"--style {asked}: write {' or '.join(STYLES)}")
 
 
 def apply_style(tensors: dict[str, Tensor], style: InputStyle, file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (under our names) of a detector that sees RGB as ours do, and settings of its backbone.
+    """Make order and scale of the channels a part of the first convolution, so that the detector takes our images.
 
-    Order and scale of the channels become part of the first convolution. That is exact, since both programs pad
-    images and convolutions with zeros after they have subtracted the mean, which therefore must be ours.
+    The result is exact: both programs subtract the mean first and pad with zeros afterwards, so the mean must be ours.
+
+    Args:
+        tensors: state dict under our names.
+
+    Returns:
+        the tensors, and settings of the backbone.
 
     Raises:
-        WeightsError: the mean is another one, or the backbone is not a ResNet.
+        WeightsError: the mean is not ours, or the backbone is not a ResNet.
     """
     if style == STYLES["pytorch"]:
         return tensors, {}
@@ -81,10 +86,10 @@ def apply_style(tensors: dict[str, Tensor], style: InputStyle, file: Path) -> tu
 
 
 def style_of_mmdet(config: str, asked: str | None, file: Path) -> InputStyle:
-    """What the text of mmdetection's config says; without one, what was asked for, else mmdetection's default.
+    """Return the style that is written in mmdetection's config; if none is, the style asked for, else the default.
 
     Raises:
-        WeightsError: a config that tells one half.
+        WeightsError: the config has `style='caffe'`, but no mean and deviation.
     """
     is_caffe = re.search(r"\bstyle\s*=\s*['\"]caffe", config) is not None
     mean, std = (_numbers(config, key) for key in ("mean", "std"))
@@ -100,13 +105,12 @@ def style_of_mmdet(config: str, asked: str | None, file: Path) -> InputStyle:
 
 
 def style_of_detectron2(tensors: Mapping[str, Tensor], asked: str | None, file: Path) -> InputStyle:
-    """What the buffers with mean and deviation tell, and what was asked for.
+    """Return the style that follows from the buffers with mean and deviation, and from the style asked for.
 
-    Deviations are 1 where they are part of the weights that training started from. Those are MSRA's, whose steps are
-    made by the 1x1 convolutions.
+    Deviations of 1 belong to detectors that started from MSRA's weights, whose 1x1 convolutions have the stride.
 
     Raises:
-        WeightsError: the file does not tell.
+        WeightsError: the file has no such buffers, and no style was asked for.
     """
     mean, std = (tuple(tensors[name].flatten().tolist()) if name in tensors else () for name in BUFFERS)
     if not mean or not std:
@@ -123,7 +127,7 @@ def style_of_detectron2(tensors: Mapping[str, Tensor], asked: str | None, file: 
 
 
 def _numbers(config: str, key: str) -> tuple[float, ...]:
-    """The first list of three numbers that a config has under that key; empty without one."""
+    """Return the first list of three numbers under a key of a config; empty if there is none."""
     match = re.search(rf"\b{key}\s*=\s*[\[(]([\d.,\s]*)[\])]", config)
     found = re.findall(r"[\d.]+", match[1]) if match else []
     return tuple(map(float, found)) if len(found) == len(MEAN) else ()

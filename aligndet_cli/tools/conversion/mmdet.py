@@ -1,7 +1,8 @@
-"""Names of mmdetection 2.x, with which AlignDet's own checkpoints are written too.
+"""Names of mmdetection 2.x, which the authors' AlignDet checkpoints have too.
 
-Source: mmdetection 2.28 and liming-ai/AlignDet; names and shapes only. Their values mean the same as ours in the same
-order, so that renaming is all there is to do, both ways.
+Their values mean the same as ours in the same order, so renaming is enough, both ways.
+
+Source: mmdetection 2.28 and liming-ai/AlignDet; names and shapes only.
 """
 
 from collections.abc import Mapping
@@ -9,11 +10,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from aligndet_cli.tools.conversion.rules import Rule, rename
+from aligndet_cli.tools.conversion.rules import Rule, translate
 
 
 def _blocks(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """A convolution and the norm after it; `_norm_names` puts the second kind of norm right on the way back."""
+    """Return rules of a convolution and its norm, `bn` or `gn`; on the way back `_with_norm_name` chooses."""
     return (
         (f"{theirs}.conv.*", f"{ours}.0.*"),
         (f"{theirs}.bn.*", f"{ours}.1.*"),
@@ -88,7 +89,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ("bbox_head.conv_cls.*", "class_predictor.*"),
         ("bbox_head.conv_reg.*", "box_predictor.sides.*"),
         ("bbox_head.conv_centerness.*", "box_predictor.centerness.*"),
-        ("bbox_head.scales.#.scale", "head.scales.factors.#"),  # a tensor for each level; ours is one
+        ("bbox_head.scales.#.scale", "head.scales.factors.#"),  # a tensor per level; ours is one (L,) tensor
     ),
     "faster-rcnn": _FASTER_RCNN,
     "mask-rcnn": (
@@ -103,7 +104,7 @@ _FACTORS = "head.scales.factors"
 
 
 def find_family(names: Mapping[str, Tensor]) -> str | None:
-    """The detector family that has tensors of these names; None for others."""
+    """Return the detector family that has tensors of these names, or None."""
     marks = (
         ("bbox_head.transformer.encoder.", "detr"),
         ("roi_head.mask_head.convs.", "mask-rcnn"),
@@ -115,12 +116,12 @@ def find_family(names: Mapping[str, Tensor]) -> str | None:
 
 
 def our_name(family: str, name: str) -> str | None:
-    """Our name of a tensor; the factors of FCOS have their level at the end. None for unknown ones."""
-    return rename(name, RULES[family], to_ours=True)
+    """Return our name of a tensor, or None; the scale factors of FCOS end in their level."""
+    return translate(name, RULES[family], to_ours=True)
 
 
 def from_mmdet(family: str, state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under our names, and the names of those that no detector of this family has."""
+    """Return the tensors under our names, and the names that no detector of the family has."""
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in state_dict.items():
@@ -136,13 +137,13 @@ def from_mmdet(family: str, state_dict: Mapping[str, Tensor]) -> tuple[dict[str,
 
 
 def to_mmdet(family: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The inverse of `from_mmdet`."""
+    """Return the tensors under mmdetection's names, and our names that have no place there."""
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in tensors.items():
         parts = {f"{name}.{level}": value for level, value in enumerate(tensor)} if name == _FACTORS else {name: tensor}
         for part, value in parts.items():
-            theirs = rename(part, RULES[family], to_ours=False)
+            theirs = translate(part, RULES[family], to_ours=False)
             if theirs is None:
                 unknown.append(name)
             else:
@@ -151,5 +152,5 @@ def to_mmdet(family: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tens
 
 
 def _with_norm_name(name: str, is_batch_norm: bool) -> str:
-    """Group norms are called `gn`; our names do not tell them from batch norms, their lack of statistics does."""
+    """Return the name of a norm with `gn` for group norms; unlike batch norms, these have no running statistics."""
     return name if is_batch_norm else name.replace(".bn.", ".gn.")

@@ -1,6 +1,6 @@
 """Detectors as ONNX graphs: the network and the decoding of its boxes, for one image of a fixed size.
 
-What depends on the image is left to the user: which boxes to keep, and suppression per class.
+The graph does not choose boxes or suppress overlapping ones, since their number depends on the image.
 """
 
 import logging
@@ -25,25 +25,20 @@ PACKAGES = ("onnx", "onnxscript")
 
 
 class Graph(nn.Module):
-    """Boxes and scores of all places of one image, before any is dropped.
-
-    Args:
-        model: RetinaNet, FCOS or DETR.
-        size_hw: of the image.
-    """
+    """Network from pixels to the boxes and scores of all N anchors, points or queries of one image."""
 
     def __init__(self, model: RetinaNet | FCOS | DETR, size_hw: tuple[int, int]) -> None:
         super().__init__()
         self.model, self.size_hw = model, size_hw
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes and scores.
+        """Return boxes and scores.
 
         Args:
-            pixels: (1, 3, H, W), ImageNet-normalised RGB.
+            pixels: (1, 3, H, W) ImageNet-normalised RGB.
 
         Returns:
-            (N, 4) xyxy in pixels, and (N, K) in 0..1, 0 where the score is not above the detector's threshold.
+            (N, 4) boxes, xyxy in pixels, and (N, K) scores in 0..1; scores not above the detector's threshold are 0.
         """
         images = ImageBatch(pixels, (self.size_hw,))
         if isinstance(self.model, RetinaNet):
@@ -52,18 +47,18 @@ class Graph(nn.Module):
 
 
 def export_onnx(detector: LoadedDetector, file: Path, size_hw: tuple[int, int]) -> str:
-    """Write a detector as an ONNX file, and tell how to use it.
+    """Write a detector as an ONNX file, and return a sentence on its use.
 
     Raises:
-        ConfigError: the packages for it are not installed.
-        WeightsError: a two-stage detector, whose number of boxes depends on the image.
+        ConfigError: packages are missing.
+        WeightsError: a two-stage detector.
     """
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise ConfigError(f"--to onnx: {' and '.join(missing)} not installed; run pip install 'aligndet[onnx]'")
     graph = build_graph(detector.model, size_hw)
     temporary = file.with_name(f".{file.name}.tmp")
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # tells of every operation that it does not fold
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every operation that it does not fold
     torch.onnx.export(
         graph.eval(),
         (torch.zeros(1, 3, *size_hw),),
@@ -82,10 +77,10 @@ def export_onnx(detector: LoadedDetector, file: Path, size_hw: tuple[int, int]) 
 
 
 def build_graph(model: AnyDetector, size_hw: tuple[int, int]) -> Graph:
-    """The exportable part of a detector.
+    """Return the exportable part of a detector.
 
     Raises:
-        WeightsError: a two-stage detector.
+        WeightsError: a two-stage detector, whose number of boxes depends on the image.
     """
     if not isinstance(model, RetinaNet | FCOS | DETR):
         raise WeightsError(
@@ -132,5 +127,5 @@ def _run_detr(model: DETR, images: ImageBatch) -> tuple[Tensor, Tensor]:
 
 
 def _rows(level: Tensor, num_slots: int) -> Tensor:
-    """(1, A*V, H, W) -> (H*W*A, V): rows, then columns and slots."""
+    """Reshape (1, A*V, H, W) to (H*W*A, V), in the order of rows, columns and slots."""
     return level[0].unflatten(0, (num_slots, -1)).permute(2, 3, 0, 1).flatten(0, 2)

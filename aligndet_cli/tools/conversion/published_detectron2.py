@@ -1,7 +1,7 @@
 """Detectors of detectron2 on a feature pyramid: RetinaNet, Faster and Mask R-CNN.
 
-What they do otherwise than mmdetection, and thus ours by default, are settings, except that boxes without area, which
-detectron2 leaves out at last, stay, and that a side shrinks to 1/62 of its anchor's at most.
+Settings make our detectors work like detectron2's, with two exceptions: ours keep boxes without area, and predict no
+side shorter than 1/62 of the anchor's.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ _NUM_SCALES, _NUM_RATIOS = len(retinanet.SCALES), len(retinanet.RATIOS)
 
 
 def _blocks(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """A convolution, in which detectron2 keeps the norm that follows."""
+    """Return rules of a convolution and its norm, which detectron2 keeps inside the convolution."""
     return (f"{theirs}.norm.*", f"{ours}.1.*"), (f"{theirs}.*", f"{ours}.0.*")
 
 
 def _neck(finest: int) -> tuple[Rule, ...]:
-    """Its levels are numbered by their strides."""
+    """Return rules of the pyramid, whose levels are numbered by their strides: level 3 has stride 2**3."""
     levels = tuple(enumerate(range(finest, 6)))
     return tuple(
         rule
@@ -89,13 +89,13 @@ _MARKS = {"retinanet": "head.cls_subnet.", "mask-rcnn": "roi_heads.mask_head.", 
 
 
 def from_detectron2(tensors: Mapping[str, Tensor], style: str | None, file: Path) -> Renamed:
-    """A detector of detectron2 under our names.
+    """Return a detector of detectron2 under our names.
 
     Args:
         style: see `STYLES`; None: the file must tell.
 
     Raises:
-        WeightsError: none that ours can be equal to, or the style is not known.
+        WeightsError: no detector of ours can equal it, or its style is unknown.
     """
     family = next((f for f, mark in _MARKS.items() if any(name.startswith(mark) for name in tensors)), None)
     if family is None:
@@ -116,14 +116,14 @@ def from_detectron2(tensors: Mapping[str, Tensor], style: str | None, file: Path
 
 
 def _by_ratio(rows: Tensor) -> Tensor:
-    """Values of 9 anchors in our order: ratio, then scale; there it is the other way round."""
+    """Return (9 * V, ...) rows of 9 anchors in our order, by ratio, then scale; detectron2 has the reverse."""
     if len(rows) % (_NUM_SCALES * _NUM_RATIOS):
-        return rows  # of other anchors: refused by its shape
+        return rows  # other anchors: their shape is refused later
     return rows.unflatten(0, (_NUM_SCALES, _NUM_RATIOS, -1)).transpose(0, 1).flatten(0, 2).contiguous()
 
 
 def _check_anchors(family: str, tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Older files hold their anchors, which then must be ours."""
+    """Make sure that the anchors in a file, which only older files hold, are ours."""
     grid = retinanet if family == "retinanet" else rpn
     for level, stride in enumerate(grid.STRIDES):
         ours = base_anchors(stride, grid.SCALES, grid.RATIOS)

@@ -1,8 +1,7 @@
 """Detectors of torchvision: RetinaNet, Faster and Mask R-CNN on ResNets, in their first and second versions.
 
-Their names are those that `torchvision_names` exports, and older ones. What they do otherwise than mmdetection, and
-thus ours by default, are settings; boxes may differ only where a side shrinks to less than 1/62 of its anchor's, which
-torchvision does not limit.
+They have the names that `torchvision_names` exports, or older ones. Settings make our detectors work like
+torchvision's, except that ours predict no side shorter than 1/62 of the anchor's.
 """
 
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from aligndet_cli.errors import WeightsError
 from aligndet_cli.tools.conversion.rules import Renamed, Rule, rename_all
 from aligndet_cli.tools.conversion.torchvision_names import RULES
 
-# Files of these were trained with norms that add nothing to the variance, and are run so by torchvision.
+# The norms of these released detectors add nothing to the variance, in training as in torchvision's evaluation.
 _WITHOUT_EPS = ("FasterRCNN_ResNet50_FPN", "MaskRCNN_ResNet50_FPN", "RetinaNet_ResNet50_FPN")
-EPS = 1e-5  # that of our norms, and of torchvision's in all other files
+EPS = 1e-5  # of our norms, and of torchvision's in all other files
 _PYRAMID: tuple[Rule, ...] = (
     ("backbone.fpn.extra_blocks.p#.*", "neck.pyramid.extra_blocks.p#.0.*"),
     *(
@@ -39,19 +38,19 @@ _OLD_RCNN: tuple[Rule, ...] = (
     ("roi_heads.box_head.fc7.*", "head.extra_fcs.0.*"),
     *((f"roi_heads.mask_head.mask_fcn{index + 1}.*", f"mask_head.convs.{index}.0.*") for index in range(4)),
 )
-# Background comes first there, and has boxes and masks that nobody looks at.
+# Torchvision's background comes first, and has boxes and masks that are never used.
 _WITHOUT_BACKGROUND = {"class_predictor": lambda rows: rows.roll(-1, 0), "box_predictor": lambda rows: rows[4:]}
 _WITHOUT_BACKGROUND |= {"mask_predictor": lambda rows: rows[1:]}
 
 
 def from_torchvision(tensors: Mapping[str, Tensor], digest: str, file: Path) -> Renamed:
-    """A detector of torchvision under our names.
+    """Return a detector of torchvision under our names.
 
     Args:
-        digest: SHA-256 of the file, by which released ones are known.
+        digest: SHA-256 of the file, by which released files are known.
 
     Raises:
-        WeightsError: none that ours can be equal to.
+        WeightsError: no detector of ours can equal it.
     """
     family = _family_of(tensors, file)
     old = _OLD_DENSE if family == "retinanet" else (*_fc_rules(tensors), *_OLD_RCNN)
@@ -85,7 +84,7 @@ def _family_of(tensors: Mapping[str, Tensor], file: Path) -> str:
 
 
 def _fc_rules(tensors: Mapping[str, Tensor]) -> list[Rule]:
-    """Fully connected layers behind convolutions; both, and the ReLUs between them, are counted."""
+    """Return rules of the fully connected layers, whose numbers count convolutions, layers and the ReLUs between."""
     numbers = [name.split(".")[2] for name in tensors if name.startswith("roi_heads.box_head.")]
     is_fc = [number for number in numbers if f"roi_heads.box_head.{number}.weight" in tensors and number.isdigit()]
     ours = ("head.fc.*", "head.extra_fcs.0.*")
@@ -95,26 +94,26 @@ def _fc_rules(tensors: Mapping[str, Tensor]) -> list[Rule]:
 
 
 def _settings(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What torchvision does around its networks."""
+    """Return settings that make our detector work like torchvision's around the network."""
     if family != "retinanet":
         return {"anchors": "torchvision", "roi_aligned": False, "roi_sampling_ratio": 2, "min_box_side": 0.01}
     return {"anchors": "torchvision", "extra_levels": find_extra_levels(tensors), "max_detections": 300}
 
 
 def find_extra_levels(tensors: Mapping[str, Tensor]) -> str:
-    """What P6 is made of where P7 is made of its positive part: P5, if it is that wide."""
+    """Return RetinaNet's `extra_levels`: P6 is made from P5 if its convolution has as many inputs as outputs."""
     p6 = tensors.get("neck.pyramid.extra_blocks.p6.0.weight")
     return "from_p5" if p6 is not None and p6.shape[0] == p6.shape[1] else "from_c5_relu"
 
 
 def _released_digests() -> list[str]:
-    """First digits of the SHA-256 of files, which their names end in."""
+    """Return the first digits of the SHA-256 of released files, in which their names end."""
     urls = [str(get_weight(f"{name}_Weights.COCO_V1").value.url) for name in _WITHOUT_EPS]
     return [url.rpartition("-")[2].removesuffix(".pth") for url in urls]
 
 
 def _with_eps(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """With norms that do the same when `EPS` is added to the variance: their scale makes up for it."""
+    """Return the tensors with scales of norms that make up for the `EPS` that our norms add to the variance."""
     changed = dict(tensors)
     for name, variance in tensors.items():
         owner, _, leaf = name.rpartition(".")

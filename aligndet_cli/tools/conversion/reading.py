@@ -1,4 +1,4 @@
-"""A checkpoint of any program as plain tensors, without running what is in it."""
+"""Reading of checkpoints of any program as plain tensors; code in them is never run."""
 
 import argparse
 import hashlib
@@ -21,8 +21,8 @@ class Checkpoint:
     """Content of a file.
 
     Attributes:
-        tensors: by their names there; floating point ones in float32.
-        meta: what mmdetection writes beside them; empty for others.
+        tensors: tensors by their names in the file; those of floating point as float32.
+        meta: mmdetection's meta data; empty for other programs.
         digest: SHA-256 of the file.
     """
 
@@ -33,10 +33,10 @@ class Checkpoint:
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
-    """The tensors of a checkpoint, out of `state_dict` or `model` if nested there.
+    """Read a checkpoint, whose tensors may be nested in `state_dict` or `model`.
 
     Raises:
-        WeightsError: no such file, damaged, with anything but tensors and plain settings in it, or one of ours.
+        WeightsError: the file is missing, damaged, holds more than tensors and plain settings, or is one of ours.
     """
     if not file.is_file():
         raise WeightsError(f"{file}: no such file; name a checkpoint (.pth)")
@@ -68,7 +68,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
 
 
 def _how_to_convert(file: Path) -> str:
-    """What to do with detectron2's files of arrays."""
+    """Return the message about detectron2's pickled arrays."""
     return (
         f"{file}: a pickle, which could run code of others and is not opened; if you trust it, write its arrays as "
         f"tensors: python -c \"import pickle, torch; arrays = pickle.load(open('{file}', 'rb'))['model']; "

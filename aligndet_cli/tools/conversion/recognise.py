@@ -1,4 +1,4 @@
-"""What a file of detector weights is: its layout by its names, its detector and backbone by its shapes."""
+"""Recognition of detector weights: the layout by names of tensors, detector and backbone by their shapes."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from aligndet_cli.errors import WeightsError
 
 Layout = Literal["mmdet", "aligndet", "detectron2", "torchvision", "detr"]
 
-# First match wins; each is a start of some tensor's name.
+# The start of some tensor's name; the first match wins.
 _LAYOUT_MARKS: tuple[tuple[str, Layout], ...] = (
     ("online_backbone.", "aligndet"),
     ("backbone.bottom_up.", "detectron2"),
@@ -24,7 +24,7 @@ _LAYOUT_MARKS: tuple[tuple[str, Layout], ...] = (
     ("bbox_head.", "mmdet"),
     ("rpn_head.", "mmdet"),
 )
-# Blocks of the four stages, and whether these have three convolutions.
+# Blocks of the four stages, and True if a block has three convolutions.
 _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
@@ -35,12 +35,12 @@ _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What the names and shapes of tensors say about their detector.
+    """Properties of a detector that follow from names and shapes of its tensors.
 
     Attributes:
         backbone: name as in `BackboneConfig`.
-        detector: settings of the family's config, `family` among them.
-        num_classes: None where there is no class predictor.
+        detector: settings of the family's config, with `family`.
+        num_classes: None without a class predictor.
     """
 
     backbone: str
@@ -49,10 +49,10 @@ class Shape:
 
 
 def find_layout(names: Iterable[str], file: Path) -> Layout:
-    """Which program wrote these tensors.
+    """Return the layout of tensors by their names.
 
     Raises:
-        WeightsError: none of those that are known.
+        WeightsError: an unknown layout.
     """
     known = list(names)
     for mark, layout in _LAYOUT_MARKS:
@@ -65,7 +65,7 @@ def find_layout(names: Iterable[str], file: Path) -> Layout:
 
 
 def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> Shape:
-    """Backbone, settings and number of classes of tensors under our names.
+    """Return backbone, settings and number of classes of a detector whose tensors have our names.
 
     Raises:
         WeightsError: the backbone is none of ours, or a part of the detector is missing.
@@ -91,7 +91,7 @@ def _backbone_of(tensors: Mapping[str, Tensor], file: Path) -> str:
 
 
 def _by_features(tensors: Mapping[str, Tensor], file: Path) -> str:
-    """Which MobileNet or Swin has features of these shapes."""
+    """Return the name of the MobileNet or Swin that has features of these shapes."""
     given = {name: t.shape for name, t in tensors.items() if name.startswith("backbone.features.")}
     for name, family in FAMILIES.items():
         if family != "resnet":
@@ -143,8 +143,8 @@ def _num_classes(family: str, tensors: Mapping[str, Tensor]) -> int | None:
     if bias is None:
         return None
     if family == "retinanet":
-        return len(bias) * 4 // len(tensors["box_predictor.bias"])  # as many per anchor as there are anchors
-    return len(bias) - (0 if family == "fcos" else 1)  # the others have one for "background"
+        return len(bias) * 4 // len(tensors["box_predictor.bias"])  # A * K and A * 4 values for A anchors per cell
+    return len(bias) - (0 if family == "fcos" else 1)  # the others have a class for the background
 
 
 def _head_norm(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -160,6 +160,6 @@ def _norm_of(tensors: Mapping[str, Tensor], block: str) -> str:
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Tensors of that name, where `#` stands for a number."""
+    """Return how many tensors have a name of this pattern, in which `#` stands for a number."""
     wanted = re.compile(re.escape(pattern).replace(r"\#", r"\d+"))
     return sum(wanted.fullmatch(name) is not None for name in tensors)

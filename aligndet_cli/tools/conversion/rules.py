@@ -1,4 +1,4 @@
-"""Pairs of name patterns that rename tensors one way and the other."""
+"""Pairs of name patterns, to rename tensors from another program's names to ours and back."""
 
 import functools
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-# (their pattern, our pattern): `#` stands for a number and `*` for the rest; the first that fits is used.
+# (their pattern, our pattern): `#` stands for a number and `*` for the rest; the first rule that fits is used.
 Rule = tuple[str, str]
 
 
@@ -17,9 +17,9 @@ class Renamed:
     """A detector of another program under our names.
 
     Attributes:
-        unknown: their names of tensors that ours has not.
-        left_out: names of tensors that are no weights, and why.
-        detector, backbone: settings that names and shapes do not tell.
+        unknown: their names of tensors that our detectors do not have.
+        left_out: reasons by their names, of tensors that are no weights.
+        detector, backbone: settings that do not follow from names and shapes.
     """
 
     family: str
@@ -33,11 +33,11 @@ class Renamed:
 def rename_all(
     tensors: Mapping[str, Tensor], rules: Sequence[Rule], ignored: Iterable[str] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under our names, and the names of those that no rule fits, without the ignored ones."""
+    """Return the tensors under our names, and the sorted names that no rule fits; ignored names are in neither."""
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name in [name for name in tensors if name not in set(ignored)]:
-        ours = rename(name, rules, to_ours=True)
+        ours = translate(name, rules, to_ours=True)
         if ours is None:
             unknown.append(name)
         else:
@@ -45,8 +45,8 @@ def rename_all(
     return renamed, sorted(unknown)
 
 
-def rename(name: str, rules: Sequence[Rule], *, to_ours: bool) -> str | None:
-    """The name on the other side; None where no rule fits."""
+def translate(name: str, rules: Sequence[Rule], *, to_ours: bool) -> str | None:
+    """Return the other program's name for one of ours, or the reverse; None if no rule fits."""
     for theirs, ours in rules:
         source, target = (theirs, ours) if to_ours else (ours, theirs)
         match = _compiled(source).fullmatch(name)

@@ -1,9 +1,8 @@
-"""Names of torchvision's detectors: the modules that compute the same as ours, with our weights.
+"""Names of torchvision's modules that, with our weights, compute the same as ours.
 
-Whole detectors of torchvision differ in anchors, RoIAlign and post-processing from what ours are by default, so what is
-exact here are modules, and the whole only of a run that has torchvision's settings, as imported ones have. The modules:
-`BackboneWithFPN` (`backbone.`), `RPNHead`, `FastRCNNConvFCHead`, `FastRCNNPredictor`, `MaskRCNNHeads`,
-`MaskRCNNPredictor`, `RetinaNetHead` and `FCOSClassificationHead`.
+The modules are `BackboneWithFPN` (`backbone.`), `RPNHead`, `FastRCNNConvFCHead`, `FastRCNNPredictor`, `MaskRCNNHeads`,
+`MaskRCNNPredictor`, `RetinaNetHead` and `FCOSClassificationHead`. A whole detector computes the same only with
+torchvision's settings, which imported runs have: by default, ours differ in anchors, RoIAlign and post-processing.
 """
 
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from aligndet_cli.detectors.checkpoint import DetectorFile
 from aligndet_cli.detectors.faster_rcnn import RCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.tools.conversion.rules import Rule, rename
+from aligndet_cli.tools.conversion.rules import Rule, translate
 
 _BODY: tuple[Rule, ...] = (("backbone.body.*", "backbone.*"),)
 _PYRAMID: tuple[Rule, ...] = (
@@ -52,7 +51,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "detr": _BODY,
 }
-# Torchvision's background comes first, and has boxes and masks that nobody looks at.
+# Torchvision's background comes first, and has boxes and masks that are never used.
 _ROWS: dict[str, Callable[[Tensor], Tensor]] = {
     "class_predictor": lambda rows: torch.cat([rows[-1:], rows[:-1]]),
     "box_predictor": lambda rows: torch.cat([rows.new_zeros(4, *rows.shape[1:]), rows]),
@@ -61,13 +60,13 @@ _ROWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def to_torchvision(content: DetectorFile) -> tuple[dict[str, Tensor], list[str], str]:
-    """Tensors under torchvision's names, our tensors that no module there has, and how to load them."""
+    """Return tensors under torchvision's names, our names that have no place there, and how to load the file."""
     family = content.detector.family
     rules = (*_rules_by_settings(content.detector), *RULES[family])
     renamed: dict[str, Tensor] = {}
     left_out = []
     for name, tensor in content.state_dict.items():
-        theirs = rename(name, rules, to_ours=False)
+        theirs = translate(name, rules, to_ours=False)
         if theirs is None:
             left_out.append(name)
             continue
@@ -79,7 +78,7 @@ def to_torchvision(content: DetectorFile) -> tuple[dict[str, Tensor], list[str],
 
 
 def _rules_by_settings(detector: DetectorConfig) -> list[Rule]:
-    """Names with numbers that count other things than ours do, and modules that are not always the same."""
+    """Return rules that depend on settings: numbers that count other modules than ours, and modules of other kinds."""
     rules: list[Rule] = []
     if isinstance(detector, FCOSConfig) and detector.head_norm == "group":  # convolution, norm and ReLU are counted
         for index in range(detector.head_convs):
@@ -101,7 +100,7 @@ def _rules_by_settings(detector: DetectorConfig) -> list[Rule]:
 
 
 def is_of_torchvision(detector: DetectorConfig) -> bool:
-    """Whether it works as one of torchvision's, to whose names it is exported."""
+    """Return True if a detector has torchvision's settings, so that torchvision's detector computes the same."""
     return isinstance(detector, RCNNConfig | RetinaNetConfig) and detector.anchors == "torchvision"
 
 

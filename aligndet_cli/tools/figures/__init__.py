@@ -1,1 +1,1 @@
-"""The figures of the paper, of one's own runs: `aligndet figures`."""
+"""`aligndet figures`: the paper's figures, of the user's own runs."""

@@ -1,4 +1,4 @@
-"""`aligndet figures`: the figures of the paper that show what pre-training changes, drawn of one's own runs."""
+"""`aligndet figures`: draw the paper's figures on the effect of pre-training, of the user's own runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from aligndet_cli.errors import AlignDetError, ConfigError
 from aligndet_cli.files import read_json
 from aligndet_cli.logs import logger
 from aligndet_cli.plotting import save_figure
-from aligndet_cli.tools.figures.drawing import draw_centres, draw_embeddings, draw_image_rows
+from aligndet_cli.tools.figures.panels import draw_centres, draw_embeddings, draw_image_rows
 from aligndet_cli.tools.figures.pretrained import (
     NUM_CENTRES,
     Stages,
@@ -39,10 +39,10 @@ MIN_SCORE = 0.3  # of a detection that is shown
 
 @dataclass(frozen=True)
 class Drawn:
-    """What came of it.
+    """Result of drawing figures.
 
     Attributes:
-        not_drawn: reasons, one line each.
+        not_drawn: one line for each figure that is missing, with the reason.
     """
 
     run: str
@@ -51,16 +51,16 @@ class Drawn:
     not_drawn: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {**vars(self), "files": [str(file) for file in self.files], "not_drawn": list(self.not_drawn)}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The runs to draw, and the images that both were measured on.
+    """The runs to draw, and the images that both were evaluated on.
 
     Attributes:
-        indices: of a few images with labels.
+        indices: positions of a few images with labels.
     """
 
     ours: Evaluated
@@ -79,8 +79,8 @@ def write_figures(
         folder: None: `figures` in the workspace.
 
     Raises:
-        ConfigError: no runs to draw, or no folder to draw into.
-        DataError: their images cannot be read.
+        ConfigError: no runs to draw, or `folder` is a file.
+        DataError: the images cannot be read.
     """
     folder = folder or workspace.root / "figures"
     if folder.exists() and not folder.is_dir():
@@ -95,7 +95,7 @@ def write_figures(
     for name, draw in drawings.items():
         try:
             figure = draw()
-        except Exception as error:  # one figure less, and its reason
+        except Exception as error:  # the other figures are still drawn
             reasons.append(f"{name}: {error if isinstance(error, AlignDetError | ValueError) else repr(error)}")
             continue
         save_figure(figure, folder / name)
@@ -106,7 +106,7 @@ def write_figures(
 
 
 def _drawings(subject: Subject, workspace: Workspace, device: str) -> tuple[dict[str, Callable[[], Figure]], list[str]]:
-    """What can be drawn of these runs, by file, and why something cannot."""
+    """Return functions that draw the figures, by file, and reasons for figures that cannot be drawn."""
     drawings: dict[str, Callable[[], Figure]] = {
         "figure_5.png": partial(_tuned_centres, subject),
         "figure_7.png": partial(_losses, subject),
@@ -130,7 +130,7 @@ def _find_stages(subject: Subject, workspace: Workspace, device: str) -> Stages:
 
 
 def _embeddings(subject: Subject, stages: Stages, device: str) -> Figure:
-    """Figure 4."""
+    """Draw figure 4."""
     before = "before pre-training" if stages.has_own_backbone else "before pre-training, but for the backbone"
     networks = {before: stages.before, "after pre-training": stages.after}
     by_title = {
@@ -140,7 +140,7 @@ def _embeddings(subject: Subject, stages: Stages, device: str) -> Figure:
 
 
 def _pretrained_centres(subject: Subject, stages: Stages, device: str) -> Figure:
-    """Figures 5 and 9: without any fine-tuning."""
+    """Draw figures 5 and 9, without any fine-tuning."""
     resolution = (max(stages.config.views.short_side), stages.config.views.long_side)
     batches = evaluation_batches(
         subject.image_set,
@@ -159,7 +159,7 @@ def _pretrained_centres(subject: Subject, stages: Stages, device: str) -> Figure
 
 
 def _tuned_centres(subject: Subject) -> Figure:
-    """Figures 5 and 9, for detectors that tell no objects from background before they are fine-tuned."""
+    """Draw figures 5 and 9 for detectors that cannot tell objects from background before fine-tuning."""
     rows = []
     for index in subject.indices:
         image_id = int(subject.image_set.image_ids[index])
@@ -175,13 +175,13 @@ def _tuned_centres(subject: Subject) -> Figure:
 
 
 def _losses(subject: Subject) -> Figure:
-    """Figure 7, and AP on the way where `--evaluate-every` has measured it."""
+    """Draw figure 7, with AP if `--evaluate-every` measured it."""
     logs = {one.label: read_log(one.run.folder / "metrics.jsonl") for one in (subject.plain, subject.ours)}
     return draw_runs(logs, limits={}, title="Fine-tuning with and without pre-training")
 
 
 def _detections(subject: Subject) -> Figure:
-    """Figure 10."""
+    """Draw figure 10."""
     truths = read_json(subject.ours.evaluation.folder / "ground_truth.json")["annotations"]
     entries = {
         "ground truth": truths,
@@ -205,7 +205,7 @@ def _detections(subject: Subject) -> Figure:
 
 
 def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:
-    """A box only: labels may have masks in other forms than detections."""
+    """Return the entry without its mask, which labels may have in another form than detections."""
     return {key: value for key, value in entry.items() if key != "segmentation"}
 
 
@@ -214,7 +214,7 @@ def _pixels(image_set: ImageSet, index: int) -> NDArray[np.uint8]:
 
 
 def _spread(image_set: ImageSet) -> list[int]:
-    """A few images with labels, evenly spread over all of these."""
+    """Return indices of a few images with labels, evenly spread over all of them."""
     labelled = np.flatnonzero(np.diff(image_set.offsets) > 0)
     places = np.linspace(0, len(labelled) - 1, min(NUM_IMAGES, len(labelled))).round().astype(np.int64)
     return [int(index) for index in labelled[places]]

@@ -1,4 +1,4 @@
-"""What pre-training made of a detector: the same network before and after, and what both say about images."""
+"""A network before and after pre-training, and its embeddings and boxes for images."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from aligndet_cli.errors import AlignDetError, ConfigError
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, build_pretext
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Artifact, Workspace
 
 NUM_CLASSES = 3  # as in figure 4
@@ -39,10 +40,10 @@ NUM_CENTRES = 100  # per image
 
 
 class Stages(NamedTuple):
-    """The network as pre-training found and left it, in evaluation mode.
+    """A network before and after pre-training, in evaluation mode.
 
     Attributes:
-        has_own_backbone: the first has the backbone that pre-training started from; else that of the second.
+        has_own_backbone: True if `before` has the backbone that pre-training started from; else it has `after`'s.
     """
 
     before: BoxPretext
@@ -53,11 +54,11 @@ class Stages(NamedTuple):
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What a network makes of labelled objects. N = objects, D = embedding size.
+    """Embeddings of labelled objects. N = objects, D = embedding size.
 
     Attributes:
         values: (N, D) of length 1.
-        names: (N,) positions in `classes`.
+        names: (N,) int64 positions in `classes`.
         sides: (N,) square roots of the areas of the objects in pixels.
     """
 
@@ -87,7 +88,9 @@ def load_stages(run: Artifact, workspace: Workspace, device: str) -> Stages:
         file = found.file if has_own_backbone else None
     except AlignDetError:
         has_own_backbone = False
-    before, after = (build_pretext(config, process, num_classes, weights) for weights in (file, None))
+    before, after = (build_pretext(config, num_classes, weights) for weights in (file, None))
+    for pretext in (before, after):
+        place(pretext, process)
     after.online.load_state_dict(content.state_dict, strict=False)  # what the file leaves out is not used here
     after.projector.load_state_dict(content.extra["projector"])
     if not has_own_backbone:
@@ -96,17 +99,17 @@ def load_stages(run: Artifact, workspace: Workspace, device: str) -> Stages:
 
 
 def _num_classes(run: Artifact, workspace: Workspace) -> int:
-    """How many classes it was built with, on which what its seed made depends."""
+    """Return the number of classes that the network was built with; its first weights depend on it."""
     wanted = run.manifest["inputs"].get("clusters")
     fitting = [found for found in workspace.artifacts("cluster") if found.content_hash == wanted]
     return ClusterLabels(fitting[0].folder).num_clusters if fitting else 1
 
 
 def objects_of(image_set: ImageSet) -> tuple[list[str], dict[int, list[int]]]:
-    """Objects of the most frequent classes.
+    """Choose objects of the most frequent classes.
 
     Returns:
-        names of the classes, and for some images the rows of their objects in the image, by index.
+        names of the classes, and rows of the objects in an image by index of the image.
     """
     counts = np.bincount(image_set.class_ids[~image_set.is_crowd], minlength=len(image_set.categories))
     chosen = [int(class_id) for class_id in np.argsort(-counts, kind="stable")[:NUM_CLASSES] if counts[class_id]]
@@ -125,7 +128,7 @@ def objects_of(image_set: ImageSet) -> tuple[list[str], dict[int, list[int]]]:
 
 @torch.no_grad()
 def embed_objects(pretext: BoxPretext, config: PretrainBoxConfig, image_set: ImageSet, device: str) -> Embeddings:
-    """The mean embedding of each labelled object over the candidates that the detector assigns to it.
+    """Return the mean embedding of each labelled object over the candidates that the detector assigns to it.
 
     Source: figure 4, of which the paper says only that it shows features of the contrastive head.
     """
@@ -152,9 +155,9 @@ def embed_objects(pretext: BoxPretext, config: PretrainBoxConfig, image_set: Ima
 
 
 def neighbour_share(embeddings: Embeddings) -> tuple[float, float]:
-    """Share of the nearest neighbours of objects that are of the same class, and what it is by chance.
+    """Return the share of an object's nearest neighbours that have its class, on average, and its value by chance.
 
-    By chance: (n - 1) / (N - 1) for each object of a class with n of the N objects.
+    By chance, it is (n - 1) / (N - 1) for each object of a class with n of the N objects.
     """
     num_objects = len(embeddings.names)
     num_neighbours = min(NUM_NEIGHBOURS, num_objects - 1)
@@ -167,18 +170,18 @@ def neighbour_share(embeddings: Embeddings) -> tuple[float, float]:
 
 
 def finds_without_classes(model: AnyDetector) -> bool:
-    """Whether a detector tells objects from background before it knows any class: those with an RPN do."""
+    """Return True if a detector tells objects from background before it knows any class, as those with an RPN do."""
     return isinstance(model, FasterRCNN | MaskRCNN)
 
 
 @torch.no_grad()
 def class_free_centres(model: AnyDetector, images: ImageBatch, size_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """(n, 2) centres, x and y, of the boxes that the head makes of the 100 best ones of the RPN in one image.
+    """Return (n, 2) centres, x and y, of the boxes that the head makes from the RPN's 100 best ones in one image.
 
     Source: D.2 and figures 5 and 9, for Faster and Mask R-CNN.
 
     Args:
-        size_hw: of the original image, in whose pixels the centres are.
+        size_hw: size of the original image, in whose pixels the centres are.
     """
     assert isinstance(model, FasterRCNN | MaskRCNN)
     pyramid = model.neck(model.extract(images).maps)
@@ -190,5 +193,5 @@ def class_free_centres(model: AnyDetector, images: ImageBatch, size_hw: tuple[in
 
 
 def centres_of(boxes: Tensor) -> NDArray[np.float64]:
-    """(n, 2) centres, x and y, of (n, 4) boxes."""
+    """Return (n, 2) centres, x and y, of (n, 4) boxes."""
     return np.asarray(((boxes[:, :2] + boxes[:, 2:]) / 2).double().cpu().numpy())

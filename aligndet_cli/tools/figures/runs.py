@@ -1,4 +1,4 @@
-"""Which runs the figures are about."""
+"""The choice of runs for the figures."""
 
 import functools
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _PLAIN = {"scratch": "from scratch", "backbone": "backbone only"}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A fine-tuned run, its evaluation, and what figures call it."""
+    """A fine-tuned run, its evaluation, and its name in figures."""
 
     run: Artifact
     evaluation: Artifact
@@ -24,7 +24,7 @@ class Evaluated:
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether it started from more than a backbone."""
+        """True if the run started from more than a backbone."""
         return self.run.result.get("init") not in _PLAIN
 
     @functools.cached_property
@@ -34,14 +34,14 @@ class Evaluated:
 
 
 def find_runs(workspace: Workspace, run: str | None, compare: str | None) -> tuple[Evaluated, Evaluated]:
-    """The runs to draw: one with pre-training and one without, evaluated on the same images.
+    """Find two runs to draw, one with pre-training and one without, evaluated on the same images.
 
     Args:
-        run: None: the newest that is pre-trained and has a run to compare with.
-        compare: None: the newest plain run of the same detector.
+        run: name of the first; None: the newest pre-trained run that has a run to compare with.
+        compare: name of the second; None: the newest run of the same detector without pre-training.
 
     Returns:
-        the run, and the one to compare with.
+        the run with pre-training, and the run without.
 
     Raises:
         ConfigError: there are no such runs.
@@ -68,11 +68,11 @@ def find_runs(workspace: Workspace, run: str | None, compare: str | None) -> tup
 
 
 def open_evaluated(one: Evaluated, workspace: Workspace) -> ImageSet:
-    """The images an evaluation was made on.
+    """Return the images of an evaluation.
 
     Raises:
-        ConfigError: they are not what they were.
-        DataError: they cannot be read.
+        ConfigError: the images have changed.
+        DataError: the images cannot be read.
     """
     data = DataConfig.model_validate(one.evaluation.config()["data"])
     image_set = open_images(data, purpose="val", index_dir=workspace.index_dir)
@@ -82,7 +82,7 @@ def open_evaluated(one: Evaluated, workspace: Workspace) -> ImageSet:
 
 
 def _all_evaluated(workspace: Workspace) -> list[Evaluated]:
-    """Oldest first."""
+    """Return all evaluated runs, oldest first."""
     tuned = {artifact.content_hash: artifact for artifact in workspace.artifacts("finetune")}
     found = []
     for evaluation in workspace.artifacts("evaluate"):

@@ -1,4 +1,4 @@
-"""The command `predict`: a fine-tuned detector and images become annotated images and a COCO json."""
+"""`aligndet predict`: detect in any images, and write annotated images and a COCO json."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ from aligndet_cli.workspace import Workspace
 
 PREDICTIONS, IMAGES, CROPS = "predictions.json", "images", "crops"
 _LONGEST_FOLDER = 60  # letters of a class name, each of 4 bytes at most
-_DRAWN_AHEAD = 8  # images that may wait to be drawn while the next ones are detected in
+_DRAWN_AHEAD = 8  # images that may wait to be drawn while detection goes on
 
 
 class PredictConfig(StageConfig):
@@ -57,13 +57,13 @@ class PredictConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Predicted:
-    """What came of it.
+    """Result of `predict`.
 
     Attributes:
-        weights: the file that was used.
-        num_images: that could be read.
-        skipped: file and reason of each that could not.
-        per_class: number of detections by class name, most first.
+        weights: file of the detector.
+        num_images: number of images that could be read.
+        skipped: file and reason of each image that could not be read.
+        per_class: number of detections by class name, the largest first.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class Predicted:
     per_class: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         found = {
             name: str(self.folder / name) for name in (PREDICTIONS, IMAGES, CROPS) if (self.folder / name).exists()
         }
@@ -91,7 +91,7 @@ class Predicted:
         }
 
     def lines(self) -> list[str]:
-        """For people: how much was found, of what, and where it is."""
+        """Return lines for people: number of detections, in all and per class, and files."""
         skipped = f", {len(self.skipped)} unreadable" if self.skipped else ""
         total = sum(self.per_class.values())
         width = max((len(name) for name in self.per_class), default=0)
@@ -104,7 +104,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What `_run` works on; `folder` is where it writes, not yet where things end up."""
+    """Input of `_run`; it writes into `folder`, which is renamed later."""
 
     config: PredictConfig
     weights: Path
@@ -115,13 +115,14 @@ class _Plan:
 def predict_files(
     words: Sequence[str], config: PredictConfig, workspace: Workspace, *, force: bool, shown: Shown
 ) -> Predicted:
-    """Detect in the images that the words mean, and write what was found.
+    """Detect in the images that the words name, and write the results; they appear at once when complete.
 
-    Everything appears at once when it is complete. `force` replaces what an earlier call has written into the same
-    folder, and nothing else in it.
+    Args:
+        words: see `find_images`.
+        force: replace results of an earlier call, and nothing else, in the same folder.
 
     Raises:
-        AlignDetError: whatever the user has to put right; DataError also when no image could be read.
+        AlignDetError: an error of the user; DataError if no image can be read.
     """
     weights, name = _find_weights(config, workspace)
     folder = config.output or workspace.root / "predict" / name
@@ -139,7 +140,7 @@ def predict_files(
 
 
 def _find_weights(config: PredictConfig, workspace: Workspace) -> tuple[Path, str]:
-    """The weights file, and what to call the result."""
+    """Return the weights file, and a name for the results."""
     if config.weights is not None:
         if config.run is not None:
             raise ConfigError("--run and --weights: name one of them")
@@ -205,7 +206,12 @@ def _detections(
     sizes: dict[int, tuple[int, int]],
     skipped: dict[int, DataError],
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """What `evaluate` would find in each image; fills in the sizes of the images, and those that cannot be read."""
+    """Yield index and COCO results of each image, the same as `evaluate`'s.
+
+    Args:
+        sizes: filled with (height, width) of each image.
+        skipped: filled with errors of images that cannot be read.
+    """
     config, device = plan.config, torch.device(process.device)
 
     def noting_sizes(batches: Iterator[EvaluationBatch]) -> Iterator[EvaluationBatch]:
@@ -228,7 +234,7 @@ def _detections(
 
 
 class _Pictures:
-    """Draws in threads of its own while the next images are detected in."""
+    """Draws images in threads of its own while detection goes on."""
 
     def __init__(self, plan: _Plan, categories: Sequence[Category]) -> None:
         self.plan = plan
@@ -244,7 +250,7 @@ class _Pictures:
         self.pool.shutdown(cancel_futures=False)
 
     def draw(self, index: int, entries: Sequence[dict[str, Any]]) -> None:
-        """Draw an image, now or soon; waits while too many are waiting."""
+        """Draw an image soon; wait first if too many images are waiting."""
         config = self.plan.config
         if config.annotated or (config.save_crops and entries):
             self.pending.append(self.pool.submit(self._draw, index, entries))
@@ -271,7 +277,7 @@ class _Pictures:
 
 
 def _save(image: Image.Image, file: Path) -> None:
-    """As JPEG: `a.jpg` stays `a.jpg`, `a.png` becomes `a.png.jpg`, so that neither replaces the other."""
+    """Write a JPEG: `a.jpg` stays `a.jpg`, `a.png` becomes `a.png.jpg`, so that neither replaces the other."""
     if file.suffix.lower() not in (".jpg", ".jpeg"):
         file = file.with_name(f"{file.name}.jpg")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -284,7 +290,7 @@ def _to_coco(
     found: dict[int, list[dict[str, Any]]],
     categories: Sequence[Category],
 ) -> dict[str, Any]:
-    """A COCO json dict whose annotations have a `score`: to look at, and to start labelling from."""
+    """Return a COCO json dict whose annotations have a `score`, to look at or to start labelling from."""
     annotations: list[dict[str, Any]] = []
     for index in sorted(found):
         for entry in found[index]:

@@ -1,4 +1,4 @@
-"""The images that the words of a command line mean. Free of torch."""
+"""Images named by the words of a command line. Free of torch."""
 
 import glob
 import os
@@ -14,13 +14,13 @@ from aligndet_cli.errors import DataError
 
 
 def find_images(words: Sequence[str], leave_out: Path) -> ImageSet:
-    """All images named, each once, in the order of the words.
+    """Return all images that the words name, each once, in the order of the words.
 
-    Their ids are 1, 2 ... and their file names are relative to the folder that holds them all.
+    Ids are 1, 2 and so on. File names are relative to the innermost folder that holds all images.
 
     Args:
-        words: files, folders (with all below them) and glob patterns (`**` for any folders).
-        leave_out: folder whose files do not count: where pictures are written, perhaps by an earlier call.
+        words: files, folders with all below them, and glob patterns (`**` for any folders).
+        leave_out: folder to ignore: an earlier call may have written pictures into it.
 
     Raises:
         DataError: a word names no image.
@@ -43,7 +43,7 @@ def _matches(word: str) -> list[Path]:
     if path.is_dir():
         return [path / name for name in list_images(path)]
     if path.exists():
-        return [path]  # whatever its name: reading it will tell
+        return [path]  # any name is fine: reading tells if it is an image
     found = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207  # absolute patterns too
     folders = {match for match in found if match.is_dir()}
     below = [folder / name for folder in folders if "**" not in word for name in list_images(folder)]
@@ -51,7 +51,7 @@ def _matches(word: str) -> list[Path]:
 
 
 def _image_set(folder: Path, file_names: list[str]) -> ImageSet:
-    """Images without labels."""
+    """Return images without labels."""
     count = len(file_names)
     return ImageSet(
         format="folder",

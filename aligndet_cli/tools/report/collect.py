@@ -1,4 +1,4 @@
-"""From the artifacts of a workspace to comparable numbers: means, spreads, and paired differences."""
+"""Comparison of the evaluated runs of a workspace: means, spreads, and paired differences."""
 
 import math
 import statistics
@@ -14,28 +14,28 @@ from aligndet_cli.tools.report.published import Published, find_published
 from aligndet_cli.workspace import Artifact, Workspace
 
 METRICS = ("AP", "AP50", "AP75")
-_LABELS = {"scratch": "scratch", "backbone": "backbone only"}  # of runs that load no pre-trained detector
+_LABELS = {"scratch": "scratch", "backbone": "backbone only"}  # labels of runs that load no pre-trained detector
 _PRETRAINED = "AlignDet"
 _IMPORT = "import"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Setting:
-    """What runs must share to be compared.
+    """The properties that runs share if they can be compared; tables are sorted by them.
 
     Attributes:
-        data: name of the labelled data set; `evaluated` the split that was measured.
+        data: name of the labelled data set.
+        evaluated: split that was measured.
         fraction: percent of the labelled images.
-        num_images: that many; 0 for imported runs, of which it is not known.
-        content: hashes of the data that was trained on and measured, and the test resolution, for data sets of one
-            name.
+        num_images: number of labelled images; 0 for imported runs, where it is unknown.
+        content: hashes of the training and the test data, and the test resolution.
     """
 
+    data: str
+    evaluated: str
     detector: str
     backbone: str
     schedule: str
-    data: str
-    evaluated: str
     fraction: float
     num_images: int
     content: tuple[str, ...]
@@ -43,15 +43,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """One fine-tuned and evaluated run.
+    """A fine-tuned and evaluated run.
 
     Attributes:
+        label: name of its start.
         pair: fold (None with all images) and seed; runs of two starts with the same pair are compared.
-        numbers: metrics in 0..1 by name; None where they cannot be measured.
+        numbers: metrics in 0..1 by name; None if a metric cannot be measured.
         kind: `pretrain`, `backbone`, `scratch` or `import`.
-        is_labelled: the label was given to the run.
-        weights: hash of what it started from.
-        backbone_weights: hash of what its backbone started from, and what people call it; None where unknown.
+        is_labelled: True if the user chose the label.
+        weights: hash of the weights it started from.
+        backbone_weights: hash and short name of its backbone's first weights; None if unknown.
     """
 
     setting: Setting
@@ -69,11 +70,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Delta:
-    """Difference to the baseline over the pairs that both have.
+    """Mean difference to the baseline over the pairs that both have.
 
     Attributes:
-        standard_error: of the mean; None with a single pair.
-        wins: pairs with a higher number than the baseline.
+        standard_error: None with a single pair.
+        wins: number of pairs with a higher number than the baseline.
     """
 
     mean: float
@@ -84,12 +85,12 @@ class Delta:
 
 @dataclass(frozen=True)
 class Summary:
-    """One metric of the runs of a row.
+    """A metric over the runs of a row.
 
     Attributes:
         std: sample standard deviation; None with a single run.
         delta: None for the baseline and without pairs.
-        published: the paper's number, where the setting is the paper's.
+        published: the paper's number, if the setting is the paper's.
     """
 
     mean: float
@@ -101,7 +102,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Row:
-    """One start in one setting."""
+    """Runs of one start in one setting."""
 
     setting: Setting
     label: str
@@ -114,14 +115,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Rows by setting, the baseline first; `remarks` tell what was left out."""
+    """Rows by setting, the baseline first, and remarks on runs that were left out."""
 
     rows: list[Row]
     metrics: tuple[str, ...]
     remarks: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {"metrics": list(self.metrics), "rows": [asdict(row) for row in self.rows], "remarks": self.remarks}
 
 
@@ -132,25 +133,25 @@ def collect_report(
     metrics: Sequence[str] = METRICS,
     names: Iterable[str] | None = None,
 ) -> Report:
-    """Everything that was evaluated in a workspace, compared.
+    """Compare everything that was evaluated in a workspace.
 
     Args:
-        baseline: label of the start to compare with; None: the backbone alone, else scratch, where there is one.
-        metrics: names of numbers in `metrics.json`, `mask_AP` and the like, `AP07`, `AP12`.
-        names: only these evaluations.
+        baseline: label of the start to compare with; None: the backbone alone if there is such a run, else scratch.
+        metrics: names in `metrics.json`, such as `mask_AP` or `AP07`.
+        names: evaluations to take; None: all.
 
     Raises:
         ConfigError: no such metric.
     """
     measured, remarks = _measure(workspace, metrics, None if names is None else set(names))
     rows: list[Row] = []
-    for setting in sorted({run.setting for run in measured}, key=_order):
+    for setting in sorted({run.setting for run in measured}):
         rows += _rows_of(setting, [run for run in measured if run.setting == setting], baseline, metrics)
     return Report(rows, tuple(metrics), remarks)
 
 
 def check_baseline(report: Report, baseline: str | None) -> None:
-    """Make sure that the report knows the start to compare with.
+    """Make sure that the report has the start to compare with.
 
     Raises:
         ConfigError: it does not.
@@ -158,11 +159,6 @@ def check_baseline(report: Report, baseline: str | None) -> None:
     labels = list(dict.fromkeys(row.label for row in report.rows))
     if baseline is not None and labels and baseline not in labels:
         raise ConfigError(f"--baseline {baseline}: no start of that name{did_you_mean(baseline, labels)}")
-
-
-def _order(setting: Setting) -> tuple[Any, ...]:
-    return (setting.data, setting.evaluated, setting.detector, setting.backbone, setting.schedule, setting.fraction,
-            setting.num_images, setting.content)  # fmt: skip
 
 
 def _rows_of(setting: Setting, runs: list[Measured], baseline: str | None, metrics: Sequence[str]) -> list[Row]:
@@ -192,7 +188,7 @@ def _rows_of(setting: Setting, runs: list[Measured], baseline: str | None, metri
 
 
 def _baseline_of(runs: list[Measured], asked: str | None) -> str | None:
-    """The label to compare with in one setting."""
+    """Return the label to compare with in one setting, or None."""
     labels = {run.label for run in runs}
     if asked is not None:
         return asked if asked in labels else None
@@ -239,13 +235,13 @@ def _remark(own: dict[Any, Measured], others: dict[Any, Measured] | None, *, mis
 
 
 def _one_published(runs: Iterable[Measured]) -> Published | None:
-    """The paper's numbers for a row, if all its runs agree on them."""
+    """Return the paper's numbers for a row, if all its runs have the same."""
     found = {run.published for run in runs}
     return found.pop() if len(found) == 1 else None
 
 
 def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | None) -> tuple[list[Measured], list[str]]:
-    """All evaluated runs, oldest first, and remarks on those that were left out."""
+    """Return all evaluated runs, oldest first, and remarks on runs that were left out."""
     tuned = {artifact.content_hash: artifact for artifact in workspace.artifacts("finetune")}
     pretrained = {artifact.content_hash: artifact for artifact in workspace.artifacts("pretrain-box")}
     found, gone = [], []
@@ -264,7 +260,7 @@ def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | Non
 
 def _measured(evaluation: Artifact, run: Artifact, start: Artifact | None, metrics: Sequence[str]) -> Measured:
     config, measured_with = run.config(), evaluation.config()
-    is_imported = "training" not in config  # nothing is known of how it was trained
+    is_imported = "training" not in config  # its training is unknown
     fraction = 100.0 if is_imported else float(config["fraction"])
     kind = run.result["init"] if run.result["init"] in (*_LABELS, _IMPORT) else "pretrain"
     setting = Setting(
@@ -306,7 +302,7 @@ def _backbone_weights(run: Artifact, kind: str, start: Artifact | None) -> tuple
 
 
 def _apart_by_backbone(runs: list[Measured]) -> list[Measured]:
-    """Runs of several backbone weights that nothing else tells apart, with the weights beside the backbone's name."""
+    """Add the name of the backbone's weights to the settings of runs that differ in nothing else."""
     found: dict[tuple[Any, ...], set[str]] = {}
     for run in runs:
         if run.backbone_weights is not None:
@@ -321,7 +317,7 @@ def _apart_by_backbone(runs: list[Measured]) -> list[Measured]:
 
 
 def _told_apart(runs: list[Measured], pretrained: dict[str, Artifact]) -> list[Measured]:
-    """Runs without a label of their own, from several pre-training runs, named after these."""
+    """Add the name of the pre-training run to labels that the user did not choose, if several runs share them."""
     named = []
     for run in runs:
         rivals = {other.weights for other in runs if other.setting == run.setting and other.label == run.label}
@@ -344,7 +340,7 @@ def _numbers(evaluation: Artifact, metrics: Sequence[str]) -> dict[str, float | 
 
 
 def _schedule(config: dict[str, Any], run: Artifact) -> str:
-    """Length, and the batch size where it is not the paper's."""
+    """Return the length of a training, with the batch size if it is not the paper's."""
     training = config["training"]
     length = f"{run.result['steps']} steps"
     if training["schedule"] is not None:

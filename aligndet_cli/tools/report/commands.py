@@ -1,4 +1,4 @@
-"""The command that makes an artifact again, from what its folder says about it."""
+"""The command that makes an artifact again."""
 
 import json
 import shlex
@@ -15,13 +15,13 @@ from aligndet_cli.workspace import Artifact
 
 
 def command_of(stage: str, artifact: Artifact, workspace: str) -> str | None:
-    """`aligndet STAGE DATA ...` with every setting that is not the default.
+    """Return `aligndet STAGE DATA ...` with all settings that are not defaults, to be pasted into a shell.
 
     Args:
-        workspace: as it is to be named.
+        workspace: folder, as the command names it.
 
     Returns:
-        the command, to be pasted into a shell; None for what no stage made (imported weights), or another version.
+        None for imported weights, and for artifacts of other versions.
     """
     try:
         config = find_stage(stage).steps().config.model_validate(artifact.config())
@@ -38,14 +38,14 @@ def command_of(stage: str, artifact: Artifact, workspace: str) -> str | None:
 
 
 def _changed(config: StageConfig) -> Iterator[tuple[str, Any]]:
-    """Settings that differ from the defaults, but those that are not set; and which of several kinds a group is."""
+    """Yield settings that differ from the defaults and are set, and the detector's family if it does."""
     full = config.to_json()
     plain = type(config)().to_json()
     family = full.get("detector", {}).get("family")
     if family is not None and family != plain["detector"]["family"]:
         yield "detector.family", family
     for path, value in flatten(config.model_dump(mode="json", exclude_defaults=True)):
-        # Offline or not is where it ran, not what; an empty group is one of another kind with nothing changed.
+        # `offline` belongs to the machine, not to the run. An empty group has another kind and is unchanged otherwise.
         if path not in ("runtime.offline", "detector.family") and value not in (None, {}):
             yield path, value
 

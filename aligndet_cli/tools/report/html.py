@@ -1,4 +1,4 @@
-"""`aligndet report --html`: a workspace as one page that needs nothing else."""
+"""`aligndet report --html`: write a workspace as one page that needs no other file."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -24,17 +24,17 @@ def write_page(
     metrics: Sequence[str] = METRICS,
     names: Collection[str] | None = None,
 ) -> Path:
-    """Write the page of a workspace; it loads nothing from anywhere and may be sent around.
+    """Write the page of a workspace, which loads nothing from elsewhere and may be sent around.
 
     Args:
         file: None: `report.html` in the workspace.
-        baseline, metrics, names: of the comparison, see `collect_report`.
+        baseline, metrics, names: see `collect_report`.
 
     Returns:
         the file.
 
     Raises:
-        ConfigError: there is nothing in the workspace, or no folder for the file.
+        ConfigError: the workspace is empty, or the file cannot be written.
     """
     if file is not None:
         check_output_file(file)
@@ -49,7 +49,7 @@ def write_page(
 
 
 def render_page(page: Page) -> str:
-    """The page as HTML. Everything that comes from files is escaped."""
+    """Return the page as HTML; everything that comes from files is escaped."""
     loader = PackageLoader("aligndet_cli.tools.report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

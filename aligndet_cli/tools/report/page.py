@@ -1,4 +1,4 @@
-"""What the page of a workspace says, before it becomes HTML."""
+"""Content of a workspace's page, before it becomes HTML."""
 
 import datetime
 from collections.abc import Collection, Sequence
@@ -19,7 +19,7 @@ _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a cell; what it sorts by where that is not the text; and the id of what it is about."""
+    """Cell of a table: text, number to sort by in place of the text, and id of the run that it links to."""
 
     text: str
     value: float | None = None
@@ -28,12 +28,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """Table of the page.
 
     Attributes:
-        name: its id.
-        numbers: which columns hold numbers.
-        remarks: below it.
+        name: id of the element.
+        numbers: columns that hold numbers.
+        remarks: lines below the table.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Table:
 
 @dataclass(frozen=True)
 class RunPart:
-    """What is said about one artifact.
+    """Part of the page about one artifact.
 
     Attributes:
-        name: its id.
-        facts: results, times and hashes, by name.
-        command: makes it again; None where none does.
-        settings: all of them, by dotted path.
+        name: id of the element.
+        facts: names and values of results, times and hashes.
+        command: command that makes the artifact again, or None.
+        settings: dotted paths and values of all settings.
         left_out: pictures that did not fit.
     """
 
@@ -69,12 +69,12 @@ class RunPart:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything on the page, in its order.
+    """Whole page, in its order.
 
     Attributes:
-        commands: of all artifacts in the order they were made.
-        pictures: of no single artifact.
-        packages: versions, where artifacts were made with several, all of them.
+        commands: commands of all artifacts, oldest first.
+        pictures: pictures that belong to no single artifact.
+        packages: names and versions of packages; several versions if artifacts were made with several.
     """
 
     title: str
@@ -100,7 +100,7 @@ def collect_page(
     """Read a workspace.
 
     Args:
-        baseline, metrics, names: of the comparison, see `collect_report`.
+        baseline, metrics, names: see `collect_report`.
     """
     artifacts = {f"{stage}/{found.name}": (stage, found) for stage in STAGES for found in workspace.artifacts(stage)}
     pictures = {name: find_pictures(workspace, found.folder, stage) for name, (stage, found) in artifacts.items()}
@@ -255,7 +255,7 @@ def _time(text: str) -> str:
 
 
 def _duration(manifest: dict[str, Any]) -> tuple[str, float | None]:
-    """From start to end, pauses included, in words and seconds."""
+    """Return the time from start to end, pauses included, in words and in seconds."""
     try:
         start, end = (datetime.datetime.fromisoformat(manifest[key]) for key in ("started", "finished"))
     except (KeyError, ValueError):

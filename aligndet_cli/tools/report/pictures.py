@@ -1,4 +1,4 @@
-"""Pictures as text that a page can hold."""
+"""Pictures as text, embedded in a page."""
 
 import base64
 import io
@@ -10,9 +10,9 @@ from PIL import Image, UnidentifiedImageError
 
 from aligndet_cli.workspace import Workspace
 
-BUDGET = 7_000_000  # characters of all pictures of a page together, which must stay below 10 MB
+BUDGET = 7_000_000  # characters of all pictures of a page, which must stay below 10 MB
 _MAX_WIDTH = 1400  # pixels: two columns of a wide screen
-_AS_IT_IS = 120_000  # bytes up to which a file is taken over unchanged
+_AS_IT_IS = 120_000  # bytes; smaller files are embedded unchanged
 _QUALITY = 80
 _KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 _TITLES = {
@@ -46,8 +46,8 @@ class Picture:
     """A picture to embed.
 
     Attributes:
-        file: where it is, relative to the workspace.
-        title: what it shows, as caption and in place of the picture.
+        file: path relative to the workspace.
+        title: caption, which also stands in place of a missing picture.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Embedded:
-    """An embedded picture: `data:` address, and size in pixels."""
+    """An embedded picture: `data:` address, and size in pixels of the image in it."""
 
     picture: Picture
     address: str
@@ -66,7 +66,7 @@ class Embedded:
 
 
 def find_pictures(workspace: Workspace, folder: Path, stage: str) -> list[Picture]:
-    """The pictures of an artifact (or another folder of the workspace), sheets first."""
+    """Return the pictures of an artifact, or of another folder of the workspace, sheets first."""
     found = [
         file
         for place in (folder, folder / "plots")
@@ -77,7 +77,7 @@ def find_pictures(workspace: Workspace, folder: Path, stage: str) -> list[Pictur
 
 
 def _in_order(file: Path) -> tuple[str, int]:
-    """By name, `figure_10` after `figure_4`."""
+    """Return a sort key by name that puts `figure_10` after `figure_4`."""
     words = file.stem.rstrip("0123456789")
     return words, int(file.stem[len(words) :] or 0)
 
@@ -86,10 +86,10 @@ def embed_all(groups: Sequence[Sequence[Picture]]) -> tuple[dict[Path, Embedded]
     """Embed what fits into the budget: the first pictures of all groups, then the second ones, and so on.
 
     Args:
-        groups: the most important one first.
+        groups: pictures, the most important group first.
 
     Returns:
-        what was embedded, and what was left out because it does not fit or cannot be read.
+        embedded pictures by path, and pictures that do not fit or cannot be read.
     """
     embedded: dict[Path, Embedded] = {}
     left_out: list[Picture] = []
@@ -106,7 +106,7 @@ def embed_all(groups: Sequence[Sequence[Picture]]) -> tuple[dict[Path, Embedded]
 
 
 def _embed(picture: Picture) -> Embedded | None:
-    """The picture, smaller and as WebP where that saves a lot; None where it cannot be read."""
+    """Return the picture, as a smaller WebP if its file is large; None if it cannot be read."""
     try:
         content = picture.path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:

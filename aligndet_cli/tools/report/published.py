@@ -1,4 +1,4 @@
-"""The paper's numbers, and which of them a run is to be compared with.
+"""The paper's numbers, and the choice of those that a run is compared with.
 
 Source: Li et al., AlignDet, ICCV 2023, tables 2 to 13, in percent. Left out: CBNet v2 (table 3, not a detector here),
 the supervised backbone of table 5 (another recipe than that of tables 2 and 7), and the ImageNet subset of table 8
@@ -98,26 +98,26 @@ _DROPS: dict[str, tuple[float, ...]] = {str(name): length.drops for name, length
 
 @dataclass(frozen=True)
 class Published:
-    """Numbers of the paper in 0..1, as `(metric, value)`, and the tables they stand in."""
+    """Numbers of the paper in 0..1, as (metric, value), and their tables."""
 
     source: str
     entries: tuple[tuple[str, float], ...]
 
     @property
     def numbers(self) -> dict[str, float]:
-        """By metric."""
+        """Numbers by metric."""
         return dict(self.entries)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a number of the paper is about.
+    """Experiment of the paper.
 
     Attributes:
         data: `coco` or `voc`.
-        weights: of the backbone: `supervised`, `moco`, `swav`, `pixpro`, `simmim`.
-        schedule: of fine-tuning; the paper's 90k iterations are its 1x.
-        variant: `plain`, `AlignDet`, or what an ablation changes about it.
+        weights: the backbone's: `supervised`, `moco`, `swav`, `pixpro` or `simmim`.
+        schedule: schedule of fine-tuning; the paper's 90k iterations are its 1x.
+        variant: `plain`, `AlignDet`, or the change of an ablation.
     """
 
     data: str
@@ -131,7 +131,7 @@ class Experiment:
 
 @functools.cache
 def published_numbers() -> dict[Experiment, Published]:
-    """All of them. Where several tables tell of one experiment they are merged; they never disagree."""
+    """Return all numbers; those of several tables on one experiment are merged, and never disagree."""
     numbers: dict[Experiment, dict[str, float]] = {}
     sources: dict[Experiment, list[str]] = {}
     for table, experiment, names, values in (*_table_2(), *_pairs(), *_ablations()):
@@ -147,7 +147,7 @@ def published_numbers() -> dict[Experiment, Published]:
     }
 
 
-_Entry = tuple[str, Experiment, tuple[str, ...], tuple[float, ...]]  # table, what it is about, metrics, percents
+_Entry = tuple[str, Experiment, tuple[str, ...], tuple[float, ...]]  # table, experiment, metrics, percents
 
 
 def _table_2() -> Iterator[_Entry]:
@@ -191,7 +191,7 @@ def find_published(evaluation: Artifact, run: Artifact, start: Artifact | None) 
     image sizes, crops and recipe must be those of the row.
 
     Args:
-        start: the `pretrain-box` run it began with.
+        start: `pretrain-box` run that the run began with.
     """
     protocol = run.result.get("protocol")
     if protocol is None or not _is_by_recipe(run.config()):
@@ -249,14 +249,14 @@ def _named_schedule(steps: int, batch_size: int, num_images: int) -> str | None:
 
 
 def _settings_of(protocol: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what of a run must be as in the paper: recipe, batch size, policy, sides, and where the rate drops."""
+    """Return the settings of a run that must be the paper's: recipe, batch size, policy, sides, drops of the rate."""
     drops = tuple(round(step / protocol["steps"], 3) for step in protocol["drop_steps"])
     sides = (tuple(protocol["short_sides"]), protocol["long_side"])
     return protocol["recipe"], protocol["batch_size"], protocol["policy"], sides, drops
 
 
 def _published_settings(one: Experiment) -> tuple[Any, ...]:
-    """Return the same of an experiment of the paper."""
+    """Return the settings that `_settings_of` returns for a run of an experiment of the paper."""
     recipe, batch_size, policy = "default", REFERENCE_BATCH, "resize"
     sides: tuple[int, ...] = SINGLE_SCALE
     drops = _DROPS[one.schedule]
@@ -278,7 +278,7 @@ def _published_settings(one: Experiment) -> tuple[Any, ...]:
 
 
 def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> str | None:
-    """What of the paper's method a run has; None where it is something else."""
+    """Return the `variant` of a run (see `Experiment`), or None if the paper has none like it."""
     if run.result["init"] == "backbone":
         return "plain"
     if start is None:

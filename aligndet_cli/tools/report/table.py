@@ -1,4 +1,4 @@
-"""A report as a table for the terminal, Markdown, CSV or JSON."""
+"""Reports as tables for the terminal, in Markdown, or as CSV."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ FORMATS = ("table", "markdown", "csv", "json")
 
 
 def terminal_table(report: Report) -> Table:
-    """One line per start, settings apart."""
+    """Return a table with one line per start and a rule between settings."""
     header, *lines = cells_of(report)
     table = plain_table(*header)
     for column in table.columns[: NUM_SETTING + 1]:
@@ -35,7 +35,7 @@ def terminal_table(report: Report) -> Table:
 
 
 def markdown(report: Report) -> str:
-    """A pipe table, and the remarks below it."""
+    """Return a pipe table, and the remarks below it."""
     header, *lines = cells_of(report)
     marks = ["---" if place < NUM_SETTING + 1 else "---:" for place in range(len(header))]
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, marks, *lines]]
@@ -43,7 +43,7 @@ def markdown(report: Report) -> str:
 
 
 def csv_text(report: Report) -> str:
-    """One line per start and setting, full precision, metrics in 0..1."""
+    """Return one line per start and setting, in full precision, with metrics in 0..1."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = ("mean", "std", "n", "delta", "delta_standard_error", "wins", "pairs", "published")
@@ -58,24 +58,24 @@ def csv_text(report: Report) -> str:
 
 
 def check_format(form: str) -> None:
-    """Make sure that there is such a format.
+    """Make sure that a format exists.
 
     Raises:
-        ConfigError: there is not.
+        ConfigError: it does not.
     """
     if form not in FORMATS:
         raise ConfigError(f"--format {form}: is not a choice{did_you_mean(form, list(FORMATS))}")
 
 
 def render(report: Report, form: str) -> str:
-    """The text of a report as `table`, `markdown` or `csv`."""
-    if not report.rows and form != "csv":  # of which programs expect the header at least
+    """Return the text of a report as `table`, `markdown` or `csv`."""
+    if not report.rows and form != "csv":  # programs expect at least the header of a CSV
         return "\n".join(
             ["nothing was evaluated here yet: run `aligndet evaluate`, or `aligndet study`", *report.remarks]
         )
     if form != "table":
         return (markdown(report) if form == "markdown" else csv_text(report)).rstrip("\n")
-    # A terminal's width, or where there is none as wide as it takes.
+    # As wide as the terminal, or without a terminal as wide as needed.
     console = Console(width=Console().width if sys.stdout.isatty() else 1000, file=io.StringIO())
     with console.capture() as captured:
         console.print(terminal_table(report))
@@ -87,7 +87,7 @@ NUM_SETTING = len(_SETTING_COLUMNS)
 
 
 def cells_of(report: Report) -> list[list[str]]:
-    """Header and lines of the table; columns that would be empty throughout are left out."""
+    """Return header and lines of the table; columns without any text are left out."""
     metric_columns = [title for metric in report.metrics for title in (metric, f"Δ {metric}", "wins", "paper")]
     header = [*_SETTING_COLUMNS, "start", "n", *metric_columns, "remark"]
     lines = [_line(row, report.metrics) for row in report.rows]
@@ -109,7 +109,7 @@ def _line(row: Row, metrics: tuple[str, ...]) -> list[str]:
 
 
 def _shown(summary: Summary | None) -> tuple[str, str, str, str]:
-    """Value, difference, wins and the paper's number, in percent."""
+    """Return value, difference, wins and the paper's number, in percent."""
     if summary is None:
         return "", "", "", ""
     mean = f"{100 * summary.mean:.1f}" + ("" if summary.std is None else f" ± {100 * summary.std:.1f}")

@@ -34,7 +34,7 @@ from aligndet_cli.tools.conversion.convert import Converted, convert
 from aligndet_cli.tools.conversion.exporting import mmdet_checkpoint
 from aligndet_cli.tools.conversion.published_detectron2 import RULES
 from aligndet_cli.tools.conversion.reading import Checkpoint
-from aligndet_cli.tools.conversion.rules import rename
+from aligndet_cli.tools.conversion.rules import translate
 from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
 from helpers.small_detectors import detector_file
 
@@ -204,7 +204,7 @@ def detectron2_anchors(sizes: list[float]) -> Tensor:
 def detectron2_tensors(family: str, model: AnyDetector) -> dict[str, Tensor]:
     """The model's tensors under detectron2's names; norms have no counters there."""
     state = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
-    renamed = {rename(name, RULES[family], to_ours=False): value for name, value in state.items()}
+    renamed = {translate(name, RULES[family], to_ours=False): value for name, value in state.items()}
     assert len(renamed) == len(state) and None not in renamed
     return renamed
 

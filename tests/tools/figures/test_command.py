@@ -10,7 +10,7 @@ from PIL import Image
 
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.tools.figures import command
-from aligndet_cli.tools.figures.drawing import draw_centres, draw_embeddings
+from aligndet_cli.tools.figures.panels import draw_centres, draw_embeddings
 from aligndet_cli.tools.figures.pretrained import Embeddings, load_stages, neighbour_share
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import CHAIN, aligndet, run_chain

@@ -1,9 +1,9 @@
 import numpy as np
-import pytest
+from PIL import ImageColor
 from pycocotools import mask as coco_mask
 
-from aligndet_cli.plotting import COLOURS, hex_to_rgb
-from aligndet_cli.tools.predict.annotate import _place, annotate
+from aligndet_cli.plotting import COLOURS
+from aligndet_cli.tools.predict.annotate import annotate
 
 NAMES = {7: "cat", 9: "a very long name of a class, longer than any"}
 PLACES = {7: 0, 9: 1}
@@ -17,7 +17,7 @@ def _draw(size_hw, *entries):
 def test_a_box_has_its_class_colour_on_its_border_and_nothing_inside():
     drawn = _draw((400, 500), {"category_id": 7, "bbox": [100, 150, 200, 120], "score": 0.5})
     assert drawn.shape == (400, 500, 3)
-    colour = hex_to_rgb(COLOURS[0])
+    colour = ImageColor.getrgb(COLOURS[0])
     for row, column in ((151, 200), (268, 200), (200, 101), (200, 298)):  # one pixel within, beside the dark rim
         assert tuple(drawn[row, column]) == colour
     assert (drawn[160:260, 110:290] == 128).all()
@@ -27,7 +27,7 @@ def test_a_box_has_its_class_colour_on_its_border_and_nothing_inside():
 def test_small_images_are_enlarged_until_labels_can_be_read():
     drawn = _draw((40, 100), {"category_id": 7, "bbox": [20, 10, 30, 20], "score": 0.5})
     assert drawn.shape == (200, 500, 3)  # 100 * 5 is the first to reach 480
-    assert tuple(drawn[51, 200]) == hex_to_rgb(COLOURS[0])
+    assert tuple(drawn[51, 200]) == ImageColor.getrgb(COLOURS[0])
 
 
 def test_masks_tint_their_pixels_only():
@@ -35,7 +35,7 @@ def test_masks_tint_their_pixels_only():
     mask[200:220, 150:160] = 1
     entry = {"category_id": 7, "bbox": [100, 150, 200, 120], "score": 0.5, "segmentation": coco_mask.encode(mask)}
     drawn = _draw((400, 500), entry)
-    tinted = np.rint(0.65 * 128 + 0.35 * np.array(hex_to_rgb(COLOURS[0])))
+    tinted = np.rint(0.65 * 128 + 0.35 * np.array(ImageColor.getrgb(COLOURS[0])))
     assert (drawn[200:220, 150:160] == tinted).all()
     assert (drawn[221:260, 110:290] == 128).all()
 
@@ -44,16 +44,3 @@ def test_nothing_found_and_boxes_without_area_can_be_drawn():
     assert (_draw((500, 500)) == 128).all()
     _draw((1, 1), {"category_id": 9, "bbox": [0, 0, 0, 0], "score": 0.5})
     _draw((500, 30), {"category_id": 9, "bbox": [29.6, 499.5, 0.4, 0.5], "score": 0.5})
-
-
-@pytest.mark.parametrize(
-    ("box", "taken", "expected"),
-    [
-        ((20, 50, 60, 90), [], (20, 40, 50, 50)),  # above
-        ((20, 5, 60, 90), [], (20, 5, 50, 15)),  # no room above: inside
-        ((20, 50, 60, 90), [(0, 40, 30, 45)], (20, 50, 50, 60)),  # another tag above: inside
-        ((90, 50, 99, 90), [], (70, 40, 100, 50)),  # not beyond the right border
-    ],
-)
-def test_tags_find_their_place(box, taken, expected):
-    assert _place(box, (30, 10), (100, 100), taken) == expected

@@ -1,4 +1,4 @@
-"""The figures themselves, from numbers and pixels."""
+"""Figures from numbers and pixels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ _SIZES = (("small", 0.0, 32.0, 10.0), ("medium", 32.0, 96.0, 24.0), ("large", 96
 
 
 def draw_embeddings(by_title: Mapping[str, Embeddings], title: str, seed: int) -> Figure:
-    """A map of embeddings per title (t-SNE): colour and shape tell the class, size the size of the object.
+    """Draw a map of embeddings (t-SNE) per title; colours and shapes are classes, sizes are sizes of objects.
 
     Raises:
         ValueError: fewer than four objects.
@@ -45,7 +45,7 @@ def draw_embeddings(by_title: Mapping[str, Embeddings], title: str, seed: int) -
 
 
 def map_embeddings(values: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """(N, 2) places of (N, D) embeddings."""
+    """Return (N, 2) places of (N, D) embeddings."""
     from sklearn.manifold import TSNE
 
     if len(values) < 4:
@@ -69,7 +69,11 @@ def _legend(embeddings: Embeddings) -> list[Line2D]:
 
 
 def draw_centres(rows: Sequence[tuple[NDArray[np.uint8], Mapping[str, NDArray[np.float64]]]], title: str) -> Figure:
-    """A row per image and a column per kind of (n, 2) centres, drawn as points into the (H, W, 3) image."""
+    """Draw centres as points, a row per image and a column per name.
+
+    Args:
+        rows: pairs of an (H, W, 3) RGB image and (n, 2) centres, x and y in its pixels, by name.
+    """
     figure = _grid(rows[0][0], len(rows), len(rows[0][1]), title)
     for line, (pixels, by_name) in zip(_axes_of(figure, len(rows), len(rows[0][1])), rows, strict=True):
         for axes, (name, centres) in zip(line, by_name.items(), strict=True):
@@ -82,7 +86,7 @@ def draw_centres(rows: Sequence[tuple[NDArray[np.uint8], Mapping[str, NDArray[np
 
 
 def draw_image_rows(rows: Sequence[Mapping[str, NDArray[np.uint8]]], title: str) -> Figure:
-    """A row of pictures of one image, by what they are."""
+    """Draw rows of (H, W, 3) RGB pictures of one image, by their captions."""
     figure = _grid(next(iter(rows[0].values())), len(rows), len(rows[0]), title)
     for line, by_name in zip(_axes_of(figure, len(rows), len(rows[0])), rows, strict=True):
         for axes, (name, pixels) in zip(line, by_name.items(), strict=True):
