@@ -17,6 +17,7 @@ SMALL = DemoSize(
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_demo_runs_all_stages_and_compares(tmp_path: Path) -> None:
     report = run_demo(tmp_path, seed=0, size=SMALL)
     numbers = report.to_json()
