@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format e2e docs settings
+.PHONY: setup demo test check format e2e docs settings drawing
 
 setup: .venv/installed
 
@@ -23,6 +23,9 @@ e2e: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo 'open site/index.html, or serve it while writing: $(BIN)/python -m mkdocs serve'
+
+drawing: setup
+	$(BIN)/python docs/draw_modules.py
 
 settings: setup
 	$(BIN)/python docs/write_settings.py

@@ -17,9 +17,9 @@ import typer.main
 from aligndet_cli.cli import COMMANDS, EXIT_CODES, app
 from aligndet_cli.config import STAGES
 from aligndet_cli.errors import ERROR_BY_EXIT_CODE
-from aligndet_cli.finetune import stage as finetune_stage
 from aligndet_cli.flags import help_of, known_settings
 from aligndet_cli.stage import find_stage
+from aligndet_cli.training import learner
 from helpers.commandline import CHAIN, Ran, aligndet, files_of
 
 STAGE_FLAGS = {name: find_stage(name).flags for name in STAGES}
@@ -166,7 +166,7 @@ def test_ctrl_c_exits_130(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupted(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune_stage, "train", interrupted)
+    monkeypatch.setattr(learner, "train", interrupted)
     ran = aligndet("finetune", "-w", workspace, *CHAIN["finetune"], "--name", "other", code=130)
     assert ran.error_line() == "error: interrupted; run the same command again to continue"
     content = json.loads(aligndet("status", "-w", workspace, "--json").stdout)

@@ -11,9 +11,9 @@ from torchvision.ops import roi_align
 
 from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet, positions_of
 from aligndet_cli.data.loaders import evaluation_batches
-from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.errors import RunError
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.placement import autocast

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.ops import StochasticDepth
 
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import AnyDetector
-from aligndet_cli.detectors.interface import BoxTargets, Features, ImageBatch
+from aligndet_cli.detectors.interface import Features
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.training.embeddings import embedding_health
 from aligndet_cli.training.recipe import ProjectorRecipe, Recipe

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 from torchvision import models
 
+from aligndet_cli.backbones import BackboneWeights, find_backbone_weights
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors.checkpoint import DetectorFile, write_detector
 from aligndet_cli.files import write_json
+from aligndet_cli.finetune import initial
 from aligndet_cli.finetune import stage as finetune
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.boxes import ProposalData
@@ -148,6 +150,12 @@ def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
     )
     patch.setattr(finetune, "open_images", lambda data, **_: pretended_images(data.root))
     patch.setattr(finetune, "_masks_of", lambda *_: None)
+
+    @functools.cache  # hundreds of runs start from the same few files
+    def find_weights(weights: str, backbone_name: str) -> BackboneWeights:
+        return find_backbone_weights(weights, backbone_name, Workspace(folder / "empty"), offline=True)
+
+    patch.setattr(initial, "find_backbone_weights", lambda weights, name, *_, **__: find_weights(weights, name))
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.pretrain_image.methods import MoCo
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.stage import find_stage
+from aligndet_cli.training import learner as learners
 from aligndet_cli.training.loop import Learner, LoopSettings
 
 
@@ -40,18 +41,17 @@ def parameters_of(learner: Learner) -> dict[str, torch.Tensor]:
 
 def run_and_keep(plan: Any, process: Process, stage: str, folder: Path) -> None:
     """Run a stage; every rank keeps its parameters as they are after the last step."""
-    module = import_module(f"aligndet_cli.{stage.replace('-', '_')}.stage")
-    original = module.train
+    original = learners.train
 
     def train_and_keep(learner: Learner, *rest: Any) -> None:
         original(learner, *rest)
         torch.save(parameters_of(learner), folder / f"rank{process.rank}.pt")
 
-    module.train = train_and_keep
+    learners.train = train_and_keep
     try:
-        module.run(plan, process)
+        find_stage(stage).steps().run(plan, process)
     finally:
-        module.train = original
+        learners.train = original
 
 
 class _Taken(Exception):
@@ -60,7 +60,6 @@ class _Taken(Exception):
 
 def take_learner(plan: Any, stage: str, process: Process, monkeypatch: pytest.MonkeyPatch) -> Taken:
     """What a rank would train, without its partner: for doing the ranks' work one after the other in one process."""
-    module = import_module(f"aligndet_cli.{stage.replace('-', '_')}.stage")
     found = []
 
     def take(learner: Learner, batches_from: Any, settings: LoopSettings, *_rest: Any) -> None:
@@ -68,11 +67,10 @@ def take_learner(plan: Any, stage: str, process: Process, monkeypatch: pytest.Mo
         raise _Taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "train", take)
-        patch.setattr(module, "wrap", lambda model, _process: model)
-        patch.setattr(module, "wait_for_all", lambda _process: None)
+        patch.setattr(learners, "train", take)
+        patch.setattr(learners, "wrap", lambda model, _process: model)
         with pytest.raises(_Taken):
-            module.run(plan, process)
+            find_stage(stage).steps().run(plan, process)
     return found[0]
 
 

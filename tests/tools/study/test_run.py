@@ -136,6 +136,7 @@ def test_time_left_is_that_of_finished_runs_of_the_stage(monkeypatch: pytest.Mon
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_real_study_here_and_in_another_process(toy: Path, tmp_path: Path) -> None:
     study = write_study(tmp_path, SMALL + TWO_STARTS, head=f'data = "{toy}"\ndetectors = ["retinanet"]')
     workspace = tmp_path / "ws"
