@@ -8,7 +8,7 @@ from PIL import Image
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig
 from aligndet_cli.pretrain_image.labels import open_data
-from aligndet_cli.pretrain_image.probe import Probe, ProbeRegions, square_of, extract, score
+from aligndet_cli.pretrain_image.probe import Probe, ProbeRegions, extract, score, square_of
 
 COLOURS = {"dark": 20, "bright": 230}
 
