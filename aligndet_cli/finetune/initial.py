@@ -92,7 +92,7 @@ def find_initial(config: FinetuneConfig, workspace: Workspace, labels: LabelFact
 
 
 def _backbone_only(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts) -> Initial:
-    """Return a start from a backbone: the one asked for, else that of the newest fitting run, to compare with it."""
+    """Return a start from a backbone, by default from that of the newest fitting run, as a control."""
     backbone, run = config.backbone, _newest_fitting(config, workspace)
     recorded = RANDOM_WEIGHTS.content_hash
     if backbone.weights == "auto" and run is not None:
@@ -245,7 +245,7 @@ def _with_freezing(
     """Return the backbone with no freezing left "auto", and the reason for it.
 
     Args:
-        trained: training of the backbone, and where that is known from.
+        trained: training of the backbone, and the source of that knowledge.
 
     Source: the authors' configs. Supervised ResNets freeze stem, first stage and norm statistics
     (coco/*_1x_coco.py); self-supervised ones train as a whole (coco/*_mstrain_1x_coco.py).
@@ -266,7 +266,7 @@ def _with_freezing(
 
 
 def _inherited(config: FinetuneConfig, source: DetectorFile, file: Path) -> tuple[DetectorConfig, BackboneConfig]:
-    """Return the settings of the source, changed by those that the user set: pre-training's need not be repeated."""
+    """Return the settings of the source, updated with all settings of the user, who need not repeat the others."""
     family = config.detector.family
     if source.detector.family not in (_interchangeable(family) if source.stage == "pretrain-box" else {family}):
         raise ConfigError(f"{file}: is a {source.detector.family}, not a {config.detector.family}; change --detector")

@@ -225,7 +225,7 @@ def run(plan: Plan, process: Process) -> None:
 
 
 def _load_weights(plan: Plan, model: AnyDetector) -> LoadReport | None:
-    """Fill a detector with its initial weights; return what became of them, None where only a backbone is loaded.
+    """Fill a detector with its initial weights; return the report, or None if only a backbone is loaded.
 
     Raises:
         WeightsError: too little of the source fits.

@@ -108,7 +108,7 @@ class BoxPretext(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "BoxPretext":
-        """Set training mode, but not for a frozen backbone, so its norms keep their statistics, and momentum dropout.
+        """Set training mode, except for a frozen backbone, whose norms keep their statistics, and momentum dropout.
 
         The momentum side is the reference for the online side, so it goes without the noise of dropout. The official
         code has dropout on both sides (docs/differences.md 17).

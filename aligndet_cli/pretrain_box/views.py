@@ -55,7 +55,7 @@ class TwoViews(ViewLosses):
         return self.pretext.online, self.pretext.momentum
 
     def after_step(self, step: int) -> None:
-        """Move the momentum copies towards what was trained."""
+        """Update the momentum copies."""
         self.pretext.update_momentum(momentum_at(step, self.settings.schedule.num_steps, self.momentum))
 
 

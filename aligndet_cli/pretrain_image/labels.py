@@ -50,7 +50,7 @@ class ImageData:
 
 
 def open_data(data: DataConfig, *, seed: int, index_dir: Path) -> ImageData:
-    """Open the training images, and a probe from their labels and those of the validation split.
+    """Open the training images, and make a probe from the labels of the training and validation splits.
 
     Raises:
         DataError: the data cannot be read.
@@ -99,7 +99,7 @@ def _validation_regions(
     try:
         images = open_images(data, purpose="val", index_dir=index_dir)
     except DataError:
-        return None  # no such split: a probe is not worth an error
+        return None  # a missing validation split is no error, since a probe is optional
     if images.split == trained.split:
         return None
     if classes is None:

@@ -134,10 +134,10 @@ def _crops(regions: ProbeRegions, side: int) -> Iterator[tuple[int, Tensor]]:
                 image = None
         if image is not None:
             box = None if regions.boxes is None else regions.boxes[row]
-            yield row, F.resized_crop(image, *_square((image.shape[1], image.shape[2]), box), [side, side])
+            yield row, F.resized_crop(image, *square_of((image.shape[1], image.shape[2]), box), [side, side])
 
 
-def _square(size_hw: tuple[int, int], box: NDArray[np.float32] | None) -> tuple[int, int, int, int]:
+def square_of(size_hw: tuple[int, int], box: NDArray[np.float32] | None) -> tuple[int, int, int, int]:
     """Return top, left, height and width of the square around a (4,) xyxy box, cut at the border, or of the centre."""
     height, width = size_hw
     if box is None:

@@ -54,7 +54,7 @@ RECIPES: dict[MethodName, MethodRecipe] = {
 
 # Ours: the papers' SGD hardly learns anything in a short run, see `choose_rates`.
 SHORT_RUN_STEPS = 10_000
-_SHORT_RUN_LR = 1e-3  # whatever the batch size
+_SHORT_RUN_LR = 1e-3  # for every batch size
 _SHORT_RUN_DECAY = 0.05
 
 QUEUE_SIZE, MOMENTUM = 65_536, 0.999  # MoCo v2

@@ -84,8 +84,8 @@ def group(regions: Regions, mix: Mix, num_pixels: int, pairs_at: tuple[int, ...]
 
     Args:
         num_pixels: of the whole image.
-        pairs_at: when one of these numbers of regions is left, all pairs of neighbours are returned as well: two
-            parts of an object that look different are never joined.
+        pairs_at: when one of these numbers of regions is left, all pairs of neighbours are returned as well, to find
+            objects of two parts that look different.
         min_side: boxes with a side shorter than this many pixels are left out.
 
     Returns:
@@ -204,7 +204,7 @@ def _join(edge: int, regions: Regions, graph: _Graph, cues: _Cues) -> tuple[int,
     contrast = np.float32(1)
     half = heads[i]
     heads[i] = -1
-    while half >= 0:  # link again what is still an edge, with its new similarity
+    while half >= 0:  # link the remaining edges again, with their new similarity
         edge, after = half >> 1, following[half]
         if values[edge] >= 0:
             _link(i, half, heads, following)

@@ -12,7 +12,7 @@ from aligndet_cli.proposals.grouping import Groups
 _SAME = 0.7  # least IoU of two boxes that count as the same find
 _RING = 0.1  # width of the ring around a box that is looked at, as a share of its sides
 
-# Weights of the cues, between those of logistic regressions on photos of COCO and on COCO with blood cells.
+# Weights of the cues: between a logistic regression on photos of COCO, and one on COCO and blood cells together.
 # tests/benchmarks/proposal_order.py fits them; examples/benchmarks.md has the results on other data.
 WEIGHTS = {
     "area": 0.25,  # its logarithm

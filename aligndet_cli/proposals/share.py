@@ -38,7 +38,7 @@ class Share:
         return folder / f"{self.index}-of-{self.count}.log"
 
     def of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return those of (N,) positions in the data set that belong to this share."""
+        """Return the (M,) positions in this share, of (N,) positions in the data set."""
         return positions[positions % self.count == self.index - 1]
 
     def mark_done(self, folder: Path) -> None:

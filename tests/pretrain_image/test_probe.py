@@ -8,7 +8,7 @@ from PIL import Image
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig
 from aligndet_cli.pretrain_image.labels import open_data
-from aligndet_cli.pretrain_image.probe import Probe, ProbeRegions, _square, extract, score
+from aligndet_cli.pretrain_image.probe import Probe, ProbeRegions, extract, score, square_of
 
 COLOURS = {"dark": 20, "bright": 230}
 
@@ -48,6 +48,6 @@ def test_an_image_that_cannot_be_read_is_left_out(probe: Probe) -> None:
 
 def test_squares() -> None:
     # Whole images: the central 7/8 of the short side. Boxes: as wide as their longer side, cut at the border.
-    assert _square((80, 100), None) == (5, 15, 70, 70)
-    assert _square((80, 100), np.array([30, 40, 50, 50], dtype=np.float32)) == (35, 30, 20, 20)
-    assert _square((80, 100), np.array([90, 10, 98, 30], dtype=np.float32)) == (10, 84, 20, 16)
+    assert square_of((80, 100), None) == (5, 15, 70, 70)
+    assert square_of((80, 100), np.array([30, 40, 50, 50], dtype=np.float32)) == (35, 30, 20, 20)
+    assert square_of((80, 100), np.array([90, 10, 98, 30], dtype=np.float32)) == (10, 84, 20, 16)
