@@ -133,7 +133,7 @@ app.add_typer(config_app, name="config", rich_help_panel=SETTINGS)
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line."""
     # Read when torch is loaded: on a busy machine, threads that spin while they wait cost up to four times the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("stdout", "stderr"):

@@ -31,7 +31,7 @@ Side = Annotated[int, Field(ge=32)]
 
 
 class DataConfig(Frozen):
-    """Where the images and labels are.
+    """Place of the images and labels.
 
     `split` None is the stage's own choice: the training split, or the validation split for `evaluate`.
     `root` and the explicit paths are not part of the config hash: the data itself is hashed as an input.
@@ -54,7 +54,7 @@ class DataConfig(Frozen):
 
 
 class RuntimeConfig(Frozen):
-    """How and where to run. Nothing here but `precision` and `deterministic` may change the result."""
+    """Devices, workers and numerics of a run. Only `precision` and `deterministic` may change the result."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="Kind of device; auto takes GPUs where there are any."
@@ -83,7 +83,7 @@ class RuntimeConfig(Frozen):
 class StageConfig(Frozen):
     """Base of the stages' configs."""
 
-    # Dotted paths that say where to find or run things, not what is computed: kept out of the hash.
+    # Dotted paths of settings that do not change the result, kept out of the hash: places, devices, logging.
     UNHASHED: ClassVar[frozenset[str]] = frozenset(
         {
             "name",
@@ -105,7 +105,7 @@ class StageConfig(Frozen):
         }
     )
 
-    # What was done before a setting was there, by dotted path, where that is not its default.
+    # Values that settings had before they existed, by dotted path, where these are not the defaults.
     BEFORE: ClassVar[dict[str, Any]] = {}
 
     name: str | None = Field(
@@ -119,23 +119,23 @@ class StageConfig(Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
 
     def to_json(self) -> dict[str, Any]:
-        """The resolved config as plain JSON values."""
+        """Return the resolved config as plain JSON values."""
         return self.model_dump(mode="json")
 
     def from_recipe(self) -> dict[str, Any]:
-        """Settings left open here that a recipe fills in, by dotted path; for people, who may give them back."""
+        """Return the settings that are open and that a recipe fills in, by dotted path, for `config show`."""
         return {}
 
     def hashed_settings(self) -> dict[str, Any]:
-        """Flat `{dotted.path: value}` of every setting that decides the result."""
+        """Return a flat `{dotted.path: value}` of every setting that decides the result."""
         return {key: value for key, value in flatten(self.to_json()) if key not in self.UNHASHED}
 
     def changes_since(self, recorded: Mapping[str, Any]) -> list[str]:
-        """What differs from the settings that an artifact was made with, one `key: old -> new` each.
+        """Return the differences from the settings that an artifact was made with, as `key: old -> new`.
 
         Args:
-            recorded: its `hashed_settings`. One that they lack is of a newer version than the artifact's, which did
-                what `BEFORE` says, else what is now the default.
+            recorded: `hashed_settings` of the artifact. A setting that they lack is newer than the artifact; its value
+                was that of `BEFORE`, else the present default.
         """
         settings = self.hashed_settings()
         missing = {key: self.BEFORE.get(key, self._default_of(key)) for key in settings if key not in recorded}
@@ -155,7 +155,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Sources:
-    """Where settings come from, weakest first; `flags` is `{dotted.path: (flag name, value)}`."""
+    """Sources of settings, weakest first; `flags` is `{dotted.path: (flag name, value)}`."""
 
     file: Path | None = None
     assignments: tuple[str, ...] = ()
@@ -163,7 +163,7 @@ class Sources:
 
 
 def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tuple[ConfigT, dict[str, str]]:
-    """Validated config of one stage and `{dotted.path: where it was set}` for all but the defaults.
+    """Return the validated config of a stage, and `{dotted.path: origin}` of every setting that is not a default.
 
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest known one), or a value that does not fit;
@@ -174,17 +174,18 @@ def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tu
     defaults = config_class().to_json()
     for path, value, origin in _settings(stage, sources):
         origins[path] = origin
-        # A whole preset may come back as a file: what it leaves alone counts as left out, where stages ask.
+        # Users may pass back the full output of `config show`. Values equal to the default are treated as not set,
+        # because stages check which settings were set explicitly.
         if origin != str(sources.file) or path not in defaults or value != defaults[path]:
             assign(values, path, value)
     return validated(config_class, values, origins), origins
 
 
 def validated(config_class: type[ModelT], values: Mapping[str, Any], origins: Mapping[str, str]) -> ModelT:
-    """The settings as a config.
+    """Return the settings as a config.
 
     Args:
-        origins: `{dotted.path: where it was set}`, for the messages.
+        origins: `{dotted.path: origin}`, for the messages.
 
     Raises:
         ConfigError: an unknown key or a value that does not fit; one line per field.
@@ -205,18 +206,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One `key: old -> new` per difference of two flat mappings."""
+    """Return one `key: old -> new` per difference of two flat mappings."""
     keys = [*old, *(key for key in new if key not in old)]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
 
 
 def hash_json(value: Any) -> str:
-    """Hex digest of any JSON value, independent of key order."""
+    """Return a hex digest of any JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """`"; did you mean 'x'?"` when a known word is near, else the list of known words."""
+    """Return `"; did you mean 'x'?"` if a known word is near, else the list of known words."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
 
@@ -235,10 +236,10 @@ def _settings(stage: str, sources: Sources) -> Iterator[tuple[str, Any, str]]:
 
 
 def read_toml(file: Path, title: str) -> dict[str, Any]:
-    """Content of a TOML file.
+    """Return the content of a TOML file.
 
     Args:
-        title: what the file is called in messages.
+        title: name of the file in messages.
 
     Raises:
         ConfigError: not there, not readable, or not TOML.
@@ -254,7 +255,7 @@ def read_toml(file: Path, title: str) -> dict[str, Any]:
 
 
 def _read_stage_table(file: Path, stage: str) -> dict[str, Any]:
-    """Settings of `stage` from a TOML file: its table `[stage]`, or the whole file if it has no such tables."""
+    """Return the table `[stage]` of a TOML file, or the whole file if it has no tables of stages."""
     content = read_toml(file, f"--config {file}")
     if not any(key in STAGES for key in content):
         return content
@@ -268,7 +269,7 @@ def _read_stage_table(file: Path, stage: str) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """A TOML value; anything that is not one is taken as a string, so that quotes are not needed."""
+    """Parse a TOML value; other text is taken as a string, so that users need no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -292,7 +293,7 @@ def assign(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _readable(error: ValidationError, config_class: type[BaseModel], origins: Mapping[str, str]) -> str:
-    """One line per setting. A setting that may be one of several types fails once for each: these become one line."""
+    """Return one line per setting. Pydantic reports a union once per member type; these become one line."""
     items_by_path: dict[str, list[Any]] = {}
     for item in error.errors():
         items_by_path.setdefault(_path_of(item, config_class), []).append(item)
@@ -332,7 +333,7 @@ def _readable_line(path: str, item: Any, where: str, config_class: type[BaseMode
 
 
 def _path_of(item: Any, config_class: type[BaseModel]) -> str:
-    """The setting an error is about, as the user writes it: without pydantic's names for the members of unions."""
+    """Return the dotted path of the setting in error, without pydantic's names for members of unions."""
     location = [str(part) for part in item["loc"]]
     kept = [
         part
@@ -345,9 +346,9 @@ def _path_of(item: Any, config_class: type[BaseModel]) -> str:
 
 
 def fields_at(model: type[BaseModel], location: list[str]) -> dict[str, Any]:
-    """Fields of the settings group found by walking `location` from `model`.
+    """Return the fields of the settings group at `location` below `model`.
 
-    Union members are merged, unless the location goes through one by its tag (the family of a detector).
+    Members of a union are merged, unless the location names one by its tag (the family of a detector).
     """
     groups = [model]
     for part in location:
@@ -360,12 +361,12 @@ def fields_at(model: type[BaseModel], location: list[str]) -> dict[str, Any]:
 
 
 def _has_tag(group: type[BaseModel], tag: str) -> bool:
-    """Whether one of the group's settings can only be `tag`."""
+    """Return True if one of the group's settings can only be `tag`."""
     return any(get_args(field.annotation) == (tag,) for field in group.model_fields.values())
 
 
 def _model_members(annotation: Any) -> list[type[BaseModel]]:
-    """The settings groups that an annotation such as `A | B | None` allows."""
+    """Return the settings groups that an annotation such as `A | B | None` allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _model_members(part)]

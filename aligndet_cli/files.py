@@ -16,7 +16,7 @@ _LOCK_TRIES = 5  # somebody who only looks whether a file is locked (`status`) h
 
 
 def read_json(file: Path) -> Any:
-    """Parsed content of a JSON file of ours.
+    """Return the parsed content of a JSON file of ours.
 
     Raises:
         ConfigError: missing, or not readable as JSON.
@@ -69,7 +69,7 @@ def check_output_file(file: Path) -> None:
 
 
 def hash_files(files: Sequence[Path]) -> str:
-    """Hex digest over names and bytes of files."""
+    """Return a hex digest over names and bytes of files."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as handle:
@@ -99,7 +99,7 @@ def try_lock(handle: IO[Any], kind: int) -> bool:
 
 
 def is_locked(file: Path) -> bool:
-    """Whether a live process holds a lock file."""
+    """Return True if a live process holds a lock file."""
     if not file.exists():
         return False
     with file.open() as handle:
@@ -111,7 +111,7 @@ def is_locked(file: Path) -> bool:
 
 
 def is_still(file: Path, handle: IO[str]) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Return True if an open file is still the one of that name."""
     try:
         return file.stat().st_ino == os.fstat(handle.fileno()).st_ino
     except FileNotFoundError:

@@ -211,7 +211,7 @@ def with_flags(
 
 @functools.cache
 def all_settings() -> dict[str, Any]:
-    """Content of `settings.json`."""
+    """Return the content of `settings.json`."""
     text = (resources.files("aligndet_cli") / "settings.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 

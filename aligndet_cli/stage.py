@@ -132,7 +132,7 @@ class Stage:
         return any(read.stage == "proposals" for read in self.reads)
 
     def steps(self) -> Steps[Any, Any]:
-        """The functions of the stage; importing them loads torch."""
+        """Import the functions of the stage, and torch with most of them."""
         steps: Steps[Any, Any] = importlib.import_module(f"{_package(self.name)}.stage").STEPS
         return steps
 

@@ -1,4 +1,4 @@
-"""The folder in which stages meet: finished artifacts with manifests, and partial ones that can be resumed."""
+"""The workspace: a folder of finished artifacts with manifests, and of partial ones that can be resumed."""
 
 import contextlib
 import datetime
@@ -44,7 +44,7 @@ class Artifact:
 
     @property
     def content_hash(self) -> str:
-        """Hash of what the stage produced; later stages record it as their input."""
+        """Hash of the files that later stages read; they record it as their input."""
         return str(self.manifest["content_hash"])
 
     @property
@@ -53,21 +53,21 @@ class Artifact:
         return dict(self.manifest["result"])
 
     def config(self) -> dict[str, Any]:
-        """The resolved config of the run."""
+        """Read the resolved config of the run."""
         return dict(read_json(self.folder / "config.json"))
 
 
 @dataclass(frozen=True)
 class Output:
-    """The place a stage writes to, and what `prepare` decided about it. Picklable, so workers can hold it.
+    """The place a stage writes to, and the decision of `prepare` about it. Picklable, so that workers can hold it.
 
     Attributes:
         action: `start` (nothing there), `resume` (an interrupted run is there) or `complete` (nothing to do).
         folder: the artifact, which exists only once the stage has finished.
-        partial: where the stage works until then.
+        partial: folder in which the stage works until then.
         header: manifest fields known before the run.
-        is_shared: several processes work on it at once: its `run` takes part as in `sharing`, and nobody has its
-            `lock` for a whole run.
+        is_shared: several processes work on it at once, each joining by `processes/sharing.py`; none holds `lock` for
+            a whole run.
     """
 
     action: Literal["start", "resume", "complete"]
@@ -114,13 +114,13 @@ class Output:
             yield
 
     def just_finished(self) -> TakenError:
-        """The error for a run that comes too late."""
+        """Return the error for a run that comes too late."""
         return TakenError(f"{self.folder}: another aligndet process has just finished it; run the command again")
 
     def begin(self, config: StageConfig) -> None:
-        """Clear away what may not be resumed and write what a later resume checks against, before the work."""
+        """Prepare the partial folder: delete leftovers unless resuming, then write config and manifest."""
         if self.action == "start":
-            # Without its manifest a folder is never resumed, should this end half way.
+            # First the manifest: a folder without one is never resumed, should the process die during the deletion.
             (self.partial / "manifest.json").unlink(missing_ok=True)
             for leftover in self.partial.iterdir():
                 if leftover.is_dir():
@@ -156,12 +156,12 @@ class Workspace:
 
     @classmethod
     def locate(cls, folder: Path | None) -> "Workspace":
-        """The workspace at `folder`, else `$ALIGNDET_WORKSPACE`, else `./workspace`."""
+        """Return the workspace at `folder`, else at `$ALIGNDET_WORKSPACE`, else at `./workspace`."""
         return cls(folder or Path(os.environ.get("ALIGNDET_WORKSPACE") or "workspace"))
 
     @property
     def index_dir(self) -> Path:
-        """Where large label files are kept parsed; may be deleted at any time."""
+        """Folder of parsed label files; may be deleted at any time."""
         return self.root / ".index"
 
     def remember(self, key: str, value: Any) -> None:
@@ -173,11 +173,11 @@ class Workspace:
         write_json(self.root / "workspace.json", {**content, key: value})
 
     def recall(self, key: str) -> Any:
-        """The remembered value, or None."""
+        """Return the remembered value, or None."""
         return self._read_state().get(key)
 
     def artifacts(self, stage: str) -> list[Artifact]:
-        """Finished artifacts of a stage, oldest first."""
+        """Return the finished artifacts of a stage, oldest first."""
         found = [
             Artifact(manifest.parent, dict(read_json(manifest)))
             for manifest in self.root.glob(f"{stage}/*/manifest.json")
@@ -186,23 +186,23 @@ class Workspace:
         return sorted(found, key=lambda artifact: (artifact.manifest.get("finished", ""), artifact.name))
 
     def partial(self, stage: str, name: str) -> Path:
-        """Folder of a run until it is finished."""
+        """Return the folder of a run until it is finished."""
         return self.root / stage / f".{name}.partial"
 
     def partials(self, stage: str) -> list[Path]:
-        """Folders of interrupted or running runs of a stage."""
+        """Return the folders of interrupted and running runs of a stage."""
         return sorted(self.root.glob(f"{stage}/.*.partial"))
 
     def find(self, stage: str, name: str | None = None) -> Artifact | None:
-        """The artifact of that name, or the newest of the stage; None when there is none."""
+        """Return the artifact of that name, or the newest of the stage; None if there is none."""
         found = [artifact for artifact in self.artifacts(stage) if name is None or artifact.name == name]
         return found[-1] if found else None
 
     def require(self, stage: str, name: str | None = None) -> Artifact:
-        """Like `find`, but a missing artifact is an error that names the command to run.
+        """Return the artifact as `find` does.
 
         Raises:
-            ConfigError: not found.
+            ConfigError: not found; the message names the command that makes it.
         """
         artifact = self.find(stage, name)
         if artifact is not None:
@@ -226,16 +226,16 @@ class Workspace:
     ) -> Output:
         """Decide between start, resume, already complete and refuse.
 
-        Nothing is written, but a run that was killed while it put its finished folder in place is put in place.
+        Writes nothing, except that it completes the renaming of a finished run that was killed during it.
 
         Args:
-            inputs: `{what: hash}` of everything the stage reads.
+            inputs: `{name: hash}` of everything the stage reads.
             resume: continue an interrupted run; False throws its partial folder away.
-            force: redo a finished run (or restart an interrupted one) although it exists.
+            force: redo a finished run, or restart an interrupted one.
 
         Raises:
-            ConfigError: a finished or interrupted run of this name had another config or other inputs; the
-                message lists the differences and the flag to use.
+            ChangedError: a finished or interrupted run of this name had other settings or inputs; the message lists
+                the differences and the flag to use.
         """
         folder, partial = self.root / stage / name, self.partial(stage, name)
         _finish_interrupted_completion(folder, partial)
@@ -277,7 +277,7 @@ class Workspace:
 
 
 def now() -> str:
-    """UTC time in ISO form, to the microsecond, so that artifacts sort by age."""
+    """Return the UTC time in ISO form, to the microsecond, so that artifacts sort by age."""
     return datetime.datetime.now(datetime.UTC).isoformat()
 
 
@@ -297,9 +297,9 @@ def _refuse_if_changed(folder: Path, config: StageConfig, inputs: Mapping[str, s
 
 
 def _put_in_place(folder: Path, partial: Path) -> None:
-    """Make a finished partial folder the artifact; one that is there already stays until the new one is ready.
+    """Rename a finished partial folder to the artifact; an older artifact is deleted after that.
 
-    The lock goes last, so that nobody takes up a folder that is about to be renamed.
+    The lock is removed last, so that no other process resumes a folder that is about to be renamed.
     """
     retired = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(partial / "resume", ignore_errors=True)
@@ -316,7 +316,7 @@ def _clear_remains(folder: Path, retired: Path) -> None:
 
 
 def _finish_interrupted_completion(folder: Path, partial: Path) -> None:
-    """Do what is left to do where a process was killed inside `_put_in_place`."""
+    """Complete a `_put_in_place` during which the process was killed."""
     retired = folder.with_name(f".{folder.name}.old")
     manifest = partial / "manifest.json"
     if manifest.exists() and "finished" in read_json(manifest) and not is_locked(partial / "lock"):

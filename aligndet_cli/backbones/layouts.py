@@ -141,7 +141,7 @@ def _named(layout: Layout, tensors: Tensors) -> FoundBackbone | None:
 
 
 def rename_tensors(naming: Naming, tensors: Tensors) -> Tensors:
-    """Return the backbone's tensors under torchvision's names; all others are left out."""
+    """Return the state dict of the backbone under torchvision's names, without all other tensors."""
     renamed = {}
     for name, value in tensors.items():
         for pattern, new_name in naming.rules:

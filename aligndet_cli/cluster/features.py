@@ -11,9 +11,9 @@ from torchvision.ops import roi_align
 
 from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet, positions_of
 from aligndet_cli.data.loaders import evaluation_batches
-from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.errors import RunError
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.placement import autocast
@@ -72,7 +72,7 @@ class ProposalImages:
 
 
 def find_places(store: ProposalStore, images: ImageSet) -> NDArray[np.int64]:
-    """Return `ProposalImages.places`."""
+    """Return the places of images with proposals in store and data set, see `ProposalImages`."""
     with_boxes = np.flatnonzero(store.counts)
     in_images = positions_of(store.image_ids[with_boxes], images.image_ids)
     assert (in_images >= 0).all(), "proposals of images that are not in the data they were made from"

@@ -207,12 +207,8 @@ def assign(
         block_labels = np.argmax(rows @ centroids.T - half_norms, axis=1)
         offsets = rows - centroids[block_labels]  # exact: the formula above loses digits near 0
         block_distances = np.einsum("ij,ij->i", offsets, offsets)
-        return (
-            block_labels,
-            block_distances,
-            rows.sum(axis=0, dtype=np.float64),
-            float(np.square(rows).sum(dtype=np.float64)),
-        )
+        squares = float(np.square(rows).sum(dtype=np.float64))
+        return block_labels, block_distances, rows.sum(axis=0, dtype=np.float64), squares
 
     threads = settings.num_threads
     with threadpool_limits(1, user_api="blas"):

@@ -106,7 +106,7 @@ def build_report(clustering: Clustering, projection: Projection, num_images: int
 
 
 def size_histogram(sizes: NDArray[np.int64]) -> list[dict[str, int]]:
-    """Count clusters by (k,) size, in bins that double: 0, 1, 2-3, 4-7, ... up to the largest size.
+    """Count clusters by size, (num_clusters,) int64, in bins that double: 0, 1, 2-3, 4-7, ... up to the largest.
 
     Returns:
         `{"from", "to", "clusters"}` per bin, both ends included.

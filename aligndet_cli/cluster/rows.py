@@ -89,7 +89,7 @@ class DoneMarks:
             os.close(handle)
 
     def read(self) -> NDArray[np.bool_]:
-        """Return (count,) bool: True for pieces that are done."""
+        """Return (N,) bool for N pieces: True for those that are done."""
         return np.frombuffer(self.path.read_bytes(), dtype=np.uint8) == 1
 
 

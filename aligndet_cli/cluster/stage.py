@@ -316,10 +316,8 @@ def _write_artifact(plan: Plan, clustering: Clustering, projection: Projection) 
     folder = plan.output.partial
     _save_labels(folder, clustering.members)
     save_array(folder / "centroids.npy", clustering.centroids)
-    save_arrays(
-        folder / "pca.npz",
-        {"mean": projection.mean, "components": projection.components, "explained": projection.explained},
-    )
+    arrays = {"mean": projection.mean, "components": projection.components, "explained": projection.explained}
+    save_arrays(folder / "pca.npz", arrays)
     report = build_report(clustering, projection, len(plan.source.places))
     problems = find_problems(report)
     write_json(folder / "report.json", {**report, "warnings": problems})

@@ -1,4 +1,4 @@
-"""What has been made, and what it is worth: status, studies, reports, pictures, detections."""
+"""Commands that show results: status, studies, reports, figures, detections, the demo."""
 
 from pathlib import Path
 from typing import Annotated

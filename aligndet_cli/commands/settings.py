@@ -1,4 +1,4 @@
-"""What can be chosen, and what it costs on this machine."""
+"""Commands that list choices and settings, and measure this machine."""
 
 import json
 from pathlib import Path
@@ -63,14 +63,14 @@ def bench(data: Path | None, given: Given) -> None:
 
 
 def list_detectors() -> None:
-    """Detector families."""
+    """List the detector families."""
     from aligndet_cli.detectors import BUILDERS
 
     typer.echo("\n".join(sorted(BUILDERS)))
 
 
 def list_backbones() -> None:
-    """Backbones and the torchvision weights there are for them."""
+    """List the backbones, and the torchvision weights there are for them."""
     from aligndet_cli.backbones import FAMILIES, torchvision_weights
 
     for name in FAMILIES:

@@ -1,4 +1,4 @@
-"""What commands share: how they take common options, print, and end."""
+"""Common options of commands, and their output and end."""
 
 import contextlib
 import json
@@ -29,10 +29,10 @@ class Answer(Protocol):
     """The result of a command."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for `--json`."""
+        """Return plain values, for `--json`."""
 
     def lines(self) -> list[str]:
-        """Lines for people."""
+        """Return lines for people."""
 
 
 @contextlib.contextmanager

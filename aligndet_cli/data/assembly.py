@@ -20,6 +20,18 @@ from aligndet_cli.data.images import read_missing_sizes
 # Annotation tools round to the next pixel: a box that reaches less than this beyond the border is not reported.
 _CLIP_TOLERANCE_PX = 1.0
 
+_CORRECTIONS = {  # one box, several boxes
+    "degenerate-boxes": ("box without area was left out", "boxes without area were left out"),
+    "boxes-outside-the-image": (
+        "box wholly outside its image was left out",
+        "boxes wholly outside their image were left out",
+    ),
+    "boxes-clipped-to-the-image": (
+        "box reached beyond its image and was clipped",
+        "boxes reached beyond their image and were clipped",
+    ),
+}
+
 
 def assemble(labels: Labels, *, limit: int | None, findings: Findings) -> ImageSet:
     """Check and correct labels, keep the first `limit` images, and lay everything out in flat arrays.
@@ -155,25 +167,10 @@ def _valid_boxes(
     is_outside = is_finite & ~is_degenerate & ~_has_area(clipped)
     is_kept = is_finite & ~is_degenerate & ~is_outside
     is_clipped = is_kept & (np.abs(boxes - clipped) > _CLIP_TOLERANCE_PX).any(axis=1)
-    for mask, code, one, several in (
-        (is_degenerate, "degenerate-boxes", "box without area was left out", "boxes without area were left out"),
-        (
-            is_outside,
-            "boxes-outside-the-image",
-            "box wholly outside its image was left out",
-            "boxes wholly outside their image were left out",
-        ),
-        (
-            is_clipped,
-            "boxes-clipped-to-the-image",
-            "box reached beyond its image and was clipped",
-            "boxes reached beyond their image and were clipped",
-        ),
-    ):
+    for (code, words), mask in zip(_CORRECTIONS.items(), (is_degenerate, is_outside, is_clipped), strict=True):
         if mask.any():
             count = int(mask.sum())
-            message = f"{counted(count, one, several)}, first in {first(mask)}"
-            findings.warn(code, message, count=count, example=first(mask))
+            findings.warn(code, f"{counted(count, *words)}, first in {first(mask)}", count=count, example=first(mask))
     table.boxes = clipped
     areas = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
     table.areas = np.where(np.isfinite(table.areas), table.areas, areas)

@@ -82,13 +82,13 @@ class FolderSplit:
         )
 
 
-def choose_folder(root: Path, split: str) -> FolderSplit:
-    """Return the whole folder for the split `all`, else the subfolder of that name.
+def choose_folder(root: Path, split: str | None) -> FolderSplit:
+    """Return the whole folder for the split `all` or None, else the subfolder of that name.
 
     Raises:
         DataError: there is no such subfolder.
     """
-    found = FolderSplit(root, ALL, root) if split == ALL else find_subfolder(root, split)
+    found = FolderSplit(root, ALL, root) if split in (None, ALL) else find_subfolder(root, str(split))
     if found is None:
         raise DataError(f"{root}: a plain folder has no split '{split}'; leave --split out or name a subfolder")
     return found

@@ -38,7 +38,7 @@ class BoxTable:
 
 @dataclass
 class Labels:
-    """One split as its reader returns it, before the checks that all formats share; other fields as in `ImageSet`.
+    """Labels of one split as read, before the checks that all formats share; other fields as in `ImageSet`.
 
     Attributes:
         table: the boxes of all images.

@@ -87,7 +87,7 @@ def decode_reduced(content: bytes, path: Path, min_pixels: int) -> tuple[NDArray
         min_pixels: the largest reduction that leaves at least this many pixels is used.
 
     Returns:
-        (h, w, 3) uint8 RGB, upright, and height and width of the full image, upright. h is H / reduction, rounded up.
+        The image (H, W, 3) uint8 RGB, upright, with sides rounded up, and height and width of the full image, upright.
 
     Raises:
         DataError: as `read_image`.

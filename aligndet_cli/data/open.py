@@ -1,4 +1,4 @@
-"""Finding out what a data set is, which split is meant, and reading it: the one way into `data/`."""
+"""Find a data set, choose a split and read it: the one way into `data/`."""
 
 import re
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ def locate_data(root: Path, kind: str = "auto") -> FoundData:
     """
     if not root.exists():
         raise DataError(f"{root}: no such file or folder; check the path")
-    plain = FoundData(root, "folder", {ALL: choose_folder(root, ALL)})
+    plain = FoundData(root, "folder", {ALL: choose_folder(root, None)})
     if kind == "folder" and root.is_dir():
         return plain
     found = _recognise(root, kind)
@@ -157,13 +157,9 @@ def _choose_source(data: DataConfig, purpose: Purpose) -> SplitSource:
         raise DataError("no data set given: name its folder, or use --annotations FILE --images DIR")
     root, kind, splits = locate_data(data.root, data.format)
     if kind == "folder":
-        return choose_folder(root, data.split or ALL)
-    if (
-        kind == "coco"
-        and data.format == "auto"
-        and data.split
-        and not {data.split, f"{data.split}2017"} & splits.keys()
-    ):
+        return choose_folder(root, data.split)
+    names = {data.split, f"{data.split}2017"}
+    if data.split is not None and kind == "coco" and data.format == "auto" and not names & splits.keys():
         # A folder of images beside the splits, such as `unlabeled2017`, is a split without labels.
         folder = find_subfolder(root, data.split)
         if folder is not None and has_images(folder.images_dir):

@@ -167,7 +167,7 @@ def normalise(image: Tensor) -> Tensor:
 
 
 def pad_to_batch(images: Sequence[Tensor], padded_side: int = 0) -> ImageBatch:
-    """Put normalised images (3, h, w) into one tensor, padded with zeros at the bottom and right.
+    """Put normalised images (3, H, W) of any sizes into one tensor, padded with zeros at the bottom and right.
 
     The batch is as high and wide as its largest image, and as `padded_side`, rounded up to a multiple of 32.
     """

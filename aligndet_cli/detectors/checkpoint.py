@@ -1,6 +1,6 @@
 """Write and read `weights.pt`: the tensors of a detector and the settings to build it again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -52,21 +52,6 @@ class LoadedDetector:
     categories: tuple[Category, ...]
     resolution: tuple[int, int]
     has_masks: bool  # its detections have masks
-
-
-def save_detector(
-    file: Path,
-    model: AnyDetector,
-    *,
-    stage: str,
-    configs: tuple[DetectorConfig, BackboneConfig],
-    categories: Sequence[Category] = (),
-    resolution: tuple[int, int] | None = None,
-    recipe: RecipeName | None = None,
-) -> None:
-    """Write a detector; arguments as in `DetectorFile`."""
-    content = DetectorFile(stage, *configs, tuple(categories), resolution, kept_state(model, stage), recipe=recipe)
-    write_detector(file, content)
 
 
 def kept_state(model: AnyDetector, stage: str) -> dict[str, Tensor]:

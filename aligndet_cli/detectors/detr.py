@@ -64,7 +64,7 @@ class DETRConfig(Frozen):
     class_weight: float = Field(1.0, ge=0, description="Weight of the class in matching and loss.")
     box_weight: float = Field(5.0, ge=0, description="Weight of the L1 distance of boxes in matching and loss.")
     giou_weight: float = Field(2.0, ge=0, description="Weight of the GIoU of boxes in matching and loss.")
-    # pre-training does without
+    # Not used in pre-training.
     background_weight: float = Field(0.1, gt=0, description="Weight of the class for no object in the loss.")
     score_threshold: float = Field(0.0, ge=0, le=1, description="Least score of a detection; at 0 every query is one.")
     max_detections: int = Field(100, ge=1, description="Best N detections per image.")
@@ -240,7 +240,7 @@ class DETR(nn.Module):
         relative = torch.cat([to_relative(t.boxes, size_hw) for t, size_hw in zip(targets, sizes_hw, strict=True)])
         predicted, wanted = boxes[layer, image, query], relative[matched[layer, image, query]]  # (L * P, 4)
         scale = send([[width, height, width, height] for height, width in sizes_hw], boxes.device)[image]
-        # In pixels: GIoU does not depend on the scale, but the epsilon in torchvision's does.
+        # In pixels: GIoU does not depend on the scale, but torchvision's epsilon acts on the area.
         corners = [box_convert(some * scale, "cxcywh", "xyxy") for some in (predicted, wanted)]
         overlap = generalized_box_iou_loss(corners[0], corners[1])  # (L * P,)
         distance = (predicted - wanted).abs().sum(dim=1)

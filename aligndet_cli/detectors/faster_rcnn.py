@@ -40,21 +40,21 @@ class RCNNConfig(Frozen):
         finetune=Rates(0.03, 5e-5, "R-CNN recipe after pre-training"),
         plain=Rates(0.02, 1e-4, "R-CNN recipe"),
         projector=ProjectorRecipe(hidden_dim=1024),
-        topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; see docs/differences.md 5
+        topk=70,  # about the number of the paper's proposals (D.1) on a COCO image, see docs/differences.md 5
     )
 
     neck_channels: int = Field(256, ge=1, description="Width of the feature pyramid.")
-    # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
+    # "auto": the stage decides (AlignDet: none in pre-training, batch in fine-tuning); without a stage it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = Field(
         "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
     )
-    # AlignDet: Shared4Conv1FC; mmdetection's default head has none and two fc
+    # AlignDet: Shared4Conv1FC; mmdetection's default head has no convolutions and two fully connected layers.
     head_convs: int = Field(4, ge=0, description="Convolutions of the box head.")
     head_fcs: int = Field(1, ge=1, le=2, description="Fully connected layers of the box head.")
     head_features: int = Field(1024, ge=1, description="Width of the fully connected layers.")
     head_norm: NormName = Field("none", description="Norm after the convolutions of the box head.")
     pool_size: int = Field(7, ge=1, description="Rows and columns of a pooled RoI.")
-    # What torchvision's detectors do otherwise; import-weights sets these for their weights.
+    # The next five differ in torchvision's detectors; import-weights sets them for their weights.
     anchors: AnchorStyle = Field(
         "exact", description="Style of the anchors; torchvision's are rounded to whole pixels."
     )

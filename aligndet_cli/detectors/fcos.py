@@ -19,7 +19,7 @@ from aligndet_cli.config import Frozen
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
-from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
+from aligndet_cli.detectors.parts.dense_head import conv_tower, initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
 from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.points import PointGrid, match_by_range, measure_sides
@@ -28,10 +28,10 @@ from aligndet_cli.detectors.parts.sampling import sample_positives_first
 from aligndet_cli.training.recipe import Rates, Recipe
 
 LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
-# P3..P7. The authors' pre-training leaves them at 4..64, so that its points cover a quarter of the image
+# P3..P7. The authors' pre-training has 4..64 instead, so that its points cover a quarter of the image
 # (docs/differences.md 10).
 STRIDES = (8, 16, 32, 64, 128)
-RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))  # longest side distance, pixels
+RANGES = ((-1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 512.0), (512.0, 1e8))  # to the farthest side, pixels
 MIN_IOU = 1e-6  # keeps the logarithm finite
 
 
@@ -45,13 +45,13 @@ class FCOSConfig(Frozen):
             0.015, 5e-5, "FCOS recipe after pre-training", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0
         ),
         plain=Rates(0.01, 1e-4, "FCOS recipe", clip_norm=35.0, bias_lr_scale=2.0, bias_decay_scale=0.0),
-        topk=70,  # what the proposals of paper D.1 come to on a photograph of COCO; see docs/differences.md 5
+        topk=70,  # about the number of the paper's proposals (D.1) on a COCO image, see docs/differences.md 5
     )
 
     family: Literal["fcos"] = Field("fcos", description="Detector family.")
     neck_channels: int = Field(256, ge=1, description="Width of the feature pyramid.")
     head_convs: int = Field(4, ge=0, description="Convolutions of each branch of the head.")
-    # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
+    # "auto": the stage decides (AlignDet: none in pre-training, batch in fine-tuning); without a stage it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = Field(
         "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
     )

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets, ImageBatch
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Detector(Protocol):
 
     @property
     def class_predictor(self) -> nn.Module:
-        """The last classification layer, restarted by finetune; trained in the pretext if it `needs_clusters`."""
+        """Last classification layer, restarted by finetune; the pretext trains it if the recipe `needs_clusters`."""
         ...
 
     @property
@@ -137,15 +137,3 @@ class Detector(Protocol):
             with_losses: also compute the box losses.
         """
         ...
-
-
-__all__ = [
-    "PAD_DIVISOR",
-    "BoxCandidates",
-    "BoxTargets",
-    "Detections",
-    "Detector",
-    "Features",
-    "ImageBatch",
-    "extract_features",
-]

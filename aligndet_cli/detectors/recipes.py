@@ -182,7 +182,7 @@ def told_training(method: MethodName | Literal["auto"]) -> WeightsTraining | Non
         return None
     if method == "supervised":
         return WeightsTraining("torchvision", is_supervised=True)
-    layouts = {recipe: layout for layout, (recipe, _) in reversed(METHODS.items())}  # the first of each
+    layouts = {recipe: layout for layout, (recipe, _) in reversed(METHODS.items())}  # the first layout of each recipe
     return WeightsTraining("self-supervised" if method == "self-supervised" else layouts[method])
 
 

@@ -19,7 +19,7 @@ from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
-from aligndet_cli.detectors.parts.dense import conv_tower, initialise_head, select_scores, sum_focal_loss
+from aligndet_cli.detectors.parts.dense_head import conv_tower, initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NormName, check_group_channels
 from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.postprocess import select_detections
@@ -45,12 +45,12 @@ class RetinaNetConfig(Frozen):
     family: Literal["retinanet"] = Field("retinanet", description="Detector family.")
     neck_channels: int = Field(256, ge=1, description="Width of the feature pyramid.")
     head_convs: int = Field(4, ge=0, description="Convolutions of each branch of the head.")
-    # AlignDet: none in pre-training, batch in fine-tuning. "auto": the stage decides; built on its own it is none.
+    # "auto": the stage decides (AlignDet: none in pre-training, batch in fine-tuning); without a stage it is none.
     neck_norm: Literal["auto", "none", "batch", "group"] = Field(
         "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
     )
     head_norm: NormName = Field("none", description="Norm after the convolutions of the head.")
-    # What the detectors of torchvision and detectron2 do otherwise; import-weights sets these for their weights.
+    # The next three differ in torchvision's and detectron2's detectors; import-weights sets them for their weights.
     extra_levels: ConvExtraName = Field("from_c5", description="Origin of the pyramid's levels P6 and P7.")
     anchors: AnchorStyle = Field(
         "exact", description="Style of the anchors; torchvision's are rounded to whole pixels."

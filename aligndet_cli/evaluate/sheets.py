@@ -35,7 +35,8 @@ def draw_detections(
     places = np.linspace(0, len(with_truth) - 1, min(len(with_truth), NUM_IMAGES)).astype(np.int64)
     chosen = [(with_truth[place], "") for place in places]
     threshold = analysis["confusion"]["score_threshold"]
-    return _draw_pairs(image_set, chosen, (ground_truth["annotations"], predictions), threshold, f"Images - {title}")
+    entries = ground_truth["annotations"], predictions
+    return _draw_pairs(image_set, chosen, entries, threshold, f"Images - {title}")
 
 
 def draw_best_and_worst(
@@ -46,16 +47,13 @@ def draw_best_and_worst(
     worst = analysis["worst_images"][: NUM_IMAGES // 2]
     best = [entry for entry in analysis["best_images"] if entry not in worst][: NUM_IMAGES // 2]
     chosen = [
-        (
-            place_of[entry["image_id"]],
-            f"{rank}: {entry['right']} right, {entry['wrong']} wrong, {entry['missed']} missed",
-        )
-        for rank, entries in (("best", best), ("worst", worst))
-        for entry in entries
+        (place_of[one["image_id"]], f"{rank}: {one['right']} right, {one['wrong']} wrong, {one['missed']} missed")
+        for rank, some in (("best", best), ("worst", worst))
+        for one in some
     ]
     threshold = analysis["confusion"]["score_threshold"]
-    title = f"Best and worst images - {title}"
-    return _draw_pairs(image_set, chosen, (ground_truth["annotations"], predictions), threshold, title)
+    entries = ground_truth["annotations"], predictions
+    return _draw_pairs(image_set, chosen, entries, threshold, f"Best and worst images - {title}")
 
 
 def _draw_pairs(

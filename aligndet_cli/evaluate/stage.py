@@ -110,10 +110,7 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         run=run_artifact,
         image_set=image_set,
         categories=tuple(loaded.categories),
-        resolution=(
-            config.short_side or loaded.resolution[0],
-            config.long_side or loaded.resolution[1],
-        ),
+        resolution=(config.short_side or loaded.resolution[0], config.long_side or loaded.resolution[1]),
         metric="voc" if is_voc else "coco",
         has_masks=loaded.has_masks,
         other=_find_other(config, workspace, image_set) if config.compare is not None else None,

@@ -11,14 +11,8 @@ MIN_GAIN = 0.005
 # Least share of boxes whose instance is in the other view too; with fewer, views are hardly compared with each other.
 MIN_COUNTERPARTS = 0.9
 
-_NUMBERS = (
-    "loss_contrastive",
-    "chance",
-    "positive_similarity",
-    "negative_similarity",
-    "embedding_spread",
-    "embedding_rank",
-)
+_SIMILARITIES = ("positive_similarity", "negative_similarity")
+_NUMBERS = ("loss_contrastive", "chance", *_SIMILARITIES, "embedding_spread", "embedding_rank")
 
 
 def judge(metrics: Path) -> dict[str, Any]:

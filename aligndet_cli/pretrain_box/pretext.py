@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.ops import StochasticDepth
 
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import AnyDetector
-from aligndet_cli.detectors.interface import BoxTargets, Features, ImageBatch
+from aligndet_cli.detectors.interface import Features
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.training.embeddings import embedding_health
 from aligndet_cli.training.recipe import ProjectorRecipe, Recipe
@@ -145,12 +146,9 @@ class BoxPretext(nn.Module):
         online = self.online.box_candidates(features, proposals, with_losses=self.tasks == "both")
         embeddings = self.projector(online.features, online.slots)  # (S1, D)
         with torch.autocast(embeddings.device.type, enabled=False):
+            ids, momentum_ids = online.instance_ids, momentum.instance_ids
             contrast = contrastive_loss(
-                embeddings,
-                online.instance_ids,
-                momentum_embeddings,
-                momentum.instance_ids,
-                temperature=self.temperature,
+                embeddings, ids, momentum_embeddings, momentum_ids, temperature=self.temperature
             )
         health = embedding_health(embeddings.detach()) if with_health else {}
         return {"loss_contrastive": contrast.loss, **online.losses}, contrast.shown() | health

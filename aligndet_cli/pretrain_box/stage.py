@@ -161,11 +161,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     if config.freeze_backbone and not (recorded is not None and recorded.is_complete):
         require_trained(weights, config.backbone, "pretrain-box")
     training, spares_memory = settle_batch_size(
-        config.training,
-        rates,
-        devices,
-        recorded=recorded,
-        trial=_trial(config, rates, boxes, len(indices)),
+        config.training, rates, devices, recorded=recorded, trial=_trial(config, rates, boxes, len(indices))
     )
     config = config.model_copy(update={"training": training})
     settings = resolve_settings(training, rates, num_images=len(indices), seed=config.seed, runtime=config.runtime)

@@ -90,11 +90,7 @@ def _regions(images: ImageSet, classes: FolderClasses | None) -> ProbeRegions | 
 
 
 def _validation_regions(
-    data: DataConfig,
-    splits: tuple[str, str] | None,
-    trained: ImageSet,
-    classes: FolderClasses | None,
-    index_dir: Path,
+    data: DataConfig, splits: tuple[str, str] | None, trained: ImageSet, classes: FolderClasses | None, index_dir: Path
 ) -> ProbeRegions | None:
     """Return labelled regions of the validation split, with class ids of the training split; None if it has none."""
     if data.annotations is not None or data.images is not None or (trained.format == "folder" and splits is None):

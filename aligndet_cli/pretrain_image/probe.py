@@ -95,10 +95,7 @@ def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no convergence: an accuracy near the optimum is enough
         linear.fit(train_x, train_y)
-        scores = {
-            "knn": neighbours.fit(train_x, train_y).score(test_x, test_y),
-            "linear": linear.score(test_x, test_y),
-        }
+        scores = {"knn": neighbours.fit(train_x, train_y).score(test_x, test_y), "linear": linear.score(test_x, test_y)}
     return {name: round(float(value), 4) for name, value in scores.items()}
 
 

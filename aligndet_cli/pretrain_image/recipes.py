@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from aligndet_cli.pretrain_image.methods import MethodName
@@ -28,46 +29,22 @@ _SELF_SUPERVISED_VIEWS = ViewRecipe(
     min_area=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, gray_p=0.2, blur_p=0.5
 )
 
+_sgd = partial(Rates, weight_decay=1e-4, batch_size=256, warmup="none")
+
 RECIPES: dict[MethodName, MethodRecipe] = {
     # SimSiam 3 and its official code: 100 epochs, cosine; the predictor keeps its learning rate.
     "simsiam": MethodRecipe(
-        Rates(
-            lr=0.05,
-            weight_decay=1e-4,
-            origin="SimSiam",
-            batch_size=256,
-            schedule="100e",
-            warmup="none",
-            decay="cosine",
-            constant_lr=("predictor",),
-        ),
+        _sgd(lr=0.05, origin="SimSiam", schedule="100e", decay="cosine", constant_lr=("predictor",)),
         _SELF_SUPERVISED_VIEWS,
         num_views=2,
     ),
     # MoCo v2, official code: 200 epochs, cosine.
     "moco-v2": MethodRecipe(
-        Rates(
-            lr=0.03,
-            weight_decay=1e-4,
-            origin="MoCo v2",
-            batch_size=256,
-            schedule="200e",
-            warmup="none",
-            decay="cosine",
-        ),
-        _SELF_SUPERVISED_VIEWS,
-        num_views=2,
+        _sgd(lr=0.03, origin="MoCo v2", schedule="200e", decay="cosine"), _SELF_SUPERVISED_VIEWS, num_views=2
     ),
     # torchvision's classification reference: 90 epochs in three steps; crops and flips.
     "supervised": MethodRecipe(
-        Rates(
-            lr=0.1,
-            weight_decay=1e-4,
-            origin="torchvision reference",
-            batch_size=256,
-            schedule="90e",
-            warmup="none",
-        ),
+        _sgd(lr=0.1, origin="torchvision reference", schedule="90e"),
         ViewRecipe(
             min_area=0.08, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, jitter_p=0.0, gray_p=0.0, blur_p=0.0
         ),

@@ -134,17 +134,9 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
         )
     inputs = {"data": data.fingerprint, "backbone weights": weights.content_hash}
     output = workspace.plan_output("pretrain-image", name, config, inputs, resume=resume, force=force)
-    return Plan(
-        config,
-        output,
-        devices,
-        settle(rates),
-        rates,
-        data,
-        weights,
-        config.queue_size or choose_queue(len(data.indices), batch_size),
-        choose_momentum(num_steps) if config.momentum is None else config.momentum,
-    )
+    queue_size = config.queue_size or choose_queue(len(data.indices), batch_size)
+    momentum = choose_momentum(num_steps) if config.momentum is None else config.momentum
+    return Plan(config, output, devices, settle(rates), rates, data, weights, queue_size, momentum)
 
 
 def _check_method(config: PretrainImageConfig, data: ImageData) -> None:

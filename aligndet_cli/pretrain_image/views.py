@@ -84,7 +84,7 @@ def draw_crop(seed: tuple[int, ...], size_hw: tuple[int, int], side: int, recipe
 
 
 def make_views(samples: Sequence[Sample], params: Sequence[CropParams], side: int, device: torch.device) -> Tensor:
-    """Return a normalised view of each of B samples, on the device: (B, 3, side, side)."""
+    """Return a normalised view of each of B samples, on the device: (B, 3, S, S) with S = `side`."""
     crops = [
         F.resized_crop(sample.image.to(device, non_blocking=True), *view.box, [side, side], antialias=True)
         for sample, view in zip(samples, params, strict=True)

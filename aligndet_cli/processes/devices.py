@@ -109,3 +109,22 @@ def _joined_devices(runtime: RuntimeConfig, joined: int, asked: Devices) -> Devi
             "processes; leave both out, or make them agree"
         )
     return Devices(asked.kind, joined // num_nodes, num_nodes, asked.visible, runtime.timeout_minutes)
+
+
+def own_device(devices: Devices) -> str:
+    """Return the torch device of this process by its number on this machine.
+
+    Raises:
+        ConfigError: there are more processes than GPUs.
+    """
+    import torch
+
+    if devices.kind == "cpu":
+        return "cpu"
+    local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if num_gpus == 1:  # Slurm may show each process only its own
+        return "cuda:0"
+    numbers = devices.visible or range(num_gpus)
+    if local_rank >= len(numbers):
+        raise ConfigError(f"process {local_rank} of this machine has no GPU ({len(numbers)} to share); start fewer")
+    return f"cuda:{numbers[local_rank]}"

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, ConfigError, Preempted, RunError, as_user_error
+from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, Preempted, RunError, as_user_error
 from aligndet_cli.logs import ProgressMode, setup_logging
-from aligndet_cli.processes.devices import Devices, Process, joined_world_size
+from aligndet_cli.processes.devices import Devices, Process, joined_world_size, own_device
 from aligndet_cli.processes.memory import keep_freed_memory
 from aligndet_cli.processes.signals import Stopped, helpers_ignore_sigusr1, ignore_stopping, stop_at_once
 from aligndet_cli.processes.slurm import torch_variables
@@ -95,8 +95,7 @@ def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -
     if process.device == "cpu":
         keep_freed_memory()
     if process.device == "cpu" or plan.config.runtime.deterministic:
-        # On the CPU too, where it costs nothing: otherwise several threads add up sums over repeated indices in any
-        # order.
+        # On the CPU too, where it costs nothing: several threads would add up repeated indices in any order.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch does not declare it
@@ -129,26 +128,7 @@ def _joined_process(devices: Devices, shown: Shown) -> Process:
     import torch.distributed as dist
 
     rank = dist.get_rank()
-    return Process(rank, dist.get_world_size(), _own_device(devices), shown.progress if rank == 0 else "none")
-
-
-def _own_device(devices: Devices) -> str:
-    """Return the torch device of this process by its number on this machine.
-
-    Raises:
-        ConfigError: there are more processes than GPUs.
-    """
-    import torch
-
-    if devices.kind == "cpu":
-        return "cpu"
-    local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if num_gpus == 1:  # Slurm may show each process only its own
-        return "cuda:0"
-    numbers = devices.visible or range(num_gpus)
-    if local_rank >= len(numbers):
-        raise ConfigError(f"process {local_rank} of this machine has no GPU ({len(numbers)} to share); start fewer")
-    return f"cuda:{numbers[local_rank]}"
+    return Process(rank, dist.get_world_size(), own_device(devices), shown.progress if rank == 0 else "none")
 
 
 def _init_process_group(devices: Devices) -> None:
@@ -160,7 +140,7 @@ def _init_process_group(devices: Devices) -> None:
         for name, value in torch_variables(os.environ).items():
             os.environ.setdefault(name, value)
     if devices.kind == "cuda":
-        torch.cuda.set_device(torch.device(_own_device(devices)))
+        torch.cuda.set_device(torch.device(own_device(devices)))
     timeout = datetime.timedelta(minutes=devices.timeout_minutes)
     dist.init_process_group("cpu:gloo,cuda:nccl" if devices.kind == "cuda" else "gloo", timeout=timeout)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from aligndet_cli.errors import ConfigError
 
-_FIRST_PORT, _NUM_PORTS = 15_000, 15_000  # below the ports that Linux gives away by itself
+_FIRST_PORT, _NUM_PORTS = 15_000, 15_000  # below the ports that Linux assigns by itself
 
 
 def is_batch_script(slurm: Mapping[str, str]) -> bool:

@@ -170,15 +170,9 @@ def _greatest(values: NDArray[np.float32]) -> int:
 
 @compiled
 def _copied(regions: Regions) -> Regions:
-    return Regions(
-        regions.sizes.copy(),
-        regions.boxes.copy(),
-        regions.histograms.copy(),
-        regions.ends.copy(),
-        regions.lengths.copy(),
-        regions.strengths.copy(),
-        regions.histogram_unit,
-    )
+    sizes, boxes, histograms, ends, lengths, strengths, unit = regions
+    edges = ends.copy(), lengths.copy(), strengths.copy()
+    return Regions(sizes.copy(), boxes.copy(), histograms.copy(), *edges, unit)
 
 
 @compiled

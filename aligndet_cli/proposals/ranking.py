@@ -124,14 +124,8 @@ def num_similar(
     similar = np.empty_like(times)
     for i in range(len(areas)):
         near = slice(starts[i], ends[i])
-        left, top, right, bottom, near_areas, near_times = (
-            x1[near],
-            y1[near],
-            x2[near],
-            y2[near],
-            areas[near],
-            times[near],
-        )
+        left, top, right, bottom = x1[near], y1[near], x2[near], y2[near]
+        near_areas, near_times = areas[near], times[near]
         total = np.int32(0)
         for j in range(len(left)):
             width = max(min(x2[i], right[j]) - max(x1[i], left[j]), np.float32(0))

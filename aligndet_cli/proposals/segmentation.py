@@ -157,9 +157,8 @@ def _join(
                 apart[num_apart] = position
                 num_apart += 1
         apart = apart[:num_apart]
-        labels[number] = _without_small(apart, parents.copy(), sizes.copy(), reach, shift, min_size).reshape(
-            height, width
-        )
+        joined = _without_small(apart, parents.copy(), sizes.copy(), reach, shift, min_size)
+        labels[number] = joined.reshape(height, width)
     return labels
 
 

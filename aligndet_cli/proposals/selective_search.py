@@ -58,11 +58,7 @@ _MIXES = (
 # Found on the training photos of minicoco and bccd; examples/benchmarks.md has the figures.
 _PRESETS = {
     "fast": _Preset(
-        working_size=256,
-        scales=(50, 150),
-        min_region=24,
-        colours=(cv2.COLOR_RGB2LAB,),
-        pairs_at=(200, 100, 50),
+        working_size=256, scales=(50, 150), min_region=24, colours=(cv2.COLOR_RGB2LAB,), pairs_at=(200, 100, 50)
     ),
     "quality": _Preset(
         working_size=304,

@@ -23,7 +23,7 @@ FINETUNE_LR = {"backbone": 0.02, "pretrain": 0.03}  # half as much again after p
 
 @dataclass(frozen=True)
 class DemoSize:
-    """Numbers of pictures, and settings of the stages.
+    """Numbers of pictures, and settings of the stages as after `--set`, with spaces between.
 
     Nothing is downloaded, so the demo makes its own backbone first. The detector is slim and runs are short: norms in
     neck and head, larger learning rates, and a momentum that starts lower.
@@ -33,38 +33,20 @@ class DemoSize:
     num_train: int = 480
     num_val: int = 96
     num_clusters: int = 16
-    backbone: tuple[str, ...] = (
-        "method=supervised",
-        "backbone.name=resnet18",
-        "image_size=64",
-        "min_area=1.0",
-        "training.steps=450",
-        "training.batch_size=16",
+    backbone: str = (
+        "method=supervised backbone.name=resnet18 image_size=64 min_area=1.0 training.steps=450 training.batch_size=16"
     )
-    model: tuple[str, ...] = (
-        "backbone.name=resnet18",
-        "detector.neck_channels=64",
-        "detector.head_convs=2",
-        "detector.neck_norm=group",
-        "detector.head_norm=group",
-        "training.batch_size=8",
+    model: str = (
+        "backbone.name=resnet18 detector.neck_channels=64 detector.head_convs=2 detector.neck_norm=group "
+        "detector.head_norm=group training.batch_size=8"
     )
-    pretrain: tuple[str, ...] = (
-        "topk=15",
-        "momentum=0.98",
-        "training.steps=450",
-        "training.lr=0.03",
-        "views.short_side=[128,144,160]",
-        "views.long_side=224",
-        "detector.pretext_samples=256",
+    pretrain: str = (
+        "topk=15 momentum=0.98 training.steps=450 training.lr=0.03 views.short_side=[128,144,160] views.long_side=224 "
+        "detector.pretext_samples=256"
     )
-    finetune: tuple[str, ...] = (
-        f"fraction={LABELLED_PERCENT}",
-        "backbone.frozen_stages=4",
-        "backbone.norm_eval=true",
-        "training.steps=120",
-        "resolution.short_side=[160]",
-        "resolution.long_side=224",
+    finetune: str = (
+        f"fraction={LABELLED_PERCENT} backbone.frozen_stages=4 backbone.norm_eval=true training.steps=120 "
+        "resolution.short_side=[160] resolution.long_side=224"
     )
 
 
@@ -126,16 +108,16 @@ def run_demo(folder: Path, *, seed: int, size: DemoSize = FULL_SIZE) -> DemoRepo
         flags = {"data.root": ("DATA", data), "seed": ("--seed", seed)}
         return execute(Request(name, workspace, Sources(None, settings, flags)))
 
-    stage("pretrain-image", *size.backbone, data=objects)
+    stage("pretrain-image", *size.backbone.split(), data=objects)
     stage("proposals")
     numbers = (f"k={size.num_clusters}", f"pca_dim={size.num_clusters}", "short_side=160", "long_side=224")
     stage("cluster", *numbers, "backbone.name=resnet18")
-    stage("pretrain-box", *size.model, *size.pretrain)
+    stage("pretrain-box", *size.model.split(), *size.pretrain.split())
     metrics = []
     comparison: tuple[str, ...] = ()
     for label, init in STARTS.items():
         settings = (f"init={init}", f"label={label}", f"training.lr={FINETUNE_LR[init]}")
-        run = stage("finetune", *size.model, *size.finetune, *settings).folder.name
+        run = stage("finetune", *size.model.split(), *size.finetune.split(), *settings).folder.name
         evaluation = stage("evaluate", f"run={run}", "batch_size=8", *comparison)
         assert evaluation.artifact is not None, "a stage that is done has an artifact"
         metrics.append({key: float(evaluation.artifact.result[key] or 0.0) for key in METRICS})

@@ -1,4 +1,4 @@
-"""What is in a workspace: finished, interrupted and running stages, and what they were made from."""
+"""Status of a workspace: finished, interrupted and running stages, and the artifacts they were made from."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class StatusRow:
     Attributes:
         state: `complete`, `stale`, `interrupted` or `running`.
         made_from: the artifacts it read, `proposals/train2017` and the like.
-        remark: why it is stale, or what came out of it.
+        remark: the reason why it is stale, or its result.
     """
 
     stage: str
@@ -35,7 +35,7 @@ class StatusRow:
     remark: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
@@ -50,7 +50,7 @@ def status_table(rows: list[StatusRow]) -> Table:
 
 
 def collect_status(workspace: Workspace) -> list[StatusRow]:
-    """All runs of the workspace, stage by stage, oldest first."""
+    """Return all runs of the workspace, stage by stage, oldest first."""
     everything = {stage: workspace.artifacts(stage) for stage in STAGES}
     known = {artifact.content_hash: f"{stage}/{artifact.name}" for stage in STAGES for artifact in everything[stage]}
     rows: list[StatusRow] = []

@@ -32,7 +32,7 @@ class Divergence:
         self._recent: list[tuple[int, list[int]]] = []  # step and images, since the last check
         self._names: list[str] = []
         self._num_bad = torch.zeros((), device=process.device)  # steps from the first bad one on
-        self._losses: Tensor | None = None  # of the first bad step, or of the last one
+        self._losses: Tensor | None = None  # of the first bad step, else of the last step
 
     def watch(
         self,

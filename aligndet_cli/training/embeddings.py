@@ -50,7 +50,7 @@ def effective_rank(embeddings: Tensor) -> Tensor:
     Source: Roy & Vetterli 2007, exp of the entropy of the spectrum, here of the centred covariance.
     """
     centred = embeddings.float() - embeddings.float().mean(dim=0)
-    # Both products have the same spectrum, but for zeros: take the smaller.
+    # Both products have the same spectrum, except for zeros; take the smaller one.
     with torch.autocast(centred.device.type, enabled=False):  # a GPU has no eigenvalues of 16-bit matrices
         products = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
     spectrum = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()  # (min(S, D),)

@@ -137,7 +137,7 @@ def _measure(trial: Trial, process: Process) -> Footprint | str:
 
     take(0, trial.draw_small())
     gc.collect()
-    fixed = _usage().resident - before.resident  # with gradients, although few are there when the images need most
+    fixed = _usage().resident - before.resident  # with all gradients, although few exist when images need the most
     learner.optimizer.zero_grad(set_to_none=True)
     idle, samples = _usage(), trial.draw(1)
     take(1, samples)

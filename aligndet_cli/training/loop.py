@@ -27,7 +27,7 @@ from aligndet_cli.training.placement import autocast
 from aligndet_cli.training.records import Records, Speed
 from aligndet_cli.training.schedules import Schedule
 
-_MANY_PIXELS = 200_000  # of a micro-batch: its step takes seconds on a CPU
+_MANY_PIXELS = 200_000  # steps with micro-batches of more pixels take seconds on a CPU
 _LOST_WORKER = "DataLoader worker"  # torch: "(pid 1) is killed by signal" or "exited unexpectedly"
 _NO_CPU_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a primitive", "bad_alloc")
 

@@ -13,6 +13,27 @@ from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.processes.devices import Process
 
 
+def place(model: nn.Module, process: Process) -> None:
+    """Move a model to the device of the process, in place and channels last.
+
+    With several GPUs, batch norms become SyncBN, which uses the batch of all GPUs as the paper does (docs/paper.md
+    §5.6). torch has no SyncBN for CPUs, where batch norms stay local.
+    """
+    if process.world_size > 1 and process.device.startswith("cuda"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(torch.device(process.device))
+    model.to(memory_format=torch.channels_last)
+
+
+def compile_parts(detectors: Sequence[nn.Module], runtime: RuntimeConfig) -> None:
+    """Compile the convolutional parts of detectors for any image size (`--compile`), but not matching and sampling."""
+    if not runtime.compile:
+        return
+    for detector in detectors:
+        for part in detector.children():
+            part.compile(dynamic=True)
+
+
 def wrap(model: nn.Module, process: Process) -> nn.Module:
     """Wrap the module so that gradients are averaged over processes; return it as it is in a single process.
 
@@ -28,28 +49,7 @@ def wrap(model: nn.Module, process: Process) -> nn.Module:
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **settings)
 
 
-def place(model: nn.Module, process: Process) -> None:
-    """Move a model to the device of the process, in place and channels last.
-
-    With several GPUs, batch norms become SyncBN, which uses the batch of all GPUs as the paper does (docs/paper.md
-    §5.6). torch has no SyncBN for CPUs, where batch norms stay local.
-    """
-    if process.world_size > 1 and process.device.startswith("cuda"):
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(torch.device(process.device))
-    model.to(memory_format=torch.channels_last)
-
-
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """Return the context of a forward pass in a precision: `32-true`, `bf16-mixed` or `16-mixed`."""
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-
-def compile_parts(detectors: Sequence[nn.Module], runtime: RuntimeConfig) -> None:
-    """Compile the convolutional parts of detectors for any image size (`--compile`), but not matching and sampling."""
-    if not runtime.compile:
-        return
-    for detector in detectors:
-        for part in detector.children():
-            part.compile(dynamic=True)

@@ -27,8 +27,8 @@ class TrainingConfig(Frozen):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         REFERENCE_BATCH, description="Images per step over all processes; auto takes what fits into memory."
     )
-    # Micro-batches per step. Their mean is what as many devices compute, and the large batch exactly where the losses
-    # of all are divided by equal counts; batch norm and the negatives of the contrast are those of a micro-batch.
+    # A step with micro-batches equals one on as many devices. It equals one with the large batch only if all losses
+    # are divided by equal counts; batch norm and the contrast's negatives always come from one micro-batch.
     accumulate: int = Field(1, ge=1, description="Micro-batches per step, computed one after the other.")
     lr: float | None = Field(
         None, gt=0, description="Learning rate, used as it is (by recipe, scaled with the batch size)."

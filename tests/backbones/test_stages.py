@@ -9,9 +9,9 @@ from torchvision.models.swin_transformer import SwinTransformer
 
 from aligndet_cli.backbones import Backbone, BackboneConfig, build_backbone
 from aligndet_cli.backbones.swin import SIZES, Size
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import BUILDERS, build_detector
 from aligndet_cli.detectors.detr import DETRConfig
-from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from helpers.commandline import CHAIN, NECK, RESOLUTION, aligndet

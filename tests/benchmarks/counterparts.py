@@ -34,12 +34,13 @@ from torch.nn.functional import normalize
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig
+from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets
 from aligndet_cli.data.loaders import SampleStream, StreamSampler
 from aligndet_cli.data.transforms import make_batch
 from aligndet_cli.detectors import AnyDetector, build_detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
-from aligndet_cli.detectors.interface import PAD_DIVISOR, BoxTargets, Features
+from aligndet_cli.detectors.interface import Features
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss

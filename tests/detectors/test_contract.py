@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import BUILDERS, build_detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, Detector, Features, ImageBatch
+from aligndet_cli.detectors.interface import BoxCandidates, Detector, Features
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 

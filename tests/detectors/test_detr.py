@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr
-from aligndet_cli.detectors.interface import BoxTargets, Features, ImageBatch
+from aligndet_cli.detectors.interface import Features
 from aligndet_cli.detectors.parts.transformer import encode_position
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 

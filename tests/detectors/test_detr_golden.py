@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr, inside_cells
-from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import encode_position
 from aligndet_cli.tools.conversion import mmdet, published_detr

@@ -6,8 +6,8 @@ from torchvision.models.detection.fcos import FCOSClassificationHead
 from torchvision.ops import box_iou
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, build_fcos, compute_centerness, compute_iou_of_sides
-from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
 
 
 def build(**options: object) -> FCOS:

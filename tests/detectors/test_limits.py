@@ -1,4 +1,4 @@
-"""Which detections survive the score threshold, the limit per level, the suppression and the limit per image.
+"""Detections and the limits that drop them: score threshold, number per level, suppression, number per image.
 
 The reference numbers cannot tell: no score of theirs is near a limit. Outputs are made by hand here, so that every
 score and IoU at a limit is exact: the sigmoid of 0 and a softmax of two equal logits are 0.5, corners are eighths.
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.detectors import BUILDERS, DetectorConfig
 from aligndet_cli.detectors.detr import DETR, DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOS, FCOSConfig
-from aligndet_cli.detectors.interface import Detections, ImageBatch
+from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig
 
@@ -58,7 +59,7 @@ Anchors = list[tuple[list[float], list[float]]]
 
 
 def retinanet(levels: list[Anchors], **settings: Any) -> list[tuple[list[float], int]]:
-    """What RetinaNet finds where its anchors are these boxes, unmoved, one row of cells to a level."""
+    """Let RetinaNet detect with these boxes as unmoved anchors, one row of cells to a level."""
     num_classes = len(levels[0][0][1])
     config = RetinaNetConfig.model_validate({"neck_channels": 32, "head_convs": 1, **settings})
     model: RetinaNet = build(config, num_classes)
@@ -97,7 +98,7 @@ def test_retinanet_takes_the_best_of_each_level_and_of_equals_the_first() -> Non
 
 def test_retinanet_takes_a_thousand_of_a_level_by_default() -> None:
     boxes = apart(1320)
-    # Those of the second level are worse than the 300 that the first one leaves out.
+    # The boxes of the second level are worse than the 300 that the first level leaves out.
     first, second = (
         [(box, [logit - below]) for box, logit in zip(some, falling(len(some)), strict=True)]
         for some, below in ((boxes[:1300], 0.0), (boxes[1300:], 3.5))
@@ -132,7 +133,7 @@ SURE = 30.0  # a centerness of 1 in float32
 
 
 def fcos(levels: list[Points], **settings: Any) -> list[tuple[list[float], int]]:
-    """What FCOS finds in these points, one row of cells to a level."""
+    """Let FCOS detect in these points, one row of cells to a level."""
     config = FCOSConfig.model_validate({"neck_channels": 64, "head_convs": 1, **settings})
     model: FCOS = build(config, len(levels[0][0][2]))
     logits = [torch.tensor([point[2] for point in level]).T[:, None] for level in levels]  # (K, 1, cells)
@@ -220,7 +221,7 @@ class Fixed(nn.Module):
 
 @pytest.fixture(params=[FasterRCNNConfig, MaskRCNNConfig])
 def rcnn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What an R-CNN finds where its proposals are these boxes, unmoved, with these logits, background last."""
+    """Let an R-CNN detect with these boxes as unmoved proposals and these logits, background last."""
 
     def run(rois: list[tuple[list[float], list[float]]], **settings: Any) -> list[tuple[list[float], int]]:
         num_classes = len(rois[0][1]) - 1
@@ -272,7 +273,7 @@ def test_rcnn_finds_a_hundred_at_most_and_of_equals_the_first(rcnn: Any) -> None
 
 
 def detr(queries: list[tuple[list[float], list[float]]], **settings: Any) -> list[tuple[list[float], int]]:
-    """What DETR finds where its queries predict these boxes, with these logits, "no object" last."""
+    """Let DETR detect with queries that predict these boxes and logits, "no object" last."""
     small = {"hidden_dim": 32, "num_heads": 4, "encoder_layers": 1, "decoder_layers": 1, "feedforward_dim": 32}
     config = DETRConfig.model_validate({**small, "num_queries": len(queries), **settings})
     model: DETR = build(config, len(queries[0][1]) - 1)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig
-from aligndet_cli.detectors.interface import BoxCandidates, BoxTargets, ImageBatch
+from aligndet_cli.detectors.interface import BoxCandidates
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.parts.box_coder import encode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of

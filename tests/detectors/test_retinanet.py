@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetRegressionHead
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors.interface import BoxTargets, ImageBatch
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig, build_retinanet
 
 

@@ -17,10 +17,11 @@ from torch import nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig, RuntimeConfig
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import build_detector
-from aligndet_cli.detectors.checkpoint import load_detector, save_detector
-from aligndet_cli.detectors.interface import Detections, ImageBatch
+from aligndet_cli.detectors.checkpoint import load_detector
+from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.evaluate import stage
@@ -30,6 +31,7 @@ from aligndet_cli.metrics.coco import COCO_NUMBERS
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.stage import Conclusion
 from aligndet_cli.workspace import Workspace
+from helpers.small_detectors import save_detector
 
 NUM_IMAGES = 7
 CATEGORIES = (Category(4, "red"), Category(9, "green"))

@@ -9,7 +9,7 @@ from torchvision.models import resnet18, swin_t
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import DetectorConfig, build_detector
-from aligndet_cli.detectors.checkpoint import read_detector, save_detector
+from aligndet_cli.detectors.checkpoint import read_detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
@@ -18,6 +18,7 @@ from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import MODULE_NAMES, modules_to_restart, transfer
 from aligndet_cli.workspace import Workspace
+from helpers.small_detectors import save_detector
 
 CATEGORIES = (Category(1, "a"),)
 RESNET = BackboneConfig(name="resnet18")

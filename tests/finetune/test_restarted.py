@@ -8,13 +8,14 @@ import torch
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import BUILDERS, DetectorConfig, build_detector, settle_neck_norm
-from aligndet_cli.detectors.checkpoint import read_detector, save_detector
+from aligndet_cli.detectors.checkpoint import read_detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.finetune.transfer import modules_to_restart, parse_modules, transfer
+from helpers.small_detectors import save_detector
 
 CATEGORIES = tuple(Category(number, f"class {number}") for number in range(1, 4))
 RESNET = BackboneConfig(name="resnet18")

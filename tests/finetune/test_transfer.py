@@ -7,10 +7,11 @@ from torch import nn
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import AnyDetector, build_detector
-from aligndet_cli.detectors.checkpoint import read_detector, save_detector
+from aligndet_cli.detectors.checkpoint import read_detector
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.finetune.transfer import modules_to_restart, parse_modules, transfer
+from helpers.small_detectors import save_detector
 
 EVERYTHING = parse_modules(["neck", "rpn", "head"])
 

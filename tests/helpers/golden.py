@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
 from aligndet_cli.detectors.checkpoint import load_detector, read_detector
-from aligndet_cli.detectors.interface import BoxTargets, Detections, ImageBatch
+from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.tools.conversion import mmdet
 from aligndet_cli.tools.conversion.convert import convert
 from aligndet_cli.tools.conversion.exporting import mmdet_checkpoint

@@ -1,18 +1,21 @@
 """Detectors small enough to be built in each test."""
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
-from aligndet_cli.detectors.checkpoint import DetectorFile
+from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.training.recipe import RecipeName
 
 RCNN = {"neck_channels": 8, "head_features": 12}
 CONFIGS: dict[str, DetectorConfig] = {
@@ -52,3 +55,17 @@ def detector_file(family: str) -> DetectorFile:
         state_dict=dict(model.state_dict()),
         extra={},
     )
+
+
+def save_detector(
+    file: Path,
+    model: AnyDetector,
+    *,
+    stage: str,
+    configs: tuple[DetectorConfig, BackboneConfig],
+    categories: Sequence[Category] = (),
+    resolution: tuple[int, int] | None = None,
+    recipe: RecipeName | None = None,
+) -> None:
+    content = DetectorFile(stage, *configs, tuple(categories), resolution, kept_state(model, stage), recipe=recipe)
+    write_detector(file, content)

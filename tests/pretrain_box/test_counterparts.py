@@ -6,11 +6,12 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors import BUILDERS, AnyDetector, build_detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
-from aligndet_cli.detectors.interface import BoxTargets, Features
+from aligndet_cli.detectors.interface import Features
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 

@@ -6,8 +6,8 @@ import torch
 
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.processes.devices import Devices, Process, resolve_devices
-from aligndet_cli.processes.launch import Shown, _own_device, launch
+from aligndet_cli.processes.devices import Devices, Process, own_device, resolve_devices
+from aligndet_cli.processes.launch import Shown, launch
 
 PLAN = SimpleNamespace(config=SimpleNamespace(runtime=RuntimeConfig()))
 
@@ -63,4 +63,4 @@ def test_the_gpu_of_a_process(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
     for name, value in (("RANK", local_rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", local_rank)):
         monkeypatch.setenv(name, str(value))
-    assert _own_device(Devices("cuda", 2, visible=visible)) == expected
+    assert own_device(Devices("cuda", 2, visible=visible)) == expected

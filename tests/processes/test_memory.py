@@ -1,4 +1,4 @@
-"""What is free and what is used, read from trees like those of the kernel."""
+"""Free and used memory, read from copies of the kernel's folders."""
 
 import resource
 from pathlib import Path

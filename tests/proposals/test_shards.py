@@ -60,7 +60,7 @@ def test_shards_in_any_order_give_what_one_run_gives(tmp_path, run_shard, conten
             plan = run_shard(str(number), shard)
             assert not plan.output.folder.exists()
         # 7 images: shard 1 has those at 0, 3 and 6, the others two each.
-        assert stage.conclude(plan) == {"shards_done": "2 of 3", "shards_missing": order[2][0]}
+        assert stage.conclude(plan).result == {"shards_done": "2 of 3", "shards_missing": order[2][0]}
         folder = run_shard(str(number), order[2]).output.folder
         assert contents_of(folder) == contents_of(whole)
         assert files_of(folder).keys() == files_of(whole).keys()
@@ -138,7 +138,7 @@ def test_interrupted_shard_continues_and_the_others_wait_for_it(run_shard, monke
         run_shard("ws", "1/2")
     monkeypatch.undo()
     plan = run_shard("ws", "2/2")
-    assert stage.conclude(plan) == {"shards_done": "1 of 2", "shards_missing": "1"}
+    assert stage.conclude(plan).result == {"shards_done": "1 of 2", "shards_missing": "1"}
     assert contents_of(run_shard("ws", "1/2").output.folder) == contents_of(whole)
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_be(run_shard, root):
     with pytest.raises(ConfigError, match=r"min_size: 20 -> 21.*--no-resume"):
         run_shard("ws", "2/3", min_size=21)
     plan = run_shard("ws", "2/3", min_size=21, force=True)  # what the first error names
-    assert stage.conclude(plan) == {"shards_done": "1 of 3", "shards_missing": "1, 3"}
+    assert stage.conclude(plan).result == {"shards_done": "1 of 3", "shards_missing": "1, 3"}
 
 
 def test_redo_of_a_finished_artifact_in_shards(run_shard):

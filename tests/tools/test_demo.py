@@ -4,17 +4,15 @@ import pytest
 
 from aligndet_cli.tools.demo import DemoSize, run_demo
 
-SLIM = ("backbone.name=resnet18", "detector.neck_channels=32", "detector.head_convs=1", "training.batch_size=2")
-SHORT = ("training.steps=2",)
 SMALL = DemoSize(
     num_objects=24,
     num_train=7,
     num_val=3,
     num_clusters=3,
-    backbone=(*SHORT, "method=supervised", SLIM[0], SLIM[-1], "image_size=32"),
-    model=SLIM,
-    pretrain=(*SHORT, "views.short_side=[64]"),
-    finetune=(*SHORT, "resolution.short_side=[64]"),
+    backbone="method=supervised backbone.name=resnet18 image_size=32 training.steps=2 training.batch_size=2",
+    model="backbone.name=resnet18 detector.neck_channels=32 detector.head_convs=1 training.batch_size=2",
+    pretrain="training.steps=2 views.short_side=[64]",
+    finetune="training.steps=2 resolution.short_side=[64]",
 )
 
 

@@ -1,5 +1,5 @@
-"""What `--accumulate` computes: the mean of the micro-batches, which is the large batch where their losses are
-divided by equal numbers."""
+"""`--accumulate` computes the mean of the micro-batches: the large batch, if their losses are divided by equal
+numbers."""
 
 import pytest
 import torch

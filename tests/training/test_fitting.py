@@ -1,4 +1,4 @@
-"""How large a batch is and in how many parts it is taken, from what a step needs and what is free."""
+"""Batch size and number of micro-batches for the memory that a step needs and that is free."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ Settle = Callable[..., object]
 
 @pytest.fixture
 def settle(monkeypatch: pytest.MonkeyPatch) -> Settle:
-    """Settles a batch where so much is free; returns batch size and micro-batches. A try is never refused."""
+    """Settle a batch with so much free memory; returns batch size and micro-batches. A try is never refused."""
     tries = []
 
     def settled(room: Room, devices: Devices = Devices(), recorded: Split | None = None, **training: object) -> object:  # noqa: B008
@@ -41,7 +41,7 @@ def settle(monkeypatch: pytest.MonkeyPatch) -> Settle:
 
 
 def shared(gigabytes: float) -> Room:
-    """So much that nine tenths of it are this much."""
+    """Room of which nine tenths, the share that is used, are this much."""
     return Room(int(gigabytes * GB / 0.9) + 1, None)
 
 

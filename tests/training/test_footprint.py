@@ -1,4 +1,4 @@
-"""A step in a process of its own: what it takes, and how it ends where that is too much."""
+"""A step in a process of its own: its memory, and its end if that is too much."""
 
 import os
 import signal

@@ -85,7 +85,7 @@ def draw_targets(positives: RoiSamples, targets: Sequence[BoxTargets], size: int
             drawn.append(boxes.new_zeros(len(boxes), size, size, dtype=torch.bool))
             known.append(boxes.new_zeros(len(boxes), dtype=torch.bool))
             continue
-        rois = torch.cat([matched[:, None].to(boxes.dtype), boxes], dim=1)  # "image" of a RoI: its box's mask
+        rois = torch.cat([matched[:, None].to(boxes.dtype), boxes], dim=1)  # `roi_align` crops masks
         drawn.append(roi_align(masks[:, None].float(), rois, size, sampling_ratio=0, aligned=True)[:, 0] >= THRESHOLD)
         known.append(masks.flatten(1).any(dim=1)[matched])
     return torch.cat(drawn), torch.cat(known)

@@ -53,7 +53,7 @@ def match_by_iou(
     claimed_by = best_box.clone()
     at_once = BOXES_AT_ONCE[anchors.device.type]
     for start in range(0, len(boxes) if len(anchors) else 0, at_once):
-        # float32 as in box_iou: the equality below hangs on its rounding
+        # float32 as in box_iou: the equality below depends on its rounding
         iou = box_iou(boxes[start : start + at_once], anchors).masked_fill_(~valid, -1)  # (n, A)
         index = torch.arange(start, start + len(iou), device=boxes.device)
         chunk_iou, chunk_box = iou.max(dim=0)

@@ -1,1 +1,1 @@
-"""How fast this machine trains: `aligndet bench`."""
+"""`aligndet bench`: measure how fast this machine trains."""

@@ -34,7 +34,7 @@ class DrawnProposals:
     num_classes: int
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return (n, 4) xyxy boxes with sides of a twentieth to half of the image's shorter side, and (n,) classes."""
+        """Return (N, 4) xyxy boxes with sides of a twentieth to half of the image's shorter side, and (N,) classes."""
         side = int(self.image_set.sizes_hw[index].min())
         rng = np.random.default_rng(mix_seed(index))
         boxes = random_boxes(rng, self.num_boxes, (side, side))
@@ -42,7 +42,7 @@ class DrawnProposals:
 
 
 def random_boxes(rng: np.random.Generator, count: int, size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Return (count, 4) xyxy boxes in pixels, with sides of a twentieth to half of the image's."""
+    """Return `count` boxes, (N, 4) xyxy in pixels, with sides of a twentieth to half of the image's."""
     limits = np.array(size_hw[::-1], dtype=np.float32)
     sides = limits * rng.uniform(0.05, 0.5, (count, 2)).astype(np.float32)
     corners = (limits - sides) * rng.random((count, 2), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""`aligndet bench`: real steps of the real stages on this machine, timed."""
+"""`aligndet bench`: time real steps of the real stages on this machine."""
 
 import contextlib
 import multiprocessing
@@ -58,7 +58,7 @@ StageName = Literal["pretrain-box", "finetune"]
 COCO_IMAGES = 118_287  # train2017
 FINETUNE_SCHEDULE: Literal["90k"] = "90k"  # the paper's, table 2; DETR's recipe counts epochs
 NUM_CLUSTERS = 256  # the default of `cluster`
-_EPOCH = 8  # batches of drawn images; every epoch has one of both orientations, in COCO one of thousands
+_EPOCH = 8  # batches of drawn images; one batch of an epoch has both orientations, in COCO one of thousands
 _WARM_UP = 2
 _STEPS = {"cpu": 3, "cuda": 60}  # on a GPU enough to use up what was decoded ahead
 
@@ -80,15 +80,15 @@ class BenchConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Timing:
-    """What a stage does on this machine.
+    """Speed of a stage on this machine.
 
     Attributes:
         step_s: seconds of a step.
-        data_wait: share of them spent waiting for data.
-        memory_gb: peak, of tensors on a GPU or of the process.
-        parts_s: seconds of a step by part; empty where the model is compiled into one.
-        schedule: the paper's, in words.
-        schedule_hours: how long that takes at this speed, here.
+        data_wait: share of a step spent waiting for data.
+        memory_gb: peak memory of tensors on a GPU, or of the process on a CPU.
+        parts_s: seconds of a step by part; empty if the model is compiled into one part.
+        schedule: the paper's schedule in words.
+        schedule_hours: hours that the paper's schedule takes at this speed.
     """
 
     stage: StageName
@@ -101,7 +101,7 @@ class Timing:
     schedule_hours: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
@@ -124,7 +124,7 @@ class _Plan:
     @property
     def settings(self) -> LoopSettings:
         config, rates = self.config, self.rates
-        # The rate of an early step: nothing is to be learned, and random weights diverge at the full one.
+        # The learning rate of an early step, since random weights diverge at the full rate.
         training = TrainingConfig(batch_size=config.batch_size, lr=rates.lr / 1000)
         num_images = len(self.image_set)
         return resolve_settings(training, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
@@ -156,7 +156,7 @@ def run_bench(config: BenchConfig) -> list[Timing]:
     """Time one or both stages on one device, each in a process of its own, so that their memory does not mix.
 
     Raises:
-        AlignDetError: whatever the user has to put right.
+        AlignDetError: an error of the user.
     """
     stages: list[StageName] = ["pretrain-box", "finetune"] if config.stage == "both" else [config.stage]
     devices = Devices(kind=resolve_devices(config.runtime).kind)
@@ -229,7 +229,7 @@ def _take_time(plan: _Plan, process: Process) -> Timing:
     steps = _Steps(learner, batches, plan.settings, process)
     with contextlib.closing(batches):
         steps.take(_WARM_UP)
-        # On a GPU the clock makes it wait after every part, so it comes afterwards; elsewhere it costs nothing.
+        # On a GPU the clock waits after every part, so the parts are timed in further steps.
         clock = None if device.type == "cuda" else _clock_of(config, learner, views)
         seconds, waiting = steps.take(num_steps, clock)
         memory = peak_memory(device)
@@ -260,7 +260,7 @@ class _Steps:
     done: int = 0
 
     def take(self, count: int, clock: StepClock | None = None) -> tuple[float, float]:
-        """Take `count` steps; returns the seconds they took, and those spent waiting for data."""
+        """Take `count` steps, and return their seconds, and the seconds spent waiting for data."""
         scaler, divergence = build_scaler(self.settings, self.process), watch_divergence(self.learner, self.process)
         speed = Speed()
         if clock is not None:
@@ -310,7 +310,7 @@ def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sa
 
 
 def paper_schedule(stage: StageName, rates: Rates) -> tuple[str, int]:
-    """The paper's schedule of a stage in words, and how many images are seen in it."""
+    """Return the paper's schedule of a stage in words, and its number of images."""
     length = LENGTHS[rates.schedule if stage == "pretrain-box" or rates.schedule == "50e" else FINETUNE_SCHEDULE]
     if length.epochs is not None:
         return f"{length.epochs} epochs of COCO", length.epochs * COCO_IMAGES
@@ -319,7 +319,7 @@ def paper_schedule(stage: StageName, rates: Rates) -> tuple[str, int]:
 
 
 def bench_table(timings: list[Timing]) -> Table:
-    """One column per stage: speed, memory, the time of the paper's schedule, and the parts of a step."""
+    """Return a column per stage: speed, memory, the time of the paper's schedule, and the parts of a step."""
     table = plain_table("", *(timing.stage for timing in timings))
     rows = {
         "images/s": [f"{t.images_per_s:.3g}" for t in timings],
@@ -345,5 +345,5 @@ def _seconds(seconds: float) -> str:
 
 
 def hours_or_days(hours: float) -> str:
-    """A long time, in words."""
+    """Return a long time in words."""
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"

@@ -11,7 +11,7 @@ INDEX = "relative_position_index"  # follows from the size of the windows
 
 
 def rename_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Rename the tensors of the backbone.
+    """Rename the backbone's tensors in a detector's state dict.
 
     Returns:
         all tensors, the backbone's under our names (unknown names stay as they are, and are refused later), and the

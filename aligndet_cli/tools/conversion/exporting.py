@@ -89,12 +89,11 @@ def export_run(
             f"{weights}: the names of a {content.backbone.name} differ there; only ResNets can be exported"
         )
     if target == "torchvision":
-        tensors, left_out, usage = to_torchvision(content)
-        write_bytes(file, serialise(tensors))
-        return Exported(file, len(content.state_dict), left_out, usage)
-    checkpoint, left_out = mmdet_checkpoint(content)
-    write_bytes(file, serialise(checkpoint))
-    usage = "mmdetection 2.x: load_from, or init_detector with the config of this detector"
+        saved, left_out, usage = to_torchvision(content)
+    else:
+        saved, left_out = mmdet_checkpoint(content)
+        usage = "mmdetection 2.x: load_from, or init_detector with the config of this detector"
+    write_bytes(file, serialise(saved))
     return Exported(file, len(content.state_dict), left_out, usage)
 
 

@@ -109,6 +109,9 @@ def style_of_detectron2(tensors: Mapping[str, Tensor], asked: str | None, file: 
 
     Deviations of 1 belong to detectors that started from MSRA's weights, whose 1x1 convolutions have the stride.
 
+    Args:
+        tensors: state dict, in which the buffers are (3, 1, 1).
+
     Raises:
         WeightsError: the file has no such buffers, and no style was asked for.
     """

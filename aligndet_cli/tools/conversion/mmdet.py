@@ -104,7 +104,7 @@ _FACTORS = "head.scales.factors"
 
 
 def find_family(names: Mapping[str, Tensor]) -> str | None:
-    """Return the detector family that has tensors of these names, or None."""
+    """Return the detector family of a state dict with mmdetection's names, or None."""
     marks = (
         ("bbox_head.transformer.encoder.", "detr"),
         ("roi_head.mask_head.convs.", "mask-rcnn"),
@@ -121,7 +121,7 @@ def our_name(family: str, name: str) -> str | None:
 
 
 def from_mmdet(family: str, state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors under our names, and the names that no detector of the family has."""
+    """Return a state dict under our names, and the names that no detector of the family has."""
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in state_dict.items():
@@ -137,7 +137,7 @@ def from_mmdet(family: str, state_dict: Mapping[str, Tensor]) -> tuple[dict[str,
 
 
 def to_mmdet(family: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors under mmdetection's names, and our names that have no place there."""
+    """Return a state dict under mmdetection's names, and our names that have no place there."""
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in tensors.items():

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.checkpoint import LoadedDetector
 from aligndet_cli.detectors.detr import DETR
 from aligndet_cli.detectors.fcos import FCOS
-from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.detectors.parts.box_coder import decode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
 from aligndet_cli.detectors.retinanet import RetinaNet

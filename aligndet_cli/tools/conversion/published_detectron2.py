@@ -89,7 +89,7 @@ _MARKS = {"retinanet": "head.cls_subnet.", "mask-rcnn": "roi_heads.mask_head.", 
 
 
 def from_detectron2(tensors: Mapping[str, Tensor], style: str | None, file: Path) -> Renamed:
-    """Return a detector of detectron2 under our names.
+    """Return the state dict of a detector of detectron2 under our names.
 
     Args:
         style: see `STYLES`; None: the file must tell.

@@ -19,5 +19,5 @@ RULES: tuple[Rule, ...] = (
 
 
 def from_published(state_dict: Mapping[str, Tensor]) -> Renamed:
-    """Return a published DETR under our names."""
+    """Return the state dict of a published DETR under our names."""
     return Renamed("detr", *rename_all(state_dict, RULES))

@@ -44,7 +44,7 @@ _WITHOUT_BACKGROUND |= {"mask_predictor": lambda rows: rows[1:]}
 
 
 def from_torchvision(tensors: Mapping[str, Tensor], digest: str, file: Path) -> Renamed:
-    """Return a detector of torchvision under our names.
+    """Return the state dict of a detector of torchvision under our names.
 
     Args:
         digest: SHA-256 of the file, by which released files are known.
@@ -101,7 +101,7 @@ def _settings(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def find_extra_levels(tensors: Mapping[str, Tensor]) -> str:
-    """Return RetinaNet's `extra_levels`: P6 is made from P5 if its convolution has as many inputs as outputs."""
+    """Return RetinaNet's `extra_levels` by its state dict: P6 is made from P5 if as many channels go in as come out."""
     p6 = tensors.get("neck.pyramid.extra_blocks.p6.0.weight")
     return "from_p5" if p6 is not None and p6.shape[0] == p6.shape[1] else "from_c5_relu"
 

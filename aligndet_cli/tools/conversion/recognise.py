@@ -65,7 +65,7 @@ def find_layout(names: Iterable[str], file: Path) -> Layout:
 
 
 def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> Shape:
-    """Return backbone, settings and number of classes of a detector whose tensors have our names.
+    """Return backbone, settings and number of classes of a detector by its state dict under our names.
 
     Raises:
         WeightsError: the backbone is none of ours, or a part of the detector is missing.

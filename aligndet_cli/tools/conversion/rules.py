@@ -33,7 +33,7 @@ class Renamed:
 def rename_all(
     tensors: Mapping[str, Tensor], rules: Sequence[Rule], ignored: Iterable[str] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors under our names, and the sorted names that no rule fits; ignored names are in neither."""
+    """Return a state dict under our names, and the sorted names that no rule fits; ignored names are in neither."""
     renamed: dict[str, Tensor] = {}
     unknown = []
     for name in [name for name in tensors if name not in set(ignored)]:

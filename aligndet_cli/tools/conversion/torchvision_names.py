@@ -60,7 +60,7 @@ _ROWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def to_torchvision(content: DetectorFile) -> tuple[dict[str, Tensor], list[str], str]:
-    """Return tensors under torchvision's names, our names that have no place there, and how to load the file."""
+    """Return a state dict under torchvision's names, our names that have no place there, and how to load it."""
     family = content.detector.family
     rules = (*_rules_by_settings(content.detector), *RULES[family])
     renamed: dict[str, Tensor] = {}

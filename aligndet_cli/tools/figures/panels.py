@@ -72,10 +72,10 @@ def draw_centres(rows: Sequence[tuple[NDArray[np.uint8], Mapping[str, NDArray[np
     """Draw centres as points, a row per image and a column per name.
 
     Args:
-        rows: pairs of an (H, W, 3) RGB image and (n, 2) centres, x and y in its pixels, by name.
+        rows: pairs of an (H, W, 3) RGB image and (N, 2) centres, x and y in its pixels, by name.
     """
-    figure = _grid(rows[0][0], len(rows), len(rows[0][1]), title)
-    for line, (pixels, by_name) in zip(_axes_of(figure, len(rows), len(rows[0][1])), rows, strict=True):
+    figure, panels = _panels(rows[0][0], len(rows), len(rows[0][1]), title)
+    for line, (pixels, by_name) in zip(panels, rows, strict=True):
         for axes, (name, centres) in zip(line, by_name.items(), strict=True):
             axes.imshow(pixels)
             x, y = centres.T
@@ -87,23 +87,20 @@ def draw_centres(rows: Sequence[tuple[NDArray[np.uint8], Mapping[str, NDArray[np
 
 def draw_image_rows(rows: Sequence[Mapping[str, NDArray[np.uint8]]], title: str) -> Figure:
     """Draw rows of (H, W, 3) RGB pictures of one image, by their captions."""
-    figure = _grid(next(iter(rows[0].values())), len(rows), len(rows[0]), title)
-    for line, by_name in zip(_axes_of(figure, len(rows), len(rows[0])), rows, strict=True):
+    figure, panels = _panels(next(iter(rows[0].values())), len(rows), len(rows[0]), title)
+    for line, by_name in zip(panels, rows, strict=True):
         for axes, (name, pixels) in zip(line, by_name.items(), strict=True):
             axes.imshow(pixels)
             axes.set_title(shorten(name, 40), fontsize=9)
     return figure
 
 
-def _grid(first: NDArray[np.uint8], num_rows: int, num_columns: int, title: str) -> Figure:
+def _panels(first: NDArray[np.uint8], num_rows: int, num_columns: int, title: str) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with rows of empty panels, which have about the shape of the first (H, W, 3) image."""
     height = min(max(4.2 * first.shape[0] / first.shape[1], 2.2), 5.0)
     figure = new_figure(4.3 * num_columns, (height + 0.3) * num_rows + 0.5)
     figure.suptitle(title)
-    return figure
-
-
-def _axes_of(figure: Figure, num_rows: int, num_columns: int) -> list[list[Axes]]:
     panels = figure.subplots(num_rows, num_columns, squeeze=False)
     for axes in panels.reshape(-1):
         axes.set_axis_off()
-    return [list(line) for line in panels]
+    return figure, panels.tolist()

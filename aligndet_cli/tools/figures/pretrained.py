@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from aligndet_cli.artifacts.clusters import ClusterLabels
 from aligndet_cli.backbones import find_backbone_weights
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import load_image
 from aligndet_cli.data.sample import Sample
@@ -19,7 +20,6 @@ from aligndet_cli.data.transforms import ViewParams, make_batch
 from aligndet_cli.detectors import AnyDetector
 from aligndet_cli.detectors.checkpoint import read_detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNN
-from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.detectors.mask_rcnn import MaskRCNN
 from aligndet_cli.detectors.parts.box_coder import decode_boxes
 from aligndet_cli.detectors.parts.roi_head import to_rois
@@ -176,7 +176,7 @@ def finds_without_classes(model: AnyDetector) -> bool:
 
 @torch.no_grad()
 def class_free_centres(model: AnyDetector, images: ImageBatch, size_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """Return (n, 2) centres, x and y, of the boxes that the head makes from the RPN's 100 best ones in one image.
+    """Return (N, 2) centres, x and y, of the boxes that the head makes from the RPN's 100 best ones in one image.
 
     Source: D.2 and figures 5 and 9, for Faster and Mask R-CNN.
 
@@ -193,5 +193,5 @@ def class_free_centres(model: AnyDetector, images: ImageBatch, size_hw: tuple[in
 
 
 def centres_of(boxes: Tensor) -> NDArray[np.float64]:
-    """Return (n, 2) centres, x and y, of (n, 4) boxes."""
+    """Return (N, 2) centres, x and y, of (N, 4) boxes."""
     return np.asarray(((boxes[:, :2] + boxes[:, 2:]) / 2).double().cpu().numpy())

@@ -75,9 +75,7 @@ class Predicted:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        found = {
-            name: str(self.folder / name) for name in (PREDICTIONS, IMAGES, CROPS) if (self.folder / name).exists()
-        }
+        files = [self.folder / name for name in (PREDICTIONS, IMAGES, CROPS)]
         return {
             "status": "done",
             "folder": str(self.folder),
@@ -87,7 +85,7 @@ class Predicted:
             "skipped": [{"file": file, "reason": reason} for file, reason in self.skipped],
             "detections": sum(self.per_class.values()),
             "per_class": self.per_class,
-            "written": list(found.values()),
+            "written": [str(file) for file in files if file.exists()],
         }
 
     def lines(self) -> list[str]:

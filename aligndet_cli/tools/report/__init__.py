@@ -1,1 +1,1 @@
-"""What the runs of a workspace say together: `aligndet report`."""
+"""`aligndet report`: compare the runs of a workspace."""

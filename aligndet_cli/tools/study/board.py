@@ -28,7 +28,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class RunState:
-    """What is known about a run of a study.
+    """The state of one run of a study.
 
     Attributes:
         state: `complete`, `interrupted`, `changed` (there with other settings), `missing`, `done` (just now),
@@ -41,13 +41,13 @@ class RunState:
     message: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
 @dataclass
 class Board:
-    """Which runs are done, under way and to do."""
+    """The runs of a study: done, under way and to do."""
 
     runs: dict[str, StageRun]
     complete: set[str]
@@ -57,7 +57,7 @@ class Board:
     _started: dict[str, float] = field(default_factory=dict)
 
     def next_ready(self) -> StageRun | None:
-        """The first run that has not begun and has all it needs; None while there is none."""
+        """Return the first run that has not begun and has all its inputs; None while there is none."""
         for key, run in self.runs.items():
             if not self._is_over(key) and key not in self._started and self._has_inputs(run):
                 self._started[key] = time.monotonic()
@@ -65,7 +65,7 @@ class Board:
         return None
 
     def finish(self, run: StageRun, problem: Problem | None) -> None:
-        """Note how a run ended, and that those which need it cannot run."""
+        """Note how a run ended; if it failed, the runs that need it cannot run."""
         took = time.monotonic() - self._started.pop(run.key)
         if problem is None:
             self.done.add(run.key)
@@ -78,7 +78,7 @@ class Board:
                 self.problems[other.key] = Problem(problem.exit_code, f"not run: {failed[0]} failed", True)
 
     def seconds_left(self, jobs: int) -> float | None:
-        """Estimated from the runs that are finished; None before the first one is."""
+        """Estimate the seconds left from the finished runs; None before the first one is finished."""
         means = {stage: sum(times) / len(times) for stage, times in self.seconds.items()}
         if not means:
             return None
@@ -89,7 +89,7 @@ class Board:
         return max(sum(means.get(stage, guess) for stage in left) - spent, 0) / jobs
 
     def states(self) -> list[RunState]:
-        """One line per run, in order."""
+        """Return the state of every run, in order."""
         return [self._state(run) for run in self.runs.values()]
 
     def _state(self, run: StageRun) -> RunState:
@@ -107,12 +107,12 @@ class Board:
 
 
 def request_of(run: StageRun, workspace: Workspace, shown: Shown) -> Request:
-    """The command that makes a run."""
+    """Return the request that makes a run."""
     return Request(run.stage, workspace, run.sources, shown=shown)
 
 
 def perform(request: Request) -> Problem | None:
-    """Execute one run; what goes wrong is returned, also where it is a bug of ours: the others go on.
+    """Execute one run and return its problem, if any, even if that is a bug of ours: the other runs go on.
 
     Raises:
         Preempted, KeyboardInterrupt, Stopped: asked to stop.

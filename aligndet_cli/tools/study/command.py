@@ -1,4 +1,4 @@
-"""`aligndet study`: what the command does, from the file to the report."""
+"""`aligndet study`: from the file to the report."""
 
 import os
 import sys
@@ -21,11 +21,11 @@ from aligndet_cli.workspace import Workspace
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """What became of a study.
+    """The outcome of a study.
 
     Attributes:
         report: None after a dry run.
-        failure: what is wrong, with the exit code of the first run that failed; to be said once everything is out.
+        failure: to be raised once everything is printed; has the exit code of the first run that failed.
     """
 
     states: list[RunState]
@@ -34,17 +34,17 @@ class StudyOutcome:
 
     @property
     def failed(self) -> list[RunState]:
-        """The runs that went wrong themselves."""
+        """Runs that failed, without those that only needed them."""
         return [state for state in self.states if state.state == "failed"]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         status = "dry run" if self.report is None else "failed" if self.failure else "done"
         runs = [state.to_json() for state in self.states]
         return {"status": status, "runs": runs, "report": self.report and self.report.to_json()}
 
     def listing(self) -> str:
-        """One line per run, for a dry run."""
+        """Return one line per run, for a dry run."""
         return "\n".join(f"{state.state:<12} {state.stage}/{state.name}" for state in self.states)
 
 
@@ -55,7 +55,7 @@ def run_study(
 
     Args:
         jobs: runs at a time; None: one per GPU, else one.
-        shown: what single runs tell; their progress, "auto", only on a terminal, and of one at a time.
+        shown: output of single runs; progress "auto" shows it on a terminal only, and only if one runs at a time.
 
     Raises:
         ConfigError: the study cannot be read, or contradicts itself.
@@ -85,7 +85,7 @@ def run_study(
 
 
 def evaluations_of(files: Iterable[Path], workspace: Workspace) -> set[str]:
-    """Names of the evaluations that studies ask for.
+    """Return the names of the evaluations that studies ask for.
 
     Raises:
         ConfigError: a study cannot be read, or contradicts itself.
@@ -105,7 +105,7 @@ def _failure(states: list[RunState], problems: dict[str, Problem]) -> AlignDetEr
 
 
 def _gpus() -> tuple[str, ...]:
-    """The visible GPUs, by their names for CUDA_VISIBLE_DEVICES."""
+    """Return the visible GPUs, by their names for CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""From a study to the list of its runs: their names, their settings, and which run needs which."""
+"""From a study to the list of its runs: their names, their settings, and the runs that they need."""
 
 import functools
 from dataclasses import dataclass, replace
@@ -25,9 +25,9 @@ from aligndet_cli.workspace import Artifact, Workspace
 Settings = dict[str, tuple[str, Any]]  # {dotted.path: (where it was set, value)}
 
 _SET_BY_STUDY = ("name", "label", "init", "fraction", "fold", "run", "proposals", "clusters", "detector.family")
-# What `finetune` refuses where it loads no pre-trained detector.
+# Settings that `finetune` refuses if it loads no pre-trained detector.
 _OF_LOADING = ("load_modules", "min_match", "keep_box_predictor")
-# Of the settings that do not decide whether a run is another one, those that do between runs of two names.
+# Settings that are not hashed and still make two runs of a study different.
 _TOLD_APART = ("data.root", "backbone.weights", "import_file", "init", "label")
 _SHARED_NAMES = {"pretrain-image": "backbone", "proposals": "proposals", "cluster": "clusters"}
 
@@ -37,7 +37,7 @@ class StageRun:
     """One run of one stage.
 
     Attributes:
-        settings: all that the study says about it.
+        settings: all that the study sets.
         needs: keys of the runs whose artifacts it reads.
     """
 
@@ -48,16 +48,16 @@ class StageRun:
 
     @property
     def key(self) -> str:
-        """Its place in the workspace."""
+        """Place in the workspace."""
         return f"{self.stage}/{self.name}"
 
     @property
     def sources(self) -> Sources:
-        """Where its config comes from."""
+        """Sources of its config."""
         return Sources(flags={"name": ("the study", self.name), **self.settings})
 
     def config(self) -> StageConfig:
-        """The validated config.
+        """Return the validated config.
 
         Raises:
             ConfigError: a setting that the stage does not have, or a value that does not fit.
@@ -68,7 +68,7 @@ class StageRun:
 
 @dataclass(frozen=True)
 class _Place:
-    """A corner of the cross product; None: what all of them share."""
+    """A corner of the cross product. None stands for all values."""
 
     detector: str | None = None
     start: Start | None = None
@@ -76,7 +76,7 @@ class _Place:
 
 
 def plan_runs(study: StudyConfig, workspace: Workspace) -> list[StageRun]:
-    """All runs, each after those it needs; pairs of one seed and fold stand together.
+    """Return all runs, each after those it needs, with the starts of one seed and fold side by side.
 
     Raises:
         ConfigError: settings that no stage has, or values that do not fit.
@@ -94,7 +94,7 @@ def plan_runs(study: StudyConfig, workspace: Workspace) -> list[StageRun]:
 
 
 def finished(run: StageRun, workspace: Workspace) -> Artifact | None:
-    """The artifact of a run if it is there with these settings; its inputs are not looked at."""
+    """Return the artifact of a run if it exists with these settings, whatever its inputs; else None."""
     folder = workspace.root / run.stage / run.name
     if not (folder / "manifest.json").exists():
         return None
@@ -123,7 +123,7 @@ class _Planner:
         }
 
     def add_pair(self, place: _Place, fraction: float, fold: int) -> None:
-        """Fine-tuning and evaluation in one place, with all they need."""
+        """Add fine-tuning and evaluation in one place, and all runs they need."""
         assert place.detector is not None and place.start is not None
         settings = self._settings("finetune", place)
         name = f"{place.detector}-{place.start.slug}"
@@ -138,7 +138,7 @@ class _Planner:
         self._register(StageRun("evaluate", self._own(name), settings, (tuned.key,)))
 
     def refuse_unknown(self) -> None:
-        """Complain about common settings that no stage has, whether the study has the stage or not."""
+        """Raise a ConfigError for a common setting that no stage has."""
         for place in sorted(self._idle):
             table, setting = place.split(f"{COMMON}.", 1)
             if not any(_has_setting(stage, setting, name) for stage in STAGES for name in BUILDERS):
@@ -146,7 +146,7 @@ class _Planner:
                 raise ConfigError(f"{table}{COMMON}: no stage has '{setting}'{did_you_mean(setting, known)}")
 
     def _add(self, stage: str, place: _Place) -> StageRun:
-        """The run of a stage before fine-tuning, shared with all places where it would be the same."""
+        """Add the run of a stage before fine-tuning, or return the equal run of another place."""
         identity = self._identity(stage, place)
         if identity in self._by_identity:
             return self._by_identity[identity]
@@ -160,7 +160,7 @@ class _Planner:
         return name if self.study.name is None else f"{self.study.name}-{name}"
 
     def _register(self, run: StageRun) -> StageRun:
-        """Take up a run, or the one of the workspace, of whatever name, that is the same."""
+        """Add a run; if the workspace has an equal run of another name, add that one."""
         run.config()
         if finished(run, self.workspace) is None and (name := self._made_before(run)) is not None:
             run = replace(run, name=name)
@@ -169,7 +169,7 @@ class _Planner:
         return run
 
     def _made_before(self, run: StageRun) -> str | None:
-        """Name of an artifact of the workspace that has the settings and inputs of this run."""
+        """Return the name of an artifact of the workspace that has the settings and inputs of this run."""
         needed = [finished(self.runs[key], self.workspace) for key in run.needs]
         if None in needed:
             return None
@@ -183,7 +183,7 @@ class _Planner:
         return None
 
     def _artifacts(self, stage: str) -> list[tuple[Artifact, list[Any]]]:
-        """What the workspace has of a stage, read once."""
+        """Return the artifacts of a stage, read once, each with the settings of `_TOLD_APART`."""
         if stage not in self._known:
             found = self.workspace.artifacts(stage)
             self._known[stage] = [(artifact, _told_apart_by(artifact.config())) for artifact in found]
@@ -205,7 +205,7 @@ class _Planner:
         return True
 
     def _links(self, stage: str, place: _Place) -> tuple[Settings, tuple[str, ...]]:
-        """Settings that name the artifacts a run reads, and the keys of the runs that make them."""
+        """Return the settings that name the artifacts a run reads, and the keys of the runs that make them."""
         links: Settings = {}
         needs = []
         for read in self._needs(stage, place, self._settings(stage, place)):
@@ -217,13 +217,13 @@ class _Planner:
         return links, tuple(needs)
 
     def _identity(self, stage: str, place: _Place) -> str:
-        """Hash of all that decides what a run computes."""
+        """Return a hash of everything that decides the result of a run."""
         settings = self._settings(stage, place)
         needed = [self._identity(read.stage, place) for read in self._needs(stage, place, settings)]
         return hash_json([stage, {path: value for path, (_, value) in settings.items()}, needed])
 
     def _name(self, stage: str, place: _Place, identity: str) -> str:
-        """The shortest name: without detector and start where these make no difference."""
+        """Return the shortest name: detector and start are left out where they make no difference."""
         assert place.detector is not None and place.start is not None
         slug, seed = place.start.slug, place.seed
         if stage == "pretrain-box":
@@ -241,7 +241,7 @@ class _Planner:
         return f"{base}-{place.detector}-{slug}"
 
     def _settings(self, stage: str, place: _Place) -> Settings:
-        """What the study says about a stage, the more special tables last."""
+        """Return the settings of a stage; more special tables win."""
         settings: Settings = {"data.root": ("data", str(self.study.data_of(stage)))}
         if stage in ("pretrain-box", "finetune") and place.detector is not None:
             settings["detector.family"] = ("detectors", place.detector)
@@ -261,7 +261,7 @@ class _Planner:
         return settings
 
     def _tables(self, place: _Place, *stages: str) -> list[tuple[str, dict[str, Any]]]:
-        """`(name in messages, settings)` of the tables for some stages, weakest first."""
+        """Return `(name in messages, settings)` of the tables of some stages, weakest first."""
         layers = [("settings", self.study.settings)]
         if place.detector is not None:
             layers.append((f"detector.{place.detector}", self.study.detector.get(place.detector, {})))
@@ -270,7 +270,7 @@ class _Planner:
         return [(f"{title}.{stage}", tables[stage]) for title, tables in layers for stage in stages if stage in tables]
 
     def _own_common(self) -> list[tuple[str, dict[str, Any]]]:
-        """The common tables of single detectors and starts."""
+        """Return the common tables of single detectors and starts."""
         places = [_Place(detector=name) for name in self.study.detectors]
         places += [_Place(start=start) for start in self.study.starts]
         return [table for place in places for table in self._tables(place, COMMON)]
@@ -290,7 +290,7 @@ def _init_of(start: Start) -> str:
 
 
 def _without_idle(settings: Settings, start: Start) -> Settings:
-    """Without general settings that cannot take effect on this start; its own ones stay, to be complained about."""
+    """Drop general settings that have no effect on this start; its own stay, and are refused later."""
     idle: tuple[str, ...] = ()
     if start.init in ("backbone", "scratch"):
         idle = _OF_LOADING if start.init == "backbone" else (*_OF_LOADING, "backbone.weights")

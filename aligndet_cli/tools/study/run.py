@@ -13,10 +13,10 @@ from aligndet_cli.workspace import Workspace
 
 
 def look_up(runs: list[StageRun], workspace: Workspace) -> dict[str, str]:
-    """State of each run by key, before anything runs; see `RunState`.
+    """Return the state of each run by key, before anything runs; see `RunState`.
 
-    A run is complete when its artifact has the settings of the study and was made from the artifacts that are there;
-    no data is opened to find out.
+    A run is complete if its artifact has the settings of the study and was made from the present artifacts. No data is
+    opened.
     """
     states: dict[str, str] = {}
     hashes: dict[str, str] = {}
@@ -40,10 +40,10 @@ def carry_out(runs: list[StageRun], workspace: Workspace, *, jobs: int, gpus: tu
 
     Args:
         jobs: runs at a time.
-        gpus: names for CUDA_VISIBLE_DEVICES; several jobs take turns. Empty: the CPU.
+        gpus: names for CUDA_VISIBLE_DEVICES, shared out among the jobs. Empty: the CPU.
 
     Raises:
-        Preempted, KeyboardInterrupt: asked to stop; what was under way is saved.
+        Preempted, KeyboardInterrupt: asked to stop; the runs under way are saved.
     """
     states = look_up(runs, workspace)
     board = Board({run.key: run for run in runs}, {key for key, state in states.items() if state == "complete"})
@@ -75,7 +75,7 @@ def _remember_data(runs: list[StageRun], workspace: Workspace) -> None:
 
 @contextlib.contextmanager
 def _quiet_stages(shown: Shown) -> Iterator[None]:
-    """Warnings only, unless more was asked for: the stages tell much more than one wants to read many times."""
+    """Log warnings only, unless the user asked for more: the stages say too much to be read many times."""
     level = logger.level
     if shown.verbosity <= 0:
         logger.setLevel(logging.WARNING)

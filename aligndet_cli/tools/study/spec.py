@@ -1,4 +1,4 @@
-"""The file of a study: what is compared, and over what."""
+"""The file of a study: starts to compare, and the detectors, fractions, folds and seeds to compare them over."""
 
 import re
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ KINDS_OF_INIT = ("pretrain", "backbone", "scratch")
 
 
 class Start(Frozen):
-    """Where fine-tuning starts: one line of the comparison.
+    """A start of fine-tuning: one line of the comparison.
 
     Attributes:
-        label: what reports call it.
+        label: its name in reports.
         init: as in `finetune --init`; `pretrain` means the pre-training run of this very start.
-        settings: by stage; in the file they stand beside `label`, as `pretrain-box = { tasks = "contrastive" }`.
-        detectors, fractions, folds, seeds: only these of the study's; None: all.
+        settings: by stage; written beside `label` in the file, as `pretrain-box = { tasks = "contrastive" }`.
+        detectors, fractions, folds, seeds: the part of the study's to run; None: all.
     """
 
     label: str = Field(min_length=1, max_length=60)  # it becomes part of run names
@@ -58,10 +58,11 @@ class StudyConfig(Frozen):
     """A study: the cross product of detectors, starts, fractions, folds and seeds.
 
     Attributes:
-        name: begins the names of its runs, so that several studies can share a workspace.
-        data, evaluate_data, image_data: of all stages, of `evaluate` and of `pretrain-image` (None: `data`).
-        pretrain_per_seed: pre-train the box stage once per seed; otherwise once, as the paper.
-        settings: by stage, and `common`; `detector`: the same for one detector, on top.
+        name: first part of the names of its runs, so that several studies can share a workspace.
+        data, evaluate_data, image_data: data set of all stages, of `evaluate`, and of `pretrain-image` (None: `data`).
+        pretrain_per_seed: run `pretrain-box` once per seed; otherwise once in all, as the paper does.
+        settings: by stage, and `common`.
+        detector: the same for single detectors; these win.
         starts: the first is the baseline.
     """
 
@@ -94,13 +95,13 @@ class StudyConfig(Frozen):
         return values
 
     def data_of(self, stage: str) -> Path:
-        """The data set a stage reads."""
+        """Return the data set that a stage reads."""
         own = {"pretrain-image": self.image_data, "evaluate": self.evaluate_data}.get(stage)
         return (own or self.data).resolve()
 
 
 def load_study(file: Path) -> StudyConfig:
-    """The study in a TOML file.
+    """Return the study in a TOML file.
 
     Raises:
         ConfigError: unreadable, an unknown key (with the nearest known one), or parts that contradict each other.

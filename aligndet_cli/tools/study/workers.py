@@ -16,12 +16,12 @@ from aligndet_cli.tools.study.board import Board, Problem, announce, conclude, p
 from aligndet_cli.tools.study.plan import StageRun
 from aligndet_cli.workspace import Workspace
 
-_POLL_S = 0.5  # how soon a signal is noticed
+_POLL_S = 0.5  # until a signal is noticed
 
 
 @dataclass
 class _Worker:
-    """A process and the run it is at."""
+    """A process, and the run it carries out."""
 
     process: SpawnProcess
     connection: Connection
@@ -34,7 +34,7 @@ def carry_out_in_parallel(
     """Keep `jobs` processes at work until nothing is left that can run.
 
     Raises:
-        Preempted, KeyboardInterrupt: asked to stop; the processes have saved what they were at.
+        Preempted, KeyboardInterrupt: asked to stop; the processes have saved their runs.
     """
     workers: list[_Worker | None] = [None] * jobs
     with stop_on_signal() as stop, _ended(workers):
@@ -84,7 +84,7 @@ def _take_in(board: Board, workers: list[_Worker | None]) -> None:
 
 
 def _stop(workers: list[_Worker | None]) -> None:
-    """Ask all to save and end, and wait however long that takes."""
+    """Ask all to save and end, and wait, however long that takes."""
     for worker in workers:
         if worker is not None:
             worker.process.terminate()
@@ -95,7 +95,7 @@ def _stop(workers: list[_Worker | None]) -> None:
 
 @contextlib.contextmanager
 def _ended(workers: list[_Worker | None]) -> Iterator[None]:
-    """Let the processes end when the block does."""
+    """End the processes with the block."""
     try:
         yield
     finally:
@@ -106,7 +106,7 @@ def _ended(workers: list[_Worker | None]) -> Iterator[None]:
 
 
 def _work(connection: Connection, gpu: str | None, threads: int, verbosity: int) -> None:
-    """Body of a process: do what comes through the connection until it is closed."""
+    """Carry out the requests that come through the connection until it is closed: the body of a process."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     stop_at_once()

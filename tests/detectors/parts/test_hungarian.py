@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aligndet_cli.detectors.interface import BoxTargets
+from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
 
 COSTS = MatchCosts(class_weight=1.0, box_weight=5.0, giou_weight=2.0)

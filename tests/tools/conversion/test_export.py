@@ -16,8 +16,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.detectors.checkpoint import LoadedDetector
-from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.tools.conversion import onnx_graph
 from aligndet_cli.tools.conversion.torchvision_names import to_torchvision

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors.checkpoint import read_detector, write_detector
-from aligndet_cli.detectors.interface import Detections, ImageBatch
+from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.results import predict_each
 from aligndet_cli.errors import ConfigError, DataError, WeightsError
 from aligndet_cli.evaluate.stage import check_categories

@@ -22,11 +22,11 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.transforms import MEAN, STD
 from aligndet_cli.detectors import AnyDetector, build_detector
 from aligndet_cli.detectors.checkpoint import DetectorFile
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
-from aligndet_cli.detectors.interface import ImageBatch
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.tools.conversion.categories import COCO_BY_ID, resolve_categories

@@ -11,10 +11,10 @@ from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.open import open_images
 from aligndet_cli.detectors import build_detector
-from aligndet_cli.detectors.checkpoint import save_detector
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.files import write_json
 from helpers.commandline import aligndet
+from helpers.small_detectors import save_detector
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from torchvision.ops import Conv2dNormActivation, sigmoid_focal_loss
 from aligndet_cli.detectors.parts.fpn import NormName, norm_layer
 from aligndet_cli.detectors.parts.matching import IGNORED
 
-PRIOR = 0.01  # every class's score in every place at the start; RetinaNet paper §4.1
-INIT_STD = 0.01  # all convolutions of a head; RetinaNet paper §4.1, FCOS follows it
+PRIOR = 0.01  # initial score of every class in every place; RetinaNet paper §4.1
+INIT_STD = 0.01  # of all convolutions of a head; RetinaNet paper §4.1, FCOS does the same
 
 
 def conv_tower(channels: int, num_convs: int, norm: NormName) -> nn.Sequential:
@@ -49,7 +49,7 @@ def sum_focal_loss(
         rows, columns = level.shape[-2:]
         scored = level.float().unflatten(1, (num_slots, -1))  # (B, A, K, H, W)
         known = torch.arange(scored.shape[2], device=level.device)[:, None, None]  # (K, 1, 1)
-        # The small ids are moved to the layout of the logits, not the other way round.
+        # Permute the small ids, not the large logits.
         ids = ids.view(-1, rows, columns, num_slots).permute(0, 3, 1, 2)[:, :, None]  # (B, A, 1, H, W)
         loss = sigmoid_focal_loss(scored, (ids == known).float(), alpha=alpha, gamma=gamma)
         total = total + (loss * (ids != IGNORED)).sum()
