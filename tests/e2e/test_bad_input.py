@@ -122,9 +122,11 @@ def test_on_error_fail_stops_at_the_first(data: Path, tmp_path: Path, number: in
     for words in (("proposals", data, *GROUND_TRUTH), (*FINETUNE, data)):
         line = aligndet(*words, *strict, code=3).error_line()
         assert line.startswith(f"error: {file}: ") and said in line, line
-    # Repaired, the same command goes on.
+    # Repaired, the data count as others, unless the files are as large as before: the command says how to start over.
     file.write_bytes(good)
-    assert aligndet("proposals", data, *GROUND_TRUTH, *strict, "--json").json()["result"]["images"] == 13
+    words = ("proposals", data, *GROUND_TRUTH, *strict)
+    assert "input data: " in (line := aligndet(*words, code=2).error_line()) and "--no-resume" in line
+    assert aligndet(*words, "--no-resume", "--json").json()["result"]["images"] == 13
 
 
 def test_images_that_go_bad_after_proposals(data: Path, tmp_path: Path) -> None:
