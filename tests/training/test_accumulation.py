@@ -10,7 +10,7 @@ from aligndet_cli.data.sample import Sample
 from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.finetune.views import LabelledViews, Resolution
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
+from aligndet_cli.training.loop import Learner, LoopSettings, train_step, watch_divergence
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.trial import draw_samples
 from helpers.small_detectors import SMALL
@@ -24,8 +24,7 @@ def gradients(family: str, samples: list[Sample], accumulate: int) -> tuple[Tens
     task = LabelledViews(model, resolution=Resolution("resize", (64,), 96, 1024), seed=0)
     learner = Learner(task, torch.optim.SGD(model.parameters(), lr=0.0), {"model": model})
     settings = LoopSettings(Schedule(10, 0, ()), base_lr=0.0, weight_decay=0.0, seed=0, accumulate=accumulate)
-    watch = watch_divergence(learner, Process())
-    losses, _ = train_step(learner, build_scaler(settings, Process()), samples, 0, settings, watch)
+    losses, _ = train_step(learner, samples, 0, settings, watch_divergence(learner, Process()))
     rows = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     return torch.cat(rows), {name: float(loss) for name, loss in losses.items()}
 

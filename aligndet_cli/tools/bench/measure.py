@@ -42,7 +42,6 @@ from aligndet_cli.training.learner import build_learner, build_to_try
 from aligndet_cli.training.loop import (
     Learner,
     LoopSettings,
-    build_scaler,
     known_errors,
     next_batch,
     train_step,
@@ -199,7 +198,7 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
         with_masks=config.detector.RECIPE.needs_masks and not is_pretraining,
     )
     fit = try_fit(trial, devices, config.batch_size)
-    if fit is not None and fit.needed(config.batch_size) > fit.budget:
+    if fit is not None and fit.footprint.of(config.batch_size) > fit.budget:
         raise RunError(f"{plan.stage}: {fit.problem(config.batch_size, 1, devices)}: {fit.advice(1)}")
 
 
@@ -261,7 +260,7 @@ class _Steps:
 
     def take(self, count: int, clock: StepClock | None = None) -> tuple[float, float]:
         """Take `count` steps, and return their seconds, and the seconds spent waiting for data."""
-        scaler, divergence = build_scaler(self.settings, self.process), watch_divergence(self.learner, self.process)
+        divergence = watch_divergence(self.learner, self.process)
         speed = Speed()
         if clock is not None:
             clock.start()
@@ -269,7 +268,7 @@ class _Steps:
             samples = next_batch(self.batches, speed)
             if clock is not None:
                 clock.lap("data")
-            train_step(self.learner, scaler, samples, step, self.settings, divergence)
+            train_step(self.learner, samples, step, self.settings, divergence)
             self.learner.after_step(step)
             if clock is not None:
                 clock.lap("optimizer")
