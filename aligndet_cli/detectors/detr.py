@@ -90,6 +90,7 @@ class DETR(Detector):
     """
 
     levels = ("c5",)
+    box_branch = ("box_tower", "box_predictor")
 
     def __init__(self, config: DETRConfig, backbone: Backbone, num_classes: int) -> None:
         dim = config.hidden_dim
@@ -106,11 +107,6 @@ class DETR(Detector):
         self.box_tower = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
         self.box_predictor = nn.Linear(dim, 4)
         self.num_classes = num_classes
-
-    @property
-    def box_branch(self) -> list[nn.Module]:
-        """Modules that only the box losses train."""
-        return [self.box_tower, self.box_predictor]
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""

@@ -48,6 +48,7 @@ class FasterRCNN(Detector):
 
     levels = LEVELS
     class_modules = ("class_predictor", "box_predictor")
+    box_branch = ("rpn", "box_predictor")
     class_predictor: nn.Linear
 
     def __init__(self, config: FasterRCNNConfig, backbone: Backbone, num_classes: int) -> None:
@@ -55,11 +56,6 @@ class FasterRCNN(Detector):
         self.config: RCNNConfig = config
         parts = build_box_parts(config, backbone, num_classes)
         self.neck, self.rpn, self.head, self.class_predictor, self.box_predictor = parts
-
-    @property
-    def box_branch(self) -> list[nn.Module]:
-        """Modules that only the box losses train."""
-        return [self.rpn, self.box_predictor]
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""

@@ -107,6 +107,7 @@ class FCOS(Detector):
     """
 
     levels = ("c3", "c4", "c5")  # the neck makes P3..P7 of them
+    box_branch = ("head.box_tower", "head.scales", "box_predictor")  # the class tower serves the centerness, too
 
     def __init__(self, config: FCOSConfig, backbone: Backbone, num_classes: int) -> None:
         channels = config.neck_channels
@@ -123,11 +124,6 @@ class FCOS(Detector):
             }
         )
         initialise_head([self.head, self.class_predictor, self.box_predictor], self.class_predictor)
-
-    @property
-    def box_branch(self) -> list[nn.Module]:
-        """Modules that only the box losses train; the class tower also serves the centerness."""
-        return [self.head.box_tower, self.head.scales, self.box_predictor]
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""

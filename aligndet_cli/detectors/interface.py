@@ -31,12 +31,12 @@ class Features:
 
     def split(self, count: int) -> tuple["Features", "Features"]:
         """Return the features of the first `count` images, and of the others."""
-        maps = {level: (of_level[:count], of_level[count:]) for level, of_level in self.maps.items()}
-        first, second = ({level: parts[i] for level, parts in maps.items()} for i in (0, 1))
-        return (
-            Features(first, self.sizes_hw[:count], self.batch_hw),
-            Features(second, self.sizes_hw[count:], self.batch_hw),
-        )
+        first, second = slice(count), slice(count, None)
+        return self._of_images(first), self._of_images(second)
+
+    def _of_images(self, images: slice) -> "Features":
+        maps = {level: of_level[images] for level, of_level in self.maps.items()}
+        return Features(maps, self.sizes_hw[images], self.batch_hw)
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class Detector(nn.Module, ABC):
         num_slots: `BoxCandidates.slots` are below this number.
         class_modules: names of the modules with outputs per class, restarted when the classes change.
         fresh_modules: names of the modules that the pretext does not train; fine-tuning starts them afresh.
+        class_branch, box_branch: names of the modules that, in the pretext, only the contrastive loss trains, and only
+            the box losses. Modules that serve both are in neither.
         backbone: the body without the FPN, frozen by the pretext. The FPN belongs to `neck` and is trained.
         class_predictor: last classification layer, restarted by finetune; the pretext trains it if the recipe
             `needs_clusters`.
@@ -94,22 +96,14 @@ class Detector(nn.Module, ABC):
     num_slots: int = 1
     class_modules: ClassVar[tuple[str, ...]] = ("class_predictor",)
     fresh_modules: ClassVar[tuple[str, ...]] = ()
+    class_branch: ClassVar[tuple[str, ...]] = ()
+    box_branch: ClassVar[tuple[str, ...]]
     class_predictor: nn.Module
 
     def __init__(self, backbone: Backbone, feature_dim: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.feature_dim = feature_dim
-
-    @property
-    def class_branch(self) -> Sequence[nn.Module]:
-        """Modules that only the contrastive loss trains in the pretext; none if all of them also serve boxes."""
-        return ()
-
-    @property
-    @abstractmethod
-    def box_branch(self) -> Sequence[nn.Module]:
-        """Modules that only the box losses train in the pretext."""
 
     def extract(self, images: ImageBatch) -> Features:
         """Return the backbone's maps that the detector needs; the other levels are freed at once."""

@@ -56,6 +56,7 @@ class MaskRCNN(Detector):
     levels = LEVELS
     class_modules = ("class_predictor", "box_predictor", "mask_predictor")
     fresh_modules = ("mask_head", "mask_predictor")
+    box_branch = ("rpn", "box_predictor")
     class_predictor: nn.Linear
 
     def __init__(self, config: MaskRCNNConfig, backbone: Backbone, num_classes: int) -> None:
@@ -68,11 +69,6 @@ class MaskRCNN(Detector):
         self.mask_head = mask_head
         self.mask_predictor = nn.Conv2d(mask_head.upsample.out_channels, num_classes, 1)
         kaiming_convs(self.mask_predictor)
-
-    @property
-    def box_branch(self) -> list[nn.Module]:
-        """Modules that only the box losses train."""
-        return [self.rpn, self.box_predictor]
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch with masks; images without boxes are negatives."""

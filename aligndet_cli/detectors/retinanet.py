@@ -18,7 +18,7 @@ from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
-from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
+from aligndet_cli.detectors.parts.cells import gather_cells, gather_slots, grids_of, image_index_of
 from aligndet_cli.detectors.parts.dense_head import initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NeckNorm, NormName, check_group_channels, conv_tower
 from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
@@ -98,6 +98,8 @@ class RetinaNet(Detector):
     """
 
     levels = ("c3", "c4", "c5")  # the neck makes P3..P7 of them
+    class_branch = ("head.class_tower",)
+    box_branch = ("head.box_tower", "box_predictor")
 
     def __init__(self, config: RetinaNetConfig, backbone: Backbone, num_classes: int) -> None:
         channels = config.neck_channels
@@ -111,16 +113,6 @@ class RetinaNet(Detector):
         self.class_predictor = nn.Conv2d(channels, self.num_slots * num_classes, 3, padding=1)
         self.box_predictor = nn.Conv2d(channels, self.num_slots * 4, 3, padding=1)
         initialise_head([self.head, self.class_predictor, self.box_predictor], self.class_predictor)
-
-    @property
-    def class_branch(self) -> list[nn.Module]:
-        """Modules that only the contrastive loss trains."""
-        return [self.head.class_tower]
-
-    @property
-    def box_branch(self) -> list[nn.Module]:
-        """Modules that only the box losses train."""
-        return [self.head.box_tower, self.box_predictor]
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""
@@ -206,9 +198,7 @@ class RetinaNet(Detector):
         """
         image_index, anchor_index = (matched >= 0).nonzero(as_tuple=True)  # (P,) each, image by image
         boxes = matched_boxes(targets, matched, image_index, anchor_index)
-        cell, slot = anchor_index // self.num_slots, anchor_index % self.num_slots
-        cells = gather_cells(deltas, image_index, cell).unflatten(1, (self.num_slots, 4))  # (P, A, 4)
-        predicted = cells[torch.arange(len(slot), device=slot.device), slot].float()
+        predicted = gather_slots(deltas, image_index, anchor_index, self.num_slots)  # (P, 4)
         return (predicted - encode_boxes(boxes, anchors[anchor_index])).abs().sum() / _num_positives(matched)
 
     def postprocess(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, size_hw: SizeHW) -> Detections:

@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
-from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
+from aligndet_cli.detectors.parts.cells import gather_slots, grids_of, image_index_of
 from aligndet_cli.detectors.parts.matching import matched_boxes
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.sampling import Sampling, sample_each_image
@@ -86,21 +86,16 @@ class RPN(nn.Module):
         num_negatives = image_index[~is_object].bincount(minlength=len(samples))
         normaliser = num_positives.clamp(min=1).sum() + num_negatives.clamp(min=1).sum()
 
-        scores = self._gather(logits, image_index, anchor_index).squeeze(1)
+        num = self.anchors.num_per_cell
+        scores = gather_slots(logits, image_index, anchor_index, num).squeeze(1)
         image_index, anchor_index = image_index[is_object], anchor_index[is_object]
         boxes = matched_boxes(targets, matched, image_index, anchor_index)  # (P, 4)
-        distance = self._gather(deltas, image_index, anchor_index) - encode_boxes(boxes, anchors[anchor_index])
+        distance = gather_slots(deltas, image_index, anchor_index, num) - encode_boxes(boxes, anchors[anchor_index])
         return {
             "loss_objectness": binary_cross_entropy_with_logits(scores, is_object.float(), reduction="sum")
             / normaliser,
             "loss_rpn_box_reg": distance.abs().sum() / normaliser,
         }
-
-    def _gather(self, maps: list[Tensor], image_index: Tensor, anchor_index: Tensor) -> Tensor:
-        """Return the values of chosen anchors, (S, V) float32, from (B, A*V, H, W) per level."""
-        num = self.anchors.num_per_cell
-        cells = gather_cells(maps, image_index, anchor_index // num).unflatten(1, (num, -1))  # (S, A, V)
-        return cells[torch.arange(len(cells), device=cells.device), anchor_index % num].float()
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int) -> list[Tensor]:
