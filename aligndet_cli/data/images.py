@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
 from aligndet_cli.errors import DataError
 
@@ -46,6 +46,8 @@ _DECODER_ERRORS = (
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+_ORIENTATION_TAG = 0x0112
+_SHORT = 3
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -184,18 +186,26 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation 1..8 from the bytes before the pixels; 1 if there is none.
 
-    `Image.getexif` is not used: it decodes a whole PNG to look for a block behind the pixels. Pillow itself turns TIFF
-    files upright.
+    `Image.getexif` is not used: it warns on damaged EXIF blocks and decodes a whole PNG to look for a block behind
+    the pixels. Pillow itself turns TIFF files upright.
     """
-    block, exif = image.info.get("exif"), Image.Exif()
+    block = image.info.get("exif")
     if image.format == "TIFF" or not isinstance(block, bytes):
         return 1
-    try:
-        exif.load(block)
-        orientation = exif.get(ExifTags.Base.Orientation)
-    except _DECODER_ERRORS:  # a damaged block, but the pixels may be fine
+    tiff = block.removeprefix(b"Exif\x00\x00")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
         return 1
-    return orientation if orientation in _TRANSPOSE else 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (num_entries,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(num_entries):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
+            if tag == _ORIENTATION_TAG:
+                return int(value) if kind == _SHORT and value in _TRANSPOSE else 1
+    except struct.error:  # the block ends early: no orientation, but the pixels may be fine
+        return 1
+    return 1
 
 
 def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
