@@ -17,14 +17,7 @@ from aligndet_cli.workspace import Artifact, Workspace
 
 @dataclass(frozen=True)
 class Request:
-    """A user's request to one stage.
-
-    Attributes:
-        sources: where its settings come from.
-        resume: continue an interrupted run.
-        force: redo a finished one.
-        dry_run: stop once everything is checked.
-    """
+    """A user's request to one stage; see `flags.CONTROL`."""
 
     stage: str
     workspace: Workspace
@@ -44,7 +37,6 @@ class Outcome:
 
     Attributes:
         status: `done`, `already complete`, `dry run`, or `shard done` where other shards are missing.
-        action: the decision: `start`, `resume` or `complete`.
         artifact: None where there is none yet: after a dry run, and while shards are missing.
         effective: the effective settings that were printed.
         conclusion: extra output of every call, and the gate that was not passed, to be raised once the result is out.

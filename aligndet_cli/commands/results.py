@@ -6,17 +6,8 @@ from typing import Annotated
 import typer
 
 from aligndet_cli import flags
-from aligndet_cli.commands.terminal import (
-    JsonOption,
-    WorkspaceOption,
-    answer,
-    console,
-    fail,
-    json_text,
-    print_json,
-    progress_mode,
-    user_errors,
-)
+from aligndet_cli.commands import terminal
+from aligndet_cli.commands.terminal import JsonOption, WorkspaceOption, print_json, user_errors
 from aligndet_cli.config import Sources, load_config
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.evaluate.command import RUN, SIZES
@@ -37,7 +28,7 @@ def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> No
         if is_json:
             print_json({"command": "status", "workspace": str(place.root), "runs": [row.to_json() for row in rows]})
         elif rows:
-            console().print(status_table(rows))
+            terminal.console().print(status_table(rows))
         else:
             typer.echo(f"{place.root}: empty; start with `aligndet proposals DATA`")
 
@@ -55,7 +46,7 @@ def demo(
         if is_json:
             print_json({"command": "demo", "status": "done", "result": report.to_json()})
         else:
-            console().print(report.table())
+            terminal.console().print(report.table())
             for line in report.closing_lines():
                 typer.echo(line)
 
@@ -74,7 +65,7 @@ def study(
     from aligndet_cli.tools.study.command import run_study
 
     with user_errors(is_json, int(verbose)):
-        shown = Shown(progress_mode(progress), int(verbose))
+        shown = Shown(terminal.progress_mode(progress), int(verbose))
         outcome = run_study(file, Workspace.locate(workspace), jobs=jobs, dry_run=dry_run, shown=shown)
         if is_json:
             print_json({"command": "study", **outcome.to_json()})
@@ -83,7 +74,7 @@ def study(
         for state in outcome.failed:
             typer.echo(f"failed: {state.stage}/{state.name}: {state.message}", err=True)
         if outcome.failure is not None:
-            fail(str(outcome.failure), outcome.failure.exit_code, is_json=False)  # the result is out already
+            terminal.fail(str(outcome.failure), outcome.failure.exit_code, is_json=False)  # the result is out already
 
 
 def report(  # noqa: PLR0913  # each is a flag
@@ -124,9 +115,9 @@ def report(  # noqa: PLR0913  # each is a flag
             from aligndet_cli.tools.report.html import write_page
 
             output = write_page(place, output, baseline=baseline, metrics=metrics, names=names)
-            typer.echo(json_text({"command": "report", "file": str(output)}) if is_json else str(output))
+            typer.echo(terminal.json_text({"command": "report", "file": str(output)}) if is_json else str(output))
             return
-        text = json_text({"command": "report", **found.to_json()}) if form == "json" else render(found, form)
+        text = terminal.json_text({"command": "report", **found.to_json()}) if form == "json" else render(found, form)
         if output is None:
             typer.echo(text)
             return
@@ -196,6 +187,6 @@ def predict(images: list[str] | None, given: Given) -> None:
         if not images:
             raise ConfigError("which images? name them: `aligndet predict IMAGES...`")
         config, _ = load_config(PredictConfig, "predict", Sources(flags=given.settings))
-        shown = Shown(progress_mode(control.progress, is_quiet=control.quiet), control.verbosity)
+        shown = Shown(terminal.progress_mode(control.progress, is_quiet=control.quiet), control.verbosity)
         place = Workspace.locate(control.workspace)
-        answer("predict", predict_files(images, config, place, force=control.force, shown=shown), control.json)
+        terminal.answer("predict", predict_files(images, config, place, force=control.force, shown=shown), control.json)

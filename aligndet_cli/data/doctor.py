@@ -225,7 +225,10 @@ def _report_classes(image_set: ImageSet, findings: Findings) -> None:
 
 
 def _report_duplicate_boxes(image_set: ImageSet, findings: Findings) -> None:
-    pairs = [_duplicate_pairs(*_plain_boxes(image_set, index)) for index in range(len(image_set))]
+    pairs = []
+    for index in range(len(image_set)):
+        record = image_set.record(index)
+        pairs.append(_duplicate_pairs(record.boxes[~record.is_crowd], record.class_ids[~record.is_crowd]))
     count = sum(pairs)
     if count:
         images = np.flatnonzero(pairs)
@@ -235,11 +238,6 @@ def _report_duplicate_boxes(image_set: ImageSet, findings: Findings) -> None:
             f"in {counted(len(images), 'image')}, first {example}; probably labelled twice"
         )
         findings.warn("duplicate-boxes", message, count=count, example=example)
-
-
-def _plain_boxes(image_set: ImageSet, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    record = image_set.record(index)
-    return record.boxes[~record.is_crowd], record.class_ids[~record.is_crowd]
 
 
 def _duplicate_pairs(boxes: NDArray[np.float32], class_ids: NDArray[np.int64]) -> int:

@@ -12,6 +12,7 @@ from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.segmentations import Segmentations
 
+COLUMNS = ("image_index", "boxes", "class_ids", "areas", "is_crowd")  # arrays of a `BoxTable`
 ALL = "all"  # name of the only split of a data set that is not divided
 
 
@@ -122,11 +123,5 @@ def box_table(rows: Sequence[BoxRow], *, with_masks: bool = False) -> BoxTable:
 
 def select_rows(table: BoxTable, rows: NDArray[np.int64]) -> BoxTable:
     """Return a copy of the table with only these rows (N,), in this order."""
-    return BoxTable(
-        image_index=table.image_index[rows],
-        boxes=table.boxes[rows],
-        class_ids=table.class_ids[rows],
-        areas=table.areas[rows],
-        is_crowd=table.is_crowd[rows],
-        segmentations=table.segmentations and table.segmentations.select(rows),
-    )
+    columns = {name: getattr(table, name)[rows] for name in COLUMNS}
+    return BoxTable(**columns, segmentations=table.segmentations and table.segmentations.select(rows))

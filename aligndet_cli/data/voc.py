@@ -111,7 +111,7 @@ def _find_years(root: Path) -> list[Path]:
     """Return the folders with `JPEGImages/` and `Annotations/`: the root itself, or the years of a devkit."""
     candidates = [[root], sorted(root.glob("VOC[0-9]*")), sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
     for folders in candidates:
-        found = [folder for folder in folders if _is_voc_root(folder)]
+        found = [year for year in folders if (year / "JPEGImages").is_dir() and (year / "Annotations").is_dir()]
         if found:
             return found
     return []
@@ -167,10 +167,6 @@ def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None)
     if digest is not None:
         digest.update(f"{file.name}\0{len(content)}\n".encode() + content)
     return annotation
-
-
-def _is_voc_root(folder: Path) -> bool:
-    return (folder / "JPEGImages").is_dir() and (folder / "Annotations").is_dir()
 
 
 def _lists(year: Path) -> list[Path]:
