@@ -89,12 +89,10 @@ def _execute(request: Request, stage: Stage, steps: Steps[ConfigT, PlanT]) -> Ou
 def with_data(config: ConfigT, workspace: Workspace, command: str, stage: Stage | None = None) -> ConfigT:
     """Fill in the place of the data: as given, else as the workspace remembers it.
 
-    Args:
-        command: for the message, which names the command to run.
-        stage: None where the command is no stage.
+    `stage` is None where the command is no stage.
 
     Raises:
-        ConfigError: nobody said where the data is.
+        ConfigError: nobody said where the data is; the message names the command to run.
     """
     data = config.data
     if data.root is None and data.annotations is None:

@@ -63,10 +63,8 @@ def check_data(data: DataConfig, *, num_threads: int = -1) -> DoctorReport:
     """Check the labels of a data set and decode all its images; problems are reported, never raised.
 
     Without `data.split` every split is checked, and images that occur in two splits are reported. Of VOC only the
-    default splits of the stages are checked, since trainval contains train and val.
-
-    Args:
-        num_threads: number of decoding threads; -1 means one per core. The report does not depend on it.
+    default splits of the stages are checked, since trainval contains train and val. The report does not depend on the
+    number of decoding threads; -1 means one per core.
     """
     findings = Findings(is_strict=False)
     summary: dict[str, Any] = {"format": None, "root": str(data.root or data.images or ""), "splits": {}}

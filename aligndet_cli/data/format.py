@@ -41,9 +41,7 @@ class BoxTable:
 class Labels:
     """Labels of one split as read, before the checks that all formats share; other fields as in `ImageSet`.
 
-    Attributes:
-        table: the boxes of all images.
-        label_digest: hash of the label files.
+    `label_digest` is a hash of the label files.
     """
 
     format: str
@@ -74,7 +72,6 @@ class SplitSource(Protocol):
         """Read images and boxes.
 
         Args:
-            findings: takes errors and warnings.
             with_masks: also read segmentations, if the format has them.
             index_dir: folder in which large label files are kept parsed, see `data/index.py`.
 

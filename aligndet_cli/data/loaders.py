@@ -129,10 +129,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
     The stream is endless: one permutation of the images after the other, see `epoch_order`. Step s takes positions
     [s * batch_size, (s + 1) * batch_size), and rank r a contiguous part of them, so the images of a step do not
-    depend on the number of processes.
-
-    Args:
-        aspects: (N,) width / height of the images, see `ImageSet.aspects`; equal aspects disable the grouping.
+    depend on the number of processes. Equal `aspects` (N,), see `ImageSet.aspects`, disable the grouping.
     """
 
     def __init__(
