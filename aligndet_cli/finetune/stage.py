@@ -154,7 +154,7 @@ def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageS
 
 
 def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMasks:
-    masks = LabelMasks.of(image_set)
+    masks = LabelMasks(image_set)
     with_mask, num_boxes = masks.count(indices)
     if num_boxes and not with_mask:
         raise DataError(
