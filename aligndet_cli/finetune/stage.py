@@ -27,7 +27,7 @@ from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
 from aligndet_cli.finetune.views import Resolution, build_views, resolve_resolution
 from aligndet_cli.logs import logger
-from aligndet_cli.metrics.coco import coco_ground_truth, coco_metrics
+from aligndet_cli.metrics.coco import coco_ground_truth, evaluate_coco
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
@@ -258,7 +258,7 @@ def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: P
             device=torch.device(process.device),
         )
         predictions = predict_images(model, batches, images, images.categories)
-        metrics = coco_metrics(coco_ground_truth(images), predictions)
+        metrics = evaluate_coco(coco_ground_truth(images), predictions).metrics
         numbers = {key: metrics[key] for key in ("AP", "AP50", "AP75") if metrics[key] is not None}
         logger.info(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
         model.train()
