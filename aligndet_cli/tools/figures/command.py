@@ -164,7 +164,7 @@ def _tuned_centres(subject: Subject) -> Figure:
         for one in (subject.plain, subject.ours):
             found = [entry for entry in one.predictions if entry["image_id"] == image_id]
             best = sorted(found, key=lambda entry: -entry["score"])[:NUM_CENTRES]
-            centres[one.label] = centres_of(torch.from_numpy(corners_of(best)))
+            centres[one.label] = pretrained.centres_of(torch.from_numpy(corners_of(best)))
         rows.append((_pixels(subject.image_set, index), centres))
     return draw_centres(rows, f"Centres of the {NUM_CENTRES} best boxes after fine-tuning")
 
