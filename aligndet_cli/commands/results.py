@@ -26,7 +26,7 @@ def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> No
         place = Workspace.locate(workspace)
         rows = collect_status(place)
         if is_json:
-            print_json({"command": "status", "workspace": str(place.root), "runs": [row.to_json() for row in rows]})
+            print_json({"command": "status", "workspace": str(place.root), "runs": [vars(row) for row in rows]})
         elif rows:
             terminal.console().print(status_table(rows))
         else:
@@ -47,8 +47,7 @@ def demo(
             print_json({"command": "demo", "status": "done", "result": report.to_json()})
         else:
             terminal.console().print(report.table())
-            for line in report.closing_lines():
-                typer.echo(line)
+            typer.echo(f"report with all pictures: {report.page}")
 
 
 def study(
@@ -114,7 +113,7 @@ def report(  # noqa: PLR0913  # each is a flag
         if is_html:
             from aligndet_cli.tools.report.html import write_page
 
-            output = write_page(place, output, baseline=baseline, metrics=metrics, names=names)
+            output = write_page(place, found, output)
             typer.echo(terminal.json_text({"command": "report", "file": str(output)}) if is_json else str(output))
             return
         text = terminal.json_text({"command": "report", **found.to_json()}) if form == "json" else render(found, form)

@@ -43,7 +43,7 @@ def bench(data: Path | None, given: Given) -> None:
         config, _ = load_config(BenchConfig, "bench", sources)
         timings = run_bench(config)
         if is_json:
-            stages = {timing.stage: timing.to_json() for timing in timings}
+            stages = {timing.stage: vars(timing) for timing in timings}
             print_json({"command": "bench", "settings": config.to_json(), "stages": stages})
         else:
             console().print(bench_table(timings))
@@ -51,9 +51,9 @@ def bench(data: Path | None, given: Given) -> None:
 
 def list_detectors() -> None:
     """List the detector families."""
-    from aligndet_cli.detectors import BUILDERS
+    from aligndet_cli.detectors import DETECTORS
 
-    typer.echo("\n".join(sorted(BUILDERS)))
+    typer.echo("\n".join(sorted(DETECTORS)))
 
 
 def list_backbones() -> None:

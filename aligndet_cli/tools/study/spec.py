@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from aligndet_cli.config import STAGES, Frozen, did_you_mean, flatten, read_toml, validated
-from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.errors import ConfigError
 
 Percent = Annotated[float, Field(gt=0, le=100)]
@@ -83,8 +83,8 @@ class StudyConfig(Frozen):
     @classmethod
     def _check_detectors(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if name not in BUILDERS:
-                raise ValueError(f"'{name}' is not a detector{did_you_mean(name, list(BUILDERS))}")
+            if name not in DETECTORS:
+                raise ValueError(f"'{name}' is not a detector{did_you_mean(name, list(DETECTORS))}")
         return names
 
     @field_validator("fractions", "folds", "seeds", "detectors")
@@ -107,8 +107,8 @@ def load_study(file: Path) -> StudyConfig:
         ConfigError: unreadable, an unknown key (with the nearest known one), or parts that contradict each other.
     """
     content = read_toml(file, str(file))
-    if "starts" not in content or "data" not in content or "detectors" not in content:
-        missing = [key for key in ("data", "detectors", "starts") if key not in content]
+    missing = [key for key in ("data", "detectors", "starts") if key not in content]
+    if missing:
         raise ConfigError(f"{file}: {', '.join(missing)}: missing; a study names its data, detectors and [[starts]]")
     for start in content["starts"] if isinstance(content["starts"], list) else ():
         known = [*Start.model_fields, *STAGES, COMMON]
