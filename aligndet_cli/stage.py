@@ -50,12 +50,7 @@ class Prepare(Protocol[ConfigT_contra, PlanT_co]):
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Output that follows a call of the stage, also where it was complete already.
-
-    Attributes:
-        result: printed after the stage's own result.
-        failed_gate: to be raised once the result is out.
-    """
+    """Output that follows the stage's own result, also of a run that was complete already; a failed gate comes last."""
 
     result: dict[str, Any] = field(default_factory=dict)
     failed_gate: GateError | None = None

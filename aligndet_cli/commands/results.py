@@ -95,6 +95,7 @@ def report(  # noqa: PLR0913  # each is a flag
     """Put the evaluated runs of a workspace side by side, with the paper's numbers where there are any."""
     from aligndet_cli.tools.report.collect import METRICS, check_baseline, collect_report
     from aligndet_cli.tools.report.table import check_format, render
+    from aligndet_cli.tools.study.command import evaluations_of
 
     with user_errors(is_json):
         if is_html and form is not None:
@@ -107,7 +108,7 @@ def report(  # noqa: PLR0913  # each is a flag
             check_output_file(output)
         place = Workspace.locate(workspace)
         metrics = METRICS if metric is None else [part.strip() for part in metric.split(",")]
-        names = _evaluations_of(study, place)
+        names = evaluations_of(map(Path, study), place) if study else None
         found = collect_report(place, baseline=baseline, metrics=metrics, names=names)
         check_baseline(found, baseline)
         if is_html:
@@ -124,15 +125,6 @@ def report(  # noqa: PLR0913  # each is a flag
         logger.info(f"written to {output}")
         if is_json:
             print_json({"command": "report", "file": str(output)})
-
-
-def _evaluations_of(studies: list[str] | None, workspace: Workspace) -> set[str] | None:
-    """Return the names of the runs that the studies ask for; None: all."""
-    if not studies:
-        return None
-    from aligndet_cli.tools.study.command import evaluations_of
-
-    return evaluations_of(map(Path, studies), workspace)
 
 
 def figures(

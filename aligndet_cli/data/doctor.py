@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import joblib
 import numpy as np
@@ -102,9 +102,8 @@ def _splits(data: DataConfig, findings: Findings) -> list[str | None]:
 
 
 def _used_splits(root: Path, known: list[str]) -> list[str]:
-    purposes: tuple[Purpose, ...] = ("train", "val")
     chosen = []
-    for purpose in purposes:
+    for purpose in get_args(Purpose):
         try:
             chosen.append(choose_split(root, known, None, purpose))
         except DataError:  # for example no validation split, which only `evaluate` needs

@@ -78,7 +78,6 @@ class SplitSource(Protocol):
         Raises:
             DataError: the split cannot be read at all, or (strict findings) an entry is wrong.
         """
-        ...
 
 
 @dataclass(frozen=True)
