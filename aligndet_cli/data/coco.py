@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.dataset import Category, ImageSet, positions_of
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.format import COLUMNS, BoxTable, DataFormat, Labels, select_rows
+from aligndet_cli.data.format import COLUMNS, BoxTable, DataFormat, LabelContent, Labels, select_rows
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
 from aligndet_cli.data.segmentations import Segmentations, SegmentationWriter
@@ -81,19 +81,7 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
 
 
-@dataclass(frozen=True)
-class CocoContent:
-    """Content of a COCO json, without the places of the json and its images; fields as in `Labels`."""
-
-    file_names: list[str]
-    image_ids: NDArray[np.int64]
-    sizes_hw: NDArray[np.int32]
-    table: BoxTable
-    categories: tuple[Category, ...]
-    label_digest: str
-
-
-def _parse(file: Path, *, with_masks: bool, findings: Findings) -> CocoContent:
+def _parse(file: Path, *, with_masks: bool, findings: Findings) -> LabelContent:
     masks = SegmentationWriter() if with_masks else None
     content, digest = _load(file, masks)
     with _paused_gc():
@@ -104,7 +92,7 @@ def _parse(file: Path, *, with_masks: bool, findings: Findings) -> CocoContent:
         if masks is not None:
             table.segmentations = masks.finish(entry.get("segmentation", (0, 0)) for entry in annotations)
         is_known = (table.image_index >= 0) & (table.class_ids >= 0)
-        return CocoContent(
+        return LabelContent(
             file_names=[image["file_name"] for image in images],
             image_ids=image_ids,
             sizes_hw=np.array([_size_hw(image) for image in images], dtype=np.int32).reshape(-1, 2),
@@ -114,7 +102,7 @@ def _parse(file: Path, *, with_masks: bool, findings: Findings) -> CocoContent:
         )
 
 
-def _to_index(index: LabelIndex, content: CocoContent) -> None:
+def _to_index(index: LabelIndex, content: LabelContent) -> None:
     table, segmentations = content.table, content.table.segmentations
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": content.image_ids,
@@ -129,7 +117,7 @@ def _to_index(index: LabelIndex, content: CocoContent) -> None:
     index.save(about, arrays)
 
 
-def _from_index(index: LabelIndex | None) -> CocoContent | None:
+def _from_index(index: LabelIndex | None) -> LabelContent | None:
     loaded = None if index is None else index.load()
     if loaded is None:
         return None
@@ -138,7 +126,7 @@ def _from_index(index: LabelIndex | None) -> CocoContent | None:
     if "segmentation_text" in arrays:
         names = ("segmentation_text", "segmentation_starts", "segmentation_ends")
         segmentations = Segmentations(*(arrays[name] for name in names))
-    return CocoContent(
+    return LabelContent(
         file_names=content["file_names"],
         image_ids=np.array(arrays["image_ids"]),
         sizes_hw=np.array(arrays["sizes_hw"]),

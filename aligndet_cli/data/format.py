@@ -38,22 +38,28 @@ class BoxTable:
 
 
 @dataclass
-class Labels:
+class LabelContent:
     """Labels of one split as read, before the checks that all formats share; other fields as in `ImageSet`.
 
     `label_digest` is a hash of the label files.
     """
 
-    format: str
-    root: Path
-    split: str
-    images_dir: Path
     file_names: list[str]
     image_ids: NDArray[np.int64]
     sizes_hw: NDArray[np.int32]
     table: BoxTable
     categories: tuple[Category, ...]
     label_digest: str
+
+
+@dataclass
+class Labels(LabelContent):
+    """Labels of one split with their place; fields as in `ImageSet`."""
+
+    format: str
+    root: Path
+    split: str
+    images_dir: Path
     annotations: Path | None = None
 
     @property
