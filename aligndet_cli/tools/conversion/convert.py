@@ -48,7 +48,6 @@ class Converted:
         num_classes: number of classes; 0 after pre-training.
         state_dict: all tensors of our detector; after pre-training only those that fine-tuning can use.
         projector: tensors of pre-training's projector; empty if ours has another form.
-        num_tensors: number of tensors in the file.
         left_out: reasons by the file's names, of tensors that were not used.
     """
 
@@ -154,14 +153,14 @@ def _is_pretrained(tensors: Mapping[str, Tensor]) -> bool:
 def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     """Build the detector that follows from the shapes of the tensors, and check the tensors against it."""
     family, tensors, left_out = renamed.family, renamed.tensors, renamed.left_out
-    shape = find_shape(family, tensors, checkpoint.file)
+    backbone_name, settings, num_classes = find_shape(family, tensors, checkpoint.file)
     own = checkpoint.meta.get(OWN_META) or {}
     adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
-    detector = adapter.validate_python(own.get("detector", {**shape.detector, **renamed.detector}))
-    named = {"name": shape.backbone, "weights": "none", **renamed.backbone}
+    detector = adapter.validate_python(own.get("detector", {**settings, **renamed.detector}))
+    named = {"name": backbone_name, "weights": "none", **renamed.backbone}
     backbone = BackboneConfig.model_validate(own.get("backbone", named))
     with torch.device("meta"):
-        model = build_detector(detector, build_backbone(backbone), shape.num_classes or 1)
+        model = build_detector(detector, build_backbone(backbone), num_classes or 1)
     unused: set[str] = set()
     may_lack: set[str] = set()
     projector: dict[str, Tensor] = {}
@@ -186,7 +185,7 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
         stage="pretrain-box" if is_pretrained else "finetune",
         detector=detector,
         backbone=backbone,
-        num_classes=0 if is_pretrained else shape.num_classes or 0,
+        num_classes=0 if is_pretrained else num_classes or 0,
         state_dict={name: kept[name] for name in needed},
         projector={name.removeprefix(PROJECTOR): tensor for name, tensor in projector.items()},
         num_tensors=len(checkpoint.tensors),

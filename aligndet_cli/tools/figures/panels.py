@@ -56,10 +56,10 @@ def map_embeddings(values: NDArray[np.float32], seed: int) -> NDArray[np.float32
 
 
 def _legend(embeddings: Embeddings) -> list[Line2D]:
-    handles = []
-    for class_id, name in enumerate(embeddings.classes):
-        colour, marker = COLOURS[class_id], _MARKERS[class_id]
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=shorten(name)))
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=shorten(name))
+        for name, colour, marker in zip(embeddings.classes, COLOURS, _MARKERS, strict=False)
+    ]
     for name, low, high, area in _SIZES:
         limits = f"< {high:g} px" if not low else f"> {low:g} px" if np.isinf(high) else f"{low:g} to {high:g} px"
         handles.append(
