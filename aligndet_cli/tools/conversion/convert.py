@@ -13,15 +13,15 @@ from torch import Tensor
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.detectors import DetectorConfig, build_detector
 from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.tools.conversion import published_detr
 from aligndet_cli.tools.conversion.backbone_names import INDEX, PREFIX, rename_backbone
 from aligndet_cli.tools.conversion.input_style import STYLES, apply_style, style_of_mmdet
 from aligndet_cli.tools.conversion.mmdet import MARKS, RULES, from_mmdet
 from aligndet_cli.tools.conversion.published_detectron2 import from_detectron2
-from aligndet_cli.tools.conversion.published_detr import from_published
 from aligndet_cli.tools.conversion.published_torchvision import from_torchvision
 from aligndet_cli.tools.conversion.reading import Checkpoint
 from aligndet_cli.tools.conversion.recognise import Layout, find_layout, find_shape
-from aligndet_cli.tools.conversion.rules import Renamed, translate, value_of_mark
+from aligndet_cli.tools.conversion.rules import Renamed, rename_all, translate, value_of_mark
 
 PROJECTOR = "projector."
 # Key under which our own `export --to mmdet` adds settings to the meta data, so that nothing is lost on the way back.
@@ -95,8 +95,10 @@ def convert(
         renamed = from_torchvision(checkpoint.tensors, checkpoint.digest, file)
     elif found == "detectron2":
         renamed = from_detectron2(checkpoint.tensors, style, file)
+    elif found == "detr":
+        renamed = Renamed("detr", *rename_all(checkpoint.tensors, published_detr.RULES))
     else:
-        renamed = from_published(checkpoint.tensors) if found == "detr" else _of_mmdet(checkpoint, family, style)
+        renamed = _of_mmdet(checkpoint, family, style)
     if family not in (None, renamed.family):
         raise ConfigError(f"{file}: is a {renamed.family}, not a {family}; change --detector")
     if renamed.unknown:
