@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from aligndet_cli import flags
 from aligndet_cli.commands.terminal import (
     JsonOption,
     WorkspaceOption,
@@ -20,19 +21,7 @@ from aligndet_cli.config import Sources, did_you_mean, load_config
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.evaluate.command import RUN, SIZES
 from aligndet_cli.files import check_output_file, write_bytes
-from aligndet_cli.flags import (
-    ACCELERATOR,
-    FORCE,
-    JSON,
-    PRECISION,
-    PROGRESS,
-    QUIET,
-    WORKERS,
-    WORKSPACE,
-    Given,
-    setting,
-    with_flags,
-)
+from aligndet_cli.flags import Given, setting, with_flags
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.launch import Shown
 from aligndet_cli.workspace import Workspace
@@ -186,14 +175,14 @@ PREDICT = (
     setting("--output -o", "output"),
     setting("--annotated/--no-annotated", "annotated"),
     setting("--save-crops", "save_crops"),
-    WORKSPACE,
-    FORCE,
-    JSON,
-    PROGRESS,
-    QUIET,
-    ACCELERATOR,
-    WORKERS,
-    PRECISION,
+    flags.WORKSPACE,
+    flags.FORCE,
+    flags.JSON,
+    flags.PROGRESS,
+    flags.QUIET,
+    flags.ACCELERATOR,
+    flags.WORKERS,
+    flags.PRECISION,
 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,21 +98,25 @@ class DataFormat:
     find: Callable[[Path], Mapping[str, SplitSource]]
 
 
-def box_table(
-    image_index: Sequence[int],
-    boxes: Sequence[Sequence[float]],
-    class_ids: Sequence[int],
-    is_crowd: Sequence[bool],
-    segmentations: list[Any] | None = None,
-) -> BoxTable:
-    """Return a `BoxTable` from plain lists (N entries each, boxes xyxy), for formats without areas of their own."""
+class BoxRow(NamedTuple):
+    """One box as in `BoxTable`, of a format without areas of its own."""
+
+    image_index: int
+    box: tuple[float, float, float, float]
+    class_id: int
+    is_crowd: bool = False
+    segmentation: Any = None
+
+
+def box_table(rows: Sequence[BoxRow], *, with_masks: bool = False) -> BoxTable:
+    """Return N boxes as a table; `with_masks` keeps their segmentations."""
     return BoxTable(
-        image_index=np.array(image_index, dtype=np.int64),
-        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        class_ids=np.array(class_ids, dtype=np.int64),
-        areas=np.full(len(image_index), np.nan),
-        is_crowd=np.array(is_crowd, dtype=np.bool_),
-        segmentations=None if segmentations is None else Segmentations.of(segmentations),
+        image_index=np.array([row.image_index for row in rows], dtype=np.int64),
+        boxes=np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4),
+        class_ids=np.array([row.class_id for row in rows], dtype=np.int64),
+        areas=np.full(len(rows), np.nan),
+        is_crowd=np.array([row.is_crowd for row in rows], dtype=np.bool_),
+        segmentations=Segmentations.of(row.segmentation for row in rows) if with_masks else None,
     )
 
 

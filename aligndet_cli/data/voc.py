@@ -15,7 +15,7 @@ import numpy as np
 
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.format import ALL, BoxTable, DataFormat, Labels, box_table
+from aligndet_cli.data.format import ALL, BoxRow, DataFormat, Labels, box_table
 from aligndet_cli.data.images import is_image_file
 from aligndet_cli.errors import DataError
 
@@ -75,6 +75,7 @@ class VocSplit:
                     annotations.append(annotation)
         names = {item.name for annotation in annotations for item in annotation.objects}
         categories = _categories(names, self.years, used, findings)
+        class_ids = {category.name: class_id for class_id, category in enumerate(categories)}
         return Labels(
             format="voc",
             root=self.root,
@@ -84,7 +85,13 @@ class VocSplit:
             file_names=[all_images.get(key, f"{key}.jpg") for key in keys],
             image_ids=np.array([positions.get(key, -1) for key in keys], dtype=np.int64),
             sizes_hw=np.array([annotation.size_hw for annotation in annotations], dtype=np.int32).reshape(-1, 2),
-            table=_table(annotations, categories),
+            table=box_table(
+                [
+                    BoxRow(index, item.box, class_ids[item.name], item.is_difficult)
+                    for index, annotation in enumerate(annotations)
+                    for item in annotation.objects
+                ]
+            ),
             categories=categories,
             label_digest=digest.hexdigest(),
         )
@@ -217,14 +224,3 @@ def _categories(names: set[str], years: Sequence[Path], used: set[Path], finding
                 names = names | {item.name for item in annotation.objects} if annotation else names
     classes: Iterable[str] = VOC_CLASSES if names <= set(VOC_CLASSES) else sorted(names)
     return tuple(Category(number, name) for number, name in enumerate(classes, start=1))
-
-
-def _table(annotations: list[VocAnnotation], categories: tuple[Category, ...]) -> BoxTable:
-    class_ids = {category.name: class_id for class_id, category in enumerate(categories)}
-    rows = [(index, item) for index, annotation in enumerate(annotations) for item in annotation.objects]
-    return box_table(
-        image_index=[index for index, _ in rows],
-        boxes=[item.box for _, item in rows],
-        class_ids=[class_ids[item.name] for _, item in rows],
-        is_crowd=[item.is_difficult for _, item in rows],
-    )

@@ -22,7 +22,7 @@ from aligndet_cli.evaluate.plots import draw_comparison, draw_plots
 from aligndet_cli.evaluate.sheets import Drawing
 from aligndet_cli.files import read_json, write_bytes, write_json
 from aligndet_cli.logs import Progress, logger
-from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_ground_truth, coco_metrics, evaluate_coco
+from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_ground_truth, evaluate_coco
 from aligndet_cli.metrics.voc import voc_metrics
 from aligndet_cli.plotting import never_failing, save_figure
 from aligndet_cli.processes.collectives import wait_for_all
@@ -278,7 +278,7 @@ def _finish(plan: Plan) -> None:
     evaluation = evaluate_coco(ground_truth, predictions, loose_iou=TOUCH_IOU)
     metrics: dict[str, Any] = {**evaluation.metrics, "run": plan.run.name, "split": plan.image_set.split}
     if plan.has_masks:
-        metrics["segm"] = coco_metrics(ground_truth, predictions, iou_type="segm")
+        metrics["segm"] = evaluate_coco(ground_truth, predictions, iou_type="segm").metrics
         logger.info(f"masks: AP {_shown(metrics['segm']['AP'])}, AP50 {_shown(metrics['segm']['AP50'])}")
     if plan.metric == "voc":
         metrics["voc"] = voc_metrics(ground_truth, predictions)

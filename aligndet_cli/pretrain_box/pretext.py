@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from torchvision.ops import StochasticDepth
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.interface import Features
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.training.embeddings import embedding_health
@@ -77,7 +77,7 @@ class BoxPretext(nn.Module):
 
     def __init__(
         self,
-        detector: AnyDetector,
+        detector: Detector,
         *,
         recipe: Recipe,
         embedding_dim: int,

@@ -20,7 +20,7 @@ from aligndet_cli.backbones import (
 from aligndet_cli.config import Frozen, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import OnError, SampleStream
-from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
+from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import RCNN, recipe_for, told_training, training_of_backbone, weights_kind
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
@@ -275,7 +275,7 @@ def build_pretext(config: PretrainBoxConfig, num_classes: int, weights: Path | N
     if not config.freeze_backbone and config.backbone.norm_eval == "auto":
         backbone.fix_norms()  # the authors' selfsup_*.py: BN in eval mode, scale and shift fixed
     return BoxPretext(
-        build_detector(pretrain_detector(config), backbone, num_classes),
+        pretrain_detector(config).build(backbone, num_classes),
         recipe=config.detector.RECIPE,
         embedding_dim=config.projector.embedding_dim,
         projector=config.projector.resolve(config.detector.RECIPE.projector),

@@ -10,7 +10,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from aligndet_cli.backbones import Backbone, BackboneConfig, build_backbone
 from aligndet_cli.backbones.swin import SIZES, Size
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors import BUILDERS, build_detector
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
@@ -32,9 +32,9 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 
 @pytest.mark.parametrize("family", SMALL)
 def test_losses_reach_every_trainable_parameter(backbone: Backbone, family: str) -> None:
-    assert family in BUILDERS
+    assert family in DETECTORS
     backbone.freeze(-1, norm_eval=False)
-    model = build_detector(SMALL[family], backbone, 3)
+    model = SMALL[family].build(backbone, 3)
     model.zero_grad(set_to_none=True)
     targets = [BoxTargets(torch.tensor([[8.0, 8, 40, 50]]), torch.tensor([1]), torch.tensor([i])) for i in range(2)]
     losses = model(ImageBatch(torch.randn(2, 3, 64, 64), ((61, 64), (64, 50))), targets)

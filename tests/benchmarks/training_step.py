@@ -31,7 +31,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from aligndet_cli.backbones import BackboneConfig
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.views import Resolution, build_views
 from aligndet_cli.pretrain_box import stage as pretrain_box
@@ -194,7 +194,7 @@ def compare(family: str, args: argparse.Namespace) -> None:
 def main() -> None:
     """Print one line per detector and side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detectors", nargs="+", choices=sorted(BUILDERS), default=sorted(BUILDERS))
+    parser.add_argument("--detectors", nargs="+", choices=sorted(DETECTORS), default=sorted(DETECTORS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--backbone", default="resnet50", choices=("resnet18", "resnet50"))
     parser.add_argument("--rounds", type=int, default=5)

@@ -55,7 +55,7 @@ def import_proposals(tmp_path: Path, root: Path, workspace: Workspace) -> Callab
         plan = proposals_stage.prepare(proposals_stage.ProposalsConfig.model_validate(values), workspace)
         with plan.output.lock():
             proposals_stage.run(plan, Process())
-        return ProposalStore.open(plan.output.folder)
+        return ProposalStore(plan.output.folder)
 
     return run
 

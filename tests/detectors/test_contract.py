@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors import BUILDERS, build_detector
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
@@ -87,7 +87,7 @@ def make_targets(counts: tuple[int, ...], seed: int = 0) -> list[BoxTargets]:
     return targets
 
 
-@pytest.fixture(params=sorted(BUILDERS))
+@pytest.fixture(params=sorted(DETECTORS))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -95,7 +95,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model(family: str) -> nn.Module:
     torch.manual_seed(0)
-    return build_detector(SMALL[family], TinyBackbone(), NUM_CLASSES)
+    return SMALL[family].build(TinyBackbone(), NUM_CLASSES)
 
 
 def candidates(model: Detector, targets: list[BoxTargets], *, with_losses: bool = True) -> BoxCandidates:
@@ -105,7 +105,7 @@ def candidates(model: Detector, targets: list[BoxTargets], *, with_losses: bool 
 
 def test_the_backbone_is_shared_and_not_copied(family: str) -> None:
     backbone = TinyBackbone()
-    assert build_detector(SMALL[family], backbone, NUM_CLASSES).backbone is backbone
+    assert SMALL[family].build(backbone, NUM_CLASSES).backbone is backbone
 
 
 def test_features_carry_sizes(model: Detector) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr, inside_cells
+from aligndet_cli.detectors.detr import DETR, DETRConfig, inside_cells
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import encode_position
 from aligndet_cli.tools.conversion import mmdet, published_detr
@@ -62,7 +62,7 @@ def read_numbers(group: str, case: str) -> tuple[dict[str, np.ndarray], dict]:
 
 def build(backbone: str, num_classes: int, weights: dict[str, np.ndarray]) -> DETR:
     """A DETR filled from weights with published names, strictly."""
-    model = build_detr(DETRConfig(), build_backbone(BackboneConfig(name=backbone)), num_classes)
+    model = DETRConfig().build(build_backbone(BackboneConfig(name=backbone)), num_classes)
     renamed, unknown = rename_all(as_tensors(weights), published_detr.RULES)
     assert not unknown
     model.load_state_dict(renamed)
@@ -107,7 +107,7 @@ def published(published_weights: dict[str, np.ndarray], tmp_path_factory: pytest
 def test_published_weights_fill_the_model_without_a_rest(published_weights: dict[str, np.ndarray]) -> None:
     renamed, unknown = rename_all(as_tensors(published_weights), published_detr.RULES)
     assert not unknown
-    model = build_detr(DETRConfig(), build_backbone(BackboneConfig(name="resnet50")), 91)
+    model = DETRConfig().build(build_backbone(BackboneConfig(name="resnet50")), 91)
     wanted = {name: value.shape for name, value in model.state_dict().items() if "num_batches_tracked" not in name}
     assert {name: value.shape for name, value in renamed.items()} == wanted
 

@@ -206,7 +206,7 @@ def rows_of(script: str, folder: Path) -> str:
         config = plan.config
         title = f"{one.stage}: {config.detector.family}, {config.backbone.name}"
         if isinstance(config, finetune.FinetuneConfig):
-            schedule = config.training.schedule or plan.rates.schedule  # type: ignore[union-attr]
+            schedule = config.training.schedule or plan.initial.rates.schedule  # type: ignore[union-attr]
             title += f", {config.label}, {schedule}"
             fraction = f"{config.fraction:g} %"
         else:

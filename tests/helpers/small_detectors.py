@@ -8,7 +8,7 @@ import torch
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
@@ -30,10 +30,10 @@ CONFIGS: dict[str, DetectorConfig] = {
 CATEGORIES = (Category(3, "cell"), Category(5, "disc"), Category(7, "rod"))
 
 
-def build(family: str, num_classes: int = 3) -> AnyDetector:
+def build(family: str, num_classes: int = 3) -> Detector:
     """With statistics and biases that differ from layer to layer, so that no two tensors are alike."""
     torch.manual_seed(5)
-    model = build_detector(CONFIGS[family], build_backbone(BackboneConfig(name="resnet18")), num_classes).eval()
+    model = CONFIGS[family].build(build_backbone(BackboneConfig(name="resnet18")), num_classes).eval()
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -59,7 +59,7 @@ def detector_file(family: str) -> DetectorFile:
 
 def save_detector(
     file: Path,
-    model: AnyDetector,
+    model: Detector,
     *,
     stage: str,
     configs: tuple[DetectorConfig, BackboneConfig],

@@ -7,7 +7,7 @@ from torchvision.ops import clip_boxes_to_image, nms
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors import BUILDERS, AnyDetector, build_detector
+from aligndet_cli.detectors import DETECTORS, Detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
@@ -49,7 +49,7 @@ def to_second_view(boxes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sampled_ids(detector: AnyDetector, boxes: list[Tensor], size_hw: tuple[int, int]) -> Tensor:
+def sampled_ids(detector: Detector, boxes: list[Tensor], size_hw: tuple[int, int]) -> Tensor:
     """Instances of the boxes that a view offers the contrast; the features are noise."""
     height, width = size_hw
     maps = {
@@ -62,11 +62,11 @@ def sampled_ids(detector: AnyDetector, boxes: list[Tensor], size_hw: tuple[int, 
     return detector.box_candidates(features, targets, with_losses=False).instance_ids
 
 
-@pytest.mark.parametrize("family", sorted(BUILDERS))
+@pytest.mark.parametrize("family", sorted(DETECTORS))
 def test_nearly_all_boxes_have_a_counterpart(family: str) -> None:
     torch.manual_seed(0)
     config = CONFIGS[family]
-    detector = build_detector(config, build_backbone(BackboneConfig(name="resnet18")), num_classes=1).eval()
+    detector = config.build(build_backbone(BackboneConfig(name="resnet18")), 1).eval()
     generator = torch.Generator().manual_seed(0)
     first = [propose(generator)[: config.RECIPE.topk] for _ in range(NUM_IMAGES)]
     assert [len(boxes) for boxes in first] == [config.RECIPE.topk] * NUM_IMAGES

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import ViewParams, make_batch
-from aligndet_cli.detectors import BUILDERS, build_detector
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 def build(family: str, **settings: object) -> BoxPretext:
     torch.manual_seed(0)
-    detector = build_detector(SMALL[family], build_backbone(BackboneConfig(name="resnet18")), num_classes=1)
+    detector = SMALL[family].build(build_backbone(BackboneConfig(name="resnet18")), 1)
     return BoxPretext(
         detector,
         recipe=SMALL[family].RECIPE,
@@ -60,7 +60,7 @@ def views(counts: tuple[int, ...]) -> tuple[View, View]:
     return tuple(make_batch(drawn, [p] * len(drawn), CPU, instance_offset=0) for p in (first, second))
 
 
-@pytest.fixture(params=sorted(BUILDERS))
+@pytest.fixture(params=sorted(DETECTORS))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -286,7 +286,7 @@ def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sa
     if plan.stage == "pretrain-box":
         boxes = DrawnProposals(images, config.num_proposals, plan.num_classes)
     elif config.detector.RECIPE.needs_masks:
-        masks = LabelMasks.of(images)
+        masks = LabelMasks(images)
     return batches_of_run(
         SampleStream(images, range(len(images)), boxes, "skip", masks),
         config.batch_size,

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors import DetectorConfig, build_detector
+from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.tools.conversion import published_detr
 from aligndet_cli.tools.conversion.backbone_names import INDEX, PREFIX, rename_backbone
@@ -162,7 +162,7 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     named = {"name": backbone_name, "weights": "none", **renamed.backbone}
     backbone = BackboneConfig.model_validate(own.get("backbone", named))
     with torch.device("meta"):
-        model = build_detector(detector, build_backbone(backbone), num_classes or 1)
+        model = detector.build(build_backbone(backbone), num_classes or 1)
     unused: set[str] = set()
     may_lack: set[str] = set()
     projector: dict[str, Tensor] = {}

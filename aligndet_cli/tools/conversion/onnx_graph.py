@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from aligndet_cli.data.batch import ImageBatch
-from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.checkpoint import LoadedDetector
 from aligndet_cli.detectors.detr import DETR
 from aligndet_cli.detectors.fcos import FCOS
@@ -31,7 +31,7 @@ class Graph(nn.Module):
         WeightsError: a two-stage detector, whose number of boxes depends on the image.
     """
 
-    def __init__(self, model: AnyDetector, size_hw: tuple[int, int]) -> None:
+    def __init__(self, model: Detector, size_hw: tuple[int, int]) -> None:
         super().__init__()
         if not isinstance(model, RetinaNet | FCOS | DETR):
             raise WeightsError(
@@ -82,16 +82,15 @@ def export_onnx(detector: LoadedDetector, file: Path, size_hw: tuple[int, int]) 
     temporary.replace(file)
     return (
         f"onnx: pixels (1, 3, {size_hw[0]}, {size_hw[1]}) normalised RGB -> boxes (N, 4) xyxy, scores (N, "
-        f"{len(detector.categories)}); keep scores above 0, {_remaining(detector.model)}"
+        f"{len(detector.categories)}); keep scores above 0, {_remaining(graph.model)}"
     )
 
 
-def _remaining(model: AnyDetector) -> str:
+def _remaining(model: RetinaNet | FCOS | DETR) -> str:
     if isinstance(model, DETR):
         return "the best class of each box"
-    return (
-        f"then suppress boxes of a class at IoU {model.rules.nms_iou:g} and take the best {model.rules.max_detections}"
-    )
+    config = model.config
+    return f"then suppress boxes of a class at IoU {config.nms_iou:g} and take the best {config.max_detections}"
 
 
 def _run_retinanet(model: RetinaNet, images: ImageBatch) -> tuple[Tensor, Tensor]:
@@ -99,7 +98,7 @@ def _run_retinanet(model: RetinaNet, images: ImageBatch) -> tuple[Tensor, Tensor
     scores = torch.cat([_rows(level, model.num_slots) for level in model.predict_logits(pyramid)]).sigmoid()
     deltas = torch.cat([_rows(level, model.num_slots) for level in model.predict_deltas(pyramid)])
     boxes = decode_boxes(deltas, model.anchors(grids_of(pyramid)), images.sizes_hw[0])
-    return boxes, torch.where(scores > model.rules.score_threshold, scores, 0.0)
+    return boxes, torch.where(scores > model.config.score_threshold, scores, 0.0)
 
 
 def _run_fcos(model: FCOS, images: ImageBatch) -> tuple[Tensor, Tensor]:
@@ -110,7 +109,7 @@ def _run_fcos(model: FCOS, images: ImageBatch) -> tuple[Tensor, Tensor]:
     sides = torch.cat([_rows(level, 1) for level in model.predict_log_sides(pyramid)]).exp()
     points = model.points(grids_of(pyramid))
     boxes = torch.cat([points - sides[:, :2], points + sides[:, 2:]], dim=1)
-    kept = torch.where(scores > model.rules.score_threshold, scores * centerness, 0.0)
+    kept = torch.where(scores > model.config.score_threshold, scores * centerness, 0.0)
     return clip_boxes_to_image(boxes, images.sizes_hw[0]), kept
 
 

@@ -1,6 +1,5 @@
 """Exported modules compute what ours do."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -115,7 +114,7 @@ def test_torchvision_has_no_detr() -> None:
 @pytest.mark.parametrize("family", ["retinanet", "fcos", "detr"])
 def test_graph_has_the_detections(family: str) -> None:
     model = build(family)
-    model.rules = replace(model.rules, score_threshold=0.0)
+    model.config = model.config.model_copy(update={"score_threshold": 0.0})
     boxes, scores = onnx_graph.Graph(model, SIZE_HW)(PIXELS)
     (found,) = model.detect(ImageBatch(PIXELS, (SIZE_HW,)))
     assert len(found.boxes) > 3
