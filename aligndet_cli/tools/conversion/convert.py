@@ -179,9 +179,8 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     _check_fit(kept, needed, family, checkpoint.file)
     gone = [name for name in tensors if _module_of(name) in unused and name not in projector]
     prefix = "online_backbone." if layout == "aligndet" else ""
-    for name in gone:
-        theirs = f"{prefix}{translate(name, RULES[family], to_ours=False)}"
-        left_out = left_out | {theirs: _WHY_UNUSED.get(_module_of(name), "not pre-trained")}
+    their_names = [f"{prefix}{translate(name, RULES[family], to_ours=False)}" for name in gone]
+    reasons = [_WHY_UNUSED.get(_module_of(name), "not pre-trained") for name in gone]
     return Converted(
         layout=layout,
         stage="pretrain-box" if is_pretrained else "finetune",
@@ -191,7 +190,7 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
         state_dict={name: kept[name] for name in needed},
         projector={name.removeprefix(PROJECTOR): tensor for name, tensor in projector.items()},
         num_tensors=len(checkpoint.tensors),
-        left_out=left_out,
+        left_out=left_out | dict(zip(their_names, reasons, strict=True)),
     )
 
 
