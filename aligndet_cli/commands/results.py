@@ -8,7 +8,7 @@ import typer
 from aligndet_cli import flags
 from aligndet_cli.commands import terminal
 from aligndet_cli.commands.terminal import JsonOption, WorkspaceOption, print_json, user_errors
-from aligndet_cli.config import Sources, load_config
+from aligndet_cli.config import Sources, did_you_mean, load_config
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.evaluate.command import RUN, SIZES
 from aligndet_cli.files import check_output_file, write_bytes
@@ -94,14 +94,15 @@ def report(  # noqa: PLR0913  # each is a flag
 ) -> None:
     """Put the evaluated runs of a workspace side by side, with the paper's numbers where there are any."""
     from aligndet_cli.tools.report.collect import METRICS, check_baseline, collect_report
-    from aligndet_cli.tools.report.table import check_format, render
+    from aligndet_cli.tools.report.table import FORMATS, render
     from aligndet_cli.tools.study.command import evaluations_of
 
     with user_errors(is_json):
         if is_html and form is not None:
             raise ConfigError("--html and --format exclude each other")
         form = form or ("json" if is_json else "table")
-        check_format(form)
+        if form not in FORMATS:
+            raise ConfigError(f"--format {form}: is not a choice{did_you_mean(form, list(FORMATS))}")
         if is_json and form != "json" and output is None:
             raise ConfigError(f"--json and --format {form} exclude each other without --output")
         if output is not None:
