@@ -86,13 +86,7 @@ class DETR(Detector):
         loss_box_reg: L1 distance of relative boxes, per matched query.
         loss_giou: 1 - GIoU, per matched query.
 
-    `detect` returns for each image, best first, one object per query of the last decoder layer:
-        boxes: (N, 4) xyxy in pixels; N = Q where neither `max_detections` nor `score_threshold` cut any off.
-        scores: (N,) softmax probability of the best class.
-        class_ids: (N,) int64, 0..K-1.
-
-    Args:
-        num_classes: K, without "no object".
+    Each query of the last decoder layer is one detection, of its best class; its score is a softmax probability.
     """
 
     levels = ("c5",)

@@ -43,13 +43,7 @@ class FasterRCNN(Detector):
         loss_cls: cross-entropy over K classes and background, per sampled RoI.
         loss_box_reg: L1 distance of predicted and true offsets of positive RoIs, per sampled RoI.
 
-    `detect` returns for each image, best first:
-        boxes: (N, 4) xyxy in pixels, N at most `max_detections`.
-        scores: (N,) softmax probabilities.
-        class_ids: (N,) int64, 0..K-1.
-
-    Args:
-        num_classes: K, without background.
+    Scores of detections are softmax probabilities.
     """
 
     levels = LEVELS

@@ -103,13 +103,7 @@ class FCOS(Detector):
         loss_box_reg: -ln(IoU) over the positive points, weighted by centerness; 0 if there are none.
         loss_centerness: cross-entropy of the centerness, per positive point; 0 if there are none.
 
-    `detect` returns for each image, best first:
-        boxes: (N, 4) xyxy in pixels, N at most `max_detections`.
-        scores: (N,) class score times centerness; the threshold is on the class score alone.
-        class_ids: (N,) int64, 0..K-1.
-
-    Args:
-        num_classes: K, without background.
+    Scores of detections are class score times centerness; the threshold is on the class score alone.
     """
 
     levels = ("c3", "c4", "c5")  # the neck makes P3..P7 of them

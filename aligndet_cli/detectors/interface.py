@@ -77,6 +77,8 @@ class BoxCandidates:
 class Detector(nn.Module, ABC):
     """A detector family: its parts, and what stages ask of it.
 
+    A family is built from its config, a backbone, and K, the number of classes without background.
+
     Attributes:
         levels: the backbone's maps that the family needs.
         num_slots: `BoxCandidates.slots` are below this number.

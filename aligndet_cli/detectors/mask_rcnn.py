@@ -50,11 +50,7 @@ class MaskRCNN(Detector):
     `forward` returns the scalars of `FasterRCNN.forward`, and:
         loss_mask: cross-entropy of the mask of the true class, mean over positive RoIs whose box has a mask.
 
-    `detect` returns boxes, scores and class ids as `FasterRCNN.detect` does, and:
-        masks: (N, M, M) probabilities of the mask of the predicted class, M = 2 * `mask_pool_size`.
-
-    Args:
-        num_classes: K, without background.
+    Masks of detections are of the predicted class, and have M = 2 * `mask_pool_size` rows and columns.
     """
 
     levels = LEVELS

@@ -94,13 +94,7 @@ class RetinaNet(Detector):
         loss_cls: focal loss of all classes of all anchors that are not ignored.
         loss_box_reg: L1 distance of predicted and true offsets of the positive anchors.
 
-    `detect` returns for each image, best first:
-        boxes: (N, 4) xyxy in pixels, N at most `max_detections`.
-        scores: (N,) sigmoids of the class logits.
-        class_ids: (N,) int64, 0..K-1.
-
-    Args:
-        num_classes: K, without background.
+    Scores of detections are sigmoids of the class logits.
     """
 
     levels = ("c3", "c4", "c5")  # the neck makes P3..P7 of them

@@ -9,12 +9,8 @@ from torch import Tensor, nn
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import DETECTORS
-from aligndet_cli.detectors.detr import DETRConfig
-from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
-from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.interface import BoxCandidates, Detector, Features
-from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
-from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from helpers.small_detectors import SMALL
 
 NUM_CLASSES = 3
 
@@ -39,26 +35,6 @@ class TinyBackbone(nn.Module):
     def use_levels(self, levels: Sequence[str]) -> dict[str, int]:
         return {level: self.channels[level] for level in levels}
 
-
-# All anchors and RoIs are used, so that no random draw hangs on which proposals there are.
-RCNN = {"neck_channels": 32, "head_convs": 1, "head_features": 64, "rpn_samples": 9999, "roi_samples": 9999}
-# Without dropout: what is asked here is asked of training mode too..
-DETR_SIZE = {
-    "hidden_dim": 32,
-    "num_heads": 4,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "feedforward_dim": 64,
-    "dropout": 0.0,
-}
-# One small configuration per family; a family without one here fails the first test.
-SMALL = {
-    "detr": DETRConfig(**DETR_SIZE, score_threshold=0.05),
-    "faster-rcnn": FasterRCNNConfig(**RCNN, pretext_rpn_samples=128),
-    "fcos": FCOSConfig(neck_channels=64, head_convs=1, pretext_samples=128),
-    "mask-rcnn": MaskRCNNConfig(**RCNN, pretext_rpn_samples=128, mask_convs=1),
-    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1, pretext_samples=128),
-}
 
 # 61 x 83 and 96 x 64 pixels in a 96 x 96 batch: nothing is square, nothing fits the stride
 SIZES_HW = ((61, 83), (96, 64))

@@ -186,7 +186,7 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
         with_masks=config.detector.RECIPE.needs_masks and not is_pretraining,
     )
     fit = try_fit(trial, devices, config.batch_size)
-    if fit is not None and fit.needed(config.batch_size) > fit.budget:
+    if fit is not None and fit.footprint.of(config.batch_size) > fit.budget:
         raise RunError(f"{plan.stage}: {fit.problem(config.batch_size, 1, devices)}: {fit.advice(1)}")
 
 
@@ -248,7 +248,6 @@ class _Steps:
 
     def take(self, count: int, clock: StepClock | None = None) -> tuple[float, float]:
         """Take `count` steps, and return their seconds, and the seconds spent waiting for data."""
-        scaler = loop.build_scaler(self.settings, self.process)
         divergence = loop.watch_divergence(self.learner, self.process)
         speed = Speed()
         if clock is not None:
@@ -257,7 +256,7 @@ class _Steps:
             samples = loop.next_batch(self.batches, speed)
             if clock is not None:
                 clock.lap("data")
-            loop.train_step(self.learner, scaler, samples, step, self.settings, divergence)
+            loop.train_step(self.learner, samples, step, self.settings, divergence)
             self.learner.after_step(step)
             if clock is not None:
                 clock.lap("optimizer")
