@@ -103,7 +103,7 @@ def _backbone_only(config: FinetuneConfig, workspace: Workspace, labels: LabelFa
     if recorded != RANDOM_WEIGHTS.content_hash and backbone.weights in WORKSPACE_WEIGHTS:
         weights = _recorded_weights(recorded, workspace)
     else:
-        weights = find_backbone_weights(backbone.weights, backbone.name, workspace, offline=config.runtime.offline)
+        weights = find_backbone_weights(backbone, workspace, offline=config.runtime.offline)
     if weights.file is None:
         raise ConfigError("--init backbone: no backbone weights; give --backbone-weights, or use --init scratch")
     changed = config.model_copy(update={"backbone": backbone})

@@ -12,7 +12,7 @@ import pytest
 
 from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.cluster import stage
-from aligndet_cli.cluster.stage import ClusterConfig
+from aligndet_cli.cluster.config import ClusterConfig
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import read_json
 from aligndet_cli.processes.devices import Process
