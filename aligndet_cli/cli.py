@@ -44,9 +44,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RESULTS = "What came of it"
-DATA = "Data"
-WEIGHTS = "Weights of other programs"
 SETTINGS = "Settings and this machine"
 
 for name in STAGES:
@@ -54,72 +51,40 @@ for name in STAGES:
     end = paragraphs("Examples:", *stage.examples)
     app.command(name, epilog=end, rich_help_panel="Stages, in their order")(stage_command(stage))
 
-# Each with three examples.
-COMMANDS: dict[str, dict[str, tuple[Callable[..., None], tuple[str, str, str]]]] = {
-    RESULTS: {
-        "predict": (
-            results.predict,
-            (
-                "predict photos/",
-                "predict 'photos/*.jpg' --score 0.5 --save-crops",
-                "predict a.jpg --weights weights.pt",
-            ),
-        ),
-        "status": (results.status, ("status", "status -w experiments/", "status --json")),
-        "report": (
-            results.report,
-            ("report", "report --html", "report --format csv --output results.csv"),
-        ),
-        "figures": (
-            results.figures,
-            ("figures", "figures --run retinanet-resnet50", "figures --output figures/"),
-        ),
-        "study": (
-            results.study,
-            ("study study.toml --dry-run", "study study.toml", "study study.toml --jobs 4"),
-        ),
-        "demo": (results.demo, ("demo", "demo --seed 1", "demo -w somewhere/ --json")),
-    },
-    DATA: {
-        "doctor": (data.doctor, ("doctor coco/", "doctor voc/ --split trainval", "doctor --strict --json")),
-        "views": (
-            data.views,
-            ("views", "views --count 16 --output views.jpg", "views --detector detr --short-side 800"),
-        ),
-        "split": (
-            data.split,
-            ("split coco/", "split coco/ --fractions 1,10 --folds 1,2,3", "split voc/ --unlabeled --output folds/"),
-        ),
-        "toy": (data.toy, ("toy pictures/", "toy objects/ --objects", "toy pictures/ --train 100 --val 20 --seed 1")),
-    },
-    WEIGHTS: {
-        "import-weights": (
-            weights.import_weights,
-            (
-                "import-weights aligndet_fcos.pth",
-                "import-weights model_final.pkl --from detectron2 --categories coco",
-                "import-weights faster_rcnn.pth --detector faster-rcnn --name released",
-            ),
-        ),
-        "export": (
-            weights.export,
-            (
-                "export --to mmdet",
-                "export --run retinanet-resnet50 --to onnx --image-size 800x1344",
-                "export --run pretrain-box/retinanet-resnet50 --to torchvision",
-            ),
-        ),
-    },
-    SETTINGS: {
-        "bench": (
-            settings.bench,
-            ("bench", "bench --detector detr --stage finetune", "bench coco/ --precision bf16-mixed --compile"),
-        ),
-    },
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "What came of it": (results.predict, results.status, results.report, results.figures, results.study, results.demo),
+    "Data": (data.doctor, data.views, data.split, data.toy),
+    "Weights of other programs": (weights.import_weights, weights.export),
+    SETTINGS: (settings.bench,),
+}
+# Three of each command: the words that follow its name.
+EXAMPLES = {
+    "predict": ("photos/", "'photos/*.jpg' --score 0.5 --save-crops", "a.jpg --weights weights.pt"),
+    "status": ("", "-w experiments/", "--json"),
+    "report": ("", "--html", "--format csv --output results.csv"),
+    "figures": ("", "--run retinanet-resnet50", "--output figures/"),
+    "study": ("study.toml --dry-run", "study.toml", "study.toml --jobs 4"),
+    "demo": ("", "--seed 1", "-w somewhere/ --json"),
+    "doctor": ("coco/", "voc/ --split trainval", "--strict --json"),
+    "views": ("", "--count 16 --output views.jpg", "--detector detr --short-side 800"),
+    "split": ("coco/", "coco/ --fractions 1,10 --folds 1,2,3", "voc/ --unlabeled --output folds/"),
+    "toy": ("pictures/", "objects/ --objects", "pictures/ --train 100 --val 20 --seed 1"),
+    "import-weights": (
+        "aligndet_fcos.pth",
+        "model_final.pkl --from detectron2 --categories coco",
+        "faster_rcnn.pth --detector faster-rcnn --name released",
+    ),
+    "export": (
+        "--to mmdet",
+        "--run retinanet-resnet50 --to onnx --image-size 800x1344",
+        "--run pretrain-box/retinanet-resnet50 --to torchvision",
+    ),
+    "bench": ("", "--detector detr --stage finetune", "coco/ --precision bf16-mixed --compile"),
 }
 for panel, commands in COMMANDS.items():
-    for name, (command, examples) in commands.items():
-        end = paragraphs("Examples:", *(f"aligndet {example}" for example in examples))
+    for command in commands:
+        name = command.__name__.replace("_", "-")
+        end = paragraphs("Examples:", *(f"aligndet {name} {words}".rstrip() for words in EXAMPLES[name]))
         app.command(name, epilog=end, rich_help_panel=panel)(command)
 
 list_app = typer.Typer(help="List what can be chosen.", no_args_is_help=True)
@@ -150,9 +115,7 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-) -> None:
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     """Pre-train an object detector on images nobody has labelled, then fine-tune and evaluate it."""
     if version:
         typer.echo(__version__)

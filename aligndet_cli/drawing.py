@@ -8,9 +8,10 @@ written as their numbers, as in `\u732b`.
 import contextlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -78,6 +79,12 @@ def draw_boxes(image: Image.Image, boxes: NDArray, colours: Sequence[str], label
     for tag, text, font, colour in reversed(tags):
         draw.rectangle(tag, fill=colour)
         draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), text, fill=_ink_on(colour), font=font, anchor="mm")
+
+
+def corners_of(entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """Return the (N, 4) xyxy boxes of COCO entries, whose `bbox` is xywh."""
+    boxes = [(x, y, x + width, y + height) for x, y, width, height in (entry["bbox"] for entry in entries)]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def place_tag(

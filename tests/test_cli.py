@@ -14,7 +14,7 @@ import pytest
 import torch
 import typer.main
 
-from aligndet_cli.cli import COMMANDS, EXIT_CODES, app
+from aligndet_cli.cli import EXAMPLES, EXIT_CODES, app
 from aligndet_cli.config import STAGES
 from aligndet_cli.errors import ERROR_BY_EXIT_CODE
 from aligndet_cli.flags import help_of, known_settings
@@ -439,13 +439,10 @@ def test_help_tells_every_default_and_three_examples(name: str) -> None:
         typer.main.get_command(app).commands[name].make_context(name, words)  # raises for an unknown flag
 
 
-@pytest.mark.parametrize("name", [name for panel in COMMANDS.values() for name in panel])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_other_commands_have_examples_that_parse(name: str) -> None:
-    _, examples = next(panel[name] for panel in COMMANDS.values() if name in panel)
-    for example in examples:
-        command, *words = shlex.split(example)
-        assert command == name
-        typer.main.get_command(app).commands[name].make_context(name, words)
+    for example in EXAMPLES[name]:
+        typer.main.get_command(app).commands[name].make_context(name, shlex.split(example))
 
 
 def test_exit_codes_are_in_the_help() -> None:

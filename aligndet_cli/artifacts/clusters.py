@@ -16,9 +16,6 @@ class ClusterLabels:
     """The cluster of each proposal, in the order of the proposals' store; mapped into memory, not loaded.
 
     A process that receives it pickled maps the file again.
-
-    Attributes:
-        folder: folder of the artifact.
     """
 
     folder: Path
@@ -49,15 +46,12 @@ class ClusterLabels:
 
     @functools.cached_property
     def _labels(self) -> NDArray[np.integer]:
-        return _map(self.folder / "labels.npy")
-
-
-def _map(file: Path) -> NDArray:
-    try:
-        array: NDArray = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise _unreadable(file, error) from None
-    return array
+        file = self.folder / "labels.npy"
+        try:
+            labels: NDArray[np.integer] = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise _unreadable(file, error) from None
+        return labels
 
 
 def _unreadable(file: Path, error: Exception) -> DataError:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.artifacts.proposals import ImageEntry, ProposalStore
+from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.logs import logger
@@ -121,24 +121,23 @@ def export_coco(folder: Path, file: Path) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    store = ProposalStore.open(folder)
+    store = ProposalStore(folder)
     part = file.with_name(f".{file.name}.tmp")
+    images = (
+        {"id": entry.image_id, "file_name": entry.file_name, "height": entry.size_hw[0], "width": entry.size_hw[1]}
+        for entry in store.images()
+    )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with part.open("w", encoding="utf-8") as handle:
             handle.write('{"images": [\n')
-            handle.writelines(_joined(_image_dict(entry) for entry in store.images()))
+            handle.writelines(_joined(images))
             handle.write('],\n"annotations": [\n')
             handle.writelines(_joined(_annotation_dicts(store)))
             handle.write(f'],\n"categories": [{json.dumps(CATEGORY)}]}}\n')
         part.replace(file)
     except OSError as error:
         raise ConfigError(f"--export {file}: {(error.strerror or 'cannot be written').lower()}") from None
-
-
-def _image_dict(entry: ImageEntry) -> dict[str, Any]:
-    height, width = entry.size_hw
-    return {"id": entry.image_id, "file_name": entry.file_name, "height": height, "width": width}
 
 
 def _annotation_dicts(store: ProposalStore) -> Iterator[dict[str, Any]]:
@@ -195,20 +194,19 @@ def _columns(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
     """Return image ids (M,) int64, boxes (M, 4) float32 xyxy and scores (M,) float64, 0 for a box without score."""
     file_ids = np.zeros(len(annotations), dtype=np.int64)
-    boxes_xywh = np.zeros((len(annotations), 4))
+    boxes = np.zeros((len(annotations), 4))
     scores = np.zeros(len(annotations))
     for row, annotation in enumerate(annotations):
         try:
             file_ids[row] = operator.index(annotation["image_id"])
             x, y, width, height = annotation["bbox"]
-            boxes_xywh[row] = x, y, width, height
+            boxes[row] = x, y, width, height
             scores[row] = annotation.get("score", 0.0)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise DataError(
                 f"{file}: annotation {row} needs a whole 'image_id' and a 'bbox' of [x, y, width, height]"
             ) from None
-    boxes = boxes_xywh.copy()
-    boxes[:, 2:] += boxes_xywh[:, :2]
+    boxes[:, 2:] += boxes[:, :2]
     return file_ids, boxes.astype(np.float32), scores
 
 

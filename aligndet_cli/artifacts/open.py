@@ -32,7 +32,7 @@ def open_proposals(
         DataError: the store or the data set cannot be read.
     """
     artifact = workspace.require("proposals", name)
-    store = ProposalStore.open(artifact.folder)
+    store = ProposalStore(artifact.folder)
     asked = data or DataConfig()
     settings = _locate(workspace, artifact, asked)
     images = open_images(settings, purpose="train", index_dir=workspace.index_dir)

@@ -8,7 +8,6 @@
 `images.jsonl` is read only where names or sizes are needed: opening and drawing boxes never parse it.
 """
 
-import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -58,10 +57,12 @@ class ProposalStore:
     again, so all processes share one copy of the pages in use.
 
     Attributes:
-        folder: folder of the files.
         boxes: (M, 4) float32 memory map, xyxy, absolute pixels.
         offsets: (B + 1,) int64; boxes of image i are rows offsets[i]:offsets[i + 1].
-        image_ids: (B,) int64, in the order of the data set.
+        image_ids: (B,) int64, in the order of the data set; see `positions_of` to find images by id.
+
+    Raises:
+        DataError: files are missing, damaged or of different runs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,15 +75,6 @@ class ProposalStore:
             raise DataError(
                 f"{folder}: its files do not belong together; delete the folder and run `aligndet proposals`"
             )
-
-    @classmethod
-    def open(cls, folder: Path) -> "ProposalStore":
-        """Open the store in a folder.
-
-        Raises:
-            DataError: files are missing, damaged or of different runs.
-        """
-        return cls(folder)
 
     def __reduce__(self) -> tuple[type["ProposalStore"], tuple[Path]]:
         return ProposalStore, (self.folder,)
@@ -112,37 +104,12 @@ class ProposalStore:
         view: NDArray[np.float32] = np.asarray(self.boxes[self.offsets[index] : self.offsets[index + 1]])
         return view
 
-    def index_of(self, image_id: int) -> int:
-        """Return the position of an image.
-
-        Raises:
-            KeyError: the image has no entry: it was skipped, or belongs to another data set.
-        """
-        order = self._order_by_id
-        place = int(np.searchsorted(self.image_ids, image_id, sorter=order))
-        if place == len(order) or self.image_ids[order[place]] != image_id:
-            raise KeyError(image_id)
-        return int(order[place])
-
-    def __contains__(self, image_id: int) -> bool:
-        """Return True if the image has an entry."""
-        try:
-            self.index_of(image_id)
-        except KeyError:
-            return False
-        return True
-
     def images(self) -> Iterator[ImageEntry]:
         """Yield ids, names and sizes in the order of the store, read line by line."""
         with (self.folder / "images.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
                 entry = json.loads(line)
-                height, width = entry["size_hw"]
-                yield ImageEntry(entry["image_id"], entry["file_name"], (height, width), entry["count"])
-
-    @functools.cached_property
-    def _order_by_id(self) -> NDArray[np.int64]:
-        return np.argsort(self.image_ids, kind="stable").astype(np.int64)
+                yield ImageEntry(**{**entry, "size_hw": tuple(entry["size_hw"])})
 
 
 def write_store(folder: Path, images: Iterable[ImageProposals]) -> None:
@@ -154,7 +121,8 @@ def write_store(folder: Path, images: Iterable[ImageProposals]) -> None:
         header_length = _write_header(boxes_file, num_rows=0)
         for image in images:
             boxes_file.write(np.ascontiguousarray(image.boxes, dtype="<f4").tobytes())
-            lines_file.write(_to_line(image))
+            entry = ImageEntry(image.image_id, image.file_name, image.size_hw, len(image.boxes))
+            lines_file.write((json.dumps(vars(entry)) + "\n").encode())
             counts.append(len(image.boxes))
             image_ids.append(image.image_id)
         # The number of rows is known only now. numpy pads headers so that the first axis can grow in place.
@@ -174,16 +142,6 @@ def _write_header(handle: BinaryIO, num_rows: int) -> int:
     header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, 4)}
     np.lib.format.write_array_header_1_0(handle, header)
     return handle.tell()
-
-
-def _to_line(image: ImageProposals) -> bytes:
-    entry = {
-        "image_id": image.image_id,
-        "file_name": image.file_name,
-        "size_hw": list(image.size_hw),
-        "count": len(image.boxes),
-    }
-    return (json.dumps(entry) + "\n").encode()
 
 
 def _load(file: Path, *, map_it: bool = False) -> NDArray:

@@ -13,21 +13,3 @@ from aligndet_cli.backbones.weights import (
     training_shown_by,
     weights_of,
 )
-
-__all__ = [
-    "FAMILIES",
-    "RANDOM_WEIGHTS",
-    "Backbone",
-    "BackboneConfig",
-    "BackboneWeights",
-    "Family",
-    "MethodName",
-    "WeightsTraining",
-    "build_backbone",
-    "find_backbone_weights",
-    "load_backbone_weights",
-    "require_trained",
-    "torchvision_weights",
-    "training_shown_by",
-    "weights_of",
-]

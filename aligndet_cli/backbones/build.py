@@ -12,17 +12,12 @@ from aligndet_cli.config import Frozen
 
 # Training methods that recipes tell apart; `self-supervised` is any other method without labels.
 MethodName = Literal["supervised", "self-supervised", "moco-v2", "pixpro", "swav", "simmim"]
-FAMILIES: dict[str, Family] = {
-    "resnet18": "resnet",
-    "resnet34": "resnet",
-    "resnet50": "resnet",
-    "resnet101": "resnet",
-    "mobilenet_v2": "mobilenet",
-    "swin_t": "swin",
-    "swin_s": "swin",
-    "swin_b": "swin",
-    "swin_l": "swin",
+NAMES: dict[Family, tuple[str, ...]] = {
+    "resnet": ("resnet18", "resnet34", "resnet50", "resnet101"),
+    "mobilenet": ("mobilenet_v2",),
+    "swin": ("swin_t", "swin_s", "swin_b", "swin_l"),
 }
+FAMILIES = {name: family for family, names in NAMES.items() for name in names}
 SWIN_DROP_PATH = 0.2  # docs/paper.md §5.2
 
 
@@ -88,8 +83,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """
     backbone = _build(config)
     frozen_stages = -1 if config.frozen_stages == "auto" else config.frozen_stages
-    norm_eval = False if config.norm_eval == "auto" else config.norm_eval
-    backbone.freeze(frozen_stages, norm_eval=norm_eval)
+    backbone.freeze(frozen_stages, norm_eval=config.norm_eval is True)
     return backbone
 
 

@@ -70,26 +70,25 @@ class BackboneWeights:
 RANDOM_WEIGHTS = BackboneWeights(None, NO_WEIGHTS, "none (random)")
 
 
-def find_backbone_weights(weights: str, backbone_name: str, workspace: Workspace, *, offline: bool) -> BackboneWeights:
+def find_backbone_weights(config: BackboneConfig, workspace: Workspace, *, offline: bool) -> BackboneWeights:
     """Return the weights that the setting `backbone.weights` means in this workspace.
 
     Args:
-        weights: "auto", "workspace", "none", a torchvision name, or a file; see `BackboneConfig`.
         offline: never download; weights by name must be in torchvision's cache.
 
     Raises:
         WeightsError: "workspace" without a run of this backbone, or a file that is not found or does not fit.
     """
-    if weights in WORKSPACE_WEIGHTS:
-        return _workspace_weights(weights, backbone_name, workspace)
-    file = locate_backbone_weights(weights, backbone_name, offline=offline)
+    if config.weights in WORKSPACE_WEIGHTS:
+        return _workspace_weights(config.weights, config.name, workspace)
+    file = locate_backbone_weights(config.weights, config.name, offline=offline)
     if file is None:
         return RANDOM_WEIGHTS
     found = read_backbone(file)
     with torch.device("meta"):  # without memory: only shapes are compared
-        backbone = build_backbone(BackboneConfig.model_validate({"name": backbone_name}))
+        backbone = build_backbone(BackboneConfig.model_validate({"name": config.name}))
     _fit(backbone, found, file)
-    origin = f"{weights} ({found.layout} layout)"
+    origin = f"{config.weights} ({found.layout} layout)"
     return BackboneWeights(file, hash_files([file]), origin, WeightsTraining(found.layout, found.is_supervised))
 
 
@@ -219,10 +218,7 @@ def read_backbone(file: Path) -> FoundBackbone:
 
 
 def fill_backbone(backbone: Backbone, found: FoundBackbone, source: Path) -> None:
-    """Copy a checkpoint's tensors into the backbone.
-
-    Args:
-        source: the file, for messages.
+    """Copy a checkpoint's tensors into the backbone; `source` is its file, for messages.
 
     Raises:
         WeightsError: keys are missing, have another shape, or belong to a deeper network; the first are named.

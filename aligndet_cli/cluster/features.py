@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from aligndet_cli.artifacts.proposals import ProposalStore
+from aligndet_cli.cluster.config import ClusterConfig
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet, positions_of
-from aligndet_cli.data.loaders import evaluation_batches
+from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
 from aligndet_cli.errors import RunError
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.placement import autocast
@@ -21,25 +22,6 @@ from aligndet_cli.training.placement import autocast
 # The mean over 14 x 14 points equals the mean over the usual 7 x 7 RoIAlign with 2 x 2 points per bin, at a fiftieth of
 # its memory.
 _POINTS_PER_SIDE = 14
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """Settings of the feature extraction.
-
-    Attributes:
-        level: backbone map, `c2`..`c5`.
-        short_side, long_side: images are resized to this short side, or less if the long side would exceed
-            `long_side`.
-        precision: of the backbone, see `autocast`.
-        num_workers: processes that read images ahead; does not change the result.
-    """
-
-    level: str
-    short_side: int
-    long_side: int
-    precision: str = "32-true"
-    num_workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +66,7 @@ def write_features(
     source: ProposalImages,
     features: RowFile,
     marks: DoneMarks,
-    extraction: Extraction,
+    config: ClusterConfig,
     process: Process,
     watch: Watch,
 ) -> None:
@@ -111,8 +93,8 @@ def write_features(
         # Only the last of all batches can be short, and it is last here too, so the loader makes the same batches.
         indices=[int(position) for index in todo for position in source.batch(index)[:, 1]],
         batch_size=source.batch_size,
-        resolution=(extraction.short_side, extraction.long_side),
-        num_workers=extraction.num_workers,
+        resolution=(config.short_side, config.long_side),
+        num_workers=resolve_workers(config.runtime.num_workers, process),
         device=torch.device(process.device),
     )
     for index, (positions, images, sizes_hw) in zip(todo, batches, strict=True):
@@ -120,7 +102,7 @@ def write_features(
             scale_boxes(source.store.boxes_of(int(in_store)), size_hw, resized_hw)
             for in_store, size_hw, resized_hw in zip(source.batch(index)[:, 0], sizes_hw, images.sizes_hw, strict=True)
         ]
-        features.write(source.rows_of(index)[0], _rows_of(backbone, images, boxes_per_image, extraction))
+        features.write(source.rows_of(index)[0], _rows_of(backbone, images, boxes_per_image, config))
         marks.mark(index)
         watch.finished(len(positions))
 
@@ -151,13 +133,13 @@ def scale_boxes(boxes: NDArray[np.float32], size_hw: tuple[int, int], resized_hw
 
 @torch.inference_mode()
 def _rows_of(
-    backbone: nn.Module, images: ImageBatch, boxes_per_image: Sequence[Tensor], extraction: Extraction
+    backbone: nn.Module, images: ImageBatch, boxes_per_image: Sequence[Tensor], config: ClusterConfig
 ) -> NDArray[np.float16]:
     """Return the (N, C) features of all boxes of a batch; arguments as in `pool_boxes`."""
     device, batch_hw = images.pixels.device, (images.pixels.shape[-2], images.pixels.shape[-1])
     pixels = images.pixels.contiguous(memory_format=torch.channels_last)
-    with autocast(device, extraction.precision):
-        feature_map: Tensor = backbone(pixels)[extraction.level]
+    with autocast(device, config.runtime.precision):
+        feature_map: Tensor = backbone(pixels)[config.level]
     boxes_per_image = [boxes.to(device) for boxes in boxes_per_image]
     rows = pool_boxes(feature_map.float(), boxes_per_image, batch_hw).to(torch.float16)
     if not torch.isfinite(rows).all():

@@ -17,6 +17,7 @@ from sklearn.decomposition import IncrementalPCA
 from threadpoolctl import threadpool_limits
 
 from aligndet_cli.arrays import save_arrays
+from aligndet_cli.cluster.config import ClusterConfig
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch, map_in_order, row_ranges, shuffled_batches
 from aligndet_cli.errors import ConfigError
 
@@ -27,27 +28,6 @@ _KMEANS_ROWS = 4096
 # Rows per independent block. Each thread has a block in memory, in float16 and float32.
 _BLOCK_ROWS = 2048
 _PCA_STATE = ("components_", "mean_", "var_", "singular_values_", "n_samples_seen_", "n_components_")
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """Settings of PCA and k-means.
-
-    Attributes:
-        k: number of clusters.
-        pca_dim: D, dimensions kept.
-        pca_samples: number of random rows, about, that the PCA is fitted on; None = all rows.
-        epochs: passes of mini-batch k-means over all rows.
-        seed: seed of the order of the rows and of the first centroids.
-        num_threads: threads for the passes whose blocks are independent; does not change the result.
-    """
-
-    k: int
-    pca_dim: int
-    pca_samples: int | None = None
-    epochs: int = 20
-    seed: int = 0
-    num_threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,35 +50,68 @@ class Projection:
         return np.asarray(centred @ self.components.T, np.float32)
 
 
-def check_sizes(num_rows: int, num_channels: int, settings: ClusterSettings) -> None:
+@dataclass(frozen=True)
+class Members:
+    """Clusters of M proposals.
+
+    Attributes:
+        labels: (M,) int32 cluster id of each proposal.
+        distances: (M,) float32 squared distance of each proposal to its centroid; all 0 if unknown.
+        k: number of clusters.
+    """
+
+    labels: NDArray[np.int32]
+    distances: NDArray[np.float32]
+    k: int
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(k,) int64 number of members of each cluster."""
+        return np.bincount(self.labels, minlength=self.k).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Clustering(Members):
+    """Clusters found by k-means in D PCA dimensions.
+
+    Attributes:
+        centroids: (k, D) float32.
+        variance: mean squared distance of the projected features to their mean, as it would be with one cluster.
+    """
+
+    centroids: NDArray[np.float32]
+    variance: float
+
+
+def check_sizes(num_rows: int, num_channels: int, config: ClusterConfig) -> None:
     """Refuse sizes that cannot be clustered.
 
     Raises:
         ConfigError: fewer proposals than clusters, or more PCA dimensions than proposals or channels.
     """
-    if num_rows < settings.k:
+    if num_rows < config.k:
         raise ConfigError(
-            f"cluster: {num_rows:,} proposals cannot make {settings.k} clusters; use --k {max(num_rows, 1)} or less, "
+            f"cluster: {num_rows:,} proposals cannot make {config.k} clusters; use --k {max(num_rows, 1)} or less, "
             "or make proposals for more images"
         )
-    if settings.pca_dim > num_channels:
+    if config.pca_dim > num_channels:
         raise ConfigError(
             f"cluster: the backbone's features have {num_channels} dimensions; "
-            f"use --pca-dim {num_channels} or less instead of {settings.pca_dim}"
+            f"use --pca-dim {num_channels} or less instead of {config.pca_dim}"
         )
-    if settings.pca_dim > num_rows:
+    if config.pca_dim > num_rows:
         raise ConfigError(
-            f"cluster: {num_rows:,} proposals span fewer than {settings.pca_dim} dimensions; "
+            f"cluster: {num_rows:,} proposals span fewer than {config.pca_dim} dimensions; "
             f"use --pca-dim {num_rows} or less, or make proposals for more images"
         )
 
 
-def num_pca_rows(num_rows: int, settings: ClusterSettings) -> int:
+def num_pca_rows(num_rows: int, config: ClusterConfig) -> int:
     """Return the number of rows that `fit_pca` reads."""
-    return sum(stop - start for batch in _pca_batches(num_rows, settings) for start, stop in batch)
+    return _num_rows_of(_pca_batches(num_rows, config))
 
 
-def fit_pca(features: RowFile, settings: ClusterSettings, folder: Path, watch: Watch) -> Projection:
+def fit_pca(features: RowFile, config: ClusterConfig, folder: Path, watch: Watch) -> Projection:
     """Fit scikit-learn's incremental PCA to the features, from the last saved step on.
 
     Args:
@@ -106,9 +119,9 @@ def fit_pca(features: RowFile, settings: ClusterSettings, folder: Path, watch: W
         folder: keeps `pca-state.npz` between steps.
         watch: gets the number of rows after every saved step.
     """
-    batches = _pca_batches(features.num_rows, settings)
+    batches = _pca_batches(features.num_rows, config)
     state_file = folder / "pca-state.npz"
-    estimator, done = IncrementalPCA(settings.pca_dim), 0
+    estimator, done = IncrementalPCA(config.pca_dim), 0
     if state_file.exists():
         with np.load(state_file) as state:
             done = int(state["done"])
@@ -130,9 +143,7 @@ def fit_pca(features: RowFile, settings: ClusterSettings, folder: Path, watch: W
     )
 
 
-def project(
-    features: RowFile, projection: Projection, projected: RowFile, settings: ClusterSettings, watch: Watch
-) -> None:
+def project(features: RowFile, projection: Projection, projected: RowFile, config: ClusterConfig, watch: Watch) -> None:
     """Write the projection of all (M, C) rows to `projected` (M, D); blocks that are finished are skipped."""
     blocks = row_ranges(features.num_rows, _BLOCK_ROWS)
     marks = DoneMarks(projected.path.with_suffix(".done"), len(blocks))
@@ -142,18 +153,15 @@ def project(
     is_done = marks.read()
     watch.resumed(_num_rows_of([[block for block, done in zip(blocks, is_done, strict=True) if done]]))
     todo = np.flatnonzero(~is_done).tolist()
-    threads = settings.num_threads
     with threadpool_limits(1, user_api="blas"):
-        rows_in_order = map_in_order(
-            lambda index: projection(features.read(*blocks[index])), todo, num_threads=threads, ahead=threads + 1
-        )
-        for index, rows in zip(todo, rows_in_order, strict=True):
+        found = map_in_order(lambda index: projection(features.read(*blocks[index])), todo, config.num_threads)
+        for index, rows in zip(todo, found, strict=True):
             projected.write(blocks[index][0], rows)
             marks.mark(index)
             watch.finished(len(rows))
 
 
-def fit_kmeans(projected: RowFile, settings: ClusterSettings, folder: Path, watch: Watch) -> NDArray[np.float32]:
+def fit_kmeans(projected: RowFile, config: ClusterConfig, folder: Path, watch: Watch) -> NDArray[np.float32]:
     """Fit scikit-learn's mini-batch k-means, from the last finished epoch on.
 
     As in scikit-learn, clusters with hardly any members are restarted at random rows, but not in the last epoch, so
@@ -168,16 +176,16 @@ def fit_kmeans(projected: RowFile, settings: ClusterSettings, folder: Path, watc
         (k, D) float32 centroids.
     """
     state_file = folder / "kmeans-state.npz"
-    batch_rows, random = max(_KMEANS_ROWS, 16 * settings.k), np.random.RandomState(settings.seed)
+    batch_rows, random = max(_KMEANS_ROWS, 16 * config.k), np.random.RandomState(config.seed)
     estimator = MiniBatchKMeans(
-        settings.k, batch_size=batch_rows, init_size=batch_rows, compute_labels=False, random_state=random, n_init=1
+        config.k, batch_size=batch_rows, init_size=batch_rows, compute_labels=False, random_state=random, n_init=1
     )
     done = _restore_kmeans(estimator, random, state_file)
     watch.resumed(done * projected.num_rows)
     with threadpool_limits(1, user_api="blas"):
-        for epoch in range(done, settings.epochs):
-            estimator.reassignment_ratio = 0.01 if epoch < settings.epochs - 1 else 0.0
-            rng = np.random.default_rng((settings.seed, 1, epoch))
+        for epoch in range(done, config.kmeans_epochs):
+            estimator.reassignment_ratio = 0.01 if epoch < config.kmeans_epochs - 1 else 0.0
+            rng = np.random.default_rng((config.seed, 1, epoch))
             for batch in shuffled_batches(projected.num_rows, batch_rows, rng):
                 rows = projected.read_ranges(batch)
                 estimator.partial_fit(rows)
@@ -186,15 +194,8 @@ def fit_kmeans(projected: RowFile, settings: ClusterSettings, folder: Path, watc
     return np.ascontiguousarray(estimator.cluster_centers_, dtype=np.float32)
 
 
-def assign(
-    projected: RowFile, centroids: NDArray[np.float32], settings: ClusterSettings, watch: Watch
-) -> tuple[NDArray[np.int32], NDArray[np.float32], float]:
-    """Assign every row of `projected` (M, D) to the nearest of the (k, D) centroids.
-
-    Returns:
-        labels (M,) int32; squared distances to the centroids (M,) float32; and the mean squared distance of the rows
-        to their mean, as it would be with one cluster.
-    """
+def assign(projected: RowFile, centroids: NDArray[np.float32], config: ClusterConfig, watch: Watch) -> Clustering:
+    """Assign every row of `projected` (M, D) to the nearest of the (k, D) centroids."""
     labels = np.empty(projected.num_rows, np.int32)
     distances = np.empty(projected.num_rows, np.float32)
     blocks = row_ranges(projected.num_rows, _BLOCK_ROWS)
@@ -210,23 +211,23 @@ def assign(
         squares = float(np.square(rows).sum(dtype=np.float64))
         return block_labels, block_distances, rows.sum(axis=0, dtype=np.float64), squares
 
-    threads = settings.num_threads
     with threadpool_limits(1, user_api="blas"):
-        found = map_in_order(nearest, blocks, num_threads=threads, ahead=threads + 1)
+        found = map_in_order(nearest, blocks, config.num_threads)
         for (start, stop), (block_labels, block_distances, block_sum, block_squares) in zip(blocks, found, strict=True):
             labels[start:stop], distances[start:stop] = block_labels, block_distances
             total += block_sum
             total_squares += block_squares
             watch.finished(stop - start)
     mean = total / projected.num_rows
-    return labels, distances, max(total_squares / projected.num_rows - float(mean @ mean), 0.0)
+    variance = max(total_squares / projected.num_rows - float(mean @ mean), 0.0)
+    return Clustering(labels, distances, len(centroids), centroids, variance)
 
 
-def _pca_batches(num_rows: int, settings: ClusterSettings) -> list[list[tuple[int, int]]]:
+def _pca_batches(num_rows: int, config: ClusterConfig) -> list[list[tuple[int, int]]]:
     # The first step needs at least pca_dim rows; a shuffled batch always has at least half of its size.
-    batch_rows = max(_PCA_ROWS, 4 * settings.pca_dim)
-    batches = shuffled_batches(num_rows, batch_rows, np.random.default_rng((settings.seed, 0)))
-    limit = num_rows if settings.pca_samples is None else settings.pca_samples
+    batch_rows = max(_PCA_ROWS, 4 * config.pca_dim)
+    batches = shuffled_batches(num_rows, batch_rows, np.random.default_rng((config.seed, 0)))
+    limit = num_rows if config.pca_samples is None else config.pca_samples
     return batches[: max(1, -(-limit // batch_rows))]
 
 

@@ -1,13 +1,12 @@
 """Quality of clusters in numbers, for `report.json`, the log and the manifest."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.cluster.kmeans import Projection
+from aligndet_cli.cluster.kmeans import Clustering, Members, Projection
 
 # Our rules of thumb for warnings; the paper gives none.
 _MANY_DEAD = 0.05
@@ -15,56 +14,15 @@ _HUGE_CLUSTER = 0.25
 _BAR_WIDTH = 32
 
 
-@dataclass(frozen=True)
-class Members:
-    """Clusters of M proposals.
-
-    Attributes:
-        labels: (M,) int32 cluster id of each proposal.
-        distances: (M,) float32, small for proposals that are typical of their cluster; all 0 if unknown.
-        k: number of clusters.
-    """
-
-    labels: NDArray[np.int32]
-    distances: NDArray[np.float32]
-    k: int
-
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """(k,) int64 number of members of each cluster."""
-        return np.bincount(self.labels, minlength=self.k).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """Clusters with centroids, for M proposals, k clusters and D PCA dimensions.
-
-    Attributes:
-        labels: (M,) int32 cluster id of each proposal.
-        distances: (M,) float32 squared distance of each proposal to its centroid.
-        centroids: (k, D) float32.
-        variance: mean squared distance of the projected features to their mean.
-    """
-
-    labels: NDArray[np.int32]
-    distances: NDArray[np.float32]
-    centroids: NDArray[np.float32]
-    variance: float
-
-    @property
-    def members(self) -> Members:
-        """The same clusters without centroids."""
-        return Members(self.labels, self.distances, len(self.centroids))
-
-
 def build_size_report(members: Members, num_images: int) -> dict[str, Any]:
     """Return statistics of the cluster sizes, as JSON values; see `build_report`."""
     sizes, num_rows = members.sizes, len(members.labels)
+    shares = sizes[sizes > 0] / num_rows
     return {
         "num_proposals": num_rows,
         "num_images_with_proposals": num_images,
         "k": len(sizes),
-        "effective_clusters": float(np.exp(-np.sum(_plogp(sizes / num_rows)))),
+        "effective_clusters": float(np.exp(-np.sum(shares * np.log(shares)))),
         "dead_clusters": np.flatnonzero(sizes == 0).tolist(),
         "size_quantiles": {
             name: float(np.quantile(sizes, share))
@@ -87,12 +45,10 @@ def build_report(clustering: Clustering, projection: Projection, num_images: int
     - `explained_by_pca` is the share of the features' variance that the PCA keeps.
     - `effective_clusters` is exp(entropy of the sizes): k if all clusters have the same size.
     """
-    report = build_size_report(clustering.members, num_images)
-    sizes = clustering.members.sizes
+    report, num_rows = build_size_report(clustering, num_images), len(clustering.labels)
     inertia = float(clustering.distances.sum(dtype=np.float64))
-    num_rows = len(clustering.labels)
-    sums = np.bincount(clustering.labels, weights=clustering.distances, minlength=len(sizes))
-    for entry, mean_distance in zip(report["clusters"], sums / np.maximum(sizes, 1), strict=True):
+    sums = np.bincount(clustering.labels, weights=clustering.distances, minlength=clustering.k)
+    for entry, mean_distance in zip(report["clusters"], sums / np.maximum(clustering.sizes, 1), strict=True):
         entry["mean_squared_distance"] = float(mean_distance)
     return {
         "pca_dim": len(projection.components),
@@ -146,8 +102,3 @@ def find_problems(report: dict[str, Any]) -> list[str]:
             "an untrained backbone; check --backbone-weights and sheet.jpg"
         )
     return problems
-
-
-def _plogp(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    kept = shares[shares > 0]
-    return np.asarray(kept * np.log(kept))

@@ -46,7 +46,21 @@ class RowFile:
         Raises:
             RunError: there is no room.
         """
-        _reserve(self.path, self.num_rows * self.row_bytes)
+        num_bytes = self.num_rows * self.row_bytes
+        self.path.unlink(missing_ok=True)
+        try:
+            with self.path.open("wb") as handle:
+                if num_bytes:
+                    os.posix_fallocate(handle.fileno(), 0, num_bytes)
+                os.fsync(handle.fileno())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            self.path.unlink(missing_ok=True)
+            raise RunError(
+                f"{self.path}: no room for {num_bytes / 1e9:.3g} GB ({error.strerror}); "
+                "free some space, or choose another disk with --workspace"
+            ) from None
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return a copy of rows start:stop, (stop - start, num_columns)."""
@@ -140,10 +154,8 @@ def shuffled_batches(
     return batches
 
 
-def map_in_order(
-    function: Callable[[Item], Value], items: Iterable[Item], *, num_threads: int, ahead: int
-) -> Iterator[Value]:
-    """Yield `function(item)` in the order of the items, computed by threads at most `ahead` items in advance.
+def map_in_order(function: Callable[[Item], Value], items: Iterable[Item], num_threads: int) -> Iterator[Value]:
+    """Yield `function(item)` in the order of the items, computed by threads, one item more in advance than they are.
 
     Unlike `joblib.Parallel(return_as="generator")`, it waits for the reader, so that results do not pile up in memory.
     With 0 threads the caller computes.
@@ -154,26 +166,9 @@ def map_in_order(
     remaining = iter(items)
     with ThreadPoolExecutor(num_threads) as pool:
         try:
-            waiting: list[Future[Value]] = [pool.submit(function, item) for item in islice(remaining, ahead)]
+            waiting: list[Future[Value]] = [pool.submit(function, item) for item in islice(remaining, num_threads + 1)]
             while waiting:
                 yield waiting.pop(0).result()
                 waiting.extend(pool.submit(function, item) for item in islice(remaining, 1))
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _reserve(path: Path, num_bytes: int) -> None:
-    path.unlink(missing_ok=True)
-    try:
-        with path.open("wb") as handle:
-            if num_bytes:
-                os.posix_fallocate(handle.fileno(), 0, num_bytes)
-            os.fsync(handle.fileno())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        path.unlink(missing_ok=True)
-        raise RunError(
-            f"{path}: no room for {num_bytes / 1e9:.3g} GB ({error.strerror}); "
-            "free some space, or choose another disk with --workspace"
-        ) from None

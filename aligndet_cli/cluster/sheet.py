@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aligndet_cli.cluster.features import ProposalImages
-from aligndet_cli.cluster.report import Members
+from aligndet_cli.cluster.kmeans import Members
 from aligndet_cli.data.images import read_image
 from aligndet_cli.drawing import draw_grid, draw_text, draw_tile, save_picture
 from aligndet_cli.errors import DataError

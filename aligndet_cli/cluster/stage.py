@@ -5,52 +5,33 @@ The authors never published their code; comments below name what they left open 
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
 from aligndet_cli.arrays import save_array, save_arrays
 from aligndet_cli.artifacts.exchange import hash_file
 from aligndet_cli.artifacts.open import open_proposals
 from aligndet_cli.backbones import (
-    BackboneConfig,
+    RANDOM_WEIGHTS,
     BackboneWeights,
     build_backbone,
     find_backbone_weights,
     load_backbone_weights,
     require_trained,
 )
-from aligndet_cli.cluster.features import Extraction, ProposalImages, find_places, write_features
+from aligndet_cli.cluster import kmeans
+from aligndet_cli.cluster.config import ClusterConfig
+from aligndet_cli.cluster.features import ProposalImages, find_places, write_features
 from aligndet_cli.cluster.given import GivenClusters, clusters_from_coco
-from aligndet_cli.cluster.kmeans import (
-    ClusterSettings,
-    Projection,
-    assign,
-    check_sizes,
-    fit_kmeans,
-    fit_pca,
-    num_pca_rows,
-    project,
-)
-from aligndet_cli.cluster.report import (
-    Clustering,
-    Members,
-    build_report,
-    build_size_report,
-    find_problems,
-    histogram_lines,
-)
+from aligndet_cli.cluster.report import build_report, build_size_report, find_problems, histogram_lines
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.cluster.sheet import draw_cluster_sheet, draw_sizes
 from aligndet_cli.config import StageConfig
-from aligndet_cli.data.loaders import resolve_workers
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import write_json
 from aligndet_cli.logs import Progress, logger
@@ -62,54 +43,16 @@ from aligndet_cli.stage import Steps
 from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Output, Workspace
 
-ARTIFACT_FILES = ("labels.npy", "centroids.npy", "pca.npz", "report.json", "sheet.jpg")
-_MAX_THREADS = 8  # each holds blocks of some 40 MB
-
-
-class ClusterConfig(StageConfig):
-    """Settings of the stage `cluster`."""
-
-    # Proposals, weights and an imported file are inputs, hashed by content; split and limit are the proposals'.
-    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
-        "proposals",
-        "import_file",
-        "data.split",
-        "data.limit",
-        "backbone.weights",
-        "backbone.frozen_stages",
-        "backbone.norm_eval",
-        "backbone.drop_path",
-    }
-
-    proposals: str | None = Field(None, description="Proposals to use, by name (the newest).")
-    import_file: Path | None = Field(
-        None, description="COCO json whose categories become the clusters (clusters are made)."
-    )
-    k: int = Field(256, ge=2, description="Number of clusters.")  # paper B.5
-    pca_dim: int = Field(256, ge=1, description="Dimensions of the features that the PCA keeps.")  # docs/paper.md §8.2
-    backbone: BackboneConfig = BackboneConfig()
-    # Ours: the last map, averaged inside the box, is what a classifier's pooled feature is.
-    level: Literal["c2", "c3", "c4", "c5"] = Field("c5", description="Feature map that boxes are pooled from.")
-    # the detectors' test resolution, mmdetection
-    short_side: int = Field(800, ge=32, description="Short side in pixels that images are resized to.")
-    long_side: int = Field(1333, ge=32, description="Largest long side in pixels.")
-    batch_size: int = Field(16, ge=1, description="Images per forward pass on each process.")
-    # Ours: the PCA is fitted on this many rows from all over the data (None: on all). 128 rows per dimension settle
-    # the first 256 components; each further million costs 18 minutes of CPU.
-    pca_samples: int | None = Field(262_144, ge=1, description="Number of boxes that the PCA is fitted on.")
-    # Ours: on minicoco (17,363 proposals, k 256) 20 epochs end 3.2 % above the inertia of full k-means, 5 epochs 4.3 %
-    # and 80 epochs 2.7 %.
-    kmeans_epochs: int = Field(20, ge=1, description="Passes of k-means over the features.")
-
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that `run` needs to make clusters.
+    """Everything that `run` needs.
 
     Attributes:
         source: images with proposals, in batches.
         proposals_name: name of their artifact.
-        weights: weights of the backbone.
+        given: clusters to import, unless the run is finished.
+        weights: weights of the backbone, to make clusters.
         num_channels: C, channels of the features.
     """
 
@@ -117,47 +60,17 @@ class Plan:
     output: Output
     source: ProposalImages
     proposals_name: str
-    weights: BackboneWeights
-    num_channels: int
+    given: GivenClusters | None = None
+    weights: BackboneWeights = RANDOM_WEIGHTS
+    num_channels: int = 0
 
     @property
     def num_rows(self) -> int:
         """Number of proposals, M."""
         return self.source.store.total
 
-    @property
-    def settings(self) -> ClusterSettings:
-        """Settings of PCA and k-means."""
-        config = self.config
-        threads = config.runtime.num_workers
-        return ClusterSettings(
-            k=config.k,
-            pca_dim=config.pca_dim,
-            pca_samples=config.pca_samples,
-            epochs=config.kmeans_epochs,
-            seed=config.seed,
-            num_threads=min(len(os.sched_getaffinity(0)) if threads == "auto" else threads, _MAX_THREADS),
-        )
 
-
-@dataclass(frozen=True)
-class ImportPlan:
-    """Everything that `run` needs to take clusters from a file; fields as in `Plan`.
-
-    Attributes:
-        given: the clusters; None for a finished run.
-    """
-
-    config: ClusterConfig
-    output: Output
-    source: ProposalImages
-    proposals_name: str
-    given: GivenClusters | None
-
-
-def prepare(
-    config: ClusterConfig, workspace: Workspace, *, resume: bool = True, force: bool = False
-) -> Plan | ImportPlan:
+def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
     """Open proposals, images and weights, or the file to import, and decide what to do; nothing is written.
 
     Raises:
@@ -178,22 +91,20 @@ def prepare(
         output = workspace.plan_output("cluster", name, config, inputs, resume=resume, force=force)
         is_complete = output.action == "complete"
         given = None if is_complete else clusters_from_coco(config.import_file, store, images)
-        return ImportPlan(config, output, source, artifact.name, given)
+        return Plan(config, output, source, artifact.name, given)
     with torch.device("meta"):  # built only to ask for its width
         num_channels = build_backbone(config.backbone).channels[config.level]
-    check_sizes(store.total, num_channels, ClusterSettings(config.k, config.pca_dim))
-    weights = find_backbone_weights(
-        config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
-    )
+    kmeans.check_sizes(store.total, num_channels, config)
+    weights = find_backbone_weights(config.backbone, workspace, offline=config.runtime.offline)
     inputs["weights"] = weights.content_hash
     name = config.name or f"{artifact.name}-k{config.k}"
     output = workspace.plan_output("cluster", name, config, inputs, resume=resume, force=force)
     if output.action != "complete":
         require_trained(weights, config.backbone, "cluster")
-    return Plan(config, output, source, artifact.name, weights, num_channels)
+    return Plan(config, output, source, artifact.name, weights=weights, num_channels=num_channels)
 
 
-def describe(plan: Plan | ImportPlan) -> dict[str, Any]:
+def describe(plan: Plan) -> dict[str, Any]:
     """Return the effective settings by name, for people."""
     config, source = plan.config, plan.source
     images = source.images
@@ -201,32 +112,33 @@ def describe(plan: Plan | ImportPlan) -> dict[str, Any]:
         "data": f"{images.root} ({images.format}, split {images.split}, {len(images)} images)",
         "proposals": f"{plan.proposals_name} ({source.store.total:,} in {len(source.places):,} images)",
     }
-    if isinstance(plan, ImportPlan):
+    if config.import_file is not None:
         shown["clusters"] = f"import of {config.import_file}"
         if plan.given is not None:
             shown["k"] = f"{len(plan.given.categories)}, the categories of the file by id"
         return shown | {"output": str(plan.output.folder)}
+    num_bytes = plan.num_rows * (2 * plan.num_channels + 4 * config.pca_dim)
     return shown | {
         "backbone": f"{config.backbone.name}, weights {plan.weights.origin}",
         "features": f"{config.level}, {plan.num_channels} channels, RoIAlign averaged over the box",
         "resolution": f"short side {config.short_side}, long side at most {config.long_side}",
         "batch_size": f"{config.batch_size} images per process",
-        "pca_dim": f"{config.pca_dim}, fitted on {num_pca_rows(plan.num_rows, plan.settings):,} proposals",
+        "pca_dim": f"{config.pca_dim}, fitted on {kmeans.num_pca_rows(plan.num_rows, config):,} proposals",
         "k": f"{config.k}, {config.kmeans_epochs} epochs of mini-batch k-means",
         "seed": config.seed,
-        "disk": f"{_bytes_needed(plan) / 1e9:.2f} GB while it runs",
+        "disk": f"{num_bytes / 1e9:.2f} GB while it runs",
         "output": str(plan.output.folder),
     }
 
 
-def run(plan: Plan | ImportPlan, process: Process) -> None:
+def run(plan: Plan, process: Process) -> None:
     """Extract features on every process, then cluster on the main process; or write clusters from a file.
 
     Raises:
         Preempted: stopped by a signal; the same command continues.
         RunError: there is no room on disk, or features are not finite.
     """
-    if isinstance(plan, ImportPlan):
+    if plan.config.import_file is not None:
         if process.is_main:
             _write_import(plan)
         return
@@ -244,9 +156,7 @@ def run(plan: Plan | ImportPlan, process: Process) -> None:
         _extract(plan, process, features, marks, stop)
         wait_for_all(process)
         if process.is_main:
-            clustering, projection = _cluster(plan, process, features, stop)
-            result = _write_artifact(plan, clustering, projection)
-            plan.output.complete(result, content=("labels.npy", "centroids.npy"))
+            _write_clusters(plan, *_cluster(plan, process, features, stop))
 
 
 def _check_settings(config: ClusterConfig) -> None:
@@ -263,21 +173,13 @@ def _check_settings(config: ClusterConfig) -> None:
 
 
 def _extract(plan: Plan, process: Process, features: RowFile, marks: DoneMarks, stop: StopSignal) -> None:
-    config = plan.config
     if marks.read()[process.rank :: process.world_size].all():
         return
-    extraction = Extraction(
-        level=config.level,
-        short_side=config.short_side,
-        long_side=config.long_side,
-        precision=config.runtime.precision,
-        num_workers=resolve_workers(config.runtime.num_workers, process),
-    )
     batches = range(process.rank, plan.source.num_batches, process.world_size)
     num_images = sum(len(plan.source.batch(index)) for index in batches)
     backbone = _load_backbone(plan, process)
     with Progress("cluster: features", num_images, "images", mode=process.progress) as progress:
-        write_features(backbone, plan.source, features, marks, extraction, process, Watch(progress, stop))
+        write_features(backbone, plan.source, features, marks, plan.config, process, Watch(progress, stop))
 
 
 def _load_backbone(plan: Plan, process: Process) -> nn.Module:
@@ -290,68 +192,59 @@ def _load_backbone(plan: Plan, process: Process) -> nn.Module:
     return backbone
 
 
-def _cluster(plan: Plan, process: Process, features: RowFile, stop: StopSignal) -> tuple[Clustering, Projection]:
-    settings, num_rows = plan.settings, plan.num_rows
-    folder = features.path.parent
-    projected = RowFile(folder / "projected.f32", "<f4", num_rows, settings.pca_dim)
+def _cluster(
+    plan: Plan, process: Process, features: RowFile, stop: StopSignal
+) -> tuple[kmeans.Clustering, kmeans.Projection]:
+    config, num_rows, folder = plan.config, plan.num_rows, features.path.parent
+    projected = RowFile(folder / "projected.f32", "<f4", num_rows, config.pca_dim)
 
     @contextlib.contextmanager
     def watched(title: str, total: int) -> Iterator[Watch]:
         with Progress(f"cluster: {title}", total, "proposals", mode=process.progress) as progress:
             yield Watch(progress, stop)
 
-    with watched("PCA", num_pca_rows(num_rows, settings)) as watch:
-        projection = fit_pca(features, settings, folder, watch)
+    with watched("PCA", kmeans.num_pca_rows(num_rows, config)) as watch:
+        projection = kmeans.fit_pca(features, config, folder, watch)
     with watched("projection", num_rows) as watch:
-        project(features, projection, projected, settings, watch)
-    with watched("k-means", num_rows * settings.epochs) as watch:
-        centroids = fit_kmeans(projected, settings, folder, watch)
+        kmeans.project(features, projection, projected, config, watch)
+    with watched("k-means", num_rows * config.kmeans_epochs) as watch:
+        centroids = kmeans.fit_kmeans(projected, config, folder, watch)
     with watched("assignment", num_rows) as watch:
-        labels, distances, variance = assign(projected, centroids, settings, watch)
-    return Clustering(labels, distances, centroids, variance), projection
+        return kmeans.assign(projected, centroids, config, watch), projection
 
 
-def _write_artifact(plan: Plan, clustering: Clustering, projection: Projection) -> dict[str, Any]:
-    """Write all files and log the result; return the summary for the manifest."""
+def _write_clusters(plan: Plan, clustering: kmeans.Clustering, projection: kmeans.Projection) -> None:
+    """Write the artifact for clusters that were made, and log the result."""
     folder = plan.output.partial
-    _save_labels(folder, clustering.members)
     save_array(folder / "centroids.npy", clustering.centroids)
-    arrays = {"mean": projection.mean, "components": projection.components, "explained": projection.explained}
-    save_arrays(folder / "pca.npz", arrays)
+    save_arrays(folder / "pca.npz", vars(projection))
     report = build_report(clustering, projection, len(plan.source.places))
     problems = find_problems(report)
-    write_json(folder / "report.json", {**report, "warnings": problems})
-    _draw(folder, plan.source, clustering.members)
-    logger.info(
-        f"cluster: {report['num_proposals']:,} proposals in {report['k']} clusters, inertia {report['inertia']:.4g} "
-        f"({report['inertia_per_proposal']:.4g} per proposal); clusters explain {report['explained_by_clusters']:.1%} "
-        f"of the variance, the PCA keeps {report['explained_by_pca']:.1%}; {len(report['dead_clusters'])} dead"
+    figures = (
+        f"clusters, inertia {report['inertia']:.4g} ({report['inertia_per_proposal']:.4g} per proposal); clusters "
+        f"explain {report['explained_by_clusters']:.1%} of the variance, the PCA keeps "
+        f"{report['explained_by_pca']:.1%}; {len(report['dead_clusters'])} dead"
     )
-    for line in histogram_lines(report["size_histogram"]):
-        logger.info(line)
+    _write(plan, clustering, {**report, "warnings": problems}, figures)
     for problem in problems:
         logger.warning(f"cluster: {problem}")
     kept = ("num_proposals", "k", "pca_dim", "inertia", "inertia_per_proposal", "explained_by_pca")
-    return {name: report[name] for name in (*kept, "explained_by_clusters", "effective_clusters")} | {
-        "dead_clusters": len(report["dead_clusters"]),
-        "warnings": problems,
-    }
+    result = {name: report[name] for name in (*kept, "explained_by_clusters", "effective_clusters")}
+    result |= {"dead_clusters": len(report["dead_clusters"]), "warnings": problems}
+    plan.output.complete(result, content=("labels.npy", "centroids.npy"))
 
 
-def _write_import(plan: ImportPlan) -> None:
+def _write_import(plan: Plan) -> None:
     """Write the artifact for clusters from a file, and log the result."""
     given, folder = plan.given, plan.output.partial
     assert given is not None, "a finished run is not run again"
     plan.output.begin(plan.config)
-    members = Members(given.labels, np.zeros(len(given.labels), np.float32), len(given.categories))
+    members = kmeans.Members(given.labels, np.zeros(len(given.labels), np.float32), len(given.categories))
     categories = given.to_json()
-    _save_labels(folder, members)
     write_json(folder / "categories.json", categories)
     report = build_size_report(members, len(plan.source.places))
     for entry, category in zip(report["clusters"], categories, strict=True):
         entry.update(category)
-    write_json(folder / "report.json", {**report, "num_unused_boxes": given.num_unused})
-    _draw(folder, plan.source, members)
     if not given.are_plain:
         first, last = given.categories[0].name, given.categories[-1].name
         logger.warning(
@@ -360,30 +253,26 @@ def _write_import(plan: ImportPlan) -> None:
         )
     if given.num_unused:
         logger.warning(f"cluster: {given.num_unused:,} boxes of the file are none of the proposals and are left out")
-    logger.info(
-        f"cluster: {report['num_proposals']:,} proposals in {report['k']} clusters of {plan.config.import_file}"
-    )
-    for line in histogram_lines(report["size_histogram"]):
-        logger.info(line)
+    unused = {"num_unused_boxes": given.num_unused}
+    _write(plan, members, report | unused, f"clusters of {plan.config.import_file}")
     result = {name: report[name] for name in ("num_proposals", "k", "effective_clusters")}
-    result |= {"dead_clusters": len(report["dead_clusters"]), "num_unused_boxes": given.num_unused}
+    result |= {"dead_clusters": len(report["dead_clusters"]), **unused}
     plan.output.complete(result, content=("labels.npy", "categories.json"))
 
 
-def _save_labels(folder: Path, members: Members) -> None:
+def _write(plan: Plan, members: kmeans.Members, report: dict[str, Any], figures: str) -> None:
+    """Write labels, report and pictures, and log the report."""
+    folder = plan.output.partial
     dtype = np.int16 if members.k <= np.iinfo(np.int16).max + 1 else np.int32
     save_array(folder / "labels.npy", members.labels.astype(dtype))
-
-
-def _draw(folder: Path, source: ProposalImages, members: Members) -> None:
+    write_json(folder / "report.json", report)
     with never_failing(folder / "sheet.jpg"):
-        draw_cluster_sheet(folder / "sheet.jpg", source, members)
+        draw_cluster_sheet(folder / "sheet.jpg", plan.source, members)
     with never_failing(folder / "plots" / "sizes.png"):
         draw_sizes(folder / "plots" / "sizes.png", members)
+    logger.info(f"cluster: {report['num_proposals']:,} proposals in {report['k']} {figures}")
+    for line in histogram_lines(report["size_histogram"]):
+        logger.info(line)
 
 
-def _bytes_needed(plan: Plan) -> int:
-    return plan.num_rows * (2 * plan.num_channels + 4 * plan.config.pca_dim)
-
-
-STEPS = Steps[ClusterConfig, Plan | ImportPlan](ClusterConfig, prepare, describe, run)
+STEPS = Steps[ClusterConfig, Plan](ClusterConfig, prepare, describe, run)

@@ -7,28 +7,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from aligndet_cli import flags
 from aligndet_cli.commands.terminal import console, print_json, user_errors, with_data_root
 from aligndet_cli.config import Sources, StageConfig, load_config
 from aligndet_cli.driver import with_data
 from aligndet_cli.errors import ConfigError, DataError, GateError
-from aligndet_cli.flags import (
-    ANNOTATIONS,
-    CONFIG,
-    DATA,
-    DETECTOR,
-    FORMAT,
-    IMAGES,
-    JSON,
-    LAYOUTS,
-    SEED,
-    SET,
-    SPLIT,
-    WORKSPACE,
-    Given,
-    control,
-    setting,
-    with_flags,
-)
+from aligndet_cli.flags import Given, control, setting, with_flags
 from aligndet_cli.stage import find_stage
 from aligndet_cli.tables import plain_table
 from aligndet_cli.workspace import Workspace
@@ -38,28 +22,29 @@ if TYPE_CHECKING:
 
 _SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
-
-DOCTOR = (WORKSPACE, JSON, control("--strict", bool, "Exit 6 on warnings too; errors are always 3 (off)."), *DATA)
+DOCTOR = (
+    flags.WORKSPACE,
+    flags.JSON,
+    control("--strict", bool, "Exit 6 on warnings too; errors are always 3 (off)."),
+    *flags.DATA,
+)
 VIEWS = (
-    WORKSPACE,
-    CONFIG,
-    SET,
-    JSON,
-    SEED,
-    *DATA[:-1],
+    flags.WORKSPACE,
+    flags.CONFIG,
+    flags.SET,
+    flags.JSON,
+    flags.SEED,
+    *flags.DATA[:-1],
     control("--count", int, "Number of images to show (4)."),
     control("--output -o", Path, "File to write (views.jpg in the workspace)."),
-    DETECTOR,
+    flags.DETECTOR,
     setting("--topk", "topk"),
     setting("--short-side", "views.short_side"),
     setting("--long-side", "views.long_side"),
 )
 FOLDS = (
-    JSON,
-    FORMAT,
-    SPLIT,
-    ANNOTATIONS,
-    IMAGES,
+    flags.JSON,
+    *flags.DATA[:-1],
     setting("--fractions", "fractions"),
     setting("--folds", "folds"),
     setting("--output -o", "output"),
@@ -67,7 +52,7 @@ FOLDS = (
 )
 
 
-@with_flags(DOCTOR, "doctor", ("DATA", f"{LAYOUTS}, or a folder of images (that of the workspace)."))
+@with_flags(DOCTOR, "doctor", ("DATA", f"{flags.LAYOUTS}, or a folder of images (that of the workspace)."))
 def doctor(data: Path | None, given: Given, *, strict: bool = False) -> None:
     """Check images and labels, and say what is wrong with them; exit code 3 on errors."""
     from aligndet_cli.data.doctor import check_data
@@ -105,7 +90,7 @@ def views(data: Path | None, given: Given, *, output: Path | None = None, count:
             typer.echo(str(file))
 
 
-@with_flags(FOLDS, "split", ("DATA", f"{LAYOUTS} with labels."))
+@with_flags(FOLDS, "split", ("DATA", f"{flags.LAYOUTS} with labels."))
 def split(data: Path | None, given: Given) -> None:
     """Write the field's low-data folds as COCO files."""
     from aligndet_cli.data.folds import SplitConfig, write_folds

@@ -6,46 +6,33 @@ from typing import Annotated
 
 import typer
 
+from aligndet_cli import flags
 from aligndet_cli.commands.terminal import JsonOption, console, print_json, user_errors, with_data_root
 from aligndet_cli.config import STAGES, Sources, assign, did_you_mean, flatten, load_config
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.flags import (
-    ACCELERATOR,
-    BACKBONE,
-    DATA,
-    DETECTOR,
-    JSON,
-    LAYOUTS,
-    SEED,
-    SET,
-    SPEED,
-    WORKERS,
-    Given,
-    setting,
-    with_flags,
-)
+from aligndet_cli.flags import Given, setting, with_flags
 from aligndet_cli.stage import find_stage
 
 BENCH = (
-    DETECTOR,
-    BACKBONE,
+    flags.DETECTOR,
+    flags.BACKBONE,
     setting("--stage", "stage"),
     setting("--batch-size", "batch_size"),
     setting("--short-side", "short_side"),
     setting("--long-side", "long_side"),
     setting("--proposals", "num_proposals"),
     setting("--steps", "steps"),
-    *DATA,
-    SET,
-    JSON,
-    SEED,
-    ACCELERATOR,
-    WORKERS,
-    *SPEED,
+    *flags.DATA,
+    flags.SET,
+    flags.JSON,
+    flags.SEED,
+    flags.ACCELERATOR,
+    flags.WORKERS,
+    *flags.SPEED,
 )
 
 
-@with_flags(BENCH, "bench", ("DATA", f"{LAYOUTS}, or a folder of images (drawn ones)."))
+@with_flags(BENCH, "bench", ("DATA", f"{flags.LAYOUTS}, or a folder of images (drawn ones)."))
 def bench(data: Path | None, given: Given) -> None:
     """Measure how fast this machine trains a detector, and how long the paper's schedule would take on it."""
     from aligndet_cli.tools.bench.measure import BenchConfig, bench_table, run_bench
@@ -56,7 +43,7 @@ def bench(data: Path | None, given: Given) -> None:
         config, _ = load_config(BenchConfig, "bench", sources)
         timings = run_bench(config)
         if is_json:
-            stages = {timing.stage: timing.to_json() for timing in timings}
+            stages = {timing.stage: vars(timing) for timing in timings}
             print_json({"command": "bench", "settings": config.to_json(), "stages": stages})
         else:
             console().print(bench_table(timings))

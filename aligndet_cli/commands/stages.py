@@ -13,30 +13,25 @@ from aligndet_cli.workspace import Workspace
 
 
 def stage_command(stage: Stage) -> Callable[..., None]:
-    """Return the Typer command of a stage."""
+    """Return the Typer command of a stage: execute it as asked, and print the outcome."""
 
     def run(data: Path | None, given: Given) -> None:
-        run_stage(stage.name, data, given)
+        control = given.control
+        with user_errors(control.json, control.verbosity):
+            request = Request(
+                stage=stage.name,
+                workspace=Workspace.locate(control.workspace),
+                sources=Sources(control.config, control.set, with_data_root(data, given)),
+                resume=control.resume is not False,
+                force=control.force,
+                dry_run=control.dry_run,
+                shown=Shown(progress_mode(control.progress, is_quiet=control.quiet), control.verbosity),
+            )
+            outcome = execute(request)
+            if outcome.is_main:
+                print_outcome(stage.name, outcome, control.json)
+            if outcome.conclusion.failed_gate is not None:
+                raise outcome.conclusion.failed_gate
 
     run.__doc__ = stage.summary
     return with_flags(stage.flags, stage.name, ("DATA", stage.data))(run)
-
-
-def run_stage(stage: str, data: Path | None, given: Given) -> None:
-    """Execute a stage as asked, and print the outcome."""
-    control = given.control
-    with user_errors(control.json, control.verbosity):
-        request = Request(
-            stage=stage,
-            workspace=Workspace.locate(control.workspace),
-            sources=Sources(control.config, control.set, with_data_root(data, given)),
-            resume=control.resume is not False,
-            force=control.force,
-            dry_run=control.dry_run,
-            shown=Shown(progress_mode(control.progress, is_quiet=control.quiet), control.verbosity),
-        )
-        outcome = execute(request)
-        if outcome.is_main:
-            print_outcome(stage, outcome, control.json)
-        if outcome.conclusion.failed_gate is not None:
-            raise outcome.conclusion.failed_gate

@@ -76,7 +76,7 @@ class FolderSplit:
             file_names=file_names,
             image_ids=np.arange(len(file_names), dtype=np.int64),
             sizes_hw=np.zeros((len(file_names), 2), dtype=np.int32),
-            table=box_table([], [], [], []),
+            table=box_table([]),
             categories=(),
             label_digest="none",
         )

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.errors import DataError
 
 MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
@@ -16,30 +15,15 @@ MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
 
 @dataclass(frozen=True)
 class LabelMasks:
-    """Masks of all labelled boxes without crowds, row for row as in `LabelBoxes`. N = boxes of all images.
+    """Masks of all labelled boxes without crowds, row for row as in `LabelBoxes`."""
 
-    Attributes:
-        segmentations: N entries.
-        offsets: (B + 1,) int64, see `ImageSet`.
-        is_crowd: (N,) bool.
-    """
-
-    segmentations: Segmentations
-    offsets: NDArray[np.int64]
-    is_crowd: NDArray[np.bool_]
-
-    @staticmethod
-    def of(image_set: ImageSet) -> "LabelMasks":
-        """Return the masks of an image set that was opened with masks."""
-        segmentations = image_set.segmentations
-        if segmentations is None:  # a format without masks
-            segmentations = Segmentations.of([None] * len(image_set.boxes))
-        return LabelMasks(segmentations, image_set.offsets, image_set.is_crowd)
+    image_set: ImageSet
 
     def count(self, indices: list[int]) -> tuple[int, int]:
         """Return how many boxes of these images have a mask, and how many boxes they have."""
         rows = np.concatenate([np.arange(0), *(self._rows(index) for index in indices)]).astype(np.int64)
-        return int((~self.segmentations.is_missing[rows]).sum()), len(rows)
+        segmentations = self.image_set.segmentations
+        return 0 if segmentations is None else int((~segmentations.is_missing[rows]).sum()), len(rows)
 
     def masks_of(self, index: int, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
         """Draw the masks (N, H, W) bool of an image of that size; all False for a box without mask.
@@ -50,14 +34,13 @@ class LabelMasks:
         rows = self._rows(index)
         masks = np.zeros((len(rows), *size_hw), dtype=np.bool_)
         for mask, row in zip(masks, rows, strict=True):
-            segmentation = self.segmentations[row]
-            if segmentation:
+            if self.image_set.segmentations and (segmentation := self.image_set.segmentations[row]):
                 mask[:] = draw_mask(segmentation, size_hw)
         return masks
 
     def _rows(self, index: int) -> NDArray[np.int64]:
-        rows = np.arange(self.offsets[index], self.offsets[index + 1])
-        return rows[~self.is_crowd[rows]]
+        rows = np.arange(*self.image_set.offsets[index : index + 2])
+        return rows[~self.image_set.is_crowd[rows]]
 
 
 def draw_mask(segmentation: Any, size_hw: tuple[int, int]) -> NDArray[np.bool_]:

@@ -21,15 +21,7 @@ MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in 0..1
 STD = (0.229, 0.224, 0.225)
 
 ColourOp = Literal[
-    "identity",
-    "autocontrast",
-    "equalize",
-    "solarize",
-    "color",
-    "contrast",
-    "brightness",
-    "sharpness",
-    "posterize",
+    "identity", "autocontrast", "equalize", "solarize", "color", "contrast", "brightness", "sharpness", "posterize"
 ]
 COLOUR_OPS: tuple[ColourOp, ...] = get_args(ColourOp)
 PLAIN_OPS: frozenset[ColourOp] = frozenset({"identity", "autocontrast", "equalize"})  # have no magnitude

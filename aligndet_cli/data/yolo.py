@@ -4,18 +4,20 @@ import hashlib
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from yaml.reader import ReaderError
 
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.folder import list_images
-from aligndet_cli.data.format import BoxTable, DataFormat, Labels, box_table
+from aligndet_cli.data.format import BoxRow, DataFormat, Labels, box_table
 from aligndet_cli.data.images import is_image_file, read_size_hw
 from aligndet_cli.errors import DataError
 
@@ -41,21 +43,6 @@ class YoloConfig:
     categories: tuple[Category, ...]
 
 
-@dataclass
-class _Rows:
-    """Boxes gathered so far, see `BoxTable`."""
-
-    image_index: list[int] = field(default_factory=list)
-    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
-    class_ids: list[int] = field(default_factory=list)
-    segmentations: list[Any] = field(default_factory=list)
-
-    def to_table(self, *, with_masks: bool) -> BoxTable:
-        is_crowd = [False] * len(self.boxes)
-        segmentations = self.segmentations if with_masks else None
-        return box_table(self.image_index, self.boxes, self.class_ids, is_crowd, segmentations)
-
-
 @dataclass(frozen=True)
 class YoloSplit:
     """One split of a data.yaml; `root` may be the yaml itself."""
@@ -76,7 +63,7 @@ class YoloSplit:
         files = sorted(files, key=lambda file: file.relative_to(images_dir).as_posix())
         digest = hashlib.sha256(repr(config.categories).encode())
         sizes_hw = np.zeros((len(files), 2), dtype=np.int32)
-        rows = _Rows()
+        rows: list[BoxRow] = []
         unreadable = []
         for index, file in enumerate(files):
             label_file = _label_file(file)
@@ -87,7 +74,7 @@ class YoloSplit:
             except DataError:
                 unreadable += [file] if file.exists() else []
                 continue
-            _read_labels(content, label_file, index, (sizes_hw[index, 0], sizes_hw[index, 1]), config, rows, findings)
+            rows += _read_labels(content, label_file, index, sizes_hw[index], config, findings)
         if unreadable:
             what = counted(len(unreadable), "image cannot be read and has", "images cannot be read and have")
             message = f"{what} no boxes, first {unreadable[0]}"
@@ -100,7 +87,7 @@ class YoloSplit:
             file_names=[file.relative_to(images_dir).as_posix() for file in files],
             image_ids=np.arange(len(files), dtype=np.int64),
             sizes_hw=sizes_hw,
-            table=rows.to_table(with_masks=with_masks),
+            table=box_table(rows, with_masks=with_masks),
             categories=config.categories,
             label_digest=digest.hexdigest(),
         )
@@ -279,12 +266,11 @@ def _read_labels(
     content: bytes,
     file: Path,
     index: int,
-    size_hw: tuple[int, int],
+    size_hw: NDArray[np.int32],
     config: YoloConfig,
-    rows: _Rows,
     findings: Findings,
-) -> None:
-    """Append the boxes of one label file to `rows`."""
+) -> Iterator[BoxRow]:
+    """Yield the boxes of the label file of an image."""
     class_ids = {category.category_id: class_id for class_id, category in enumerate(config.categories)}
     for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
         words = line.split()
@@ -300,15 +286,13 @@ def _read_labels(
             message = f"{where}: class {category_id} is not among the {len(class_ids)} classes of {config.file.name}"
             findings.error("unknown-category-ids", f"{message}; correct the line or 'names'", example=where)
             continue
-        absolute = points * np.array([size_hw[1], size_hw[0]])  # (P, 2) x, y
+        absolute = points * size_hw[::-1]  # (P, 2) x, y
         (x1, y1), (x2, y2) = absolute.min(axis=0).tolist(), absolute.max(axis=0).tolist()
-        rows.image_index.append(index)
-        rows.boxes.append((x1, y1, x2, y2))
-        rows.class_ids.append(class_ids[category_id])
-        rows.segmentations.append([absolute.ravel().tolist()] if len(points) > 2 else [])
+        polygons = [absolute.ravel().tolist()] if len(points) > 2 else []
+        yield BoxRow(index, (x1, y1, x2, y2), class_ids[category_id], segmentation=polygons)
 
 
-def _parse_line(words: list[str]) -> tuple[int, "np.ndarray[Any, np.dtype[np.float64]]"]:
+def _parse_line(words: list[str]) -> tuple[int, NDArray[np.float64]]:
     """Return class index and points (P, 2) x, y in 0..1: the two corners of a box, or the vertices of a polygon.
 
     Raises:

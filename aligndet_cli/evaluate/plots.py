@@ -1,8 +1,6 @@
 """Pictures of an evaluation: precision over recall, AP per class, kinds of errors, confusions, and images."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.drawing import save_picture
 from aligndet_cli.evaluate.analysis import PARTS
-from aligndet_cli.evaluate.sheets import draw_best_and_worst, draw_detections
-from aligndet_cli.metrics.coco import CocoEvaluation
+from aligndet_cli.evaluate.sheets import Drawing, draw_best_and_worst, draw_detections
 from aligndet_cli.plotting import COLOURS, DASHES, SMALL, finish_axes, never_failing, new_figure, save_figure, shorten
 
 MAX_BARS = 40
@@ -26,42 +22,21 @@ CURVES = {"0.5": "IoU 0.5", "0.75": "IoU 0.75", "mean": "IoU 0.5 to 0.95"}
 _PART_COLOURS = (COLOURS[0], COLOURS[5], COLOURS[3], COLOURS[4], "#BBBBBB")
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Content of the pictures.
-
-    Attributes:
-        evaluation: numbers and curves for boxes.
-        analysis: content of `analysis.json`.
-        ground_truth: COCO json dict.
-        predictions: COCO results.
-        title: run and split.
-    """
-
-    evaluation: CocoEvaluation
-    analysis: Mapping[str, Any]
-    ground_truth: Mapping[str, Any]
-    predictions: Sequence[Mapping[str, Any]]
-    image_set: ImageSet
-    title: str
-
-
 def draw_plots(folder: Path, drawing: Drawing) -> None:
     """Write the pictures; a failure is only a warning, since the numbers are saved already."""
-    images = (drawing.image_set, drawing.ground_truth, drawing.predictions, drawing.analysis, drawing.title)
-    pictures: dict[str, Callable[[], Figure]] = {
-        "precision_recall.png": partial(draw_precision_recall, drawing),
-        "per_class_ap.png": partial(draw_per_class, drawing),
-        "errors.png": partial(draw_errors, drawing),
-        "confusion.png": partial(draw_confusion, drawing),
+    figures = {
+        "precision_recall.png": draw_precision_recall,
+        "per_class_ap.png": draw_per_class,
+        "errors.png": draw_errors,
+        "confusion.png": draw_confusion,
     }
-    for name, draw in pictures.items():
+    for name, draw in figures.items():
         with never_failing(folder / name):
-            save_figure(draw(), folder / name)
+            save_figure(draw(drawing), folder / name)
     sheets = {"detections.png": draw_detections, "best_and_worst.png": draw_best_and_worst}
     for name, draw_sheet in sheets.items():
         with never_failing(folder / name):
-            save_picture(draw_sheet(*images), folder / name)
+            save_picture(draw_sheet(drawing), folder / name)
 
 
 def draw_precision_recall(drawing: Drawing) -> Figure:
@@ -90,9 +65,7 @@ def draw_precision_recall(drawing: Drawing) -> Figure:
 
 def draw_per_class(drawing: Drawing) -> Figure:
     """Draw bars of AP and AP50, best class first."""
-    per_class = [entry for entry in drawing.evaluation.metrics["per_class"] if entry["AP"] is not None]
-    ranked = sorted(per_class, key=lambda entry: (-entry["AP"], entry["name"]))
-    shown = ranked[:MAX_BARS]
+    shown, left_out = _best_classes(drawing.evaluation.metrics["per_class"], "AP")
     figure = new_figure(8, 1.6 + 0.32 * max(len(shown), 2))
     axes = figure.subplots()
     rows = np.arange(len(shown))
@@ -102,7 +75,6 @@ def draw_per_class(drawing: Drawing) -> Figure:
         numbers = f"{entry['AP']:.3f} / {entry['AP50']:.3f}"
         axes.text(max(entry["AP"], entry["AP50"]) + 0.01, row, numbers, va="center", fontsize=SMALL)
     names = [f"{shorten(entry['name'])} ({entry['ground_truths']})" for entry in shown]
-    left_out = f", best {len(shown)} of {len(ranked)} classes" if len(ranked) > len(shown) else ""
     _finish_bars(axes, names, f"AP per class - {drawing.title}{left_out}", 1.16)
     axes.set_xlabel("AP / AP50; number of ground truths in brackets")
     axes.legend(loc="lower right", fontsize=SMALL)
@@ -112,15 +84,19 @@ def draw_per_class(drawing: Drawing) -> Figure:
 def draw_errors(drawing: Drawing) -> Figure:
     """Draw bars of length 1, split into AP50 and its errors, for all classes together and for each."""
     errors = drawing.analysis["errors"]
-    measured = [entry for entry in errors["per_class"] if entry["AP50"] is not None]
-    ranked = sorted(measured, key=lambda entry: (-entry["AP50"], entry["name"]))
-    shown = ranked[:MAX_BARS]
-    rows = [("all classes", errors)] if measured else []
+    shown, left_out = _best_classes(errors["per_class"], "AP50")
+    rows = [("all classes", errors)] if shown else []
     rows += [(shorten(entry["name"]), entry) for entry in shown]
     figure = new_figure(9, 1.9 + 0.34 * max(len(rows), 2))
-    left_out = f", best {len(shown)} of {len(ranked)} classes" if len(ranked) > len(shown) else ""
     draw_error_bars(figure.subplots(), rows, f"What AP50 loses to which errors - {drawing.title}{left_out}")
     return figure
+
+
+def _best_classes(per_class: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[Mapping[str, Any]], str]:
+    """Return the best measured classes, as many as there is room for, and a remark if these are not all."""
+    measured = [entry for entry in per_class if entry[metric] is not None]
+    ranked = sorted(measured, key=lambda entry: (-entry[metric], entry["name"]))
+    return ranked[:MAX_BARS], f", best {MAX_BARS} of {len(ranked)} classes" if len(ranked) > MAX_BARS else ""
 
 
 def draw_error_bars(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]], title: str) -> None:
@@ -176,11 +152,7 @@ def draw_confusion(drawing: Drawing) -> Figure:
 
 
 def draw_comparison(analyses: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """Draw precision over recall and kinds of errors of several runs on the same axes.
-
-    Args:
-        analyses: content of `analysis.json` by run.
-    """
+    """Draw precision over recall and kinds of errors on the same axes, from the `analysis.json` of each run."""
     figure = new_figure(13, 4.6)
     curve_axes, error_axes = figure.subplots(1, 2, width_ratios=(5, 7))
     for (name, analysis), colour in zip(analyses.items(), COLOURS, strict=False):

@@ -18,10 +18,11 @@ from aligndet_cli.detectors.results import forward_pass, predict_each
 from aligndet_cli.errors import ConfigError, DataError, GateError
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.compare import compare_runs
-from aligndet_cli.evaluate.plots import Drawing, draw_comparison, draw_plots
+from aligndet_cli.evaluate.plots import draw_comparison, draw_plots
+from aligndet_cli.evaluate.sheets import Drawing
 from aligndet_cli.files import read_json, write_bytes, write_json
 from aligndet_cli.logs import Progress, logger
-from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_ground_truth, coco_metrics, evaluate_coco
+from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_ground_truth, evaluate_coco
 from aligndet_cli.metrics.voc import voc_metrics
 from aligndet_cli.plotting import never_failing, save_figure
 from aligndet_cli.processes.collectives import wait_for_all
@@ -66,7 +67,6 @@ class Plan:
     """Everything that `run` needs.
 
     Attributes:
-        run: the fine-tuned run.
         categories: classes of the model, by class id.
         resolution: short and long side that images are resized to.
         has_masks: True if masks are measured too.
@@ -222,17 +222,13 @@ def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSe
 
 def _predict_missing(plan: Plan, process: Process) -> None:
     """Write the missing chunks of this process; chunk i belongs to rank i modulo the world size."""
-    chunk_size = _chunk_size(plan)
-    num_images = len(plan.image_set)
-    files = _chunk_files(plan)
-    own = range(process.rank, len(files), process.world_size)
-    missing = [chunk for chunk in own if not files[chunk].exists()]
-    sizes = {chunk: min(chunk_size, num_images - chunk * chunk_size) for chunk in own}
+    own = list(_chunks(plan).items())[process.rank :: process.world_size]
+    missing = [(file, images) for file, images in own if not file.exists()]
     if not missing:
         return
     # Chunks are whole batches, and only the last of all may be short, so a pass over the missing chunks makes the same
     # batches as an uninterrupted run.
-    indices = [index for chunk in missing for index in range(chunk * chunk_size, chunk * chunk_size + sizes[chunk])]
+    indices = [index for _, images in missing for index in images]
     loaded = load_detector(plan.run.folder / "weights.pt")
     device = torch.device(process.device)
     model = loaded.model.to(device).eval()
@@ -244,35 +240,37 @@ def _predict_missing(plan: Plan, process: Process) -> None:
         num_workers=resolve_workers(plan.config.runtime.num_workers, process),
         device=device,
     )
-    done = sum(sizes.values()) - len(indices)
+    num_images = sum(len(images) for _, images in own)
     unit = "images" if process.world_size == 1 else "images per process"
-    progress = Progress("evaluate", sum(sizes.values()), unit, start=done, mode=process.progress)
+    progress = Progress("evaluate", num_images, unit, start=num_images - len(indices), mode=process.progress)
     finished: dict[int, list[dict[str, Any]]] = {}
     with stop_on_signal() as stop, progress, forward_pass(device, plan.config.runtime.precision):
         for index, found in predict_each(model, batches, plan.image_set, plan.categories):
             finished[index] = found
             progress.advance()
-            if len(finished) == sizes[index // chunk_size]:
-                entries = [entry for position in sorted(finished) for entry in finished[position]]
-                write_bytes(files[index // chunk_size], json.dumps(entries).encode())
+            file, images = missing[0]
+            if len(finished) == len(images):
+                write_bytes(file, json.dumps([entry for image in images for entry in finished[image]]).encode())
                 finished = {}
+                missing = missing[1:]
                 stop.raise_if_requested()
 
 
-def _chunk_size(plan: Plan) -> int:
-    batch_size = plan.config.batch_size
-    return batch_size * max(CHUNK_IMAGES // batch_size, 1)
-
-
-def _chunk_files(plan: Plan) -> list[Path]:
-    num_chunks = -(-len(plan.image_set) // _chunk_size(plan))
-    return [plan.output.partial / "resume" / f"predictions-{chunk:06d}.json" for chunk in range(num_chunks)]
+def _chunks(plan: Plan) -> dict[Path, range]:
+    """Return the images of each chunk by the file of its predictions."""
+    batch_size, num_images = plan.config.batch_size, len(plan.image_set)
+    starts = range(0, num_images, batch_size * max(CHUNK_IMAGES // batch_size, 1))
+    folder = plan.output.partial / "resume"
+    return {
+        folder / f"predictions-{number:06d}.json": range(start, min(start + starts.step, num_images))
+        for number, start in enumerate(starts)
+    }
 
 
 def _finish(plan: Plan) -> None:
     """Measure and draw what is in the saved chunks, so that the numbers follow from `predictions.json` alone."""
     partial = plan.output.partial
-    predictions = [entry for file in _chunk_files(plan) for entry in read_json(file)]
+    predictions = [entry for file in _chunks(plan) for entry in read_json(file)]
     ground_truth = coco_ground_truth(plan.image_set, with_masks=plan.has_masks)
     lines = ",\n".join(json.dumps(entry) for entry in predictions)
     write_bytes(partial / "predictions.json", f"[\n{lines}\n]\n".encode())
@@ -280,7 +278,7 @@ def _finish(plan: Plan) -> None:
     evaluation = evaluate_coco(ground_truth, predictions, loose_iou=TOUCH_IOU)
     metrics: dict[str, Any] = {**evaluation.metrics, "run": plan.run.name, "split": plan.image_set.split}
     if plan.has_masks:
-        metrics["segm"] = coco_metrics(ground_truth, predictions, iou_type="segm")
+        metrics["segm"] = evaluate_coco(ground_truth, predictions, iou_type="segm").metrics
         logger.info(f"masks: AP {_shown(metrics['segm']['AP'])}, AP50 {_shown(metrics['segm']['AP50'])}")
     if plan.metric == "voc":
         metrics["voc"] = voc_metrics(ground_truth, predictions)

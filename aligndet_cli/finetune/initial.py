@@ -22,7 +22,7 @@ from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import hash_files
-from aligndet_cli.training.recipe import Freezing, Recipe
+from aligndet_cli.training.recipe import Freezing, Rates, Recipe
 from aligndet_cli.workspace import Artifact, Workspace
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class Initial:
     weights: BackboneWeights = RANDOM_WEIGHTS
 
     @property
-    def is_pretrained(self) -> bool:
-        """True if neck and head are loaded, so that the recipe for fine-tuning after pre-training applies."""
-        return self.file is not None
+    def rates(self) -> Rates:
+        """Rates for fine-tuning after pre-training if neck and head are loaded, else for plain fine-tuning."""
+        return self.recipe.plain if self.file is None else self.recipe.finetune
 
 
 def find_initial(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts = LABELS) -> Initial:
@@ -103,7 +103,7 @@ def _backbone_only(config: FinetuneConfig, workspace: Workspace, labels: LabelFa
     if recorded != RANDOM_WEIGHTS.content_hash and backbone.weights in WORKSPACE_WEIGHTS:
         weights = _recorded_weights(recorded, workspace)
     else:
-        weights = find_backbone_weights(backbone.weights, backbone.name, workspace, offline=config.runtime.offline)
+        weights = find_backbone_weights(backbone, workspace, offline=config.runtime.offline)
     if weights.file is None:
         raise ConfigError("--init backbone: no backbone weights; give --backbone-weights, or use --init scratch")
     changed = config.model_copy(update={"backbone": backbone})

@@ -27,7 +27,7 @@ from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
 from aligndet_cli.finetune.views import Resolution, build_views, resolve_resolution
 from aligndet_cli.logs import logger
-from aligndet_cli.metrics.coco import coco_ground_truth, coco_metrics
+from aligndet_cli.metrics.coco import coco_ground_truth, evaluate_coco
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
@@ -35,7 +35,7 @@ from aligndet_cli.training.batch_size import recorded_split, settle_batch_size
 from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.learner import build_learner, build_to_try, train_on
 from aligndet_cli.training.loop import LoopSettings
-from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE, Rates
+from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import steps_per_epoch
 from aligndet_cli.training.settings import describe_settings, resolve_settings
@@ -57,7 +57,6 @@ class Plan:
     output: Output
     devices: Devices
     settings: LoopSettings
-    rates: Rates
     image_set: ImageSet
     masks: LabelMasks | None
     indices: list[int]
@@ -79,19 +78,20 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     whole = _size_of_whole_set(image_set, config.fraction)
     is_voc = {category.name for category in image_set.categories} == set(VOC_CLASSES)
     initial = find_initial(config, workspace, LabelFacts(is_voc, is_fraction=whole > len(indices)))
-    rates = initial.recipe.finetune if initial.is_pretrained else initial.recipe.plain
     name = _name(config, initial)
     resolution = resolve_resolution(config.resolution, initial.recipe.policy, _default_scales(initial))
     training, spares_memory = settle_batch_size(
         config.training,
-        rates,
+        initial.rates,
         devices,
         recorded=recorded_split(workspace, "finetune", name, resume=resume, force=force),
-        trial=_trial(config, initial, rates, image_set, resolution),
+        trial=_trial(config, initial, image_set, resolution),
     )
     config = config.model_copy(update={"training": training})
     num_images = images_of_an_epoch(initial.recipe, len(indices), whole) if training.epochs is None else len(indices)
-    settings = resolve_settings(training, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
+    settings = resolve_settings(
+        training, initial.rates, num_images=num_images, seed=config.seed, runtime=config.runtime
+    )
     inputs = {"data": image_set.fingerprint, "weights": initial.content_hash}
     output = workspace.plan_output("finetune", name, config, inputs, resume=resume, force=force)
     return Plan(
@@ -99,7 +99,6 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         output=output,
         devices=devices,
         settings=replace(settings, spares_memory=spares_memory),
-        rates=rates,
         image_set=image_set,
         masks=masks,
         indices=indices,
@@ -110,12 +109,10 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     )
 
 
-def _trial(
-    config: FinetuneConfig, initial: Initial, rates: Rates, image_set: ImageSet, resolution: Resolution
-) -> Trial:
+def _trial(config: FinetuneConfig, initial: Initial, image_set: ImageSet, resolution: Resolution) -> Trial:
     """Return steps on images of the largest size, each with as many boxes as any image has."""
     one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
-    num_classes = len(image_set.categories)
+    num_classes, rates = len(image_set.categories), initial.rates
     policy = "resize" if resolution.policy == "detr" else resolution.policy  # crops are smaller
     largest = replace(resolution, policy=policy, short_sides=(max(resolution.short_sides),))
     settings = resolve_settings(one, rates, num_images=len(image_set), seed=config.seed, runtime=config.runtime)
@@ -157,7 +154,7 @@ def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageS
 
 
 def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMasks:
-    masks = LabelMasks.of(image_set)
+    masks = LabelMasks(image_set)
     with_mask, num_boxes = masks.count(indices)
     if num_boxes and not with_mask:
         raise DataError(
@@ -189,7 +186,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "backbone": f"{_what_is_frozen(frozen)}, norms {'fixed' if norm_eval else 'trained'} ({initial.freeze_origin})",
         "resolution": plan.resolution.describe(),
         "recipe": f"{initial.recipe.name} ({initial.recipe_origin})",
-        **describe_settings(config.training, plan.rates, plan.settings, plan.devices),
+        **describe_settings(config.training, initial.rates, plan.settings, plan.devices),
     }
 
 
@@ -214,7 +211,7 @@ def run(plan: Plan, process: Process) -> None:
         for line in report.table():
             logger.info(line)
     learner = replace(
-        build_learner(views, plan.rates, plan.settings, config.runtime, process),
+        build_learner(views, initial.rates, plan.settings, config.runtime, process),
         between=lambda done: _evaluate_now_and_then(plan, views.model, done, process),
     )
     stream = SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), config.on_error, plan.masks)
@@ -261,7 +258,7 @@ def _evaluate_now_and_then(plan: Plan, model: Detector, done: int, process: Proc
             device=torch.device(process.device),
         )
         predictions = predict_images(model, batches, images, images.categories)
-        metrics = coco_metrics(coco_ground_truth(images), predictions)
+        metrics = evaluate_coco(coco_ground_truth(images), predictions).metrics
         numbers = {key: metrics[key] for key in ("AP", "AP50", "AP75") if metrics[key] is not None}
         logger.info(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
         model.train()

@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ class CocoEvaluation:
     """Results of pycocotools for a set of predictions. K = classes, T = IoU thresholds, R = recall thresholds.
 
     Attributes:
-        metrics: JSON values, see `coco_metrics`.
+        metrics: JSON values: the 12 numbers by name (0..1, null where nothing could be found), `per_class` (by category
+            id: `category_id`, `name`, `AP`, `AP50`, `ground_truths` without crowds), `counts`, `max_dets`, `iou_type`.
         precision: (T, R, K) interpolated precision over all sizes and at most 100 boxes per image; -1 for a class
             without ground truth.
         iou_thresholds: (T,) 0.5, 0.55 ... 0.95.
@@ -58,41 +59,22 @@ class CocoMatches:
     per_group: list[dict[str, Any]]
 
 
-def coco_metrics(
-    ground_truth: Mapping[str, Any],
-    predictions: Sequence[Mapping[str, Any]],
-    *,
-    image_ids: Collection[int] | None = None,
-    iou_type: IouType = "bbox",
-) -> dict[str, Any]:
-    """Return the numbers of pycocotools as JSON values; see `evaluate_coco` for the arguments.
-
-    Returns:
-        The 12 numbers by name (0..1, null where nothing could be found), `per_class` (in the order of the category
-        ids: `category_id`, `name`, `AP`, `AP50`, `ground_truths` without crowds), `counts`, `max_dets` and
-        `iou_type`.
-    """
-    return evaluate_coco(ground_truth, predictions, image_ids=image_ids, iou_type=iou_type).metrics
-
-
 def evaluate_coco(
     ground_truth: Mapping[str, Any],
     predictions: Sequence[Mapping[str, Any]],
     *,
-    image_ids: Collection[int] | None = None,
     iou_type: IouType = "bbox",
     loose_iou: float | None = None,
 ) -> CocoEvaluation:
     """Run pycocotools, quietly.
 
     Args:
-        ground_truth: a COCO json dict.
+        ground_truth: a COCO json dict; boxes and predictions of images that it does not list are left out.
         predictions: COCO results with the category ids of `ground_truth`; `bbox` is xywh.
-        image_ids: evaluate these images only; None = all.
         iou_type: `segm` compares `segmentation` (RLE); ground truths without one are left out and counted.
         loose_iou: also return the matches, at this IoU too; no metric depends on it.
     """
-    dataset, predictions = _select(ground_truth, predictions, image_ids)
+    dataset, predictions = _select(ground_truth, predictions)
     num_without_mask = 0
     if iou_type == "segm":
         with_mask = [entry for entry in dataset["annotations"] if entry.get("segmentation")]
@@ -132,14 +114,13 @@ def _evaluate(evaluator: COCOeval, loose_iou: float | None) -> CocoMatches | Non
 
 
 def _select(
-    ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]], image_ids: Collection[int] | None
+    ground_truth: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
-    """Return ground truth and predictions of these images (None = all) in the form that pycocotools takes."""
+    """Return the boxes and predictions of the listed images in the form that pycocotools takes."""
     chosen = {int(image["id"]) for image in ground_truth["images"]}
-    chosen = chosen if image_ids is None else chosen & set(image_ids)
     annotations = [entry for entry in ground_truth["annotations"] if entry["image_id"] in chosen]
     dataset = {
-        "images": [image for image in ground_truth["images"] if image["id"] in chosen],
+        "images": list(ground_truth["images"]),
         "categories": list(ground_truth["categories"]),
         "annotations": _with_usable_ids(annotations),
     }
@@ -227,8 +208,9 @@ def _summary(
         }
         for index, category_id in enumerate(evaluator.params.catIds)
     ]
+    numbers = zip(COCO_NUMBERS, evaluator.stats, strict=True)
     return {
-        **{name: _number(value) for name, value in zip(COCO_NUMBERS, evaluator.stats, strict=True)},
+        **{name: None if value == -1 else float(value) for name, value in numbers},
         "per_class": per_class,
         "counts": {
             "images": len(dataset["images"]),
@@ -245,7 +227,3 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     """Return the mean of values (any shape) without -1, which marks unmeasured ones; None if nothing is left."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else None
-
-
-def _number(value: float) -> float | None:
-    return None if value == -1 else float(value)

@@ -137,9 +137,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     devices = resolve_devices(config.runtime)
     data = open_proposal_data(workspace, config.proposals, config.data)
     image_set, artifact, indices = data.image_set, data.artifact, data.indices
-    weights = find_backbone_weights(
-        config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
-    )
+    weights = find_backbone_weights(config.backbone, workspace, offline=config.runtime.offline)
     if (told := told_training(config.backbone.method)) is not None:
         weights = replace(weights, training=told)
     recipe = recipe_for(config.detector, config.backbone, weights.training, asked=config.recipe)

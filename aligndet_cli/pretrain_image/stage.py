@@ -129,9 +129,7 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     rates = choose_rates(config.method, config.optimizer, num_steps, batch_size)
     weights = RANDOM_WEIGHTS
     if config.backbone.weights != "auto":
-        weights = find_backbone_weights(
-            config.backbone.weights, config.backbone.name, workspace, offline=config.runtime.offline
-        )
+        weights = find_backbone_weights(config.backbone, workspace, offline=config.runtime.offline)
     inputs = {"data": data.fingerprint, "backbone weights": weights.content_hash}
     output = workspace.plan_output("pretrain-image", name, config, inputs, resume=resume, force=force)
     queue_size = config.queue_size or choose_queue(len(data.indices), batch_size)

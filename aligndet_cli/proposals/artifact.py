@@ -72,7 +72,7 @@ def _write_report(
     output: Output, image_set: ImageSet, min_size: float, digests: list[int], num_skipped: int
 ) -> dict[str, Any]:
     """Write report and pictures; return the summary for the manifest."""
-    partial, store = output.partial, ProposalStore.open(output.partial)
+    partial, store = output.partial, ProposalStore(output.partial)
     report = describe_store(store, image_set, min_size, digests)
     write_json(partial / "report.json", {"skipped_images": num_skipped, **report})
     with never_failing(partial / "sheet.jpg"):

@@ -88,6 +88,7 @@ def has_allowed_size(
     return (width >= min_size) & (height >= min_size) & (relative <= max_size)
 
 
+@compiled
 def nms(boxes: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
     """Return the (M,) ascending positions of the boxes that greedy non-maximum suppression keeps.
 
@@ -95,12 +96,7 @@ def nms(boxes: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
         boxes: (N, 4) xyxy, best first.
         threshold: a box is left out if its IoU with an earlier, kept box is greater than this.
     """
-    return _first_of_overlapping(boxes.astype(np.float64), threshold)
-
-
-@compiled
-def _first_of_overlapping(boxes: NDArray[np.float64], threshold: float) -> NDArray[np.int64]:
-    """Do the work of `nms`."""
+    boxes = boxes.astype(np.float64)
     kept = np.empty(len(boxes), dtype=np.int64)
     num_kept = 0
     for row in range(len(boxes)):

@@ -4,12 +4,13 @@ Functions called inside loops take arrays, not tuples of arrays: numba counts re
 each call, which takes longer than the work itself.
 """
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import compiled
+from aligndet_cli.proposals.compiling import Floats, Ints, compiled
 from aligndet_cli.proposals.regions import Regions
 
 
@@ -42,9 +43,9 @@ class Groups(NamedTuple):
             plus half of what their histograms do not share. 1 without neighbours.
     """
 
-    boxes: NDArray[np.float32]
-    fills: NDArray[np.float32]
-    contrasts: NDArray[np.float32]
+    boxes: Floats
+    fills: Floats
+    contrasts: Floats
 
 
 class _Graph(NamedTuple):
@@ -59,12 +60,12 @@ class _Graph(NamedTuple):
         edge_to: (R,) work space, all -1 between uses.
     """
 
-    values: NDArray[np.float32]
-    heads: NDArray[np.int64]
-    following: NDArray[np.int64]
-    best: NDArray[np.int64]
-    best_values: NDArray[np.float32]
-    edge_to: NDArray[np.int64]
+    values: Floats
+    heads: Ints
+    following: Ints
+    best: Ints
+    best_values: Floats
+    edge_to: Ints
 
 
 class _Cues(NamedTuple):
@@ -95,7 +96,7 @@ def group(regions: Regions, mix: Mix, num_pixels: int, pairs_at: tuple[int, ...]
         are ours; pairs of neighbours are an idea of Pont-Tuset et al. 2017.
     """
     cues = _Cues(*np.array([*mix, num_pixels, regions.histogram_unit], dtype=np.float32))
-    return _split(_group(regions, cues, np.array(pairs_at, dtype=np.int64), np.float32(min_side)))
+    return _split(_group(copy.deepcopy(regions), cues, np.array(pairs_at, dtype=np.int64), np.float32(min_side)))
 
 
 def group_alone(regions: Regions, min_side: float = 0) -> Groups:
@@ -103,13 +104,13 @@ def group_alone(regions: Regions, min_side: float = 0) -> Groups:
     return _split(_group_alone(regions, np.float32(min_side)))
 
 
-def _split(rows: NDArray[np.float32]) -> Groups:
+def _split(rows: Floats) -> Groups:
     """Split (N, 6) rows of box, fill and contrast."""
     return Groups(rows[:, :4], rows[:, 4], rows[:, 5])
 
 
 @compiled
-def _group_alone(regions: Regions, min_side: np.float32) -> NDArray[np.float32]:
+def _group_alone(regions: Regions, min_side: np.float32) -> Floats:
     rows, count = np.empty((len(regions.sizes), 6), dtype=np.float32), 0
     contrasts = _least_contrasts(regions, regions.lengths)
     for region in range(len(regions.sizes)):
@@ -118,8 +119,8 @@ def _group_alone(regions: Regions, min_side: np.float32) -> NDArray[np.float32]:
 
 
 @compiled
-def _group(regions: Regions, cues: _Cues, pairs_at: NDArray[np.int64], min_side: np.float32) -> NDArray[np.float32]:
-    regions = _copied(regions)
+def _group(regions: Regions, cues: _Cues, pairs_at: Ints, min_side: np.float32) -> Floats:
+    """Return (N, 6) rows of box, fill and contrast; `regions` are changed."""
     graph = _link_all(regions, cues)
     num_left = len(regions.sizes)
     rows, count = np.empty((num_left + len(pairs_at) * len(regions.ends), 6), dtype=np.float32), 0
@@ -136,14 +137,7 @@ def _group(regions: Regions, cues: _Cues, pairs_at: NDArray[np.int64], min_side:
 
 
 @compiled
-def _write(
-    box: NDArray[np.float32],
-    size: np.float32,
-    contrast: np.float32,
-    min_side: np.float32,
-    rows: NDArray[np.float32],
-    place: int,
-) -> int:
+def _write(box: Floats, size: np.float32, contrast: np.float32, min_side: np.float32, rows: Floats, place: int) -> int:
     """Write a group into `rows` (N, 6) unless its box is too small; return the next free place."""
     width, height = box[2] - box[0], box[3] - box[1]
     if width < min_side or height < min_side:
@@ -155,7 +149,7 @@ def _write(
 
 
 @compiled
-def _greatest(values: NDArray[np.float32]) -> int:
+def _greatest(values: Floats) -> int:
     """Return the place of the first greatest of (N,) values, all of which are -1 or at least 0."""
     # Such floats sort like their bits, and the compiler compares eight integers at a time, but not floats.
     bits = values.view(np.int32)
@@ -166,13 +160,6 @@ def _greatest(values: NDArray[np.float32]) -> int:
     while bits[place] != top:
         place += 1
     return place
-
-
-@compiled
-def _copied(regions: Regions) -> Regions:
-    sizes, boxes, histograms, ends, lengths, strengths, unit = regions
-    edges = ends.copy(), lengths.copy(), strengths.copy()
-    return Regions(sizes.copy(), boxes.copy(), histograms.copy(), *edges, unit)
 
 
 @compiled
@@ -251,16 +238,14 @@ def _take_edges(i: int, j: int, regions: Regions, graph: _Graph) -> None:
 
 
 @compiled
-def _link(region: int, half: int, heads: NDArray[np.int64], following: NDArray[np.int64]) -> None:
+def _link(region: int, half: int, heads: Ints, following: Ints) -> None:
     """Put a half-edge at the head of a region's list."""
     following[half] = heads[region]
     heads[region] = half
 
 
 @compiled
-def _find_best(
-    region: int, heads: NDArray[np.int64], following: NDArray[np.int64], values: NDArray[np.float32]
-) -> tuple[int, np.float32]:
+def _find_best(region: int, heads: Ints, following: Ints, values: Floats) -> tuple[int, np.float32]:
     """Return the edge to the most similar neighbour of a region and the similarity; -1 for both if it has none."""
     found, top = -1, np.float32(-1)
     half = heads[region]
@@ -273,13 +258,7 @@ def _find_best(
 
 @compiled
 def _similarity(
-    i: int,
-    j: int,
-    strength: np.float32,
-    histograms: NDArray[np.int32],
-    sizes: NDArray[np.float32],
-    boxes: NDArray[np.float32],
-    cues: _Cues,
+    i: int, j: int, strength: np.float32, histograms: NDArray[np.int32], sizes: Floats, boxes: Floats, cues: _Cues
 ) -> tuple[np.float32, np.float32]:
     """Return the similarity of two neighbours, see `Mix`, and their contrast, see `Groups`.
 
@@ -317,9 +296,7 @@ def _common_colours(i: int, j: int, histograms: NDArray[np.int32], unit: np.floa
 
 
 @compiled
-def _unite(
-    i: int, j: int, sizes: NDArray[np.float32], boxes: NDArray[np.float32], histograms: NDArray[np.int32]
-) -> None:
+def _unite(i: int, j: int, sizes: Floats, boxes: Floats, histograms: NDArray[np.int32]) -> None:
     """Make region i the union of regions i and j."""
     share = sizes[i] / (sizes[i] + sizes[j])
     for code in range(histograms.shape[1]):
@@ -331,14 +308,14 @@ def _unite(
 
 
 @compiled
-def _cover(box: NDArray[np.float32], other: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+def _cover(box: Floats, other: Floats, out: Floats) -> None:
     """Write the common box of two xyxy boxes."""
     out[0], out[1] = min(box[0], other[0]), min(box[1], other[1])
     out[2], out[3] = max(box[2], other[2]), max(box[3], other[3])
 
 
 @compiled
-def _least_contrasts(regions: Regions, values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _least_contrasts(regions: Regions, values: Floats) -> Floats:
     """Return the (R,) contrast of each region, see `Groups`.
 
     Args:
@@ -356,9 +333,7 @@ def _least_contrasts(regions: Regions, values: NDArray[np.float32]) -> NDArray[n
 
 
 @compiled
-def _write_pairs(
-    regions: Regions, values: NDArray[np.float32], min_side: np.float32, rows: NDArray[np.float32], place: int
-) -> int:
+def _write_pairs(regions: Regions, values: Floats, min_side: np.float32, rows: Floats, place: int) -> int:
     """Write all pairs of neighbours that are left into `rows` (N, 6); return the next free place."""
     sizes, boxes, ends = regions.sizes, regions.boxes, regions.ends
     contrasts = _least_contrasts(regions, values)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import compiled
+from aligndet_cli.proposals.compiling import Floats, compiled
 from aligndet_cli.proposals.grouping import Groups
 
 _SAME = 0.7  # least IoU of two boxes that count as the same find
@@ -24,7 +24,7 @@ WEIGHTS = {
 }
 
 
-def ranked(found: Sequence[Groups], strength: NDArray[np.float32]) -> NDArray[np.float32]:
+def ranked(found: Sequence[Groups], strength: Floats) -> Floats:
     """Return the distinct boxes, (N, 4) float32 xyxy, most promising first, equal ones by coordinates.
 
     Args:
@@ -36,9 +36,7 @@ def ranked(found: Sequence[Groups], strength: NDArray[np.float32]) -> NDArray[np
     return boxes[np.argsort(-promise)]
 
 
-def describe_boxes(
-    found: Sequence[Groups], strength: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+def describe_boxes(found: Sequence[Groups], strength: Floats) -> tuple[Floats, dict[str, Floats]]:
     """Return the distinct boxes, (N, 4) float32 xyxy by coordinates, and the (N,) float32 cues in `WEIGHTS` by name.
 
     If a box was found several times, its greatest fill and contrast count. Arguments as in `ranked`.
@@ -66,16 +64,14 @@ def describe_boxes(
     }
 
 
-def box_keys(boxes: NDArray[np.float32]) -> NDArray[np.uint64]:
+def box_keys(boxes: Floats) -> NDArray[np.uint64]:
     """Return (N,) numbers that sort like (N, 4) boxes, ten times as fast; coordinates must be below 2**16."""
     x1, y1, x2, y2 = boxes.T.astype(np.uint64)
     return np.asarray(x1 | y1 << np.uint64(16) | x2 << np.uint64(32) | y2 << np.uint64(48))
 
 
 @compiled
-def look_around(
-    boxes: NDArray[np.float32], integral: NDArray[np.float64], ring: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def look_around(boxes: Floats, integral: NDArray[np.float64], ring: float) -> tuple[Floats, Floats]:
     """Return (N,) mean edge strength in a ring around each box, and (N,) number of its sides at the image's border.
 
     Args:
@@ -101,12 +97,7 @@ def look_around(
 
 @compiled
 def num_similar(
-    x1: NDArray[np.float32],
-    y1: NDArray[np.float32],
-    x2: NDArray[np.float32],
-    y2: NDArray[np.float32],
-    times: NDArray[np.int32],
-    threshold: float,
+    x1: Floats, y1: Floats, x2: Floats, y2: Floats, times: NDArray[np.int32], threshold: float
 ) -> NDArray[np.int32]:
     """Return (N,) int32 how often a box with an IoU of at least the threshold was found, the box itself included.
 

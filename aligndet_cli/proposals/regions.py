@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import compiled
+from aligndet_cli.proposals.compiling import Floats, compiled
 
 # Histograms are integers in units of 1 / 2**14, so that sums are exact in any order and on any processor.
 HISTOGRAM_UNIT = 2**14
@@ -24,18 +24,16 @@ class Regions(NamedTuple):
         histogram_unit: a power of two.
     """
 
-    sizes: NDArray[np.float32]
-    boxes: NDArray[np.float32]
+    sizes: Floats
+    boxes: Floats
     histograms: NDArray[np.int32]
     ends: NDArray[np.int32]
-    lengths: NDArray[np.float32]
-    strengths: NDArray[np.float32]
+    lengths: Floats
+    strengths: Floats
     histogram_unit: int
 
 
-def describe_regions(
-    labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int, strength: NDArray[np.float32]
-) -> Regions:
+def describe_regions(labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int, strength: Floats) -> Regions:
     """Measure all regions of a label map.
 
     Args:
@@ -46,17 +44,15 @@ def describe_regions(
     Returns:
         R regions, with histograms that sum to about `HISTOGRAM_UNIT`.
     """
-    sizes, boxes, counts = _measure(labels, codes, num_codes)
+    sizes, boxes, counts = measure(labels, codes, num_codes)
     ends, lengths, strengths = _find_borders(labels, strength, len(sizes))
     shares = counts * (HISTOGRAM_UNIT / (sizes[:, None] * codes.shape[2]))
     return Regions(sizes, boxes, np.rint(shares).astype(np.int32), ends, lengths, strengths, HISTOGRAM_UNIT)
 
 
 @compiled
-def _measure(
-    labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Return sizes (R,), boxes (R, 4) xyxy and histogram counts (R, C * num_codes)."""
+def measure(labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int) -> tuple[Floats, Floats, Floats]:
+    """Return sizes (R,), boxes (R, 4) xyxy and histogram counts (R, C * num_codes); see `describe_regions`."""
     height, width, channels = codes.shape
     count = labels.max() + 1
     sizes = np.zeros(count, dtype=np.float32)
@@ -76,9 +72,7 @@ def _measure(
 
 
 @compiled
-def _find_borders(
-    labels: NDArray[np.int32], strength: NDArray[np.float32], count: int
-) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+def _find_borders(labels: NDArray[np.int32], strength: Floats, count: int) -> tuple[NDArray[np.int32], Floats, Floats]:
     """Return pairs of neighbours (E, 2), and length (E,) and strength (E,) of the border between them."""
     height, width = labels.shape
     edge_of = np.full((count, count), -1, dtype=np.int32)

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import compiled
+from aligndet_cli.proposals.compiling import Floats, Ints, compiled
 
 Pixels = TypeVar("Pixels", NDArray[np.float32], NDArray[np.float64])
 
@@ -18,7 +18,7 @@ _EIGHT_NEIGHBOURS = np.array([[0, 1], [1, -1], [1, 0], [1, 1]])
 _NUM_BINS = 4096
 
 
-def segment(pixels: NDArray[np.float32], scales: NDArray[np.float64], min_size: int) -> list[NDArray[np.int32]]:
+def segment(pixels: Floats, scales: NDArray[np.float64], min_size: int) -> list[NDArray[np.int32]]:
     """Segment an image at several scales; its edges are sorted once for all of them.
 
     Neighbouring regions are joined while the difference between them is less than the differences inside both, plus
@@ -50,7 +50,7 @@ def segment_exactly(pixels: NDArray[np.float64], scale: float, min_size: int) ->
 
 
 @compiled
-def edge_strength(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def edge_strength(pixels: Floats) -> Floats:
     """Return the (H, W) gradient length over all channels of (H, W, C) pixels, by central differences."""
     height, width, channels = pixels.shape
     strength = np.empty((height, width), dtype=np.float32)
@@ -68,7 +68,7 @@ def edge_strength(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @compiled
-def _edge_weights(pixels: Pixels, steps: NDArray[np.int64]) -> Pixels:
+def _edge_weights(pixels: Pixels, steps: Ints) -> Pixels:
     """Return the (H * W, steps) distance of each pixel to its neighbour at each step; -1 if that is outside."""
     height, width, channels = pixels.shape
     weights = np.full((height * width, len(steps)), -1, dtype=pixels.dtype)
@@ -86,7 +86,7 @@ def _edge_weights(pixels: Pixels, steps: NDArray[np.int64]) -> Pixels:
 
 
 @compiled
-def _counting_sort(weights: NDArray[np.float32], num_bins: int) -> NDArray[np.uint32]:
+def _counting_sort(weights: Floats, num_bins: int) -> NDArray[np.uint32]:
     """Return the (E,) flat positions of the edges in (H * W, steps) weights, by rising weight and then position."""
     flat = weights.ravel()
     largest = flat.max()
@@ -120,7 +120,7 @@ def _join(
     order: NDArray[np.uint32],
     weights: NDArray[np.floating],
     size_hw: tuple[int, int],
-    steps: NDArray[np.int64],
+    steps: Ints,
     scales: NDArray[np.float64],
     min_size: int,
 ) -> NDArray[np.int32]:
@@ -167,7 +167,7 @@ def _without_small(
     apart: NDArray[np.uint32],
     parents: NDArray[np.uint32],
     sizes: NDArray[np.int32],
-    reach: NDArray[np.int64],
+    reach: Ints,
     shift: np.uint32,
     min_size: int,
 ) -> NDArray[np.int32]:

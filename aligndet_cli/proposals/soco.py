@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import compiled
+from aligndet_cli.proposals.compiling import Floats, Ints, compiled
 from aligndet_cli.proposals.grouping import Mix, group
-from aligndet_cli.proposals.regions import Regions
+from aligndet_cli.proposals.regions import Regions, measure
 from aligndet_cli.proposals.segmentation import segment_exactly
 
 _SCALE, _SIGMA, _MIN_REGION = 300.0, 0.9, 100
@@ -29,7 +29,7 @@ _D = 0.70711
 _CIRCLE = ((0.0, 1.0), (-_D, _D), (-1.0, 0.0), (-_D, -_D), (0.0, -1.0), (_D, -_D), (1.0, 0.0), (_D, _D))
 
 
-def search_as_soco(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def search_as_soco(image: NDArray[np.uint8]) -> Floats:
     """Return (N, 4) float32 xyxy boxes: regions by their first pixel, then joined regions in the order of joining.
 
     Args:
@@ -41,10 +41,10 @@ def search_as_soco(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return group_as_soco(image, labels)
 
 
-def group_as_soco(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.float32]:
+def group_as_soco(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> Floats:
     """Return the boxes of `search_as_soco` for given (H, W) int32 labels, 0..R-1 in order of the first pixel."""
-    sizes = np.bincount(labels.ravel()).astype(np.float32)
-    boxes = _region_boxes(labels, len(sizes))
+    sizes, boxes, _ = measure(labels, np.empty((*labels.shape, 0), dtype=np.uint8), 0)
+    boxes[:, 2:] -= 1
     ends = _crossing_pairs(boxes)
     nothing = np.ones(len(ends), dtype=np.float32)
     regions = Regions(sizes, boxes, _histograms(image, labels, sizes), ends, nothing, 0 * nothing, _HISTOGRAM_UNIT)
@@ -53,21 +53,7 @@ def group_as_soco(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArra
 
 
 @compiled
-def _region_boxes(labels: NDArray[np.int32], count: int) -> NDArray[np.float32]:
-    """Return (R, 4) float32 boxes from the first to the last column and row of each region of (H, W) labels."""
-    height, width = labels.shape
-    boxes = np.empty((count, 4), dtype=np.float32)
-    boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = width, height, 0, 0
-    for row in range(height):
-        for column in range(width):
-            box = boxes[labels[row, column]]
-            box[0], box[1] = min(box[0], column), min(box[1], row)
-            box[2], box[3] = max(box[2], column), max(box[3], row)
-    return boxes
-
-
-@compiled
-def _crossing_pairs(boxes: NDArray[np.float32]) -> NDArray[np.int32]:
+def _crossing_pairs(boxes: Floats) -> NDArray[np.int32]:
     """Return (E, 2) pairs of (R, 4) boxes of which the later has a corner strictly inside the earlier.
 
     A loop instead of a table of all pairs, since a photo of 12 megapixels has thousands of regions.
@@ -83,7 +69,7 @@ def _crossing_pairs(boxes: NDArray[np.float32]) -> NDArray[np.int32]:
     return np.array(pairs, dtype=np.int32).reshape(-1, 2)
 
 
-def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: NDArray[np.float32]) -> NDArray[np.int32]:
+def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: Floats) -> NDArray[np.int32]:
     """Return (R, B) shares of each region's pixels by hue, saturation, value and textures, times `_HISTOGRAM_UNIT`."""
     columns: list[NDArray[Any]] = [
         np.stack([sizes, sizes], axis=1),
@@ -96,7 +82,7 @@ def _histograms(image: NDArray[np.uint8], labels: NDArray[np.int32], sizes: NDAr
     return np.rint(np.concatenate(columns, axis=1) / sizes[:, None] * _HISTOGRAM_UNIT).astype(np.int32)
 
 
-def _counts(values: NDArray[np.uint8], bins: int, labels: NDArray[np.int32], num_regions: int) -> NDArray[np.int64]:
+def _counts(values: NDArray[np.uint8], bins: int, labels: NDArray[np.int32], num_regions: int) -> Ints:
     """Return the (R, bins) histogram of (H, W) values 0..255 in each region."""
     places = np.minimum(values.astype(np.int32) * bins // 255, bins - 1) + labels * bins
     return np.bincount(places.ravel(), minlength=num_regions * bins).reshape(num_regions, bins)

@@ -26,7 +26,7 @@ from aligndet_cli.proposals.filters import FilterRules
 from aligndet_cli.proposals.journal import Journal, Journals
 from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
-from aligndet_cli.proposals.work import Job, SearchSettings, find_boxes
+from aligndet_cli.proposals.work import Job, find_boxes
 from aligndet_cli.stage import Conclusion, Steps
 from aligndet_cli.workspace import Output, Workspace
 
@@ -113,11 +113,15 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
     inputs = {"data": image_set.fingerprint}
     if config.import_file is not None:
         inputs["import"] = hash_file(config.import_file)
-    name = config.name or _run_name(image_set.split)
+    name = config.name or re.sub(r"[^A-Za-z0-9._-]+", "-", image_set.split).strip("-._") or "images"
     output = workspace.plan_output("proposals", name, config, inputs, resume=resume, force=force)
     given = None
     if output.action == "complete":
-        _check_complete(config, output)
+        if config.on_error == "fail" and (output.folder / "skipped.jsonl").stat().st_size:
+            raise DataError(
+                f"{output.folder / 'skipped.jsonl'}: lists images that the finished run skipped; "
+                "repair them and use --force, or leave out --on-error fail"
+            )
     elif config.import_file is not None:
         given = boxes_from_coco(config.import_file, image_set)
     elif config.source == "ground-truth":
@@ -133,7 +137,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "data": f"{image_set.root} ({image_set.format}, split {image_set.split}, {len(image_set)} images)",
         "source": f"import of {config.import_file}" if config.import_file else config.source,
     }
-    if plan.config.import_file is None and config.source == "selective-search":
+    if config.import_file is None and config.source == "selective-search":
         shown |= {name: getattr(config, name) for name in _SEARCH_SETTINGS}
     if plan.output.is_shared:
         shown["shard"] = f"{plan.share.index} of {plan.share.count} ({plan.num_images} images)"
@@ -196,19 +200,6 @@ def _check_settings(config: ProposalsConfig) -> None:
         raise ConfigError(f"{', '.join(idle)}: no effect with {reason}, which takes boxes as they are: leave it out")
 
 
-def _check_complete(config: ProposalsConfig, output: Output) -> None:
-    """Refuse a finished run that skipped images if `--on-error fail` is asked for."""
-    if config.on_error == "fail" and (output.folder / "skipped.jsonl").stat().st_size:
-        raise DataError(
-            f"{output.folder / 'skipped.jsonl'}: lists images that the finished run skipped; "
-            "repair them and use --force, or leave out --on-error fail"
-        )
-
-
-def _run_name(split: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", split).strip("-._") or "images"
-
-
 def _describe_workers(plan: Plan) -> str:
     workers = plan.workers
     if workers.scheduler is not None:
@@ -228,22 +219,23 @@ def _journals(plan: Plan) -> Journals:
 
 def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
     """Find the boxes of all images of the share that are not done yet, and save each result in the journal."""
-    folder = _resume_folder(plan)
+    config, folder = plan.config, _resume_folder(plan)
     folder.mkdir(exist_ok=True)
+    rules = FilterRules(config.min_size, config.max_ratio, config.max_size, config.nms, config.max_per_image)
+    work = functools.partial(find_boxes, config.mode, config.working_size, rules)
     with Journal.open(plan.share.journal_in(folder)) as journal, stop_on_signal() as stop_signal:
         # An earlier run may have skipped images that must not be skipped now.
-        missing = plan.share.of(_journals(plan).missing(skipped_too=plan.config.on_error == "fail"))
+        missing = plan.share.of(_journals(plan).missing(skipped_too=config.on_error == "fail"))
         num_done, num_skipped = plan.num_images - len(missing), 0
         if len(missing) and plan.given is None:
-            warm_up(plan.config.mode)
-        work = functools.partial(find_boxes, _search_settings(plan.config))
+            warm_up(config.mode)
         with (
             Progress("proposals", plan.num_images, "images", start=num_done, mode=progress_mode) as progress,
             results_of(work, _jobs(plan, missing), plan.workers) as results,
         ):
             try:
                 for result in results:
-                    if result.reason and plan.config.on_error == "fail":
+                    if result.reason and config.on_error == "fail":
                         raise skipped_error(plan.image_set, result)
                     journal.append(result)
                     num_skipped += bool(result.reason)
@@ -252,11 +244,6 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
             except RunError:  # workers died, perhaps of the signal that Slurm or `timeout` sends to all processes
                 stop_signal.raise_if_requested()
                 raise
-
-
-def _search_settings(config: ProposalsConfig) -> SearchSettings:
-    rules = FilterRules(config.min_size, config.max_ratio, config.max_size, config.nms, config.max_per_image)
-    return SearchSettings(config.mode, config.working_size, rules)
 
 
 def _jobs(plan: Plan, positions: NDArray[np.int64]) -> Iterator[Job]:

@@ -32,30 +32,21 @@ class Job:
     boxes: NDArray[np.float32] | None
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """Arguments of `search` and filter rules, equal for all images."""
-
-    mode: SearchMode
-    working_size: int | None
-    rules: FilterRules
-
-
-def find_boxes(settings: SearchSettings, job: Job) -> ImageResult:
+def find_boxes(mode: SearchMode, working_size: int | None, rules: FilterRules, job: Job) -> ImageResult:
     """Return the proposals of an image, or the reason why it cannot be used; never raises a DataError."""
     cv2.setNumThreads(1)  # one worker per core already
     try:
-        return _find_boxes(settings, job)
+        return _find_boxes(mode, working_size, rules, job)
     except DataError as error:
         # Without the absolute path, so that the artifact does not depend on where the data lies.
         reason = str(error).removeprefix(f"{job.path}: ").replace(str(job.path), job.file_name)
         return ImageResult(job.position, (0, 0), np.zeros((0, 4), np.float32), 0, reason)
 
 
-def _find_boxes(settings: SearchSettings, job: Job) -> ImageResult:
+def _find_boxes(mode: SearchMode, working_size: int | None, rules: FilterRules, job: Job) -> ImageResult:
     content = read_bytes(job.path)
     # Boxes that are taken over need the size and an intact file, but no pixels.
-    needed = pixels_needed(settings.mode, settings.working_size) if job.boxes is None else 1
+    needed = pixels_needed(mode, working_size) if job.boxes is None else 1
     if needed is None:
         image = decode_image(content, job.path)
         size_hw = image.shape[0], image.shape[1]
@@ -65,8 +56,8 @@ def _find_boxes(settings: SearchSettings, job: Job) -> ImageResult:
         said = f"{job.size_hw[1]}x{job.size_hw[0]}"
         raise DataError(f"{job.path}: is {size_hw[1]}x{size_hw[0]} px but the labels say {said}; correct the labels")
     if job.boxes is None:
-        boxes = filter_proposals(search(image, settings.mode, settings.working_size, size_hw), size_hw, settings.rules)
+        boxes = filter_proposals(search(image, mode, working_size, size_hw), size_hw, rules)
     else:
-        boxes = clip_to_image(job.boxes, size_hw)[: settings.rules.max_per_image]
+        boxes = clip_to_image(job.boxes, size_hw)[: rules.max_per_image]
     digest = hashlib.blake2b(content, digest_size=8).digest()
     return ImageResult(job.position, size_hw, boxes, int.from_bytes(digest, "little"))

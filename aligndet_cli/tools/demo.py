@@ -12,7 +12,7 @@ from aligndet_cli.driver import Outcome, Request, execute
 from aligndet_cli.logs import logger
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.figures.command import write_figures
-from aligndet_cli.tools.report.collect import METRICS
+from aligndet_cli.tools.report.collect import METRICS, collect_report
 from aligndet_cli.tools.report.html import write_page
 from aligndet_cli.workspace import Workspace
 
@@ -64,12 +64,7 @@ class DemoReport:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         delta = {key: self.with_pretraining[key] - self.without[key] for key in METRICS}
-        return {
-            "without": self.without,
-            "with": self.with_pretraining,
-            "delta": delta,
-            "report": str(self.page),
-        }
+        return {"without": self.without, "with": self.with_pretraining, "delta": delta, "report": str(self.page)}
 
     def table(self) -> Table:
         """Return a table of AP in percent: without, with, and the difference."""
@@ -79,10 +74,6 @@ class DemoReport:
             sign = "+" if key == "delta" else ""
             table.add_row(title, *(f"{100 * numbers[key][metric]:{sign}.1f}" for metric in METRICS))
         return table
-
-    def closing_lines(self) -> list[str]:
-        """Return the last lines for people."""
-        return [f"report with all pictures: {self.page}"]
 
 
 def run_demo(folder: Path, *, seed: int, size: DemoSize = FULL_SIZE) -> DemoReport:
@@ -124,4 +115,4 @@ def run_demo(folder: Path, *, seed: int, size: DemoSize = FULL_SIZE) -> DemoRepo
         comparison = (f"compare={run}",)
     without, with_pretraining = metrics
     write_figures(workspace)
-    return DemoReport(without, with_pretraining, write_page(workspace))
+    return DemoReport(without, with_pretraining, write_page(workspace, collect_report(workspace)))

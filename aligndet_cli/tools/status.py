@@ -1,6 +1,6 @@
 """Status of a workspace: finished, interrupted and running stages, and the artifacts they were made from."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,6 @@ class StatusRow:
     finished: str
     remark: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
 
 def status_table(rows: list[StatusRow]) -> Table:
     """Draw one line per run."""
@@ -64,7 +60,8 @@ def collect_status(workspace: Workspace) -> list[StatusRow]:
 def _finished(stage: str, artifact: Artifact, known: dict[str, str], stale: set[str]) -> StatusRow:
     inputs = artifact.manifest["inputs"]
     made_from = tuple(known[content_hash] for content_hash in inputs.values() if content_hash in known)
-    gone = [name for name in _made_here(stage, artifact) if name in inputs and inputs[name] not in known]
+    needed = [read.input for read in find_stage(stage).reads if _is_from_here(read, artifact)]
+    gone = [name for name in needed if name in inputs and inputs[name] not in known]
     remark, state = _summary(artifact.result), "complete"
     if gone:
         remark, state = f"{' and '.join(gone)} changed or gone since", "stale"
@@ -73,12 +70,8 @@ def _finished(stage: str, artifact: Artifact, known: dict[str, str], stale: set[
     return StatusRow(stage, artifact.name, state, made_from, artifact.manifest["finished"], remark)
 
 
-def _made_here(stage: str, artifact: Artifact) -> list[str]:
-    """Return the inputs of a run that must be in the workspace; others, such as downloaded weights, need not."""
-    return [read.input for read in find_stage(stage).reads if _is_from_here(read, artifact)]
-
-
 def _is_from_here(read: Read, artifact: Artifact) -> bool:
+    """Return True if an input must be in the workspace; others, such as downloaded weights, need not."""
     init = artifact.result.get("init")  # of a fine-tuning: where its weights come from
     if read.setting == "init":
         return init == "pretrain"
@@ -96,16 +89,14 @@ def _unfinished(stage: str, folder: Path) -> StatusRow:
     started = str(read_json(manifest).get("started", "")) if manifest.exists() else ""
     remark = f"started {started[:16]}" + (f"; {shards}" if shards else "")
     if not is_running:
-        remark += (
-            "; run the missing shards, or any if none is missing" if shards else "; run the same command to continue"
+        next_step = (
+            "run the missing shards, or any if none is missing" if shards else "run the same command to continue"
         )
+        remark += f"; {next_step}"
     return StatusRow(stage, run_name(folder), "running" if is_running else "interrupted", (), "", remark)
 
 
 def _summary(result: dict[str, Any]) -> str:
-    numbers = [
-        f"{key.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
-        for key, value in result.items()
-        if isinstance(value, int | float | str) and key != "explanation"
-    ]
-    return ", ".join(numbers[:3])
+    plain = [key for key, value in result.items() if isinstance(value, int | float | str) and key != "explanation"]
+    numbers = {key: f"{result[key]:.4g}" if isinstance(result[key], float) else result[key] for key in plain[:3]}
+    return ", ".join(f"{key.replace('_', ' ')} {number}" for key, number in numbers.items())

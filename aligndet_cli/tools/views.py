@@ -18,7 +18,7 @@ MAX_IMAGES = 64
 
 
 def write_views(sources: Sources, workspace: Workspace, file: Path | None = None, count: int | None = None) -> Path:
-    """Write the two views of the first images that `pretrain-box` with these settings trains on.
+    """Write the two views of the first images that `pretrain-box` with these settings trains on; return the file.
 
     The views depend on the batch size; `auto`, which only a run can resolve, is taken as the recipes' batch size.
 
@@ -26,9 +26,6 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
         sources: settings of `pretrain-box`.
         file: None: `views.jpg` in the workspace.
         count: number of images, at most 64; None: 4.
-
-    Returns:
-        the file.
 
     Raises:
         ConfigError: no proposals, proposals of other data, a wrong count, or a file that cannot be written.

@@ -202,6 +202,10 @@ def test_published_layouts_fill_every_tensor(kind: str, state_dict: dict[str, Te
             assert torch.equal(tensor, state_dict[name]), name
 
 
+def config_of(file: Path, name: str) -> BackboneConfig:
+    return BackboneConfig.model_validate({"name": name, "weights": str(file)})
+
+
 @pytest.mark.parametrize("kind", ["torchvision, timm, DetCo", "SlotCon"])
 def test_files_fill_every_tensor(
     kind: str, state_dict: dict[str, Tensor], backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -209,7 +213,7 @@ def test_files_fill_every_tensor(
     layout, wrap = LAYOUTS[kind]
     file = tmp_path / "weights.pth"
     torch.save(wrap(state_dict), file)
-    weights = find_backbone_weights(str(file), "resnet18", Workspace(tmp_path / "w"), offline=True)
+    weights = find_backbone_weights(config_of(file, "resnet18"), Workspace(tmp_path / "w"), offline=True)
     assert weights.file == file and weights.origin == f"{file} ({layout} layout)"
     with caplog.at_level("INFO", logger="aligndet"):
         load_backbone_weights(backbone, weights.file)
@@ -324,7 +328,7 @@ def test_a_file_that_does_not_fit_is_refused_before_the_run(state_dict: dict[str
     with pytest.raises(
         WeightsError, match=r"weights\.pth: do not fit resnet34 \(torchvision layout\): 80 of 180 tensors"
     ):
-        find_backbone_weights(str(file), "resnet34", Workspace(tmp_path / "w"), offline=True)
+        find_backbone_weights(config_of(file, "resnet34"), Workspace(tmp_path / "w"), offline=True)
 
 
 def test_swin_l_is_not_torchvisions() -> None:

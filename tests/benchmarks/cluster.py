@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from aligndet_cli.cluster.kmeans import ClusterSettings, assign, fit_kmeans, fit_pca, project
+from aligndet_cli.cluster.config import ClusterConfig
+from aligndet_cli.cluster.kmeans import assign, fit_kmeans, fit_pca, project
 from aligndet_cli.cluster.rows import RowFile, Watch, row_ranges
+from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.logs import Progress
 from aligndet_cli.processes.signals import StopSignal
 
@@ -39,7 +41,7 @@ def draw_features(file: Path, num_rows: int, num_channels: int) -> RowFile:
     return features
 
 
-def measure(folder: Path, features: RowFile, settings: ClusterSettings) -> dict[str, float]:
+def measure(folder: Path, features: RowFile, settings: ClusterConfig) -> dict[str, float]:
     """CPU seconds of each pass, wall-clock seconds and peak memory of this process in GB."""
     watch = Watch(Progress("benchmark", features.num_rows, mode="none"), StopSignal())
     projected = RowFile(folder / "projected.f32", "<f4", features.num_rows, settings.pca_dim)
@@ -60,12 +62,12 @@ def measure(folder: Path, features: RowFile, settings: ClusterSettings) -> dict[
 
 def run_one(arguments: argparse.Namespace) -> None:
     """Body of the process that measures one size."""
-    settings = ClusterSettings(
+    settings = ClusterConfig(
         k=arguments.k,
         pca_dim=arguments.pca_dim,
         pca_samples=arguments.pca_samples or None,
-        epochs=arguments.epochs,
-        num_threads=arguments.threads,
+        kmeans_epochs=arguments.epochs,
+        runtime=RuntimeConfig(num_workers=arguments.threads),
     )
     features = RowFile(arguments.folder / "features.f16", "<f2", arguments.rows[0], arguments.channels)
     sys.stdout.write(json.dumps(measure(arguments.folder, features, settings)))

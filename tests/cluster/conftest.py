@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aligndet_cli.cluster import stage
-from aligndet_cli.cluster.stage import ClusterConfig
+from aligndet_cli.cluster.config import ClusterConfig
 from aligndet_cli.config import DataConfig
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage as proposals_stage

@@ -7,14 +7,8 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from aligndet_cli.artifacts.open import open_proposals
-from aligndet_cli.cluster.features import (
-    Extraction,
-    ProposalImages,
-    find_places,
-    pool_boxes,
-    scale_boxes,
-    write_features,
-)
+from aligndet_cli.cluster.config import ClusterConfig
+from aligndet_cli.cluster.features import ProposalImages, find_places, pool_boxes, scale_boxes, write_features
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
 from aligndet_cli.data.images import read_image
 from aligndet_cli.errors import RunError
@@ -45,10 +39,11 @@ def extract(source, folder, backbone, channels, ranks=((0, 1),), **settings):
     marks = DoneMarks(folder / "features.done", source.num_batches)
     features.create()
     marks.create()
-    extraction = Extraction(**{"level": "c5", "short_side": 71, "long_side": 999, **settings})
+    runtime = {"num_workers": 0, "precision": "32-true"}
+    config = ClusterConfig.model_validate({"short_side": 71, "long_side": 999, "runtime": runtime, **settings})
     for rank, world_size in ranks:
         process = Process(rank=rank, world_size=world_size)
-        write_features(backbone, source, features, marks, extraction, process, silent())
+        write_features(backbone, source, features, marks, config, process, silent())
     assert marks.read().all()
     return features
 

@@ -12,7 +12,7 @@ import pytest
 
 from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.cluster import stage
-from aligndet_cli.cluster.stage import ClusterConfig
+from aligndet_cli.cluster.config import ClusterConfig
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import read_json
 from aligndet_cli.processes.devices import Process
@@ -55,7 +55,7 @@ def import_proposals(tmp_path: Path, root: Path, workspace: Workspace) -> Callab
         plan = proposals_stage.prepare(proposals_stage.ProposalsConfig.model_validate(values), workspace)
         with plan.output.lock():
             proposals_stage.run(plan, Process())
-        return ProposalStore.open(plan.output.folder)
+        return ProposalStore(plan.output.folder)
 
     return run
 

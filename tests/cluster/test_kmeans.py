@@ -9,7 +9,8 @@ import sklearn
 from sklearn.decomposition import PCA
 
 from aligndet_cli.cluster import kmeans
-from aligndet_cli.cluster.kmeans import ClusterSettings, assign, check_sizes, fit_kmeans, fit_pca, project
+from aligndet_cli.cluster.config import ClusterConfig
+from aligndet_cli.cluster.kmeans import assign, check_sizes, fit_kmeans, fit_pca, project
 from aligndet_cli.cluster.rows import RowFile, Watch, row_ranges, shuffled_batches
 from aligndet_cli.errors import ConfigError, Preempted
 from aligndet_cli.logs import Progress
@@ -27,6 +28,10 @@ class StopAfter(StopSignal):
         self.checks -= 1
         if self.checks < 0:
             raise Preempted("test")
+
+
+def settings_of(num_threads: int = 0, **settings: int) -> ClusterConfig:
+    return ClusterConfig.model_validate({"runtime": {"num_workers": num_threads}, **settings})
 
 
 def silent(stop: StopSignal | None = None) -> Watch:
@@ -55,32 +60,32 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kmeans, name, rows)
 
 
-def run_all(folder: Path, features: RowFile, settings: ClusterSettings, stop: StopSignal | None = None) -> list[bytes]:
+def run_all(folder: Path, features: RowFile, settings: ClusterConfig, stop: StopSignal | None = None) -> list[bytes]:
     watch = silent(stop)
     projection = fit_pca(features, settings, folder, watch)
     projected = RowFile(folder / "projected.f32", "<f4", features.num_rows, settings.pca_dim)
     project(features, projection, projected, settings, watch)
     centroids = fit_kmeans(projected, settings, folder, watch)
-    labels, distances, variance = assign(projected, centroids, settings, watch)
-    arrays = (projection.mean, projection.components, projection.explained, centroids, labels, distances)
-    return [array.tobytes() for array in arrays] + [np.float64(variance).tobytes()]
+    found = assign(projected, centroids, settings, watch)
+    arrays = (projection.mean, projection.components, projection.explained, centroids, found.labels, found.distances)
+    return [array.tobytes() for array in arrays] + [np.float64(found.variance).tobytes()]
 
 
 def test_blobs_are_found(tmp_path: Path) -> None:
     values, owners = blobs(0, num_rows=611, num_channels=13, num_blobs=5)
-    settings = ClusterSettings(k=5, pca_dim=4, epochs=20)
+    settings = settings_of(k=5, pca_dim=4, kmeans_epochs=20)
     features = write_features(tmp_path / "features.f16", values)
     projection = fit_pca(features, settings, tmp_path, silent())
     projected = RowFile(tmp_path / "projected.f32", "<f4", 611, 4)
     project(features, projection, projected, settings, silent())
     centroids = fit_kmeans(projected, settings, tmp_path, silent())
-    labels, distances, variance = assign(projected, centroids, settings, silent())
+    found = assign(projected, centroids, settings, silent())
     # 5 centres span 4 dimensions, so nothing but the noise is lost and every cluster is one blob.
     assert projection.explained.sum() > 0.97
-    assert len(set(zip(labels.tolist(), owners.tolist(), strict=True))) == 5
+    assert len(set(zip(found.labels.tolist(), owners.tolist(), strict=True))) == 5
     # Inside a blob, 4 dimensions of noise with variance 0.25 are left.
-    assert distances.mean() == pytest.approx(4 * 0.25, rel=0.15)
-    assert variance == pytest.approx(projected.read(0, 611).var(axis=0).sum(), rel=1e-5)
+    assert found.distances.mean() == pytest.approx(4 * 0.25, rel=0.15)
+    assert found.variance == pytest.approx(projected.read(0, 611).var(axis=0).sum(), rel=1e-5)
 
 
 def test_pca_agrees_with_the_exact_one(tmp_path: Path, small_steps: None) -> None:
@@ -88,7 +93,7 @@ def test_pca_agrees_with_the_exact_one(tmp_path: Path, small_steps: None) -> Non
     rng = np.random.default_rng(1)
     values = (rng.normal(size=(500, 11)) * 2.0 ** -np.arange(11)) @ np.linalg.qr(rng.normal(size=(11, 11)))[0]
     features = write_features(tmp_path / "features.f16", values + 3)
-    found = fit_pca(features, ClusterSettings(k=2, pca_dim=4), tmp_path, silent())
+    found = fit_pca(features, settings_of(k=2, pca_dim=4), tmp_path, silent())
     exact = PCA(4).fit(features.read(0, 500).astype(np.float64))
     np.testing.assert_allclose(found.mean, exact.mean_, atol=1e-5)
     np.testing.assert_allclose(np.abs(np.sum(found.components * exact.components_, axis=1)), 1, atol=2e-3)
@@ -101,15 +106,15 @@ def test_labels_are_the_nearest_centroids(tmp_path: Path, small_steps: None) -> 
     projected = RowFile(tmp_path / "projected.f32", "<f4", 157, 3)
     projected.create()
     projected.write(0, rows)
-    labels, distances, _ = assign(projected, centroids, ClusterSettings(k=7, pca_dim=3), silent())
+    found = assign(projected, centroids, settings_of(k=7, pca_dim=3), silent())
     table = np.square(rows[:, None] - centroids).sum(axis=2)  # (157, 7)
-    np.testing.assert_array_equal(labels, table.argmin(axis=1))
-    np.testing.assert_allclose(distances, table.min(axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(found.labels, table.argmin(axis=1))
+    np.testing.assert_allclose(found.distances, table.min(axis=1), rtol=1e-5)
 
 
 def test_interrupted_at_every_step_gives_the_same_bytes(tmp_path: Path, small_steps: None) -> None:
     values, _ = blobs(3, num_rows=211, num_channels=11, num_blobs=9)
-    settings = ClusterSettings(k=5, pca_dim=4, pca_samples=100, epochs=3, seed=7)
+    settings = settings_of(k=5, pca_dim=4, pca_samples=100, kmeans_epochs=3, seed=7)
     expected_folder = tmp_path / "expected"
     expected_folder.mkdir()
     expected = run_all(expected_folder, write_features(expected_folder / "features.f16", values), settings)
@@ -136,7 +141,7 @@ def test_what_another_scikit_learn_began_is_fitted_anew(
     projected = RowFile(tmp_path / "projected.f32", "<f4", *values.shape)
     projected.create()
     projected.write(0, values.astype(np.float32))
-    settings, progress = ClusterSettings(k=5, pca_dim=11, epochs=3), Progress("test", 1, mode="none")
+    settings, progress = settings_of(k=5, pca_dim=11, kmeans_epochs=3), Progress("test", 1, mode="none")
     expected = fit_kmeans(projected, settings, tmp_path, Watch(progress, StopSignal()))
     assert progress.done == 3 * 211
     np.testing.assert_array_equal(fit_kmeans(projected, settings, tmp_path, silent()), expected)
@@ -152,7 +157,7 @@ def test_result_depends_on_seed_but_not_on_threads(tmp_path: Path, small_steps: 
     for run, (seed, num_threads) in enumerate([(0, 0), (0, 3), (1, 0)]):
         folder = tmp_path / str(run)
         folder.mkdir()
-        settings = ClusterSettings(k=5, pca_dim=4, epochs=2, seed=seed, num_threads=num_threads)
+        settings = settings_of(k=5, pca_dim=4, kmeans_epochs=2, seed=seed, num_threads=num_threads)
         results.append(run_all(folder, write_features(folder / "features.f16", values), settings))
     assert results[0] == results[1]
     assert results[0] != results[2]
@@ -160,31 +165,31 @@ def test_result_depends_on_seed_but_not_on_threads(tmp_path: Path, small_steps: 
 
 def test_all_rows_equal(tmp_path: Path, small_steps: None) -> None:
     features = write_features(tmp_path / "features.f16", np.full((107, 5), 2.0))
-    labels = run_all(tmp_path, features, ClusterSettings(k=3, pca_dim=2, epochs=2))[4]
+    labels = run_all(tmp_path, features, settings_of(k=3, pca_dim=2, kmeans_epochs=2))[4]
     assert set(np.frombuffer(labels, np.int32).tolist()) <= {0, 1, 2}
 
 
 def test_k_equal_to_number_of_rows(tmp_path: Path) -> None:
     values, _ = blobs(5, num_rows=7, num_channels=5, num_blobs=7)
-    labels = run_all(tmp_path, write_features(tmp_path / "features.f16", values), ClusterSettings(k=7, pca_dim=5))[4]
+    labels = run_all(tmp_path, write_features(tmp_path / "features.f16", values), settings_of(k=7, pca_dim=5))[4]
     assert sorted(np.frombuffer(labels, np.int32).tolist()) == list(range(7))
 
 
 @pytest.mark.parametrize(
     ("num_rows", "num_channels", "settings", "flag"),
     [
-        (9, 512, ClusterSettings(k=10, pca_dim=4), "--k 9"),
-        (2000, 512, ClusterSettings(k=5, pca_dim=513), "--pca-dim 512"),
-        (300, 512, ClusterSettings(k=5, pca_dim=301), "--pca-dim 300"),
+        (9, 512, settings_of(k=10, pca_dim=4), "--k 9"),
+        (2000, 512, settings_of(k=5, pca_dim=513), "--pca-dim 512"),
+        (300, 512, settings_of(k=5, pca_dim=301), "--pca-dim 300"),
     ],
 )
-def test_too_few(num_rows: int, num_channels: int, settings: ClusterSettings, flag: str) -> None:
+def test_too_few(num_rows: int, num_channels: int, settings: ClusterConfig, flag: str) -> None:
     with pytest.raises(ConfigError, match=flag):
         check_sizes(num_rows, num_channels, settings)
 
 
 def test_check_sizes_accepts_the_limit() -> None:
-    check_sizes(10, 4, ClusterSettings(k=10, pca_dim=4))
+    check_sizes(10, 4, settings_of(k=10, pca_dim=4))
 
 
 @pytest.mark.parametrize("num_rows", [1, 255, 256, 257, 1000, 5003])

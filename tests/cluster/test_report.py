@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from aligndet_cli.cluster.kmeans import Projection
-from aligndet_cli.cluster.report import Clustering, build_report, find_problems, histogram_lines, size_histogram
+from aligndet_cli.cluster.kmeans import Clustering, Projection
+from aligndet_cli.cluster.report import build_report, find_problems, histogram_lines, size_histogram
 from aligndet_cli.cluster.sheet import nearest_rows
 
 
 def make_clustering(labels: list[int], k: int, distances: list[float] | None = None) -> Clustering:
     spread = distances or [1.0] * len(labels)
     centroids = np.zeros((k, 2), np.float32)
-    return Clustering(np.array(labels, np.int32), np.array(spread, np.float32), centroids, variance=4.0)
+    return Clustering(np.array(labels, np.int32), np.array(spread, np.float32), k, centroids, variance=4.0)
 
 
 PROJECTION = Projection(np.zeros(3, np.float32), np.eye(2, 3, dtype=np.float32), np.array([0.5, 0.25]))
@@ -65,4 +65,4 @@ def test_problems(labels: list[int], k: int, words: list[str]) -> None:
 def test_nearest_rows_prefer_different_images() -> None:
     # rows 0-9 are of image 0, rows 10, 11 of image 1; nearest first by distance = row number
     clustering = make_clustering([0] * 12, k=1, distances=list(range(12)))
-    assert nearest_rows(clustering.members, 0, np.array([0, 10, 12])) == [0, 10, 1, 2, 3, 4, 5, 6]
+    assert nearest_rows(clustering, 0, np.array([0, 10, 12])) == [0, 10, 1, 2, 3, 4, 5, 6]

@@ -109,7 +109,7 @@ def test_equal_boxes_get_equal_labels_and_rows_follow_the_store(make_workspace, 
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "half"}]}
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     workspace = make_workspace(data_root=root)
-    boxes = ProposalStore.open(workspace.require("proposals").folder).boxes
+    boxes = ProposalStore(workspace.require("proposals").folder).boxes
     folder = run_stage(make_config(k=2, pca_dim=2, short_side=64, long_side=128), workspace)
     labels = np.load(folder / "labels.npy")
     is_right = np.asarray(boxes)[:, 0] >= 64

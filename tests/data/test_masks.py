@@ -60,7 +60,7 @@ def images(tmp_path: Path) -> ImageSet:
 
 
 def test_masks_are_row_for_row_those_of_the_boxes(images: ImageSet) -> None:
-    masks = LabelMasks.of(images)
+    masks = LabelMasks(images)
     for index in range(len(images)):
         boxes, _ = LabelBoxes(images).boxes_and_classes(index)
         drawn = masks.masks_of(index, tuple(images.sizes_hw[index]))
@@ -77,17 +77,17 @@ def test_masks_are_row_for_row_those_of_the_boxes(images: ImageSet) -> None:
 
 
 def test_they_are_small_and_can_be_sent_to_other_processes(images: ImageSet) -> None:
-    masks = LabelMasks.of(images)
+    masks = LabelMasks(images)
     again = pickle.loads(pickle.dumps(masks))
     assert np.array_equal(again.masks_of(1, (64, 80)), masks.masks_of(1, (64, 80)))
-    assert LabelMasks.of(ImageSet(**{**images.__dict__, "segmentations": None})).count([0]) == (
+    assert LabelMasks(ImageSet(**{**images.__dict__, "segmentations": None})).count([0]) == (
         0,
         int((~images.record(0).is_crowd).sum()),
     )
 
 
 def test_samples_carry_masks(images: ImageSet) -> None:
-    stream = SampleStream(images, range(3), LabelBoxes(images), "fail", LabelMasks.of(images))
+    stream = SampleStream(images, range(3), LabelBoxes(images), "fail", LabelMasks(images))
     sample = stream[(0, 2)]
     assert sample.masks.dtype == torch.bool
     assert sample.masks.shape == (len(sample.boxes), *sample.image.shape[1:]) and sample.masks.any(dim=(1, 2)).all()
@@ -95,7 +95,7 @@ def test_samples_carry_masks(images: ImageSet) -> None:
 
 def test_a_bad_mask_names_its_image(images: ImageSet) -> None:
     bad = [{"size": [1, 1], "counts": [1]}] * len(images.boxes)
-    masks = LabelMasks.of(ImageSet(**{**images.__dict__, "segmentations": bad}))
+    masks = LabelMasks(ImageSet(**{**images.__dict__, "segmentations": bad}))
     error = SampleStream(images, range(3), LabelBoxes(images), "fail", masks)[(0, 0)]
     assert isinstance(error, DataError)
     assert images.file_names[0] in str(error) and "repair" in str(error) and "\n" not in str(error)

@@ -18,6 +18,7 @@ from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, compute_centerness
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
 from aligndet_cli.detectors.parts.points import measure_sides
 from aligndet_cli.tools.conversion import mmdet
+from aligndet_cli.tools.conversion.rules import translate
 from helpers.golden import (
     GOLDEN,
     assert_gradients_equal,
@@ -44,7 +45,7 @@ def our_name(name: str) -> str:
     """With the number of the level where each has a scale of its own there, and ours are one vector."""
     if name.startswith(SCALES):
         return f"head.scales.factors:{name.split('.')[2]}"
-    return mmdet.our_name("fcos", name)
+    return translate(name, mmdet.RULES["fcos"], to_ours=True)
 
 
 @pytest.fixture(scope="module")

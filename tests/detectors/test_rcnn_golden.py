@@ -26,6 +26,7 @@ from aligndet_cli.detectors.parts.roi_head import RoiSamples, pool_rois, sample_
 from aligndet_cli.detectors.parts.sampling import Sampling
 from aligndet_cli.detectors.parts.two_stage import DELTA_STD
 from aligndet_cli.tools.conversion import mmdet
+from aligndet_cli.tools.conversion.rules import translate
 from helpers.golden import (
     GOLDEN,
     assert_boxes_equal,
@@ -48,7 +49,7 @@ from helpers.golden import (
 PROJECTOR = "roi_head.bbox_head.fc_cls."
 EVERYTHING = {"rpn_samples": 10**6, "rpn_positive_fraction": 1, "roi_samples": 10**6, "roi_positive_fraction": 1}
 
-our_name = partial(mmdet.our_name, "mask-rcnn")
+our_name = partial(translate, rules=mmdet.RULES["mask-rcnn"], to_ours=True)
 
 
 def draw_all_weights(heads: str, backbone: str, seed: int) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from aligndet_cli.detectors.parts.box_coder import encode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
 from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig
 from aligndet_cli.tools.conversion import mmdet
+from aligndet_cli.tools.conversion.rules import translate
 from helpers.golden import (
     GOLDEN,
     assert_gradients_equal,
@@ -34,7 +35,7 @@ ALL_ANCHORS = 100_000
 
 PROJECTOR = "bbox_head.retina_cls."
 
-our_name = partial(mmdet.our_name, "retinanet")
+our_name = partial(translate, rules=mmdet.RULES["retinanet"], to_ours=True)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from aligndet_cli.backbones import BackboneWeights, find_backbone_weights
+from aligndet_cli.backbones import BackboneConfig, BackboneWeights, find_backbone_weights
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors.checkpoint import DetectorFile, write_detector
@@ -153,9 +153,10 @@ def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
     @functools.cache  # hundreds of runs start from the same few files
     def find_weights(weights: str, backbone_name: str) -> BackboneWeights:
-        return find_backbone_weights(weights, backbone_name, Workspace(folder / "empty"), offline=True)
+        config = BackboneConfig.model_validate({"name": backbone_name, "weights": weights})
+        return find_backbone_weights(config, Workspace(folder / "empty"), offline=True)
 
-    patch.setattr(initial, "find_backbone_weights", lambda weights, name, *_, **__: find_weights(weights, name))
+    patch.setattr(initial, "find_backbone_weights", lambda config, *_, **__: find_weights(config.weights, config.name))
 
 
 @functools.cache
@@ -206,7 +207,7 @@ def rows_of(script: str, folder: Path) -> str:
         config = plan.config
         title = f"{one.stage}: {config.detector.family}, {config.backbone.name}"
         if isinstance(config, finetune.FinetuneConfig):
-            schedule = config.training.schedule or plan.rates.schedule  # type: ignore[union-attr]
+            schedule = config.training.schedule or plan.initial.rates.schedule  # type: ignore[union-attr]
             title += f", {config.label}, {schedule}"
             fraction = f"{config.fraction:g} %"
         else:

@@ -8,15 +8,8 @@ from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.drawing import draw_tile
 from aligndet_cli.evaluate import sheets
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
-from aligndet_cli.evaluate.plots import (
-    Drawing,
-    draw_comparison,
-    draw_confusion,
-    draw_errors,
-    draw_per_class,
-    draw_plots,
-)
-from aligndet_cli.evaluate.sheets import MAX_BOXES_NAMED, NUM_IMAGES, draw_best_and_worst, draw_detections
+from aligndet_cli.evaluate.plots import draw_comparison, draw_confusion, draw_errors, draw_per_class, draw_plots
+from aligndet_cli.evaluate.sheets import MAX_BOXES_NAMED, NUM_IMAGES, Drawing, draw_best_and_worst, draw_detections
 from aligndet_cli.metrics.coco import coco_ground_truth, evaluate_coco
 
 PICTURES = [
@@ -70,7 +63,7 @@ def _tiles(draw, drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> list[tupl
         return draw_tile(pixels, boxes, size_hw, labels=labels, lines=lines, **rest)
 
     monkeypatch.setattr(sheets, "draw_tile", noting)
-    draw(drawing.image_set, drawing.ground_truth, drawing.predictions, drawing.analysis, drawing.title)
+    draw(drawing)
     return tiles
 
 

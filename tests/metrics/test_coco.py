@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_metrics, evaluate_coco
+from aligndet_cli.metrics.coco import COCO_NUMBERS, evaluate_coco
 
 
 def _truth(boxes_xywh, *, crowd=(), first_id=1, image_ids=None):
@@ -28,6 +28,10 @@ def _truth(boxes_xywh, *, crowd=(), first_id=1, image_ids=None):
             for n, (box, image_id) in enumerate(zip(boxes_xywh, image_ids, strict=True))
         ],
     }
+
+
+def coco_metrics(*arguments, **options):
+    return evaluate_coco(*arguments, **options).metrics
 
 
 def _perfect(truth):
@@ -85,11 +89,11 @@ def test_annotation_id_zero_can_be_found():
     assert coco_metrics(truth, _perfect(truth))["AP"] == pytest.approx(1.0)
 
 
-def test_image_ids_restrict_both_sides():
+def test_listed_images_restrict_both_sides():
     truth = _truth([[0, 0, 50, 40], [0, 0, 50, 40]], image_ids=[7, 8])
     found = [entry for entry in _perfect(truth) if entry["image_id"] == 7]
     assert coco_metrics(truth, found)["AP"] == pytest.approx(0.5, abs=0.01)
-    metrics = coco_metrics(truth, _perfect(truth), image_ids=[7])
+    metrics = coco_metrics({**truth, "images": truth["images"][:1]}, _perfect(truth))
     assert (metrics["AP"], metrics["counts"]["images"], metrics["counts"]["predictions"]) == (pytest.approx(1.0), 1, 1)
 
 

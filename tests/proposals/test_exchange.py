@@ -29,7 +29,7 @@ def import_boxes(tmp_path, make_config):
         plan = stage.prepare(make_config(import_file=file, **settings), Workspace(tmp_path / "ws"))
         with plan.output.lock():
             stage.run(plan, Process())
-        return ProposalStore.open(plan.output.folder)
+        return ProposalStore(plan.output.folder)
 
     return run
 
@@ -40,7 +40,7 @@ def test_export_and_import_give_the_same_store(tmp_path, make_search_config, imp
         stage.run(plan, Process())
     export_coco(plan.output.folder, tmp_path / "deep" / "out.json")
     exported = json.loads((tmp_path / "deep" / "out.json").read_text())
-    first = ProposalStore.open(plan.output.folder)
+    first = ProposalStore(plan.output.folder)
     assert exported["categories"] == [{"id": 1, "name": "selective_search"}]
     assert exported["images"][1] == {"id": 103, "file_name": "001.png", "height": 83, "width": 127}
     assert Counter(entry["image_id"] for entry in exported["annotations"])[103] == len(first.boxes_of(1))

@@ -30,7 +30,7 @@ def store_of(folder: Path, counts: list[int]) -> ProposalStore:
         for number, found in enumerate(boxes)
     ]
     write_store(folder, images)
-    return ProposalStore.open(folder)
+    return ProposalStore(folder)
 
 
 def test_every_proposal_is_in_one_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def store_of(folder: Path, boxes_by_id: dict[int, list[list[float]]]) -> Proposa
         for image_id, boxes in boxes_by_id.items()
     ]
     write_store(folder, images)
-    return ProposalStore.open(folder)
+    return ProposalStore(folder)
 
 
 def test_values_worked_out_by_hand(tmp_path):

@@ -80,7 +80,7 @@ def test_a_shard_does_only_its_share_and_nothing_twice(run_shard, monkeypatch):
     assert sorted(done[2:]) == [0, 2, 6]
     plan = run_shard("ws")  # the whole, without --shard
     assert sorted(done[5:]) == [3, 5]
-    assert len(ProposalStore.open(plan.output.folder)) == 7
+    assert len(ProposalStore(plan.output.folder)) == 7
 
 
 @pytest.mark.parametrize("same_twice", [False, True])
@@ -122,7 +122,7 @@ def test_while_a_shard_runs(tmp_path, run_shard, monkeypatch):
     monkeypatch.setattr(Journal, "append", look_around)
     plan = run_shard("ws", "1/2")
     assert seen[0] is True and "running" in seen[1] and "0 of 2 shards" in seen[1]
-    assert len(ProposalStore.open(plan.output.folder)) == 7 and not partial.exists()
+    assert len(ProposalStore(plan.output.folder)) == 7 and not partial.exists()
 
 
 def test_interrupted_shard_continues_and_the_others_wait_for_it(run_shard, monkeypatch, contents_of):
@@ -179,9 +179,9 @@ def test_what_cannot_be(run_shard, root):
 def test_redo_of_a_finished_artifact_in_shards(run_shard):
     folder = run_shard("ws").output.folder
     run_shard("ws", "1/2", force=True, max_per_image=1)
-    assert ProposalStore.open(folder).counts.max() > 1  # the old one stays until the new one is there
+    assert ProposalStore(folder).counts.max() > 1  # the old one stays until the new one is there
     run_shard("ws", "2/2", force=True, max_per_image=1)
-    assert ProposalStore.open(folder).counts.max() == 1
+    assert ProposalStore(folder).counts.max() == 1
 
 
 def test_skipped_by_another_shard_is_refused_with_on_error_fail(root, run_shard):
@@ -189,7 +189,7 @@ def test_skipped_by_another_shard_is_refused_with_on_error_fail(root, run_shard)
     run_shard("ws", "2/2")
     with pytest.raises(DataError, match=r"003\.png"):
         run_shard("ws", "1/2", on_error="fail")
-    assert len(ProposalStore.open(run_shard("ws", "1/2").output.folder)) == 6
+    assert len(ProposalStore(run_shard("ws", "1/2").output.folder)) == 6
 
 
 def test_missing_shards_in_words(tmp_path):

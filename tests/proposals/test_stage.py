@@ -63,7 +63,7 @@ def test_artifact_is_complete(tmp_path, root, make_search_config):
     names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     plots = {f"plots/{name}.png" for name in ("count", "size", "aspect", "recall")}
     assert names == {*STORE_FILES, "skipped.jsonl", "report.json", "sheet.jpg", "config.json", "manifest.json", *plots}
-    store = ProposalStore.open(folder)
+    store = ProposalStore(folder)
     assert store.image_ids.tolist() == [100, 103, 106, 109, 112, 115, 118]
     assert store.total > 14
     manifest = read_json(folder / "manifest.json")
@@ -146,7 +146,7 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path, root, make_search_co
     assert '"file": "004.png"' in lines[1]
     assert "is 60x50 px but the labels say 127x83" in lines[2]
     assert str(root) not in "".join(lines)
-    assert ProposalStore.open(folder).image_ids.tolist() == [103, 106, 109, 115]
+    assert ProposalStore(folder).image_ids.tolist() == [103, 106, 109, 115]
     assert read_json(folder / "manifest.json")["result"]["skipped_images"] == 3
     with pytest.raises(DataError, match=r"skipped\.jsonl.*--force"):
         stage.prepare(make_search_config(on_error="fail"), Workspace(tmp_path / "ws"))
@@ -180,7 +180,7 @@ def test_on_error_fail_looks_again_at_what_was_skipped_before(tmp_path, root, ma
         run_stage(make_search_config(on_error="fail"), tmp_path / "ws")
     (root / "train2017" / "000.png").write_bytes(good)
     folder = run_stage(make_search_config(on_error="fail"), tmp_path / "ws")
-    assert len(ProposalStore.open(folder)) == 7
+    assert len(ProposalStore(folder)) == 7
 
 
 def test_no_readable_image_is_an_error_that_can_be_repaired(tmp_path, root, make_search_config):
@@ -192,14 +192,14 @@ def test_no_readable_image_is_an_error_that_can_be_repaired(tmp_path, root, make
     assert not (tmp_path / "ws/proposals/train2017").exists()
     for file in (tmp_path / "good").iterdir():
         (root / "train2017" / file.name).write_bytes(file.read_bytes())
-    assert len(ProposalStore.open(run_stage(make_search_config(), tmp_path / "ws"))) == 7
+    assert len(ProposalStore(run_stage(make_search_config(), tmp_path / "ws"))) == 7
 
 
 def test_images_without_proposals_stay_in_the_store(tmp_path, root, make_search_config):
     for name in ("000.png", "006.png"):
         cv2.imwrite(str(root / "train2017" / name), np.full((83, 127, 3), 90, np.uint8))
     folder = run_stage(make_search_config(), tmp_path / "ws")
-    counts = ProposalStore.open(folder).counts.tolist()
+    counts = ProposalStore(folder).counts.tolist()
     assert counts[0] == counts[6] == 0
     assert min(counts[1:6]) > 0
     assert read_json(folder / "report.json")["images_without_proposals"] == 2
@@ -224,7 +224,7 @@ def test_odd_images(tmp_path, make_search_config):
         cv2.imwrite(str(folder / name), pixels)
     Image.fromarray(photo).convert("1").save(folder / "black-and-white.png")
     config = make_search_config(data={"root": folder, "format": "folder"}, num_workers=2, working_size=160)
-    store = ProposalStore.open(run_stage(config, tmp_path / "ws"))
+    store = ProposalStore(run_stage(config, tmp_path / "ws"))
     found = {entry.file_name: (entry.size_hw, entry.count) for entry in store.images()}
     assert found.keys() == {*images, "black-and-white.png"}
     assert all(size_hw == images[name].shape[:2] for name, (size_hw, _) in found.items() if name in images)
@@ -247,7 +247,7 @@ def test_ground_truth_boxes_are_taken_without_crowds(tmp_path, make_config):
     config = make_config(source="ground-truth")
     plan = stage.prepare(config, Workspace(tmp_path / "ws"))
     folder = run_stage(config, tmp_path / "ws")
-    store = ProposalStore.open(folder)
+    store = ProposalStore(folder)
     assert store.counts.tolist() == [1] * 7
     expected = plan.image_set.boxes[~plan.image_set.is_crowd]
     np.testing.assert_array_equal(store.boxes, expected)
@@ -266,11 +266,11 @@ def test_settings_without_effect_are_refused(tmp_path, make_config, root):
 
 def test_changed_settings_are_refused_and_max_per_image_is_kept(tmp_path, make_search_config):
     folder = run_stage(make_search_config(max_per_image=2), tmp_path / "ws")
-    assert ProposalStore.open(folder).counts.max() == 2
+    assert ProposalStore(folder).counts.max() == 2
     with pytest.raises(ConfigError, match=r"max_per_image: 2 -> 3.*--force"):
         stage.prepare(make_search_config(max_per_image=3), Workspace(tmp_path / "ws"))
     run_stage(make_search_config(max_per_image=3), tmp_path / "ws", force=True)
-    assert ProposalStore.open(folder).counts.max() == 3
+    assert ProposalStore(folder).counts.max() == 3
 
 
 def test_describe_shows_what_takes_effect(tmp_path, make_search_config, make_config):
@@ -292,6 +292,6 @@ def test_real_photos(tmp_path, shared_data, make_config):
     config = make_config(data={"root": shared_data / "minicoco", "limit": 6}, num_workers=2)
     folder = run_stage(config, tmp_path / "ws")
     labels = read_json(folder / "report.json")["labels"]
-    assert ProposalStore.open(folder).total > 400
+    assert ProposalStore(folder).total > 400
     # On all 128 photos 78 % of the objects of 32 px and more are found; six photos vary.
     assert labels["reach_min_size"]["recall_at_iou_0.5"]["all"] > 0.6

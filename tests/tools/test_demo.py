@@ -24,7 +24,7 @@ def test_demo_runs_all_stages_and_compares(tmp_path: Path) -> None:
     assert set(numbers["delta"]) == {"AP", "AP50", "AP75"}
     assert numbers["delta"]["AP"] == numbers["with"]["AP"] - numbers["without"]["AP"]
     page = (tmp_path / "workspace-0" / "report.html").read_text()
-    assert report.closing_lines() == [f"report with all pictures: {tmp_path / 'workspace-0' / 'report.html'}"]
+    assert report.page == tmp_path / "workspace-0" / "report.html"
     assert page.count("<img") >= 7 and "plots/compare-retinanet-resnet18-backbone-val.png" in page
     assert report.table().row_count == 3
     stages = {folder.parent.name for folder in (tmp_path / "workspace-0").glob("*/*") if folder.is_dir()}

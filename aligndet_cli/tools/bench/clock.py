@@ -1,7 +1,7 @@
 """Time of the parts of a training step, from hooks around its modules."""
 
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +11,9 @@ PARTS = ("data", "views", "backbone", "neck and heads", "matching and losses", "
 
 
 class StepClock:
-    """Splits the time of steps into `PARTS`.
+    """Splits the time of steps into `PARTS`. The model is a detector, or a pretext with its two detectors.
 
     Every hook ends the running lap, so the parts add up to the whole. On a GPU a lap ends when the GPU has finished it.
-
-    Args:
-        model: detector, or pretext with its two detectors; called with finished views.
-        backbone: backbone of the model.
-        optimizer: optimizer of the model.
     """
 
     def __init__(self, model: nn.Module, backbone: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -26,26 +21,23 @@ class StepClock:
         self._is_cuda = next(model.parameters()).is_cuda
         self._depth = 0
         self._handles: list[Any] = [
-            model.register_forward_pre_hook(self._ending("views")),
-            model.register_forward_hook(self._ending("matching and losses")),
-            optimizer.register_step_pre_hook(self._ending("backward")),
+            model.register_forward_pre_hook(partial(self.lap, "views")),
+            model.register_forward_hook(partial(self.lap, "matching and losses")),
+            optimizer.register_step_pre_hook(partial(self.lap, "backward")),
         ]
         for module in model.modules():
             # Modules without parameters belong to the matching: anchors, points.
             if module is not model and any(True for _ in module.parameters()):
-                name = "backbone" if module is backbone else "neck and heads"
-                self._handles += [
-                    module.register_forward_pre_hook(self._enter),
-                    module.register_forward_hook(self._leaving(name)),
-                ]
+                leave = partial(self._leave, "backbone" if module is backbone else "neck and heads")
+                self._handles += [module.register_forward_pre_hook(self._enter), module.register_forward_hook(leave)]
         self.start()
 
     def start(self) -> None:
         """Begin a lap."""
         self._last = self._now()
 
-    def lap(self, part: str) -> None:
-        """Add the time since the last lap to a part."""
+    def lap(self, part: str, *_: Any) -> None:
+        """Add the time since the last lap to a part; arguments of a hook are ignored."""
         now = self._now()
         self.seconds[part] += now - self._last
         self._last = now
@@ -60,18 +52,12 @@ class StepClock:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def _ending(self, part: str) -> Callable[..., None]:
-        return lambda *_: self.lap(part)
-
     def _enter(self, *_: Any) -> None:
         if self._depth == 0:
             self.lap("matching and losses")
         self._depth += 1
 
-    def _leaving(self, part: str) -> Callable[..., None]:
-        def leave(*_: Any) -> None:
-            self._depth -= 1
-            if self._depth == 0:
-                self.lap(part)
-
-        return leave
+    def _leave(self, part: str, *_: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self.lap(part)

@@ -7,10 +7,10 @@ import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,16 +37,9 @@ from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.bench.clock import PARTS, StepClock
 from aligndet_cli.tools.bench.images import DrawnProposals, write_coco
+from aligndet_cli.training import loop
 from aligndet_cli.training.fitting import try_fit
 from aligndet_cli.training.learner import build_learner, build_to_try
-from aligndet_cli.training.loop import (
-    Learner,
-    LoopSettings,
-    known_errors,
-    next_batch,
-    train_step,
-    watch_divergence,
-)
 from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, Rates, Recipe
 from aligndet_cli.training.records import Speed, peak_memory
 from aligndet_cli.training.schedules import LENGTHS
@@ -82,7 +75,6 @@ class Timing:
     """Speed of a stage on this machine.
 
     Attributes:
-        step_s: seconds of a step.
         data_wait: share of a step spent waiting for data.
         memory_gb: peak memory of tensors on a GPU, or of the process on a CPU.
         parts_s: seconds of a step by part; empty if the model is compiled into one part.
@@ -98,10 +90,6 @@ class Timing:
     parts_s: dict[str, float]
     schedule: str
     schedule_hours: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -121,7 +109,7 @@ class _Plan:
         return self.recipe.pretrain if self.stage == "pretrain-box" else self.recipe.finetune
 
     @property
-    def settings(self) -> LoopSettings:
+    def settings(self) -> loop.LoopSettings:
         config, rates = self.config, self.rates
         # The learning rate of an early step, since random weights diverge at the full rate.
         training = TrainingConfig(batch_size=config.batch_size, lr=rates.lr / 1000)
@@ -214,7 +202,7 @@ def _result_of(plan: _Plan, running: "Future[Timing]") -> Timing:
 
 def _time_stage(plan: _Plan, devices: Devices) -> Timing:
     found: list[Timing] = []
-    with known_errors("lower --batch-size or --short-side"):
+    with loop.known_errors("lower --batch-size or --short-side"):
         launch(lambda plan, process: found.append(_take_time(plan, process)), plan, devices, Shown())
     return found[0]
 
@@ -252,23 +240,23 @@ def _take_time(plan: _Plan, process: Process) -> Timing:
 class _Steps:
     """Steps of the loop, without its files."""
 
-    learner: Learner
+    learner: loop.Learner
     batches: Iterator[list[Sample]]
-    settings: LoopSettings
+    settings: loop.LoopSettings
     process: Process
     done: int = 0
 
     def take(self, count: int, clock: StepClock | None = None) -> tuple[float, float]:
         """Take `count` steps, and return their seconds, and the seconds spent waiting for data."""
-        divergence = watch_divergence(self.learner, self.process)
+        divergence = loop.watch_divergence(self.learner, self.process)
         speed = Speed()
         if clock is not None:
             clock.start()
         for step in range(self.done, self.done + count):
-            samples = next_batch(self.batches, speed)
+            samples = loop.next_batch(self.batches, speed)
             if clock is not None:
                 clock.lap("data")
-            train_step(self.learner, samples, step, self.settings, divergence)
+            loop.train_step(self.learner, samples, step, self.settings, divergence)
             self.learner.after_step(step)
             if clock is not None:
                 clock.lap("optimizer")
@@ -281,7 +269,7 @@ class _Steps:
         return time.perf_counter() - speed.began, speed.waiting
 
 
-def _clock_of(config: BenchConfig, learner: Learner, views: TwoViews | LabelledViews) -> StepClock | None:
+def _clock_of(config: BenchConfig, learner: loop.Learner, views: TwoViews | LabelledViews) -> StepClock | None:
     """Return the clock of the parts of a step; None where they are compiled: hooks would be compiled with them."""
     if config.runtime.compile:
         return None
@@ -297,7 +285,7 @@ def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sa
     if plan.stage == "pretrain-box":
         boxes = DrawnProposals(images, config.num_proposals, plan.num_classes)
     elif config.detector.RECIPE.needs_masks:
-        masks = LabelMasks.of(images)
+        masks = LabelMasks(images)
     return batches_of_run(
         SampleStream(images, range(len(images)), boxes, "skip", masks),
         config.batch_size,

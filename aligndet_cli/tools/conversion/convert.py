@@ -13,15 +13,15 @@ from torch import Tensor
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.tools.conversion import published_detr
 from aligndet_cli.tools.conversion.backbone_names import INDEX, PREFIX, rename_backbone
-from aligndet_cli.tools.conversion.input_style import apply_style, check_style, style_of_mmdet
-from aligndet_cli.tools.conversion.mmdet import RULES, find_family, from_mmdet
+from aligndet_cli.tools.conversion.input_style import STYLES, apply_style, style_of_mmdet
+from aligndet_cli.tools.conversion.mmdet import MARKS, RULES, from_mmdet
 from aligndet_cli.tools.conversion.published_detectron2 import from_detectron2
-from aligndet_cli.tools.conversion.published_detr import from_published
 from aligndet_cli.tools.conversion.published_torchvision import from_torchvision
 from aligndet_cli.tools.conversion.reading import Checkpoint
 from aligndet_cli.tools.conversion.recognise import Layout, find_layout, find_shape
-from aligndet_cli.tools.conversion.rules import Renamed, translate
+from aligndet_cli.tools.conversion.rules import Renamed, rename_all, translate, value_of_mark
 
 PROJECTOR = "projector."
 # Key under which our own `export --to mmdet` adds settings to the meta data, so that nothing is lost on the way back.
@@ -32,6 +32,11 @@ _OTHER_DETECTORS = (
     (r"norm_on_bbox\s*=\s*True", "box sides in strides (norm_on_bbox)"),
     (r"type\s*=\s*['\"]soft_nms['\"]", "soft NMS"),
 )
+_WHY_UNUSED = {
+    "class_predictor": "classes of pre-training",
+    "box_predictor": "box offsets by number of the instance, which mean nothing elsewhere",
+    "projector": "projector of another form",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,6 @@ class Converted:
         num_classes: number of classes; 0 after pre-training.
         state_dict: all tensors of our detector; after pre-training only those that fine-tuning can use.
         projector: tensors of pre-training's projector; empty if ours has another form.
-        num_tensors: number of tensors in the file.
         left_out: reasons by the file's names, of tensors that were not used.
     """
 
@@ -78,10 +82,10 @@ def convert(
         ConfigError: layout, detector or style is not the expected one.
         WeightsError: no detector of ours equals it, or it is not complete.
     """
-    check_style(style)
+    if style not in (None, *STYLES):
+        raise ConfigError(f"--style {style}: write {' or '.join(STYLES)}")
     file, found = checkpoint.file, find_layout(checkpoint.tensors, checkpoint.file)
-    is_same = layout in ("auto", found) or {layout, found} == {"mmdet", "aligndet"}
-    if not is_same:
+    if layout not in ("auto", found) and {layout, found} != {"mmdet", "aligndet"}:
         raise ConfigError(f"--from {layout}: {file} is of {found}; leave out --from")
     if style is not None and found in ("torchvision", "detr"):
         raise ConfigError(f"--style: {file} is of {found}, which has one only; leave it out")
@@ -91,8 +95,10 @@ def convert(
         renamed = from_torchvision(checkpoint.tensors, checkpoint.digest, file)
     elif found == "detectron2":
         renamed = from_detectron2(checkpoint.tensors, style, file)
+    elif found == "detr":
+        renamed = Renamed("detr", *rename_all(checkpoint.tensors, published_detr.RULES))
     else:
-        renamed = from_published(checkpoint.tensors) if found == "detr" else _of_mmdet(checkpoint, family, style)
+        renamed = _of_mmdet(checkpoint, family, style)
     if family not in (None, renamed.family):
         raise ConfigError(f"{file}: is a {renamed.family}, not a {family}; change --detector")
     if renamed.unknown:
@@ -129,7 +135,7 @@ def _inner_detector(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], d
 
 
 def _family_of(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, asked: str | None) -> str:
-    family = find_family(tensors)
+    family = value_of_mark(tensors, MARKS)
     if family is None:
         raise WeightsError(f"{checkpoint.file}: none of the detectors that can be imported: {', '.join(RULES)}")
     config = str(checkpoint.meta.get("config", ""))
@@ -149,14 +155,14 @@ def _is_pretrained(tensors: Mapping[str, Tensor]) -> bool:
 def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     """Build the detector that follows from the shapes of the tensors, and check the tensors against it."""
     family, tensors, left_out = renamed.family, renamed.tensors, renamed.left_out
-    shape = find_shape(family, tensors, checkpoint.file)
+    backbone_name, settings, num_classes = find_shape(family, tensors, checkpoint.file)
     own = checkpoint.meta.get(OWN_META) or {}
     adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
-    detector = adapter.validate_python(own.get("detector", {**shape.detector, **renamed.detector}))
-    named = {"name": shape.backbone, "weights": "none", **renamed.backbone}
+    detector = adapter.validate_python(own.get("detector", {**settings, **renamed.detector}))
+    named = {"name": backbone_name, "weights": "none", **renamed.backbone}
     backbone = BackboneConfig.model_validate(own.get("backbone", named))
     with torch.device("meta"):
-        model = detector.build(build_backbone(backbone), shape.num_classes or 1)
+        model = detector.build(build_backbone(backbone), num_classes or 1)
     unused: set[str] = set()
     may_lack: set[str] = set()
     projector: dict[str, Tensor] = {}
@@ -173,19 +179,18 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     _check_fit(kept, needed, family, checkpoint.file)
     gone = [name for name in tensors if _module_of(name) in unused and name not in projector]
     prefix = "online_backbone." if layout == "aligndet" else ""
-    left_out = left_out | {
-        f"{prefix}{translate(name, RULES[family], to_ours=False)}": _why_unused(name) for name in gone
-    }
+    their_names = [f"{prefix}{translate(name, RULES[family], to_ours=False)}" for name in gone]
+    reasons = [_WHY_UNUSED.get(_module_of(name), "not pre-trained") for name in gone]
     return Converted(
         layout=layout,
         stage="pretrain-box" if is_pretrained else "finetune",
         detector=detector,
         backbone=backbone,
-        num_classes=0 if is_pretrained else shape.num_classes or 0,
+        num_classes=0 if is_pretrained else num_classes or 0,
         state_dict={name: kept[name] for name in needed},
         projector={name.removeprefix(PROJECTOR): tensor for name, tensor in projector.items()},
         num_tensors=len(checkpoint.tensors),
-        left_out=left_out,
+        left_out=left_out | dict(zip(their_names, reasons, strict=True)),
     )
 
 
@@ -208,8 +213,8 @@ def _known_values(backbone: BackboneConfig, wanted: Iterable[str], idle: Collect
 def _with_counters(tensors: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
     """Add counts of batches to norms without one, as frozen norms are; with a fixed momentum the count is not used."""
     counters = [name for name in wanted if name.endswith(".num_batches_tracked")]
-    zeros = {name: torch.zeros((), dtype=torch.int64) for name in counters if f"{_owner_of(name)}.weight" in tensors}
-    return {**zeros, **tensors}
+    of_norms = [name for name in counters if f"{name.removesuffix('num_batches_tracked')}weight" in tensors]
+    return {**{name: torch.zeros((), dtype=torch.int64) for name in of_norms}, **tensors}
 
 
 def _check_fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], family: str, file: Path) -> None:
@@ -225,22 +230,9 @@ def _check_fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, torch.Size], 
             raise WeightsError(f"{file}: not one of our {family}: {_some(names)} {problem}")
 
 
-def _why_unused(name: str) -> str:
-    reasons = {
-        "class_predictor": "classes of pre-training",
-        "box_predictor": "box offsets by number of the instance, which mean nothing elsewhere",
-        "projector": "projector of another form",
-    }
-    return reasons.get(_module_of(name), "not pre-trained")
-
-
 def _some(names: Sequence[str]) -> str:
     return f"{len(names)} tensors ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _module_of(name: str) -> str:
     return name.partition(".")[0]
-
-
-def _owner_of(name: str) -> str:
-    return name.rpartition(".")[0]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aligndet_cli.data.transforms import MEAN, STD
-from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.errors import WeightsError
 
 CONV1 = "backbone.conv1.weight"
 BOTTLENECK = "backbone.layer1.0.conv3.weight"  # only ResNet-50 and 101 have it
@@ -42,16 +42,6 @@ STYLES = {
     "caffe": InputStyle(_MEAN[::-1], (1.0, 1.0, 1.0), is_bgr=True, stride_in_1x1=True),
     "pytorch": InputStyle(_MEAN, _STD, is_bgr=False, stride_in_1x1=False),
 }
-
-
-def check_style(asked: str | None) -> None:
-    """Make sure that a style exists.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if asked not in (None, *STYLES):
-        raise ConfigError(f"--style {asked}: write {' or '.join(STYLES)}")
 
 
 def apply_style(tensors: dict[str, Tensor], style: InputStyle, file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -123,9 +113,7 @@ def style_of_detectron2(tensors: Mapping[str, Tensor], asked: str | None, file: 
                 "STRIDE_IN_1X1, as all R-50 and R-101 of the model zoo) or pytorch (RGB, started from torchvision's)"
             )
         return STYLES[asked]
-    is_caffe = torch.allclose(torch.tensor(std), torch.ones(len(std)))
-    if asked is not None:
-        is_caffe = asked == "caffe"
+    is_caffe = torch.allclose(torch.tensor(std), torch.ones(len(std))) if asked is None else asked == "caffe"
     return InputStyle(mean, std, is_bgr=mean[0] < mean[-1], stride_in_1x1=is_caffe)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from aligndet_cli.tools.conversion.rules import Rule, translate
+from aligndet_cli.tools.conversion.rules import Rule, rename_all, translate
 
 
 def _blocks(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Return rules of a convolution and its norm, `bn` or `gn`; on the way back `_with_norm_name` chooses."""
+    """Return rules of a convolution and its norm, `bn` or `gn`; on the way back `to_mmdet` chooses."""
     return (
         (f"{theirs}.conv.*", f"{ours}.0.*"),
         (f"{theirs}.bn.*", f"{ours}.1.*"),
@@ -100,36 +100,19 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "detr": _DETR,
 }
+MARKS = {
+    "bbox_head.transformer.encoder.": "detr",
+    "roi_head.mask_head.convs.": "mask-rcnn",
+    "rpn_head.rpn_conv.": "faster-rcnn",
+    "bbox_head.scales.0.scale": "fcos",
+    "bbox_head.cls_convs.": "retinanet",
+}
 _FACTORS = "head.scales.factors"
-
-
-def find_family(names: Mapping[str, Tensor]) -> str | None:
-    """Return the detector family of a state dict with mmdetection's names, or None."""
-    marks = (
-        ("bbox_head.transformer.encoder.", "detr"),
-        ("roi_head.mask_head.convs.", "mask-rcnn"),
-        ("rpn_head.rpn_conv.", "faster-rcnn"),
-        ("bbox_head.scales.0.scale", "fcos"),
-        ("bbox_head.cls_convs.", "retinanet"),
-    )
-    return next((family for mark, family in marks if any(name.startswith(mark) for name in names)), None)
-
-
-def our_name(family: str, name: str) -> str | None:
-    """Return our name of a tensor, or None; the scale factors of FCOS end in their level."""
-    return translate(name, RULES[family], to_ours=True)
 
 
 def from_mmdet(family: str, state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return a state dict under our names, and the names that no detector of the family has."""
-    renamed: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in state_dict.items():
-        ours = our_name(family, name)
-        if ours is None:
-            unknown.append(name)
-        else:
-            renamed[ours] = tensor
+    renamed, unknown = rename_all(state_dict, RULES[family])
     levels = sorted(name for name in renamed if name.startswith(f"{_FACTORS}."))
     if levels:
         renamed[_FACTORS] = torch.stack([renamed.pop(name) for name in levels])
@@ -147,10 +130,6 @@ def to_mmdet(family: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tens
             if theirs is None:
                 unknown.append(name)
             else:
-                renamed[_with_norm_name(theirs, f"{name.rpartition('.')[0]}.running_mean" in tensors)] = value
+                is_batch_norm = f"{name.rpartition('.')[0]}.running_mean" in tensors  # group norms have no statistics
+                renamed[theirs if is_batch_norm else theirs.replace(".bn.", ".gn.")] = value
     return renamed, unknown
-
-
-def _with_norm_name(name: str, is_batch_norm: bool) -> str:
-    """Return the name of a norm with `gn` for group norms; unlike batch norms, these have no running statistics."""
-    return name if is_batch_norm else name.replace(".bn.", ".gn.")

@@ -25,11 +25,21 @@ PACKAGES = ("onnx", "onnxscript")
 
 
 class Graph(nn.Module):
-    """Network from pixels to the boxes and scores of all N anchors, points or queries of one image."""
+    """Network from pixels to the boxes and scores of all N anchors, points or queries of one image.
 
-    def __init__(self, model: RetinaNet | FCOS | DETR, size_hw: tuple[int, int]) -> None:
+    Raises:
+        WeightsError: a two-stage detector, whose number of boxes depends on the image.
+    """
+
+    def __init__(self, model: Detector, size_hw: tuple[int, int]) -> None:
         super().__init__()
-        self.model, self.size_hw = model, size_hw
+        if not isinstance(model, RetinaNet | FCOS | DETR):
+            raise WeightsError(
+                "--to onnx: the number of boxes that an R-CNN looks at changes from image to image, and ONNX has no "
+                "place for that; export it --to torchvision or mmdet"
+            )
+        self.model: RetinaNet | FCOS | DETR = model
+        self.size_hw = size_hw
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes and scores.
@@ -56,7 +66,7 @@ def export_onnx(detector: LoadedDetector, file: Path, size_hw: tuple[int, int]) 
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise ConfigError(f"--to onnx: {' and '.join(missing)} not installed; run pip install 'aligndet[onnx]'")
-    graph = build_graph(detector.model, size_hw)
+    graph = Graph(detector.model, size_hw)
     temporary = file.with_name(f".{file.name}.tmp")
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every operation that it does not fold
     torch.onnx.export(
@@ -74,20 +84,6 @@ def export_onnx(detector: LoadedDetector, file: Path, size_hw: tuple[int, int]) 
         f"onnx: pixels (1, 3, {size_hw[0]}, {size_hw[1]}) normalised RGB -> boxes (N, 4) xyxy, scores (N, "
         f"{len(detector.categories)}); keep scores above 0, {_remaining(graph.model)}"
     )
-
-
-def build_graph(model: Detector, size_hw: tuple[int, int]) -> Graph:
-    """Return the exportable part of a detector.
-
-    Raises:
-        WeightsError: a two-stage detector, whose number of boxes depends on the image.
-    """
-    if not isinstance(model, RetinaNet | FCOS | DETR):
-        raise WeightsError(
-            "--to onnx: the number of boxes that an R-CNN looks at changes from image to image, and ONNX has no place "
-            "for that; export it --to torchvision or mmdet"
-        )
-    return Graph(model, size_hw)
 
 
 def _remaining(model: RetinaNet | FCOS | DETR) -> str:

@@ -16,7 +16,7 @@ from aligndet_cli.detectors.parts.anchors import base_anchors
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.tools.conversion.input_style import BUFFERS, apply_style, style_of_detectron2
 from aligndet_cli.tools.conversion.published_torchvision import find_extra_levels
-from aligndet_cli.tools.conversion.rules import Renamed, Rule, rename_all
+from aligndet_cli.tools.conversion.rules import Renamed, Rule, rename_all, value_of_mark
 
 _ANCHORS = "anchor_generator.cell_anchors."
 _NUM_SCALES, _NUM_RATIOS = len(retinanet.SCALES), len(retinanet.RATIOS)
@@ -29,10 +29,9 @@ def _blocks(theirs: str, ours: str) -> tuple[Rule, ...]:
 
 def _neck(finest: int) -> tuple[Rule, ...]:
     """Return rules of the pyramid, whose levels are numbered by their strides: level 3 has stride 2**3."""
-    levels = tuple(enumerate(range(finest, 6)))
     return tuple(
         rule
-        for index, level in levels
+        for index, level in enumerate(range(finest, 6))
         for theirs, ours in (("lateral", "inner"), ("output", "layer"))
         for rule in _blocks(f"backbone.fpn_{theirs}{level}", f"neck.pyramid.{ours}_blocks.{index}")
     )
@@ -85,7 +84,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ("head.bbox_pred.*", "box_predictor.*"),
     ),
 }
-_MARKS = {"retinanet": "head.cls_subnet.", "mask-rcnn": "roi_heads.mask_head.", "faster-rcnn": "roi_heads.box_head."}
+_MARKS = {"head.cls_subnet.": "retinanet", "roi_heads.mask_head.": "mask-rcnn", "roi_heads.box_head.": "faster-rcnn"}
 
 
 def from_detectron2(tensors: Mapping[str, Tensor], style: str | None, file: Path) -> Renamed:
@@ -97,7 +96,7 @@ def from_detectron2(tensors: Mapping[str, Tensor], style: str | None, file: Path
     Raises:
         WeightsError: no detector of ours can equal it, or its style is unknown.
     """
-    family = next((f for f, mark in _MARKS.items() if any(name.startswith(mark) for name in tensors)), None)
+    family = value_of_mark(tensors, _MARKS)
     if family is None:
         raise WeightsError(f"{file}: none of detectron2's detectors that can be imported: {', '.join(RULES)}")
     left_out = {name: "mean and deviation of the pixels, which the first convolution takes in" for name in BUFFERS}

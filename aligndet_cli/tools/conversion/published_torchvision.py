@@ -13,11 +13,16 @@ from torch import Tensor
 from torchvision.models import get_weight
 
 from aligndet_cli.errors import WeightsError
-from aligndet_cli.tools.conversion.rules import Renamed, Rule, rename_all
+from aligndet_cli.tools.conversion.rules import Renamed, Rule, rename_all, value_of_mark
 from aligndet_cli.tools.conversion.torchvision_names import RULES
 
 # The norms of these released detectors add nothing to the variance, in training as in torchvision's evaluation.
 _WITHOUT_EPS = ("FasterRCNN_ResNet50_FPN", "MaskRCNN_ResNet50_FPN", "RetinaNet_ResNet50_FPN")
+_MARKS = {
+    "head.classification_head.": "retinanet",
+    "roi_heads.mask_head.": "mask-rcnn",
+    "roi_heads.box_head.": "faster-rcnn",
+}
 EPS = 1e-5  # of our norms, and of torchvision's in all other files
 _PYRAMID: tuple[Rule, ...] = (
     ("backbone.fpn.extra_blocks.p#.*", "neck.pyramid.extra_blocks.p#.0.*"),
@@ -39,8 +44,11 @@ _OLD_RCNN: tuple[Rule, ...] = (
     *((f"roi_heads.mask_head.mask_fcn{index + 1}.*", f"mask_head.convs.{index}.0.*") for index in range(4)),
 )
 # Torchvision's background comes first, and has boxes and masks that are never used.
-_WITHOUT_BACKGROUND = {"class_predictor": lambda rows: rows.roll(-1, 0), "box_predictor": lambda rows: rows[4:]}
-_WITHOUT_BACKGROUND |= {"mask_predictor": lambda rows: rows[1:]}
+_WITHOUT_BACKGROUND = {
+    "class_predictor": lambda rows: rows.roll(-1, 0),
+    "box_predictor": lambda rows: rows[4:],
+    "mask_predictor": lambda rows: rows[1:],
+}
 
 
 def from_torchvision(tensors: Mapping[str, Tensor], digest: str, file: Path) -> Renamed:
@@ -59,7 +67,7 @@ def from_torchvision(tensors: Mapping[str, Tensor], digest: str, file: Path) -> 
         for name in renamed:
             without = _WITHOUT_BACKGROUND.get(name.partition(".")[0])
             renamed[name] = without(renamed[name]).contiguous() if without else renamed[name]
-    if any(digest.startswith(released) for released in _released_digests()):
+    if digest.startswith(_released_digests()):
         renamed = _with_eps(renamed)
     return Renamed(family, renamed, unknown, detector=_settings(family, renamed))
 
@@ -70,17 +78,12 @@ def _family_of(tensors: Mapping[str, Tensor], file: Path) -> str:
             f"{file}: torchvision's FCOS has its points, box sides, centerness and scores defined otherwise than ours, "
             "which would detect something else: use mmdetection's model"
         )
-    marks = (
-        ("head.classification_head.", "retinanet"),
-        ("roi_heads.mask_head.", "mask-rcnn"),
-        ("roi_heads.box_head.", "faster-rcnn"),
-    )
-    for mark, family in marks:
-        if any(name.startswith(mark) for name in tensors):
-            return family
-    raise WeightsError(
-        f"{file}: none of torchvision's detectors that can be imported: {', '.join(f for _, f in marks)}"
-    )
+    family = value_of_mark(tensors, _MARKS)
+    if family is None:
+        raise WeightsError(
+            f"{file}: none of torchvision's detectors that can be imported: {', '.join(_MARKS.values())}"
+        )
+    return family
 
 
 def _fc_rules(tensors: Mapping[str, Tensor]) -> list[Rule]:
@@ -106,10 +109,10 @@ def find_extra_levels(tensors: Mapping[str, Tensor]) -> str:
     return "from_p5" if p6 is not None and p6.shape[0] == p6.shape[1] else "from_c5_relu"
 
 
-def _released_digests() -> list[str]:
+def _released_digests() -> tuple[str, ...]:
     """Return the first digits of the SHA-256 of released files, in which their names end."""
     urls = [str(get_weight(f"{name}_Weights.COCO_V1").value.url) for name in _WITHOUT_EPS]
-    return [url.rpartition("-")[2].removesuffix(".pth") for url in urls]
+    return tuple(url.rpartition("-")[2].removesuffix(".pth") for url in urls)
 
 
 def _with_eps(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

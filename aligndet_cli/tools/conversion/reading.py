@@ -51,19 +51,20 @@ def read_checkpoint(file: Path) -> Checkpoint:
             f"{file}: not a readable PyTorch file of plain tensors ({reason}); get it again, or save just the model's "
             "state_dict() with torch.save"
         ) from None
-    if isinstance(content, dict) and content.get("kind") == KIND:
+    outer = content if isinstance(content, dict) else {}
+    if outer.get("kind") == KIND:
         raise WeightsError(f"{file}: is a detector of aligndet already; use it as it is: finetune --init {file}")
-    meta = content.get("meta") if isinstance(content, dict) else None
-    for key in NESTING_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    entries = content.items() if isinstance(content, dict) else ()
-    tensors = {name: _plain(value) for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
+    inner = next((outer[key] for key in NESTING_KEYS if isinstance(outer.get(key), dict)), outer)
+    tensors = {
+        name: value.detach().float() if value.is_floating_point() else value.detach()
+        for name, value in inner.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
     if not tensors:
         raise WeightsError(f"{file}: no tensors in it; save the model's state_dict() with torch.save")
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    meta = outer.get("meta")
     return Checkpoint(file, tensors, meta if isinstance(meta, dict) else {}, digest)
 
 
@@ -74,8 +75,3 @@ def _how_to_convert(file: Path) -> str:
         f"tensors: python -c \"import pickle, torch; arrays = pickle.load(open('{file}', 'rb'))['model']; "
         f"torch.save({{name: torch.as_tensor(a) for name, a in arrays.items()}}, '{file.with_suffix('.pth')}')\""
     )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.float() if tensor.is_floating_point() else tensor

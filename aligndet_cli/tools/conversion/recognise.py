@@ -1,8 +1,7 @@
 """Recognition of detector weights: the layout by names of tensors, detector and backbone by their shapes."""
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -12,18 +11,18 @@ from torch import Tensor
 
 from aligndet_cli.backbones import FAMILIES, BackboneConfig, build_backbone
 from aligndet_cli.errors import WeightsError
+from aligndet_cli.tools.conversion.rules import value_of_mark
 
 Layout = Literal["mmdet", "aligndet", "detectron2", "torchvision", "detr"]
 
-# The start of some tensor's name; the first match wins.
-_LAYOUT_MARKS: tuple[tuple[str, Layout], ...] = (
-    ("online_backbone.", "aligndet"),
-    ("backbone.bottom_up.", "detectron2"),
-    ("backbone.body.", "torchvision"),
-    ("backbone.0.body.", "detr"),
-    ("bbox_head.", "mmdet"),
-    ("rpn_head.", "mmdet"),
-)
+_MARKS: dict[str, Layout] = {
+    "online_backbone.": "aligndet",
+    "backbone.bottom_up.": "detectron2",
+    "backbone.body.": "torchvision",
+    "backbone.0.body.": "detr",
+    "bbox_head.": "mmdet",
+    "rpn_head.": "mmdet",
+}
 # Blocks of the four stages, and True if a block has three convolutions.
 _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
@@ -33,46 +32,32 @@ _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
 }
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Properties of a detector that follow from names and shapes of its tensors.
-
-    Attributes:
-        backbone: name as in `BackboneConfig`.
-        detector: settings of the family's config, with `family`.
-        num_classes: None without a class predictor.
-    """
-
-    backbone: str
-    detector: dict[str, Any]
-    num_classes: int | None
-
-
-def find_layout(names: Iterable[str], file: Path) -> Layout:
+def find_layout(names: Collection[str], file: Path) -> Layout:
     """Return the layout of tensors by their names.
 
     Raises:
         WeightsError: an unknown layout.
     """
-    known = list(names)
-    for mark, layout in _LAYOUT_MARKS:
-        if any(name.startswith(mark) for name in known):
-            return layout
-    raise WeightsError(
-        f"{file}: not a detector of a known layout (first key: '{known[0]}'); weights of a backbone alone go to "
-        "--backbone-weights"
-    )
+    layout = value_of_mark(names, _MARKS)
+    if layout is None:
+        raise WeightsError(
+            f"{file}: not a detector of a known layout (first key: '{next(iter(names))}'); weights of a backbone alone "
+            "go to --backbone-weights"
+        )
+    return layout
 
 
-def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> Shape:
+def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> tuple[str, dict[str, Any], int | None]:
     """Return backbone, settings and number of classes of a detector by its state dict under our names.
+
+    The number of classes is None without a class predictor.
 
     Raises:
         WeightsError: the backbone is none of ours, or a part of the detector is missing.
     """
     try:
         detector = _of_detr(tensors) if family == "detr" else _of_pyramid(family, tensors)
-        return Shape(_backbone_of(tensors, file), {"family": family, **detector}, _num_classes(family, tensors))
+        return _backbone_of(tensors, file), {"family": family, **detector}, _num_classes(family, tensors)
     except KeyError as error:
         raise WeightsError(f"{file}: looks like a {family}, but has no {error.args[0]}; get a complete file") from None
 

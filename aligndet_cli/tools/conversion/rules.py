@@ -2,11 +2,13 @@
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+_Value = TypeVar("_Value")
 
 # (their pattern, our pattern): `#` stands for a number and `*` for the rest; the first rule that fits is used.
 Rule = tuple[str, str]
@@ -30,19 +32,18 @@ class Renamed:
     backbone: dict[str, Any] = field(default_factory=dict)
 
 
+def value_of_mark(names: Collection[str], marks: Mapping[str, _Value]) -> _Value | None:
+    """Return the value of the first mark with which some name begins; None if there is none."""
+    return next((value for mark, value in marks.items() if any(name.startswith(mark) for name in names)), None)
+
+
 def rename_all(
-    tensors: Mapping[str, Tensor], rules: Sequence[Rule], ignored: Iterable[str] = ()
+    tensors: Mapping[str, Tensor], rules: Sequence[Rule], ignored: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return a state dict under our names, and the sorted names that no rule fits; ignored names are in neither."""
-    renamed: dict[str, Tensor] = {}
-    unknown = []
-    for name in [name for name in tensors if name not in set(ignored)]:
-        ours = translate(name, rules, to_ours=True)
-        if ours is None:
-            unknown.append(name)
-        else:
-            renamed[ours] = tensors[name]
-    return renamed, sorted(unknown)
+    our_names = {name: translate(name, rules, to_ours=True) for name in tensors if name not in ignored}
+    renamed = {ours: tensors[name] for name, ours in our_names.items() if ours is not None}
+    return renamed, sorted(name for name, ours in our_names.items() if ours is None)
 
 
 def translate(name: str, rules: Sequence[Rule], *, to_ours: bool) -> str | None:
@@ -51,13 +52,8 @@ def translate(name: str, rules: Sequence[Rule], *, to_ours: bool) -> str | None:
         source, target = (theirs, ours) if to_ours else (ours, theirs)
         match = _compiled(source).fullmatch(name)
         if match is not None:
-            return _filled(target, match.groups())
+            return re.sub(r"[#*]", "{}", target).format(*match.groups())
     return None
-
-
-def _filled(pattern: str, parts: Sequence[str]) -> str:
-    left = iter(parts)
-    return re.sub(r"[#*]", lambda _: next(left), pattern)
 
 
 @functools.cache

@@ -14,20 +14,14 @@ from numpy.typing import NDArray
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.loaders import evaluation_batches
+from aligndet_cli.drawing import corners_of
 from aligndet_cli.errors import AlignDetError, ConfigError
 from aligndet_cli.files import read_json
 from aligndet_cli.logs import logger
 from aligndet_cli.plotting import save_figure
+from aligndet_cli.tools.figures import pretrained
 from aligndet_cli.tools.figures.panels import draw_centres, draw_embeddings, draw_image_rows
-from aligndet_cli.tools.figures.pretrained import (
-    NUM_CENTRES,
-    Stages,
-    centres_of,
-    class_free_centres,
-    embed_objects,
-    finds_without_classes,
-    load_stages,
-)
+from aligndet_cli.tools.figures.pretrained import NUM_CENTRES, Stages
 from aligndet_cli.tools.figures.runs import Evaluated, find_runs, open_evaluated
 from aligndet_cli.tools.predict.annotate import annotate
 from aligndet_cli.training.curves import draw_runs, read_log
@@ -39,16 +33,12 @@ MIN_SCORE = 0.3  # of a detection that is shown
 
 @dataclass(frozen=True)
 class Drawn:
-    """Result of drawing figures.
-
-    Attributes:
-        not_drawn: one line for each figure that is missing, with the reason.
-    """
+    """Result of drawing figures."""
 
     run: str
     compared_with: str
     files: tuple[Path, ...]
-    not_drawn: tuple[str, ...]
+    not_drawn: tuple[str, ...]  # one line for each figure that is missing, with the reason
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -57,16 +47,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Subject:
-    """The runs to draw, and the images that both were evaluated on.
-
-    Attributes:
-        indices: positions of a few images with labels.
-    """
+    """The runs to draw, and the images that both were evaluated on."""
 
     ours: Evaluated
     plain: Evaluated
     image_set: ImageSet
-    indices: Sequence[int]
+    indices: Sequence[int]  # of a few images with labels
 
 
 def write_figures(
@@ -116,7 +102,7 @@ def _drawings(subject: Subject, workspace: Workspace, device: str) -> tuple[dict
         stages = _find_stages(subject, workspace, device)
     except AlignDetError as error:
         return drawings, [f"figure_4.png: {error}"]
-    if finds_without_classes(stages.after.online):
+    if pretrained.finds_without_classes(stages.after.online):
         drawings["figure_5.png"] = partial(_pretrained_centres, subject, stages, device)
     return {"figure_4.png": partial(_embeddings, subject, stages, device), **drawings}, []
 
@@ -126,7 +112,7 @@ def _find_stages(subject: Subject, workspace: Workspace, device: str) -> Stages:
     fitting = [found for found in workspace.artifacts("pretrain-box") if found.content_hash == wanted]
     if not fitting:
         raise ConfigError(f"{subject.ours.run.name}: the pretrain-box run it started from is not in the workspace")
-    return load_stages(fitting[0], workspace, device)
+    return pretrained.load_stages(fitting[0], workspace, device)
 
 
 def _embeddings(subject: Subject, stages: Stages, device: str) -> Figure:
@@ -134,7 +120,8 @@ def _embeddings(subject: Subject, stages: Stages, device: str) -> Figure:
     before = "before pre-training" if stages.has_own_backbone else "before pre-training, but for the backbone"
     networks = {before: stages.before, "after pre-training": stages.after}
     by_title = {
-        title: embed_objects(pretext, stages.config, subject.image_set, device) for title, pretext in networks.items()
+        title: pretrained.embed_objects(pretext, stages.config, subject.image_set, device)
+        for title, pretext in networks.items()
     }
     return draw_embeddings(by_title, f"Embeddings of labelled objects, {subject.image_set.split}", stages.config.seed)
 
@@ -153,7 +140,9 @@ def _pretrained_centres(subject: Subject, stages: Stages, device: str) -> Figure
     networks = {"before pre-training": stages.before, "after pre-training": stages.after}
     rows = []
     for [index], images, [size_hw] in batches:
-        centres = {name: class_free_centres(pretext.online, images, size_hw) for name, pretext in networks.items()}
+        centres = {
+            name: pretrained.class_free_centres(pretext.online, images, size_hw) for name, pretext in networks.items()
+        }
         rows.append((_pixels(subject.image_set, index), centres))
     return draw_centres(rows, f"Centres of the {NUM_CENTRES} best boxes before any fine-tuning")
 
@@ -167,9 +156,7 @@ def _tuned_centres(subject: Subject) -> Figure:
         for one in (subject.plain, subject.ours):
             found = [entry for entry in one.predictions if entry["image_id"] == image_id]
             best = sorted(found, key=lambda entry: -entry["score"])[:NUM_CENTRES]
-            boxes_xywh = torch.tensor([entry["bbox"] for entry in best], dtype=torch.float64).reshape(-1, 4)
-            boxes = torch.cat([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], dim=1)
-            centres[one.label] = centres_of(boxes)
+            centres[one.label] = pretrained.centres_of(torch.from_numpy(corners_of(best)))
         rows.append((_pixels(subject.image_set, index), centres))
     return draw_centres(rows, f"Centres of the {NUM_CENTRES} best boxes after fine-tuning")
 
@@ -182,24 +169,16 @@ def _losses(subject: Subject) -> Figure:
 
 def _detections(subject: Subject) -> Figure:
     """Draw figure 10."""
-    truths = read_json(subject.ours.evaluation.folder / "ground_truth.json")["annotations"]
-    entries = {
-        "ground truth": truths,
-        **{
-            one.label: [entry for entry in one.predictions if entry["score"] >= MIN_SCORE]
-            for one in (subject.plain, subject.ours)
-        },
-    }
-    categories = subject.image_set.categories
-    names = {category.category_id: category.name for category in categories}
-    places = {category.category_id: place for place, category in enumerate(categories)}
+    entries = {"ground truth": read_json(subject.ours.evaluation.folder / "ground_truth.json")["annotations"]}
+    for one in (subject.plain, subject.ours):
+        entries[one.label] = [entry for entry in one.predictions if entry["score"] >= MIN_SCORE]
     rows = []
     for index in subject.indices:
         image_id, pixels = int(subject.image_set.image_ids[index]), _pixels(subject.image_set, index)
         row = {}
         for name, of_all in entries.items():
             own = [_without_mask(entry) for entry in of_all if entry["image_id"] == image_id]
-            row[f"{name}: {len(own)}"] = np.asarray(annotate(pixels, own, names, places))
+            row[f"{name}: {len(own)}"] = np.asarray(annotate(pixels, own, subject.image_set.categories))
         rows.append(row)
     return draw_image_rows(rows, f"Detections of score >= {MIN_SCORE:g}, {subject.image_set.split}")
 

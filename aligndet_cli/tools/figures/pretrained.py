@@ -83,7 +83,7 @@ def load_stages(run: Artifact, workspace: Workspace, device: str) -> Stages:
     process, num_classes = Process(device=device), _num_classes(run, workspace)
     file = None
     try:
-        found = find_backbone_weights(config.backbone.weights, config.backbone.name, workspace, offline=True)
+        found = find_backbone_weights(config.backbone, workspace, offline=True)
         has_own_backbone = found.content_hash == run.manifest["inputs"]["backbone weights"]
         file = found.file if has_own_backbone else None
     except AlignDetError:

@@ -1,7 +1,7 @@
 """The choice of runs for the figures."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aligndet_cli.config import DataConfig
@@ -47,20 +47,15 @@ def find_runs(workspace: Workspace, run: str | None, compare: str | None) -> tup
         ConfigError: there are no such runs.
     """
     known = _all_evaluated(workspace)
-    mine = [one for one in known if one.run.name == run] if run else [one for one in known if one.is_pretrained]
-    if run and not mine:
-        raise ConfigError(f"--run {run}: {_not_there(workspace, run, known)}")
-    others = (
-        [one for one in known if one.run.name == compare]
-        if compare
-        else [one for one in known if not one.is_pretrained]
-    )
-    if compare and not others:
-        raise ConfigError(f"--compare {compare}: {_not_there(workspace, compare, known)}")
+    mine = _named(known, run, workspace, "--run") if run else [one for one in known if one.is_pretrained]
+    plain = [one for one in known if not one.is_pretrained]
+    others = _named(known, compare, workspace, "--compare") if compare else plain
     for one in reversed(mine):
         for other in reversed(others):
             if one is not other and _is_comparable(one, other, same_detector=compare is None):
-                return _told_apart(one, other)
+                if one.label != other.label:
+                    return one, other
+                return replace(one, label=one.run.name), replace(other, label=other.run.name)
     raise ConfigError(
         f"{workspace.root}: no two evaluations of the same images, one of a pre-trained run and one without; run "
         "`aligndet finetune --init backbone` (or scratch) and `aligndet evaluate`, or name runs by --run and --compare"
@@ -99,14 +94,12 @@ def _is_comparable(one: Evaluated, other: Evaluated, *, same_detector: bool) -> 
     return len(images) == 1 and (len(families) == 1 or not same_detector)
 
 
-def _told_apart(one: Evaluated, other: Evaluated) -> tuple[Evaluated, Evaluated]:
-    if one.label != other.label:
-        return one, other
-    first, second = (Evaluated(found.run, found.evaluation, found.run.name) for found in (one, other))
-    return first, second
-
-
-def _not_there(workspace: Workspace, name: str, known: list[Evaluated]) -> str:
-    if workspace.find("finetune", name) is not None:
-        return f"not evaluated yet: run `aligndet evaluate --run {name}` first"
-    return f"no run of that name; evaluated runs here: {', '.join(one.run.name for one in known) or 'none'}"
+def _named(known: list[Evaluated], name: str, workspace: Workspace, flag: str) -> list[Evaluated]:
+    """Return the evaluations of a run, oldest first."""
+    found = [one for one in known if one.run.name == name]
+    if not found and workspace.find("finetune", name) is not None:
+        raise ConfigError(f"{flag} {name}: not evaluated yet: run `aligndet evaluate --run {name}` first")
+    if not found:
+        names = ", ".join(one.run.name for one in known) or "none"
+        raise ConfigError(f"{flag} {name}: no run of that name; evaluated runs here: {names}")
+    return found

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from pycocotools import mask as coco_mask
 
-from aligndet_cli.drawing import draw_boxes
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.drawing import corners_of, draw_boxes
 from aligndet_cli.plotting import COLOURS, shorten
 
 _SMALLEST_SIDE = 480  # images whose long side is shorter are enlarged, or their labels would hide them
@@ -18,34 +19,32 @@ _LONGEST_NAME = 24
 
 
 def annotate(
-    pixels: NDArray[np.uint8], entries: Sequence[Mapping[str, Any]], names: Mapping[int, str], places: Mapping[int, int]
+    pixels: NDArray[np.uint8], entries: Sequence[Mapping[str, Any]], categories: Sequence[Category]
 ) -> Image.Image:
     """Return a copy of an image with detections, the best on top; small images are enlarged.
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
         entries: COCO results, or labels without score; `bbox` is xywh in pixels, `segmentation` an RLE of size H x W.
-        names: class name by category id.
-        places: place among the classes, which decides the colour, by category id.
+        categories: classes, whose order decides the colours.
     """
     height, width = pixels.shape[:2]
     scale = max(1, math.ceil(_SMALLEST_SIDE / max(height, width)))
     ordered = sorted(entries, key=lambda entry: entry.get("score", 1.0))
-    colours = [COLOURS[places[entry["category_id"]] % len(COLOURS)] for entry in ordered]
+    places = {category.category_id: place for place, category in enumerate(categories)}
+    class_ids = [places[entry["category_id"]] for entry in ordered]
+    colours = [COLOURS[class_id % len(COLOURS)] for class_id in class_ids]
+    names = [shorten(categories[class_id].name, _LONGEST_NAME) for class_id in class_ids]
     scores = [f" {entry['score']:.2f}" if "score" in entry else "" for entry in ordered]
-    names_shown = [shorten(names[entry["category_id"]], _LONGEST_NAME) for entry in ordered]
-    labels = [name + score for name, score in zip(names_shown, scores, strict=True)]
     image = Image.fromarray(_with_masks(pixels, ordered, colours)).resize((width * scale, height * scale))
-    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in (entry["bbox"] for entry in ordered)]).reshape(-1, 4)
-    draw_boxes(image, scale * boxes, colours, labels)
+    labels = [f"{name}{score}" for name, score in zip(names, scores, strict=True)]
+    draw_boxes(image, scale * corners_of(ordered), colours, labels)
     return image
 
 
 def _with_masks(
     pixels: NDArray[np.uint8], entries: Sequence[Mapping[str, Any]], colours: Sequence[str]
 ) -> NDArray[np.uint8]:
-    if not any("segmentation" in entry for entry in entries):
-        return pixels
     mixed = pixels.copy()
     for entry, colour in zip(entries, colours, strict=True):
         if "segmentation" in entry:

@@ -60,8 +60,7 @@ class Predicted:
     """Result of `predict`.
 
     Attributes:
-        weights: file of the detector.
-        num_images: number of images that could be read.
+        num_images: number of readable images.
         skipped: file and reason of each image that could not be read.
         per_class: number of detections by class name, the largest first.
     """
@@ -178,7 +177,8 @@ def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
     skipped: dict[int, DataError] = {}
     found: dict[int, list[dict[str, Any]]] = {}
     started, progress = time.monotonic(), Progress("predict", len(image_set), mode=process.progress)
-    with progress, _Pictures(plan, categories) as pictures:
+    with progress, ThreadPoolExecutor(max_workers=2) as pool:
+        pictures = _Pictures(plan, categories, pool)
         for index, entries in _detections(plan, loaded, process, sizes, skipped):
             found[index] = [entry for entry in entries if entry["score"] >= config.score]
             pictures.draw(index, found[index])
@@ -186,13 +186,12 @@ def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
     for error in skipped.values():
         logger.warning("left out: %s", error)
     if not found:
-        first = f"; the first: {skipped[min(skipped)]}"
-        raise DataError(f"{image_set.root}: none of the {len(image_set)} images can be read{first}")
+        first = skipped[min(skipped)]
+        raise DataError(f"{image_set.root}: none of the {len(image_set)} images can be read; the first: {first}")
     logger.info(f"{len(found) / (time.monotonic() - started):.1f} images/s")
     content = _to_coco(image_set, sizes, found, categories)
     (plan.folder / PREDICTIONS).write_text(json.dumps(content) + "\n")
-    names = {category.category_id: category.name for category in categories}
-    counts = Counter(names[entry["category_id"]] for entries in found.values() for entry in entries)
+    counts = Counter(pictures.names[entry["category_id"]] for entries in found.values() for entry in entries)
     reasons = tuple((image_set.file_names[index], str(error)) for index, error in sorted(skipped.items()))
     return Predicted(folder, plan.weights, config.score, len(found), reasons, dict(counts.most_common()))
 
@@ -232,20 +231,12 @@ def _detections(
 
 
 class _Pictures:
-    """Draws images in threads of its own while detection goes on."""
+    """Draws images in other threads while detection goes on."""
 
-    def __init__(self, plan: _Plan, categories: Sequence[Category]) -> None:
-        self.plan = plan
+    def __init__(self, plan: _Plan, categories: Sequence[Category], pool: ThreadPoolExecutor) -> None:
+        self.plan, self.categories, self.pool = plan, categories, pool
         self.names = {category.category_id: category.name for category in categories}
-        self.places = {category.category_id: place for place, category in enumerate(categories)}
-        self.pool = ThreadPoolExecutor(max_workers=2)
         self.pending: list[Future[None]] = []
-
-    def __enter__(self) -> "_Pictures":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=False)
 
     def draw(self, index: int, entries: Sequence[dict[str, Any]]) -> None:
         """Draw an image soon; wait first if too many images are waiting."""
@@ -260,7 +251,7 @@ class _Pictures:
         with never_failing(record.path):
             pixels = read_image(record.path)
             if config.annotated:
-                _save(annotate(pixels, entries, self.names, self.places), self.plan.folder / IMAGES / record.file_name)
+                _save(annotate(pixels, entries, self.categories), self.plan.folder / IMAGES / record.file_name)
             if config.save_crops:
                 for number, entry in enumerate(entries, start=1):
                     self._save_crop(pixels, entry, f"{record.file_name}-{number}")

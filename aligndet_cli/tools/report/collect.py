@@ -172,16 +172,13 @@ def _rows_of(setting: Setting, runs: list[Measured], baseline: str | None, metri
     for label in labels:
         own = by_label[label]
         others = by_label[base] if base is not None and label != base else None
-        published = _one_published(own.values())
-        numbers = published.numbers if published is not None else {}
-        summaries = {
-            metric: summary
-            for metric in metrics
-            if (summary := _summary(own, others, metric, numbers.get(metric))) is not None
-        }
+        published = {run.published for run in own.values()}
+        one = published.pop() if len(published) == 1 else None  # the runs of a row may be of several experiments
+        numbers, table = (one.numbers, one.source) if one is not None else ({}, None)
+        found = {metric: _summary(own, others, metric, numbers.get(metric)) for metric in metrics}
+        summaries = {metric: summary for metric, summary in found.items() if summary is not None}
         num_all = sum(run.label == label for run in runs)
         remark = _remark(own, others, missing=most - len(own), num_older=num_all - len(own))
-        table = published.source if published is not None else None
         names = tuple(run.name for run in own.values())
         rows.append(Row(setting, label, label == base, summaries, table, remark, names))
     return rows
@@ -210,17 +207,17 @@ def _summary(
         return None
     other_values = {pair: run.numbers[metric] for pair, run in (others or {}).items()}
     differences = [value - other for pair, value in values.items() if (other := other_values.get(pair)) is not None]
-    mean = statistics.fmean(values.values())
-    std = statistics.stdev(values.values()) if len(values) > 1 else None
-    return Summary(mean, std, len(values), _delta(differences), published)
+    mean, std = _mean_and_std(list(values.values()))
+    delta = None
+    if differences:
+        mean_difference, deviation = _mean_and_std(differences)
+        error = None if deviation is None else deviation / math.sqrt(len(differences))
+        delta = Delta(mean_difference, error, sum(value > 0 for value in differences), len(differences))
+    return Summary(mean, std, len(values), delta, published)
 
 
-def _delta(differences: list[float]) -> Delta | None:
-    if not differences:
-        return None
-    count = len(differences)
-    error = statistics.stdev(differences) / math.sqrt(count) if count > 1 else None
-    return Delta(statistics.fmean(differences), error, sum(value > 0 for value in differences), count)
+def _mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def _remark(own: dict[Any, Measured], others: dict[Any, Measured] | None, *, missing: int, num_older: int) -> str:
@@ -232,12 +229,6 @@ def _remark(own: dict[Any, Measured], others: dict[Any, Measured] | None, *, mis
     if num_older:
         remarks.append(f"{num_older} older of the same fold and seed left out")
     return "; ".join(remarks)
-
-
-def _one_published(runs: Iterable[Measured]) -> Published | None:
-    """Return the paper's numbers for a row, if all its runs have the same."""
-    found = {run.published for run in runs}
-    return found.pop() if len(found) == 1 else None
 
 
 def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | None) -> tuple[list[Measured], list[str]]:
@@ -268,7 +259,7 @@ def _measured(evaluation: Artifact, run: Artifact, start: Artifact | None, metri
         backbone=run.result.get("backbone") or config["backbone"]["name"],
         schedule="as imported" if is_imported else _schedule(config, run),
         data=_data_name(measured_with if is_imported else config),
-        evaluated=_split(evaluation),
+        evaluated=str(measured_with["data"]["split"] or "val"),
         fraction=fraction,
         num_images=0 if is_imported else int(run.result["images"]),
         content=(
@@ -353,7 +344,3 @@ def _schedule(config: dict[str, Any], run: Artifact) -> str:
 def _data_name(config: dict[str, Any]) -> str:
     data = config["data"]
     return Path(data["root"] or data["annotations"] or "data").stem
-
-
-def _split(evaluation: Artifact) -> str:
-    return str(evaluation.config()["data"]["split"] or "val")

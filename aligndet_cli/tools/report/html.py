@@ -1,6 +1,5 @@
 """`aligndet report --html`: write a workspace as one page that needs no other file."""
 
-from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -9,49 +8,33 @@ from aligndet_cli import __version__
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.logs import logger
-from aligndet_cli.tools.report.collect import METRICS
-from aligndet_cli.tools.report.page import Page, collect_page
+from aligndet_cli.tools.report.collect import Report
+from aligndet_cli.tools.report.page import collect_page
 from aligndet_cli.workspace import Workspace
 
 OPEN_RUNS = 8  # more of them are folded
 
 
-def write_page(
-    workspace: Workspace,
-    file: Path | None = None,
-    *,
-    baseline: str | None = None,
-    metrics: Sequence[str] = METRICS,
-    names: Collection[str] | None = None,
-) -> Path:
-    """Write the page of a workspace, which loads nothing from elsewhere and may be sent around.
+def write_page(workspace: Workspace, report: Report, file: Path | None = None) -> Path:
+    """Write the page of a workspace, which loads nothing from elsewhere and may be sent around; return the file.
 
     Args:
         file: None: `report.html` in the workspace.
-        baseline, metrics, names: see `collect_report`.
-
-    Returns:
-        the file.
 
     Raises:
         ConfigError: the workspace is empty, or the file cannot be written.
     """
     if file is not None:
         check_output_file(file)
-    page = collect_page(workspace, baseline=baseline, metrics=metrics, names=names)
+    page = collect_page(workspace, report)
     if not page.artifacts.rows:
         raise ConfigError(f"{workspace.root}: empty; start with `aligndet proposals DATA`")
     file = file or workspace.root / "report.html"
-    write_bytes(file, render_page(page).encode())
+    # Everything that comes from files is escaped.
+    loader, undefined = PackageLoader("aligndet_cli.tools.report"), StrictUndefined
+    environment = Environment(loader=loader, undefined=undefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = environment.get_template("page.html").render(page=page, open_runs=OPEN_RUNS, version=__version__)
+    write_bytes(file, text.encode())
     if page.left_out:
         logger.warning("%s: %d pictures did not fit, and are named instead", file, len(page.left_out))
     return file
-
-
-def render_page(page: Page) -> str:
-    """Return the page as HTML; everything that comes from files is escaped."""
-    loader = PackageLoader("aligndet_cli.tools.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html").render(page=page, open_runs=OPEN_RUNS, version=__version__)

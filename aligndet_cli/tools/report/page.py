@@ -1,13 +1,13 @@
 """Content of a workspace's page, before it becomes HTML."""
 
 import datetime
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aligndet_cli.config import STAGES, flatten
 from aligndet_cli.files import read_json
-from aligndet_cli.tools.report.collect import METRICS, Report, collect_report
+from aligndet_cli.tools.report.collect import Report
 from aligndet_cli.tools.report.commands import command_of
 from aligndet_cli.tools.report.pictures import Embedded, Picture, embed_all, find_pictures
 from aligndet_cli.tools.report.table import NUM_SETTING, cells_of
@@ -33,7 +33,6 @@ class Table:
     Attributes:
         name: id of the element.
         numbers: columns that hold numbers.
-        remarks: lines below the table.
     """
 
     name: str
@@ -51,7 +50,6 @@ class RunPart:
     Attributes:
         name: id of the element.
         facts: names and values of results, times and hashes.
-        command: command that makes the artifact again, or None.
         settings: dotted paths and values of all settings.
         left_out: pictures that did not fit.
     """
@@ -90,29 +88,16 @@ class Page:
     left_out: Sequence[str]
 
 
-def collect_page(
-    workspace: Workspace,
-    *,
-    baseline: str | None = None,
-    metrics: Sequence[str] = METRICS,
-    names: Collection[str] | None = None,
-) -> Page:
-    """Read a workspace.
-
-    Args:
-        baseline, metrics, names: see `collect_report`.
-    """
+def collect_page(workspace: Workspace, report: Report) -> Page:
+    """Read all of a workspace but its comparison, which is the report."""
     artifacts = {f"{stage}/{found.name}": (stage, found) for stage in STAGES for found in workspace.artifacts(stage)}
     pictures = {name: find_pictures(workspace, found.folder, stage) for name, (stage, found) in artifacts.items()}
-    general = [
-        *find_pictures(workspace, workspace.root / "figures", "figures"),
-        *find_pictures(workspace, workspace.root, ""),
-    ]
+    general = find_pictures(workspace, workspace.root / "figures", "figures")
+    general += find_pictures(workspace, workspace.root, "")
     newest_first = sorted(artifacts, key=lambda name: str(artifacts[name][1].manifest.get("finished")), reverse=True)
     embedded, left_out = embed_all([general, *(pictures[name] for name in newest_first)])
     made_in_order = [(*artifacts[name], name) for name in reversed(newest_first)]
     commands = {name: command_of(stage, found, str(workspace.root)) for stage, found, name in made_in_order}
-    lost = {picture.file for picture in left_out}
 
     def shown(of: Sequence[Picture]) -> list[Embedded]:
         return [embedded[picture.path] for picture in of if picture.path in embedded]
@@ -121,7 +106,7 @@ def collect_page(
         title=f"aligndet: {workspace.root.resolve().name}",
         workspace=str(workspace.root),
         data=str((workspace.recall("data") or {}).get("root") or ""),
-        comparison=_comparison(collect_report(workspace, baseline=baseline, metrics=metrics, names=names)),
+        comparison=_comparison(report),
         measured=_measured(workspace),
         artifacts=_artifact_table(collect_status(workspace), {name: found for name, (_, found) in artifacts.items()}),
         commands=[command for command in commands.values() if command is not None],
@@ -136,7 +121,7 @@ def collect_page(
                 tables=_class_tables(name, found) if stage == "evaluate" else [],
                 pictures=shown(pictures[name]),
                 settings=[(key, str(value)) for key, value in flatten(found.config()) if value is not None],
-                left_out=[picture.file for picture in pictures[name] if picture.file in lost],
+                left_out=[picture.file for picture in pictures[name] if picture in left_out],
             )
             for name, (stage, found) in artifacts.items()
         ],
@@ -149,8 +134,7 @@ def _comparison(report: Report) -> Table | None:
     if not report.rows:
         return None
     header, *lines = cells_of(report)
-    last = len(header) - (header[-1] == "remark")
-    numbers = frozenset(range(NUM_SETTING + 1, last))
+    numbers = frozenset(range(NUM_SETTING + 1, len(header) - (header[-1] == "remark")))
     rows = [[Cell(text, _leading_number(text)) for text in line] for line in lines]
     caption = (
         "Evaluated runs by their start, in percent; ± is the standard deviation, of differences the standard error"
@@ -170,16 +154,10 @@ def _measured(workspace: Workspace) -> Table | None:
 
 
 def _class_tables(name: str, found: Artifact) -> list[Table]:
-    per_class = read_json(found.folder / "metrics.json").get("per_class", [])
-    rows = [
-        [
-            Cell(entry["name"]),
-            _percent(entry["AP"]),
-            _percent(entry["AP50"]),
-            Cell(str(entry["ground_truths"]), entry["ground_truths"]),
-        ]
-        for entry in per_class
-    ]
+    rows = []
+    for entry in read_json(found.folder / "metrics.json").get("per_class", []):
+        objects = Cell(str(entry["ground_truths"]), entry["ground_truths"])
+        rows.append([Cell(entry["name"]), _percent(entry["AP"]), _percent(entry["AP50"]), objects])
     header = ("class", "AP", "AP50", "objects")
     return [Table(f"classes-{_id(name)}", "Classes, in percent", header, rows, frozenset({1, 2, 3}))] if rows else []
 
@@ -190,32 +168,21 @@ def _artifact_table(rows: Sequence[StatusRow], artifacts: dict[str, Artifact]) -
         name = f"{row.stage}/{row.run}"
         found = artifacts.get(name) if row.finished else None
         manifest = found.manifest if found is not None else {}
-        lines.append(
-            [
-                Cell(name, link=_id(name) if found is not None else None),
-                Cell(row.state),
-                Cell(row.remark),
-                Cell(", ".join(row.made_from)),
-                Cell(str(manifest.get("content_hash", ""))),
-                Cell(_time(row.finished)),
-                Cell(*_duration(manifest)),
-            ]
-        )
+        made_from, content_hash = ", ".join(row.made_from), str(manifest.get("content_hash", ""))
+        texts = (row.state, row.remark, made_from, content_hash, _time(row.finished))
+        lines.append([Cell(name, link=_id(name) if manifest else None), *map(Cell, texts), Cell(*_duration(manifest))])
     header = ("artifact", "state", "result", "made from", "content hash", "finished (UTC)", "took")
-    return Table(
-        "artifacts-table", "What is in the workspace, and what it was made from", header, lines, frozenset({6})
-    )
+    caption = "What is in the workspace, and what it was made from"
+    return Table("artifacts-table", caption, header, lines, frozenset({6}))
 
 
 def _facts(found: Artifact) -> list[tuple[str, str]]:
     manifest = found.manifest
-    facts = [(key.replace("_", " "), _shown(value)) for key, value in found.result.items() if _is_plain(value)]
+    plain = {key: value for key, value in found.result.items() if isinstance(value, str | int | float)}
+    facts = [(key.replace("_", " "), _shown(value)) for key, value in plain.items()]
     facts += [(f"input: {key}", str(value)) for key, value in manifest["inputs"].items()]
-    facts += [
-        (key.replace("_", " "), str(manifest[key]))
-        for key in ("content_hash", "config_hash", "seed")
-        if key in manifest
-    ]
+    known = [key for key in ("content_hash", "config_hash", "seed") if key in manifest]
+    facts += [(key.replace("_", " "), str(manifest[key])) for key in known]
     return [*facts, ("finished (UTC)", _time(str(manifest.get("finished", "")))), ("took", _duration(manifest)[0])]
 
 
@@ -240,10 +207,6 @@ def _leading_number(text: str) -> float | None:
         return float(text.split(" ")[0])
     except ValueError:
         return None
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float)
 
 
 def _shown(value: Any) -> str:

@@ -8,8 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from aligndet_cli.config import did_you_mean
-from aligndet_cli.errors import ConfigError
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.report.collect import Report, Row, Summary
 
@@ -57,22 +55,11 @@ def csv_text(report: Report) -> str:
     return out.getvalue()
 
 
-def check_format(form: str) -> None:
-    """Make sure that a format exists.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if form not in FORMATS:
-        raise ConfigError(f"--format {form}: is not a choice{did_you_mean(form, list(FORMATS))}")
-
-
 def render(report: Report, form: str) -> str:
     """Return the text of a report as `table`, `markdown` or `csv`."""
     if not report.rows and form != "csv":  # programs expect at least the header of a CSV
-        return "\n".join(
-            ["nothing was evaluated here yet: run `aligndet evaluate`, or `aligndet study`", *report.remarks]
-        )
+        nothing = "nothing was evaluated here yet: run `aligndet evaluate`, or `aligndet study`"
+        return "\n".join([nothing, *report.remarks])
     if form != "table":
         return (markdown(report) if form == "markdown" else csv_text(report)).rstrip("\n")
     # As wide as the terminal, or without a terminal as wide as needed.
@@ -91,9 +78,7 @@ def cells_of(report: Report) -> list[list[str]]:
     metric_columns = [title for metric in report.metrics for title in (metric, f"Δ {metric}", "wins", "paper")]
     header = [*_SETTING_COLUMNS, "start", "n", *metric_columns, "remark"]
     lines = [_line(row, report.metrics) for row in report.rows]
-    kept = [
-        place for place, title in enumerate(header) if place <= NUM_SETTING + 1 or any(line[place] for line in lines)
-    ]
+    kept = [place for place in range(len(header)) if place <= NUM_SETTING + 1 or any(line[place] for line in lines)]
     return [[line[place] for place in kept] for line in [header, *lines]]
 
 

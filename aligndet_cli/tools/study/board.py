@@ -2,28 +2,21 @@
 
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from aligndet_cli.driver import Request, execute
 from aligndet_cli.errors import AlignDetError, ChangedError, Preempted, as_user_error
 from aligndet_cli.logs import clock, logger
-from aligndet_cli.processes.launch import Shown
 from aligndet_cli.tools.study.plan import StageRun
-from aligndet_cli.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The reason why a run has no result.
-
-    Attributes:
-        is_of_another: a run that it needs has failed; this one was not begun.
-    """
+    """The reason why a run has no result."""
 
     exit_code: int
     message: str
-    is_of_another: bool = False
+    is_of_another: bool = False  # a run that it needs has failed; this one was not begun
 
 
 @dataclass(frozen=True)
@@ -40,26 +33,26 @@ class RunState:
     state: str
     message: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
 
 @dataclass
 class Board:
     """The runs of a study: done, under way and to do."""
 
     runs: dict[str, StageRun]
-    complete: set[str]
+    complete: set[str]  # keys of the runs that were there already
+    jobs: int  # runs at a time
     done: set[str] = field(default_factory=set)
     problems: dict[str, Problem] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)  # that finished runs took, by stage
     _started: dict[str, float] = field(default_factory=dict)
 
-    def next_ready(self) -> StageRun | None:
-        """Return the first run that has not begun and has all its inputs; None while there is none."""
-        for key, run in self.runs.items():
-            if not self._is_over(key) and key not in self._started and self._has_inputs(run):
+    def begin_next(self) -> StageRun | None:
+        """Return the first run that has all its inputs and note that it begins; None while there is none."""
+        for number, (key, run) in enumerate(self.runs.items(), start=1):
+            if not self._is_over(key) and key not in self._started and self._is_there(*run.needs):
+                left = self.seconds_left()
+                eta = "" if left is None else f", about {clock(left)} left"
+                logger.info(f"run {number} of {len(self.runs)}: {key}{eta}")
                 self._started[key] = time.monotonic()
                 return run
         return None
@@ -71,13 +64,14 @@ class Board:
             self.done.add(run.key)
             self.seconds.setdefault(run.stage, []).append(took)
             return
+        logger.error(f"{run.key}: {problem.message}")
         self.problems[run.key] = problem
         for other in self.runs.values():  # in the order of need
             failed = [key for key in other.needs if key in self.problems]
             if failed and other.key not in self.problems:
                 self.problems[other.key] = Problem(problem.exit_code, f"not run: {failed[0]} failed", True)
 
-    def seconds_left(self, jobs: int) -> float | None:
+    def seconds_left(self) -> float | None:
         """Estimate the seconds left from the finished runs; None before the first one is finished."""
         means = {stage: sum(times) / len(times) for stage, times in self.seconds.items()}
         if not means:
@@ -86,7 +80,7 @@ class Board:
         left = [run.stage for key, run in self.runs.items() if not self._is_over(key)]
         now = time.monotonic()
         spent = sum(now - began for began in self._started.values())
-        return max(sum(means.get(stage, guess) for stage in left) - spent, 0) / jobs
+        return max(sum(means.get(stage, guess) for stage in left) - spent, 0) / self.jobs
 
     def states(self) -> list[RunState]:
         """Return the state of every run, in order."""
@@ -94,21 +88,15 @@ class Board:
 
     def _state(self, run: StageRun) -> RunState:
         problem = self.problems.get(run.key)
-        if problem is not None:
-            state = "not run" if problem.is_of_another else "failed"
-            return RunState(run.stage, run.name, state, problem.message)
-        return RunState(run.stage, run.name, "complete" if run.key in self.complete else "done")
+        if problem is None:
+            return RunState(run.stage, run.name, "complete" if run.key in self.complete else "done")
+        return RunState(run.stage, run.name, "not run" if problem.is_of_another else "failed", problem.message)
+
+    def _is_there(self, *keys: str) -> bool:
+        return all(key in self.complete or key in self.done for key in keys)
 
     def _is_over(self, key: str) -> bool:
-        return key in self.complete or key in self.done or key in self.problems
-
-    def _has_inputs(self, run: StageRun) -> bool:
-        return all(key in self.complete or key in self.done for key in run.needs)
-
-
-def request_of(run: StageRun, workspace: Workspace, shown: Shown) -> Request:
-    """Return the request that makes a run."""
-    return Request(run.stage, workspace, run.sources, shown=shown)
+        return self._is_there(key) or key in self.problems
 
 
 def perform(request: Request) -> Problem | None:
@@ -133,18 +121,3 @@ def perform(request: Request) -> Problem | None:
             return Problem(known.exit_code, str(known))
         logger.error(traceback.format_exc())
         return Problem(1, f"{type(error).__name__}: {error}")
-
-
-def announce(board: Board, run: StageRun, jobs: int) -> None:
-    """Say which run begins, and how long all of it may take."""
-    left = board.seconds_left(jobs)
-    eta = "" if left is None else f", about {clock(left)} left"
-    number = list(board.runs).index(run.key) + 1
-    logger.info(f"run {number} of {len(board.runs)}: {run.key}{eta}")
-
-
-def conclude(board: Board, run: StageRun, problem: Problem | None) -> None:
-    """Note and say how a run ended."""
-    board.finish(run, problem)
-    if problem is not None:
-        logger.error(f"{run.key}: {problem.message}")

@@ -40,7 +40,7 @@ class StudyOutcome:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         status = "dry run" if self.report is None else "failed" if self.failure else "done"
-        runs = [state.to_json() for state in self.states]
+        runs = list(map(vars, self.states))
         return {"status": status, "runs": runs, "report": self.report and self.report.to_json()}
 
     def listing(self) -> str:

@@ -5,16 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aligndet_cli.config import (
-    STAGES,
-    Sources,
-    StageConfig,
-    did_you_mean,
-    fields_at,
-    flatten,
-    hash_json,
-    load_config,
-)
+from aligndet_cli.config import STAGES, Sources, StageConfig, did_you_mean, fields_at, flatten, hash_json, load_config
 from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import read_json
@@ -95,7 +86,7 @@ def plan_runs(study: StudyConfig, workspace: Workspace) -> list[StageRun]:
 
 def finished(run: StageRun, workspace: Workspace) -> Artifact | None:
     """Return the artifact of a run if it exists with these settings, whatever its inputs; else None."""
-    folder = workspace.root / run.stage / run.name
+    folder = workspace.root / run.key
     if not (folder / "manifest.json").exists():
         return None
     artifact = Artifact(folder, dict(read_json(folder / "manifest.json")))
@@ -116,11 +107,10 @@ class _Planner:
         self.runs: dict[str, StageRun] = {}
         self._by_identity: dict[str, StageRun] = {}
         self._known: dict[str, list[tuple[Artifact, list[Any]]]] = {}
-        self._idle = {
-            f"{title}.{path}"
-            for title, table in self._tables(_Place(), COMMON) + self._own_common()
-            for path, _ in flatten(table)
-        }
+        places = [_Place(), *(_Place(detector=name) for name in study.detectors)]
+        places += [_Place(start=start) for start in study.starts]
+        common = [table for place in places for table in self._tables(place, COMMON)]
+        self._idle = {f"{title}.{path}" for title, table in common for path, _ in flatten(table)}
 
     def add_pair(self, place: _Place, fraction: float, fold: int) -> None:
         """Add fine-tuning and evaluation in one place, and all runs they need."""
@@ -211,7 +201,7 @@ class _Planner:
         for read in self._needs(stage, place, self._settings(stage, place)):
             run = self._add(read.stage, place)
             needs.append(run.key)
-            weights = self.workspace.root.resolve() / run.stage / run.name / "weights.pt"
+            weights = self.workspace.root.resolve() / run.key / "weights.pt"
             is_file = read.setting in ("init", "backbone.weights")
             links[read.setting] = ("the study", str(weights) if is_file else run.name)
         return links, tuple(needs)
@@ -268,12 +258,6 @@ class _Planner:
         if place.start is not None:
             layers.append((_title(place.start), place.start.settings))
         return [(f"{title}.{stage}", tables[stage]) for title, tables in layers for stage in stages if stage in tables]
-
-    def _own_common(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the common tables of single detectors and starts."""
-        places = [_Place(detector=name) for name in self.study.detectors]
-        places += [_Place(start=start) for start in self.study.starts]
-        return [table for place in places for table in self._tables(place, COMMON)]
 
 
 def _told_apart_by(config: dict[str, Any]) -> list[Any]:

@@ -4,10 +4,11 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+from aligndet_cli.driver import Request
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.launch import Shown
 from aligndet_cli.stage import find_stage
-from aligndet_cli.tools.study.board import Board, announce, conclude, perform, request_of
+from aligndet_cli.tools.study.board import Board, perform
 from aligndet_cli.tools.study.plan import StageRun, finished
 from aligndet_cli.workspace import Workspace
 
@@ -21,11 +22,10 @@ def look_up(runs: list[StageRun], workspace: Workspace) -> dict[str, str]:
     states: dict[str, str] = {}
     hashes: dict[str, str] = {}
     for run in runs:
-        folder = workspace.root / run.stage / run.name
         artifact = finished(run, workspace)
         if artifact is None:
             is_begun = (workspace.partial(run.stage, run.name) / "manifest.json").exists()
-            is_there = (folder / "manifest.json").exists()
+            is_there = (workspace.root / run.key / "manifest.json").exists()
             states[run.key] = "changed" if is_there else "interrupted" if is_begun else "missing"
             continue
         made_from = set(artifact.manifest["inputs"].values())
@@ -39,27 +39,26 @@ def carry_out(runs: list[StageRun], workspace: Workspace, *, jobs: int, gpus: tu
     """Do every run that is not complete; one that fails stops only those that need it.
 
     Args:
-        jobs: runs at a time.
         gpus: names for CUDA_VISIBLE_DEVICES, shared out among the jobs. Empty: the CPU.
 
     Raises:
         Preempted, KeyboardInterrupt: asked to stop; the runs under way are saved.
     """
     states = look_up(runs, workspace)
-    board = Board({run.key: run for run in runs}, {key for key, state in states.items() if state == "complete"})
+    complete = {key for key, state in states.items() if state == "complete"}
+    board = Board({run.key: run for run in runs}, complete, jobs)
     if len(board.complete) == len(runs):
         return board
     _remember_data(runs, workspace)
     if jobs == 1:
-        while (run := board.next_ready()) is not None:
-            announce(board, run, jobs)
+        while (run := board.begin_next()) is not None:
             with _quiet_stages(shown):
-                problem = perform(request_of(run, workspace, shown))
-            conclude(board, run, problem)
+                problem = perform(Request(run.stage, workspace, run.sources, shown=shown))
+            board.finish(run, problem)
     else:
         from aligndet_cli.tools.study.workers import carry_out_in_parallel
 
-        carry_out_in_parallel(board, workspace, jobs=jobs, gpus=gpus, verbosity=shown.verbosity)
+        carry_out_in_parallel(board, workspace, gpus=gpus, verbosity=shown.verbosity)
     return board
 
 

@@ -107,8 +107,8 @@ def load_study(file: Path) -> StudyConfig:
         ConfigError: unreadable, an unknown key (with the nearest known one), or parts that contradict each other.
     """
     content = read_toml(file, str(file))
-    if "starts" not in content or "data" not in content or "detectors" not in content:
-        missing = [key for key in ("data", "detectors", "starts") if key not in content]
+    missing = [key for key in ("data", "detectors", "starts") if key not in content]
+    if missing:
         raise ConfigError(f"{file}: {', '.join(missing)}: missing; a study names its data, detectors and [[starts]]")
     for start in content["starts"] if isinstance(content["starts"], list) else ():
         known = [*Start.model_fields, *STAGES, COMMON]

@@ -3,16 +3,16 @@
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from aligndet_cli.driver import Request
 from aligndet_cli.errors import Preempted
 from aligndet_cli.logs import setup_logging
 from aligndet_cli.processes.launch import Shown
 from aligndet_cli.processes.signals import Stopped, end_with_parent, ignore_stopping, stop_at_once, stop_on_signal
-from aligndet_cli.tools.study.board import Board, Problem, announce, conclude, perform, request_of
+from aligndet_cli.tools.study.board import Board, Problem, perform
 from aligndet_cli.tools.study.plan import StageRun
 from aligndet_cli.workspace import Workspace
 
@@ -28,33 +28,36 @@ class _Worker:
     run: StageRun | None = None
 
 
-def carry_out_in_parallel(
-    board: Board, workspace: Workspace, *, jobs: int, gpus: tuple[str, ...], verbosity: int
-) -> None:
-    """Keep `jobs` processes at work until nothing is left that can run.
+def carry_out_in_parallel(board: Board, workspace: Workspace, *, gpus: tuple[str, ...], verbosity: int) -> None:
+    """Keep as many processes at work as the board has jobs, until nothing is left that can run.
 
     Raises:
         Preempted, KeyboardInterrupt: asked to stop; the processes have saved their runs.
     """
-    workers: list[_Worker | None] = [None] * jobs
-    with stop_on_signal() as stop, _ended(workers):
+    workers: dict[int, _Worker] = {}  # by slot
+    with stop_on_signal() as stop, contextlib.ExitStack() as ending:
         while stop.received is None:
-            for slot in range(jobs):
-                worker = workers[slot]
-                if (worker is None or worker.run is None) and (run := board.next_ready()) is not None:
-                    announce(board, run, jobs)
-                    worker = workers[slot] = worker or _start(slot, jobs, gpus, verbosity)
+            for slot in range(board.jobs):
+                worker = workers.get(slot)
+                if (worker is None or worker.run is None) and (run := board.begin_next()) is not None:
+                    worker = workers[slot] = worker or _start(slot, board.jobs, gpus, verbosity, ending)
                     worker.run = run
                     with contextlib.suppress(ConnectionError):  # it died: noticed when its result is read
-                        worker.connection.send(request_of(run, workspace, Shown("none", verbosity)))
-            if not any(worker is not None and worker.run is not None for worker in workers):
+                        worker.connection.send(
+                            Request(run.stage, workspace, run.sources, shown=Shown("none", verbosity))
+                        )
+            if not any(worker.run for worker in workers.values()):
                 return
             _take_in(board, workers)
-        _stop(workers)
+        for worker in workers.values():  # they save and end, however long that takes
+            worker.process.terminate()
+        for worker in workers.values():
+            worker.process.join()
         stop.raise_if_requested()
 
 
-def _start(slot: int, jobs: int, gpus: tuple[str, ...], verbosity: int) -> _Worker:
+def _start(slot: int, jobs: int, gpus: tuple[str, ...], verbosity: int, ending: contextlib.ExitStack) -> _Worker:
+    """Start a process that ends with the block of `ending`."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     gpu = ",".join(gpus[slot::jobs]) or gpus[slot % len(gpus)] if gpus else None
@@ -62,47 +65,27 @@ def _start(slot: int, jobs: int, gpus: tuple[str, ...], verbosity: int) -> _Work
     process = context.Process(target=_work, args=(theirs, gpu, threads, verbosity), name=f"study-{slot}")
     process.start()
     theirs.close()
+    ending.callback(process.join)
+    ending.callback(ours.close)  # first: idle ones end, and busy ones once a result cannot be sent
     return _Worker(process, ours)
 
 
-def _take_in(board: Board, workers: list[_Worker | None]) -> None:
+def _take_in(board: Board, workers: dict[int, _Worker]) -> None:
     """Wait a moment for results; a process that died takes only its own run with it."""
-    busy = {worker.connection: slot for slot, worker in enumerate(workers) if worker is not None and worker.run}
+    busy = {worker.connection: slot for slot, worker in workers.items() if worker.run}
     for connection in wait(list(busy), timeout=_POLL_S):
         slot = busy[connection]  # type: ignore[index]  # only connections went in
         worker = workers[slot]
-        assert worker is not None and worker.run is not None
+        assert worker.run is not None
         try:
             problem = worker.connection.recv()
         except (EOFError, ConnectionError):
             worker.process.join()
             code = worker.process.exitcode
             problem = Problem(1, f"its process died (exit code {code}; -9 usually means out of memory)")
-            workers[slot] = None
+            del workers[slot]
         run, worker.run = worker.run, None
-        conclude(board, run, problem)
-
-
-def _stop(workers: list[_Worker | None]) -> None:
-    """Ask all to save and end, and wait, however long that takes."""
-    for worker in workers:
-        if worker is not None:
-            worker.process.terminate()
-    for worker in workers:
-        if worker is not None:
-            worker.process.join()
-
-
-@contextlib.contextmanager
-def _ended(workers: list[_Worker | None]) -> Iterator[None]:
-    """End the processes with the block."""
-    try:
-        yield
-    finally:
-        for worker in workers:
-            if worker is not None:
-                worker.connection.close()  # idle ones end, and busy ones once a result cannot be sent
-                worker.process.join()
+        board.finish(run, problem)
 
 
 def _work(connection: Connection, gpu: str | None, threads: int, verbosity: int) -> None:

@@ -2,16 +2,16 @@ import numpy as np
 from PIL import ImageColor
 from pycocotools import mask as coco_mask
 
+from aligndet_cli.data.dataset import Category
 from aligndet_cli.plotting import COLOURS
 from aligndet_cli.tools.predict.annotate import annotate
 
-NAMES = {7: "cat", 9: "a very long name of a class, longer than any"}
-PLACES = {7: 0, 9: 1}
+CATEGORIES = (Category(7, "cat"), Category(9, "a very long name of a class, longer than any"))
 
 
 def _draw(size_hw, *entries):
     grey = np.full((*size_hw, 3), 128, dtype=np.uint8)
-    return np.asarray(annotate(grey, entries, NAMES, PLACES))
+    return np.asarray(annotate(grey, entries, CATEGORIES))
 
 
 def test_a_box_has_its_class_colour_on_its_border_and_nothing_inside():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from aligndet_cli.tools.report.collect import collect_report
 from aligndet_cli.tools.report.html import write_page
 from aligndet_cli.workspace import Workspace
 from helpers.pages import NUM_PAIRS, make_workspace
@@ -19,7 +20,8 @@ PHONE = 390  # pixels
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(Workspace(make_workspace(tmp_path_factory.mktemp("browser") / "workspace")))
+    workspace = Workspace(make_workspace(tmp_path_factory.mktemp("browser") / "workspace"))
+    return write_page(workspace, collect_report(workspace))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from aligndet_cli.tools.report import pictures
+from aligndet_cli.tools.report.collect import collect_report
 from aligndet_cli.tools.report.html import write_page
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import aligndet
@@ -18,7 +19,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(workspace: Path) -> Path:
-    return write_page(Workspace(workspace))
+    return write_page(Workspace(workspace), collect_report(Workspace(workspace)))
 
 
 def test_headings_and_their_order(page, workspace):
@@ -91,7 +92,7 @@ def test_pictures_have_words_and_are_made_smaller(page):
 
 def test_says_what_does_not_fit(workspace, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(pictures, "BUDGET", 30_000)
-    file = write_page(Workspace(workspace), tmp_path / "small.html")
+    file = write_page(Workspace(workspace), collect_report(Workspace(workspace)), tmp_path / "small.html")
     text = file.read_text()
     assert "Not embedded, for the size of this page: evaluate/backbone-0-val/plots/detections.png" in text
     assert file.stat().st_size < 200_000 and 'alt="Which errors cost' in text

@@ -121,18 +121,18 @@ def test_proposals_of_other_commands_are_used(stages: FakeStages, study: Path, t
 
 
 def test_time_left_is_that_of_finished_runs_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock: Iterator[float] = iter([0.0, 10.0, 10.0, 40.0, 40.0, 40.0])
+    clock: Iterator[float] = iter([0.0, 10.0, 10.0, 10.0, 40.0, 40.0, 40.0, 40.0])
     monkeypatch.setattr(study_board.time, "monotonic", lambda: next(clock))
     runs = [StageRun("finetune", name, {}, ()) for name in "abcd"] + [StageRun("evaluate", "a", {}, ())]
-    board = Board({run.key: run for run in runs}, {"finetune/d"})
-    assert board.seconds_left(1) is None
+    board = Board({run.key: run for run in runs}, {"finetune/d"}, jobs=2)
+    assert board.seconds_left() is None
     for _ in range(2):  # 10 s and 30 s: 20 s on average
-        run = board.next_ready()
+        run = board.begin_next()
         assert run is not None
         board.finish(run, None)
-    board.next_ready()
+    board.begin_next()
     # Left are c, begun just now, and one of a stage that nothing is known of: 20 s each, by two jobs.
-    assert board.seconds_left(2) == 20
+    assert board.seconds_left() == 20
 
 
 @pytest.mark.e2e
