@@ -1,4 +1,4 @@
-"""Feature pyramid from torchvision's FPN with mmdetection's norms, extra levels and initial weights; towers, norms."""
+"""Towers of convolutions with norms, and torchvision's FPN with mmdetection's norms, extra levels and weights."""
 
 from collections.abc import Callable
 from functools import partial
