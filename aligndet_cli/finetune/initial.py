@@ -1,10 +1,8 @@
 """Start of a fine-tuning run: its weights, and the detector and backbone settings that follow from them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from aligndet_cli.backbones import (
     RANDOM_WEIGHTS,
@@ -22,11 +20,9 @@ from aligndet_cli.detectors.faster_rcnn import RCNNConfig
 from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import hash_files
+from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.training.recipe import Freezing, Rates, Recipe
 from aligndet_cli.workspace import Artifact, Workspace
-
-if TYPE_CHECKING:
-    from aligndet_cli.finetune.config import FinetuneConfig
 
 LABELS = LabelFacts()  # all images of a data set with its own classes
 

@@ -1,6 +1,6 @@
 """Methods that turn views of images into losses for a backbone: SimSiam, MoCo v2, or classes.
 
-Every method has `backbone`, `forward(views, class_ids, *, with_health)` and `after_step(coefficient)`.
+Every method has `backbone` and `forward(views, class_ids, *, with_health)`.
 """
 
 import copy
@@ -51,9 +51,6 @@ class SimSiam(nn.Module):
         loss = simsiam_loss(self.predictor(first), second, self.predictor(second), first)
         return {"loss_similarity": loss}, embedding_health(normalize(first.detach().float())) if with_health else {}
 
-    def after_step(self, coefficient: float) -> None:
-        """Do nothing: there is no momentum copy."""
-
 
 class MoCo(nn.Module):
     """MoCo: a view finds the momentum embedding of the other view among a queue of embeddings of earlier images.
@@ -94,7 +91,7 @@ class MoCo(nn.Module):
         return {"loss_contrastive": contrast.loss}, contrast.shown() | health
 
     @torch.no_grad()
-    def after_step(self, coefficient: float) -> None:
+    def update_momentum(self, coefficient: float) -> None:
         """Move the momentum copies towards the trained ones: k = m * k + (1 - m) * q. Parameters only."""
         online: list[Tensor] = [*self.backbone.parameters(), *self.head.parameters()]
         momentum: list[Tensor] = [*self.momentum_backbone.parameters(), *self.momentum_head.parameters()]
@@ -128,9 +125,6 @@ class Supervised(nn.Module):
         if with_health:
             shown |= embedding_health(normalize(features.detach().float(), dim=1))
         return {"loss_cls": cross_entropy(logits, class_ids)}, shown
-
-    def after_step(self, coefficient: float) -> None:
-        """Do nothing: there is no momentum copy."""
 
 
 Method = SimSiam | MoCo | Supervised

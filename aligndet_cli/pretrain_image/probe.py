@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -104,21 +105,13 @@ def extract(backbone: Backbone, regions: ProbeRegions, side: int) -> tuple[NDArr
     """Return pooled features (N, C) and class ids (N,) of the regions; images that cannot be read are left out."""
     backbone.eval()
     device = next(backbone.parameters()).device
-    features, rows, crops = [], [], []
-    for row, crop in _crops(regions, side):
-        rows.append(row)
-        crops.append(crop)
-        if len(crops) == _BATCH:
-            features.append(_features(backbone, crops, device))
-            crops = []
-    if crops:
-        features.append(_features(backbone, crops, device))
+    features, rows = [], []
+    crops = _crops(regions, side)
+    while batch := list(islice(crops, _BATCH)):
+        pixels = torch.stack([normalise(crop) for _, crop in batch]).to(device, memory_format=torch.channels_last)
+        features.append(embed(backbone, pixels).float().cpu().numpy())
+        rows += [row for row, _ in batch]
     return np.concatenate(features), regions.class_ids[rows]
-
-
-def _features(backbone: Backbone, crops: list[Tensor], device: torch.device) -> NDArray[np.float32]:
-    pixels = torch.stack([normalise(crop) for crop in crops]).to(device, memory_format=torch.channels_last)
-    return np.asarray(embed(backbone, pixels).float().cpu().numpy(), dtype=np.float32)
 
 
 def _crops(regions: ProbeRegions, side: int) -> Iterator[tuple[int, Tensor]]:
