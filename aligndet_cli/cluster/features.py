@@ -78,7 +78,6 @@ def write_features(
     Args:
         backbone: on the process's device, in eval mode; returns maps by level.
         features: (M, C) float16 rows, in the order of the store.
-        watch: gets the number of images after every batch.
 
     Raises:
         RunError: the features are not finite numbers.

@@ -117,7 +117,6 @@ def fit_pca(features: RowFile, config: ClusterConfig, folder: Path, watch: Watch
     Args:
         features: (M, C) rows.
         folder: keeps `pca-state.npz` between steps.
-        watch: gets the number of rows after every saved step.
     """
     batches = _pca_batches(features.num_rows, config)
     state_file = folder / "pca-state.npz"
@@ -170,7 +169,6 @@ def fit_kmeans(projected: RowFile, config: ClusterConfig, folder: Path, watch: W
     Args:
         projected: (M, D) float32 rows.
         folder: keeps `kmeans-state.npz` between epochs.
-        watch: gets the number of rows after every step.
 
     Returns:
         (k, D) float32 centroids.
@@ -254,10 +252,9 @@ def _kmeans_state(estimator: MiniBatchKMeans, random: np.random.RandomState) -> 
 
 
 def _restore_kmeans(estimator: MiniBatchKMeans, random: np.random.RandomState, file: Path) -> int:
-    """Load a saved state into a new estimator and its random number generator.
+    """Load a saved state into a new estimator and its random number generator; return the number of finished epochs.
 
-    Returns:
-        number of finished epochs; 0 if nothing was saved, or by another version of scikit-learn.
+    Nothing is loaded if nothing was saved, or by another version of scikit-learn.
     """
     if not file.exists():
         return 0

@@ -16,14 +16,8 @@ from torch import nn
 from aligndet_cli.arrays import save_array, save_arrays
 from aligndet_cli.artifacts.exchange import hash_file
 from aligndet_cli.artifacts.open import open_proposals
-from aligndet_cli.backbones import (
-    RANDOM_WEIGHTS,
-    BackboneWeights,
-    build_backbone,
-    find_backbone_weights,
-    load_backbone_weights,
-    require_trained,
-)
+from aligndet_cli.backbones import RANDOM_WEIGHTS, BackboneWeights, build_backbone
+from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights, require_trained
 from aligndet_cli.cluster import kmeans
 from aligndet_cli.cluster.config import ClusterConfig
 from aligndet_cli.cluster.features import ProposalImages, find_places, write_features

@@ -4,15 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from aligndet_cli.backbones import (
-    RANDOM_WEIGHTS,
-    BackboneConfig,
-    BackboneWeights,
-    WeightsTraining,
-    find_backbone_weights,
-    training_shown_by,
-    weights_of,
-)
+from aligndet_cli.backbones import RANDOM_WEIGHTS, BackboneConfig, BackboneWeights, WeightsTraining
+from aligndet_cli.backbones.weights import find_backbone_weights, training_shown_by, weights_of
 from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
@@ -208,11 +201,7 @@ def _with_norms(
 
 
 def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[WeightsTraining, str]:
-    """Return the training that the backbone counts as, and the source of that knowledge.
-
-    Args:
-        training: training on record; None if unknown.
-    """
+    """Return the training that the backbone counts as, and the source of that knowledge; None on record is unknown."""
     told = told_training(backbone.method)
     if told is not None:
         return told, f"backbone.method is {backbone.method}"
@@ -222,11 +211,7 @@ def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[
 
 
 def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTraining | None:
-    """Return the training of a backbone in a file of an old version, which saved only the settings.
-
-    Returns:
-        training as its weights file shows it; None if that is gone or shows nothing.
-    """
+    """Return the training that the weights file of an old run's settings shows; None if it is gone or shows nothing."""
     if backbone.weights in WORKSPACE_WEIGHTS:
         return None
     try:
@@ -238,10 +223,7 @@ def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTrainin
 def _with_freezing(
     kind: str, detector: DetectorConfig, backbone: BackboneConfig, recipe: Recipe, trained: tuple[WeightsTraining, str]
 ) -> tuple[BackboneConfig, str]:
-    """Return the backbone with no freezing left "auto", and the reason for it.
-
-    Args:
-        trained: training of the backbone, and the source of that knowledge.
+    """Return the backbone with no freezing left "auto", and the reason for it; `trained` is the result of `_judge`.
 
     Source: the authors' configs. Supervised ResNets freeze stem, first stage and norm statistics
     (coco/*_1x_coco.py); self-supervised ones train as a whole (coco/*_mstrain_1x_coco.py).

@@ -28,9 +28,6 @@ def draw_first_views(
     A proposal has the same colour and number in both views, and must lie on the same object, so that a wrong transform
     shows at once. Of many proposals, a few are drawn, evenly spread over their sizes.
 
-    Args:
-        resolution, seed, batch_size: as in training.
-
     Raises:
         DataError: an image cannot be read, and the stream does not skip it.
     """

@@ -9,14 +9,8 @@ import torch
 from pydantic import Field
 
 from aligndet_cli.artifacts.clusters import ClusterLabels
-from aligndet_cli.backbones import (
-    BackboneConfig,
-    BackboneWeights,
-    build_backbone,
-    find_backbone_weights,
-    load_backbone_weights,
-    require_trained,
-)
+from aligndet_cli.backbones import BackboneConfig, BackboneWeights, build_backbone
+from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights, require_trained
 from aligndet_cli.config import Frozen, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import OnError, SampleStream

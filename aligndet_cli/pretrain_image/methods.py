@@ -139,11 +139,7 @@ def embed(backbone: nn.Module, pixels: Tensor) -> Tensor:
 def simsiam_loss(predicted_of_second: Tensor, second: Tensor, predicted_of_first: Tensor, first: Tensor) -> Tensor:
     """Return the negative cosine similarity, a mean over both directions; `first` and `second` get no gradient.
 
-    Args:
-        predicted_of_second: (B, D) prediction of `second` from view 1.
-        second: (B, D) embeddings of view 2.
-        predicted_of_first: (B, D) prediction of `first` from view 2.
-        first: (B, D) embeddings of view 1.
+    All are (B, D): the embeddings of each view, and their predictions from the other view.
 
     Source: SimSiam eqs. 1-2.
     """

@@ -7,15 +7,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from aligndet_cli.backbones import (
-    RANDOM_WEIGHTS,
-    Backbone,
-    BackboneConfig,
-    BackboneWeights,
-    build_backbone,
-    find_backbone_weights,
-    load_backbone_weights,
-)
+from aligndet_cli.backbones import RANDOM_WEIGHTS, Backbone, BackboneConfig, BackboneWeights, build_backbone
+from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights
 from aligndet_cli.config import Side, StageConfig
 from aligndet_cli.data.loaders import OnError, SampleStream
 from aligndet_cli.errors import ConfigError, DataError

@@ -76,10 +76,7 @@ def _summary(num_objects: int, num_found: NDArray[np.float64], sum_overlap: NDAr
     curves = {"recall_at_iou_0.5": num_found, "mean_best_overlap": sum_overlap}
     if not num_objects:
         return {"objects": 0, **dict.fromkeys(curves), "curve": None}
-    places = [[*map(str, BUDGETS), "all"].index(name) for name in _SHOWN]
+    places = {str(budget): place for place, budget in enumerate([*BUDGETS, "all"])}
     rounded = {key: [round(value, 4) for value in (sums / num_objects).tolist()] for key, sums in curves.items()}
-    shown = {
-        key: {name: values[place] for name, place in zip(_SHOWN, places, strict=True)}
-        for key, values in rounded.items()
-    }
+    shown = {key: {name: values[places[name]] for name in _SHOWN} for key, values in rounded.items()}
     return {"objects": num_objects, **shown, "curve": rounded}
