@@ -107,15 +107,12 @@ def write_features(
 
 
 def pool_boxes(feature_map: Tensor, boxes_per_image: Sequence[Tensor], batch_hw: tuple[int, int]) -> Tensor:
-    """Average a feature map inside each box (RoIAlign with `aligned=True`).
+    """Return the average of a feature map inside each box (RoIAlign with `aligned=True`): (sum of N, C).
 
     Args:
         feature_map: (B, C, H, W).
         boxes_per_image: (N, 4) xyxy of each image, in pixels of the padded batch.
         batch_hw: height and width of the padded batch in pixels.
-
-    Returns:
-        (sum of N, C).
     """
     scale = feature_map.shape[-2] / batch_hw[0]
     pooled = roi_align(

@@ -29,7 +29,7 @@ class Initial:
         detector, backbone: settings, with nothing left "auto".
         content_hash: hash of the weights, for the manifest.
         origin: the weights, in words.
-        training, training_origin: training of the backbone, which decides freezing and scales, and its source.
+        training: of the backbone, which decides freezing and scales.
         recipe, recipe_origin: recipe of the run, and the reason for it.
         freeze_origin: reason for the freezing of the backbone.
         has_new_head_norms: True if the recipe has put norms into the heads.
@@ -43,7 +43,6 @@ class Initial:
     content_hash: str
     origin: str
     training: WeightsTraining
-    training_origin: str
     recipe: Recipe
     recipe_origin: str
     freeze_origin: str
@@ -71,9 +70,8 @@ def find_initial(config: FinetuneConfig, workspace: Workspace, labels: LabelFact
         return _backbone_only(config, workspace, labels)
     if config.init == "pretrain":
         run = _pretrained_run(config, workspace)
-        return _resolved(
-            config, labels, "pretrain", run.folder / "weights.pt", run.content_hash, f"pretrain-box/{run.name}"
-        )
+        file, origin = run.folder / "weights.pt", f"pretrain-box/{run.name}"
+        return _resolved(config, labels, "pretrain", file, run.content_hash, origin)
     file = Path(config.init)
     if not file.is_file():
         raise ConfigError(f"--init {config.init}: write pretrain, backbone, scratch or the path of a weights.pt")
@@ -176,7 +174,6 @@ def _resolved(
         content_hash=content_hash,
         origin=origin,
         training=training,
-        training_origin=training_origin,
         recipe=recipe,
         recipe_origin=recipe_origin,
         freeze_origin=freeze_origin,
@@ -254,9 +251,8 @@ def _inherited(config: FinetuneConfig, source: DetectorFile, file: Path) -> tupl
     if source.stage == "pretrain-box" and neck_norm_of(source.detector) == "none":
         changes.setdefault("neck_norm", "auto")
     kept = {key: getattr(config.backbone, key) for key in config.backbone.model_fields_set - {"weights"}}
-    return _as_family(source.detector, config.detector).model_copy(update=changes), source.backbone.model_copy(
-        update=kept
-    )
+    detector = _as_family(source.detector, config.detector).model_copy(update=changes)
+    return detector, source.backbone.model_copy(update=kept)
 
 
 def _as_family(detector: DetectorConfig, wanted: DetectorConfig) -> DetectorConfig:

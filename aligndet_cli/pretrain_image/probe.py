@@ -93,8 +93,7 @@ def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
     num_neighbours = min(NEIGHBOURS, max(len(train_y) // len(np.unique(train_y)), 1))
     neighbours = KNeighborsClassifier(num_neighbours, metric="cosine", algorithm="brute")
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no convergence: an accuracy near the optimum is enough
+    with warnings.catch_warnings(action="ignore"):  # no convergence: an accuracy near the optimum is enough
         linear.fit(train_x, train_y)
         scores = {"knn": neighbours.fit(train_x, train_y).score(test_x, test_y), "linear": linear.score(test_x, test_y)}
     return {name: round(float(value), 4) for name, value in scores.items()}

@@ -28,15 +28,9 @@ class FilterRules:
 
 
 def filter_proposals(boxes: NDArray[np.float32], size_hw: tuple[int, int], rules: FilterRules) -> NDArray[np.float32]:
-    """Return the boxes that pass the rules, in the given order (best first).
+    """Return the boxes that pass the rules, (M, 4) of (N, 4) float32 xyxy in pixels, in the given order (best first).
 
     If no box passes, the rules are relaxed as in SoCo: first the size rules are dropped, then the ratio rule.
-
-    Args:
-        boxes: (N, 4) float32, xyxy, absolute pixels.
-
-    Returns:
-        (M, 4) float32, a subset of `boxes` in the same order.
 
     Source: paper §3.2 and D.1 (`ratio3size0008@0.5`); the thresholds are part of the allowed range.
     """

@@ -48,14 +48,11 @@ def measure_recall(store: ProposalStore, image_set: ImageSet, min_size: float) -
 
 
 def best_overlaps(objects: NDArray[np.float32], proposals: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the greatest IoU of each object with the first 1, 2, 3, 5, ... 1000 and with all proposals.
+    """Return the (G, budgets + 1) greatest IoU of each object with the first 1, 2, 3, ... 1000 and with all proposals.
 
     Args:
         objects: (G, 4) xyxy.
-        proposals: (N, 4) xyxy, best first.
-
-    Returns:
-        (G, number of budgets + 1); 0 if there are no proposals.
+        proposals: (N, 4) xyxy, best first; without any, the IoU is 0.
     """
     if not len(proposals):
         return np.zeros((len(objects), len(BUDGETS) + 1))
