@@ -44,9 +44,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RESULTS = "What came of it"
-DATA = "Data"
-WEIGHTS = "Weights of other programs"
 SETTINGS = "Settings and this machine"
 
 for name in STAGES:
@@ -55,9 +52,9 @@ for name in STAGES:
     app.command(name, epilog=end, rich_help_panel="Stages, in their order")(stage_command(stage))
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    RESULTS: (results.predict, results.status, results.report, results.figures, results.study, results.demo),
-    DATA: (data.doctor, data.views, data.split, data.toy),
-    WEIGHTS: (weights.import_weights, weights.export),
+    "What came of it": (results.predict, results.status, results.report, results.figures, results.study, results.demo),
+    "Data": (data.doctor, data.views, data.split, data.toy),
+    "Weights of other programs": (weights.import_weights, weights.export),
     SETTINGS: (settings.bench,),
 }
 # Three of each command: the words that follow its name.

@@ -131,11 +131,9 @@ class StageConfig(Frozen):
         return {key: value for key, value in flatten(self.to_json()) if key not in self.UNHASHED}
 
     def changes_since(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Return the differences from the settings that an artifact was made with, as `key: old -> new`.
+        """Return the differences from the `hashed_settings` that an artifact recorded, as `key: old -> new`.
 
-        Args:
-            recorded: `hashed_settings` of the artifact. A setting that they lack is newer than the artifact; its value
-                was that of `BEFORE`, else the present default.
+        A setting that it lacks is newer than the artifact: its value was that of `BEFORE`, else the present default.
         """
         settings = self.hashed_settings()
         missing = {key: self.BEFORE.get(key, self._default_of(key)) for key in settings if key not in recorded}
@@ -182,10 +180,7 @@ def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tu
 
 
 def validated(config_class: type[ModelT], values: Mapping[str, Any], origins: Mapping[str, str]) -> ModelT:
-    """Return the settings as a config.
-
-    Args:
-        origins: `{dotted.path: origin}`, for the messages.
+    """Return the settings as a config; the messages name their `origins` by dotted path.
 
     Raises:
         ConfigError: an unknown key or a value that does not fit; one line per field.
@@ -236,10 +231,7 @@ def _settings(stage: str, sources: Sources) -> Iterator[tuple[str, Any, str]]:
 
 
 def read_toml(file: Path, title: str) -> dict[str, Any]:
-    """Return the content of a TOML file.
-
-    Args:
-        title: name of the file in messages.
+    """Return the content of a TOML file, which messages call `title`.
 
     Raises:
         ConfigError: not there, not readable, or not TOML.

@@ -17,14 +17,7 @@ from aligndet_cli.workspace import Artifact, Workspace
 
 @dataclass(frozen=True)
 class Request:
-    """A user's request to one stage.
-
-    Attributes:
-        sources: where its settings come from.
-        resume: continue an interrupted run.
-        force: redo a finished one.
-        dry_run: stop once everything is checked.
-    """
+    """A user's request to one stage; see `flags.CONTROL`."""
 
     stage: str
     workspace: Workspace
@@ -44,7 +37,6 @@ class Outcome:
 
     Attributes:
         status: `done`, `already complete`, `dry run`, or `shard done` where other shards are missing.
-        action: the decision: `start`, `resume` or `complete`.
         artifact: None where there is none yet: after a dry run, and while shards are missing.
         effective: the effective settings that were printed.
         conclusion: extra output of every call, and the gate that was not passed, to be raised once the result is out.
@@ -97,12 +89,10 @@ def _execute(request: Request, stage: Stage, steps: Steps[ConfigT, PlanT]) -> Ou
 def with_data(config: ConfigT, workspace: Workspace, command: str, stage: Stage | None = None) -> ConfigT:
     """Fill in the place of the data: as given, else as the workspace remembers it.
 
-    Args:
-        command: for the message, which names the command to run.
-        stage: None where the command is no stage.
+    `stage` is None where the command is no stage.
 
     Raises:
-        ConfigError: nobody said where the data is.
+        ConfigError: nobody said where the data is; the message names the command to run.
     """
     data = config.data
     if data.root is None and data.annotations is None:

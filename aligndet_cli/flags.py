@@ -9,7 +9,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +31,6 @@ class Flag:
     Attributes:
         names: as typed, e.g. `--workspace`, `-w`, or `--resume/--no-resume`.
         path: dotted path of the setting; "" for flags that steer the command itself.
-        panel: heading in the help.
         kind: type of the value, and `help` one line, of flags that are not in `settings.json`.
         runs: patterns of paths in the workspace that complete the value: of a run, by its name; of a file, as a path.
         words: other completions.
@@ -70,7 +69,6 @@ class Control:
     progress: str | None = None
     quiet: bool = False
     verbose: bool = False
-    others: dict[str, Any] = field(default_factory=dict)
 
     @property
     def verbosity(self) -> int:
@@ -80,20 +78,15 @@ class Control:
 
 @dataclass(frozen=True)
 class Given:
-    """The typed flags.
-
-    Attributes:
-        settings: `{dotted.path: (flag, value)}`.
-        control: flags that are no setting.
-    """
+    """The typed flags; `settings` is `{dotted.path: (flag, value)}`."""
 
     settings: dict[str, tuple[str, Any]]
     control: Control
 
 
-def control(names: str, kind: type, text: str) -> Flag:
-    """Return a flag that steers the command."""
-    return Flag(tuple(names.split()), "", RUN, kind, text)
+def control(names: str, kind: type, text: str, *, words: str = "") -> Flag:
+    """Return a flag that steers the command; `words` complete its value, separated by blanks."""
+    return Flag(tuple(names.split()), "", RUN, kind, text, words=tuple(words.split()))
 
 
 def setting(names: str, path: str, panel: str = SETTINGS, text: str = "", *, words: str = "", runs: str = "") -> Flag:
@@ -111,9 +104,7 @@ CONFIG = control("--config -c", Path, "TOML file with settings, plain or one tab
 SET = control("--set -s", list, "One setting as some.key=value; repeatable.")
 FORCE = control("--force", bool, "Do it again although it is complete.")
 JSON = control("--json", bool, "Print one JSON object on stdout.")
-PROGRESS = Flag(
-    ("--progress",), "", RUN, str, "Progress: auto | bar | plain | none (auto).", (), ("auto", "bar", "plain", "none")
-)
+PROGRESS = control("--progress", str, "Progress: auto | bar | plain | none (auto).", words="auto bar plain none")
 QUIET = control("--quiet -q", bool, "Warnings only.")
 NAME = setting("--name", "name", RUN)
 SEED = setting("--seed", "seed", RUN)

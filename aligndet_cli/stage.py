@@ -50,12 +50,7 @@ class Prepare(Protocol[ConfigT_contra, PlanT_co]):
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Output that follows a call of the stage, also where it was complete already.
-
-    Attributes:
-        result: printed after the stage's own result.
-        failed_gate: to be raised once the result is out.
-    """
+    """Output that follows the stage's own result, also of a run that was complete already; a failed gate comes last."""
 
     result: dict[str, Any] = field(default_factory=dict)
     failed_gate: GateError | None = None
@@ -70,8 +65,6 @@ class Steps(Generic[ConfigT, PlanT]):
     """The functions of a stage, in the order in which the driver calls them.
 
     Attributes:
-        config: class of its settings.
-        prepare: see `Prepare`.
         describe: effective settings by name, for people.
         run: the work, called on every process; only the main one writes.
         conclude: called on the main process after the work, whether it was done now or before.
@@ -91,7 +84,6 @@ class Read:
     """An artifact of another stage that a stage may read.
 
     Attributes:
-        stage: the stage that makes it.
         input: its name among the `inputs` of the reader's manifest.
         setting: dotted path of the reader's setting that names it.
     """
@@ -107,11 +99,7 @@ class Stage:
 
     Attributes:
         name: of the command, of the folder in the workspace and, with underscores, of the package.
-        summary: one line of help.
         data: help of the argument DATA.
-        examples: three commands.
-        flags: all of them.
-        reads: artifacts of other stages.
         purpose: which split of the data it takes by default.
         remembers_data: whether later stages find the data that this one was given: `always`, where the workspace knew
             of none (`first`), or `never`.

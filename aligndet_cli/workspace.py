@@ -131,11 +131,9 @@ class Output:
         write_json(self.partial / "manifest.json", self.header)
 
     def complete(self, result: Mapping[str, Any], content: Sequence[str]) -> Artifact:
-        """Turn the partial folder into the artifact.
+        """Turn the partial folder into the artifact, with a JSON summary of the result.
 
-        Args:
-            result: JSON summary of the outcome.
-            content: names of the files that later stages read; their bytes make the content hash.
+        `content` names the files that later stages read; their bytes make the content hash.
         """
         manifest = {
             **self.header,

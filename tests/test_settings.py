@@ -20,7 +20,7 @@ from write_settings import (
 )
 
 from aligndet_cli.config import STAGES, Frozen, flatten
-from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.stage import find_stage
 
 # Settings that have the same path in several stages and do not mean the same there.
@@ -84,8 +84,8 @@ def test_every_setting_is_there(name: str, described: dict[str, Any]) -> None:
 
 
 def test_every_family_has_a_table_and_is_a_choice(described: dict[str, Any]) -> None:
-    assert list(described["detectors"]) == list(BUILDERS)
-    assert described["stages"]["finetune"]["detector.family"]["choices"] == list(BUILDERS)
+    assert list(described["detectors"]) == list(DETECTORS)
+    assert described["stages"]["finetune"]["detector.family"]["choices"] == list(DETECTORS)
 
 
 def test_a_description_is_one_plain_line(described: dict[str, Any]) -> None:

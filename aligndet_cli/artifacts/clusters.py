@@ -16,9 +16,6 @@ class ClusterLabels:
     """The cluster of each proposal, in the order of the proposals' store; mapped into memory, not loaded.
 
     A process that receives it pickled maps the file again.
-
-    Attributes:
-        folder: folder of the artifact.
     """
 
     folder: Path

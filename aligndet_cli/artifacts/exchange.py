@@ -194,20 +194,19 @@ def _columns(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
     """Return image ids (M,) int64, boxes (M, 4) float32 xyxy and scores (M,) float64, 0 for a box without score."""
     file_ids = np.zeros(len(annotations), dtype=np.int64)
-    boxes_xywh = np.zeros((len(annotations), 4))
+    boxes = np.zeros((len(annotations), 4))
     scores = np.zeros(len(annotations))
     for row, annotation in enumerate(annotations):
         try:
             file_ids[row] = operator.index(annotation["image_id"])
             x, y, width, height = annotation["bbox"]
-            boxes_xywh[row] = x, y, width, height
+            boxes[row] = x, y, width, height
             scores[row] = annotation.get("score", 0.0)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise DataError(
                 f"{file}: annotation {row} needs a whole 'image_id' and a 'bbox' of [x, y, width, height]"
             ) from None
-    boxes = boxes_xywh.copy()
-    boxes[:, 2:] += boxes_xywh[:, :2]
+    boxes[:, 2:] += boxes[:, :2]
     return file_ids, boxes.astype(np.float32), scores
 
 

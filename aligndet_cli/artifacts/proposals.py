@@ -8,7 +8,6 @@
 `images.jsonl` is read only where names or sizes are needed: opening and drawing boxes never parse it.
 """
 
-import functools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -58,10 +57,9 @@ class ProposalStore:
     again, so all processes share one copy of the pages in use.
 
     Attributes:
-        folder: folder of the files.
         boxes: (M, 4) float32 memory map, xyxy, absolute pixels.
         offsets: (B + 1,) int64; boxes of image i are rows offsets[i]:offsets[i + 1].
-        image_ids: (B,) int64, in the order of the data set.
+        image_ids: (B,) int64, in the order of the data set; see `positions_of` to find images by id.
 
     Raises:
         DataError: files are missing, damaged or of different runs.
@@ -106,36 +104,12 @@ class ProposalStore:
         view: NDArray[np.float32] = np.asarray(self.boxes[self.offsets[index] : self.offsets[index + 1]])
         return view
 
-    def index_of(self, image_id: int) -> int:
-        """Return the position of an image.
-
-        Raises:
-            KeyError: the image has no entry: it was skipped, or belongs to another data set.
-        """
-        order = self._order_by_id
-        place = int(np.searchsorted(self.image_ids, image_id, sorter=order))
-        if place == len(order) or self.image_ids[order[place]] != image_id:
-            raise KeyError(image_id)
-        return int(order[place])
-
-    def __contains__(self, image_id: int) -> bool:
-        """Return True if the image has an entry."""
-        try:
-            self.index_of(image_id)
-        except KeyError:
-            return False
-        return True
-
     def images(self) -> Iterator[ImageEntry]:
         """Yield ids, names and sizes in the order of the store, read line by line."""
         with (self.folder / "images.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
                 entry = json.loads(line)
                 yield ImageEntry(**{**entry, "size_hw": tuple(entry["size_hw"])})
-
-    @functools.cached_property
-    def _order_by_id(self) -> NDArray[np.int64]:
-        return np.argsort(self.image_ids, kind="stable").astype(np.int64)
 
 
 def write_store(folder: Path, images: Iterable[ImageProposals]) -> None:

@@ -83,8 +83,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """
     backbone = _build(config)
     frozen_stages = -1 if config.frozen_stages == "auto" else config.frozen_stages
-    norm_eval = False if config.norm_eval == "auto" else config.norm_eval
-    backbone.freeze(frozen_stages, norm_eval=norm_eval)
+    backbone.freeze(frozen_stages, norm_eval=config.norm_eval is True)
     return backbone
 
 

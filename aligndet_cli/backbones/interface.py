@@ -13,11 +13,9 @@ Family = Literal["resnet", "mobilenet", "swin"]
 class Backbone(nn.Module, ABC):
     """Body of a torchvision classifier, whose parts keep torchvision's names.
 
-    Args:
+    Attributes:
         name: torchvision's name, e.g. `resnet50`.
         channels: number of channels of each map that `forward` returns.
-
-    Attributes:
         family: recipes and weight layouts depend on it.
         classifier: torchvision's name of the classification layer, which is left out.
         additions: name prefixes of tensors that torchvision's network lacks; they start fresh if a weights file lacks
@@ -38,14 +36,9 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the maps of the four stages.
+        """Return the maps of the four stages of images (B, 3, H, W), ImageNet-normalised RGB; sizes are rounded up.
 
-        Args:
-            pixels: (B, 3, H, W), ImageNet-normalised RGB.
-
-        Returns:
-            `{"c2": (B, C2, H/4, W/4), "c3": (B, C3, H/8, W/8), "c4": (B, C4, H/16, W/16), "c5": (B, C5, H/32, W/32)}`,
-            sizes rounded up.
+        `{"c2": (B, C2, H/4, W/4), "c3": (B, C3, H/8, W/8), "c4": (B, C4, H/16, W/16), "c5": (B, C5, H/32, W/32)}`
         """
 
     @abstractmethod

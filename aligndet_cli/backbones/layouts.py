@@ -111,9 +111,7 @@ def recognise(content: Mapping[str, object]) -> FoundBackbone | None:
     """Return the backbone in the content of a weights file, under torchvision's names; None in an unknown layout."""
     for layout in LAYOUTS:
         for key in layout.inside:
-            tensors = _plain(content.get(key) if key else content)
-            found = _named(layout, tensors)
-            if found is not None:
+            if found := _named(layout, _plain(content.get(key) if key else content)):
                 return found
     return None
 

@@ -13,12 +13,7 @@ from aligndet_cli.backbones.interface import Backbone
 
 
 class ResNet(Backbone):
-    """Body of a ResNet; its state dict has torchvision's keys without `fc`.
-
-    Args:
-        body: a whole torchvision ResNet; its classifier is left out.
-        name: torchvision's name.
-    """
+    """Body of a ResNet; its state dict has torchvision's keys without `fc`."""
 
     family = "resnet"
     classifier = "fc"
@@ -55,8 +50,7 @@ class ResNet(Backbone):
 def build_resnet(name: str, *, stride_in_1x1: bool = False) -> ResNet:
     """Build a ResNet with torchvision's initial weights (Kaiming normal, fan out; batch norm 1 and 0).
 
-    Args:
-        stride_in_1x1: bottlenecks stride in their first 1x1 convolution; all shapes of weights stay the same.
+    With `stride_in_1x1`, bottlenecks stride in their first 1x1 convolution; all shapes of weights stay the same.
     """
     body = get_model(name, weights=None)
     assert isinstance(body, torchvision_resnet.ResNet)

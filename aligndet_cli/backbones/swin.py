@@ -84,8 +84,7 @@ class Swin(Backbone):
 def build_swin(name: str, *, drop_path: float) -> Swin:
     """Build a Swin transformer with torchvision's initial weights (truncated normal of 0.02).
 
-    Args:
-        drop_path: probability that the last block is left out for an image in training; it grows linearly from 0.
+    `drop_path` is the probability that the last block is left out for an image in training; it grows linearly from 0.
     """
     size = SIZES[name]
     body = TorchvisionSwin(

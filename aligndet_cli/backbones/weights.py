@@ -218,10 +218,7 @@ def read_backbone(file: Path) -> FoundBackbone:
 
 
 def fill_backbone(backbone: Backbone, found: FoundBackbone, source: Path) -> None:
-    """Copy a checkpoint's tensors into the backbone.
-
-    Args:
-        source: the file, for messages.
+    """Copy a checkpoint's tensors into the backbone; `source` is its file, for messages.
 
     Raises:
         WeightsError: keys are missing, have another shape, or belong to a deeper network; the first are named.

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
-
 DOCTOR = (
     flags.WORKSPACE,
     flags.JSON,

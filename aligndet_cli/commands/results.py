@@ -6,18 +6,9 @@ from typing import Annotated
 import typer
 
 from aligndet_cli import flags
-from aligndet_cli.commands.terminal import (
-    JsonOption,
-    WorkspaceOption,
-    answer,
-    console,
-    fail,
-    json_text,
-    print_json,
-    progress_mode,
-    user_errors,
-)
-from aligndet_cli.config import Sources, load_config
+from aligndet_cli.commands import terminal
+from aligndet_cli.commands.terminal import JsonOption, WorkspaceOption, print_json, user_errors
+from aligndet_cli.config import Sources, did_you_mean, load_config
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.evaluate.command import RUN, SIZES
 from aligndet_cli.files import check_output_file, write_bytes
@@ -37,7 +28,7 @@ def status(workspace: WorkspaceOption = None, is_json: JsonOption = False) -> No
         if is_json:
             print_json({"command": "status", "workspace": str(place.root), "runs": [vars(row) for row in rows]})
         elif rows:
-            console().print(status_table(rows))
+            terminal.console().print(status_table(rows))
         else:
             typer.echo(f"{place.root}: empty; start with `aligndet proposals DATA`")
 
@@ -55,7 +46,7 @@ def demo(
         if is_json:
             print_json({"command": "demo", "status": "done", "result": report.to_json()})
         else:
-            console().print(report.table())
+            terminal.console().print(report.table())
             typer.echo(f"report with all pictures: {report.page}")
 
 
@@ -73,7 +64,7 @@ def study(
     from aligndet_cli.tools.study.command import run_study
 
     with user_errors(is_json, int(verbose)):
-        shown = Shown(progress_mode(progress), int(verbose))
+        shown = Shown(terminal.progress_mode(progress), int(verbose))
         outcome = run_study(file, Workspace.locate(workspace), jobs=jobs, dry_run=dry_run, shown=shown)
         if is_json:
             print_json({"command": "study", **outcome.to_json()})
@@ -82,7 +73,7 @@ def study(
         for state in outcome.failed:
             typer.echo(f"failed: {state.stage}/{state.name}: {state.message}", err=True)
         if outcome.failure is not None:
-            fail(str(outcome.failure), outcome.failure.exit_code, is_json=False)  # the result is out already
+            terminal.fail(str(outcome.failure), outcome.failure.exit_code, is_json=False)  # the result is out already
 
 
 def report(  # noqa: PLR0913  # each is a flag
@@ -103,29 +94,31 @@ def report(  # noqa: PLR0913  # each is a flag
 ) -> None:
     """Put the evaluated runs of a workspace side by side, with the paper's numbers where there are any."""
     from aligndet_cli.tools.report.collect import METRICS, check_baseline, collect_report
-    from aligndet_cli.tools.report.table import check_format, render
+    from aligndet_cli.tools.report.table import FORMATS, render
+    from aligndet_cli.tools.study.command import evaluations_of
 
     with user_errors(is_json):
         if is_html and form is not None:
             raise ConfigError("--html and --format exclude each other")
         form = form or ("json" if is_json else "table")
-        check_format(form)
+        if form not in FORMATS:
+            raise ConfigError(f"--format {form}: is not a choice{did_you_mean(form, list(FORMATS))}")
         if is_json and form != "json" and output is None:
             raise ConfigError(f"--json and --format {form} exclude each other without --output")
         if output is not None:
             check_output_file(output)
         place = Workspace.locate(workspace)
         metrics = METRICS if metric is None else [part.strip() for part in metric.split(",")]
-        names = _evaluations_of(study, place)
+        names = evaluations_of(map(Path, study), place) if study else None
         found = collect_report(place, baseline=baseline, metrics=metrics, names=names)
         check_baseline(found, baseline)
         if is_html:
             from aligndet_cli.tools.report.html import write_page
 
             output = write_page(place, found, output)
-            typer.echo(json_text({"command": "report", "file": str(output)}) if is_json else str(output))
+            typer.echo(terminal.json_text({"command": "report", "file": str(output)}) if is_json else str(output))
             return
-        text = json_text({"command": "report", **found.to_json()}) if form == "json" else render(found, form)
+        text = terminal.json_text({"command": "report", **found.to_json()}) if form == "json" else render(found, form)
         if output is None:
             typer.echo(text)
             return
@@ -133,15 +126,6 @@ def report(  # noqa: PLR0913  # each is a flag
         logger.info(f"written to {output}")
         if is_json:
             print_json({"command": "report", "file": str(output)})
-
-
-def _evaluations_of(studies: list[str] | None, workspace: Workspace) -> set[str] | None:
-    """Return the names of the runs that the studies ask for; None: all."""
-    if not studies:
-        return None
-    from aligndet_cli.tools.study.command import evaluations_of
-
-    return evaluations_of(map(Path, studies), workspace)
 
 
 def figures(
@@ -195,6 +179,6 @@ def predict(images: list[str] | None, given: Given) -> None:
         if not images:
             raise ConfigError("which images? name them: `aligndet predict IMAGES...`")
         config, _ = load_config(PredictConfig, "predict", Sources(flags=given.settings))
-        shown = Shown(progress_mode(control.progress, is_quiet=control.quiet), control.verbosity)
+        shown = Shown(terminal.progress_mode(control.progress, is_quiet=control.quiet), control.verbosity)
         place = Workspace.locate(control.workspace)
-        answer("predict", predict_files(images, config, place, force=control.force, shown=shown), control.json)
+        terminal.answer("predict", predict_files(images, config, place, force=control.force, shown=shown), control.json)

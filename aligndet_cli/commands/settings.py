@@ -51,9 +51,9 @@ def bench(data: Path | None, given: Given) -> None:
 
 def list_detectors() -> None:
     """List the detector families."""
-    from aligndet_cli.detectors import BUILDERS
+    from aligndet_cli.detectors import DETECTORS
 
-    typer.echo("\n".join(sorted(BUILDERS)))
+    typer.echo("\n".join(sorted(DETECTORS)))
 
 
 def list_backbones() -> None:

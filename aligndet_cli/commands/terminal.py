@@ -39,8 +39,7 @@ class Answer(Protocol):
 def user_errors(is_json: bool, verbosity: int = 0) -> Iterator[None]:
     """Turn what a user can put right into one line and an exit code; let our own bugs through.
 
-    Args:
-        verbosity: of the log: -1 for warnings only, 0, or 1 for more detail.
+    `verbosity` is that of the log, see `setup_logging`.
     """
     setup_logging(verbosity)
     try:

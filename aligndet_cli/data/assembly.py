@@ -162,7 +162,8 @@ def _valid_boxes(
             count=count,
             example=example,
         )
-    clipped = _clip(boxes, sizes_hw[table.image_index])
+    limits = np.where(sizes_hw > 0, sizes_hw, np.inf)[table.image_index]  # an unknown size (0) clips at 0 only
+    clipped = np.clip(boxes, 0.0, limits[:, [1, 0, 1, 0]])
     is_degenerate = is_finite & ~_has_area(boxes)
     is_outside = is_finite & ~is_degenerate & ~_has_area(clipped)
     is_kept = is_finite & ~is_degenerate & ~is_outside
@@ -175,12 +176,6 @@ def _valid_boxes(
     areas = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
     table.areas = np.where(np.isfinite(table.areas), table.areas, areas)
     return table if is_kept.all() else select_rows(table, np.flatnonzero(is_kept))
-
-
-def _clip(boxes: NDArray[np.float64], sizes_hw: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Return boxes (N, 4) xyxy, clipped to image sizes (N, 2); an unknown size (0) clips at 0 only."""
-    limits = np.where(sizes_hw > 0, sizes_hw, np.inf)[:, [1, 0, 1, 0]]  # (N, 4) as xyxy
-    return np.clip(boxes, 0.0, limits)
 
 
 def _has_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.dataset import Category, ImageSet, positions_of
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.format import BoxTable, DataFormat, Labels, select_rows
+from aligndet_cli.data.format import COLUMNS, BoxTable, DataFormat, LabelContent, Labels, select_rows
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
 from aligndet_cli.data.segmentations import Segmentations, SegmentationWriter
@@ -24,7 +24,6 @@ from aligndet_cli.errors import DataError
 _PREFIX = "instances_"
 _FOLD = re.compile(r"\.\d+@[\d.]+(-unlabeled)?$")
 _ROBOFLOW_NAME = "_annotations.coco.json"
-_TABLE_COLUMNS = ("image_index", "boxes", "class_ids", "areas", "is_crowd")
 
 
 @dataclass(frozen=True)
@@ -82,19 +81,7 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
 
 
-@dataclass(frozen=True)
-class CocoContent:
-    """Content of a COCO json, without the places of the json and its images; fields as in `Labels`."""
-
-    file_names: list[str]
-    image_ids: NDArray[np.int64]
-    sizes_hw: NDArray[np.int32]
-    table: BoxTable
-    categories: tuple[Category, ...]
-    label_digest: str
-
-
-def _parse(file: Path, *, with_masks: bool, findings: Findings) -> CocoContent:
+def _parse(file: Path, *, with_masks: bool, findings: Findings) -> LabelContent:
     masks = SegmentationWriter() if with_masks else None
     content, digest = _load(file, masks)
     with _paused_gc():
@@ -104,22 +91,23 @@ def _parse(file: Path, *, with_masks: bool, findings: Findings) -> CocoContent:
         table = _boxes(annotations, image_ids, categories, file, findings)
         if masks is not None:
             table.segmentations = masks.finish(entry.get("segmentation", (0, 0)) for entry in annotations)
-        return CocoContent(
+        is_known = (table.image_index >= 0) & (table.class_ids >= 0)
+        return LabelContent(
             file_names=[image["file_name"] for image in images],
             image_ids=image_ids,
             sizes_hw=np.array([_size_hw(image) for image in images], dtype=np.int32).reshape(-1, 2),
-            table=_known_only(table),
+            table=table if is_known.all() else select_rows(table, np.flatnonzero(is_known)),
             categories=categories,
             label_digest=digest,
         )
 
 
-def _to_index(index: LabelIndex, content: CocoContent) -> None:
+def _to_index(index: LabelIndex, content: LabelContent) -> None:
     table, segmentations = content.table, content.table.segmentations
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": content.image_ids,
         "sizes_hw": content.sizes_hw,
-        **{name: getattr(table, name) for name in _TABLE_COLUMNS},
+        **{name: getattr(table, name) for name in COLUMNS},
     }
     if segmentations is not None:
         arrays["segmentation_starts"], arrays["segmentation_ends"] = segmentations.starts, segmentations.ends
@@ -129,7 +117,7 @@ def _to_index(index: LabelIndex, content: CocoContent) -> None:
     index.save(about, arrays)
 
 
-def _from_index(index: LabelIndex | None) -> CocoContent | None:
+def _from_index(index: LabelIndex | None) -> LabelContent | None:
     loaded = None if index is None else index.load()
     if loaded is None:
         return None
@@ -138,11 +126,11 @@ def _from_index(index: LabelIndex | None) -> CocoContent | None:
     if "segmentation_text" in arrays:
         names = ("segmentation_text", "segmentation_starts", "segmentation_ends")
         segmentations = Segmentations(*(arrays[name] for name in names))
-    return CocoContent(
+    return LabelContent(
         file_names=content["file_names"],
         image_ids=np.array(arrays["image_ids"]),
         sizes_hw=np.array(arrays["sizes_hw"]),
-        table=BoxTable(**{name: np.array(arrays[name]) for name in _TABLE_COLUMNS}, segmentations=segmentations),
+        table=BoxTable(**{name: np.array(arrays[name]) for name in COLUMNS}, segmentations=segmentations),
         categories=tuple(Category(category_id, name) for category_id, name in content["categories"]),
         label_digest=content["label_digest"],
     )
@@ -337,7 +325,8 @@ def _box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.fl
     try:
         return np.array(rows, dtype=np.float64).reshape(len(rows), 4)
     except (ValueError, TypeError):
-        bad = [index for index, row in enumerate(rows) if not _is_four_numbers(row)]
+        numbers = (int, float)
+        bad = [n for n, row in enumerate(rows) if len(row) != 4 or not all(isinstance(value, numbers) for value in row)]
         findings.error(
             "malformed-boxes",
             f"{file}: annotations: 'bbox' {rows[bad[0]]} is not [x, y, width, height] "
@@ -350,21 +339,12 @@ def _box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.fl
         return np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 
-def _is_four_numbers(row: Any) -> bool:
-    return len(row) == 4 and all(isinstance(value, int | float) for value in row)
-
-
 def _number_array(values: list[Any]) -> NDArray[np.float64]:
     """Return (N,) float64, NaN for values that are not numbers."""
     try:
         return np.array(values, dtype=np.float64).reshape(len(values))
     except (ValueError, TypeError):
         return np.array([value if isinstance(value, int | float) else np.nan for value in values], dtype=np.float64)
-
-
-def _known_only(table: BoxTable) -> BoxTable:
-    rows = np.flatnonzero((table.image_index >= 0) & (table.class_ids >= 0))
-    return table if len(rows) == len(table.image_index) else select_rows(table, rows)
 
 
 def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:

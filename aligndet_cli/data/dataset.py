@@ -27,7 +27,6 @@ class ImageRecord:
 
     Attributes:
         image_id: id in the COCO json, else the position in the sorted list of all images.
-        path: the image file.
         file_name: the path relative to the image folder, with `/`.
         size_hw: height and width in pixels after EXIF rotation; None if unknown, see `ImageSet`.
         boxes: (N, 4) float32, xyxy, absolute pixels, inside the image where its size is known.
@@ -56,7 +55,6 @@ class ImageSet:
         format: `coco`, `voc`, `yolo` or `folder`.
         root: folder or file that the user named.
         split: name of the split as found, e.g. `train2017`.
-        images_dir: folder that `file_names` are relative to.
         file_names: per image, relative to `images_dir`, in file order (the order of the COCO json, else sorted).
         image_ids: (B,) int64.
         sizes_hw: (B, 2) int32; 0 if neither the labels nor the file header tell it, and in plain folders.

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import joblib
 import numpy as np
@@ -63,10 +63,8 @@ def check_data(data: DataConfig, *, num_threads: int = -1) -> DoctorReport:
     """Check the labels of a data set and decode all its images; problems are reported, never raised.
 
     Without `data.split` every split is checked, and images that occur in two splits are reported. Of VOC only the
-    default splits of the stages are checked, since trainval contains train and val.
-
-    Args:
-        num_threads: number of decoding threads; -1 means one per core. The report does not depend on it.
+    default splits of the stages are checked, since trainval contains train and val. The report does not depend on the
+    number of decoding threads; -1 means one per core.
     """
     findings = Findings(is_strict=False)
     summary: dict[str, Any] = {"format": None, "root": str(data.root or data.images or ""), "splits": {}}
@@ -104,9 +102,8 @@ def _splits(data: DataConfig, findings: Findings) -> list[str | None]:
 
 
 def _used_splits(root: Path, known: list[str]) -> list[str]:
-    purposes: tuple[Purpose, ...] = ("train", "val")
     chosen = []
-    for purpose in purposes:
+    for purpose in get_args(Purpose):
         try:
             chosen.append(choose_split(root, known, None, purpose))
         except DataError:  # for example no validation split, which only `evaluate` needs
@@ -225,7 +222,10 @@ def _report_classes(image_set: ImageSet, findings: Findings) -> None:
 
 
 def _report_duplicate_boxes(image_set: ImageSet, findings: Findings) -> None:
-    pairs = [_duplicate_pairs(*_plain_boxes(image_set, index)) for index in range(len(image_set))]
+    pairs = []
+    for index in range(len(image_set)):
+        record = image_set.record(index)
+        pairs.append(_duplicate_pairs(record.boxes[~record.is_crowd], record.class_ids[~record.is_crowd]))
     count = sum(pairs)
     if count:
         images = np.flatnonzero(pairs)
@@ -235,11 +235,6 @@ def _report_duplicate_boxes(image_set: ImageSet, findings: Findings) -> None:
             f"in {counted(len(images), 'image')}, first {example}; probably labelled twice"
         )
         findings.warn("duplicate-boxes", message, count=count, example=example)
-
-
-def _plain_boxes(image_set: ImageSet, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    record = image_set.record(index)
-    return record.boxes[~record.is_crowd], record.class_ids[~record.is_crowd]
 
 
 def _duplicate_pairs(boxes: NDArray[np.float32], class_ids: NDArray[np.int64]) -> int:

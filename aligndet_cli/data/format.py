@@ -12,6 +12,7 @@ from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.segmentations import Segmentations
 
+COLUMNS = ("image_index", "boxes", "class_ids", "areas", "is_crowd")  # arrays of a `BoxTable`
 ALL = "all"  # name of the only split of a data set that is not divided
 
 
@@ -37,24 +38,28 @@ class BoxTable:
 
 
 @dataclass
-class Labels:
+class LabelContent:
     """Labels of one split as read, before the checks that all formats share; other fields as in `ImageSet`.
 
-    Attributes:
-        table: the boxes of all images.
-        label_digest: hash of the label files.
+    `label_digest` is a hash of the label files.
     """
 
-    format: str
-    root: Path
-    split: str
-    images_dir: Path
     file_names: list[str]
     image_ids: NDArray[np.int64]
     sizes_hw: NDArray[np.int32]
     table: BoxTable
     categories: tuple[Category, ...]
     label_digest: str
+
+
+@dataclass
+class Labels(LabelContent):
+    """Labels of one split with their place; fields as in `ImageSet`."""
+
+    format: str
+    root: Path
+    split: str
+    images_dir: Path
     annotations: Path | None = None
 
     @property
@@ -73,14 +78,12 @@ class SplitSource(Protocol):
         """Read images and boxes.
 
         Args:
-            findings: takes errors and warnings.
             with_masks: also read segmentations, if the format has them.
             index_dir: folder in which large label files are kept parsed, see `data/index.py`.
 
         Raises:
             DataError: the split cannot be read at all, or (strict findings) an entry is wrong.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,5 @@ def box_table(rows: Sequence[BoxRow], *, with_masks: bool = False) -> BoxTable:
 
 def select_rows(table: BoxTable, rows: NDArray[np.int64]) -> BoxTable:
     """Return a copy of the table with only these rows (N,), in this order."""
-    return BoxTable(
-        image_index=table.image_index[rows],
-        boxes=table.boxes[rows],
-        class_ids=table.class_ids[rows],
-        areas=table.areas[rows],
-        is_crowd=table.is_crowd[rows],
-        segmentations=table.segmentations and table.segmentations.select(rows),
-    )
+    columns = {name: getattr(table, name)[rows] for name in COLUMNS}
+    return BoxTable(**columns, segmentations=table.segmentations and table.segmentations.select(rows))

@@ -81,10 +81,7 @@ def decode_image(content: bytes, path: Path) -> NDArray[np.uint8]:
 def decode_reduced(content: bytes, path: Path, min_pixels: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode a JPEG at a half, a quarter or an eighth of both sides, and any other format at full size.
 
-    The whole file is read all the same, so a truncated file is refused.
-
-    Args:
-        min_pixels: the largest reduction that leaves at least this many pixels is used.
+    The largest reduction that leaves at least `min_pixels` is used. A truncated file is refused all the same.
 
     Returns:
         The image (H, W, 3) uint8 RGB, upright, with sides rounded up, and height and width of the full image, upright.

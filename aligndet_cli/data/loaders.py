@@ -31,7 +31,6 @@ class BoxSource(Protocol):
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return boxes (N, 4) xyxy, in pixels, and class ids (N,) of an image."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -129,10 +128,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
     The stream is endless: one permutation of the images after the other, see `epoch_order`. Step s takes positions
     [s * batch_size, (s + 1) * batch_size), and rank r a contiguous part of them, so the images of a step do not
-    depend on the number of processes.
-
-    Args:
-        aspects: (N,) width / height of the images, see `ImageSet.aspects`; equal aspects disable the grouping.
+    depend on the number of processes. Equal `aspects` (N,), see `ImageSet.aspects`, disable the grouping.
     """
 
     def __init__(
@@ -242,9 +238,10 @@ def evaluation_batches(
         DataError: an image cannot be read.
     """
     chunks = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-    loader: DataLoader[list[Tensor | DataError]] = DataLoader(
-        _ImageChunks(image_set, chunks),
-        batch_size=None,
+    loader: DataLoader[Tensor | DataError] = DataLoader(
+        _Images(image_set),
+        batch_sampler=chunks,
+        collate_fn=list,
         num_workers=num_workers,
         worker_init_fn=_start_worker if num_workers else None,
     )
@@ -266,19 +263,13 @@ def evaluation_batches(
         yield chunk, pad_to_batch(resized), sizes_hw
 
 
-class _ImageChunks(Dataset[list[Tensor | DataError]]):
-    """Decoded images by chunk; errors are returned, since a loader process would wrap them in its traceback."""
+class _Images(Dataset[Tensor | DataError]):
+    """Decoded images; errors are returned, since a loader process would wrap them in its traceback."""
 
-    def __init__(self, image_set: ImageSet, chunks: list[list[int]]) -> None:
-        self.image_set, self.chunks = image_set, chunks
+    def __init__(self, image_set: ImageSet) -> None:
+        self.image_set = image_set
 
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, row: int) -> list[Tensor | DataError]:
-        return [self._load(index) for index in self.chunks[row]]
-
-    def _load(self, index: int) -> Tensor | DataError:
+    def __getitem__(self, index: int) -> Tensor | DataError:
         try:
             return load_image(self.image_set, index)
         except DataError as error:

@@ -40,7 +40,6 @@ def open_images(
     Args:
         data: `root`, or `annotations` and/or `images`, must be set.
         purpose: picks the split when `data.split` is None.
-        with_masks: also keep segmentations.
         index_dir: folder in which large label files are kept parsed, see `data/index.py`.
 
     Raises:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from aligndet_cli.data.sample import Sample
 
+_BLOCKS = ("pixels", "boxes", "class_ids", "masks")
+
 
 @dataclass(frozen=True)
 class _Head:
@@ -64,13 +66,7 @@ class PackedSamples:
 
     def pin_memory(self) -> "PackedSamples":
         """Return a copy in pinned memory; `DataLoader` calls this method by its name."""
-        return replace(
-            self,
-            pixels=self.pixels.pin_memory(),
-            boxes=self.boxes.pin_memory(),
-            class_ids=self.class_ids.pin_memory(),
-            masks=self.masks.pin_memory(),
-        )
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _BLOCKS})
 
     def unpack(self) -> list[Sample]:
         """Return the samples as views of the blocks."""

@@ -1,7 +1,7 @@
 """Masks of boxes as one block of text, which is far smaller than nested lists and can be mapped from a file."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,6 @@ class Segmentations:
         """Return the polygons or run-length code of a box, `[]` if missing."""
         text = self.text[self.starts[row] : self.ends[row]].tobytes()
         return json.loads(text) if text else []
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[row] for row in range(len(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self.text, np.memmap) and self.text.filename is not None:

@@ -50,10 +50,7 @@ def draw_toy_data(
     """Draw the data set into `folder`: `train/`, `val/` and `annotations/instances_{train,val}.json`.
 
     The same arguments give the same bytes; every image has a generator of its own, so that image 5 does not
-    depend on how many there are.
-
-    Args:
-        size_hw: typical height and width; each image differs from it by up to 12 % on either side.
+    depend on how many there are. Each image differs from the typical height and width by up to 12 % on either side.
 
     Raises:
         RunError: the folder cannot be written.
@@ -71,11 +68,8 @@ def draw_toy_objects(
 ) -> None:
     """Draw object-centric images of the same classes, one folder per class: `train/disc/000000.jpg` and so on.
 
-    Each image has one object, at an angle, size and place of its own, on a cluttered background. Classes take turns.
-
-    Args:
-        num_train, num_val: images of all classes together.
-        size_hw: typical height and width; each image differs from it by up to 12 % on either side.
+    Each image has one object, at an angle, size and place of its own, on a cluttered background. Classes take turns;
+    `num_train` and `num_val` count the images of all. Sizes vary as those of `draw_toy_data`.
 
     Raises:
         RunError: the folder cannot be written.

@@ -61,8 +61,7 @@ class VocSplit:
             prefix + stem: prefix + name for prefix, year in prefixes for stem, name in _images_of(year).items()
         }
         positions = {key: index for index, key in enumerate(sorted(all_images, key=all_images.__getitem__))}
-        keys: list[str] = []
-        annotations: list[VocAnnotation] = []
+        annotations: dict[str, VocAnnotation] = {}
         digest = hashlib.sha256()
         used: set[Path] = set()
         for prefix, year in prefixes:
@@ -71,9 +70,8 @@ class VocSplit:
                 used.add(file)
                 annotation = _read(file, findings, digest)
                 if annotation is not None:
-                    keys.append(prefix + stem)
-                    annotations.append(annotation)
-        names = {item.name for annotation in annotations for item in annotation.objects}
+                    annotations[prefix + stem] = annotation
+        names = {item.name for annotation in annotations.values() for item in annotation.objects}
         categories = _categories(names, self.years, used, findings)
         class_ids = {category.name: class_id for class_id, category in enumerate(categories)}
         return Labels(
@@ -82,13 +80,15 @@ class VocSplit:
             split=self.name,
             images_dir=images_dir,
             # A listed image that is not on disk keeps a place and a likely name, so that it is reported as missing.
-            file_names=[all_images.get(key, f"{key}.jpg") for key in keys],
-            image_ids=np.array([positions.get(key, -1) for key in keys], dtype=np.int64),
-            sizes_hw=np.array([annotation.size_hw for annotation in annotations], dtype=np.int32).reshape(-1, 2),
+            file_names=[all_images.get(key, f"{key}.jpg") for key in annotations],
+            image_ids=np.array([positions.get(key, -1) for key in annotations], dtype=np.int64),
+            sizes_hw=np.array([annotation.size_hw for annotation in annotations.values()], dtype=np.int32).reshape(
+                -1, 2
+            ),
             table=box_table(
                 [
                     BoxRow(index, item.box, class_ids[item.name], item.is_difficult)
-                    for index, annotation in enumerate(annotations)
+                    for index, annotation in enumerate(annotations.values())
                     for item in annotation.objects
                 ]
             ),
@@ -111,7 +111,7 @@ def _find_years(root: Path) -> list[Path]:
     """Return the folders with `JPEGImages/` and `Annotations/`: the root itself, or the years of a devkit."""
     candidates = [[root], sorted(root.glob("VOC[0-9]*")), sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
     for folders in candidates:
-        found = [folder for folder in folders if _is_voc_root(folder)]
+        found = [year for year in folders if (year / "JPEGImages").is_dir() and (year / "Annotations").is_dir()]
         if found:
             return found
     return []
@@ -167,10 +167,6 @@ def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None)
     if digest is not None:
         digest.update(f"{file.name}\0{len(content)}\n".encode() + content)
     return annotation
-
-
-def _is_voc_root(folder: Path) -> bool:
-    return (folder / "JPEGImages").is_dir() and (folder / "Annotations").is_dir()
 
 
 def _lists(year: Path) -> list[Path]:

@@ -1,18 +1,19 @@
-"""Detector families, one file each. A new family is one more line in `BUILDERS` and one in `DetectorConfig`."""
+"""Detector families, one file each. A new family is one more class in the union `AnyConfig`."""
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field
 
-from aligndet_cli.backbones import Backbone
-from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr
-from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig, build_faster_rcnn
-from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, build_fcos
-from aligndet_cli.detectors.mask_rcnn import MaskRCNN, MaskRCNNConfig, build_mask_rcnn
+from aligndet_cli.detectors.detr import DETRConfig
+from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
+from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.interface import Detector
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.parts.fpn import NormName
-from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig, build_retinanet
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
 
+AnyConfig: TypeAlias = RetinaNetConfig | FCOSConfig | FasterRCNNConfig | MaskRCNNConfig | DETRConfig
+DETECTORS: tuple[str, ...] = tuple(config.model_fields["family"].default for config in get_args(AnyConfig))
 DEFAULT_FAMILY = "retinanet"
 
 
@@ -21,25 +22,7 @@ def _name_family(settings: Any) -> Any:
     return {"family": DEFAULT_FAMILY, **settings} if isinstance(settings, dict) else settings
 
 
-DetectorConfig: TypeAlias = Annotated[
-    RetinaNetConfig | FCOSConfig | FasterRCNNConfig | MaskRCNNConfig | DETRConfig,
-    Field(discriminator="family"),
-    BeforeValidator(_name_family),
-]
-AnyDetector: TypeAlias = RetinaNet | FCOS | FasterRCNN | MaskRCNN | DETR
-
-BUILDERS: dict[str, Callable[..., AnyDetector]] = {
-    "retinanet": build_retinanet,
-    "fcos": build_fcos,
-    "faster-rcnn": build_faster_rcnn,
-    "mask-rcnn": build_mask_rcnn,
-    "detr": build_detr,
-}
-
-
-def build_detector(config: DetectorConfig, backbone: Backbone, num_classes: int) -> AnyDetector:
-    """Build the configured detector around `backbone` (not a copy of it); everything else has fresh weights."""
-    return BUILDERS[config.family](config, backbone, num_classes)
+DetectorConfig: TypeAlias = Annotated[AnyConfig, Field(discriminator="family"), BeforeValidator(_name_family)]
 
 
 def neck_norm_of(config: DetectorConfig) -> str | None:
@@ -60,11 +43,10 @@ def with_head_norm(config: DetectorConfig, norm: NormName) -> DetectorConfig:
 
 
 __all__ = [
-    "BUILDERS",
     "DEFAULT_FAMILY",
-    "AnyDetector",
+    "DETECTORS",
+    "Detector",
     "DetectorConfig",
-    "build_detector",
     "neck_norm_of",
     "settle_neck_norm",
     "with_head_norm",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbone
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.files import write_bytes
 from aligndet_cli.training.checkpoint import serialise
@@ -48,13 +48,13 @@ class DetectorFile:
 class LoadedDetector:
     """A fine-tuned detector in evaluation mode on the CPU; fields as in `DetectorFile`."""
 
-    model: AnyDetector
+    model: Detector
     categories: tuple[Category, ...]
     resolution: tuple[int, int]
     has_masks: bool  # its detections have masks
 
 
-def kept_state(model: AnyDetector, stage: str) -> dict[str, Tensor]:
+def kept_state(model: Detector, stage: str) -> dict[str, Tensor]:
     """Return the state dict entries to save, of any shapes.
 
     After pre-training, modules that fine-tuning always restarts (such as the class predictor) are left out.
@@ -125,7 +125,7 @@ def load_detector(file: Path) -> LoadedDetector:
     content = read_detector(file)
     if content.stage != "finetune" or content.resolution is None:
         raise WeightsError(f"{file}: only pre-trained, it has no classes yet; run `aligndet finetune` first")
-    model = build_detector(content.detector, build_backbone(content.backbone), len(content.categories))
+    model = content.detector.build(build_backbone(content.backbone), len(content.categories))
     try:
         model.load_state_dict(content.state_dict)
     except RuntimeError as error:

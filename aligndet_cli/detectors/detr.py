@@ -5,7 +5,7 @@ AlignDet's configs build on the latter.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -17,14 +17,12 @@ from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_io
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
 from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import LayerSize, Transformer, encode_position
 from aligndet_cli.training.recipe import Freezing, ProjectorRecipe, Rates, Recipe
-
-LEVELS = ("c5",)  # of the backbone
 
 _RATES = Rates(
     lr=1e-4,
@@ -75,74 +73,40 @@ class DETRConfig(Frozen):
             raise ValueError("hidden_dim must be a multiple of num_heads and of 4")
         return self
 
-
-@dataclass(frozen=True)
-class DETRRules:
-    """The fields of `DETRConfig` that matching, losses and post-processing use."""
-
-    costs: MatchCosts
-    background_weight: float
-    score_threshold: float
-    max_detections: int
+    def build(self, backbone: Backbone, num_classes: int) -> "DETR":
+        """Build a DETR around `backbone`; everything else has fresh weights."""
+        return DETR(self, backbone, num_classes)
 
 
-class DETR(nn.Module):
-    """A `Detector`: a fixed number of queries, each of which finds one object or nothing.
+class DETR(Detector):
+    """A fixed number of queries, each of which finds one object or nothing.
 
     `forward` returns scalars, each summed over the decoder layers:
         loss_cls: cross-entropy over K classes and "no object", weighted mean over the queries of the batch.
         loss_box_reg: L1 distance of relative boxes, per matched query.
         loss_giou: 1 - GIoU, per matched query.
 
-    `detect` returns for each image, best first, one object per query of the last decoder layer:
-        boxes: (N, 4) xyxy in pixels; N = Q where neither `max_detections` nor `score_threshold` cut any off.
-        scores: (N,) softmax probability of the best class.
-        class_ids: (N,) int64, 0..K-1.
-
-    Args:
-        backbone: returns map c5.
-        num_classes: K, without "no object".
+    Each query of the last decoder layer is one detection, of its best class; its score is a softmax probability.
     """
 
-    num_slots = 1
-    class_modules: tuple[str, ...] = ("class_predictor",)
-    fresh_modules: tuple[str, ...] = ()
+    levels = ("c5",)
+    box_branch = ("box_tower", "box_predictor")
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        transformer: Transformer,
-        *,
-        dim: int,
-        num_queries: int,
-        num_classes: int,
-        rules: DETRRules,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = nn.Conv2d(backbone.use_levels(LEVELS)["c5"], dim, 1)
+    def __init__(self, config: DETRConfig, backbone: Backbone, num_classes: int) -> None:
+        dim = config.hidden_dim
+        super().__init__(backbone, feature_dim=dim)
+        self.config = config
+        self.costs = MatchCosts(config.class_weight, config.box_weight, config.giou_weight)
+        # The transformer comes before the neck in the draws of initial weights, and after it among the parameters.
+        size = LayerSize(dim, config.num_heads, config.feedforward_dim, config.dropout)
+        transformer = Transformer(size, config.encoder_layers, config.decoder_layers)
+        self.neck = nn.Conv2d(backbone.use_levels(self.levels)["c5"], dim, 1)
         self.transformer = transformer
-        self.query_embedding = nn.Embedding(num_queries, dim)
+        self.query_embedding = nn.Embedding(config.num_queries, dim)
         self.class_predictor = nn.Linear(dim, num_classes + 1)  # "no object" last
         self.box_tower = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
         self.box_predictor = nn.Linear(dim, 4)
-        self.feature_dim = dim
         self.num_classes = num_classes
-        self.rules = rules
-
-    @property
-    def class_branch(self) -> list[nn.Module]:
-        """No modules: one transformer serves classes and boxes."""
-        return []
-
-    @property
-    def box_branch(self) -> list[nn.Module]:
-        """Modules that only the box losses train."""
-        return [self.box_tower, self.box_predictor]
-
-    def extract(self, images: ImageBatch) -> Features:
-        """Return map c5 of the backbone."""
-        return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""
@@ -207,13 +171,13 @@ class DETR(nn.Module):
         self, logits: Tensor, boxes: Tensor, targets: Sequence[BoxTargets], sizes_hw: Sequence[tuple[int, int]]
     ) -> Tensor:
         """Match each query to a box of the batch: (L, B, Q) int64, see `match_queries`."""
-        return match_queries(logits, boxes, targets, sizes_hw, self.rules.costs)
+        return match_queries(logits, boxes, targets, sizes_hw, self.costs)
 
     def class_loss(self, logits: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
         """Return the weighted mean of the cross-entropy over the queries of the batch: (L,)."""
         losses, is_object = self._cross_entropy(logits, matched, targets)
-        weights = torch.where(is_object, 1.0, self.rules.background_weight)
-        return self.rules.costs.class_weight * (losses * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
+        weights = torch.where(is_object, 1.0, self.config.background_weight)
+        return self.costs.class_weight * (losses * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
 
     def cluster_loss(self, logits: Tensor, matched: Tensor, proposals: Sequence[BoxTargets]) -> Tensor:
         """Return the cross-entropy over clusters and "no object", summed over queries, per matched query: (L,).
@@ -222,7 +186,7 @@ class DETR(nn.Module):
             (docs/differences.md 26).
         """
         losses, is_object = self._cross_entropy(logits, matched, proposals)
-        return self.rules.costs.class_weight * losses.sum(dim=(1, 2)) / is_object.sum(dim=(1, 2)).clamp(min=1)
+        return self.costs.class_weight * losses.sum(dim=(1, 2)) / is_object.sum(dim=(1, 2)).clamp(min=1)
 
     def _cross_entropy(self, logits: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> tuple[Tensor, Tensor]:
         """Return the (L, B, Q) cross-entropy, and (L, B, Q) bool: True for queries that have a box."""
@@ -245,15 +209,15 @@ class DETR(nn.Module):
         overlap = generalized_box_iou_loss(corners[0], corners[1])  # (L * P,)
         distance = (predicted - wanted).abs().sum(dim=1)
         by_layer = {"loss_box_reg": distance.view(len(boxes), -1), "loss_giou": overlap.view(len(boxes), -1)}
-        weights = {"loss_box_reg": self.rules.costs.box_weight, "loss_giou": self.rules.costs.giou_weight}
+        weights = {"loss_box_reg": self.costs.box_weight, "loss_giou": self.costs.giou_weight}
         return {name: weights[name] * loss.sum(1) / max(loss.shape[1], 1) for name, loss in by_layer.items()}
 
     def postprocess(self, logits: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> Detections:
         """Return the detections of one image, from its (Q, K + 1) logits and (Q, 4) relative boxes."""
         height, width = size_hw
         scores, class_ids = logits.softmax(dim=-1)[:, :-1].max(dim=-1)
-        order = scores.argsort(descending=True, stable=True)[: self.rules.max_detections]
-        order = order[scores[order] >= self.rules.score_threshold]
+        order = scores.argsort(descending=True, stable=True)[: self.config.max_detections]
+        order = order[scores[order] >= self.config.score_threshold]
         corners = box_convert(boxes[order], "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
         return Detections(clip_boxes_to_image(corners, size_hw), scores[order], class_ids[order])
 
@@ -269,21 +233,3 @@ def inside_cells(features: Features, cells: Tensor) -> Tensor:
     )
     sizes = send(features.sizes_hw, cells.device)
     return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
-
-
-def build_detr(config: DETRConfig, backbone: Backbone, num_classes: int) -> DETR:
-    """Build a DETR around `backbone`; everything else has fresh weights."""
-    size = LayerSize(config.hidden_dim, config.num_heads, config.feedforward_dim, config.dropout)
-    return DETR(
-        backbone,
-        Transformer(size, config.encoder_layers, config.decoder_layers),
-        dim=config.hidden_dim,
-        num_queries=config.num_queries,
-        num_classes=num_classes,
-        rules=DETRRules(
-            costs=MatchCosts(config.class_weight, config.box_weight, config.giou_weight),
-            background_weight=config.background_weight,
-            score_threshold=config.score_threshold,
-            max_detections=config.max_detections,
-        ),
-    )

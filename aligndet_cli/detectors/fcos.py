@@ -6,7 +6,6 @@ the centerness and scores.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -17,17 +16,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
-from aligndet_cli.detectors.parts.dense_head import conv_tower, initialise_head, select_scores, sum_focal_loss
-from aligndet_cli.detectors.parts.fpn import FPN, NormName, check_group_channels
+from aligndet_cli.detectors.parts.dense_head import initialise_head, select_scores, sum_focal_loss
+from aligndet_cli.detectors.parts.fpn import FPN, NeckNorm, NormName, check_group_channels, conv_tower
 from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.points import PointGrid, match_by_range, measure_sides
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_positives_first
 from aligndet_cli.training.recipe import Rates, Recipe
 
-LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
 # P3..P7. The authors' pre-training has 4..64 instead, so that its points cover a quarter of the image
 # (docs/differences.md 10).
 STRIDES = (8, 16, 32, 64, 128)
@@ -51,10 +49,7 @@ class FCOSConfig(Frozen):
     family: Literal["fcos"] = Field("fcos", description="Detector family.")
     neck_channels: int = Field(256, ge=1, description="Width of the feature pyramid.")
     head_convs: int = Field(4, ge=0, description="Convolutions of each branch of the head.")
-    # "auto": the stage decides (AlignDet: none in pre-training, batch in fine-tuning); without a stage it is none.
-    neck_norm: Literal["auto", "none", "batch", "group"] = Field(
-        "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
-    )
+    neck_norm: NeckNorm = "auto"
     head_norm: NormName = Field("group", description="Norm after the convolutions of the head.")
     focal_alpha: float = Field(0.25, ge=0, le=1, description="Weight of positives in the focal loss, 0 to 1.")
     focal_gamma: float = Field(2.0, ge=0, description="Exponent of the focal loss.")
@@ -73,18 +68,9 @@ class FCOSConfig(Frozen):
             check_group_channels(self.neck_channels)
         return self
 
-
-@dataclass(frozen=True)
-class FCOSRules:
-    """The fields of `FCOSConfig` that losses, sampling and post-processing use."""
-
-    focal_alpha: float
-    focal_gamma: float
-    pretext_samples: int
-    score_threshold: float
-    detections_per_level: int
-    nms_iou: float
-    max_detections: int
+    def build(self, backbone: Backbone, num_classes: int) -> "FCOS":
+        """Build an FCOS around `backbone`; everything else has fresh weights."""
+        return FCOS(self, backbone, num_classes)
 
 
 class LevelScales(nn.Module):
@@ -109,41 +95,27 @@ class FCOSHead(nn.Module):
         self.scales = LevelScales(len(STRIDES))
 
 
-class FCOS(nn.Module):
-    """A `Detector`: class scores, a box and its centerness for each point of a grid, ordered as in `PointGrid`.
+class FCOS(Detector):
+    """Class scores, a box and its centerness for each point of a grid, ordered as in `PointGrid`.
 
     `forward` returns scalars:
         loss_cls: focal loss of all classes in all points, per positive point.
         loss_box_reg: -ln(IoU) over the positive points, weighted by centerness; 0 if there are none.
         loss_centerness: cross-entropy of the centerness, per positive point; 0 if there are none.
 
-    `detect` returns for each image, best first:
-        boxes: (N, 4) xyxy in pixels, N at most `max_detections`.
-        scores: (N,) class score times centerness; the threshold is on the class score alone.
-        class_ids: (N,) int64, 0..K-1.
-
-    Args:
-        backbone: returns maps c3, c4, c5.
-        neck: makes P3..P7 of them.
-        head: runs on each of these.
-        num_classes: K, without background.
+    Scores of detections are class score times centerness; the threshold is on the class score alone.
     """
 
-    num_slots = 1
-    class_modules: tuple[str, ...] = ("class_predictor",)
-    fresh_modules: tuple[str, ...] = ()
+    levels = ("c3", "c4", "c5")  # the neck makes P3..P7 of them
+    box_branch = ("head.box_tower", "head.scales", "box_predictor")  # the class tower serves the centerness, too
 
-    def __init__(
-        self, backbone: Backbone, neck: FPN, head: FCOSHead, *, channels: int, num_classes: int, rules: FCOSRules
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = neck
-        self.head = head
+    def __init__(self, config: FCOSConfig, backbone: Backbone, num_classes: int) -> None:
+        channels = config.neck_channels
+        super().__init__(backbone, feature_dim=channels)
+        self.config = config
+        self.neck = FPN(backbone.use_levels(self.levels), channels, config.neck_norm, extra_levels="from_p5")
+        self.head = FCOSHead(channels, config.head_convs, config.head_norm)
         self.points = PointGrid(STRIDES, RANGES)
-        self.feature_dim = channels
-        self.num_classes = num_classes
-        self.rules = rules
         self.class_predictor = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.box_predictor = nn.ModuleDict(
             {
@@ -152,20 +124,6 @@ class FCOS(nn.Module):
             }
         )
         initialise_head([self.head, self.class_predictor, self.box_predictor], self.class_predictor)
-
-    @property
-    def class_branch(self) -> list[nn.Module]:
-        """No modules: centerness sits on the class tower, too."""
-        return []
-
-    @property
-    def box_branch(self) -> list[nn.Module]:
-        """Modules that only the box losses train."""
-        return [self.head.box_tower, self.head.scales, self.box_predictor]
-
-    def extract(self, images: ImageBatch) -> Features:
-        """Return maps c3 to c5 of the backbone."""
-        return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""
@@ -203,7 +161,7 @@ class FCOS(nn.Module):
         pyramid = self.neck(features.maps)
         class_maps = [self.head.class_tower(level) for level in pyramid]
         matched = self.assign(pyramid, proposals)
-        sample = sample_positives_first(matched.flatten(), self.rules.pretext_samples * len(matched))
+        sample = sample_positives_first(matched.flatten(), self.config.pretext_samples * len(matched))
         instance_ids = torch.stack([look_up(m, t.instance_ids) for m, t in zip(matched, proposals, strict=True)])
         num_points = matched.shape[1]
         return BoxCandidates(
@@ -237,7 +195,7 @@ class FCOS(nn.Module):
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
         """Return the scalar `loss_cls`, from (B, K, H, W) logits per level and (B, P) matches."""
         class_ids = torch.stack([look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
-        alpha, gamma = self.rules.focal_alpha, self.rules.focal_gamma
+        alpha, gamma = self.config.focal_alpha, self.config.focal_gamma
         total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=alpha, gamma=gamma)
         return total / (matched >= 0).sum().clamp(min=1)
 
@@ -291,8 +249,8 @@ class FCOS(nn.Module):
             score, place, class_id = select_scores(
                 level_logits,
                 self.num_slots,
-                score_threshold=self.rules.score_threshold,
-                max_scores=self.rules.detections_per_level,
+                score_threshold=self.config.score_threshold,
+                max_scores=self.config.detections_per_level,
             )
             x, y = level_points[place].unbind(dim=1)
             left, top, right, bottom = level_sides.flatten(1)[:, place].exp()
@@ -304,8 +262,8 @@ class FCOS(nn.Module):
             torch.cat(boxes),
             torch.cat(scores),
             torch.cat(class_ids),
-            nms_iou=self.rules.nms_iou,
-            max_detections=self.rules.max_detections,
+            nms_iou=self.config.nms_iou,
+            max_detections=self.config.max_detections,
         )
 
 
@@ -327,25 +285,3 @@ def compute_iou_of_sides(sides: Tensor, true_sides: Tensor) -> Tensor:
 
 def _area(sides: Tensor) -> Tensor:
     return (sides[:, 0] + sides[:, 2]) * (sides[:, 1] + sides[:, 3])
-
-
-def build_fcos(config: FCOSConfig, backbone: Backbone, num_classes: int) -> FCOS:
-    """Build an FCOS around `backbone`; everything else has fresh weights."""
-    neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
-    widths = backbone.use_levels(LEVELS)
-    return FCOS(
-        backbone,
-        FPN(widths, config.neck_channels, neck_norm, extra_levels="from_p5"),
-        FCOSHead(config.neck_channels, config.head_convs, config.head_norm),
-        channels=config.neck_channels,
-        num_classes=num_classes,
-        rules=FCOSRules(
-            focal_alpha=config.focal_alpha,
-            focal_gamma=config.focal_gamma,
-            pretext_samples=config.pretext_samples,
-            score_threshold=config.score_threshold,
-            detections_per_level=config.detections_per_level,
-            nms_iou=config.nms_iou,
-            max_detections=config.max_detections,
-        ),
-    )

@@ -4,12 +4,14 @@ Letters in shape comments: B images, N boxes, S candidates, C channels, D embedd
 K classes, L levels, A anchors, Q queries.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from aligndet_cli.backbones import Backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 
 
@@ -29,12 +31,12 @@ class Features:
 
     def split(self, count: int) -> tuple["Features", "Features"]:
         """Return the features of the first `count` images, and of the others."""
-        maps = {level: (of_level[:count], of_level[count:]) for level, of_level in self.maps.items()}
-        first, second = ({level: parts[i] for level, parts in maps.items()} for i in (0, 1))
-        return (
-            Features(first, self.sizes_hw[:count], self.batch_hw),
-            Features(second, self.sizes_hw[count:], self.batch_hw),
-        )
+        first, second = slice(count), slice(count, None)
+        return self._of_images(first), self._of_images(second)
+
+    def _of_images(self, images: slice) -> "Features":
+        maps = {level: of_level[images] for level, of_level in self.maps.items()}
+        return Features(maps, self.sizes_hw[images], self.batch_hw)
 
 
 @dataclass(frozen=True)
@@ -72,60 +74,52 @@ class BoxCandidates:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
-def extract_features(backbone: nn.Module, images: ImageBatch, levels: Sequence[str]) -> Features:
-    """Return the backbone's maps of the named levels; the other levels are freed at once."""
-    height, width = images.pixels.shape[-2:]
-    maps = backbone(images.pixels)
-    return Features({level: maps[level] for level in levels}, images.sizes_hw, (height, width))
+class Detector(nn.Module, ABC):
+    """A detector family: its parts, and what stages ask of it.
 
-
-class Detector(Protocol):
-    """A detector family: an `nn.Module` with these members.
+    A family is built from its config, a backbone, and K, the number of classes without background.
 
     Attributes:
-        feature_dim: C of `BoxCandidates.features`.
+        levels: the backbone's maps that the family needs.
         num_slots: `BoxCandidates.slots` are below this number.
         class_modules: names of the modules with outputs per class, restarted when the classes change.
         fresh_modules: names of the modules that the pretext does not train; fine-tuning starts them afresh.
+        class_branch, box_branch: names of the modules that, in the pretext, only the contrastive loss trains, and only
+            the box losses. Modules that serve both are in neither.
+        backbone: the body without the FPN, frozen by the pretext. The FPN belongs to `neck` and is trained.
+        class_predictor: last classification layer, restarted by finetune; the pretext trains it if the recipe
+            `needs_clusters`.
+        feature_dim: C of `BoxCandidates.features`.
     """
 
-    feature_dim: int
-    num_slots: int
-    class_modules: tuple[str, ...]
-    fresh_modules: tuple[str, ...]
+    levels: ClassVar[tuple[str, ...]]
+    num_slots: int = 1
+    class_modules: ClassVar[tuple[str, ...]] = ("class_predictor",)
+    fresh_modules: ClassVar[tuple[str, ...]] = ()
+    class_branch: ClassVar[tuple[str, ...]] = ()
+    box_branch: ClassVar[tuple[str, ...]]
+    class_predictor: nn.Module
 
-    @property
-    def backbone(self) -> nn.Module:
-        """The body without the FPN, frozen by the pretext. The FPN belongs to `neck` and is trained."""
-        ...
-
-    @property
-    def class_predictor(self) -> nn.Module:
-        """Last classification layer, restarted by finetune; the pretext trains it if the recipe `needs_clusters`."""
-        ...
-
-    @property
-    def class_branch(self) -> Sequence[nn.Module]:
-        """Modules that only the contrastive loss trains in the pretext."""
-        ...
-
-    @property
-    def box_branch(self) -> Sequence[nn.Module]:
-        """Modules that only the box losses train in the pretext."""
-        ...
+    def __init__(self, backbone: Backbone, feature_dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.feature_dim = feature_dim
 
     def extract(self, images: ImageBatch) -> Features:
-        """Return the backbone's maps that the detector needs."""
-        ...
+        """Return the backbone's maps that the detector needs; the other levels are freed at once."""
+        height, width = images.pixels.shape[-2:]
+        maps = self.backbone(images.pixels)
+        return Features({level: maps[level] for level in self.levels}, images.sizes_hw, (height, width))
 
+    @abstractmethod
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of fine-tuning by name, already weighted. Images without boxes are negatives."""
-        ...
 
+    @abstractmethod
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Return the detections of each image, best first."""
-        ...
 
+    @abstractmethod
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
@@ -136,4 +130,3 @@ class Detector(Protocol):
             proposals: one per image, with `instance_ids`.
             with_losses: also compute the box losses.
         """
-        ...

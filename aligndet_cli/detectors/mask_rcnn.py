@@ -14,11 +14,17 @@ from torch import Tensor, nn
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.faster_rcnn import LEVELS, BoxParts, RCNNConfig, build_box_parts
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
 from aligndet_cli.detectors.parts.mask_head import MaskHead, draw_targets, mask_loss, predict_masks
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs, pool_rois, to_rois
-from aligndet_cli.detectors.parts.two_stage import build_predictors, detect_boxes, pretext_candidates, train_boxes
+from aligndet_cli.detectors.parts.two_stage import (
+    LEVELS,
+    build_box_parts,
+    detect_boxes,
+    pretext_candidates,
+    train_boxes,
+)
 from aligndet_cli.training.recipe import Recipe
 
 
@@ -33,48 +39,36 @@ class MaskRCNNConfig(RCNNConfig):
         14, ge=1, description="Rows and columns of a RoI pooled for the mask, which has twice as many."
     )
 
+    def build(self, backbone: Backbone, num_classes: int) -> "MaskRCNN":
+        """Build a Mask R-CNN around `backbone`; everything else has fresh weights."""
+        return MaskRCNN(self, backbone, num_classes)
 
-class MaskRCNN(nn.Module):
-    """A `Detector`: boxes as in Faster R-CNN, then a mask per class for each of them.
+
+class MaskRCNN(Detector):
+    """Boxes as in Faster R-CNN, then a mask per class for each of them.
 
     `forward` returns the scalars of `FasterRCNN.forward`, and:
         loss_mask: cross-entropy of the mask of the true class, mean over positive RoIs whose box has a mask.
 
-    `detect` returns boxes, scores and class ids as `FasterRCNN.detect` does, and:
-        masks: (N, M, M) probabilities of the mask of the predicted class, M = 2 * `mask_pool_size`.
-
-    Args:
-        parts: see `FasterRCNN`.
-        mask_head: runs on boxes pooled from P2..P5.
-        num_classes: K, without background.
+    Masks of detections are of the predicted class, and have M = 2 * `mask_pool_size` rows and columns.
     """
 
-    num_slots = 1
-    class_modules: tuple[str, ...] = ("class_predictor", "box_predictor", "mask_predictor")
-    fresh_modules: tuple[str, ...] = ("mask_head", "mask_predictor")
+    levels = LEVELS
+    class_modules = ("class_predictor", "box_predictor", "mask_predictor")
+    fresh_modules = ("mask_head", "mask_predictor")
+    box_branch = ("rpn", "box_predictor")
+    class_predictor: nn.Linear
 
-    def __init__(self, parts: BoxParts, mask_head: MaskHead, *, num_classes: int) -> None:
-        super().__init__()
-        self.backbone, self.neck, self.rpn, self.head, self.rules = parts
-        self.feature_dim = parts.head.fc.out_features
-        self.class_predictor, self.box_predictor = build_predictors(self.feature_dim, num_classes)
+    def __init__(self, config: MaskRCNNConfig, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(backbone, feature_dim=config.head_features)
+        self.config: RCNNConfig = config
+        # The mask head comes first in the draws of initial weights, and late among the parameters.
+        mask_head = MaskHead(config.neck_channels, config.mask_convs, config.head_norm, config.mask_pool_size)
+        parts = build_box_parts(config, backbone, num_classes)
+        self.neck, self.rpn, self.head, self.class_predictor, self.box_predictor = parts
         self.mask_head = mask_head
         self.mask_predictor = nn.Conv2d(mask_head.upsample.out_channels, num_classes, 1)
         kaiming_convs(self.mask_predictor)
-
-    @property
-    def class_branch(self) -> list[nn.Module]:
-        """No modules: the head serves classes and boxes."""
-        return []
-
-    @property
-    def box_branch(self) -> list[nn.Module]:
-        """Modules that only the box losses train."""
-        return [self.rpn, self.box_predictor]
-
-    def extract(self, images: ImageBatch) -> Features:
-        """Return maps c2 to c5 of the backbone."""
-        return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch with masks; images without boxes are negatives."""
@@ -100,7 +94,7 @@ class MaskRCNN(nn.Module):
 
     def mask_logits(self, pyramid: list[Tensor], rois: Tensor, class_ids: Tensor) -> Tensor:
         """Return (S, M, M) logits of the mask of the class (S,) of each RoI (S, 5)."""
-        pooled, row = pool_rois(pyramid, rois, self.mask_head.pool_size, self.rules.pooling)
+        pooled, row = pool_rois(pyramid, rois, self.mask_head.pool_size, self.config)
         by_level = torch.empty_like(class_ids).index_put((row,), class_ids)
         return predict_masks(self.mask_predictor, self.mask_head(pooled), by_level)[row]
 
@@ -110,9 +104,3 @@ class MaskRCNN(nn.Module):
         class_ids = torch.cat([of_image.class_ids[matched] for matched, of_image in pairs])
         logits = self.mask_logits(pyramid, positives.rois(), class_ids)
         return mask_loss(logits, *draw_targets(positives, targets, logits.shape[-1]))
-
-
-def build_mask_rcnn(config: MaskRCNNConfig, backbone: Backbone, num_classes: int) -> MaskRCNN:
-    """Build a Mask R-CNN around `backbone`; everything else has fresh weights."""
-    mask_head = MaskHead(config.neck_channels, config.mask_convs, config.head_norm, config.mask_pool_size)
-    return MaskRCNN(build_box_parts(config, backbone), mask_head, num_classes=num_classes)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
-from aligndet_cli.detectors.interface import Detections
+from aligndet_cli.detectors.interface import Detections, Detector
 from aligndet_cli.detectors.parts.mask_head import paste_mask
 from aligndet_cli.errors import RunError
 from aligndet_cli.training.placement import autocast
@@ -22,14 +22,6 @@ SCORE_DECIMALS = 6
 
 # Positions in the image set, images, and original sizes (height, width).
 EvaluationBatch = tuple[list[int], ImageBatch, list[tuple[int, int]]]
-
-
-class Detects(Protocol):
-    """The part of a `Detector` that is needed here."""
-
-    def detect(self, images: ImageBatch) -> list[Detections]:
-        """Return the detections of each image."""
-        ...
 
 
 @contextlib.contextmanager
@@ -47,7 +39,7 @@ def forward_pass(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def predict_images(
-    model: Detects, batches: Iterable[EvaluationBatch], image_set: ImageSet, categories: Sequence[Category]
+    model: Detector, batches: Iterable[EvaluationBatch], image_set: ImageSet, categories: Sequence[Category]
 ) -> list[dict[str, Any]]:
     """Return the COCO results of all images; arguments as in `predict_each`."""
     return [entry for _, found in predict_each(model, batches, image_set, categories) for entry in found]
@@ -55,7 +47,7 @@ def predict_images(
 
 @torch.inference_mode()
 def predict_each(
-    model: Detects, batches: Iterable[EvaluationBatch], image_set: ImageSet, categories: Sequence[Category]
+    model: Detector, batches: Iterable[EvaluationBatch], image_set: ImageSet, categories: Sequence[Category]
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Yield `(index, COCO results)` of each image, in the order of the batches.
 

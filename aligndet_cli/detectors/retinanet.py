@@ -4,7 +4,7 @@ Source: Lin et al., ICCV 2017; mmdetection `retinanet_r50_fpn`, which AlignDet's
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -15,18 +15,17 @@ from torchvision.ops import clip_boxes_to_image
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features, extract_features
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
-from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
-from aligndet_cli.detectors.parts.dense_head import conv_tower, initialise_head, select_scores, sum_focal_loss
-from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NormName, check_group_channels
+from aligndet_cli.detectors.parts.cells import gather_cells, gather_slots, grids_of, image_index_of
+from aligndet_cli.detectors.parts.dense_head import initialise_head, select_scores, sum_focal_loss
+from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NeckNorm, NormName, check_group_channels, conv_tower
 from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_each_image
 from aligndet_cli.training.recipe import Rates, Recipe
 
-LEVELS = ("c3", "c4", "c5")  # of the backbone; P3..P5 are made of them
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7
 SCALES = tuple(4 * 2 ** (octave / 3) for octave in range(3))  # anchor sides 4, 5.04 and 6.35 strides
 RATIOS = (0.5, 1.0, 2.0)
@@ -45,10 +44,7 @@ class RetinaNetConfig(Frozen):
     family: Literal["retinanet"] = Field("retinanet", description="Detector family.")
     neck_channels: int = Field(256, ge=1, description="Width of the feature pyramid.")
     head_convs: int = Field(4, ge=0, description="Convolutions of each branch of the head.")
-    # "auto": the stage decides (AlignDet: none in pre-training, batch in fine-tuning); without a stage it is none.
-    neck_norm: Literal["auto", "none", "batch", "group"] = Field(
-        "auto", description="Norm in the feature pyramid; auto leaves it to the stage."
-    )
+    neck_norm: NeckNorm = "auto"
     head_norm: NormName = Field("none", description="Norm after the convolutions of the head.")
     # The next three differ in torchvision's and detectron2's detectors; import-weights sets them for their weights.
     extra_levels: ConvExtraName = Field("from_c5", description="Origin of the pyramid's levels P6 and P7.")
@@ -77,21 +73,9 @@ class RetinaNetConfig(Frozen):
             check_group_channels(self.neck_channels)
         return self
 
-
-@dataclass(frozen=True)
-class RetinaNetRules:
-    """The fields of `RetinaNetConfig` that assignment, losses, sampling and post-processing use."""
-
-    positive_iou: float
-    negative_iou: float
-    focal_alpha: float
-    focal_gamma: float
-    pretext_samples: int
-    score_threshold: float
-    detections_per_level: int
-    clip_before_nms: bool
-    nms_iou: float
-    max_detections: int
+    def build(self, backbone: Backbone, num_classes: int) -> "RetinaNet":
+        """Build a RetinaNet around `backbone`; everything else has fresh weights."""
+        return RetinaNet(self, backbone, num_classes)
 
 
 class RetinaNetHead(nn.Module):
@@ -103,67 +87,32 @@ class RetinaNetHead(nn.Module):
         self.box_tower = conv_tower(channels, num_convs, norm)
 
 
-class RetinaNet(nn.Module):
-    """A `Detector`: one class score per anchor and class, one box per anchor; 9 anchors a cell, see `AnchorGrid`.
+class RetinaNet(Detector):
+    """One class score per anchor and class, one box per anchor; 9 anchors a cell, see `AnchorGrid`.
 
     `forward` returns scalars, both per positive anchor:
         loss_cls: focal loss of all classes of all anchors that are not ignored.
         loss_box_reg: L1 distance of predicted and true offsets of the positive anchors.
 
-    `detect` returns for each image, best first:
-        boxes: (N, 4) xyxy in pixels, N at most `max_detections`.
-        scores: (N,) sigmoids of the class logits.
-        class_ids: (N,) int64, 0..K-1.
-
-    Args:
-        backbone: returns maps c3, c4, c5.
-        neck: makes P3..P7 of them.
-        head: runs on each of these.
-        num_classes: K, without background.
-        anchors: their style, see `AnchorGrid`.
+    Scores of detections are sigmoids of the class logits.
     """
 
-    class_modules: tuple[str, ...] = ("class_predictor",)
-    fresh_modules: tuple[str, ...] = ()
+    levels = ("c3", "c4", "c5")  # the neck makes P3..P7 of them
+    class_branch = ("head.class_tower",)
+    box_branch = ("head.box_tower", "box_predictor")
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        neck: FPN,
-        head: RetinaNetHead,
-        *,
-        channels: int,
-        num_classes: int,
-        anchors: AnchorStyle,
-        rules: RetinaNetRules,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.neck = neck
-        self.head = head
-        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS, anchors)
-        self.feature_dim = channels
+    def __init__(self, config: RetinaNetConfig, backbone: Backbone, num_classes: int) -> None:
+        channels = config.neck_channels
+        super().__init__(backbone, feature_dim=channels)
+        self.config = config
+        self.neck = FPN(backbone.use_levels(self.levels), channels, config.neck_norm, extra_levels=config.extra_levels)
+        self.head = RetinaNetHead(channels, config.head_convs, config.head_norm)
+        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS, config.anchors)
         self.num_slots = self.anchors.num_per_cell
-        self.num_classes = num_classes
-        self.rules = rules
         # channel = anchor * K + class, and anchor * 4 + (dx, dy, dw, dh), as in mmdetection and torchvision
         self.class_predictor = nn.Conv2d(channels, self.num_slots * num_classes, 3, padding=1)
         self.box_predictor = nn.Conv2d(channels, self.num_slots * 4, 3, padding=1)
         initialise_head([self.head, self.class_predictor, self.box_predictor], self.class_predictor)
-
-    @property
-    def class_branch(self) -> list[nn.Module]:
-        """Modules that only the contrastive loss trains."""
-        return [self.head.class_tower]
-
-    @property
-    def box_branch(self) -> list[nn.Module]:
-        """Modules that only the box losses train."""
-        return [self.head.box_tower, self.box_predictor]
-
-    def extract(self, images: ImageBatch) -> Features:
-        """Return maps c3 to c5 of the backbone."""
-        return extract_features(self.backbone, images, LEVELS)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""
@@ -191,7 +140,7 @@ class RetinaNet(nn.Module):
         """Return sampled anchors, image by image, positives before background. The loss is `loss_box_reg`."""
         pyramid = self.neck(features.maps)
         anchors, matched = self.assign(grids_of(pyramid), features.sizes_hw, proposals)
-        samples = sample_each_image(matched, self.rules.pretext_samples)
+        samples = sample_each_image(matched, self.config.pretext_samples)
         image_index = image_index_of([len(of_image) for of_image in samples], matched.device)
         anchor_index = torch.cat(samples)
         class_maps = [self.head.class_tower(level) for level in pyramid]
@@ -226,16 +175,16 @@ class RetinaNet(nn.Module):
             grids_hw,
             sizes_hw,
             targets,
-            positive_iou=self.rules.positive_iou,
-            negative_iou=self.rules.negative_iou,
+            positive_iou=self.config.positive_iou,
+            negative_iou=self.config.negative_iou,
             min_claim_iou=0.0,
         )
 
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
         """Return the scalar `loss_cls`, from (B, A*K, H, W) logits per level and (B, anchors) matches."""
         class_ids = torch.stack([look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
-        rules = self.rules
-        total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=rules.focal_alpha, gamma=rules.focal_gamma)
+        config = self.config
+        total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=config.focal_alpha, gamma=config.focal_gamma)
         return total / _num_positives(matched)
 
     def box_loss(self, deltas: list[Tensor], anchors: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
@@ -249,9 +198,7 @@ class RetinaNet(nn.Module):
         """
         image_index, anchor_index = (matched >= 0).nonzero(as_tuple=True)  # (P,) each, image by image
         boxes = matched_boxes(targets, matched, image_index, anchor_index)
-        cell, slot = anchor_index // self.num_slots, anchor_index % self.num_slots
-        cells = gather_cells(deltas, image_index, cell).unflatten(1, (self.num_slots, 4))  # (P, A, 4)
-        predicted = cells[torch.arange(len(slot), device=slot.device), slot].float()
+        predicted = gather_slots(deltas, image_index, anchor_index, self.num_slots)  # (P, 4)
         return (predicted - encode_boxes(boxes, anchors[anchor_index])).abs().sum() / _num_positives(matched)
 
     def postprocess(self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, size_hw: SizeHW) -> Detections:
@@ -264,14 +211,14 @@ class RetinaNet(nn.Module):
             size_hw: height and width of the image in pixels, without padding.
         """
         boxes, scores, class_ids = [], [], []
-        frame_hw = size_hw if self.rules.clip_before_nms else None
+        frame_hw = size_hw if self.config.clip_before_nms else None
         sizes = [level.shape[-2] * level.shape[-1] * self.num_slots for level in logits]
         for level_logits, level_deltas, level_anchors in zip(logits, deltas, anchors.split(sizes), strict=True):
             score, anchor_index, class_id = select_scores(
                 level_logits,
                 self.num_slots,
-                score_threshold=self.rules.score_threshold,
-                max_scores=self.rules.detections_per_level,
+                score_threshold=self.config.score_threshold,
+                max_scores=self.config.detections_per_level,
             )
             delta = level_deltas.float().permute(1, 2, 0).reshape(-1, 4)[anchor_index]
             boxes.append(decode_boxes(delta, level_anchors[anchor_index], frame_hw))
@@ -281,36 +228,10 @@ class RetinaNet(nn.Module):
             torch.cat(boxes),
             torch.cat(scores),
             torch.cat(class_ids),
-            nms_iou=self.rules.nms_iou,
-            max_detections=self.rules.max_detections,
+            nms_iou=self.config.nms_iou,
+            max_detections=self.config.max_detections,
         )
         return found if frame_hw else replace(found, boxes=clip_boxes_to_image(found.boxes, size_hw))
-
-
-def build_retinanet(config: RetinaNetConfig, backbone: Backbone, num_classes: int) -> RetinaNet:
-    """Build a RetinaNet around `backbone`; everything else has fresh weights."""
-    neck_norm = "none" if config.neck_norm == "auto" else config.neck_norm
-    widths = backbone.use_levels(LEVELS)
-    return RetinaNet(
-        backbone,
-        FPN(widths, config.neck_channels, neck_norm, extra_levels=config.extra_levels),
-        RetinaNetHead(config.neck_channels, config.head_convs, config.head_norm),
-        channels=config.neck_channels,
-        num_classes=num_classes,
-        anchors=config.anchors,
-        rules=RetinaNetRules(
-            positive_iou=config.positive_iou,
-            negative_iou=config.negative_iou,
-            focal_alpha=config.focal_alpha,
-            focal_gamma=config.focal_gamma,
-            pretext_samples=config.pretext_samples,
-            score_threshold=config.score_threshold,
-            detections_per_level=config.detections_per_level,
-            clip_before_nms=config.clip_before_nms,
-            nms_iou=config.nms_iou,
-            max_detections=config.max_detections,
-        ),
-    )
 
 
 def _num_positives(matched: Tensor) -> Tensor:

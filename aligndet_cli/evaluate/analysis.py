@@ -226,11 +226,7 @@ def _rank(numbers: tuple[int, int, int]) -> tuple[float, int, int]:
 
 
 def match_all(found: CocoMatches, predictions: Sequence[Mapping[str, Any]]) -> Matches:
-    """Return the matches at `_THRESHOLDS` as arrays.
-
-    Args:
-        predictions: the COCO results that were matched; `bbox` is xywh.
-    """
+    """Return the matches at `_THRESHOLDS` as arrays; `predictions` are the COCO results that were matched."""
     truths = found.truths
     row_of = {entry["id"]: row for row, entry in enumerate(truths)}
     row_of[0] = -1  # not matched

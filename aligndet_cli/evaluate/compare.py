@@ -17,10 +17,10 @@ def compare_runs(metrics_a: Mapping[str, Any], metrics_b: Mapping[str, Any]) -> 
     Returns:
         the COCO numbers by name; `voc` and `segm` if both have them; `per_class` AP by class name.
     """
-    comparison: dict[str, Any] = _compare_numbers(metrics_a, metrics_b, COCO_NUMBERS)
+    comparison: dict[str, Any] = {name: _difference(metrics_a[name], metrics_b[name]) for name in COCO_NUMBERS}
     for group, names in (("voc", VOC_NUMBERS), ("segm", COCO_NUMBERS)):
         if metrics_a.get(group) and metrics_b.get(group):
-            comparison[group] = _compare_numbers(metrics_a[group], metrics_b[group], names)
+            comparison[group] = {name: _difference(metrics_a[group][name], metrics_b[group][name]) for name in names}
     others = {entry["name"]: entry for entry in metrics_b["per_class"]}
     comparison["per_class"] = {
         entry["name"]: _difference(entry["AP"], others[entry["name"]]["AP"])
@@ -28,12 +28,6 @@ def compare_runs(metrics_a: Mapping[str, Any], metrics_b: Mapping[str, Any]) -> 
         if entry["name"] in others
     }
     return comparison
-
-
-def _compare_numbers(
-    first: Mapping[str, Any], second: Mapping[str, Any], names: tuple[str, ...]
-) -> dict[str, dict[str, float | None]]:
-    return {name: _difference(first[name], second[name]) for name in names}
 
 
 def _difference(this: float | None, other: float | None) -> dict[str, float | None]:

@@ -152,11 +152,7 @@ def draw_confusion(drawing: Drawing) -> Figure:
 
 
 def draw_comparison(analyses: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """Draw precision over recall and kinds of errors of several runs on the same axes.
-
-    Args:
-        analyses: content of `analysis.json` by run.
-    """
+    """Draw precision over recall and kinds of errors on the same axes, from the `analysis.json` of each run."""
     figure = new_figure(13, 4.6)
     curve_axes, error_axes = figure.subplots(1, 2, width_ratios=(5, 7))
     for (name, analysis), colour in zip(analyses.items(), COLOURS, strict=False):

@@ -67,7 +67,6 @@ class Plan:
     """Everything that `run` needs.
 
     Attributes:
-        run: the fine-tuned run.
         categories: classes of the model, by class id.
         resolution: short and long side that images are resized to.
         has_masks: True if masks are measured too.

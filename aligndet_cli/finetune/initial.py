@@ -9,7 +9,7 @@ from aligndet_cli.backbones.weights import find_backbone_weights, training_shown
 from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
-from aligndet_cli.detectors.faster_rcnn import RCNNConfig
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import hash_files

@@ -16,7 +16,7 @@ from aligndet_cli.data.loaders import LabelBoxes, SampleStream, evaluation_batch
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.voc import VOC_CLASSES
-from aligndet_cli.detectors import AnyDetector, neck_norm_of
+from aligndet_cli.detectors import Detector, neck_norm_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, read_detector, write_detector
 from aligndet_cli.detectors.recipes import COCO_IMAGES, RCNN, LabelFacts, images_of_an_epoch, weights_kind
 from aligndet_cli.detectors.results import predict_images
@@ -222,7 +222,7 @@ def run(plan: Plan, process: Process) -> None:
     wait_for_all(process)
 
 
-def _load_weights(plan: Plan, model: AnyDetector) -> LoadReport | None:
+def _load_weights(plan: Plan, model: Detector) -> LoadReport | None:
     """Fill a detector with its initial weights; return the report, or None if only a backbone is loaded.
 
     Raises:
@@ -239,7 +239,7 @@ def _load_weights(plan: Plan, model: AnyDetector) -> LoadReport | None:
     return report
 
 
-def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: Process) -> dict[str, float] | None:
+def _evaluate_now_and_then(plan: Plan, model: Detector, done: int, process: Process) -> dict[str, float] | None:
     """Return COCO numbers after every `evaluate_every` epochs, from the main process; the others wait."""
     config, images = plan.config, plan.evaluation
     if images is None or config.evaluate_every is None:
@@ -267,7 +267,7 @@ def _evaluate_now_and_then(plan: Plan, model: AnyDetector, done: int, process: P
     return numbers
 
 
-def _finish(plan: Plan, model: AnyDetector, report: LoadReport | None) -> None:
+def _finish(plan: Plan, model: Detector, report: LoadReport | None) -> None:
     folder = plan.output.partial
     content = DetectorFile(
         stage="finetune",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.checkpoint import DetectorFile
 from aligndet_cli.errors import ConfigError, WeightsError
 
@@ -135,7 +135,7 @@ def transfer(
 
 
 def modules_to_restart(
-    model: AnyDetector, source: DetectorFile, categories: Sequence[Category], *, keep_box_predictor: bool
+    model: Detector, source: DetectorFile, categories: Sequence[Category], *, keep_box_predictor: bool
 ) -> set[str]:
     """Return the top-level modules that stay fresh: untouched by pre-training, or made for other classes.
 

@@ -12,7 +12,7 @@ from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import Frozen, Side
 from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.data.transforms import Crop, ViewParams, crop_sample, draw_view, make_batch
-from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.training.learner import ViewLosses
 from aligndet_cli.training.recipe import SINGLE_SCALE, WIDE_SIDES, PolicyName
 from aligndet_cli.training.trial import worst_sizes
@@ -79,7 +79,7 @@ def resolve_resolution(config: ResolutionConfig, policy: PolicyName, scales: tup
 class LabelledViews(ViewLosses):
     """One view of every sample, without colour changes, and the losses of a detector on it."""
 
-    def __init__(self, model: AnyDetector, *, resolution: Resolution, seed: int) -> None:
+    def __init__(self, model: Detector, *, resolution: Resolution, seed: int) -> None:
         super().__init__()
         self.model, self.resolution, self.seed = model, resolution, seed
         self.largest_hw = resolution.worst_sizes()[0]
@@ -102,7 +102,7 @@ def build_views(
     detector: DetectorConfig, backbone: BackboneConfig, num_classes: int, resolution: Resolution, seed: int
 ) -> LabelledViews:
     """Return the module that the loop trains, on the CPU, with random weights."""
-    model = build_detector(detector, build_backbone(backbone), num_classes)
+    model = detector.build(build_backbone(backbone), num_classes)
     return LabelledViews(model, resolution=resolution, seed=seed)
 
 

@@ -208,8 +208,9 @@ def _summary(
         }
         for index, category_id in enumerate(evaluator.params.catIds)
     ]
+    numbers = zip(COCO_NUMBERS, evaluator.stats, strict=True)
     return {
-        **{name: _number(value) for name, value in zip(COCO_NUMBERS, evaluator.stats, strict=True)},
+        **{name: None if value == -1 else float(value) for name, value in numbers},
         "per_class": per_class,
         "counts": {
             "images": len(dataset["images"]),
@@ -226,7 +227,3 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     """Return the mean of values (any shape) without -1, which marks unmeasured ones; None if nothing is left."""
     measured = values[values > -1]
     return float(measured.mean()) if measured.size else None
-
-
-def _number(value: float) -> float | None:
-    return None if value == -1 else float(value)

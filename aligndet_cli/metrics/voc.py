@@ -58,11 +58,9 @@ def match_detections(
 
 
 def average_precisions(verdicts: NDArray[np.int64], num_truths: int) -> tuple[float, float]:
-    """Return the AP by the rule of 2007 and the AP by the rule of 2010-2012.
+    """Return the AP by the rule of 2007 and the AP by the rule of 2010-2012 of verdicts (D,), see `match_detections`.
 
-    Args:
-        verdicts: (D,) by falling score, see `match_detections`.
-        num_truths: number of boxes that are not difficult; at least 1.
+    `num_truths` counts the boxes that are not difficult, at least 1.
     """
     counted = verdicts[verdicts >= 0]
     num_right = np.cumsum(counted)  # (D',)

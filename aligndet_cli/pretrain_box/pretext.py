@@ -10,7 +10,7 @@ from torch.nn.functional import linear, normalize
 from torchvision.ops import StochasticDepth
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.interface import Features
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.training.embeddings import embedding_health
@@ -75,7 +75,7 @@ class BoxPretext(nn.Module):
 
     def __init__(
         self,
-        detector: AnyDetector,
+        detector: Detector,
         *,
         recipe: Recipe,
         embedding_dim: int,
@@ -89,15 +89,17 @@ class BoxPretext(nn.Module):
         self.momentum_follows = recipe.momentum_follows
         self.online = detector
         self.projector = Projector(detector.feature_dim, projector, embedding_dim, detector.num_slots)
-        _freeze(*(detector.get_submodule(name) for name in detector.fresh_modules))
+        untrained = [*detector.fresh_modules]
         if not recipe.needs_clusters or tasks == "contrastive":
-            _freeze(detector.class_predictor)
+            untrained += ["class_predictor"]
         if freeze_backbone:
-            _freeze(detector.backbone)
+            untrained += ["backbone"]
         if tasks == "contrastive":
-            _freeze(*detector.box_branch)
+            untrained += detector.box_branch
         if tasks == "regression":
-            _freeze(*detector.class_branch, self.projector)
+            untrained += detector.class_branch
+            _freeze(self.projector)
+        _freeze(*(detector.get_submodule(name) for name in untrained))
         # A memo entry makes deepcopy keep the frozen backbone shared instead of copying it.
         memo = {id(detector.backbone): detector.backbone} if freeze_backbone else {}
         self.momentum = copy.deepcopy(detector, memo)

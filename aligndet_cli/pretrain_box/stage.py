@@ -14,7 +14,7 @@ from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_
 from aligndet_cli.config import Frozen, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import OnError, SampleStream
-from aligndet_cli.detectors import DetectorConfig, build_detector, neck_norm_of, settle_neck_norm
+from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import RCNN, recipe_for, told_training, training_of_backbone, weights_kind
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
@@ -251,7 +251,7 @@ def build_pretext(config: PretrainBoxConfig, num_classes: int, weights: Path | N
     if not config.freeze_backbone and config.backbone.norm_eval == "auto":
         backbone.fix_norms()  # the authors' selfsup_*.py: BN in eval mode, scale and shift fixed
     return BoxPretext(
-        build_detector(pretrain_detector(config), backbone, num_classes),
+        pretrain_detector(config).build(backbone, num_classes),
         recipe=config.detector.RECIPE,
         embedding_dim=config.projector.embedding_dim,
         projector=config.projector.resolve(config.detector.RECIPE.projector),

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.artifacts.proposals import ProposalStore
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, positions_of
 from aligndet_cli.proposals.filters import has_allowed_size, pairwise_iou
 
 BUDGETS = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200, 300, 500, 700, 1000)
@@ -32,14 +32,14 @@ def measure_recall(store: ProposalStore, image_set: ImageSet, min_size: float) -
     num_objects = np.zeros(len(names), dtype=np.int64)
     num_found = np.zeros((len(names), len(BUDGETS) + 1))
     sum_overlap = np.zeros((len(names), len(BUDGETS) + 1))
-    for position, image_id in enumerate(image_set.image_ids.tolist()):
+    for position, place in enumerate(positions_of(image_set.image_ids, store.image_ids).tolist()):
         start, stop = image_set.offsets[position : position + 2]
         objects = start + np.flatnonzero(~image_set.is_crowd[start:stop])
-        if not len(objects) or image_id not in store:
+        if not len(objects) or place < 0:
             continue
         boxes, areas = image_set.boxes[objects], image_set.areas[objects]
         groups = _groups(boxes, areas, min_size)
-        overlaps = best_overlaps(boxes, store.boxes_of(store.index_of(image_id)))
+        overlaps = best_overlaps(boxes, store.boxes_of(place))
         num_objects += groups.sum(axis=1)
         num_found += groups.astype(np.float64) @ (overlaps >= 0.5)
         sum_overlap += groups.astype(np.float64) @ overlaps

@@ -13,7 +13,7 @@ from aligndet_cli.files import read_json
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.devices import Devices, Process
 from aligndet_cli.training.fitting import try_fit
-from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
+from aligndet_cli.training.loop import Learner, LoopSettings, train_step, watch_divergence
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.settings import TrainingConfig, check_batch_split
 from aligndet_cli.training.trial import Trial
@@ -106,12 +106,12 @@ def _fitted(training: TrainingConfig, devices: Devices, trial: Trial, *, may_spl
     """Return the settings, with more micro-batches if the batch does not fit otherwise and `may_split`."""
     images, accumulate = training.images_per_step // devices.world_size, training.accumulate
     fit = try_fit(trial, devices, images // accumulate)
-    if fit is None or fit.needed(images, accumulate) <= fit.budget:
+    if fit is None or fit.footprint.of(images, accumulate) <= fit.budget:
         return Settled(training)
     parts = fit.parts(images, accumulate)
     if parts is not None and may_split:
         return Settled(training.model_copy(update={"accumulate": parts}))
-    fits_spared = parts is None and fit.needed(images, images, is_sparing=True) <= fit.budget
+    fits_spared = parts is None and fit.footprint.of(images, images, is_sparing=True) <= fit.budget
     if fits_spared and (may_split or accumulate == images):
         return Settled(training.model_copy(update={"accumulate": images}), spares_memory=True)
     advice = fit.advice(devices.world_size, accumulate)
@@ -155,10 +155,10 @@ def largest_on_gpu(trial: Trial, process: Process) -> int:
 
 
 def _fits(learner: Learner, settings: LoopSettings, samples: list[Sample], process: Process) -> bool:
-    scaler, divergence = build_scaler(settings, process), watch_divergence(learner, process)
+    divergence = watch_divergence(learner, process)
     try:
         for step in range(_STEPS):
-            train_step(learner, scaler, samples, step, settings, divergence)
+            train_step(learner, samples, step, settings, divergence)
             learner.after_step(step)
         if process.device != "cpu":
             torch.cuda.synchronize(process.device)

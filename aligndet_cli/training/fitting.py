@@ -29,25 +29,21 @@ class Fit:
     budget: int
     largest: str
 
-    def needed(self, images: int, accumulate: int = 1, *, is_sparing: bool = False) -> int:
-        """Return the bytes that steps with `images` in a process take."""
-        return self.footprint.of(images, accumulate, is_sparing=is_sparing)
-
     def images(self, accumulate: int = 1) -> int:
         """Return the number of images that fit, as a multiple of `accumulate`."""
-        fixed = self.needed(0)
-        return max((self.budget - fixed) // (self.needed(accumulate, accumulate) - fixed) * accumulate, 0)
+        fixed = self.footprint.of(0)
+        return max((self.budget - fixed) // (self.footprint.of(accumulate, accumulate) - fixed) * accumulate, 0)
 
     def parts(self, images: int, at_least: int) -> int | None:
         """Return the smallest number of equal micro-batches that fit, from `at_least` on; None if there is none."""
         divisors = (number for number in range(at_least, images + 1) if images % number == 0)
-        return next((number for number in divisors if self.needed(images, number) <= self.budget), None)
+        return next((number for number in divisors if self.footprint.of(images, number) <= self.budget), None)
 
     def problem(self, images: int, accumulate: int, devices: Devices) -> str:
         """Describe why `images` do not fit in a process."""
         each = f" in each of {devices.per_node} processes" if devices.per_node > 1 else ""
         number = f"{images} images" if self.images(accumulate) else f"a single image of {self.largest}"
-        needed = gigabytes(self.needed(images if self.images(accumulate) else 1))
+        needed = gigabytes(self.footprint.of(images if self.images(accumulate) else 1))
         return (
             f"a step with {number}{each} needs about {needed} of memory and there are {gigabytes(self.budget)} for it"
         )

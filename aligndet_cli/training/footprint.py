@@ -17,7 +17,7 @@ from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.launch import run_here
 from aligndet_cli.processes.memory import Usage, give_back_freed_memory, limit_growth, process_usage
 from aligndet_cli.processes.signals import end_with_parent
-from aligndet_cli.training.loop import build_scaler, memory_that_ran_out, train_step, watch_divergence
+from aligndet_cli.training.loop import memory_that_ran_out, train_step, watch_divergence
 from aligndet_cli.training.trial import Trial
 
 _PATIENCE_S = 300.0
@@ -129,10 +129,10 @@ def _measure(trial: Trial, process: Process) -> Footprint | str:
     if before is None:
         return "this system does not tell what a process uses"
     learner = trial.build(process)
-    scaler, divergence = build_scaler(trial.settings, process), watch_divergence(learner, process)
+    divergence = watch_divergence(learner, process)
 
     def take(step: int, samples: list[Sample]) -> None:
-        train_step(learner, scaler, samples, step, trial.settings, divergence)
+        train_step(learner, samples, step, trial.settings, divergence)
         learner.after_step(step)
 
     take(0, trial.draw_small())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -45,6 +46,7 @@ def build_learner(
         model=wrap(views, process),
         optimizer=build_optimizer(views, rates, settings, process),
         state=dict(views.named_children()),
+        scaler=torch.amp.GradScaler(torch.device(process.device).type, enabled=settings.precision == "16-mixed"),
         after_step=views.after_step,
         largest_hw=views.largest_hw,
     )

@@ -78,6 +78,7 @@ class Learner:
         model: called with the samples of a micro-batch and the step; returns `(losses, shown)`: scalars already
             weighted, which are summed and differentiated, and scalars that are only logged. May be wrapped (DDP).
         state: modules by name that go into the checkpoint.
+        scaler: of the losses of float16 runs; without effect in other precisions.
         after_step: called after every optimizer step with its number; updates the pretext's momentum network.
         between: called after every step with the number of finished steps; may evaluate, and return numbers to log.
         largest_hw: height and width of the largest images, for messages.
@@ -86,6 +87,7 @@ class Learner:
     model: Callable[[Sequence[Sample], int], tuple[dict[str, Tensor], dict[str, Tensor]]]
     optimizer: torch.optim.Optimizer
     state: Mapping[str, nn.Module]
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     after_step: Callable[[int], None] = lambda step: None
     between: Callable[[int], dict[str, float] | None] = lambda step: None
     largest_hw: tuple[int, int] | None = None
@@ -110,8 +112,7 @@ def train(
         Preempted: a signal asked to stop, and a checkpoint was written.
         RunError: the loss is not finite, or memory ran out.
     """
-    scaler = build_scaler(settings, process)
-    start = _restore(learner, scaler, folder)
+    start = _restore(learner, folder)
     record = Records(folder, process, start, settings.logger)
     divergence = watch_divergence(learner, process, folder)
     total = settings.schedule.num_steps
@@ -124,7 +125,7 @@ def train(
             record.skipped(samples)
             if step == start:
                 _before_first(learner, len(samples), step, settings, process)
-            losses, shown = train_step(learner, scaler, samples, step, settings, divergence)
+            losses, shown = train_step(learner, samples, step, settings, divergence)
             learner.after_step(step)
             done = step + 1
             if settings.is_logged(step):
@@ -138,7 +139,7 @@ def train(
                 record.line("metrics.jsonl", {"step": done, **extra})
             if done < total and _save_is_due(done, last_save, settings, stop, process):
                 divergence.check()
-                _save(learner, scaler, folder, done, process)
+                _save(learner, folder, done, process)
                 last_save = time.monotonic()
                 if any_rank(stop.received is not None, process):
                     stop.received = stop.received or "SIGTERM on another rank"
@@ -168,25 +169,15 @@ def watch_divergence(learner: Learner, process: Process, folder: Path | None = N
     return Divergence(process, folder, is_deferred=is_fused and process.device.startswith("cuda"))
 
 
-def build_scaler(settings: LoopSettings, process: Process) -> torch.amp.GradScaler:
-    """Build the scaler for the losses of float16 runs; it does nothing for other precisions."""
-    return torch.amp.GradScaler(torch.device(process.device).type, enabled=settings.precision == "16-mixed")
-
-
 def train_step(
-    learner: Learner,
-    scaler: torch.amp.GradScaler,
-    samples: Sequence[Sample],
-    step: int,
-    settings: LoopSettings,
-    divergence: Divergence,
+    learner: Learner, samples: Sequence[Sample], step: int, settings: LoopSettings, divergence: Divergence
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Take one optimizer step on the samples of this rank, without `after_step`.
 
     Returns:
         The losses (mean over micro-batches) with the gradient norm, and the numbers to show; all scalars.
     """
-    process = divergence.process
+    process, scaler = divergence.process, learner.scaler
     torch.manual_seed(mix_seed(settings.seed, step, process.rank))
     for group in learner.optimizer.param_groups:
         factor = 1.0 if group.get("constant_lr") else settings.schedule.lr_factor(step)
@@ -246,15 +237,15 @@ def _save_is_due(done: int, last_save: float, settings: LoopSettings, stop: Stop
     return any_rank(is_due, process)
 
 
-def _save(learner: Learner, scaler: torch.amp.GradScaler, folder: Path, done: int, process: Process) -> None:
+def _save(learner: Learner, folder: Path, done: int, process: Process) -> None:
     if process.is_main:
         state = {name: module.state_dict() for name, module in learner.state.items()}
-        state |= {"optimizer": learner.optimizer.state_dict(), "scaler": scaler.state_dict()}
+        state |= {"optimizer": learner.optimizer.state_dict(), "scaler": learner.scaler.state_dict()}
         save_checkpoint(folder / "resume", done, state)
     wait_for_all(process)
 
 
-def _restore(learner: Learner, scaler: torch.amp.GradScaler, folder: Path) -> int:
+def _restore(learner: Learner, folder: Path) -> int:
     found = load_checkpoint(folder / "resume")
     if found is None:
         return 0
@@ -262,7 +253,7 @@ def _restore(learner: Learner, scaler: torch.amp.GradScaler, folder: Path) -> in
     for name, module in learner.state.items():
         module.load_state_dict(state[name])
     learner.optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
+    learner.scaler.load_state_dict(state["scaler"])
     logger.info(f"continuing after step {step}")
     return step
 

@@ -42,19 +42,17 @@ class Trial:
         """Height and width of the largest images, for messages."""
         return "x".join(map(str, self.sizes_hw[0]))
 
-    def draw(self, count: int) -> list[Sample]:
-        """Draw samples of the largest sizes."""
-        return self._draw(count, self.sizes_hw)
+    def draw(self, count: int, sizes_hw: Sequence[tuple[int, int]] | None = None) -> list[Sample]:
+        """Draw samples of these sizes, by default of the largest."""
+        sizes_hw = sizes_hw or self.sizes_hw
+        return draw_samples(
+            count, sizes_hw, num_boxes=self.num_boxes, num_classes=self.num_classes, with_masks=self.with_masks
+        )
 
     def draw_small(self) -> list[Sample]:
         """Draw a strip as wide as the largest image, so that it is not enlarged, and a twentieth as high."""
         height, width = self.sizes_hw[0]
-        return self._draw(1, [(max(height // 20, 1), width)])
-
-    def _draw(self, count: int, sizes_hw: Sequence[tuple[int, int]]) -> list[Sample]:
-        return draw_samples(
-            count, sizes_hw, num_boxes=self.num_boxes, num_classes=self.num_classes, with_masks=self.with_masks
-        )
+        return self.draw(1, [(max(height // 20, 1), width)])
 
 
 def draw_samples(

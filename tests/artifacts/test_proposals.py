@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, ProposalStore, write_store
+from aligndet_cli.data.dataset import positions_of
 from aligndet_cli.errors import DataError
 
 
@@ -32,7 +33,6 @@ def test_what_was_written_is_read(tmp_path, images):
     for index, expected in enumerate(images):
         np.testing.assert_array_equal(store.boxes_of(index), expected.boxes)
         assert store.boxes_of(index).shape == expected.boxes.shape
-        assert store.index_of(expected.image_id) == index
     assert [(entry.file_name, entry.size_hw, entry.count) for entry in store.images()][1] == (
         "dir/5.jpg",
         (480, 640),
@@ -47,14 +47,10 @@ def test_a_store_may_have_no_boxes(tmp_path):
     assert store.boxes_of(0).shape == (0, 4)
 
 
-def test_unknown_images_are_errors(tmp_path, images):
+def test_unknown_images_are_told(tmp_path, images):
     write_store(tmp_path, images)
     store = ProposalStore(tmp_path)
-    assert 11 in store
-    for unknown in (0, 12, 901):
-        assert unknown not in store
-        with pytest.raises(KeyError):
-            store.index_of(unknown)
+    assert positions_of(np.array([0, 12, 901, 11]), store.image_ids).tolist() == [-1, -1, -1, 3]
     for outside in (-1, 5):
         with pytest.raises(IndexError):
             store.boxes_of(outside)
@@ -106,7 +102,8 @@ def test_ten_million_boxes_open_at_once_and_stay_on_disk(tmp_path):
     (tmp_path / "images.jsonl").write_text("not read")
     began = time.process_time()
     store = ProposalStore(tmp_path)
-    assert store.boxes_of(store.index_of(17)).shape == (per_image, 4)
+    (place,) = positions_of(np.array([17]), store.image_ids)
+    assert store.boxes_of(place).shape == (per_image, 4)
     assert time.process_time() - began < 1
     # In a process of its own, opening and reading one image must not load the 160 MB.
     script = (
@@ -114,7 +111,7 @@ def test_ten_million_boxes_open_at_once_and_stay_on_disk(tmp_path):
         "from aligndet_cli.artifacts.proposals import ProposalStore\n"
         "usage = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = usage(); store = ProposalStore(pathlib.Path(sys.argv[1]))\n"
-        "store.boxes_of(store.index_of(17)).sum(); print(json.dumps(usage() - before))\n"
+        "store.boxes_of(store.image_ids.tolist().index(17)).sum(); print(json.dumps(usage() - before))\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True, text=True)
     assert json.loads(done.stdout) < 30_000  # KiB

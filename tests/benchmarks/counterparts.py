@@ -37,7 +37,7 @@ from aligndet_cli.config import DataConfig
 from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets
 from aligndet_cli.data.loaders import SampleStream, StreamSampler
 from aligndet_cli.data.transforms import make_batch
-from aligndet_cli.detectors import AnyDetector, build_detector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.interface import Features
@@ -145,19 +145,19 @@ def to_batch(views: Sequence[DrawnView], topk: int | None) -> tuple[Features, li
     return Features({"image": image}, tuple(view.size_hw for view in views), (height, width)), targets
 
 
-def build(config: RetinaNetConfig | FCOSConfig | FasterRCNNConfig) -> AnyDetector:
+def build(config: RetinaNetConfig | FCOSConfig | FasterRCNNConfig) -> Detector:
     """The detector with narrow heads and noise for features; all that picks boxes is the default's."""
     narrow = {"neck_channels": CHANNELS, "head_convs": 0, "head_norm": "none"}
     if isinstance(config, FasterRCNNConfig):
         narrow |= {"head_features": CHANNELS, "pool_size": 1}
     torch.manual_seed(0)
-    detector = build_detector(config.model_copy(update=narrow), build_backbone(BackboneConfig(name="resnet18")), 1)
+    detector = config.model_copy(update=narrow).build(build_backbone(BackboneConfig(name="resnet18")), 1)
     detector.neck = NoisyPyramid(FIRST_STRIDE[config.family])
     return detector
 
 
 @torch.no_grad()
-def steps_of(detector: AnyDetector, drawn: list[list[DrawnView]], images: int, topk: int | None) -> Iterator[Step]:
+def steps_of(detector: Detector, drawn: list[list[DrawnView]], images: int, topk: int | None) -> Iterator[Step]:
     """The steps of the epoch; an incomplete last one is left out."""
     for start in range(0, len(drawn) - images + 1, images):
         ids = []

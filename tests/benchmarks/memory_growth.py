@@ -26,7 +26,7 @@ from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.launch import run_here
 from aligndet_cli.processes.memory import give_back_freed_memory, process_usage
 from aligndet_cli.training.learner import build_learner
-from aligndet_cli.training.loop import build_scaler, train_step, watch_divergence
+from aligndet_cli.training.loop import train_step, watch_divergence
 from aligndet_cli.training.settings import TrainingConfig, resolve_settings
 from aligndet_cli.training.trial import draw_samples
 
@@ -44,14 +44,14 @@ def take_steps(num_steps: int, process: Process) -> None:
     resolution = Resolution("resize", (192, 208, 224, 240, 256), 427, 1024)
     views = build_views(detector, BackboneConfig(name="resnet18"), NUM_CLASSES, resolution, seed=0)
     learner = build_learner(views, rates, settings, RuntimeConfig(), process)
-    scaler, divergence = build_scaler(settings, process), watch_divergence(learner, process)
+    divergence = watch_divergence(learner, process)
     generator = torch.Generator().manual_seed(1)
     largest, began = 0, time.process_time()
     for step in range(num_steps):
         sizes_hw = [draw_size(generator) for _ in range(NUM_IMAGES)]
         num_boxes = 10 + int(torch.randint(20, (1,), generator=generator))
         samples = draw_samples(NUM_IMAGES, sizes_hw, num_boxes=num_boxes, num_classes=NUM_CLASSES)
-        losses, _ = train_step(learner, scaler, samples, step, settings, divergence)
+        losses, _ = train_step(learner, samples, step, settings, divergence)
         usage = process_usage()
         assert usage is not None
         largest = max(largest, usage.resident)

@@ -31,14 +31,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from aligndet_cli.backbones import BackboneConfig
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.views import Resolution, build_views
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.memory import keep_freed_memory
 from aligndet_cli.training.learner import build_learner
-from aligndet_cli.training.loop import Learner, build_scaler, train_step, watch_divergence
+from aligndet_cli.training.loop import Learner, train_step, watch_divergence
 from aligndet_cli.training.settings import TrainingConfig, resolve_settings
 from aligndet_cli.training.trial import draw_samples
 
@@ -51,11 +51,10 @@ Step = Callable[[int], None]
 def step_of_learner(learner: Learner, config: object, rates: object, samples: list[Sample]) -> Step:
     """A step of the real loop."""
     settings = resolve_settings(config.training, rates, num_images=1000, seed=0, runtime=RuntimeConfig())
-    scaler = build_scaler(settings, Process())
     divergence = watch_divergence(learner, Process())
 
     def step(number: int) -> None:
-        train_step(learner, scaler, samples, number, settings, divergence)
+        train_step(learner, samples, number, settings, divergence)
         learner.after_step(number)
 
     return step
@@ -194,7 +193,7 @@ def compare(family: str, args: argparse.Namespace) -> None:
 def main() -> None:
     """Print one line per detector and side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detectors", nargs="+", choices=sorted(BUILDERS), default=sorted(BUILDERS))
+    parser.add_argument("--detectors", nargs="+", choices=sorted(DETECTORS), default=sorted(DETECTORS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--backbone", default="resnet50", choices=("resnet18", "resnet50"))
     parser.add_argument("--rounds", type=int, default=5)

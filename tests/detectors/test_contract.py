@@ -8,13 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors import BUILDERS, build_detector
-from aligndet_cli.detectors.detr import DETRConfig
-from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
-from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.detectors.interface import BoxCandidates, Detector, Features
-from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
-from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from helpers.small_detectors import SMALL
 
 NUM_CLASSES = 3
 
@@ -39,26 +35,6 @@ class TinyBackbone(nn.Module):
     def use_levels(self, levels: Sequence[str]) -> dict[str, int]:
         return {level: self.channels[level] for level in levels}
 
-
-# All anchors and RoIs are used, so that no random draw hangs on which proposals there are.
-RCNN = {"neck_channels": 32, "head_convs": 1, "head_features": 64, "rpn_samples": 9999, "roi_samples": 9999}
-# Without dropout: what is asked here is asked of training mode too..
-DETR_SIZE = {
-    "hidden_dim": 32,
-    "num_heads": 4,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "feedforward_dim": 64,
-    "dropout": 0.0,
-}
-# One small configuration per family; a family without one here fails the first test.
-SMALL = {
-    "detr": DETRConfig(**DETR_SIZE, score_threshold=0.05),
-    "faster-rcnn": FasterRCNNConfig(**RCNN, pretext_rpn_samples=128),
-    "fcos": FCOSConfig(neck_channels=64, head_convs=1, pretext_samples=128),
-    "mask-rcnn": MaskRCNNConfig(**RCNN, pretext_rpn_samples=128, mask_convs=1),
-    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1, pretext_samples=128),
-}
 
 # 61 x 83 and 96 x 64 pixels in a 96 x 96 batch: nothing is square, nothing fits the stride
 SIZES_HW = ((61, 83), (96, 64))
@@ -87,7 +63,7 @@ def make_targets(counts: tuple[int, ...], seed: int = 0) -> list[BoxTargets]:
     return targets
 
 
-@pytest.fixture(params=sorted(BUILDERS))
+@pytest.fixture(params=sorted(DETECTORS))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -95,7 +71,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model(family: str) -> nn.Module:
     torch.manual_seed(0)
-    return build_detector(SMALL[family], TinyBackbone(), NUM_CLASSES)
+    return SMALL[family].build(TinyBackbone(), NUM_CLASSES)
 
 
 def candidates(model: Detector, targets: list[BoxTargets], *, with_losses: bool = True) -> BoxCandidates:
@@ -105,7 +81,7 @@ def candidates(model: Detector, targets: list[BoxTargets], *, with_losses: bool 
 
 def test_the_backbone_is_shared_and_not_copied(family: str) -> None:
     backbone = TinyBackbone()
-    assert build_detector(SMALL[family], backbone, NUM_CLASSES).backbone is backbone
+    assert SMALL[family].build(backbone, NUM_CLASSES).backbone is backbone
 
 
 def test_features_carry_sizes(model: Detector) -> None:

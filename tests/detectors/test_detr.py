@@ -10,7 +10,7 @@ from torch.nn.functional import log_softmax
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import neck_norm_of, settle_neck_norm
-from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr
+from aligndet_cli.detectors.detr import DETR, DETRConfig
 from aligndet_cli.detectors.interface import Features
 from aligndet_cli.detectors.parts.transformer import encode_position
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
@@ -21,12 +21,12 @@ SMALL = {"hidden_dim": 32, "num_heads": 4, "encoder_layers": 1, "decoder_layers"
 def build(**options: object) -> DETR:
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig(name="resnet18"))
-    return build_detr(DETRConfig.model_validate({**SMALL, **options}), backbone, 3).eval()
+    return DETRConfig.model_validate({**SMALL, **options}).build(backbone, 3).eval()
 
 
 def test_default_sizes_are_the_published_ones() -> None:
     with torch.device("meta"):
-        model = build_detr(DETRConfig(), build_backbone(BackboneConfig()), 91)
+        model = DETRConfig().build(build_backbone(BackboneConfig()), 91)
     assert (model.feature_dim, model.num_slots) == (256, 1)
     assert model.class_predictor.weight.shape == (92, 256) and model.query_embedding.weight.shape == (100, 256)
     # Carion et al., table 1: 41 M parameters

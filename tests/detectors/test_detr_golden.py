@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.detr import DETR, DETRConfig, build_detr, inside_cells
+from aligndet_cli.detectors.detr import DETR, DETRConfig, inside_cells
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import encode_position
 from aligndet_cli.tools.conversion import mmdet, published_detr
-from aligndet_cli.tools.conversion.rules import translate
+from aligndet_cli.tools.conversion.rules import rename_all, translate
 from helpers.golden import (
     GOLDEN,
     as_tensors,
@@ -62,10 +62,10 @@ def read_numbers(group: str, case: str) -> tuple[dict[str, np.ndarray], dict]:
 
 def build(backbone: str, num_classes: int, weights: dict[str, np.ndarray]) -> DETR:
     """A DETR filled from weights with published names, strictly."""
-    model = build_detr(DETRConfig(), build_backbone(BackboneConfig(name=backbone)), num_classes)
-    renamed = published_detr.from_published(as_tensors(weights))
-    assert not renamed.unknown
-    model.load_state_dict(renamed.tensors)
+    model = DETRConfig().build(build_backbone(BackboneConfig(name=backbone)), num_classes)
+    renamed, unknown = rename_all(as_tensors(weights), published_detr.RULES)
+    assert not unknown
+    model.load_state_dict(renamed)
     return model.eval()
 
 
@@ -105,11 +105,11 @@ def published(published_weights: dict[str, np.ndarray], tmp_path_factory: pytest
 
 
 def test_published_weights_fill_the_model_without_a_rest(published_weights: dict[str, np.ndarray]) -> None:
-    renamed = published_detr.from_published(as_tensors(published_weights))
-    assert not renamed.unknown
-    model = build_detr(DETRConfig(), build_backbone(BackboneConfig(name="resnet50")), 91)
+    renamed, unknown = rename_all(as_tensors(published_weights), published_detr.RULES)
+    assert not unknown
+    model = DETRConfig().build(build_backbone(BackboneConfig(name="resnet50")), 91)
     wanted = {name: value.shape for name, value in model.state_dict().items() if "num_batches_tracked" not in name}
-    assert {name: value.shape for name, value in renamed.tensors.items()} == wanted
+    assert {name: value.shape for name, value in renamed.items()} == wanted
 
 
 # Of 54 loss terms in float32 one is 1.05e-5 off (the reference's float32 numbers are themselves up to 5.5e-6 from its

@@ -7,13 +7,13 @@ from torchvision.ops import box_iou
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, build_fcos, compute_centerness, compute_iou_of_sides
+from aligndet_cli.detectors.fcos import FCOS, FCOSConfig, compute_centerness, compute_iou_of_sides
 
 
 def build(**options: object) -> FCOS:
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig(name="resnet18"))
-    return build_fcos(FCOSConfig.model_validate({"neck_channels": 64, "head_convs": 1, **options}), backbone, 3)
+    return FCOSConfig.model_validate({"neck_channels": 64, "head_convs": 1, **options}).build(backbone, 3)
 
 
 def one_image(boxes: Tensor, class_ids: Tensor) -> tuple[ImageBatch, list[BoxTargets]]:
@@ -22,7 +22,7 @@ def one_image(boxes: Tensor, class_ids: Tensor) -> tuple[ImageBatch, list[BoxTar
 
 
 def test_default_sizes_are_mmdetections() -> None:
-    model = build_fcos(FCOSConfig(), build_backbone(BackboneConfig(name="resnet18")), 80)
+    model = FCOSConfig().build(build_backbone(BackboneConfig(name="resnet18")), 80)
     assert (model.feature_dim, model.num_slots) == (256, 1)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if "backbone" not in name}
     assert shapes["class_predictor.weight"] == (80, 256, 3, 3)
@@ -38,7 +38,7 @@ def test_default_sizes_are_mmdetections() -> None:
 
 
 def test_initial_weights() -> None:
-    model = build_fcos(FCOSConfig(), build_backbone(BackboneConfig(name="resnet18")), 80)
+    model = FCOSConfig().build(build_backbone(BackboneConfig(name="resnet18")), 80)
     assert model.class_predictor.weight.std().item() == pytest.approx(0.01, rel=0.01)
     torch.testing.assert_close(model.class_predictor.bias.sigmoid(), torch.full((80,), 0.01))
     assert not any(conv.bias.any() for conv in model.box_predictor.values())

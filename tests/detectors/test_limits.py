@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import ImageBatch
-from aligndet_cli.detectors import BUILDERS, DetectorConfig
+from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.detectors.detr import DETR, DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOS, FCOSConfig
@@ -33,7 +33,7 @@ WHOLE, EXACTLY_HALF, MORE = [0, 0, 20, 20], [0, 0, 20, 10], [0, 0, 20, 11]  # 1,
 
 
 def build(config: DetectorConfig, num_classes: int) -> Any:
-    return BUILDERS[config.family](config, build_backbone(BackboneConfig(name="resnet18")), num_classes).eval()
+    return config.build(build_backbone(BackboneConfig(name="resnet18")), num_classes).eval()
 
 
 def apart(count: int) -> list[list[float]]:

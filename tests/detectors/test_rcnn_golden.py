@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from aligndet_cli.detectors.interface import BoxCandidates
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
@@ -23,6 +23,7 @@ from aligndet_cli.detectors.parts.box_coder import encode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
 from aligndet_cli.detectors.parts.mask_head import paste_mask
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, pool_rois, sample_rois
+from aligndet_cli.detectors.parts.sampling import Sampling
 from aligndet_cli.detectors.parts.two_stage import DELTA_STD
 from aligndet_cli.tools.conversion import mmdet
 from aligndet_cli.tools.conversion.rules import translate
@@ -97,9 +98,9 @@ class View:
         output = self.model.rpn(self.pyramid)
         self.anchors, self.matched = self.model.rpn.assign(grids_of(output[0]), images.sizes_hw, self.targets)
         self.proposals = self.model.rpn.propose(output, images.sizes_hw, 2000)
-        rules = self.model.rules
+        sampling = Sampling(self.model.config.pretext_roi_samples, 1.0)
         self.samples = sample_rois(
-            self.proposals, self.targets, positive_iou=0.5, sampling=rules.roi_pretext, only_positives=True
+            self.proposals, self.targets, positive_iou=0.5, sampling=sampling, only_positives=True
         )
         self.candidates = self.model.box_candidates(features, self.targets, with_losses=net == "online")
 
@@ -148,7 +149,7 @@ def test_pretext_box_targets(views: tuple) -> None:
 def test_pretext_roi_features_and_embeddings(views: tuple) -> None:
     case, stored, by_net = views
     for net, view in by_net.items():
-        pooled, row = pool_rois(view.pyramid, view.samples.rois(), 7)
+        pooled, row = pool_rois(view.pyramid, view.samples.rois(), 7, view.model.config)
         expected = stored[f"{case}/{net}/roi_features"]
         np.testing.assert_allclose(pooled[row][:4, :4].detach(), expected, rtol=1e-4, atol=1e-4 * expected.max())
         sums = stored[f"{case}/{net}/roi_features_checksum"]
@@ -192,7 +193,7 @@ def choose_weights(weights: dict[str, np.ndarray], *, has_masks: bool) -> dict[s
     return {name: array for name, array in weights.items() if has_masks or "mask_head" not in name}
 
 
-def build_supervised(family: str, weights: dict[str, np.ndarray], **options: object) -> AnyDetector:
+def build_supervised(family: str, weights: dict[str, np.ndarray], **options: object) -> Detector:
     has_masks = family == "mask_rcnn"
     config = (MaskRCNNConfig if has_masks else FasterRCNNConfig).model_validate({"neck_norm": "batch", **options})
     model = build(config, "resnet50", choose_weights(weights, has_masks=has_masks), fresh=())
@@ -285,7 +286,7 @@ def test_supervised_assignment_is_identical(
         model.rpn.propose(output, images.sizes_hw, 2000),
         targets,
         positive_iou=0.5,
-        sampling=model.rules.roi_sampling,
+        sampling=Sampling(model.config.roi_samples, model.config.roi_positive_fraction),
         only_positives=False,
     )
     class_ids = [
@@ -307,7 +308,7 @@ def imported(request: pytest.FixtureRequest, supervised_weights: dict, tmp_path_
 @pytest.mark.parametrize(
     ("case", "chosen"), [("ragged", [1]), *(pytest.param(c, [0, 1], marks=pytest.mark.slow) for c in ("eq", "ragged"))]
 )
-def test_supervised_detections(case: str, chosen: list[int], imported: AnyDetector, supervised_numbers: dict) -> None:
+def test_supervised_detections(case: str, chosen: list[int], imported: Detector, supervised_numbers: dict) -> None:
     stored, model = supervised_numbers, imported
     images, _ = draw_inputs(case, stored)
     chosen_images = ImageBatch(images.pixels[chosen], tuple(images.sizes_hw[i] for i in chosen))

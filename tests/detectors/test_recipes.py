@@ -4,7 +4,7 @@ import pytest
 
 from aligndet_cli.backbones import BackboneConfig, WeightsTraining
 from aligndet_cli.backbones.layouts import LAYOUTS, NAMINGS
-from aligndet_cli.detectors import BUILDERS, DetectorConfig
+from aligndet_cli.detectors import DETECTORS, DetectorConfig
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
@@ -117,7 +117,7 @@ def test_projectors() -> None:
     }
     configs = (RetinaNetConfig(), FCOSConfig(), FasterRCNNConfig(), MaskRCNNConfig(), DETRConfig())
     assert {config.family: config.RECIPE.projector for config in configs} == expected
-    assert set(expected) == set(BUILDERS)
+    assert set(expected) == set(DETECTORS)
 
 
 def test_voc_has_schedules_and_sizes_of_its_own() -> None:

@@ -8,15 +8,13 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead, 
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig, build_retinanet
+from aligndet_cli.detectors.retinanet import RetinaNet, RetinaNetConfig
 
 
 def build(**options: object) -> RetinaNet:
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig(name="resnet18"))
-    return build_retinanet(
-        RetinaNetConfig.model_validate({"neck_channels": 32, "head_convs": 1, **options}), backbone, 3
-    )
+    return RetinaNetConfig.model_validate({"neck_channels": 32, "head_convs": 1, **options}).build(backbone, 3)
 
 
 def one_image(boxes: Tensor, class_ids: Tensor) -> tuple[ImageBatch, list[BoxTargets]]:
@@ -25,7 +23,7 @@ def one_image(boxes: Tensor, class_ids: Tensor) -> tuple[ImageBatch, list[BoxTar
 
 
 def test_default_sizes_are_mmdetections() -> None:
-    model = build_retinanet(RetinaNetConfig(), build_backbone(BackboneConfig(name="resnet18")), 80)
+    model = RetinaNetConfig().build(build_backbone(BackboneConfig(name="resnet18")), 80)
     assert (model.feature_dim, model.num_slots) == (256, 9)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if "backbone" not in name}
     assert shapes["class_predictor.weight"] == (720, 256, 3, 3)
@@ -34,7 +32,7 @@ def test_default_sizes_are_mmdetections() -> None:
 
 
 def test_initial_weights() -> None:
-    model = build_retinanet(RetinaNetConfig(), build_backbone(BackboneConfig(name="resnet18")), 80)
+    model = RetinaNetConfig().build(build_backbone(BackboneConfig(name="resnet18")), 80)
     assert model.class_predictor.weight.std().item() == pytest.approx(0.01, rel=0.01)
     torch.testing.assert_close(model.class_predictor.bias.sigmoid(), torch.full((720,), 0.01))
     assert not model.box_predictor.bias.any()

@@ -19,7 +19,6 @@ from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig, RuntimeConfig
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.detectors import build_detector
 from aligndet_cli.detectors.checkpoint import load_detector
 from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
@@ -427,7 +426,7 @@ def test_a_real_detector_from_its_file(workspace: Workspace, coco_root: Path, mo
     config = RetinaNetConfig(neck_channels=32, head_convs=1, score_threshold=0.0, max_detections=7)
     backbone_config = BackboneConfig(name="resnet18", weights="none")
     torch.manual_seed(0)
-    model = build_detector(config, build_backbone(backbone_config), len(CATEGORIES))
+    model = config.build(build_backbone(backbone_config), len(CATEGORIES))
     save_detector(
         workspace.root / "finetune" / "second" / "weights.pt",
         model,

@@ -8,7 +8,7 @@ from torchvision.models import resnet18, swin_t
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.detectors import DetectorConfig, build_detector
+from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.detectors.checkpoint import read_detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
@@ -56,7 +56,7 @@ def test_a_detector_brings_its_recipe(tmp_path: Path, stage: str, head_norm: str
     """A head that was fine-tuned without norms stays without."""
     config: DetectorConfig = SMALL
     file = tmp_path / "weights.pt"
-    model = build_detector(config, build_backbone(RESNET), 1)
+    model = config.build(build_backbone(RESNET), 1)
     save_detector(file, model, stage=stage, configs=(config, RESNET), recipe="swav")
     initial = found(tmp_path, init=str(file), detector={"family": "faster-rcnn"})
     assert (initial.recipe.name, initial.recipe_origin) == ("swav", f"that of {file}")
@@ -96,11 +96,11 @@ def test_faster_and_mask_rcnn_start_from_each_other(tmp_path: Path, other: str) 
     """The authors' Faster R-CNN starts from the pre-training of their Mask R-CNN."""
     config = MaskRCNNConfig(**SMALL.model_dump(exclude={"family"})) if other == "faster-rcnn" else SMALL
     file = tmp_path / "weights.pt"
-    source = build_detector(config, build_backbone(RESNET), 1)
+    source = config.build(build_backbone(RESNET), 1)
     save_detector(file, source, stage="pretrain-box", configs=(config, RESNET))
     initial = found(tmp_path, init=str(file), detector={"family": other})
     assert (initial.detector.family, initial.detector.head_features, initial.detector.neck_norm) == (other, 64, "batch")
-    model = build_detector(initial.detector, build_backbone(RESNET), 1)
+    model = initial.detector.build(build_backbone(RESNET), 1)
     restart = modules_to_restart(model, read_detector(file), CATEGORIES, keep_box_predictor=True)
     report = transfer(model, read_detector(file).state_dict, modules=MODULE_NAMES, restart=restart)
     assert report.share == 1.0 and torch.equal(model.rpn.objectness.weight, source.rpn.objectness.weight)
@@ -116,7 +116,7 @@ def test_runs_of_before_are_told_by_the_file_they_began_with(tmp_path: Path, is_
     torch.save(resnet18().state_dict(), file)
     backbone = BackboneConfig(name="resnet18", weights=str(file))
     config = FCOSConfig(neck_channels=64, head_convs=1)
-    detector = build_detector(config, build_backbone(RESNET), 1)
+    detector = config.build(build_backbone(RESNET), 1)
     save_detector(tmp_path / "weights.pt", detector, stage="pretrain-box", configs=(config, backbone))
     if not is_there:
         file.unlink()

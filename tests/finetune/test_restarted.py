@@ -7,25 +7,13 @@ import torch
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.detectors import BUILDERS, DetectorConfig, build_detector, settle_neck_norm
+from aligndet_cli.detectors import DETECTORS, settle_neck_norm
 from aligndet_cli.detectors.checkpoint import read_detector
-from aligndet_cli.detectors.detr import DETRConfig
-from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
-from aligndet_cli.detectors.fcos import FCOSConfig
-from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
-from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.finetune.transfer import modules_to_restart, parse_modules, transfer
-from helpers.small_detectors import save_detector
+from helpers.small_detectors import SMALL, save_detector
 
 CATEGORIES = tuple(Category(number, f"class {number}") for number in range(1, 4))
 RESNET = BackboneConfig(name="resnet18")
-SMALL: dict[str, DetectorConfig] = {
-    "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=1, feedforward_dim=64),
-    "faster-rcnn": FasterRCNNConfig(neck_channels=32, head_convs=1, head_features=64),
-    "fcos": FCOSConfig(neck_channels=64, head_convs=1),
-    "mask-rcnn": MaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1),
-    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1),
-}
 
 
 def tensors(module: str) -> set[str]:
@@ -52,15 +40,15 @@ RESTARTED = {
 }
 
 
-@pytest.mark.parametrize("family", sorted(BUILDERS))
+@pytest.mark.parametrize("family", sorted(DETECTORS))
 def test_everything_else_arrives(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     pretrained_config = settle_neck_norm(SMALL[family], "none")
-    pretrained = build_detector(pretrained_config, build_backbone(RESNET), 1)
+    pretrained = pretrained_config.build(build_backbone(RESNET), 1)
     save_detector(tmp_path / "weights.pt", pretrained, stage="pretrain-box", configs=(pretrained_config, RESNET))
     source = read_detector(tmp_path / "weights.pt")
     torch.manual_seed(1)
-    model = build_detector(settle_neck_norm(SMALL[family], "batch"), build_backbone(RESNET), len(CATEGORIES))
+    model = settle_neck_norm(SMALL[family], "batch").build(build_backbone(RESNET), len(CATEGORIES))
     restart = modules_to_restart(model, source, CATEGORIES, keep_box_predictor=True)
     report = transfer(model, source.state_dict, modules=parse_modules(["neck", "rpn", "head"]), restart=restart)
     assert {key for part in report.modules.values() for key in part.restarted} == RESTARTED[family]

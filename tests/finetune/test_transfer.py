@@ -6,7 +6,7 @@ from torch import nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.detectors import AnyDetector, build_detector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.checkpoint import read_detector
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.errors import ConfigError, WeightsError
@@ -93,10 +93,10 @@ def test_unknown_module_words_are_refused() -> None:
 CATS = (Category(3, "cat"), Category(4, "dog"))
 
 
-def small_mask_rcnn(num_classes: int) -> tuple[MaskRCNNConfig, BackboneConfig, AnyDetector]:
+def small_mask_rcnn(num_classes: int) -> tuple[MaskRCNNConfig, BackboneConfig, Detector]:
     config = MaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1)
     backbone = BackboneConfig(name="resnet18")
-    return config, backbone, build_detector(config, build_backbone(backbone), num_classes)
+    return config, backbone, config.build(build_backbone(backbone), num_classes)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.detectors.checkpoint import load_detector, read_detector
 from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.tools.conversion import mmdet
@@ -56,9 +56,9 @@ def build(
     num_classes: int = 80,
     *,
     fresh: tuple[str, ...] = ("class_predictor",),
-) -> AnyDetector:
+) -> Detector:
     """A detector filled from weights with mmdetection's names; only the modules `fresh` may be left out."""
-    model = build_detector(config, build_backbone(BackboneConfig(name=backbone)), num_classes).eval()
+    model = config.build(build_backbone(BackboneConfig(name=backbone)), num_classes).eval()
     state, unknown = mmdet.from_mmdet(config.family, as_tensors(weights))
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unknown and not unexpected
@@ -66,7 +66,7 @@ def build(
     return model
 
 
-def import_drawn(weights: dict[str, np.ndarray], folder: Path, *, key: str = "state_dict") -> AnyDetector:
+def import_drawn(weights: dict[str, np.ndarray], folder: Path, *, key: str = "state_dict") -> Detector:
     """The detector that `import-weights` makes of a file with these weights; also exports it and imports that again."""
     file = folder / "drawn.pth"
     torch.save({key: as_tensors(weights)}, file)
@@ -190,7 +190,7 @@ def assert_losses_equal(losses: dict[str, Tensor], expected: dict[str, float | l
 
 
 def assert_gradients_equal(
-    model: AnyDetector,
+    model: Detector,
     norms: dict[str, float],
     our_name: Callable[[str], str],
     projector: dict[str, Tensor] | None = None,
@@ -219,7 +219,7 @@ def assert_boxes_equal(found: Detections, stored: dict[str, np.ndarray], image: 
 
 
 def check_supervised(
-    model: AnyDetector,
+    model: Detector,
     family: str,
     case: str,
     *,

@@ -8,7 +8,7 @@ import torch
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.detectors import AnyDetector, DetectorConfig, build_detector
+from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
@@ -17,6 +17,27 @@ from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.training.recipe import RecipeName
 
+# One narrow configuration of each family, for the tests that every family has to pass; all else is as by default.
+NARROW: dict[str, DetectorConfig] = {
+    "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64),
+    "faster-rcnn": FasterRCNNConfig(neck_channels=32, head_convs=1, head_features=64),
+    "fcos": FCOSConfig(neck_channels=64, head_convs=1),
+    "mask-rcnn": MaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1),
+    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1),
+}
+# Without dropout, and all anchors and RoIs are used in fine-tuning, so that nothing there is drawn at random.
+_NOT_RANDOM = {"dropout": 0.0, "rpn_samples": 9999, "roi_samples": 9999}
+_FEW = {"pretext_samples": 128, "pretext_rpn_samples": 128, "score_threshold": 0.05}
+
+
+def _changed(config: DetectorConfig) -> DetectorConfig:
+    changes = {name: value for name, value in (_NOT_RANDOM | _FEW).items() if name in type(config).model_fields}
+    return config.model_copy(update=changes)
+
+
+SMALL: dict[str, DetectorConfig] = {family: _changed(config) for family, config in NARROW.items()}
+
+# For the layouts of other libraries: widths, norms and numbers of layers that differ from family to family.
 RCNN = {"neck_channels": 8, "head_features": 12}
 CONFIGS: dict[str, DetectorConfig] = {
     "retinanet": RetinaNetConfig(neck_channels=8, head_convs=2, neck_norm="batch"),
@@ -30,10 +51,10 @@ CONFIGS: dict[str, DetectorConfig] = {
 CATEGORIES = (Category(3, "cell"), Category(5, "disc"), Category(7, "rod"))
 
 
-def build(family: str, num_classes: int = 3) -> AnyDetector:
+def build(family: str, num_classes: int = 3) -> Detector:
     """With statistics and biases that differ from layer to layer, so that no two tensors are alike."""
     torch.manual_seed(5)
-    model = build_detector(CONFIGS[family], build_backbone(BackboneConfig(name="resnet18")), num_classes).eval()
+    model = CONFIGS[family].build(build_backbone(BackboneConfig(name="resnet18")), num_classes).eval()
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if value.is_floating_point():
@@ -59,7 +80,7 @@ def detector_file(family: str) -> DetectorFile:
 
 def save_detector(
     file: Path,
-    model: AnyDetector,
+    model: Detector,
     *,
     stage: str,
     configs: tuple[DetectorConfig, BackboneConfig],

@@ -7,23 +7,10 @@ from torchvision.ops import clip_boxes_to_image, nms
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors import BUILDERS, AnyDetector, build_detector
-from aligndet_cli.detectors.detr import DETRConfig
-from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
-from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors import DETECTORS, Detector
 from aligndet_cli.detectors.interface import Features
-from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
-from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from helpers.small_detectors import NARROW
 
-# Narrow, but with the default anchors, points, thresholds and numbers of samples.
-NARROW = {"neck_channels": 8, "head_convs": 0, "head_norm": "none"}
-CONFIGS = {
-    "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64),
-    "faster-rcnn": FasterRCNNConfig(**NARROW, head_features=8, pool_size=1),
-    "fcos": FCOSConfig(**NARROW),
-    "mask-rcnn": MaskRCNNConfig(**NARROW, head_features=8, pool_size=1, mask_convs=1),
-    "retinanet": RetinaNetConfig(**NARROW),
-}
 SIZES_HW = ((800, 1088), (640, 864))  # of the two views: the largest and smallest default, of a 3:4 photograph
 CHANNELS = {"c2": 64, "c3": 128, "c4": 256, "c5": 512}  # of a ResNet-18
 NUM_IMAGES = 2
@@ -49,7 +36,7 @@ def to_second_view(boxes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sampled_ids(detector: AnyDetector, boxes: list[Tensor], size_hw: tuple[int, int]) -> Tensor:
+def sampled_ids(detector: Detector, boxes: list[Tensor], size_hw: tuple[int, int]) -> Tensor:
     """Instances of the boxes that a view offers the contrast; the features are noise."""
     height, width = size_hw
     maps = {
@@ -62,11 +49,11 @@ def sampled_ids(detector: AnyDetector, boxes: list[Tensor], size_hw: tuple[int, 
     return detector.box_candidates(features, targets, with_losses=False).instance_ids
 
 
-@pytest.mark.parametrize("family", sorted(BUILDERS))
+@pytest.mark.parametrize("family", sorted(DETECTORS))
 def test_nearly_all_boxes_have_a_counterpart(family: str) -> None:
     torch.manual_seed(0)
-    config = CONFIGS[family]
-    detector = build_detector(config, build_backbone(BackboneConfig(name="resnet18")), num_classes=1).eval()
+    config = NARROW[family]
+    detector = config.build(build_backbone(BackboneConfig(name="resnet18")), 1).eval()
     generator = torch.Generator().manual_seed(0)
     first = [propose(generator)[: config.RECIPE.topk] for _ in range(NUM_IMAGES)]
     assert [len(boxes) for boxes in first] == [config.RECIPE.topk] * NUM_IMAGES

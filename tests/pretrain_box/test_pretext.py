@@ -10,29 +10,18 @@ from torch.nn.functional import normalize
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import ViewParams, make_batch
-from aligndet_cli.detectors import BUILDERS, build_detector
-from aligndet_cli.detectors.detr import DETRConfig
-from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
-from aligndet_cli.detectors.fcos import FCOSConfig
-from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
-from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Projector, View
 from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart
 from aligndet_cli.training.schedules import momentum_at
+from helpers.small_detectors import SMALL
 
-SMALL = {
-    "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64),
-    "faster-rcnn": FasterRCNNConfig(neck_channels=32, head_convs=1, head_features=64),
-    "fcos": FCOSConfig(neck_channels=64, head_convs=1, pretext_samples=128),
-    "mask-rcnn": MaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1),
-    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1, pretext_samples=128),
-}
 CPU = torch.device("cpu")
 
 
 def build(family: str, **settings: object) -> BoxPretext:
     torch.manual_seed(0)
-    detector = build_detector(SMALL[family], build_backbone(BackboneConfig(name="resnet18")), num_classes=1)
+    detector = SMALL[family].build(build_backbone(BackboneConfig(name="resnet18")), 1)
     return BoxPretext(
         detector,
         recipe=SMALL[family].RECIPE,
@@ -60,7 +49,7 @@ def views(counts: tuple[int, ...]) -> tuple[View, View]:
     return tuple(make_batch(drawn, [p] * len(drawn), CPU, instance_offset=0) for p in (first, second))
 
 
-@pytest.fixture(params=sorted(BUILDERS))
+@pytest.fixture(params=sorted(DETECTORS))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors import build_detector, settle_neck_norm
+from aligndet_cli.detectors import settle_neck_norm
 from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.pretext import BoxPretext
@@ -85,10 +85,10 @@ def test_parameters_of_fcos_on_resnet50_are_those_of_the_paper() -> None:
     config = FCOSConfig()
     backbone = BackboneConfig(frozen_stages=1, norm_eval=True)
     with torch.device("meta"):
-        plain = build_detector(settle_neck_norm(config, "none"), build_backbone(backbone), 80)
-        finetuned = build_detector(settle_neck_norm(config, "batch"), build_backbone(backbone), 80)
+        plain = settle_neck_norm(config, "none").build(build_backbone(backbone), 80)
+        finetuned = settle_neck_norm(config, "batch").build(build_backbone(backbone), 80)
         pretext = BoxPretext(
-            build_detector(settle_neck_norm(config, "none"), build_backbone(BackboneConfig()), 1),
+            settle_neck_norm(config, "none").build(build_backbone(BackboneConfig()), 1),
             recipe=config.RECIPE,
             embedding_dim=256,
             projector=ProjectorRecipe(),

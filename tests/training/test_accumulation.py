@@ -7,44 +7,29 @@ from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.detectors import BUILDERS, build_detector
-from aligndet_cli.detectors.detr import DETRConfig
-from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
-from aligndet_cli.detectors.fcos import FCOSConfig
-from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
-from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.finetune.views import LabelledViews, Resolution
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.training.loop import Learner, LoopSettings, build_scaler, train_step, watch_divergence
+from aligndet_cli.training.loop import Learner, LoopSettings, train_step, watch_divergence
 from aligndet_cli.training.schedules import Schedule
 from aligndet_cli.training.trial import draw_samples
-
-# All anchors and RoIs are used, so that nothing is drawn at random; no dropout for the same reason.
-RCNN = {"neck_channels": 32, "head_convs": 1, "head_features": 64, "rpn_samples": 9999, "roi_samples": 9999}
-SMALL = {
-    "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64, dropout=0.0),
-    "faster-rcnn": FasterRCNNConfig(**RCNN),
-    "fcos": FCOSConfig(neck_channels=64, head_convs=1),
-    "mask-rcnn": MaskRCNNConfig(**RCNN, mask_convs=1),
-    "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1),
-}
+from helpers.small_detectors import SMALL
 
 
 def gradients(family: str, samples: list[Sample], accumulate: int) -> tuple[Tensor, dict[str, float]]:
     """All gradients of a step in one row, and its losses."""
     torch.manual_seed(0)
     backbone = build_backbone(BackboneConfig(name="resnet18", norm_eval=True))
-    model = build_detector(SMALL[family], backbone, num_classes=3)
+    model = SMALL[family].build(backbone, 3)
     task = LabelledViews(model, resolution=Resolution("resize", (64,), 96, 1024), seed=0)
     learner = Learner(task, torch.optim.SGD(model.parameters(), lr=0.0), {"model": model})
     settings = LoopSettings(Schedule(10, 0, ()), base_lr=0.0, weight_decay=0.0, seed=0, accumulate=accumulate)
-    watch = watch_divergence(learner, Process())
-    losses, _ = train_step(learner, build_scaler(settings, Process()), samples, 0, settings, watch)
+    losses, _ = train_step(learner, samples, 0, settings, watch_divergence(learner, Process()))
     rows = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     return torch.cat(rows), {name: float(loss) for name, loss in losses.items()}
 
 
-@pytest.mark.parametrize("family", sorted(BUILDERS))
+@pytest.mark.parametrize("family", sorted(DETECTORS))
 def test_equal_micro_batches_are_the_large_batch(family: str) -> None:
     """Two images twice: each half has as many positives as the other, so the mean of the halves is the whole."""
     pair = draw_samples(2, [(64, 96)], num_boxes=4, num_classes=3, with_masks=family == "mask-rcnn")
@@ -54,7 +39,7 @@ def test_equal_micro_batches_are_the_large_batch(family: str) -> None:
     assert (whole - halves).norm() < 1e-4 * whole.norm()
 
 
-@pytest.mark.parametrize("family", sorted(BUILDERS))
+@pytest.mark.parametrize("family", sorted(DETECTORS))
 def test_other_micro_batches_are_averaged(family: str) -> None:
     """Exactly what two processes with a half each would do."""
     samples = draw_samples(4, [(64, 96)], num_boxes=4, num_classes=3, with_masks=family == "mask-rcnn")

@@ -16,7 +16,6 @@ from aligndet_cli.training.loop import (
     CheckpointConfig,
     Learner,
     LoopSettings,
-    build_scaler,
     train,
     train_step,
     watch_divergence,
@@ -183,9 +182,7 @@ def test_what_is_kept_in_float32_has_its_gradients_in_float32_too() -> None:
         model = FullPrecisionLoss()
         trained = Learner(model, torch.optim.SGD(model.parameters(), lr=0.1), {"model": model})
         some = settings(precision=precision)
-        train_step(
-            trained, build_scaler(some, Process()), next(batches_from(0)), 0, some, watch_divergence(trained, Process())
-        )
+        train_step(trained, next(batches_from(0)), 0, some, watch_divergence(trained, Process()))
         gradients.append(model.weight.grad)
     assert gradients[0] is not None and torch.equal(gradients[0], gradients[1])
 

@@ -42,3 +42,16 @@ def gather_cells(maps: Sequence[Tensor], image_index: Tensor, cell_index: Tensor
         places.append(place)
         start += rows * columns
     return torch.cat(picked)[torch.cat(places).argsort()]
+
+
+def gather_slots(maps: Sequence[Tensor], image_index: Tensor, candidate_index: Tensor, num_slots: int) -> Tensor:
+    """Return the (S, V) float32 values of chosen candidates, A of which share a cell; see `gather_cells`.
+
+    Args:
+        maps: (B, A*V, H, W) each, finest first.
+        image_index: (S,) int64 position in the batch.
+        candidate_index: (S,) int64, counted over all maps of an image: levels, rows, columns, then slots.
+        num_slots: A.
+    """
+    cells = gather_cells(maps, image_index, candidate_index // num_slots).unflatten(1, (num_slots, -1))  # (S, A, V)
+    return cells[torch.arange(len(cells), device=cells.device), candidate_index % num_slots].float()

@@ -1,23 +1,16 @@
-"""Towers, initial weights, focal loss and best scores of heads with an output in every cell of a pyramid."""
+"""Initial weights, focal loss and best scores of heads with an output in every cell of a pyramid."""
 
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
-from aligndet_cli.detectors.parts.fpn import NormName, norm_layer
 from aligndet_cli.detectors.parts.matching import IGNORED
 
 PRIOR = 0.01  # initial score of every class in every place; RetinaNet paper §4.1
 INIT_STD = 0.01  # of all convolutions of a head; RetinaNet paper §4.1, FCOS does the same
-
-
-def conv_tower(channels: int, num_convs: int, norm: NormName) -> nn.Sequential:
-    """Build 3x3 convolutions with ReLU that keep width and resolution; a norm takes the place of the bias."""
-    convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
-    return nn.Sequential(*convs)
 
 
 def initialise_head(modules: Sequence[nn.Module], class_predictor: nn.Conv2d) -> None:

@@ -1,15 +1,21 @@
-"""Feature pyramid from torchvision's FPN with mmdetection's norms, extra levels and initial weights."""
+"""Feature pyramid from torchvision's FPN with mmdetection's norms, extra levels and initial weights; towers, norms."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import relu
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 NormName = Literal["none", "batch", "group"]
+# "auto": the stage decides (AlignDet: none in pre-training, batch in fine-tuning); without a stage it is none.
+NeckNorm = Annotated[
+    Literal["auto", "none", "batch", "group"],
+    Field(description="Norm in the feature pyramid; auto leaves it to the stage."),
+]
 # Input of P6. P7 is made of P6, after a ReLU with "from_c5_relu" and "from_p5".
 ConvExtraName = Literal["from_c5", "from_c5_relu", "from_p5"]
 # "pooled": P6 is every other cell of P5, and there is no P7.
@@ -17,11 +23,17 @@ ExtraName = ConvExtraName | Literal["none", "pooled"]
 NUM_GROUPS = 32  # mmdetection's GN configs, and the group norm paper
 
 
-def norm_layer(name: NormName) -> Callable[[int], nn.Module] | None:
-    """Return a function from a number of channels to a norm; None for "none", where a bias takes its place."""
+def norm_layer(name: NeckNorm) -> Callable[[int], nn.Module] | None:
+    """Return a function from a number of channels to a norm, or None where a bias takes its place."""
     if name == "batch":
         return nn.BatchNorm2d
     return partial(nn.GroupNorm, NUM_GROUPS) if name == "group" else None
+
+
+def conv_tower(channels: int, num_convs: int, norm: NormName) -> nn.Sequential:
+    """Build 3x3 convolutions with ReLU that keep width and resolution; a norm takes the place of the bias."""
+    convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
+    return nn.Sequential(*convs)
 
 
 def check_group_channels(neck_channels: int) -> None:
@@ -48,7 +60,7 @@ class ExtraLevels(ExtraFPNBlock):
         source: input of P6, and ReLU before P7 or not.
     """
 
-    def __init__(self, in_channels: int, channels: int, norm: NormName, source: ConvExtraName) -> None:
+    def __init__(self, in_channels: int, channels: int, norm: NeckNorm, source: ConvExtraName) -> None:
         super().__init__()
         self.from_output = source == "from_p5"
         self.has_relu = source != "from_c5"
@@ -83,7 +95,7 @@ class FPN(nn.Module):
         extra_levels: P6 and P7 or not, and their input.
     """
 
-    def __init__(self, in_channels: dict[str, int], channels: int, norm: NormName, *, extra_levels: ExtraName) -> None:
+    def __init__(self, in_channels: dict[str, int], channels: int, norm: NeckNorm, *, extra_levels: ExtraName) -> None:
         super().__init__()
         self.levels = tuple(in_channels)
         widths = list(in_channels.values())

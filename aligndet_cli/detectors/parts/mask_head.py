@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample
-from torchvision.ops import Conv2dNormActivation, roi_align
+from torchvision.ops import roi_align
 
 from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors.parts.fpn import NormName, norm_layer
+from aligndet_cli.detectors.parts.fpn import NormName, conv_tower
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs
 
 THRESHOLD = 0.5
@@ -29,8 +29,7 @@ class MaskHead(nn.Module):
     def __init__(self, channels: int, num_convs: int, norm: NormName, pool_size: int) -> None:
         super().__init__()
         self.pool_size = pool_size
-        convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
-        self.convs = nn.Sequential(*convs)
+        self.convs = conv_tower(channels, num_convs, norm)
         self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         kaiming_convs(self)
 

@@ -2,36 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation, roi_align
+from torchvision.ops import roi_align
 
 from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors.parts.fpn import NormName, norm_layer
+from aligndet_cli.detectors.parts.fpn import conv_tower
 from aligndet_cli.detectors.parts.matching import match_by_iou
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.rpn import STRIDES
 from aligndet_cli.detectors.parts.sampling import Sampling, sample_positives_first
 
 POOLED_STRIDES = STRIDES[:4]  # P2..P5; P6 is for proposals only
 FINEST_SCALE = 56  # RoIs of side 56 * 2^l belong to level l
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """Options of `roi_align`.
-
-    Attributes:
-        is_aligned: count the centre of a pixel as half a pixel from its corner; False is off by half a cell.
-        sampling_ratio: samples along each side of a bin; 0: one per cell of the bin.
-    """
-
-    is_aligned: bool = True
-    sampling_ratio: int = 0
-
-
-EXACT_POOLING = Pooling()
 
 
 @dataclass(frozen=True)
@@ -107,9 +91,7 @@ def to_rois(boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
 
 
-def pool_rois(
-    pyramid: Sequence[Tensor], rois: Tensor, size: int, pooling: Pooling = EXACT_POOLING
-) -> tuple[Tensor, Tensor]:
+def pool_rois(pyramid: Sequence[Tensor], rois: Tensor, size: int, config: RCNNConfig) -> tuple[Tensor, Tensor]:
     """Pool the features of RoIs, each from the level that fits its size.
 
     The result is sorted by level: reordering the small outputs of a head is cheaper than these large features.
@@ -123,7 +105,6 @@ def pool_rois(
         pyramid: P2..P5 first, (B, C, H, W) each.
         rois: (S, 5) image index and xyxy.
         size: rows and columns of the result.
-        pooling: options of `roi_align`.
 
     Returns:
         (S, C, size, size) float32 features, and (S,) int64: the row of each RoI in them.
@@ -133,7 +114,7 @@ def pool_rois(
     order = level.argsort(stable=True)
     parts = rois[order].split(torch.bincount(level, minlength=len(POOLED_STRIDES)).tolist())
     pooled = [
-        roi_align(maps.float(), part, size, 1 / stride, pooling.sampling_ratio, pooling.is_aligned)
+        roi_align(maps.float(), part, size, 1 / stride, config.roi_sampling_ratio, config.roi_aligned)
         for maps, part, stride in zip(pyramid, parts, POOLED_STRIDES, strict=False)
     ]
     return torch.cat(pooled), order.argsort()
@@ -155,31 +136,21 @@ class BoxHead(nn.Module):
     """Convolutions and fully connected layers, shared by classes and boxes.
 
     Source: mmdetection `Shared4Conv1FCBBoxHead` and `Shared2FCBBoxHead`, including their initial weights.
-
-    Args:
-        channels: width of the pyramid and the convolutions.
-        num_convs: number of convolutions.
-        norm: norm after each convolution, in place of its bias.
-        pool_size: rows and columns of a pooled RoI.
-        fc_features: width of each fully connected layer.
     """
 
-    def __init__(
-        self, channels: int, num_convs: int, norm: NormName, *, pool_size: int, fc_features: Sequence[int]
-    ) -> None:
+    def __init__(self, config: RCNNConfig) -> None:
         super().__init__()
-        self.pool_size = pool_size
-        convs = [Conv2dNormActivation(channels, channels, norm_layer=norm_layer(norm)) for _ in range(num_convs)]
-        self.convs = nn.Sequential(*convs)
-        self.fc = nn.Linear(channels * pool_size**2, fc_features[0])
-        self.extra_fcs = nn.ModuleList(nn.Linear(width, after) for width, after in pairwise(fc_features))
+        self.pool_size, features = config.pool_size, config.head_features
+        self.convs = conv_tower(config.neck_channels, config.head_convs, config.head_norm)
+        self.fc = nn.Linear(config.neck_channels * self.pool_size**2, features)
+        self.extra_fcs = nn.ModuleList(nn.Linear(features, features) for _ in range(config.head_fcs - 1))
         kaiming_convs(self.convs)
         for fc in (self.fc, *self.extra_fcs):
             nn.init.xavier_uniform_(fc.weight)
             nn.init.zeros_(fc.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Turn (S, C, size, size) pooled RoIs into (S, D) features; D is the last of `fc_features`."""
+        """Turn (S, C, size, size) pooled RoIs into (S, D) features; D = `head_features`."""
         hidden = self.fc(self.convs(pooled).flatten(1)).relu()
         for fc in self.extra_fcs:
             hidden = fc(hidden).relu()

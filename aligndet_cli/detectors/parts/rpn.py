@@ -4,7 +4,6 @@ Source: Ren et al., NIPS 2015, on a feature pyramid as in Lin et al., CVPR 2017;
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import batched_nms
 
 from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
+from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
-from aligndet_cli.detectors.parts.cells import gather_cells, grids_of, image_index_of
+from aligndet_cli.detectors.parts.cells import gather_slots, grids_of, image_index_of
 from aligndet_cli.detectors.parts.matching import matched_boxes
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.sampling import Sampling, sample_each_image
 
 STRIDES = (4, 8, 16, 32, 64)  # P2..P6
@@ -26,39 +26,16 @@ INIT_STD = 0.01  # all convolutions
 RPNOutput = tuple[list[Tensor], list[Tensor]]  # (B, A, H, W) logits and (B, A*4, H, W) deltas per level
 
 
-@dataclass(frozen=True)
-class RPNRules:
-    """Settings of assignment and proposals.
-
-    Attributes:
-        positive_iou, negative_iou, min_claim_iou: see `match_by_iou`.
-        nms_iou: a proposal is suppressed above this IoU with a better one of its level.
-        max_proposals: per image, over all levels.
-    """
-
-    positive_iou: float
-    negative_iou: float
-    min_claim_iou: float
-    nms_iou: float
-    max_proposals: int
-
-
 class RPN(nn.Module):
-    """3x3 convolutions on all levels, then an objectness score and a box for each of 3 anchors per cell.
+    """3x3 convolutions on all levels, then an objectness score and a box for each of 3 anchors per cell."""
 
-    Args:
-        channels: width of the pyramid and of the convolutions.
-        rules: settings.
-        num_convs: number of convolutions; mmdetection has one.
-        anchors: style, see `AnchorGrid`.
-    """
-
-    def __init__(self, channels: int, rules: RPNRules, *, num_convs: int = 1, anchors: AnchorStyle = "exact") -> None:
+    def __init__(self, config: RCNNConfig) -> None:
         super().__init__()
-        self.rules = rules
-        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS, anchors)
+        self.config = config
+        self.anchors = AnchorGrid(STRIDES, SCALES, RATIOS, config.anchors)
+        channels, num_extra = config.neck_channels, config.rpn_convs - 1
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.extra_convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs - 1))
+        self.extra_convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_extra))
         self.objectness = nn.Conv2d(channels, self.anchors.num_per_cell, 1)
         self.deltas = nn.Conv2d(channels, self.anchors.num_per_cell * 4, 1)  # anchor * 4 + (dx, dy, dw, dh)
         for conv in (self.conv, *self.extra_convs, self.objectness, self.deltas):
@@ -81,9 +58,9 @@ class RPN(nn.Module):
             grids_hw,
             sizes_hw,
             targets,
-            positive_iou=self.rules.positive_iou,
-            negative_iou=self.rules.negative_iou,
-            min_claim_iou=self.rules.min_claim_iou,
+            positive_iou=self.config.rpn_positive_iou,
+            negative_iou=self.config.rpn_negative_iou,
+            min_claim_iou=self.config.rpn_claim_iou,
         )
 
     def losses(
@@ -109,21 +86,16 @@ class RPN(nn.Module):
         num_negatives = image_index[~is_object].bincount(minlength=len(samples))
         normaliser = num_positives.clamp(min=1).sum() + num_negatives.clamp(min=1).sum()
 
-        scores = self._gather(logits, image_index, anchor_index).squeeze(1)
+        num = self.anchors.num_per_cell
+        scores = gather_slots(logits, image_index, anchor_index, num).squeeze(1)
         image_index, anchor_index = image_index[is_object], anchor_index[is_object]
         boxes = matched_boxes(targets, matched, image_index, anchor_index)  # (P, 4)
-        distance = self._gather(deltas, image_index, anchor_index) - encode_boxes(boxes, anchors[anchor_index])
+        distance = gather_slots(deltas, image_index, anchor_index, num) - encode_boxes(boxes, anchors[anchor_index])
         return {
             "loss_objectness": binary_cross_entropy_with_logits(scores, is_object.float(), reduction="sum")
             / normaliser,
             "loss_rpn_box_reg": distance.abs().sum() / normaliser,
         }
-
-    def _gather(self, maps: list[Tensor], image_index: Tensor, anchor_index: Tensor) -> Tensor:
-        """Return the values of chosen anchors, (S, V) float32, from (B, A*V, H, W) per level."""
-        num = self.anchors.num_per_cell
-        cells = gather_cells(maps, image_index, anchor_index // num).unflatten(1, (num, -1))  # (S, A, V)
-        return cells[torch.arange(len(cells), device=cells.device), anchor_index % num].float()
 
     @torch.no_grad()
     def propose(self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int) -> list[Tensor]:
@@ -158,5 +130,5 @@ class RPN(nn.Module):
     def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> Tensor:
         has_area = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
         boxes, scores, levels = boxes[has_area], scores[has_area], levels[has_area]
-        keep = batched_nms(boxes, scores, levels, self.rules.nms_iou)
-        return boxes[keep[: self.rules.max_proposals]]
+        keep = batched_nms(boxes, scores, levels, self.config.rpn_nms_iou)
+        return boxes[keep[: self.config.max_proposals]]

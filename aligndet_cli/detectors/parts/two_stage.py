@@ -5,7 +5,6 @@ Source: mmdetection `TwoStageDetector`, `StandardRoIHead` and `BBoxHead`; the au
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,39 +20,14 @@ from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.fpn import FPN
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.postprocess import select_detections
-from aligndet_cli.detectors.parts.roi_head import BoxHead, Pooling, RoiSamples, pool_rois, sample_rois, to_rois
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
+from aligndet_cli.detectors.parts.roi_head import BoxHead, RoiSamples, pool_rois, sample_rois, to_rois
 from aligndet_cli.detectors.parts.rpn import RPN
 from aligndet_cli.detectors.parts.sampling import Sampling
 
+LEVELS = ("c2", "c3", "c4", "c5")  # of the backbone; the neck makes P2..P6 of them
 DELTA_STD = (0.1, 0.1, 0.2, 0.2)  # RoIs are close to their boxes: unit of dx, dy, dw, dh
 CLASS_STD, BOX_STD = 0.01, 0.001  # initial weights of the two predictors
-
-
-@dataclass(frozen=True)
-class TwoStageRules:
-    """Settings of training, pretext and test.
-
-    Attributes:
-        rpn_sampling, roi_sampling: in fine-tuning.
-        rpn_pretext, roi_pretext: in pre-training, which samples no background RoIs.
-        train_per_level, test_per_level: proposals of a level before suppression.
-        positive_iou: RoIs are positive from this IoU on.
-        pooling: of RoIs, for boxes and masks.
-        min_box_side: detections with a shorter side are dropped.
-    """
-
-    rpn_sampling: Sampling
-    roi_sampling: Sampling
-    rpn_pretext: Sampling
-    roi_pretext: Sampling
-    train_per_level: int
-    test_per_level: int
-    positive_iou: float
-    pooling: Pooling
-    score_threshold: float
-    min_box_side: float
-    nms_iou: float
-    max_detections: int
 
 
 class TwoStage(Protocol):
@@ -64,36 +38,43 @@ class TwoStage(Protocol):
         box_predictor: (S, C) features to (S, K * 4) offsets, class * 4 + (dx, dy, dw, dh).
     """
 
-    backbone: Backbone
+    config: RCNNConfig
     neck: FPN
     rpn: RPN
     head: BoxHead
     class_predictor: nn.Linear
     box_predictor: nn.Linear
-    rules: TwoStageRules
 
 
-def build_predictors(num_features: int, num_classes: int) -> tuple[nn.Linear, nn.Linear]:
-    """Build class and box predictor with small random weights."""
-    predictors = nn.Linear(num_features, num_classes + 1), nn.Linear(num_features, num_classes * 4)
+def build_box_parts(
+    config: RCNNConfig, backbone: Backbone, num_classes: int
+) -> tuple[FPN, RPN, BoxHead, nn.Linear, nn.Linear]:
+    """Build neck, RPN, head, class predictor and box predictor with fresh weights.
+
+    The RPN proposes boxes on P2..P6, and the head classifies and refines them on P2..P5.
+    """
+    neck = FPN(backbone.use_levels(LEVELS), config.neck_channels, config.neck_norm, extra_levels="pooled")
+    rpn, head = RPN(config), BoxHead(config)
+    predictors = nn.Linear(config.head_features, num_classes + 1), nn.Linear(config.head_features, num_classes * 4)
     for predictor, std in zip(predictors, (CLASS_STD, BOX_STD), strict=True):
         nn.init.normal_(predictor.weight, std=std)
         nn.init.zeros_(predictor.bias)
-    return predictors
+    return neck, rpn, head, *predictors
 
 
 def train_boxes(
     model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
 ) -> tuple[dict[str, Tensor], RoiSamples]:
     """Return the scalar losses of `FasterRCNN.forward` on P2..P6, (B, C, H, W) each, and the RoIs they used."""
-    rules = model.rules
+    config = model.config
     output = model.rpn(pyramid)
-    losses = model.rpn.losses(output, sizes_hw, targets, rules.rpn_sampling)
+    rpn_sampling = Sampling(config.rpn_samples, config.rpn_positive_fraction)
+    losses = model.rpn.losses(output, sizes_hw, targets, rpn_sampling)
     samples = sample_rois(
-        model.rpn.propose(output, sizes_hw, rules.train_per_level),
+        model.rpn.propose(output, sizes_hw, config.train_proposals_per_level),
         targets,
-        positive_iou=rules.positive_iou,
-        sampling=rules.roi_sampling,
+        positive_iou=config.roi_positive_iou,
+        sampling=Sampling(config.roi_samples, config.roi_positive_fraction),
         only_positives=False,
     )
     features = roi_features(model, pyramid, samples.rois())  # (S, C)
@@ -104,24 +85,25 @@ def train_boxes(
 
 def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
     """Return the detections of each image, without masks, from P2..P6, (B, C, H, W) each."""
-    proposals = model.rpn.propose(model.rpn(pyramid), sizes_hw, model.rules.test_per_level)
+    config = model.config
+    proposals = model.rpn.propose(model.rpn(pyramid), sizes_hw, config.test_proposals_per_level)
     features = roi_features(model, pyramid, to_rois(proposals))  # (S, C)
     counts = [len(boxes) for boxes in proposals]
     scores = model.class_predictor(features).float().softmax(dim=1)[:, :-1].split(counts)  # (S, K) per image
     deltas = model.box_predictor(features).float().unflatten(1, (-1, 4)).split(counts)  # (S, K, 4) per image
     found = []
     for boxes, score, delta, size_hw in zip(proposals, scores, deltas, sizes_hw, strict=True):
-        roi, class_ids = (score > model.rules.score_threshold).nonzero(as_tuple=True)
+        roi, class_ids = (score > config.score_threshold).nonzero(as_tuple=True)
         chosen = delta[roi, class_ids] * delta.new_tensor(DELTA_STD)
         decoded, of_class = decode_boxes(chosen, boxes[roi], size_hw), score[roi, class_ids]
-        is_kept = (decoded[:, 2:] - decoded[:, :2] >= model.rules.min_box_side).all(dim=1)
+        is_kept = (decoded[:, 2:] - decoded[:, :2] >= config.min_box_side).all(dim=1)
         found.append(
             select_detections(
                 decoded[is_kept],
                 of_class[is_kept],
                 class_ids[is_kept],
-                nms_iou=model.rules.nms_iou,
-                max_detections=model.rules.max_detections,
+                nms_iou=config.nms_iou,
+                max_detections=config.max_detections,
             )
         )
     return found
@@ -137,18 +119,18 @@ def pretext_candidates(
     Source: the authors' `_base_/models/selfsup_mask_rcnn_r50_fpn.py`. There the box predictor has rows for every
     instance id; here all are of class "object" (docs/differences.md 13).
     """
-    rules = model.rules
+    config = model.config
     pyramid = model.neck(features.maps)
     losses: dict[str, Tensor] = {}
     with torch.set_grad_enabled(with_losses and torch.is_grad_enabled()):
         output = model.rpn(pyramid)
     if with_losses:
-        losses = model.rpn.losses(output, features.sizes_hw, proposals, rules.rpn_pretext)
+        losses = model.rpn.losses(output, features.sizes_hw, proposals, Sampling(config.pretext_rpn_samples, 1.0))
     samples = sample_rois(
-        model.rpn.propose(output, features.sizes_hw, rules.train_per_level),
+        model.rpn.propose(output, features.sizes_hw, config.train_proposals_per_level),
         proposals,
-        positive_iou=rules.positive_iou,
-        sampling=rules.roi_pretext,
+        positive_iou=config.roi_positive_iou,
+        sampling=Sampling(config.pretext_roi_samples, 1.0),
         only_positives=True,
     )
     pooled = roi_features(model, pyramid, samples.rois())  # (S, C)
@@ -161,7 +143,7 @@ def pretext_candidates(
 
 def roi_features(model: TwoStage, pyramid: list[Tensor], rois: Tensor) -> Tensor:
     """Return (S, C) features of (S, 5) RoIs on P2..P5, (B, C, H, W) each, for the predictors."""
-    pooled, row = pool_rois(pyramid, rois, model.head.pool_size, model.rules.pooling)
+    pooled, row = pool_rois(pyramid, rois, model.head.pool_size, model.config)
     features: Tensor = model.head(pooled)
     return features[row]
 

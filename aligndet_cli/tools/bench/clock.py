@@ -11,12 +11,9 @@ PARTS = ("data", "views", "backbone", "neck and heads", "matching and losses", "
 
 
 class StepClock:
-    """Splits the time of steps into `PARTS`.
+    """Splits the time of steps into `PARTS`. The model is a detector, or a pretext with its two detectors.
 
     Every hook ends the running lap, so the parts add up to the whole. On a GPU a lap ends when the GPU has finished it.
-
-    Args:
-        model: detector, or pretext with its two detectors; called with finished views.
     """
 
     def __init__(self, model: nn.Module, backbone: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -37,17 +37,9 @@ from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.bench.clock import PARTS, StepClock
 from aligndet_cli.tools.bench.images import DrawnProposals, write_coco
+from aligndet_cli.training import loop
 from aligndet_cli.training.fitting import try_fit
 from aligndet_cli.training.learner import build_learner, build_to_try
-from aligndet_cli.training.loop import (
-    Learner,
-    LoopSettings,
-    build_scaler,
-    known_errors,
-    next_batch,
-    train_step,
-    watch_divergence,
-)
 from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, Rates, Recipe
 from aligndet_cli.training.records import Speed, peak_memory
 from aligndet_cli.training.schedules import LENGTHS
@@ -83,7 +75,6 @@ class Timing:
     """Speed of a stage on this machine.
 
     Attributes:
-        step_s: seconds of a step.
         data_wait: share of a step spent waiting for data.
         memory_gb: peak memory of tensors on a GPU, or of the process on a CPU.
         parts_s: seconds of a step by part; empty if the model is compiled into one part.
@@ -118,7 +109,7 @@ class _Plan:
         return self.recipe.pretrain if self.stage == "pretrain-box" else self.recipe.finetune
 
     @property
-    def settings(self) -> LoopSettings:
+    def settings(self) -> loop.LoopSettings:
         config, rates = self.config, self.rates
         # The learning rate of an early step, since random weights diverge at the full rate.
         training = TrainingConfig(batch_size=config.batch_size, lr=rates.lr / 1000)
@@ -195,7 +186,7 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
         with_masks=config.detector.RECIPE.needs_masks and not is_pretraining,
     )
     fit = try_fit(trial, devices, config.batch_size)
-    if fit is not None and fit.needed(config.batch_size) > fit.budget:
+    if fit is not None and fit.footprint.of(config.batch_size) > fit.budget:
         raise RunError(f"{plan.stage}: {fit.problem(config.batch_size, 1, devices)}: {fit.advice(1)}")
 
 
@@ -211,7 +202,7 @@ def _result_of(plan: _Plan, running: "Future[Timing]") -> Timing:
 
 def _time_stage(plan: _Plan, devices: Devices) -> Timing:
     found: list[Timing] = []
-    with known_errors("lower --batch-size or --short-side"):
+    with loop.known_errors("lower --batch-size or --short-side"):
         launch(lambda plan, process: found.append(_take_time(plan, process)), plan, devices, Shown())
     return found[0]
 
@@ -249,23 +240,23 @@ def _take_time(plan: _Plan, process: Process) -> Timing:
 class _Steps:
     """Steps of the loop, without its files."""
 
-    learner: Learner
+    learner: loop.Learner
     batches: Iterator[list[Sample]]
-    settings: LoopSettings
+    settings: loop.LoopSettings
     process: Process
     done: int = 0
 
     def take(self, count: int, clock: StepClock | None = None) -> tuple[float, float]:
         """Take `count` steps, and return their seconds, and the seconds spent waiting for data."""
-        scaler, divergence = build_scaler(self.settings, self.process), watch_divergence(self.learner, self.process)
+        divergence = loop.watch_divergence(self.learner, self.process)
         speed = Speed()
         if clock is not None:
             clock.start()
         for step in range(self.done, self.done + count):
-            samples = next_batch(self.batches, speed)
+            samples = loop.next_batch(self.batches, speed)
             if clock is not None:
                 clock.lap("data")
-            train_step(self.learner, scaler, samples, step, self.settings, divergence)
+            loop.train_step(self.learner, samples, step, self.settings, divergence)
             self.learner.after_step(step)
             if clock is not None:
                 clock.lap("optimizer")
@@ -278,7 +269,7 @@ class _Steps:
         return time.perf_counter() - speed.began, speed.waiting
 
 
-def _clock_of(config: BenchConfig, learner: Learner, views: TwoViews | LabelledViews) -> StepClock | None:
+def _clock_of(config: BenchConfig, learner: loop.Learner, views: TwoViews | LabelledViews) -> StepClock | None:
     """Return the clock of the parts of a step; None where they are compiled: hooks would be compiled with them."""
     if config.runtime.compile:
         return None

@@ -41,9 +41,7 @@ def resolve_categories(
 
     Args:
         asked: "coco", "voc", or a COCO json with `categories`. None: by the names in the file, else by their number.
-        num_classes: number of classes of the detector.
         meta: meta data of the checkpoint; mmdetection's `CLASSES` are names.
-        file: named in messages.
 
     Raises:
         ConfigError: a choice that does not fit the detector.

@@ -11,17 +11,17 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors import DetectorConfig, build_detector
+from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.tools.conversion import published_detr
 from aligndet_cli.tools.conversion.backbone_names import INDEX, PREFIX, rename_backbone
 from aligndet_cli.tools.conversion.input_style import STYLES, apply_style, style_of_mmdet
 from aligndet_cli.tools.conversion.mmdet import MARKS, RULES, from_mmdet
 from aligndet_cli.tools.conversion.published_detectron2 import from_detectron2
-from aligndet_cli.tools.conversion.published_detr import from_published
 from aligndet_cli.tools.conversion.published_torchvision import from_torchvision
 from aligndet_cli.tools.conversion.reading import Checkpoint
 from aligndet_cli.tools.conversion.recognise import Layout, find_layout, find_shape
-from aligndet_cli.tools.conversion.rules import Renamed, translate, value_of_mark
+from aligndet_cli.tools.conversion.rules import Renamed, rename_all, translate, value_of_mark
 
 PROJECTOR = "projector."
 # Key under which our own `export --to mmdet` adds settings to the meta data, so that nothing is lost on the way back.
@@ -48,7 +48,6 @@ class Converted:
         num_classes: number of classes; 0 after pre-training.
         state_dict: all tensors of our detector; after pre-training only those that fine-tuning can use.
         projector: tensors of pre-training's projector; empty if ours has another form.
-        num_tensors: number of tensors in the file.
         left_out: reasons by the file's names, of tensors that were not used.
     """
 
@@ -96,8 +95,10 @@ def convert(
         renamed = from_torchvision(checkpoint.tensors, checkpoint.digest, file)
     elif found == "detectron2":
         renamed = from_detectron2(checkpoint.tensors, style, file)
+    elif found == "detr":
+        renamed = Renamed("detr", *rename_all(checkpoint.tensors, published_detr.RULES))
     else:
-        renamed = from_published(checkpoint.tensors) if found == "detr" else _of_mmdet(checkpoint, family, style)
+        renamed = _of_mmdet(checkpoint, family, style)
     if family not in (None, renamed.family):
         raise ConfigError(f"{file}: is a {renamed.family}, not a {family}; change --detector")
     if renamed.unknown:
@@ -154,14 +155,14 @@ def _is_pretrained(tensors: Mapping[str, Tensor]) -> bool:
 def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     """Build the detector that follows from the shapes of the tensors, and check the tensors against it."""
     family, tensors, left_out = renamed.family, renamed.tensors, renamed.left_out
-    shape = find_shape(family, tensors, checkpoint.file)
+    backbone_name, settings, num_classes = find_shape(family, tensors, checkpoint.file)
     own = checkpoint.meta.get(OWN_META) or {}
     adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
-    detector = adapter.validate_python(own.get("detector", {**shape.detector, **renamed.detector}))
-    named = {"name": shape.backbone, "weights": "none", **renamed.backbone}
+    detector = adapter.validate_python(own.get("detector", {**settings, **renamed.detector}))
+    named = {"name": backbone_name, "weights": "none", **renamed.backbone}
     backbone = BackboneConfig.model_validate(own.get("backbone", named))
     with torch.device("meta"):
-        model = build_detector(detector, build_backbone(backbone), shape.num_classes or 1)
+        model = detector.build(build_backbone(backbone), num_classes or 1)
     unused: set[str] = set()
     may_lack: set[str] = set()
     projector: dict[str, Tensor] = {}
@@ -178,19 +179,18 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     _check_fit(kept, needed, family, checkpoint.file)
     gone = [name for name in tensors if _module_of(name) in unused and name not in projector]
     prefix = "online_backbone." if layout == "aligndet" else ""
-    for name in gone:
-        theirs = f"{prefix}{translate(name, RULES[family], to_ours=False)}"
-        left_out = left_out | {theirs: _WHY_UNUSED.get(_module_of(name), "not pre-trained")}
+    their_names = [f"{prefix}{translate(name, RULES[family], to_ours=False)}" for name in gone]
+    reasons = [_WHY_UNUSED.get(_module_of(name), "not pre-trained") for name in gone]
     return Converted(
         layout=layout,
         stage="pretrain-box" if is_pretrained else "finetune",
         detector=detector,
         backbone=backbone,
-        num_classes=0 if is_pretrained else shape.num_classes or 0,
+        num_classes=0 if is_pretrained else num_classes or 0,
         state_dict={name: kept[name] for name in needed},
         projector={name.removeprefix(PROJECTOR): tensor for name, tensor in projector.items()},
         num_tensors=len(checkpoint.tensors),
-        left_out=left_out,
+        left_out=left_out | dict(zip(their_names, reasons, strict=True)),
     )
 
 

@@ -28,7 +28,6 @@ class Exported:
     """Result of an export.
 
     Attributes:
-        num_tensors: number of tensors of the run.
         left_out: names of our tensors that have no place in the other program.
         usage: a sentence on how to load the file.
     """

@@ -43,7 +43,6 @@ class ImportRequest:
         layout: one of `LAYOUTS`.
         detector, backbone: expected ones; `detector` also tells a pre-trained Faster R-CNN from a Mask R-CNN.
         style: preparation of images, if the file does not tell; see `STYLES`.
-        name: name of the run.
         categories: see `resolve_categories`.
         force: replace a run of the same name.
     """

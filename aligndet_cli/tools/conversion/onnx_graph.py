@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from aligndet_cli.data.batch import ImageBatch
-from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.checkpoint import LoadedDetector
 from aligndet_cli.detectors.detr import DETR
 from aligndet_cli.detectors.fcos import FCOS
@@ -25,11 +25,21 @@ PACKAGES = ("onnx", "onnxscript")
 
 
 class Graph(nn.Module):
-    """Network from pixels to the boxes and scores of all N anchors, points or queries of one image."""
+    """Network from pixels to the boxes and scores of all N anchors, points or queries of one image.
 
-    def __init__(self, model: RetinaNet | FCOS | DETR, size_hw: tuple[int, int]) -> None:
+    Raises:
+        WeightsError: a two-stage detector, whose number of boxes depends on the image.
+    """
+
+    def __init__(self, model: Detector, size_hw: tuple[int, int]) -> None:
         super().__init__()
-        self.model, self.size_hw = model, size_hw
+        if not isinstance(model, RetinaNet | FCOS | DETR):
+            raise WeightsError(
+                "--to onnx: the number of boxes that an R-CNN looks at changes from image to image, and ONNX has no "
+                "place for that; export it --to torchvision or mmdet"
+            )
+        self.model: RetinaNet | FCOS | DETR = model
+        self.size_hw = size_hw
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes and scores.
@@ -56,7 +66,7 @@ def export_onnx(detector: LoadedDetector, file: Path, size_hw: tuple[int, int]) 
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise ConfigError(f"--to onnx: {' and '.join(missing)} not installed; run pip install 'aligndet[onnx]'")
-    graph = build_graph(detector.model, size_hw)
+    graph = Graph(detector.model, size_hw)
     temporary = file.with_name(f".{file.name}.tmp")
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every operation that it does not fold
     torch.onnx.export(
@@ -72,30 +82,15 @@ def export_onnx(detector: LoadedDetector, file: Path, size_hw: tuple[int, int]) 
     temporary.replace(file)
     return (
         f"onnx: pixels (1, 3, {size_hw[0]}, {size_hw[1]}) normalised RGB -> boxes (N, 4) xyxy, scores (N, "
-        f"{len(detector.categories)}); keep scores above 0, {_remaining(detector.model)}"
+        f"{len(detector.categories)}); keep scores above 0, {_remaining(graph.model)}"
     )
 
 
-def build_graph(model: AnyDetector, size_hw: tuple[int, int]) -> Graph:
-    """Return the exportable part of a detector.
-
-    Raises:
-        WeightsError: a two-stage detector, whose number of boxes depends on the image.
-    """
-    if not isinstance(model, RetinaNet | FCOS | DETR):
-        raise WeightsError(
-            "--to onnx: the number of boxes that an R-CNN looks at changes from image to image, and ONNX has no place "
-            "for that; export it --to torchvision or mmdet"
-        )
-    return Graph(model, size_hw)
-
-
-def _remaining(model: AnyDetector) -> str:
+def _remaining(model: RetinaNet | FCOS | DETR) -> str:
     if isinstance(model, DETR):
         return "the best class of each box"
-    return (
-        f"then suppress boxes of a class at IoU {model.rules.nms_iou:g} and take the best {model.rules.max_detections}"
-    )
+    config = model.config
+    return f"then suppress boxes of a class at IoU {config.nms_iou:g} and take the best {config.max_detections}"
 
 
 def _run_retinanet(model: RetinaNet, images: ImageBatch) -> tuple[Tensor, Tensor]:
@@ -103,7 +98,7 @@ def _run_retinanet(model: RetinaNet, images: ImageBatch) -> tuple[Tensor, Tensor
     scores = torch.cat([_rows(level, model.num_slots) for level in model.predict_logits(pyramid)]).sigmoid()
     deltas = torch.cat([_rows(level, model.num_slots) for level in model.predict_deltas(pyramid)])
     boxes = decode_boxes(deltas, model.anchors(grids_of(pyramid)), images.sizes_hw[0])
-    return boxes, torch.where(scores > model.rules.score_threshold, scores, 0.0)
+    return boxes, torch.where(scores > model.config.score_threshold, scores, 0.0)
 
 
 def _run_fcos(model: FCOS, images: ImageBatch) -> tuple[Tensor, Tensor]:
@@ -114,7 +109,7 @@ def _run_fcos(model: FCOS, images: ImageBatch) -> tuple[Tensor, Tensor]:
     sides = torch.cat([_rows(level, 1) for level in model.predict_log_sides(pyramid)]).exp()
     points = model.points(grids_of(pyramid))
     boxes = torch.cat([points - sides[:, :2], points + sides[:, 2:]], dim=1)
-    kept = torch.where(scores > model.rules.score_threshold, scores * centerness, 0.0)
+    kept = torch.where(scores > model.config.score_threshold, scores * centerness, 0.0)
     return clip_boxes_to_image(boxes, images.sizes_hw[0]), kept
 
 

@@ -1,10 +1,6 @@
 """Names of facebookresearch/detr, whose `detr_resnet50` and `detr_resnet101` weights are published."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from aligndet_cli.tools.conversion.rules import Renamed, Rule, rename_all
+from aligndet_cli.tools.conversion.rules import Rule
 
 RULES: tuple[Rule, ...] = (
     ("backbone.0.body.*", "backbone.*"),
@@ -16,8 +12,3 @@ RULES: tuple[Rule, ...] = (
     ("bbox_embed.layers.2.*", "box_predictor.*"),
     ("transformer.*", "transformer.*"),
 )
-
-
-def from_published(state_dict: Mapping[str, Tensor]) -> Renamed:
-    """Return the state dict of a published DETR under our names."""
-    return Renamed("detr", *rename_all(state_dict, RULES))

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -33,21 +32,6 @@ _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
 }
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Properties of a detector that follow from names and shapes of its tensors.
-
-    Attributes:
-        backbone: name as in `BackboneConfig`.
-        detector: settings of the family's config, with `family`.
-        num_classes: None without a class predictor.
-    """
-
-    backbone: str
-    detector: dict[str, Any]
-    num_classes: int | None
-
-
 def find_layout(names: Collection[str], file: Path) -> Layout:
     """Return the layout of tensors by their names.
 
@@ -63,15 +47,17 @@ def find_layout(names: Collection[str], file: Path) -> Layout:
     return layout
 
 
-def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> Shape:
+def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> tuple[str, dict[str, Any], int | None]:
     """Return backbone, settings and number of classes of a detector by its state dict under our names.
+
+    The number of classes is None without a class predictor.
 
     Raises:
         WeightsError: the backbone is none of ours, or a part of the detector is missing.
     """
     try:
         detector = _of_detr(tensors) if family == "detr" else _of_pyramid(family, tensors)
-        return Shape(_backbone_of(tensors, file), {"family": family, **detector}, _num_classes(family, tensors))
+        return _backbone_of(tensors, file), {"family": family, **detector}, _num_classes(family, tensors)
     except KeyError as error:
         raise WeightsError(f"{file}: looks like a {family}, but has no {error.args[0]}; get a complete file") from None
 

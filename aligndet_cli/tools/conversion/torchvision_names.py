@@ -12,8 +12,8 @@ from torch import Tensor
 
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of
 from aligndet_cli.detectors.checkpoint import DetectorFile
-from aligndet_cli.detectors.faster_rcnn import RCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.tools.conversion.rules import Rule, translate
 

@@ -33,16 +33,12 @@ MIN_SCORE = 0.3  # of a detection that is shown
 
 @dataclass(frozen=True)
 class Drawn:
-    """Result of drawing figures.
-
-    Attributes:
-        not_drawn: one line for each figure that is missing, with the reason.
-    """
+    """Result of drawing figures."""
 
     run: str
     compared_with: str
     files: tuple[Path, ...]
-    not_drawn: tuple[str, ...]
+    not_drawn: tuple[str, ...]  # one line for each figure that is missing, with the reason
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -51,16 +47,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Subject:
-    """The runs to draw, and the images that both were evaluated on.
-
-    Attributes:
-        indices: positions of a few images with labels.
-    """
+    """The runs to draw, and the images that both were evaluated on."""
 
     ours: Evaluated
     plain: Evaluated
     image_set: ImageSet
-    indices: Sequence[int]
+    indices: Sequence[int]  # of a few images with labels
 
 
 def write_figures(

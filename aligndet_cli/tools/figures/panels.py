@@ -13,7 +13,7 @@ from aligndet_cli.tools.figures.pretrained import NUM_NEIGHBOURS, Embeddings, ne
 
 _MARKERS = ("o", "^", "s")
 # Objects by size, as COCO has it: square roots of areas in pixels.
-_SIZES = (("small", 0.0, 32.0, 10.0), ("medium", 32.0, 96.0, 24.0), ("large", 96.0, np.inf, 52.0))
+_SIZES = (("small, < 32 px", 0, 32, 10), ("medium, 32 to 96 px", 32, 96, 24), ("large, > 96 px", 96, np.inf, 52))
 
 
 def draw_embeddings(by_title: Mapping[str, Embeddings], title: str, seed: int) -> Figure:
@@ -23,9 +23,8 @@ def draw_embeddings(by_title: Mapping[str, Embeddings], title: str, seed: int) -
         ValueError: fewer than four objects.
     """
     figure = new_figure(5.6 * len(by_title), 5.9)
-    for axes, (name, embeddings) in zip(
-        figure.subplots(1, len(by_title), squeeze=False)[0], by_title.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(by_title), squeeze=False)[0]
+    for axes, (name, embeddings) in zip(panels, by_title.items(), strict=True):
         points = map_embeddings(embeddings.values, seed)
         for class_id in range(len(embeddings.classes)):
             for _, low, high, area in _SIZES:
@@ -35,9 +34,8 @@ def draw_embeddings(by_title: Mapping[str, Embeddings], title: str, seed: int) -
                 axes.scatter(x, y, s=area, c=colour, marker=marker, alpha=0.7, linewidths=0)
         share, chance = neighbour_share(embeddings)
         num_near = min(NUM_NEIGHBOURS, len(points) - 1)
-        axes.set_title(
-            f"{name}\n{share:.0%} of the {num_near} nearest are of the same class (by chance {chance:.0%})", fontsize=10
-        )
+        told = f"{share:.0%} of the {num_near} nearest are of the same class (by chance {chance:.0%})"
+        axes.set_title(f"{name}\n{told}", fontsize=10)
         axes.set(xticks=[], yticks=[])
     figure.suptitle(title)
     figure.legend(handles=_legend(next(iter(by_title.values()))), loc="outside lower center", ncols=6, fontsize=SMALL)
@@ -56,16 +54,14 @@ def map_embeddings(values: NDArray[np.float32], seed: int) -> NDArray[np.float32
 
 
 def _legend(embeddings: Embeddings) -> list[Line2D]:
-    handles = []
-    for class_id, name in enumerate(embeddings.classes):
-        colour, marker = COLOURS[class_id], _MARKERS[class_id]
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="", label=shorten(name)))
-    for name, low, high, area in _SIZES:
-        limits = f"< {high:g} px" if not low else f"> {low:g} px" if np.isinf(high) else f"{low:g} to {high:g} px"
-        handles.append(
-            Line2D([], [], color="#666666", marker="o", linestyle="", markersize=area**0.5, label=f"{name}, {limits}")
-        )
-    return handles
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=shorten(name))
+        for name, colour, marker in zip(embeddings.classes, COLOURS, _MARKERS, strict=False)
+    ]
+    return handles + [
+        Line2D([], [], color="#666666", marker="o", linestyle="", markersize=area**0.5, label=label)
+        for label, _, _, area in _SIZES
+    ]
 
 
 def draw_centres(rows: Sequence[tuple[NDArray[np.uint8], Mapping[str, NDArray[np.float64]]]], title: str) -> Figure:

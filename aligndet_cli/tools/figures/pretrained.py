@@ -17,7 +17,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import load_image
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import ViewParams, make_batch
-from aligndet_cli.detectors import AnyDetector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.checkpoint import read_detector
 from aligndet_cli.detectors.faster_rcnn import FasterRCNN
 from aligndet_cli.detectors.mask_rcnn import MaskRCNN
@@ -169,13 +169,13 @@ def neighbour_share(embeddings: Embeddings) -> tuple[float, float]:
     return float(share), float((counts * (counts - 1)).sum() / (num_objects * (num_objects - 1)))
 
 
-def finds_without_classes(model: AnyDetector) -> bool:
+def finds_without_classes(model: Detector) -> bool:
     """Return True if a detector tells objects from background before it knows any class, as those with an RPN do."""
     return isinstance(model, FasterRCNN | MaskRCNN)
 
 
 @torch.no_grad()
-def class_free_centres(model: AnyDetector, images: ImageBatch, size_hw: tuple[int, int]) -> NDArray[np.float64]:
+def class_free_centres(model: Detector, images: ImageBatch, size_hw: tuple[int, int]) -> NDArray[np.float64]:
     """Return (N, 2) centres, x and y, of the boxes that the head makes from the RPN's 100 best ones in one image.
 
     Source: D.2 and figures 5 and 9, for Faster and Mask R-CNN.
@@ -185,7 +185,7 @@ def class_free_centres(model: AnyDetector, images: ImageBatch, size_hw: tuple[in
     """
     assert isinstance(model, FasterRCNN | MaskRCNN)
     pyramid = model.neck(model.extract(images).maps)
-    [proposals] = model.rpn.propose(model.rpn(pyramid), images.sizes_hw, model.rules.test_per_level)
+    [proposals] = model.rpn.propose(model.rpn(pyramid), images.sizes_hw, model.config.test_proposals_per_level)
     proposals = proposals[:NUM_CENTRES]
     deltas = model.box_predictor(roi_features(model, pyramid, to_rois([proposals]))).float()[:, :4]
     boxes = decode_boxes(deltas * deltas.new_tensor(DELTA_STD), proposals, images.sizes_hw[0])

@@ -60,8 +60,7 @@ class Predicted:
     """Result of `predict`.
 
     Attributes:
-        weights: file of the detector.
-        num_images: number of images that could be read.
+        num_images: number of readable images.
         skipped: file and reason of each image that could not be read.
         per_class: number of detections by class name, the largest first.
     """

@@ -17,11 +17,7 @@ from aligndet_cli.workspace import Artifact
 def command_of(stage: str, artifact: Artifact, workspace: str) -> str | None:
     """Return `aligndet STAGE DATA ...` with all settings that are not defaults, to be pasted into a shell.
 
-    Args:
-        workspace: folder, as the command names it.
-
-    Returns:
-        None for imported weights, and for artifacts of other versions.
+    There is none for imported weights, and for artifacts of other versions.
     """
     try:
         config = find_stage(stage).steps().config.model_validate(artifact.config())

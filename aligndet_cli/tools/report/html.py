@@ -9,7 +9,7 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.logs import logger
 from aligndet_cli.tools.report.collect import Report
-from aligndet_cli.tools.report.page import Page, collect_page
+from aligndet_cli.tools.report.page import collect_page
 from aligndet_cli.workspace import Workspace
 
 OPEN_RUNS = 8  # more of them are folded
@@ -30,14 +30,11 @@ def write_page(workspace: Workspace, report: Report, file: Path | None = None) -
     if not page.artifacts.rows:
         raise ConfigError(f"{workspace.root}: empty; start with `aligndet proposals DATA`")
     file = file or workspace.root / "report.html"
-    write_bytes(file, render_page(page).encode())
+    # Everything that comes from files is escaped.
+    loader, undefined = PackageLoader("aligndet_cli.tools.report"), StrictUndefined
+    environment = Environment(loader=loader, undefined=undefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = environment.get_template("page.html").render(page=page, open_runs=OPEN_RUNS, version=__version__)
+    write_bytes(file, text.encode())
     if page.left_out:
         logger.warning("%s: %d pictures did not fit, and are named instead", file, len(page.left_out))
     return file
-
-
-def render_page(page: Page) -> str:
-    """Return the page as HTML; everything that comes from files is escaped."""
-    loader, undefined = PackageLoader("aligndet_cli.tools.report"), StrictUndefined
-    environment = Environment(loader=loader, undefined=undefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("page.html").render(page=page, open_runs=OPEN_RUNS, version=__version__)

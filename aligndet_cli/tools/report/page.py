@@ -33,7 +33,6 @@ class Table:
     Attributes:
         name: id of the element.
         numbers: columns that hold numbers.
-        remarks: lines below the table.
     """
 
     name: str
@@ -51,7 +50,6 @@ class RunPart:
     Attributes:
         name: id of the element.
         facts: names and values of results, times and hashes.
-        command: command that makes the artifact again, or None.
         settings: dotted paths and values of all settings.
         left_out: pictures that did not fit.
     """

@@ -8,8 +8,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from aligndet_cli.config import did_you_mean
-from aligndet_cli.errors import ConfigError
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.report.collect import Report, Row, Summary
 
@@ -55,16 +53,6 @@ def csv_text(report: Report) -> str:
         setting = [getattr(row.setting, name) for name in settings]
         writer.writerow([*setting, row.label, row.is_baseline, *values, row.published_in, row.remark])
     return out.getvalue()
-
-
-def check_format(form: str) -> None:
-    """Make sure that a format exists.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if form not in FORMATS:
-        raise ConfigError(f"--format {form}: is not a choice{did_you_mean(form, list(FORMATS))}")
 
 
 def render(report: Report, form: str) -> str:

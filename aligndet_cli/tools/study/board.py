@@ -12,15 +12,11 @@ from aligndet_cli.tools.study.plan import StageRun
 
 @dataclass(frozen=True)
 class Problem:
-    """The reason why a run has no result.
-
-    Attributes:
-        is_of_another: a run that it needs has failed; this one was not begun.
-    """
+    """The reason why a run has no result."""
 
     exit_code: int
     message: str
-    is_of_another: bool = False
+    is_of_another: bool = False  # a run that it needs has failed; this one was not begun
 
 
 @dataclass(frozen=True)
@@ -40,16 +36,11 @@ class RunState:
 
 @dataclass
 class Board:
-    """The runs of a study: done, under way and to do.
-
-    Attributes:
-        complete: keys of the runs that were there already.
-        jobs: runs at a time.
-    """
+    """The runs of a study: done, under way and to do."""
 
     runs: dict[str, StageRun]
-    complete: set[str]
-    jobs: int
+    complete: set[str]  # keys of the runs that were there already
+    jobs: int  # runs at a time
     done: set[str] = field(default_factory=set)
     problems: dict[str, Problem] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)  # that finished runs took, by stage

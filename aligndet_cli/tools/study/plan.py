@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aligndet_cli.config import STAGES, Sources, StageConfig, did_you_mean, fields_at, flatten, hash_json, load_config
-from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import read_json
 from aligndet_cli.stage import Read, find_stage
@@ -131,7 +131,7 @@ class _Planner:
         """Raise a ConfigError for a common setting that no stage has."""
         for place in sorted(self._idle):
             table, setting = place.split(f"{COMMON}.", 1)
-            if not any(_has_setting(stage, setting, name) for stage in STAGES for name in BUILDERS):
+            if not any(_has_setting(stage, setting, name) for stage in STAGES for name in DETECTORS):
                 known = [key for key, _ in flatten(find_stage("finetune").steps().config().to_json())]
                 raise ConfigError(f"{table}{COMMON}: no stage has '{setting}'{did_you_mean(setting, known)}")
 

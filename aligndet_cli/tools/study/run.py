@@ -39,7 +39,6 @@ def carry_out(runs: list[StageRun], workspace: Workspace, *, jobs: int, gpus: tu
     """Do every run that is not complete; one that fails stops only those that need it.
 
     Args:
-        jobs: runs at a time.
         gpus: names for CUDA_VISIBLE_DEVICES, shared out among the jobs. Empty: the CPU.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from aligndet_cli.config import STAGES, Frozen, did_you_mean, flatten, read_toml, validated
-from aligndet_cli.detectors import BUILDERS
+from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.errors import ConfigError
 
 Percent = Annotated[float, Field(gt=0, le=100)]
@@ -83,8 +83,8 @@ class StudyConfig(Frozen):
     @classmethod
     def _check_detectors(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if name not in BUILDERS:
-                raise ValueError(f"'{name}' is not a detector{did_you_mean(name, list(BUILDERS))}")
+            if name not in DETECTORS:
+                raise ValueError(f"'{name}' is not a detector{did_you_mean(name, list(DETECTORS))}")
         return names
 
     @field_validator("fractions", "folds", "seeds", "detectors")

@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -36,12 +35,12 @@ def carry_out_in_parallel(board: Board, workspace: Workspace, *, gpus: tuple[str
         Preempted, KeyboardInterrupt: asked to stop; the processes have saved their runs.
     """
     workers: dict[int, _Worker] = {}  # by slot
-    with stop_on_signal() as stop, _ended(workers):
+    with stop_on_signal() as stop, contextlib.ExitStack() as ending:
         while stop.received is None:
             for slot in range(board.jobs):
                 worker = workers.get(slot)
                 if (worker is None or worker.run is None) and (run := board.begin_next()) is not None:
-                    worker = workers[slot] = worker or _start(slot, board.jobs, gpus, verbosity)
+                    worker = workers[slot] = worker or _start(slot, board.jobs, gpus, verbosity, ending)
                     worker.run = run
                     with contextlib.suppress(ConnectionError):  # it died: noticed when its result is read
                         worker.connection.send(
@@ -57,7 +56,8 @@ def carry_out_in_parallel(board: Board, workspace: Workspace, *, gpus: tuple[str
         stop.raise_if_requested()
 
 
-def _start(slot: int, jobs: int, gpus: tuple[str, ...], verbosity: int) -> _Worker:
+def _start(slot: int, jobs: int, gpus: tuple[str, ...], verbosity: int, ending: contextlib.ExitStack) -> _Worker:
+    """Start a process that ends with the block of `ending`."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     gpu = ",".join(gpus[slot::jobs]) or gpus[slot % len(gpus)] if gpus else None
@@ -65,6 +65,8 @@ def _start(slot: int, jobs: int, gpus: tuple[str, ...], verbosity: int) -> _Work
     process = context.Process(target=_work, args=(theirs, gpu, threads, verbosity), name=f"study-{slot}")
     process.start()
     theirs.close()
+    ending.callback(process.join)
+    ending.callback(ours.close)  # first: idle ones end, and busy ones once a result cannot be sent
     return _Worker(process, ours)
 
 
@@ -84,17 +86,6 @@ def _take_in(board: Board, workers: dict[int, _Worker]) -> None:
             del workers[slot]
         run, worker.run = worker.run, None
         board.finish(run, problem)
-
-
-@contextlib.contextmanager
-def _ended(workers: dict[int, _Worker]) -> Iterator[None]:
-    """End the processes with the block."""
-    try:
-        yield
-    finally:
-        for worker in workers.values():
-            worker.connection.close()  # idle ones end, and busy ones once a result cannot be sent
-            worker.process.join()
 
 
 def _work(connection: Connection, gpu: str | None, threads: int, verbosity: int) -> None:

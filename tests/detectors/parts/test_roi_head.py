@@ -4,6 +4,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from aligndet_cli.data.batch import BoxTargets
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import BoxHead, pool_rois, sample_rois, to_rois
 from aligndet_cli.detectors.parts.sampling import Sampling
 
@@ -23,7 +24,7 @@ def make_pyramid() -> list[Tensor]:
     [(1, 1), (56, 1), (111.9, 1), (112.1, 2), (223, 2), (225, 3), (447, 3), (449, 4), (480, 4)],
 )
 def test_level_by_size(side: float, level: int) -> None:
-    pooled, row = pool_rois(make_pyramid(), to_rois([torch.tensor([square(side)]), torch.zeros(0, 4)]), 2)
+    pooled, row = pool_rois(make_pyramid(), to_rois([torch.tensor([square(side)]), torch.zeros(0, 4)]), 2, RCNNConfig())
     assert row.tolist() == [0]
     assert pooled.unique().tolist() == [level]
 
@@ -31,22 +32,22 @@ def test_level_by_size(side: float, level: int) -> None:
 def test_rows_lead_back_to_the_rois() -> None:
     sides = [300.0, 20.0, 130.0, 60.0, 460.0, 10.0]
     boxes = torch.tensor([square(side) for side in sides])
-    pooled, row = pool_rois(make_pyramid(), to_rois([boxes[:2], boxes[2:]]), 2)
+    pooled, row = pool_rois(make_pyramid(), to_rois([boxes[:2], boxes[2:]]), 2, RCNNConfig())
     assert pooled[row][:, 0, 0, 0].tolist() == [3, 1, 2, 1, 4, 1]
 
 
 def test_pooling_is_roi_align_on_the_level_of_the_image() -> None:
     pyramid = [torch.randn(2, 3, 64 // 2**i, 64 // 2**i) for i in range(4)]
     box = torch.tensor([[13.0, 21.0, 140.0, 150.0]])  # side 128: stride 8
-    pooled, _ = pool_rois(pyramid, to_rois([torch.zeros(0, 4), box]), 7)
+    pooled, _ = pool_rois(pyramid, to_rois([torch.zeros(0, 4), box]), 7, RCNNConfig())
     expected = roi_align(pyramid[1][1:], [box], 7, 1 / 8, sampling_ratio=0, aligned=True)
     torch.testing.assert_close(pooled, expected)
 
 
 def test_every_level_gets_a_gradient_without_any_roi() -> None:
     pyramid = [level.requires_grad_() for level in make_pyramid()]
-    head = BoxHead(3, 1, "none", pool_size=2, fc_features=[5])
-    pooled, row = pool_rois(pyramid, to_rois([torch.zeros(0, 4)] * 2), 2)
+    head = BoxHead(RCNNConfig(neck_channels=3, head_convs=1, pool_size=2, head_features=5))
+    pooled, row = pool_rois(pyramid, to_rois([torch.zeros(0, 4)] * 2), 2, RCNNConfig())
     head(pooled)[row].sum().backward()
     assert all(level.grad is not None and not level.grad.any() for level in pyramid)
     assert all(parameter.grad is not None for parameter in head.parameters())
@@ -101,7 +102,7 @@ def test_the_best_proposal_of_a_box_is_its_own_though_another_box_fits_better() 
 
 def test_initial_weights_are_mmdetections() -> None:
     torch.manual_seed(0)
-    head = BoxHead(64, 2, "none", pool_size=7, fc_features=[256])
+    head = BoxHead(RCNNConfig(neck_channels=64, head_convs=2, head_features=256))
     conv = head.convs[0][0]
     assert conv.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)  # Kaiming normal, fan out
     assert head.fc.weight.abs().max().item() <= (6 / (64 * 49 + 256)) ** 0.5  # Xavier uniform

@@ -4,16 +4,16 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors.parts.rpn import RPN, RPNRules
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
+from aligndet_cli.detectors.parts.rpn import RPN
 from aligndet_cli.detectors.parts.sampling import Sampling
 
-RULES = RPNRules(positive_iou=0.7, negative_iou=0.3, min_claim_iou=0.3, nms_iou=0.7, max_proposals=50)
 GRIDS = ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))  # of a 64 x 96 image
 
 
 def build(**changes: float) -> RPN:
     torch.manual_seed(0)
-    return RPN(8, RPNRules(**{**RULES.__dict__, **changes}))
+    return RPN(RCNNConfig(neck_channels=8, max_proposals=50, **changes))
 
 
 def make_pyramid(num_images: int) -> list[Tensor]:
@@ -38,7 +38,7 @@ def test_losses_count_an_image_without_positives_as_having_one() -> None:
 @pytest.mark.parametrize(("x", "distance"), [(16.0, 0.0), (17.6, 0.05)])
 def test_the_box_loss_is_the_distance_in_anchor_sides(x: float, distance: float) -> None:
     # The 32 x 32 anchor of the finest level at pixel (32, 32) is the box, or 1.6 px = 0.05 sides to its left.
-    rpn = build(positive_iou=0.99)
+    rpn = build(rpn_positive_iou=0.99)
     torch.nn.init.zeros_(rpn.deltas.weight)
     targets = targets_of([[x, 16, x + 32, 48]])
     _, matched = rpn.assign(list(GRIDS), [(64, 96)], targets)
@@ -79,13 +79,13 @@ def test_proposals_are_clipped_apart_and_best_first() -> None:
 
 
 def test_only_the_best_of_a_level_become_proposals() -> None:
-    rpn = build(nms_iou=1.0)
+    rpn = build(rpn_nms_iou=1.0)
     found = rpn.propose(rpn(make_pyramid(1)), [(64, 96)], per_level=3)
     assert len(found[0]) == 5 * 3
 
 
 def test_proposals_of_different_levels_do_not_suppress_each_other() -> None:
-    rpn = build(nms_iou=0.0)
+    rpn = build(rpn_nms_iou=0.0)
     for module in (rpn.deltas, rpn.objectness):
         torch.nn.init.zeros_(module.weight)
     # An NMS that lets nothing overlap leaves at least one box per level, though those of P6 cover all others.

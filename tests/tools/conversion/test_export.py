@@ -1,6 +1,5 @@
 """Exported modules compute what ours do."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -115,8 +114,8 @@ def test_torchvision_has_no_detr() -> None:
 @pytest.mark.parametrize("family", ["retinanet", "fcos", "detr"])
 def test_graph_has_the_detections(family: str) -> None:
     model = build(family)
-    model.rules = replace(model.rules, score_threshold=0.0)
-    boxes, scores = onnx_graph.build_graph(model, SIZE_HW)(PIXELS)
+    model.config = model.config.model_copy(update={"score_threshold": 0.0})
+    boxes, scores = onnx_graph.Graph(model, SIZE_HW)(PIXELS)
     (found,) = model.detect(ImageBatch(PIXELS, (SIZE_HW,)))
     assert len(found.boxes) > 3
     for box, score, class_id in zip(found.boxes, found.scores, found.class_ids, strict=True):
@@ -127,7 +126,7 @@ def test_graph_has_the_detections(family: str) -> None:
 
 def test_two_stages_and_missing_packages_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WeightsError, match="--to onnx: the number of boxes .* changes"):
-        onnx_graph.build_graph(build("faster-rcnn"), SIZE_HW)
+        onnx_graph.Graph(build("faster-rcnn"), SIZE_HW)
     monkeypatch.setattr(onnx_graph, "PACKAGES", ("no_such_package",))
     detector = LoadedDetector(build("fcos"), CATEGORIES, SIZE_HW, has_masks=False)
     with pytest.raises(ConfigError, match=r"no_such_package not installed; run pip install 'aligndet\[onnx\]'"):
@@ -142,6 +141,6 @@ def test_onnx_runtime_computes_the_same(family: str, tmp_path: Path) -> None:
     assert "scores (N, 3)" in usage
     found = runtime.InferenceSession(str(file)).run(None, {"pixels": PIXELS.numpy()})
     with torch.no_grad():
-        expected = onnx_graph.build_graph(model, SIZE_HW)(PIXELS)
+        expected = onnx_graph.Graph(model, SIZE_HW)(PIXELS)
     for theirs, ours, tolerance in zip(found, expected, (1e-3, 1e-5), strict=True):
         torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=0, atol=tolerance)

@@ -24,7 +24,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.transforms import MEAN, STD
-from aligndet_cli.detectors import AnyDetector, build_detector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.checkpoint import DetectorFile
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
@@ -108,8 +108,8 @@ def run_there(model: nn.Module, images: list[Tensor]) -> tuple[ImageBatch, list[
         return ImageBatch(batch.tensors, tuple(batch.image_sizes)), model(images)
 
 
-def loaded(converted: Converted) -> AnyDetector:
-    model = build_detector(converted.detector, build_backbone(converted.backbone), converted.num_classes)
+def loaded(converted: Converted) -> Detector:
+    model = converted.detector.build(build_backbone(converted.backbone), converted.num_classes)
     model.load_state_dict(converted.state_dict)
     return model.eval()
 
@@ -201,7 +201,7 @@ def detectron2_anchors(sizes: list[float]) -> Tensor:
     return torch.tensor(rows)
 
 
-def detectron2_tensors(family: str, model: AnyDetector) -> dict[str, Tensor]:
+def detectron2_tensors(family: str, model: Detector) -> dict[str, Tensor]:
     """The model's tensors under detectron2's names; norms have no counters there."""
     state = {name: value for name, value in model.state_dict().items() if "num_batches" not in name}
     renamed = {translate(name, RULES[family], to_ours=False): value for name, value in state.items()}
@@ -229,7 +229,7 @@ def detectron2_block(tensors: dict[str, Tensor], prefix: str, x: Tensor, stride:
 def test_detectron2_caffe_style_backbone() -> None:
     torch.manual_seed(13)
     config = FasterRCNNConfig(neck_channels=8, neck_norm="none", head_convs=0, head_fcs=2, head_features=12)
-    model = build_detector(config, build_backbone(BackboneConfig(name="resnet50")), 3)
+    model = config.build(build_backbone(BackboneConfig(name="resnet50")), 3)
     tensors = detectron2_tensors("faster-rcnn", model)
     tensors["backbone.bottom_up.stem.conv1.weight"] = torch.randn(64, 3, 7, 7) / 500
     tensors["backbone.bottom_up.stem.conv1.norm.running_mean"] = torch.randn(64)
@@ -262,7 +262,7 @@ def test_detectron2_retinanet() -> None:
     torch.manual_seed(17)
     options = {"extra_levels": "from_c5_relu", "clip_before_nms": False}
     config = RetinaNetConfig(neck_channels=8, head_convs=2, neck_norm="none", **options)
-    model = build_detector(config, build_backbone(BackboneConfig(name="resnet18")), 2)
+    model = config.build(build_backbone(BackboneConfig(name="resnet18")), 2)
     tensors = detectron2_tensors("retinanet", model)
     # scale s, ratio r, class k: the digits of the bias
     theirs = [100 * s + 10 * r + k for s in range(3) for r in range(3) for k in range(2)]

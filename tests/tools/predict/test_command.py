@@ -10,7 +10,6 @@ from PIL import Image
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.open import open_images
-from aligndet_cli.detectors import build_detector
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.files import write_json
 from helpers.commandline import aligndet
@@ -28,7 +27,7 @@ def workspace(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = BackboneConfig(name="resnet18", weights="none")
     categories = open_images(DataConfig(root=toy), purpose="val").categories
     torch.manual_seed(0)
-    model = build_detector(config, build_backbone(backbone), len(categories))
+    model = config.build(build_backbone(backbone), len(categories))
     where = {"stage": "finetune", "configs": (config, backbone), "categories": categories, "resolution": (64, 96)}
     save_detector(run / "weights.pt", model, **where)
     return root
