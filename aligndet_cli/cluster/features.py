@@ -78,7 +78,6 @@ def write_features(
     Args:
         backbone: on the process's device, in eval mode; returns maps by level.
         features: (M, C) float16 rows, in the order of the store.
-        watch: gets the number of images after every batch.
 
     Raises:
         RunError: the features are not finite numbers.
@@ -108,15 +107,12 @@ def write_features(
 
 
 def pool_boxes(feature_map: Tensor, boxes_per_image: Sequence[Tensor], batch_hw: tuple[int, int]) -> Tensor:
-    """Average a feature map inside each box (RoIAlign with `aligned=True`).
+    """Return the average of a feature map inside each box (RoIAlign with `aligned=True`): (sum of N, C).
 
     Args:
         feature_map: (B, C, H, W).
         boxes_per_image: (N, 4) xyxy of each image, in pixels of the padded batch.
         batch_hw: height and width of the padded batch in pixels.
-
-    Returns:
-        (sum of N, C).
     """
     scale = feature_map.shape[-2] / batch_hw[0]
     pooled = roi_align(

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +27,6 @@ class GivenClusters:
     labels: NDArray[np.int32]
     categories: tuple[Category, ...]
     num_unused: int
-
-    @property
-    def are_plain(self) -> bool:
-        """True if the categories are named `cluster_1` to `cluster_k`, as the authors' are."""
-        return [category.name for category in self.categories] == [
-            f"cluster_{number}" for number in range(1, len(self.categories) + 1)
-        ]
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return cluster id, category id and name of each cluster."""
-        return [
-            {"cluster_id": index, "category_id": category.category_id, "name": category.name}
-            for index, category in enumerate(self.categories)
-        ]
 
 
 def clusters_from_coco(file: Path, store: ProposalStore, images: ImageSet) -> GivenClusters:

@@ -117,7 +117,6 @@ def fit_pca(features: RowFile, config: ClusterConfig, folder: Path, watch: Watch
     Args:
         features: (M, C) rows.
         folder: keeps `pca-state.npz` between steps.
-        watch: gets the number of rows after every saved step.
     """
     batches = _pca_batches(features.num_rows, config)
     state_file = folder / "pca-state.npz"
@@ -136,11 +135,8 @@ def fit_pca(features: RowFile, config: ClusterConfig, folder: Path, watch: Watch
             done += 1
             save_arrays(state_file, {"done": done, **{name: getattr(estimator, name) for name in _PCA_STATE}})
             watch.finished(len(rows))
-    return Projection(
-        np.ascontiguousarray(estimator.mean_, dtype=np.float32),
-        np.ascontiguousarray(estimator.components_, dtype=np.float32),
-        _explained_share(estimator),
-    )
+    mean, components = (np.ascontiguousarray(part, np.float32) for part in (estimator.mean_, estimator.components_))
+    return Projection(mean, components, _explained_share(estimator))
 
 
 def project(features: RowFile, projection: Projection, projected: RowFile, config: ClusterConfig, watch: Watch) -> None:
@@ -162,7 +158,7 @@ def project(features: RowFile, projection: Projection, projected: RowFile, confi
 
 
 def fit_kmeans(projected: RowFile, config: ClusterConfig, folder: Path, watch: Watch) -> NDArray[np.float32]:
-    """Fit scikit-learn's mini-batch k-means, from the last finished epoch on.
+    """Return the (k, D) float32 centroids of scikit-learn's mini-batch k-means, fitted from the last epoch on.
 
     As in scikit-learn, clusters with hardly any members are restarted at random rows, but not in the last epoch, so
     that centroids settle.
@@ -170,10 +166,6 @@ def fit_kmeans(projected: RowFile, config: ClusterConfig, folder: Path, watch: W
     Args:
         projected: (M, D) float32 rows.
         folder: keeps `kmeans-state.npz` between epochs.
-        watch: gets the number of rows after every step.
-
-    Returns:
-        (k, D) float32 centroids.
     """
     state_file = folder / "kmeans-state.npz"
     batch_rows, random = max(_KMEANS_ROWS, 16 * config.k), np.random.RandomState(config.seed)
@@ -254,10 +246,9 @@ def _kmeans_state(estimator: MiniBatchKMeans, random: np.random.RandomState) -> 
 
 
 def _restore_kmeans(estimator: MiniBatchKMeans, random: np.random.RandomState, file: Path) -> int:
-    """Load a saved state into a new estimator and its random number generator.
+    """Load a saved state into a new estimator and its random number generator; return the number of finished epochs.
 
-    Returns:
-        number of finished epochs; 0 if nothing was saved, or by another version of scikit-learn.
+    Nothing is loaded if nothing was saved, or by another version of scikit-learn.
     """
     if not file.exists():
         return 0

@@ -95,12 +95,9 @@ class DoneMarks:
 
     def mark(self, index: int) -> None:
         """Mark a piece as done, once it is on disk."""
-        handle = os.open(self.path, os.O_WRONLY)
-        try:
-            os.pwrite(handle, b"\x01", index)
+        with self.path.open("r+b", buffering=0) as handle:
+            os.pwrite(handle.fileno(), b"\x01", index)
             os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def read(self) -> NDArray[np.bool_]:
         """Return (N,) bool for N pieces: True if a piece is done."""

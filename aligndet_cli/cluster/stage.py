@@ -16,14 +16,8 @@ from torch import nn
 from aligndet_cli.arrays import save_array, save_arrays
 from aligndet_cli.artifacts.exchange import hash_file
 from aligndet_cli.artifacts.open import open_proposals
-from aligndet_cli.backbones import (
-    RANDOM_WEIGHTS,
-    BackboneWeights,
-    build_backbone,
-    find_backbone_weights,
-    load_backbone_weights,
-    require_trained,
-)
+from aligndet_cli.backbones import RANDOM_WEIGHTS, BackboneWeights, build_backbone
+from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights, require_trained
 from aligndet_cli.cluster import kmeans
 from aligndet_cli.cluster.config import ClusterConfig
 from aligndet_cli.cluster.features import ProposalImages, find_places, write_features
@@ -240,16 +234,19 @@ def _write_import(plan: Plan) -> None:
     assert given is not None, "a finished run is not run again"
     plan.output.begin(plan.config)
     members = kmeans.Members(given.labels, np.zeros(len(given.labels), np.float32), len(given.categories))
-    categories = given.to_json()
+    names = [category.name for category in given.categories]
+    categories = [
+        {"cluster_id": index, "category_id": category.category_id, "name": category.name}
+        for index, category in enumerate(given.categories)
+    ]
     write_json(folder / "categories.json", categories)
     report = build_size_report(members, len(plan.source.places))
     for entry, category in zip(report["clusters"], categories, strict=True):
         entry.update(category)
-    if not given.are_plain:
-        first, last = given.categories[0].name, given.categories[-1].name
+    if names != [f"cluster_{number}" for number in range(1, members.k + 1)]:  # the authors' names
         logger.warning(
             f"cluster: the categories are not cluster_1 to cluster_{members.k}: clusters are numbered by category id, "
-            f"from {first} to {last}; {plan.output.folder / 'categories.json'} lists them"
+            f"from {names[0]} to {names[-1]}; {plan.output.folder / 'categories.json'} lists them"
         )
     if given.num_unused:
         logger.warning(f"cluster: {given.num_unused:,} boxes of the file are none of the proposals and are left out")

@@ -27,6 +27,11 @@ class Sample:
     masks: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the image in pixels."""
+        return self.image.shape[1], self.image.shape[2]
+
 
 def mix_seed(*numbers: int) -> int:
     """Return one 63-bit seed from several numbers; different tuples give different seeds (in practice)."""

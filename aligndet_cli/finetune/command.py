@@ -1,33 +1,22 @@
 """The command `aligndet finetune`: help and flags."""
 
-from aligndet_cli.flags import (
-    BACKBONE,
-    BACKBONE_WEIGHTS,
-    CONTROL,
-    DATA,
-    DETECTOR,
-    DEVICES,
-    LAYOUTS,
-    RECIPE,
-    SPEED,
-    TRAINING,
-    setting,
-)
+from aligndet_cli import flags
+from aligndet_cli.flags import setting
 from aligndet_cli.stage import Read, Stage
 
 STAGE = Stage(
     name="finetune",
     summary="Train the detector on labelled images.",
-    data=f"{LAYOUTS} with labels (that of the proposals).",
+    data=f"{flags.LAYOUTS} with labels (that of the proposals).",
     examples=(
         "aligndet finetune --detector retinanet",
         "aligndet finetune --detector retinanet --init backbone",
         "aligndet finetune labelled/ --fraction 10 --evaluate-every 1",
     ),
     flags=(
-        DETECTOR,
-        BACKBONE,
-        *BACKBONE_WEIGHTS,
+        flags.DETECTOR,
+        flags.BACKBONE,
+        *flags.BACKBONE_WEIGHTS,
         setting("--init", "init", words="pretrain backbone scratch", runs="pretrain-box/*/weights.pt"),
         setting("--label", "label"),
         setting("--load-modules", "load_modules"),
@@ -35,15 +24,15 @@ STAGE = Stage(
         setting("--fraction", "fraction"),
         setting("--fold", "fold"),
         setting("--evaluate-every", "evaluate_every"),
-        RECIPE,
-        *TRAINING,
+        flags.RECIPE,
+        *flags.TRAINING,
         setting("--short-side", "resolution.short_side"),
         setting("--long-side", "resolution.long_side"),
         setting("--policy", "resolution.policy", words="auto"),
-        *DATA,
-        *CONTROL,
-        *DEVICES,
-        *SPEED,
+        *flags.DATA,
+        *flags.CONTROL,
+        *flags.DEVICES,
+        *flags.SPEED,
     ),
     reads=(Read("pretrain-box", "weights", "init"), Read("pretrain-image", "weights", "backbone.weights")),
 )

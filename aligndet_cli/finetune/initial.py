@@ -1,20 +1,11 @@
 """Start of a fine-tuning run: its weights, and the detector and backbone settings that follow from them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from aligndet_cli.backbones import (
-    RANDOM_WEIGHTS,
-    BackboneConfig,
-    BackboneWeights,
-    WeightsTraining,
-    find_backbone_weights,
-    training_shown_by,
-    weights_of,
-)
+from aligndet_cli.backbones import RANDOM_WEIGHTS, BackboneConfig, BackboneWeights, WeightsTraining
+from aligndet_cli.backbones.weights import find_backbone_weights, training_shown_by, weights_of
 from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
@@ -22,11 +13,9 @@ from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import hash_files
+from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.training.recipe import Freezing, Rates, Recipe
 from aligndet_cli.workspace import Artifact, Workspace
-
-if TYPE_CHECKING:
-    from aligndet_cli.finetune.config import FinetuneConfig
 
 LABELS = LabelFacts()  # all images of a data set with its own classes
 
@@ -40,7 +29,7 @@ class Initial:
         detector, backbone: settings, with nothing left "auto".
         content_hash: hash of the weights, for the manifest.
         origin: the weights, in words.
-        training, training_origin: training of the backbone, which decides freezing and scales, and its source.
+        training: of the backbone, which decides freezing and scales.
         recipe, recipe_origin: recipe of the run, and the reason for it.
         freeze_origin: reason for the freezing of the backbone.
         has_new_head_norms: True if the recipe has put norms into the heads.
@@ -54,7 +43,6 @@ class Initial:
     content_hash: str
     origin: str
     training: WeightsTraining
-    training_origin: str
     recipe: Recipe
     recipe_origin: str
     freeze_origin: str
@@ -82,9 +70,8 @@ def find_initial(config: FinetuneConfig, workspace: Workspace, labels: LabelFact
         return _backbone_only(config, workspace, labels)
     if config.init == "pretrain":
         run = _pretrained_run(config, workspace)
-        return _resolved(
-            config, labels, "pretrain", run.folder / "weights.pt", run.content_hash, f"pretrain-box/{run.name}"
-        )
+        file, origin = run.folder / "weights.pt", f"pretrain-box/{run.name}"
+        return _resolved(config, labels, "pretrain", file, run.content_hash, origin)
     file = Path(config.init)
     if not file.is_file():
         raise ConfigError(f"--init {config.init}: write pretrain, backbone, scratch or the path of a weights.pt")
@@ -187,7 +174,6 @@ def _resolved(
         content_hash=content_hash,
         origin=origin,
         training=training,
-        training_origin=training_origin,
         recipe=recipe,
         recipe_origin=recipe_origin,
         freeze_origin=freeze_origin,
@@ -212,11 +198,7 @@ def _with_norms(
 
 
 def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[WeightsTraining, str]:
-    """Return the training that the backbone counts as, and the source of that knowledge.
-
-    Args:
-        training: training on record; None if unknown.
-    """
+    """Return the training that the backbone counts as, and the source of that knowledge; None on record is unknown."""
     told = told_training(backbone.method)
     if told is not None:
         return told, f"backbone.method is {backbone.method}"
@@ -226,11 +208,7 @@ def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[
 
 
 def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTraining | None:
-    """Return the training of a backbone in a file of an old version, which saved only the settings.
-
-    Returns:
-        training as its weights file shows it; None if that is gone or shows nothing.
-    """
+    """Return the training that the weights file of an old run's settings shows; None if it is gone or shows nothing."""
     if backbone.weights in WORKSPACE_WEIGHTS:
         return None
     try:
@@ -242,10 +220,7 @@ def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTrainin
 def _with_freezing(
     kind: str, detector: DetectorConfig, backbone: BackboneConfig, recipe: Recipe, trained: tuple[WeightsTraining, str]
 ) -> tuple[BackboneConfig, str]:
-    """Return the backbone with no freezing left "auto", and the reason for it.
-
-    Args:
-        trained: training of the backbone, and the source of that knowledge.
+    """Return the backbone with no freezing left "auto", and the reason for it; `trained` is the result of `_judge`.
 
     Source: the authors' configs. Supervised ResNets freeze stem, first stage and norm statistics
     (coco/*_1x_coco.py); self-supervised ones train as a whole (coco/*_mstrain_1x_coco.py).
@@ -276,9 +251,8 @@ def _inherited(config: FinetuneConfig, source: DetectorFile, file: Path) -> tupl
     if source.stage == "pretrain-box" and neck_norm_of(source.detector) == "none":
         changes.setdefault("neck_norm", "auto")
     kept = {key: getattr(config.backbone, key) for key in config.backbone.model_fields_set - {"weights"}}
-    return _as_family(source.detector, config.detector).model_copy(update=changes), source.backbone.model_copy(
-        update=kept
-    )
+    detector = _as_family(source.detector, config.detector).model_copy(update=changes)
+    return detector, source.backbone.model_copy(update=kept)
 
 
 def _as_family(detector: DetectorConfig, wanted: DetectorConfig) -> DetectorConfig:

@@ -79,7 +79,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     is_voc = {category.name for category in image_set.categories} == set(VOC_CLASSES)
     initial = find_initial(config, workspace, LabelFacts(is_voc, is_fraction=whole > len(indices)))
     name = _name(config, initial)
-    resolution = resolve_resolution(config.resolution, initial.recipe.policy, _default_scales(initial))
+    scales = initial.recipe.short_sides or (SINGLE_SCALE if initial.training.is_supervised else MULTI_SCALE)
+    resolution = resolve_resolution(config.resolution, initial.recipe.policy, scales)
     training, spares_memory = settle_batch_size(
         config.training,
         initial.rates,
@@ -169,7 +170,7 @@ def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMask
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the effective settings, for people."""
     config, initial = plan.config, plan.initial
-    num_boxes = int(sum(plan.image_set.offsets[i + 1] - plan.image_set.offsets[i] for i in plan.indices))
+    num_boxes = np.diff(plan.image_set.offsets)[plan.indices].sum()
     chosen = "" if config.fraction == 100 else f" ({config.fraction:g} %, fold {config.fold})"
     if config.fraction == 100 and plan.num_whole > len(plan.indices):
         chosen = f" (by the name of its labels a part of {plan.num_whole})"
@@ -315,10 +316,6 @@ def _name(config: FinetuneConfig, initial: Initial) -> str:
     if initial.kind != "pretrain":
         name += f"-{initial.kind}"
     return name if config.fraction == 100 else f"{name}-f{config.fold}-p{config.fraction:g}"
-
-
-def _default_scales(initial: Initial) -> tuple[int, ...]:
-    return initial.recipe.short_sides or (SINGLE_SCALE if initial.training.is_supervised else MULTI_SCALE)
 
 
 def _size_of_whole_set(image_set: ImageSet, fraction: float) -> int:

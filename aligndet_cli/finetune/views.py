@@ -90,7 +90,7 @@ class LabelledViews(ViewLosses):
         device = next(self.model.parameters()).device
         params, cropped = [], []
         for sample in samples:
-            crop, view = draw_labelled_view((self.seed, sample.position), _size_of(sample), self.resolution)
+            crop, view = draw_labelled_view((self.seed, sample.position), sample.size_hw, self.resolution)
             params.append(view)
             cropped.append(sample if crop is None else crop_sample(sample, crop, device))
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -155,8 +155,3 @@ def _jitter(
 def _place(size_hw: tuple[int, int], crop_hw: tuple[int, int], draws: tuple[float, float]) -> Crop:
     top, left = (int(draw * (side - part + 1)) for side, part, draw in zip(size_hw, crop_hw, draws, strict=True))
     return Crop(top, left, *crop_hw)
-
-
-def _size_of(sample: Sample) -> tuple[int, int]:
-    height, width = sample.image.shape[-2:]
-    return int(height), int(width)

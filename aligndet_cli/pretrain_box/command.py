@@ -1,17 +1,7 @@
 """The command `aligndet pretrain-box`: help and flags."""
 
-from aligndet_cli.flags import (
-    BACKBONE,
-    BACKBONE_WEIGHTS,
-    CONTROL,
-    DATA,
-    DETECTOR,
-    DEVICES,
-    RECIPE,
-    SPEED,
-    TRAINING,
-    setting,
-)
+from aligndet_cli import flags
+from aligndet_cli.flags import setting
 from aligndet_cli.stage import Read, Stage
 
 STAGE = Stage(
@@ -24,23 +14,23 @@ STAGE = Stage(
         "aligndet pretrain-box --detector detr --backbone-weights DEFAULT --dry-run",
     ),
     flags=(
-        DETECTOR,
-        BACKBONE,
-        *BACKBONE_WEIGHTS,
+        flags.DETECTOR,
+        flags.BACKBONE,
+        *flags.BACKBONE_WEIGHTS,
         setting("--topk", "topk"),
         setting("--limit-boxes", "limit_boxes"),
         setting("--temperature", "temperature"),
         setting("--momentum", "momentum"),
         setting("--tasks", "tasks"),
         setting("--freeze-backbone/--no-freeze-backbone", "freeze_backbone"),
-        RECIPE,
-        *TRAINING,
+        flags.RECIPE,
+        *flags.TRAINING,
         setting("--short-side", "views.short_side"),
         setting("--long-side", "views.long_side"),
-        *DATA,
-        *CONTROL,
-        *DEVICES,
-        *SPEED,
+        *flags.DATA,
+        *flags.CONTROL,
+        *flags.DEVICES,
+        *flags.SPEED,
     ),
     reads=(
         Read("proposals", "proposals", "proposals"),

@@ -1,6 +1,5 @@
 """A picture of the two views of a few images, with the same proposals in the same colours."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from aligndet_cli.data.transforms import MEAN, PLAIN_OPS, STD, ViewParams, make_
 from aligndet_cli.drawing import draw_grid, draw_text, draw_tile, save_picture
 from aligndet_cli.errors import DataError
 from aligndet_cli.plotting import COLOURS
-from aligndet_cli.pretrain_box.views import VIEWS, draw_views
+from aligndet_cli.pretrain_box.views import VIEWS, ViewsConfig, draw_views
 from aligndet_cli.processes.devices import Process
 
 NUM_IMAGES = 4
@@ -22,22 +21,12 @@ _TILE_HW = (330, 440)
 
 
 def draw_first_views(
-    file: Path,
-    stream: SampleStream,
-    *,
-    short_sides: Sequence[int],
-    long_side: int,
-    seed: int,
-    batch_size: int,
-    count: int = NUM_IMAGES,
+    file: Path, stream: SampleStream, resolution: ViewsConfig, *, seed: int, batch_size: int, count: int = NUM_IMAGES
 ) -> None:
     """Write a JPEG of the two views of the first images that a run with these settings trains on, one row per image.
 
     A proposal has the same colour and number in both views, and must lie on the same object, so that a wrong transform
     shows at once. Of many proposals, a few are drawn, evenly spread over their sizes.
-
-    Args:
-        short_sides, long_side, seed, batch_size: as in training.
 
     Raises:
         DataError: an image cannot be read, and the stream does not skip it.
@@ -54,7 +43,7 @@ def draw_first_views(
         numbers = [str(place + 1) for place in range(len(shown))]
         tiles = []
         for number in VIEWS:
-            [params] = draw_views([sample], number, short_sides, long_side, seed)
+            [params] = draw_views([sample], number, resolution, seed)
             images, [targets] = make_batch([sample], [params], torch.device("cpu"))
             height, width = images.sizes_hw[0]
             pixels = _to_uint8(images.pixels[0, :, :height, :width])

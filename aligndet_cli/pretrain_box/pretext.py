@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 from torchvision.ops import StochasticDepth
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
@@ -57,9 +57,7 @@ class Projector(nn.Module):
         weights = self.output.weight.view(self.num_slots, self.out_dim, -1)
         biases = self.output.bias.view(self.num_slots, self.out_dim)
         parts = hidden[order].split(counts)
-        outputs = torch.cat(
-            [nn.functional.linear(part, weights[slot], biases[slot]) for slot, part in enumerate(parts)]
-        )
+        outputs = torch.cat([linear(part, weights[slot], biases[slot]) for slot, part in enumerate(parts)])
         return normalize(outputs[order.argsort()].float(), dim=1)
 
 

@@ -9,15 +9,9 @@ import torch
 from pydantic import Field
 
 from aligndet_cli.artifacts.clusters import ClusterLabels
-from aligndet_cli.backbones import (
-    BackboneConfig,
-    BackboneWeights,
-    build_backbone,
-    find_backbone_weights,
-    load_backbone_weights,
-    require_trained,
-)
-from aligndet_cli.config import Frozen, Side, StageConfig
+from aligndet_cli.backbones import BackboneConfig, BackboneWeights, build_backbone
+from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights, require_trained
+from aligndet_cli.config import Frozen, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import OnError, SampleStream
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm
@@ -31,7 +25,7 @@ from aligndet_cli.pretrain_box.boxes import ProposalBoxes, draw_images, open_pro
 from aligndet_cli.pretrain_box.health import judge, rank_level
 from aligndet_cli.pretrain_box.pictures import draw_first_views
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Tasks
-from aligndet_cli.pretrain_box.views import TwoViews
+from aligndet_cli.pretrain_box.views import TwoViews, ViewsConfig
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
@@ -44,18 +38,6 @@ from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, describe_settings, resolve_settings, training_of
 from aligndet_cli.training.trial import GAPS_IN_PRETRAINING, Trial, worst_sizes
 from aligndet_cli.workspace import Artifact, Output, Workspace
-
-
-class ViewsConfig(Frozen):
-    """Resolution of the two views."""
-
-    # AlignDet §4.1; coco_soft-teacher.py
-    short_side: tuple[Side, ...] = Field(
-        (640, 672, 704, 736, 768, 800),
-        min_length=1,
-        description="Short sides in pixels, one of which is drawn for each view.",
-    )
-    long_side: Side = Field(1333, description="Largest long side in pixels.")
 
 
 class ProjectorConfig(Frozen):
@@ -257,11 +239,7 @@ def build_views(
 ) -> TwoViews:
     """Return the module that the loop trains, on the CPU; see `build_pretext`."""
     return TwoViews(
-        build_pretext(config, num_classes, weights),
-        short_sides=config.views.short_side,
-        long_side=config.views.long_side,
-        momentum=config.momentum,
-        settings=settings,
+        build_pretext(config, num_classes, weights), config.views, momentum=config.momentum, settings=settings
     )
 
 
@@ -319,19 +297,15 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
 
 
 def _draw(plan: Plan) -> None:
-    config, plots = plan.config, plan.output.partial / "plots"
-    metrics = plan.output.partial / "metrics.jsonl"
-    plot_curves(metrics, plots, rank_level(metrics))
-    stream = SampleStream(plan.image_set, plan.indices, plan.boxes, "skip")
-    with never_failing(plots / "views.jpg"):
-        draw_first_views(
-            plots / "views.jpg",
-            stream,
-            short_sides=config.views.short_side,
-            long_side=config.views.long_side,
-            seed=config.seed,
-            batch_size=config.training.images_per_step,
-        )
+    config, metrics, file = (
+        plan.config,
+        plan.output.partial / "metrics.jsonl",
+        plan.output.partial / "plots" / "views.jpg",
+    )
+    plot_curves(metrics, file.parent, rank_level(metrics))
+    stream, batch_size = SampleStream(plan.image_set, plan.indices, plan.boxes, "skip"), config.training.images_per_step
+    with never_failing(file):
+        draw_first_views(file, stream, config.views, seed=config.seed, batch_size=batch_size)
 
 
 STEPS = Steps[PretrainBoxConfig, Plan](PretrainBoxConfig, prepare, describe, run)

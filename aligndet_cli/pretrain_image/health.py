@@ -19,8 +19,7 @@ def judge(metrics: Path, before: Scores | None, after: Scores | None) -> dict[st
     """Judge a run by the last fifth and the first line of its `metrics.jsonl`, and by its probes if there are any.
 
     Args:
-        before: `knn` and `linear` accuracy of the backbone at the start.
-        after: the same at the end.
+        before, after: `knn` and `linear` accuracy of the backbone at the start and at the end.
 
     Returns:
         `verdict` (`healthy`, `collapsed`, `not learning` or `too short`), one sentence of `explanation`, and the means

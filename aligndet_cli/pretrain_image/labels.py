@@ -85,8 +85,7 @@ def _tree_splits(data: DataConfig) -> tuple[str, str] | None:
 def _regions(images: ImageSet, classes: FolderClasses | None) -> ProbeRegions | None:
     if classes is not None:
         return ProbeRegions(images, np.arange(len(images)), classes.class_ids)
-    regions = regions_of_boxes(images) if images.has_labels else None
-    return regions if regions is not None and len(regions) else None
+    return (regions_of_boxes(images) or None) if images.has_labels else None
 
 
 def _validation_regions(

@@ -1,6 +1,6 @@
 """Methods that turn views of images into losses for a backbone: SimSiam, MoCo v2, or classes.
 
-Every method has `backbone`, `forward(views, class_ids, *, with_health)` and `after_step(coefficient)`.
+Every method has `backbone` and `forward(views, class_ids, *, with_health)`.
 """
 
 import copy
@@ -51,9 +51,6 @@ class SimSiam(nn.Module):
         loss = simsiam_loss(self.predictor(first), second, self.predictor(second), first)
         return {"loss_similarity": loss}, embedding_health(normalize(first.detach().float())) if with_health else {}
 
-    def after_step(self, coefficient: float) -> None:
-        """Do nothing: there is no momentum copy."""
-
 
 class MoCo(nn.Module):
     """MoCo: a view finds the momentum embedding of the other view among a queue of embeddings of earlier images.
@@ -94,7 +91,7 @@ class MoCo(nn.Module):
         return {"loss_contrastive": contrast.loss}, contrast.shown() | health
 
     @torch.no_grad()
-    def after_step(self, coefficient: float) -> None:
+    def update_momentum(self, coefficient: float) -> None:
         """Move the momentum copies towards the trained ones: k = m * k + (1 - m) * q. Parameters only."""
         online: list[Tensor] = [*self.backbone.parameters(), *self.head.parameters()]
         momentum: list[Tensor] = [*self.momentum_backbone.parameters(), *self.momentum_head.parameters()]
@@ -129,9 +126,6 @@ class Supervised(nn.Module):
             shown |= embedding_health(normalize(features.detach().float(), dim=1))
         return {"loss_cls": cross_entropy(logits, class_ids)}, shown
 
-    def after_step(self, coefficient: float) -> None:
-        """Do nothing: there is no momentum copy."""
-
 
 Method = SimSiam | MoCo | Supervised
 
@@ -145,11 +139,7 @@ def embed(backbone: nn.Module, pixels: Tensor) -> Tensor:
 def simsiam_loss(predicted_of_second: Tensor, second: Tensor, predicted_of_first: Tensor, first: Tensor) -> Tensor:
     """Return the negative cosine similarity, a mean over both directions; `first` and `second` get no gradient.
 
-    Args:
-        predicted_of_second: (B, D) prediction of `second` from view 1.
-        second: (B, D) embeddings of view 2.
-        predicted_of_first: (B, D) prediction of `first` from view 2.
-        first: (B, D) embeddings of view 1.
+    All are (B, D): the embeddings of each view, and their predictions from the other view.
 
     Source: SimSiam eqs. 1-2.
     """

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -92,8 +93,7 @@ def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
     num_neighbours = min(NEIGHBOURS, max(len(train_y) // len(np.unique(train_y)), 1))
     neighbours = KNeighborsClassifier(num_neighbours, metric="cosine", algorithm="brute")
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no convergence: an accuracy near the optimum is enough
+    with warnings.catch_warnings(action="ignore"):  # no convergence: an accuracy near the optimum is enough
         linear.fit(train_x, train_y)
         scores = {"knn": neighbours.fit(train_x, train_y).score(test_x, test_y), "linear": linear.score(test_x, test_y)}
     return {name: round(float(value), 4) for name, value in scores.items()}
@@ -104,21 +104,13 @@ def extract(backbone: Backbone, regions: ProbeRegions, side: int) -> tuple[NDArr
     """Return pooled features (N, C) and class ids (N,) of the regions; images that cannot be read are left out."""
     backbone.eval()
     device = next(backbone.parameters()).device
-    features, rows, crops = [], [], []
-    for row, crop in _crops(regions, side):
-        rows.append(row)
-        crops.append(crop)
-        if len(crops) == _BATCH:
-            features.append(_features(backbone, crops, device))
-            crops = []
-    if crops:
-        features.append(_features(backbone, crops, device))
+    features, rows = [], []
+    crops = _crops(regions, side)
+    while batch := list(islice(crops, _BATCH)):
+        pixels = torch.stack([normalise(crop) for _, crop in batch]).to(device, memory_format=torch.channels_last)
+        features.append(embed(backbone, pixels).float().cpu().numpy())
+        rows += [row for row, _ in batch]
     return np.concatenate(features), regions.class_ids[rows]
-
-
-def _features(backbone: Backbone, crops: list[Tensor], device: torch.device) -> NDArray[np.float32]:
-    pixels = torch.stack([normalise(crop) for crop in crops]).to(device, memory_format=torch.channels_last)
-    return np.asarray(embed(backbone, pixels).float().cpu().numpy(), dtype=np.float32)
 
 
 def _crops(regions: ProbeRegions, side: int) -> Iterator[tuple[int, Tensor]]:

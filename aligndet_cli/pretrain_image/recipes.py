@@ -44,11 +44,7 @@ RECIPES: dict[MethodName, MethodRecipe] = {
     ),
     # torchvision's classification reference: 90 epochs in three steps; crops and flips.
     "supervised": MethodRecipe(
-        _sgd(lr=0.1, origin="torchvision reference", schedule="90e"),
-        ViewRecipe(
-            min_area=0.08, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, jitter_p=0.0, gray_p=0.0, blur_p=0.0
-        ),
-        num_views=1,
+        _sgd(lr=0.1, origin="torchvision reference", schedule="90e"), ViewRecipe(min_area=0.08), num_views=1
     ),
 }
 

@@ -7,15 +7,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from aligndet_cli.backbones import (
-    RANDOM_WEIGHTS,
-    Backbone,
-    BackboneConfig,
-    BackboneWeights,
-    build_backbone,
-    find_backbone_weights,
-    load_backbone_weights,
-)
+from aligndet_cli.backbones import RANDOM_WEIGHTS, Backbone, BackboneConfig, BackboneWeights, build_backbone
+from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights
 from aligndet_cli.config import Side, StageConfig
 from aligndet_cli.data.loaders import OnError, SampleStream
 from aligndet_cli.errors import ConfigError, DataError
@@ -143,11 +136,14 @@ def _check_method(config: PretrainImageConfig, data: ImageData) -> None:
             f"{data.images.root}: --method supervised needs images in one folder per class (CLASS/x.jpg, or "
             "train/CLASS/x.jpg); simsiam and moco-v2 need no labels"
         )
-    for setting, method in (("queue_size", "moco-v2"), ("momentum", "moco-v2")):
-        if getattr(config, setting) is not None and config.method != method:
+    idle = {
+        "moco-v2": (),
+        "simsiam": ("queue_size", "momentum"),
+        "supervised": ("queue_size", "momentum", "embedding_dim"),
+    }
+    for setting in idle[config.method]:
+        if getattr(config, setting) is not None:
             raise ConfigError(f"{setting}: no effect on --method {config.method}; leave it out")
-    if config.embedding_dim is not None and config.method == "supervised":
-        raise ConfigError("embedding_dim: no effect on --method supervised; leave it out")
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -191,10 +187,11 @@ def run(plan: Plan, process: Process) -> None:
 
 def _build_task(plan: Plan) -> ImageTask:
     config, recipe = plan.config, RECIPES[plan.config.method]
+    if config.min_area is not None:
+        recipe = replace(recipe, views=replace(recipe.views, min_area=config.min_area))
     return ImageTask(
         _build_method(plan),
-        views=recipe.views if config.min_area is None else replace(recipe.views, min_area=config.min_area),
-        num_views=recipe.num_views,
+        recipe,
         side=config.image_size,
         class_ids=plan.data.classes.class_ids if plan.data.classes else None,
         momentum=plan.momentum,

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.pretrain_image.methods import Method
-from aligndet_cli.pretrain_image.views import ViewRecipe, draw_crop, make_views
+from aligndet_cli.pretrain_image.methods import Method, MoCo
+from aligndet_cli.pretrain_image.recipes import MethodRecipe
+from aligndet_cli.pretrain_image.views import draw_crop, make_views
 from aligndet_cli.training.learner import ViewLosses
 from aligndet_cli.training.loop import LoopSettings
 
@@ -18,7 +19,7 @@ class ImageTask(ViewLosses):
     """Independent views of every sample, and the losses of a method on them.
 
     Args:
-        num_views: views of every image.
+        recipe: its `views` and `num_views` are used.
         side: side of the square views in pixels.
         class_ids: (images,) int64 for the whole `ImageSet`; None if the method needs none.
         momentum: coefficient of the method's momentum copy, if it has one.
@@ -28,17 +29,15 @@ class ImageTask(ViewLosses):
     def __init__(
         self,
         method: Method,
+        recipe: MethodRecipe,
         *,
-        views: ViewRecipe,
-        num_views: int,
         side: int,
         class_ids: NDArray[np.int64] | None,
         momentum: float,
         settings: LoopSettings,
     ) -> None:
         super().__init__()
-        self.method = method
-        self.views, self.num_views, self.side = views, num_views, side
+        self.method, self.recipe, self.side = method, recipe, side
         self.class_ids, self.momentum, self.settings = class_ids, momentum, settings
         self.train()
 
@@ -46,22 +45,22 @@ class ImageTask(ViewLosses):
         """Return scalar losses of B samples, and scalars that are only logged, by name."""
         device = next(self.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            views = [self._view(samples, number, device) for number in range(1, self.num_views + 1)]
+            views = [self._view(samples, number, device) for number in range(1, self.recipe.num_views + 1)]
             class_ids = None
             if self.class_ids is not None:
                 class_ids = torch.from_numpy(self.class_ids[[sample.index for sample in samples]])
                 class_ids = class_ids.to(device, non_blocking=True)
-        losses, shown = self.method(views, class_ids, with_health=self.settings.is_logged(step))
-        return losses, shown
+        return self.method(views, class_ids, with_health=self.settings.is_logged(step))
 
     def after_step(self, step: int) -> None:
         """Update the momentum copy of the method, if it has one."""
-        self.method.after_step(self.momentum)
+        if isinstance(self.method, MoCo):
+            self.method.update_momentum(self.momentum)
 
     def _view(self, samples: Sequence[Sample], number: int, device: torch.device) -> Tensor:
-        params = []
-        for sample in samples:
-            height, width = sample.image.shape[-2:]
-            seed = (self.settings.seed, sample.position, number)
-            params.append(draw_crop(seed, (height, width), self.side, self.views))
+        seeds = [(self.settings.seed, sample.position, number) for sample in samples]
+        params = [
+            draw_crop(seed, sample.size_hw, self.side, self.recipe.views)
+            for seed, sample in zip(seeds, samples, strict=True)
+        ]
         return make_views(samples, params, self.side, device)

@@ -22,7 +22,7 @@ _REFERENCE_SIDE = 224
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """Limits and probabilities of random changes.
+    """Limits and probabilities of random changes; by default crops and flips only.
 
     Attributes:
         min_area: smallest share of the image's area in a crop.
@@ -32,13 +32,13 @@ class ViewRecipe:
     """
 
     min_area: float
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    jitter_p: float
-    gray_p: float
-    blur_p: float
+    brightness: float = 0
+    contrast: float = 0
+    saturation: float = 0
+    hue: float = 0
+    jitter_p: float = 0
+    gray_p: float = 0
+    blur_p: float = 0
 
 
 @dataclass(frozen=True)

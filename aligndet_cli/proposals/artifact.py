@@ -21,10 +21,6 @@ def write_artifact(
 ) -> None:
     """Write all files of the artifact and complete it.
 
-    Args:
-        min_size: see `measure_recall`.
-        on_error: `fail` refuses an image that was left out.
-
     Raises:
         DataError: no image was readable, or one was left out and may not be.
     """

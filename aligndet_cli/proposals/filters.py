@@ -28,15 +28,9 @@ class FilterRules:
 
 
 def filter_proposals(boxes: NDArray[np.float32], size_hw: tuple[int, int], rules: FilterRules) -> NDArray[np.float32]:
-    """Return the boxes that pass the rules, in the given order (best first).
+    """Return the boxes that pass the rules, (M, 4) of (N, 4) float32 xyxy in pixels, in the given order (best first).
 
     If no box passes, the rules are relaxed as in SoCo: first the size rules are dropped, then the ratio rule.
-
-    Args:
-        boxes: (N, 4) float32, xyxy, absolute pixels.
-
-    Returns:
-        (M, 4) float32, a subset of `boxes` in the same order.
 
     Source: paper §3.2 and D.1 (`ratio3size0008@0.5`); the thresholds are part of the allowed range.
     """
@@ -54,19 +48,11 @@ def filter_proposals(boxes: NDArray[np.float32], size_hw: tuple[int, int], rules
 
 def is_valid(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Return (N,) bool for (N, 4) xyxy boxes: True if finite, with a width and a height."""
-    ordered = np.asarray(boxes[:, 2:] > boxes[:, :2])
-    return np.asarray(np.isfinite(boxes).all(axis=1) & ordered.all(axis=1), dtype=bool)
+    return np.asarray(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1), dtype=bool)
 
 
 def clip_to_image(boxes: NDArray[np.float32], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Cut boxes at the border of the image; leave out boxes that are outside or not finite.
-
-    Args:
-        boxes: (N, 4) float32, xyxy, absolute pixels.
-
-    Returns:
-        (M, 4) float32, xyxy, in the same order.
-    """
+    """Cut boxes, (N, 4) float32 xyxy in pixels, at the border of the image; leave out those outside or not finite."""
     finite = boxes[np.isfinite(boxes).all(axis=1)]
     limits = np.array([size_hw[1], size_hw[0]] * 2, dtype=np.float32)
     clipped = np.clip(finite, 0, limits).astype(np.float32)
@@ -90,11 +76,9 @@ def has_allowed_size(
 
 @compiled
 def nms(boxes: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
-    """Return the (M,) ascending positions of the boxes that greedy non-maximum suppression keeps.
+    """Return the (M,) ascending positions of the boxes, (N, 4) xyxy, best first, that greedy NMS keeps.
 
-    Args:
-        boxes: (N, 4) xyxy, best first.
-        threshold: a box is left out if its IoU with an earlier, kept box is greater than this.
+    A box is left out if its IoU with an earlier, kept box is greater than the threshold.
     """
     boxes = boxes.astype(np.float64)
     kept = np.empty(len(boxes), dtype=np.int64)

@@ -260,11 +260,7 @@ def _find_best(region: int, heads: Ints, following: Ints, values: Floats) -> tup
 def _similarity(
     i: int, j: int, strength: np.float32, histograms: NDArray[np.int32], sizes: Floats, boxes: Floats, cues: _Cues
 ) -> tuple[np.float32, np.float32]:
-    """Return the similarity of two neighbours, see `Mix`, and their contrast, see `Groups`.
-
-    Args:
-        strength: mean edge strength between the two.
-    """
+    """Return similarity and contrast of two neighbours with this mean edge strength between, see `Mix` and `Groups`."""
     one, num_pixels = np.float32(1), cues.num_pixels
     both = sizes[i] + sizes[j]
     colour = _common_colours(i, j, histograms, cues.histogram_unit)
@@ -316,11 +312,7 @@ def _cover(box: Floats, other: Floats, out: Floats) -> None:
 
 @compiled
 def _least_contrasts(regions: Regions, values: Floats) -> Floats:
-    """Return the (R,) contrast of each region, see `Groups`.
-
-    Args:
-        values: (E,) float32; negative: no longer an edge.
-    """
+    """Return the (R,) contrast of each region, see `Groups`; of (E,) values, negative ones are no longer an edge."""
     histograms, ends, lengths, strengths = regions.histograms, regions.ends, regions.lengths, regions.strengths
     unit = np.float32(regions.histogram_unit)
     least = np.ones(len(regions.sizes), dtype=np.float32)

@@ -161,8 +161,5 @@ def _whole_records(handle: BinaryIO) -> Iterator[tuple[int, ImageResult]]:
 
 def _end_of_records(file: Path) -> int:
     """Return the offset behind the last complete record."""
-    end = 0
     with file.open("rb") as handle:
-        for _ in _whole_records(handle):
-            end = handle.tell()
-    return end
+        return max((handle.tell() for _ in _whole_records(handle)), default=0)

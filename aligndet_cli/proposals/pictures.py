@@ -53,11 +53,7 @@ def draw_histograms(folder: Path, store: ProposalStore) -> None:
 
 
 def draw_recall(file: Path, labels: Mapping[str, Any]) -> None:
-    """Write recall at IoU 0.5 and mean best overlap over the number of proposals per image, by object size.
-
-    Args:
-        labels: result of `measure_recall`.
-    """
+    """Write recall at IoU 0.5 and mean best overlap over the number of proposals per image, see `measure_recall`."""
     budgets = labels["budgets"][:-1]
     figure = new_figure(9, 3.9)
     lines: dict[str, Line2D] = {}

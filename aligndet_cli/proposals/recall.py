@@ -48,14 +48,11 @@ def measure_recall(store: ProposalStore, image_set: ImageSet, min_size: float) -
 
 
 def best_overlaps(objects: NDArray[np.float32], proposals: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the greatest IoU of each object with the first 1, 2, 3, 5, ... 1000 and with all proposals.
+    """Return the (G, budgets + 1) greatest IoU of each object with the first 1, 2, 3, ... 1000 and with all proposals.
 
     Args:
         objects: (G, 4) xyxy.
-        proposals: (N, 4) xyxy, best first.
-
-    Returns:
-        (G, number of budgets + 1); 0 if there are no proposals.
+        proposals: (N, 4) xyxy, best first; without any, the IoU is 0.
     """
     if not len(proposals):
         return np.zeros((len(objects), len(BUDGETS) + 1))
@@ -76,10 +73,7 @@ def _summary(num_objects: int, num_found: NDArray[np.float64], sum_overlap: NDAr
     curves = {"recall_at_iou_0.5": num_found, "mean_best_overlap": sum_overlap}
     if not num_objects:
         return {"objects": 0, **dict.fromkeys(curves), "curve": None}
-    places = [[*map(str, BUDGETS), "all"].index(name) for name in _SHOWN]
+    places = {str(budget): place for place, budget in enumerate([*BUDGETS, "all"])}
     rounded = {key: [round(value, 4) for value in (sums / num_objects).tolist()] for key, sums in curves.items()}
-    shown = {
-        key: {name: values[place] for name, place in zip(_SHOWN, places, strict=True)}
-        for key, values in rounded.items()
-    }
+    shown = {key: {name: values[places[name]] for name in _SHOWN} for key, values in rounded.items()}
     return {"objects": num_objects, **shown, "curve": rounded}

@@ -125,9 +125,8 @@ def warm_up(mode: SearchMode) -> None:
 
     Compiling takes some 20 seconds, once per installation.
     """
-    notice = threading.Timer(
-        _PATIENCE, logger.info, ["compiling the search: this takes some 20 seconds, once per installation"]
-    )
+    text = "compiling the search: this takes some 20 seconds, once per installation"
+    notice = threading.Timer(_PATIENCE, logger.info, [text])
     notice.daemon = True
     notice.start()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

@@ -30,11 +30,7 @@ _CIRCLE = ((0.0, 1.0), (-_D, _D), (-1.0, 0.0), (-_D, -_D), (0.0, -1.0), (_D, -_D
 
 
 def search_as_soco(image: NDArray[np.uint8]) -> Floats:
-    """Return (N, 4) float32 xyxy boxes: regions by their first pixel, then joined regions in the order of joining.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-    """
+    """Return boxes, (N, 4) float32 xyxy, of an (H, W, 3) uint8 RGB image, see `group_as_soco`."""
     size = 2 * int(_BLUR_REACH * _SIGMA + 0.5) + 1
     pixels = cv2.GaussianBlur(image / 255.0, (size, size), _SIGMA, borderType=cv2.BORDER_REFLECT)
     labels = segment_exactly(np.asarray(pixels, dtype=np.float64), _SCALE / 255.0, _MIN_REGION)
@@ -42,7 +38,12 @@ def search_as_soco(image: NDArray[np.uint8]) -> Floats:
 
 
 def group_as_soco(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> Floats:
-    """Return the boxes of `search_as_soco` for given (H, W) int32 labels, 0..R-1 in order of the first pixel."""
+    """Return (N, 4) float32 xyxy boxes: regions by their first pixel, then joined regions in the order of joining.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) int32, 0..R-1 in order of the first pixel.
+    """
     sizes, boxes, _ = measure(labels, np.empty((*labels.shape, 0), dtype=np.uint8), 0)
     boxes[:, 2:] -= 1
     ends = _crossing_pairs(boxes)
@@ -93,9 +94,6 @@ def _texture_codes(channel: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Return (H, W) uint8 local binary patterns: bit n is set if the n-th of eight points around is not darker.
 
     The points are interpolated on a circle of radius 1, counter-clockwise from the right; outside the image is 0.
-
-    Args:
-        channel: (H, W) float64.
     """
     height, width = channel.shape
     codes = np.zeros((height, width), dtype=np.uint8)

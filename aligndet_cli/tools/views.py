@@ -45,8 +45,7 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
     draw_first_views(
         file,
         SampleStream(data.image_set, data.indices, boxes, config.on_error),
-        short_sides=config.views.short_side,
-        long_side=config.views.long_side,
+        config.views,
         seed=config.seed,
         batch_size=REFERENCE_BATCH if config.training.batch_size == "auto" else config.training.images_per_step,
         count=count,

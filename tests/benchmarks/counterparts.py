@@ -125,7 +125,7 @@ def draw_all_views(data: Path, workspace: Path) -> list[list[DrawnView]]:
         sample = stream[place]
         views = []
         for number in VIEWS:
-            params = draw_views([sample], number, config.views.short_side, config.views.long_side, config.seed)
+            params = draw_views([sample], number, config.views, config.seed)
             images, [targets] = make_batch([sample], params, CPU)
             views.append(DrawnView(images.sizes_hw[0], targets.boxes))
         drawn.append(views)

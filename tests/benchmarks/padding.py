@@ -25,7 +25,7 @@ from aligndet_cli.finetune.views import (
     draw_labelled_view,
     resolve_resolution,
 )
-from aligndet_cli.pretrain_box.stage import ViewsConfig
+from aligndet_cli.pretrain_box.views import ViewsConfig
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE
 

@@ -82,7 +82,7 @@ def test_moco_steps_like_its_parts() -> None:
     with torch.no_grad():
         online.add_(1.0)
     expected = 0.9 * momentum + 0.1 * online
-    moco.after_step(0.9)
+    moco.update_momentum(0.9)
     torch.testing.assert_close(momentum, expected)
 
 

@@ -14,6 +14,7 @@ from aligndet_cli.data.open import open_images
 from aligndet_cli.data.transforms import ViewParams
 from aligndet_cli.pretrain_box import pictures
 from aligndet_cli.pretrain_box.pictures import draw_first_views
+from aligndet_cli.pretrain_box.views import ViewsConfig
 from helpers.commandline import CHAIN, aligndet
 
 RESOLUTION = ("--short-side", "64,96", "--long-side", "120")
@@ -74,7 +75,9 @@ def test_a_box_lies_on_its_thing_in_both_views(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pictures, "draw_views", lambda samples, number, *_: [views[number]])
     image_set = open_images(DataConfig(root=tmp_path / "data"), purpose="train")
     stream = SampleStream(image_set, [0], OneBox(), "fail")
-    draw_first_views(tmp_path / "v.jpg", stream, short_sides=[66], long_side=88, seed=0, batch_size=4, count=1)
+    draw_first_views(
+        tmp_path / "v.jpg", stream, ViewsConfig(short_side=(66,), long_side=88), seed=0, batch_size=4, count=1
+    )
     with Image.open(tmp_path / "v.jpg") as image:
         shown = np.asarray(image).astype(int)
     blue = np.array([0, 114, 178])  # of the first box
