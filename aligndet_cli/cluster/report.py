@@ -62,7 +62,7 @@ def build_report(clustering: Clustering, projection: Projection, num_images: int
 
 
 def size_histogram(sizes: NDArray[np.int64]) -> list[dict[str, int]]:
-    """Count clusters by size, (num_clusters,) int64, in bins that double: 0, 1, 2-3, 4-7, ...; both ends included."""
+    """Count clusters by size, (num_clusters,) int64, in bins that double, ends included: 0, 1, 2-3, 4-7, ..."""
     num_bins = int(sizes.max()).bit_length() + 1
     bins = np.array([int(size).bit_length() for size in sizes])
     counts = np.bincount(bins, minlength=num_bins)

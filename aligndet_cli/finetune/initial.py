@@ -198,7 +198,7 @@ def _with_norms(
 
 
 def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[WeightsTraining, str]:
-    """Return the training that the backbone counts as, and the source of that knowledge; None on record is unknown."""
+    """Return the training that the backbone counts as, and its source; `training` is on record, None if unknown."""
     told = told_training(backbone.method)
     if told is not None:
         return told, f"backbone.method is {backbone.method}"
@@ -208,7 +208,7 @@ def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[
 
 
 def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTraining | None:
-    """Return the training that the weights file of an old run's settings shows; None if it is gone or shows nothing."""
+    """Return the training shown by the weights file that an old run names; None if it is gone or shows nothing."""
     if backbone.weights in WORKSPACE_WEIGHTS:
         return None
     try:

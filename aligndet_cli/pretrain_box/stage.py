@@ -297,14 +297,12 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
 
 
 def _draw(plan: Plan) -> None:
-    config, metrics, file = (
-        plan.config,
-        plan.output.partial / "metrics.jsonl",
-        plan.output.partial / "plots" / "views.jpg",
-    )
+    config, folder = plan.config, plan.output.partial
+    metrics, file = folder / "metrics.jsonl", folder / "plots" / "views.jpg"
     plot_curves(metrics, file.parent, rank_level(metrics))
-    stream, batch_size = SampleStream(plan.image_set, plan.indices, plan.boxes, "skip"), config.training.images_per_step
+    stream = SampleStream(plan.image_set, plan.indices, plan.boxes, "skip")
     with never_failing(file):
+        batch_size = config.training.images_per_step
         draw_first_views(file, stream, config.views, seed=config.seed, batch_size=batch_size)
 
 

@@ -312,7 +312,7 @@ def _cover(box: Floats, other: Floats, out: Floats) -> None:
 
 @compiled
 def _least_contrasts(regions: Regions, values: Floats) -> Floats:
-    """Return the (R,) contrast of each region, see `Groups`; of (E,) values, negative ones are no longer an edge."""
+    """Return the (R,) contrast of each region, see `Groups`; an edge with a negative one of the (E,) values is gone."""
     histograms, ends, lengths, strengths = regions.histograms, regions.ends, regions.lengths, regions.strengths
     unit = np.float32(regions.histogram_unit)
     least = np.ones(len(regions.sizes), dtype=np.float32)
