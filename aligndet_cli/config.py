@@ -37,13 +37,9 @@ class DataConfig(Frozen):
     `root` and the explicit paths are not part of the config hash: the data itself is hashed as an input.
     """
 
-    root: Path | None = Field(
-        None, description="Data set: a COCO, VOC or YOLO root, or a folder of images (the workspace's)."
-    )
+    root: Path | None = Field(None, description="COCO, VOC or YOLO root, or a folder of images (the workspace's).")
     format: Literal["auto", "coco", "voc", "yolo", "folder"] = Field("auto", description="Layout of the data set.")
-    split: str | None = Field(
-        None, description="Split to read, e.g. train2017 (by stage: the training or validation split)."
-    )
+    split: str | None = Field(None, description="Split to read, e.g. train2017 (by stage: for training or validation).")
     annotations: Path | None = Field(None, description="Label file (the split's).")
     images: Path | None = Field(None, description="Image folder (the split's).")
     limit: int | None = Field(None, ge=1, description="First N images only (all).")
@@ -56,22 +52,16 @@ class DataConfig(Frozen):
 class RuntimeConfig(Frozen):
     """Devices, workers and numerics of a run. Only `precision` and `deterministic` may change the result."""
 
-    accelerator: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="Kind of device; auto takes GPUs where there are any."
-    )
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Device; auto takes GPUs if there are any.")
     # `--set runtime.devices=2` is an int in TOML
-    devices: Annotated[str, BeforeValidator(str)] = Field(
-        "auto", description="Number of processes, GPUs such as 0,1, or auto for all GPUs."
-    )
+    devices: Annotated[str, BeforeValidator(str)] = Field("auto", description="Processes, GPUs such as 0,1, or auto.")
     num_nodes: int = Field(1, ge=1, description="Number of machines, under torchrun or Slurm.")
     # torch's default
     timeout_minutes: float = Field(30.0, gt=0, description="Minutes that processes wait for each other.")
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="Number of workers that read and prepare images, or auto."
     )
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
-        "32-true", description="Precision of the computation."
-    )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Precision of computation.")
     compile: bool = Field(False, description="Compile the model with torch.compile.")
     deterministic: bool = Field(False, description="Use deterministic GPU kernels only, which are slower.")
     offline: bool = Field(

@@ -4,9 +4,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Literal, Self, TextIO, TypeVar
+from typing import Literal, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -14,7 +13,6 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 ProgressMode = Literal["auto", "bar", "plain", "none"]
-Item = TypeVar("Item")
 
 logger = logging.getLogger("aligndet")
 
@@ -107,12 +105,6 @@ class Progress:
             self._bar.update(self._task, completed=self.done, text=self._text())
         elif self.mode == "plain" and time.monotonic() - self._last_line >= self.interval_s:
             self._line()
-
-    def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield `items`, counting one unit after each."""
-        for item in items:
-            yield item
-            self.advance()
 
     @property
     def rate(self) -> float:

@@ -29,9 +29,7 @@ class BackboneConfig(Frozen):
     ] = Field("resnet50", description="Network that makes features of an image.")
     # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a .pth/.pt file, or
     # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
-    weights: str = Field(
-        "auto", description="Backbone weights: torchvision name, file, none, workspace (of pretrain-image), or auto."
-    )
+    weights: str = Field("auto", description="Weights: torchvision name, file, none, workspace (made here), auto.")
     # How the weights were trained, which decides recipe, freezing and image sizes of fine-tuning. "auto": what their
     # file tells: its layout names a method, and an ImageNet classifier beside the backbone means "supervised".
     method: MethodName | Literal["auto"] = Field(
@@ -46,9 +44,7 @@ class BackboneConfig(Frozen):
     )
     # ResNet-50 and 101 only: where stages begin, the 1x1 convolution makes steps of two and not the 3x3 one, as in the
     # first ("caffe") weights, which detectron2 starts from; import-weights sets this for theirs.
-    stride_in_1x1: bool = Field(
-        False, description="Put strides into the 1x1 convolutions, as caffe's ResNet-50 and 101 have them."
-    )
+    stride_in_1x1: bool = Field(False, description="Stride in the 1x1 convolutions, as caffe's ResNet-50 and 101.")
     # For each image by itself; docs/paper.md §5.2.
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
         "auto", description="Rate at which Swin's last block is left out in training; auto is 0.2."

@@ -57,9 +57,7 @@ class FCOSConfig(Frozen):
     pretext_samples: int = Field(1024, ge=1, description="Points per image in the contrast of pre-training.")
     score_threshold: float = Field(0.05, ge=0, le=1, description="Least class score of a detection, before centerness.")
     detections_per_level: int = Field(1000, ge=1, description="Best N detections per level, before NMS.")
-    nms_iou: float = Field(
-        0.5, ge=0, le=1, description="IoU above which the worse of two detections of a class is dropped."
-    )
+    nms_iou: float = Field(0.5, ge=0, le=1, description="IoU above which the worse of two boxes of a class is dropped.")
     max_detections: int = Field(100, ge=1, description="Best N detections per image.")
 
     @model_validator(mode="after")

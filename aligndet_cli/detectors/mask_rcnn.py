@@ -35,9 +35,7 @@ class MaskRCNNConfig(RCNNConfig):
 
     family: Literal["mask-rcnn"] = Field("mask-rcnn", description="Detector family.")
     mask_convs: int = Field(4, ge=0, description="Convolutions of the mask head.")
-    mask_pool_size: int = Field(
-        14, ge=1, description="Rows and columns of a RoI pooled for the mask, which has twice as many."
-    )
+    mask_pool_size: int = Field(14, ge=1, description="Rows and columns of a pooled RoI; its mask has twice as many.")
 
     def build(self, backbone: Backbone, num_classes: int) -> "MaskRCNN":
         """Build a Mask R-CNN around `backbone`; everything else has fresh weights."""

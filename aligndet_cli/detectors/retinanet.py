@@ -48,9 +48,7 @@ class RetinaNetConfig(Frozen):
     head_norm: NormName = Field("none", description="Norm after the convolutions of the head.")
     # The next three differ in torchvision's and detectron2's detectors; import-weights sets them for their weights.
     extra_levels: ConvExtraName = Field("from_c5", description="Origin of the pyramid's levels P6 and P7.")
-    anchors: AnchorStyle = Field(
-        "exact", description="Style of the anchors; torchvision's are rounded to whole pixels."
-    )
+    anchors: AnchorStyle = Field("exact", description="Style of anchors; torchvision's are rounded to whole pixels.")
     clip_before_nms: bool = Field(True, description="Clip boxes to the image before NMS, not after.")
     positive_iou: float = Field(0.5, gt=0, le=1, description="IoU with a box from which an anchor is positive.")
     negative_iou: float = Field(0.4, gt=0, le=1, description="IoU below which an anchor is background.")
@@ -60,9 +58,7 @@ class RetinaNetConfig(Frozen):
     pretext_samples: int = Field(2048, ge=1, description="Anchors per image in the contrast of pre-training.")
     score_threshold: float = Field(0.05, ge=0, le=1, description="Least score of a detection.")
     detections_per_level: int = Field(1000, ge=1, description="Best N detections per level, before NMS.")
-    nms_iou: float = Field(
-        0.5, ge=0, le=1, description="IoU above which the worse of two detections of a class is dropped."
-    )
+    nms_iou: float = Field(0.5, ge=0, le=1, description="IoU above which the worse of two boxes of a class is dropped.")
     max_detections: int = Field(100, ge=1, description="Best N detections per image.")
 
     @model_validator(mode="after")

@@ -47,18 +47,12 @@ class EvaluateConfig(StageConfig):
     # One is mmdetection's default for tests: an image's padding, and so its result to the last bit, depends on nothing
     # but itself.
     batch_size: int = Field(1, ge=1, description="Images per forward pass on each process.")
-    short_side: int | None = Field(
-        None, ge=32, description="Short side in pixels that images are resized to (the run's)."
-    )
+    short_side: int | None = Field(None, ge=32, description="Short side of resized images in pixels (the run's).")
     long_side: int | None = Field(None, ge=32, description="Largest long side in pixels (the run's).")
     # the COCO numbers are always there
-    metric: Literal["auto", "coco", "voc"] = Field(
-        "auto", description="Metric of the result; auto takes voc for VOC data, else coco."
-    )
+    metric: Literal["auto", "coco", "voc"] = Field("auto", description="Metric; auto is voc for VOC data, else coco.")
     compare: str | None = Field(None, description="Another evaluated run, to print the difference from it (none).")
-    fail_under: float | None = Field(
-        None, ge=0, le=1, description="Exit with code 6 if AP, 0 to 1, is lower (no limit)."
-    )
+    fail_under: float | None = Field(None, ge=0, le=1, description="Exit with 6 if AP, 0 to 1, is lower (no limit).")
     plots: bool = Field(True, description="Draw the plots of the result.")
 
 

@@ -23,13 +23,9 @@ class FinetuneConfig(StageConfig):
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
     # backbone is plain fine-tuning, the control
-    init: str = Field(
-        "pretrain", description="Start: pretrain (the newest fitting run), backbone, scratch, or a weights.pt."
-    )
+    init: str = Field("pretrain", description="Start: pretrain (newest fitting run), backbone, scratch, a weights.pt.")
     label: str | None = Field(None, description="Name of the start in reports (by what was loaded).")
-    load_modules: tuple[str, ...] = Field(
-        ("backbone", "neck", "rpn", "head"), description="Parts to load from pre-training."
-    )
+    load_modules: tuple[str, ...] = Field(("backbone", "neck", "rpn", "head"), description="Pre-trained parts to load.")
     # the official converter drops it
     keep_box_predictor: bool = Field(True, description="Load the last layer of the box branch, too.")
     min_match: float = Field(0.9, ge=0, le=1, description="Least share of the weights that must fit, 0 to 1.")

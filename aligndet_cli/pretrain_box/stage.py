@@ -62,24 +62,16 @@ class PretrainBoxConfig(StageConfig):
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
     proposals: str | None = Field(None, description="Proposals to use, by name (the newest).")
-    clusters: str | None = Field(
-        None, description="Clusters to train on, by name, for a detector that needs them (the newest)."
-    )
-    topk: int | None = Field(
-        None, ge=1, description="Best N proposals per image; 100000 takes all (by recipe: 50 or 70)."
-    )
+    clusters: str | None = Field(None, description="Clusters to train on, if the detector needs any (the newest).")
+    topk: int | None = Field(None, ge=1, description="Best N proposals per image; 100000 takes all (recipe: 50 or 70).")
     views: ViewsConfig = ViewsConfig()
     projector: ProjectorConfig = ProjectorConfig()
     temperature: float = Field(0.5, gt=0, description="Temperature of the contrastive loss.")  # the paper, eq. 4
     # the authors' selfsup_detector.py
-    momentum: float = Field(
-        0.996, ge=0, le=1, description="Momentum of the averaged detector at the start; it rises to 1."
-    )
+    momentum: float = Field(0.996, ge=0, le=1, description="Momentum of the averaged detector at first; it rises to 1.")
     tasks: Tasks = Field("both", description="Losses to train with.")
     freeze_backbone: bool = Field(True, description="Keep the backbone as it is.")
-    limit_boxes: int | None = Field(
-        None, ge=1, description="Draw images until they have N proposals in all (no limit)."
-    )
+    limit_boxes: int | None = Field(None, ge=1, description="Draw images until they have N proposals (no limit).")
     recipe: AskedRecipe = Field(None, description="Recipe to train with (by detector, backbone and weights).")
     on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
     training: TrainingConfig = TrainingConfig()

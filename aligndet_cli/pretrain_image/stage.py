@@ -49,28 +49,16 @@ class ImageTrainingConfig(TrainingConfig):
 class PretrainImageConfig(StageConfig):
     """Settings of `pretrain-image`; defaults are those of each method's paper, see `recipes.py`."""
 
-    method: MethodName = Field(
-        "simsiam", description="Training method; supervised needs images in one folder per class."
-    )
+    method: MethodName = Field("simsiam", description="Method; supervised needs images in one folder per class.")
     # Its weights are those to start from; "auto" starts from nothing.
     backbone: BackboneConfig = BackboneConfig()
     image_size: Side = Field(224, description="Side of the square views in pixels.")
-    min_area: float | None = Field(
-        None, gt=0, le=1, description="Area of the smallest crop as a share of the image, 0 to 1 (by method)."
-    )
-    optimizer: Literal["sgd", "adamw"] | None = Field(
-        None, description="Optimizer (the paper's SGD, or AdamW for short runs)."
-    )
-    embedding_dim: int | None = Field(
-        None, ge=1, description="Dimensions of an embedding (by method: 2048 for simsiam, 128 for moco-v2)."
-    )
-    queue_size: int | None = Field(
-        None, ge=1, description="Embeddings in the queue of moco-v2 (65536, fewer where images are few)."
-    )
+    min_area: float | None = Field(None, gt=0, le=1, description="Smallest crop as a share of the image (by method).")
+    optimizer: Literal["sgd", "adamw"] | None = Field(None, description="Optimizer (SGD, or AdamW for short runs).")
+    embedding_dim: int | None = Field(None, ge=1, description="Width of an embedding (simsiam 2048, moco-v2 128).")
+    queue_size: int | None = Field(None, ge=1, description="Length of moco-v2's queue (65536, less for few images).")
     temperature: float = Field(0.2, gt=0, description="Temperature of the contrastive loss of moco-v2.")
-    momentum: float | None = Field(
-        None, ge=0, le=1, description="Momentum of the averaged network of moco-v2 (0.999, less in short runs)."
-    )
+    momentum: float | None = Field(None, ge=0, le=1, description="Momentum of moco-v2 (0.999, less in short runs).")
     on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
     training: ImageTrainingConfig = ImageTrainingConfig()
 

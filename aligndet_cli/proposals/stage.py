@@ -51,16 +51,12 @@ class ProposalsConfig(StageConfig):
     export_file: Path | None = Field(None, exclude=True, description="COCO json to write the boxes to as well (none).")
     mode: SearchMode = Field("fast", description="Variant of selective search.")
     # Memory grows with its fourth power to 0.4 GB.
-    working_size: int | None = Field(
-        None, ge=32, le=1024, description="Square root of the number of pixels that are searched (by mode)."
-    )
+    working_size: int | None = Field(None, ge=32, le=1024, description="Square root of the pixels searched (by mode).")
     # paper D.1, SoCo: width and height
     min_size: int = Field(32, ge=0, description="Smallest side of a box in pixels.")
     max_ratio: float = Field(3.0, ge=1, description="Largest ratio of a box's sides.")  # paper D.1, `ratio3`
     # paper D.1, `size0008`
-    max_size: float = Field(
-        0.8, gt=0, le=1, description="Largest size of a box as a share of the image's, in square roots of areas."
-    )
+    max_size: float = Field(0.8, gt=0, le=1, description="Largest box by the image, in square roots of their areas.")
     # paper D.1, `@0.5`
     nms: float = Field(0.5, ge=0, le=1, description="IoU above which the later of two boxes is dropped.")
     max_per_image: int | None = Field(None, ge=1, description="Best N boxes per image (all).")

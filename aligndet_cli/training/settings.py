@@ -19,9 +19,7 @@ AskedRecipe = Annotated[RecipeName | None, BeforeValidator(lambda value: None if
 class TrainingConfig(Frozen):
     """Length and optimizer of a training stage; None takes the value of the detector's recipe."""
 
-    schedule: ScheduleName | None = Field(
-        None, description="Length by name; 1x is 12 epochs, 12k is 12,000 steps (by recipe)."
-    )
+    schedule: ScheduleName | None = Field(None, description="Length; 1x is 12 epochs, 12k is 12,000 steps (by recipe).")
     epochs: int | None = Field(None, ge=1, description="Length in epochs, instead of the schedule's (by schedule).")
     steps: int | None = Field(None, ge=1, description="Length in steps, instead of the schedule's (by schedule).")
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
@@ -30,13 +28,9 @@ class TrainingConfig(Frozen):
     # A step with micro-batches equals one on as many devices. It equals one with the large batch only if all losses
     # are divided by equal counts; batch norm and the contrast's negatives always come from one micro-batch.
     accumulate: int = Field(1, ge=1, description="Micro-batches per step, computed one after the other.")
-    lr: float | None = Field(
-        None, gt=0, description="Learning rate, used as it is (by recipe, scaled with the batch size)."
-    )
+    lr: float | None = Field(None, gt=0, description="Learning rate, used as it is (by recipe, scaled with the batch).")
     weight_decay: float | None = Field(None, ge=0, description="Weight decay (by recipe).")
-    clip_norm: float | None = Field(
-        None, gt=0, description="Norm that larger gradients are scaled down to (by recipe)."
-    )
+    clip_norm: float | None = Field(None, gt=0, description="Norm to which larger gradients are scaled (by recipe).")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     logger: Literal["none", "tensorboard"] = Field("none", description="Logger in addition to metrics.jsonl.")
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -30,14 +30,10 @@ class RCNNConfig(Frozen):
     head_norm: NormName = Field("none", description="Norm after the convolutions of the box head.")
     pool_size: int = Field(7, ge=1, description="Rows and columns of a pooled RoI.")
     # The next five differ in torchvision's detectors; import-weights sets them for their weights.
-    anchors: AnchorStyle = Field(
-        "exact", description="Style of the anchors; torchvision's are rounded to whole pixels."
-    )
+    anchors: AnchorStyle = Field("exact", description="Style of anchors; torchvision's are rounded to whole pixels.")
     rpn_convs: int = Field(1, ge=1, description="Convolutions of the RPN.")
     roi_aligned: bool = Field(True, description="Shift RoIs by half a pixel when pooling.")
-    roi_sampling_ratio: int = Field(
-        0, ge=0, description="Samples along each side of a bin; 0: one for each cell of the map."
-    )
+    roi_sampling_ratio: int = Field(0, ge=0, description="Samples along a side of a bin; 0: one per cell of the map.")
     min_box_side: float = Field(0.0, ge=0, description="Shortest side of a detection in pixels.")
     rpn_positive_iou: float = Field(0.7, gt=0, le=1, description="IoU with a box from which an anchor is positive.")
     rpn_negative_iou: float = Field(0.3, gt=0, le=1, description="IoU below which an anchor is background.")
@@ -45,31 +41,19 @@ class RCNNConfig(Frozen):
         0.3, ge=0, le=1, description="Least IoU at which a box takes its best anchor, whatever the limit for positives."
     )
     rpn_samples: int = Field(256, ge=1, description="Anchors of an image in the RPN's loss.")
-    rpn_positive_fraction: float = Field(
-        0.5, gt=0, le=1, description="Largest share of positives among the anchors in the RPN's loss."
-    )
-    rpn_nms_iou: float = Field(
-        0.7, ge=0, le=1, description="IoU above which the worse of two of the RPN's proposals is dropped."
-    )
-    train_proposals_per_level: int = Field(
-        2000, ge=1, description="Best N of the RPN's proposals per level in training, before NMS."
-    )
-    test_proposals_per_level: int = Field(
-        1000, ge=1, description="Best N of the RPN's proposals per level at test, before NMS."
-    )
+    rpn_positive_fraction: float = Field(0.5, gt=0, le=1, description="Largest share of positives in the RPN's loss.")
+    rpn_nms_iou: float = Field(0.7, ge=0, le=1, description="IoU above which the worse of two RPN boxes is dropped.")
+    train_proposals_per_level: int = Field(2000, ge=1, description="Best N RPN boxes per level in training before NMS.")
+    test_proposals_per_level: int = Field(1000, ge=1, description="Best N RPN proposals per level at test, before NMS.")
     max_proposals: int = Field(1000, ge=1, description="Best N of the RPN's proposals per image, after NMS.")
     roi_positive_iou: float = Field(0.5, gt=0, le=1, description="IoU with a box from which a RoI is positive.")
     roi_samples: int = Field(512, ge=1, description="RoIs of an image in the head's loss.")
-    roi_positive_fraction: float = Field(
-        0.25, gt=0, le=1, description="Largest share of positives among the RoIs in the head's loss."
-    )
+    roi_positive_fraction: float = Field(0.25, gt=0, le=1, description="Largest share of positives in the head's loss.")
     # The authors' selfsup_mask_rcnn_r50_fpn.py.
     pretext_rpn_samples: int = Field(4096, ge=1, description="Anchors of an image in the RPN's loss of pre-training.")
     pretext_roi_samples: int = Field(4096, ge=1, description="Positive RoIs of an image in pre-training.")
     score_threshold: float = Field(0.05, ge=0, le=1, description="Least score of a detection.")
-    nms_iou: float = Field(
-        0.5, ge=0, le=1, description="IoU above which the worse of two detections of a class is dropped."
-    )
+    nms_iou: float = Field(0.5, ge=0, le=1, description="IoU above which the worse of two boxes of a class is dropped.")
     max_detections: int = Field(100, ge=1, description="Best N detections per image.")
 
     @model_validator(mode="after")

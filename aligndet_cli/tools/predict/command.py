@@ -49,9 +49,7 @@ class PredictConfig(StageConfig):
     save_crops: bool = Field(False, description="Also cut out what was found, one folder per class.")
     # as in evaluate: what is found in an image depends on nothing but the image
     batch_size: int = Field(1, ge=1, description="Images per forward pass.")
-    short_side: int | None = Field(
-        None, ge=32, description="Short side in pixels that images are resized to (the run's)."
-    )
+    short_side: int | None = Field(None, ge=32, description="Short side of resized images in pixels (the run's).")
     long_side: int | None = Field(None, ge=32, description="Largest long side in pixels (the run's).")
 
 
