@@ -11,6 +11,7 @@ from aligndet_cli.files import check_output_file
 from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
 from aligndet_cli.pretrain_box.pictures import NUM_IMAGES, draw_first_views
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
+from aligndet_cli.stage import find_stage
 from aligndet_cli.training.recipe import REFERENCE_BATCH
 from aligndet_cli.workspace import Workspace
 
@@ -32,7 +33,8 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
         DataError: an image cannot be read.
     """
     config, _ = load_config(PretrainBoxConfig, "pretrain-box", sources)
-    data = open_proposal_data(workspace, config.proposals, with_data(config, workspace, "pretrain-box").data)
+    config = with_data(config, workspace, "pretrain-box", find_stage("pretrain-box"))
+    data = open_proposal_data(workspace, config.proposals, config.data)
     count = min(NUM_IMAGES, len(data.indices)) if count is None else count
     if not 1 <= count <= min(MAX_IMAGES, len(data.indices)):
         raise ConfigError(f"--count {count}: write a number from 1 to {min(MAX_IMAGES, len(data.indices))}")

@@ -24,6 +24,7 @@ def test_views_before_any_training(toy: Path, tmp_path: Path) -> None:
     workspace = tmp_path / "w"
     words = ("views", toy, "-w", workspace, *RESOLUTION)
     assert "run `aligndet proposals" in aligndet(*words, code=2).error_line()
+    assert "run `aligndet proposals DATA` first" in aligndet("views", "-w", tmp_path / "empty", code=2).error_line()
     aligndet("proposals", toy, "-w", workspace, *CHAIN["proposals"])
     assert aligndet(*words).stdout == f"{workspace / 'views.jpg'}\n"
     content = (workspace / "views.jpg").read_bytes()
