@@ -88,12 +88,16 @@ for panel, commands in COMMANDS.items():
         app.command(name, epilog=end, rich_help_panel=panel)(command)
 
 list_app = typer.Typer(help="List what can be chosen.", no_args_is_help=True)
-list_app.command("detectors")(settings.list_detectors)
-list_app.command("backbones")(settings.list_backbones)
+for name, command in (("detectors", settings.list_detectors), ("backbones", settings.list_backbones)):
+    words = (f"aligndet ls {name}", "aligndet finetune --detector fcos", "aligndet finetune --backbone swin_t")
+    list_app.command(name, epilog=paragraphs("Examples:", *words))(command)
 app.add_typer(list_app, name="ls", rich_help_panel=SETTINGS)
 
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True)
-config_app.command("show")(settings.config_show)
+show = ("finetune", "pretrain-box --origin", "proposals --set max_per_image=100 > proposals.toml")
+config_app.command("show", epilog=paragraphs("Examples:", *(f"aligndet config show {words}" for words in show)))(
+    settings.config_show
+)
 app.add_typer(config_app, name="config", rich_help_panel=SETTINGS)
 
 

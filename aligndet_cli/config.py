@@ -123,7 +123,7 @@ class StageConfig(Frozen):
     def changes_since(self, recorded: Mapping[str, Any]) -> list[str]:
         """Return the differences from the `hashed_settings` that an artifact recorded, as `key: old -> new`.
 
-        A setting that it lacks is newer than the artifact: its value was that of `BEFORE`, else the present default.
+        A setting that it lacks is newer than the artifact: its value was the one in `BEFORE`, else the present default.
         """
         settings = self.hashed_settings()
         missing = {key: self.BEFORE.get(key, self._default_of(key)) for key in settings if key not in recorded}

@@ -24,6 +24,7 @@ from aligndet_cli.files import write_bytes
 
 LINE_HEIGHT = 24  # pixels, of a line of text
 _TEXT_SIZE, _INK, _BEHIND_IMAGES = 13, "#1e1e1e", "#e8e8e8"
+_LONGEST_NUMBERS = 24  # letters of a text in which numbers stand for some
 _FONT_FILE = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 Rectangle = tuple[float, float, float, float]  # xyxy
@@ -66,7 +67,8 @@ def draw_boxes(image: Image.Image, boxes: NDArray, colours: Sequence[str], label
     draw = ImageDraw.Draw(image)
     size = max(11, round(0.022 * math.sqrt(image.width * image.height)))
     line = max(2, size // 6)
-    outlines: list[Rectangle] = [(x1, y1, max(x2, x1 + 2), max(y2, y1 + 2)) for x1, y1, x2, y2 in boxes.tolist()]
+    # Thin boxes get room for the line inside of the rim: 3, as 2 is not enough where floats are rounded.
+    outlines: list[Rectangle] = [(x1, y1, max(x2, x1 + 3), max(y2, y1 + 3)) for x1, y1, x2, y2 in boxes.tolist()]
     for (x1, y1, x2, y2), colour in zip(outlines, colours, strict=True):
         draw.rectangle((x1, y1, x2, y2), outline="black", width=line + 2)  # a rim: visible on every background
         draw.rectangle((x1 + 1, y1 + 1, x2 - 1, y2 - 1), outline=colour, width=line)
@@ -151,7 +153,9 @@ def _set(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
     missing = frozenset(text) - _letters_of(_FONT_FILE)
     file = _installed_font(missing) if missing else _FONT_FILE
     known = _letters_of(file)
-    return _font(file, size), "".join(letter if letter in known else ascii(letter)[1:-1] for letter in text)
+    shown = "".join(letter if letter in known else ascii(letter)[1:-1] for letter in text)
+    longest = max(len(text), _LONGEST_NUMBERS)
+    return _font(file, size), shown if len(shown) <= longest else f"{shown[: longest - 11]}\u2026{shown[-10:]}"
 
 
 @cache

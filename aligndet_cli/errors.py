@@ -37,8 +37,11 @@ class ChangedError(ConfigError):
     """
 
     def __init__(self, told: str, remedy: str) -> None:
-        super().__init__(f"{told}. Use {remedy}")
-        self.told = told
+        super().__init__(told, remedy)
+        self.told, self.remedy = told, remedy
+
+    def __str__(self) -> str:
+        return f"{self.told}. Use {self.remedy}"
 
 
 class DataError(AlignDetError):

@@ -32,7 +32,7 @@ class Flag:
         names: as typed, e.g. `--workspace`, `-w`, or `--resume/--no-resume`.
         path: dotted path of the setting; "" for flags that steer the command itself.
         kind: type of the value, and `help` one line, of flags that are not in `settings.json`.
-        runs: patterns of paths in the workspace that complete the value: of a run, by its name; of a file, as a path.
+        runs: patterns in the workspace that complete the value, of runs or of files of weights.
         words: other completions.
     """
 
@@ -84,9 +84,9 @@ class Given:
     control: Control
 
 
-def control(names: str, kind: type, text: str, *, words: str = "") -> Flag:
-    """Return a flag that steers the command; `words` complete its value, separated by blanks."""
-    return Flag(tuple(names.split()), "", RUN, kind, text, words=tuple(words.split()))
+def control(names: str, kind: type, text: str, *, panel: str = RUN, words: str = "", runs: str = "") -> Flag:
+    """Return a flag that steers the command; `words` and `runs` complete its value, separated by blanks."""
+    return Flag(tuple(names.split()), "", panel, kind, text, tuple(runs.split()), tuple(words.split()))
 
 
 def setting(names: str, path: str, panel: str = SETTINGS, text: str = "", *, words: str = "", runs: str = "") -> Flag:
@@ -99,13 +99,14 @@ def setting(names: str, path: str, panel: str = SETTINGS, text: str = "", *, wor
     return Flag(tuple(names.split()), path, panel, str, text, tuple(runs.split()), tuple(words.split()))
 
 
+own = functools.partial(control, panel=SETTINGS)  # a flag that only one command has, and that is no setting
 WORKSPACE = control("--workspace -w", Path, "Folder of the artifacts ($ALIGNDET_WORKSPACE, else ./workspace).")
-CONFIG = control("--config -c", Path, "TOML file with settings, plain or one table per stage.")
-SET = control("--set -s", list, "One setting as some.key=value; repeatable.")
-FORCE = control("--force", bool, "Do it again although it is complete.")
-JSON = control("--json", bool, "Print one JSON object on stdout.")
+CONFIG = control("--config -c", Path, "TOML file with settings, plain or one table per stage (none).")
+SET = control("--set -s", list, "One setting as some.key=value; repeatable (none).")
+FORCE = control("--force", bool, "Do it again although it is complete (off).")
+JSON = control("--json", bool, "Print one JSON object on stdout (off).")
 PROGRESS = control("--progress", str, "Progress: auto | bar | plain | none (auto).", words="auto bar plain none")
-QUIET = control("--quiet -q", bool, "Warnings only.")
+QUIET = control("--quiet -q", bool, "Warnings only (off).")
 NAME = setting("--name", "name", RUN)
 SEED = setting("--seed", "seed", RUN)
 CONTROL = (
@@ -115,11 +116,11 @@ CONTROL = (
     NAME,
     control("--resume/--no-resume", bool, "Continue an interrupted run, or start it over (resume)."),
     FORCE,
-    control("--dry-run -n", bool, "Check everything, print the effective settings, and stop."),
+    control("--dry-run -n", bool, "Check everything, print the effective settings, and stop (off)."),
     JSON,
     PROGRESS,
     QUIET,
-    control("--verbose -v", bool, "More detail."),
+    control("--verbose -v", bool, "More detail (off)."),
     SEED,
 )
 FORMAT = setting("--format", "data.format", DATA_PANEL)
@@ -145,7 +146,7 @@ SPEED = (
 DETECTOR = setting("--detector", "detector.family")
 BACKBONE = setting("--backbone", "backbone.name")
 BACKBONE_WEIGHTS = (
-    setting("--backbone-weights", "backbone.weights", words="none workspace DEFAULT"),
+    setting("--backbone-weights", "backbone.weights", words="auto none workspace DEFAULT"),
     setting("--offline", "runtime.offline", MACHINE),
 )
 RECIPE = setting("--recipe", "recipe", words="auto")
@@ -167,6 +168,7 @@ def with_flags(
     command: str,
     argument: tuple[str, str] | None = ("DATA", f"{LAYOUTS}."),
     kind: Any = Path,
+    words: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Turn `run(data, given, **own)` into a Typer command with these flags and an optional argument.
 
@@ -176,6 +178,7 @@ def with_flags(
         command: whose settings these are, by its name in `settings.json`.
         argument: name and help of the argument; None: there is none, and `data` is None.
         kind: type of its value; of a list, any number of them.
+        words: completions of its value.
     """
     flags = tuple(sorted(flags, key=lambda flag: _PANELS.index(flag.panel)))
     known = known_settings(command)
@@ -190,7 +193,8 @@ def with_flags(
         parameters = []
         if argument is not None:
             metavar, text = argument
-            path = typer.Argument(help=text, metavar=metavar, show_default=False)
+            complete = _completion(Flag((metavar,), words=words), [])
+            path = typer.Argument(help=text, metavar=metavar, show_default=False, autocompletion=complete)
             parameters.append(_parameter("data", Annotated[kind | None, path]))
         parameters += [_parameter(flag.parameter, _annotation(flag, known.get(flag.path, {}))) for flag in flags]
         typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by Typer
@@ -222,8 +226,9 @@ def help_of(flag: Flag, entry: dict[str, Any]) -> str:
     if default is None and text.endswith(")"):
         text, _, unset = text.rpartition(" (")
         unset = f" ({unset}"
-    shown = f" ({default})" if default is not None else unset
-    return f"{text}{': ' + ' | '.join(choices) if choices else ''}{shown}."
+    shown = f" ({default.replace(',', ', ')})" if default is not None else unset  # blanks, so that lists can wrap
+    words = [*choices, *(word for word in flag.words if word not in choices)] if choices else []
+    return f"{text}{': ' + ' | '.join(words) if words else ''}{shown}."
 
 
 def _collect(
@@ -271,12 +276,14 @@ def _completion(flag: Flag, choices: list[str]) -> Callable[[typer.Context, str]
 
 
 def _runs(folder: Any, flag: Flag) -> Iterator[str]:
-    """Yield what the workspace has for a flag."""
-    root = Workspace.locate(None if folder is None else Path(folder)).root
+    """Yield what the workspace has for a flag: names of finished runs, or paths of files."""
+    root = Workspace.locate(None if folder is None else Path(folder).expanduser()).root
     for pattern in flag.runs:
         for path in sorted(root.glob(pattern)):
-            if not path.name.startswith("."):
-                yield path.name if path.is_dir() else str(path)
+            if path.suffix == ".pt":
+                yield str(path)
+            elif not path.name.startswith(".") and (path / "manifest.json").exists():
+                yield path.name
 
 
 def _parameter(name: str, annotation: Any) -> inspect.Parameter:

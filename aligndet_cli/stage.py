@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from aligndet_cli.config import StageConfig
-from aligndet_cli.errors import GateError
+from aligndet_cli.errors import AlignDetError
 from aligndet_cli.flags import Flag
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.workspace import Output, Workspace
@@ -50,10 +50,10 @@ class Prepare(Protocol[ConfigT_contra, PlanT_co]):
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Output that follows the stage's own result, also of a run that was complete already; a failed gate comes last."""
+    """Output after the stage's own result, of every call; `error`, such as a gate not passed, is raised after it."""
 
     result: dict[str, Any] = field(default_factory=dict)
-    failed_gate: GateError | None = None
+    error: AlignDetError | None = None
 
 
 def _nothing(_plan: Plan) -> Conclusion:
@@ -67,7 +67,7 @@ class Steps(Generic[ConfigT, PlanT]):
     Attributes:
         describe: effective settings by name, for people.
         run: the work, called on every process; only the main one writes.
-        conclude: called on the main process after the work, whether it was done now or before.
+        conclude: called on the main process after the work, whether it was done now or before, by all or one shard.
         has_own_workers: `run` starts processes itself and is called on the main one only.
     """
 
@@ -101,8 +101,7 @@ class Stage:
         name: of the command, of the folder in the workspace and, with underscores, of the package.
         data: help of the argument DATA.
         purpose: which split of the data it takes by default.
-        remembers_data: whether later stages find the data that this one was given: `always`, where the workspace knew
-            of none (`first`), or `never`.
+        remembers_data: later stages find the data of this one: `always`, `never`, or `first`, if there was none before.
     """
 
     name: str

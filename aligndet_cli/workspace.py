@@ -184,7 +184,7 @@ class Workspace:
         return sorted(found, key=lambda artifact: (artifact.manifest.get("finished", ""), artifact.name))
 
     def partial(self, stage: str, name: str) -> Path:
-        """Return the folder of a run until it is finished."""
+        """Return the hidden folder in which a run works before it is finished."""
         return self.root / stage / f".{name}.partial"
 
     def partials(self, stage: str) -> list[Path]:

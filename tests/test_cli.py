@@ -162,6 +162,15 @@ def test_comparison_is_part_of_the_result(workspace: Path) -> None:
     assert "no run of that name; finetune runs here: retinanet-resnet18" in line
 
 
+def test_an_export_that_fails_comes_after_the_result(workspace: Path, toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    words = ("proposals", toy, "-w", workspace, *CHAIN["proposals"], "--export", tmp_path / "file" / "boxes.json")
+    ran = aligndet(*words, "--json", code=2)
+    assert ran.json()["status"] == "already complete" and ran.json()["result"]["images"] == 13
+    assert "--export" in ran.error_line()
+    assert "is a folder; name a file" in aligndet(*words[:-1], tmp_path, "-n", code=2).error_line()
+
+
 def test_ctrl_c_exits_130(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_args: object, **_kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -462,6 +471,11 @@ def test_exit_codes_are_in_the_help() -> None:
         (["predict", "--run", "ret"], ["retinanet-resnet18"]),
         (["finetune", "--init", "/"], ["{ws}/pretrain-box/retinanet-resnet18/weights.pt"]),
         (["finetune", "--init", "b"], ["backbone"]),
+        (["export", "--to", ""], ["mmdet", "torchvision", "onnx"]),
+        (["config", "show", "f"], ["finetune"]),
+        (["figures", "--run", ""], ["retinanet-resnet18-val", "retinanet-resnet18"]),
+        (["import-weights", "--from", "det"], ["detectron2", "detr"]),
+        (["report", "--format", "c"], ["csv"]),
         (["finetune", "--policy", ""], ["resize", "detr", "lsj", "auto"]),
     ],
 )

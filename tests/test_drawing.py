@@ -110,3 +110,11 @@ def test_pictures_are_written_after_their_names_and_the_same_every_time(tmp_path
         assert (tmp_path / "made" / name).read_bytes() == content
         with Image.open(tmp_path / "made" / name) as image:
             assert (image.format, image.size) == (kind, (90, LINE_HEIGHT))
+
+
+def test_thin_boxes_can_be_drawn_wherever_they_lie() -> None:
+    """A box narrower than its line gets room for it, also where floats are rounded."""
+    places = np.random.default_rng(0).uniform(0, 40, (2000, 2))
+    boxes = np.concatenate([places, places + (0.7, 30)], axis=1)
+    draw_boxes(Image.new("RGB", (64, 80)), boxes, ["#0072B2"] * len(boxes))
+    draw_boxes(Image.new("RGB", (80, 64)), boxes[:, [1, 0, 3, 2]], ["#0072B2"] * len(boxes))

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aligndet_cli.config import StageConfig
-from aligndet_cli.errors import ConfigError, RunError
+from aligndet_cli.errors import ChangedError, ConfigError, RunError
 from aligndet_cli.files import check_output_file, is_locked, read_json, write_bytes, write_json
 from aligndet_cli.workspace import Output, Workspace
 from helpers.commandline import files_of
@@ -210,3 +211,8 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "workspace.json", {"format_version": 99})
     with pytest.raises(ConfigError, match="format version 99, this aligndet reads 1"):
         Workspace(tmp_path).recall("data")
+
+
+def test_a_refusal_keeps_its_parts_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ChangedError("a is complete with other settings: seed: 0 -> 3", "--force")))
+    assert (error.told, str(error)) == (error.args[0], f"{error.args[0]}. Use --force")

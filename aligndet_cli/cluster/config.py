@@ -28,7 +28,7 @@ class ClusterConfig(StageConfig):
     }
 
     proposals: str | None = Field(None, description="Proposals to use, by name (the newest).")
-    import_file: Path | None = Field(None, description="COCO json whose categories become clusters (they are made).")
+    import_file: Path | None = Field(None, description="COCO json whose categories become clusters (none).")
     k: int = Field(256, ge=2, description="Number of clusters.")  # paper B.5
     pca_dim: int = Field(256, ge=1, description="Dimensions of the features that the PCA keeps.")  # docs/paper.md §8.2
     backbone: BackboneConfig = BackboneConfig()

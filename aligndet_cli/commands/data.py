@@ -1,7 +1,7 @@
 """Looking at data, drawing some, and splitting it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.markup import escape
@@ -12,7 +12,7 @@ from aligndet_cli.commands.terminal import console, print_json, user_errors, wit
 from aligndet_cli.config import Sources, StageConfig, load_config
 from aligndet_cli.driver import with_data
 from aligndet_cli.errors import ConfigError, DataError, GateError
-from aligndet_cli.flags import Given, control, setting, with_flags
+from aligndet_cli.flags import Given, own, setting, with_flags
 from aligndet_cli.stage import find_stage
 from aligndet_cli.tables import plain_table
 from aligndet_cli.workspace import Workspace
@@ -25,7 +25,7 @@ _SEVERITY_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 DOCTOR = (
     flags.WORKSPACE,
     flags.JSON,
-    control("--strict", bool, "Exit 6 on warnings too; errors are always 3 (off)."),
+    own("--strict", bool, "Exit 6 on warnings too; errors are always 3 (off)."),
     *flags.DATA,
 )
 VIEWS = (
@@ -35,8 +35,8 @@ VIEWS = (
     flags.JSON,
     flags.SEED,
     *flags.DATA[:-1],
-    control("--count", int, "Number of images to show (4)."),
-    control("--output -o", Path, "File to write (views.jpg in the workspace)."),
+    own("--count", int, "Number of images to show (4)."),
+    own("--output -o", Path, "File to write (views.jpg in the workspace)."),
     flags.DETECTOR,
     setting("--topk", "topk"),
     setting("--short-side", "views.short_side"),
@@ -52,7 +52,7 @@ FOLDS = (
 )
 
 
-@with_flags(DOCTOR, "doctor", ("DATA", f"{flags.LAYOUTS}, or a folder of images (that of the workspace)."))
+@with_flags(DOCTOR, "doctor", ("DATA", f"{flags.LAYOUTS}, or a folder of images (the workspace's)."))
 def doctor(data: Path | None, given: Given, *, strict: bool = False) -> None:
     """Check images and labels, and say what is wrong with them; exit code 3 on errors."""
     from aligndet_cli.data.doctor import check_data
@@ -104,20 +104,29 @@ def split(data: Path | None, given: Given) -> None:
             typer.echo("\n".join(str(fold.file) for fold in written))
 
 
+TOY = (
+    own("--train", int, "Number of pictures to train on (480)."),
+    own("--val", int, "Number of pictures to measure on (96)."),
+    own("--objects", bool, "One object in each picture, one folder per class (off)."),
+    own("--seed", int, "Seed of the pictures (0)."),
+)
+
+
+@with_flags(TOY, "toy", ("FOLDER", "Folder to draw into."))
 def toy(
-    folder: Annotated[Path, typer.Argument(help="Folder to draw into.")],
-    num_train: Annotated[int, typer.Option("--train", min=1, help="Pictures to train on.")] = 480,
-    num_val: Annotated[int, typer.Option("--val", min=1, help="Pictures to measure on.")] = 96,
-    is_single: Annotated[bool, typer.Option("--objects", help="One object each, one folder per class.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the pictures.")] = 0,
+    folder: Path | None, given: Given, *, train: int = 480, val: int = 96, objects: bool = False, seed: int = 0
 ) -> None:
     """Draw a small data set to try things on: many objects per picture with COCO labels, or single objects by class."""
     from aligndet_cli.data.toy import draw_toy_data, draw_toy_objects
 
-    with user_errors(is_json=False):
+    with user_errors(given.control.json):
+        if folder is None:
+            raise ConfigError("which folder? name it: `aligndet toy FOLDER`")
+        if min(train, val) < 1 or seed < 0:
+            raise ConfigError("--train and --val: 1 at least; --seed: 0 at least")
         if folder.is_dir() and any(folder.iterdir()):  # perhaps somebody's own data
             raise ConfigError(f"{folder}: is not empty; name a new folder")
-        (draw_toy_objects if is_single else draw_toy_data)(folder, seed=seed, num_train=num_train, num_val=num_val)
+        (draw_toy_objects if objects else draw_toy_data)(folder, seed=seed, num_train=train, num_val=val)
         typer.echo(str(folder))
 
 

@@ -2,15 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from aligndet_cli import flags
-from aligndet_cli.commands.terminal import JsonOption, console, print_json, user_errors, with_data_root
+from aligndet_cli.commands.terminal import console, print_json, user_errors, with_data_root
 from aligndet_cli.config import STAGES, Sources, assign, did_you_mean, flatten, load_config
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.flags import Given, setting, with_flags
+from aligndet_cli.flags import Given, own, setting, with_flags
 from aligndet_cli.stage import find_stage
 
 BENCH = (
@@ -64,19 +63,30 @@ def list_backbones() -> None:
         typer.echo(f"{name:<12} {', '.join(torchvision_weights(name)) or 'none, give a file'}")
 
 
-def config_show(
-    stage: Annotated[str, typer.Argument(help=" | ".join(STAGES))],
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file.", show_default=False)] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", "-s", help="some.key=value", show_default=False)] = None,
-    with_origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
-    is_json: JsonOption = False,
-) -> None:
+SHOW = (
+    own("--origin", bool, "Say where each value comes from (off)."),
+    flags.CONFIG,
+    flags.SET,
+    flags.JSON,
+)
+
+
+@with_flags(SHOW, "config show", ("STAGE", f"{' | '.join(STAGES)}."), str, words=STAGES)
+def config_show(stage: str | None, given: Given, *, origin: bool = False) -> None:
     """Print all settings of a stage, with what its recipe fills in, as TOML, ready for --config."""
+    is_json = given.control.json
     with user_errors(is_json):
         if stage not in STAGES:
-            raise ConfigError(f"'{stage}' is not a stage{did_you_mean(stage, list(STAGES))}")
-        resolved, origins = load_config(find_stage(stage).steps().config, stage, Sources(config, tuple(set_ or ())))
+            raise ConfigError(f"'{stage or ''}' is not a stage{did_you_mean(stage or '', list(STAGES))}")
+        sources = Sources(given.control.config, given.control.set)
+        resolved, origins = load_config(find_stage(stage).steps().config, stage, sources)
         values, from_recipe = resolved.to_json(), resolved.from_recipe()
+        # Settings that no artifact records, such as `export_file`.
+        values |= {
+            name: str(value) if (value := getattr(resolved, name)) else None
+            for name, field in type(resolved).model_fields.items()
+            if field.exclude
+        }
         for key, value in from_recipe.items():
             assign(values, key, value)
             origins.setdefault(key, "recipe")
@@ -85,7 +95,7 @@ def config_show(
             return
         typer.echo(f"[{stage}]")
         for key, value in flatten(values):
-            origin = f"  # {origins.get(key, 'default')}" if with_origin else ""
+            end = f"  # {origins.get(key, 'default')}" if origin else ""
             # TOML has no null: a setting that is not set is shown as a comment.
             line = f"# {key} is not set" if value is None else f"{key} = {json.dumps(value)}"
-            typer.echo(line + origin)
+            typer.echo(line + end)

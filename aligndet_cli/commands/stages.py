@@ -30,8 +30,9 @@ def stage_command(stage: Stage) -> Callable[..., None]:
             outcome = execute(request)
             if outcome.is_main:
                 print_outcome(stage.name, outcome, control.json)
-            if outcome.conclusion.failed_gate is not None:
-                raise outcome.conclusion.failed_gate
+        with user_errors(is_json=False, verbosity=control.verbosity):  # the result is out already
+            if outcome.conclusion.error is not None:
+                raise outcome.conclusion.error
 
     run.__doc__ = stage.summary
     return with_flags(stage.flags, stage.name, ("DATA", stage.data))(run)

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 import typer
 from rich.console import Console
@@ -18,11 +18,6 @@ from aligndet_cli.logs import ProgressMode, setup_logging
 from aligndet_cli.processes.signals import Stopped
 
 SCHEMA_VERSION = 1
-
-WorkspaceOption = Annotated[
-    Path | None, typer.Option("--workspace", "-w", help="Folder of the artifacts.", show_default=False)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 class Answer(Protocol):
@@ -39,7 +34,7 @@ class Answer(Protocol):
 def user_errors(is_json: bool, verbosity: int = 0) -> Iterator[None]:
     """Turn what a user can put right into one line and an exit code; let our own bugs through.
 
-    `verbosity` is that of the log, see `setup_logging`.
+    For `verbosity` see `setup_logging`.
     """
     setup_logging(verbosity)
     try:

@@ -1,22 +1,22 @@
 """Weights from other programs, and for them."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from aligndet_cli.commands.terminal import JsonOption, WorkspaceOption, answer, print_outcome, user_errors
+from aligndet_cli.commands.terminal import answer, print_outcome, user_errors
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.flags import FORCE, JSON, RUN, WORKSPACE, Given, setting, with_flags
+from aligndet_cli.flags import FORCE, JSON, RUN, WORKSPACE, Given, own, setting, with_flags
 from aligndet_cli.workspace import Workspace
 
+LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr")
 IMPORT = (
-    setting("--from", "layout", text="Layout: auto | mmdet | aligndet | detectron2 | torchvision | detr (auto)."),
-    setting("--detector", "detector", text="Detector it must be; tells a pre-trained Faster from a Mask R-CNN."),
-    setting("--backbone", "backbone", text="Backbone it must have."),
-    setting("--style", "style", text="Images and strides, where the file does not tell: caffe | pytorch."),
-    setting("--categories", "categories", text="Classes, where the file does not tell: coco | voc | a COCO json."),
-    setting("--name", "name", RUN, "Name of the run."),
+    setting("--from", "layout", text=f"Layout of the file: {' | '.join(LAYOUTS)} (auto).", words=" ".join(LAYOUTS)),
+    setting("--detector", "detector", text="Detector, needed where an R-CNN may be Faster or Mask (the file's)."),
+    setting("--backbone", "backbone", text="Backbone, checked (the file's)."),
+    setting(
+        "--style", "style", text="Style of images and strides: caffe | pytorch (the file's).", words="caffe pytorch"
+    ),
+    setting("--categories", "categories", text="Classes: coco | voc | a COCO json (the file's).", words="coco voc"),
+    setting("--name", "name", RUN, "Name of the run (made from its settings)."),
     WORKSPACE,
     FORCE,
     JSON,
@@ -28,27 +28,39 @@ def import_weights(file: Path | None, given: Given) -> None:
     """Turn a released checkpoint into a run that finetune --init and evaluate take."""
     from aligndet_cli.tools.conversion import importing
 
-    control = given.control
-    with user_errors(control.json):
+    asked_for = given.control
+    with user_errors(asked_for.json):
         if file is None:
             raise ConfigError("which checkpoint? name it: `aligndet import-weights FILE`")
         asked = {path: value for path, (_, value) in given.settings.items()}
-        request = importing.ImportRequest(file, **asked, force=control.force)
-        outcome = importing.import_weights(request, Workspace.locate(control.workspace))
-        print_outcome("import-weights", outcome, control.json)
+        request = importing.ImportRequest(file, **asked, force=asked_for.force)
+        outcome = importing.import_weights(request, Workspace.locate(asked_for.workspace))
+        print_outcome("import-weights", outcome, asked_for.json)
 
 
+EXPORT = (
+    own("--run", str, "Fine-tuned run, or pretrain-box/RUN (the newest).", runs="finetune/*"),
+    own("--to", str, "Program: mmdet | torchvision | onnx (mmdet).", words="mmdet torchvision onnx"),
+    own("--output -o", Path, "File to write (RUN-PROGRAM here)."),
+    own("--image-size", str, "HEIGHTxWIDTH of the images, for onnx (800x1344)."),
+    WORKSPACE,
+    JSON,
+)
+
+
+@with_flags(EXPORT, "export", None)
 def export(
-    workspace: WorkspaceOption = None,
-    run: Annotated[str | None, typer.Option("--run", help="Fine-tuned run (the newest), or pretrain-box/RUN.")] = None,
-    target: Annotated[str, typer.Option("--to", help="mmdet | torchvision | onnx.")] = "mmdet",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.", show_default=False)] = None,
-    image_size: Annotated[str, typer.Option("--image-size", help="HEIGHTxWIDTH of the images, for onnx.")] = "800x1344",
-    is_json: JsonOption = False,
+    _: None,
+    given: Given,
+    *,
+    run: str | None = None,
+    to: str = "mmdet",
+    output: Path | None = None,
+    image_size: str = "800x1344",
 ) -> None:
     """Write a run's weights for another program."""
     from aligndet_cli.tools.conversion.exporting import export_run
 
-    with user_errors(is_json):
-        exported = export_run(Workspace.locate(workspace), run, target, output, image_size=image_size)
-        answer("export", exported, is_json)
+    with user_errors(given.control.json):
+        exported = export_run(Workspace.locate(given.control.workspace), run, to, output, image_size=image_size)
+        answer("export", exported, given.control.json)

@@ -90,9 +90,12 @@ def locate_data(root: Path, kind: str = "auto") -> FoundData:
         raise DataError(f"{root}: is a file, not a data set; {hint}")
     nested = _nested_data(root, kind)
     if len(nested) == 1:
-        return nested[0]
+        (only,) = nested.values()
+        if isinstance(only, DataError):
+            raise only
+        return only
     if nested:
-        names = ", ".join(inner.root.name for inner in nested)
+        names = ", ".join(nested)
         raise DataError(f"{root}: holds several data sets ({names}); name one of these folders")
     if kind != "auto":
         raise DataError(f"{root}: no {kind} data set; expected {_LAYOUTS}; or leave --format out")
@@ -109,12 +112,17 @@ def _recognise(root: Path, kind: str) -> FoundData | None:
     return None
 
 
-def _nested_data(root: Path, kind: str) -> list[FoundData]:
-    """Return the data sets with labels in direct subfolders; none if there are too many subfolders for an archive."""
+def _nested_data(root: Path, kind: str) -> dict[str, FoundData | DataError]:
+    """Return the data sets with labels in direct subfolders, or why they are broken; none if it is no archive."""
+    nested: dict[str, FoundData | DataError] = {}
     children = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if len(children) > _MAX_NESTED:
-        return []
-    return [found for child in children if (found := _recognise(child, kind))]
+    for child in children if len(children) <= _MAX_NESTED else ():
+        try:
+            if found := _recognise(child, kind):
+                nested[child.name] = found
+        except DataError as error:
+            nested[child.name] = error
+    return nested
 
 
 def choose_split(root: Path, known: list[str], asked: str | None, purpose: Purpose) -> str:

@@ -180,9 +180,9 @@ class DETR(Detector):
         return self.costs.class_weight * (losses * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
 
     def cluster_loss(self, logits: Tensor, matched: Tensor, proposals: Sequence[BoxTargets]) -> Tensor:
-        """Return the cross-entropy over clusters and "no object", summed over queries, per matched query: (L,).
+        """Return (L,): the cross-entropy over clusters and "no object", summed over queries, by the matched queries.
 
-        Source: the official pre-training loses the weight of "no object", and its part of the divisor with it
+        Source: the official pre-training, where "no object" has weight 1 and is not counted in the divisor
             (docs/differences.md 26).
         """
         losses, is_object = self._cross_entropy(logits, matched, proposals)

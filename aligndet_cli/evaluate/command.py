@@ -12,7 +12,7 @@ SIZES = (
 STAGE = Stage(
     name="evaluate",
     summary="Measure a fine-tuned detector.",
-    data=f"{LAYOUTS} with labels (the one that was trained on).",
+    data=f"{LAYOUTS} with labels (the data of training).",
     examples=(
         "aligndet evaluate",
         "aligndet evaluate --run retinanet-resnet50 --compare retinanet-resnet50-backbone",

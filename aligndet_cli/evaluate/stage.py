@@ -197,7 +197,7 @@ def _quoted(name: str | None) -> str:
 
 
 def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSet) -> Artifact:
-    """Find the evaluation that `--compare` names, by its own name or by that of its finetune run."""
+    """Find the evaluation that `--compare` names, by its own name or by the name of its finetune run."""
     asked = str(config.compare)
     for name in (asked, f"{asked}-{image_set.split}"):
         found = workspace.find("evaluate", name)

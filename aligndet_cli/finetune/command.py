@@ -7,7 +7,7 @@ from aligndet_cli.stage import Read, Stage
 STAGE = Stage(
     name="finetune",
     summary="Train the detector on labelled images.",
-    data=f"{flags.LAYOUTS} with labels (that of the proposals).",
+    data=f"{flags.LAYOUTS} with labels (the data of the proposals).",
     examples=(
         "aligndet finetune --detector retinanet",
         "aligndet finetune --detector retinanet --init backbone",

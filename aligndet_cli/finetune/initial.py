@@ -79,7 +79,7 @@ def find_initial(config: FinetuneConfig, workspace: Workspace, labels: LabelFact
 
 
 def _backbone_only(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts) -> Initial:
-    """Return a start from a backbone, by default from that of the newest fitting run, as a control."""
+    """Return a start from a backbone alone, by default from the backbone of the newest fitting pre-training run."""
     backbone, run = config.backbone, _newest_fitting(config, workspace)
     recorded = RANDOM_WEIGHTS.content_hash
     if backbone.weights == "auto" and run is not None:

@@ -55,10 +55,10 @@ def measure(labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int)
     """Return sizes (R,), boxes (R, 4) xyxy and histogram counts (R, C * num_codes); see `describe_regions`."""
     height, width, channels = codes.shape
     count = labels.max() + 1
-    sizes = np.zeros(count, dtype=np.float32)
+    sizes = np.zeros(count, dtype=np.int64)  # float32 cannot count beyond 2**24
     boxes = np.empty((count, 4), dtype=np.float32)
     boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = width, height, 0, 0
-    counts = np.zeros((count, channels * num_codes), dtype=np.float32)
+    counts = np.zeros((count, channels * num_codes), dtype=np.int64)
     for row in range(height):
         for column in range(width):
             label = labels[row, column]
@@ -68,7 +68,7 @@ def measure(labels: NDArray[np.int32], codes: NDArray[np.uint8], num_codes: int)
             box[2], box[3] = max(box[2], column + 1), max(box[3], row + 1)
             for channel in range(channels):
                 counts[label, channel * num_codes + codes[row, column, channel]] += 1
-    return sizes, boxes, counts
+    return sizes.astype(np.float32), boxes, counts.astype(np.float32)
 
 
 @compiled

@@ -173,11 +173,17 @@ def run(plan: Plan, process: Process) -> None:
 
 def conclude(plan: Plan) -> Conclusion:
     """Export the finished boxes where that was asked for, or say which shards are missing."""
+    file = plan.config.export_file
     if not (plan.output.is_shared and (plan.output.partial / "manifest.json").exists()):
-        if plan.config.export_file is not None:
-            export_coco(plan.output.folder, plan.config.export_file)
-            logger.info(f"exported to {plan.config.export_file}")
+        if file is not None:
+            try:
+                export_coco(plan.output.folder, file)
+            except ConfigError as error:
+                return Conclusion(error=error)
+            logger.info(f"exported to {file}")
         return Conclusion()
+    if file is not None:
+        logger.info(f"--export {file}: the last shard writes it")
     missing = plan.share.missing_shares(_resume_folder(plan))
     num_done = plan.share.count - len(missing)
     return Conclusion({"shards_done": f"{num_done} of {plan.share.count}", "shards_missing": describe_missing(missing)})

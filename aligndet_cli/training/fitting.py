@@ -55,7 +55,7 @@ class Fit:
 
 
 def try_fit(trial: Trial, devices: Devices, micro_batch: int) -> Fit | None:
-    """Compare the memory of steps with that of this machine; None if they easily fit, or it cannot be measured.
+    """Compare the memory that steps take with what this machine has; None if they easily fit, or it cannot be measured.
 
     A step is tried only if a rough estimate calls for it.
 

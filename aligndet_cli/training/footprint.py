@@ -23,7 +23,7 @@ from aligndet_cli.training.trial import Trial
 _PATIENCE_S = 300.0
 _POLL_S = 0.2
 GAPS_SPARED = 1.1  # replaces `Trial.gaps` if freed memory is given back at once
-_BATCHES_HELD = 2  # decoded: that of the step, and the next one while it is read
+_BATCHES_HELD = 2  # decoded: the step's, and the next one while it is read
 _NO_ROOM: Literal["out of memory"] = "out of memory"
 
 

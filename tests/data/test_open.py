@@ -22,6 +22,9 @@ def test_a_format_is_recognised_by_its_layout(tmp_path: Path) -> None:
     assert locate_data(tmp_path / "yolo/data.yaml").format == "yolo"
     with pytest.raises(DataError, match=r"several data sets \(coco, voc, yolo\)"):
         locate_data(tmp_path)
+    (tmp_path / "yolo/data.yaml").write_text("names: [a]\n")  # also where one of them is broken
+    with pytest.raises(DataError, match=r"several data sets \(coco, voc, yolo\)"):
+        locate_data(tmp_path)
 
 
 def test_every_format_can_be_asked_for() -> None:

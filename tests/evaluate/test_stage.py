@@ -291,10 +291,10 @@ def test_run_again_is_complete_and_gates_still_hold(workspace: Workspace, coco_r
     evaluate(workspace, coco_root, short_side=37, long_side=50)
     plan = evaluate(workspace, coco_root, short_side=37, long_side=50, fail_under=0.999, run="second")
     assert plan.output.action == "complete"
-    gate = stage.conclude(plan).failed_gate
+    gate = stage.conclude(plan).error
     assert re.match(r"second-val2017: AP is 0\.\d+, below --fail-under 0.999", str(gate))
     plan = evaluate(workspace, coco_root, short_side=37, long_side=50, fail_under=0.01)
-    assert stage.conclude(plan).failed_gate is None
+    assert stage.conclude(plan).error is None
 
 
 def test_compare_gives_the_delta(workspace: Workspace, coco_root: Path) -> None:
@@ -393,7 +393,7 @@ def test_voc_rules_on_request(workspace: Workspace, coco_root: Path) -> None:
     metrics = json.loads((plan.output.folder / "metrics.json").read_text())
     assert (metrics["voc"]["AP07"], metrics["voc"]["AP12"]) == (1.0, 1.0)
     assert workspace.require("evaluate").result["metric"] == "VOC AP12"
-    assert stage.conclude(plan).failed_gate is None  # it is on the VOC number
+    assert stage.conclude(plan).error is None  # it is on the VOC number
 
 
 def test_describe_says_where_values_come_from(workspace: Workspace, coco_root: Path) -> None:

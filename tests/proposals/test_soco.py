@@ -2,6 +2,7 @@ import numpy as np
 
 from aligndet_cli.data.images import read_image
 from aligndet_cli.proposals.filters import FilterRules, filter_proposals, nms, pairwise_iou
+from aligndet_cli.proposals.regions import measure
 from aligndet_cli.proposals.soco import group_as_soco, search_as_soco
 
 
@@ -43,3 +44,9 @@ def test_boxes_end_on_their_last_pixel():
     image = np.full((60, 80, 3), 40, dtype=np.uint8)
     image[10:40, 20:60] = (220, 30, 30)
     assert [20, 10, 59, 39] in search_as_soco(image).tolist()
+
+
+def test_regions_of_more_pixels_than_float32_counts_are_measured() -> None:
+    labels = np.zeros((4100, 4100), dtype=np.int32)
+    sizes, boxes, _ = measure(labels, np.empty((*labels.shape, 0), dtype=np.uint8), 0)
+    assert (sizes.tolist(), boxes.tolist()) == ([4100 * 4100], [[0, 0, 4100, 4100]])

@@ -65,7 +65,7 @@ class AnchorGrid(nn.Module):
         return torch.cat(levels)
 
     def _spread(self, finest_hw: SizeHW, grid_hw: SizeHW) -> SizeHW:
-        """Return the pixels between the rows and columns of a level that is spread over the padded image.
+        """Return the distances, in pixels of the padded image, between the rows and columns of a level.
 
         The finest grid gives the image's size exactly, because its stride divides `PAD_DIVISOR`.
         """

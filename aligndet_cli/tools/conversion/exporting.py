@@ -13,6 +13,7 @@ from aligndet_cli.data.batch import PAD_DIVISOR
 from aligndet_cli.detectors.checkpoint import DetectorFile, load_detector, read_detector
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import check_output_file, write_bytes
+from aligndet_cli.tools.conversion import mmdet, torchvision_names
 from aligndet_cli.tools.conversion.convert import OWN_META, PROJECTOR
 from aligndet_cli.tools.conversion.mmdet import to_mmdet
 from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
@@ -87,6 +88,9 @@ def export_run(
         raise WeightsError(
             f"{weights}: the names of a {content.backbone.name} differ there; only ResNets can be exported"
         )
+    family = content.detector.family
+    if family not in {"mmdet": mmdet.RULES, "torchvision": torchvision_names.RULES}[target]:
+        raise WeightsError(f"{weights}: --to {target} knows no names for the tensors of {family}")
     if target == "torchvision":
         saved, left_out, usage = to_torchvision(content)
     else:

@@ -1,4 +1,4 @@
-"""Preparation of pixels in other programs, and the convolutions that have stride 2 in their ResNets."""
+"""Input styles of other programs: the scale and order of their pixels, and the place of strides in their ResNets."""
 
 import re
 from collections.abc import Mapping

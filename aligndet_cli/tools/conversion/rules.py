@@ -33,7 +33,7 @@ class Renamed:
 
 
 def value_of_mark(names: Collection[str], marks: Mapping[str, _Value]) -> _Value | None:
-    """Return the value of the first mark with which some name begins; None if there is none."""
+    """Return the value of the first mark that any of the names begins with; None if no name does."""
     return next((value for mark, value in marks.items() if any(name.startswith(mark) for name in names)), None)
 
 

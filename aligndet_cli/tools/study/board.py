@@ -106,7 +106,7 @@ def perform(request: Request) -> Problem | None:
         Preempted, KeyboardInterrupt, Stopped: asked to stop.
     """
     try:
-        gate = execute(request).conclusion.failed_gate
+        gate = execute(request).conclusion.error
         return None if gate is None else Problem(gate.exit_code, str(gate))
     except Preempted:
         raise
