@@ -6,6 +6,7 @@ mmdetection subtracts 1 from all four). A box whose ends coincide in the file co
 """
 
 import hashlib
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,20 @@ import numpy as np
 
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.folder import list_images
 from aligndet_cli.data.format import ALL, BoxRow, DataFormat, Labels, box_table
 from aligndet_cli.data.images import is_image_file
+from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.errors import DataError
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+
+
+_PRESENCE = re.compile(r"\s+(?:-1|0|1)$")  # the second column of VOC's per-class lists
+_ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*encoding\s*=\s*["'](?P<name>[\w.:-]+)["'][^>]*\?>""")
 
 
 @dataclass(frozen=True)
@@ -123,14 +130,30 @@ def parse_voc_annotation(content: bytes, file: Path) -> VocAnnotation:
     Raises:
         DataError: not XML, or an object without name or box.
     """
-    try:
-        tree = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
-        raise DataError(f"{file}: not valid XML ({error}); repair or remove it") from None
+    tree = _parse_xml(content, file)
     size = [_number(tree, f"size/{key}") for key in ("height", "width")]
     height, width = (int(value) if value is not None and 0 < value < 2**31 else 0 for value in size)
     objects = [_parse_object(element, number, file) for number, element in enumerate(tree.iter("object"), start=1)]
     return VocAnnotation((height, width) if height and width else (0, 0), objects)
+
+
+def _parse_xml(content: bytes, file: Path) -> ElementTree.Element:
+    """Return the root of an XML file in any encoding that Python knows, with namespaces left out."""
+    declared = _ENCODING.match(content)
+    try:
+        if declared:  # the parser itself knows few encodings: not GB2312, for example
+            text = content[declared.end() :].decode(declared["name"].decode("ascii"))
+        else:
+            text = decode_text(content, file)
+        tree = ElementTree.fromstring(text)
+    except LookupError:
+        name = declared["name"].decode("ascii") if declared else ""
+        raise DataError(f"{file}: is in an unknown encoding '{name}'; save it as UTF-8") from None
+    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not valid XML ({error}); repair or remove it") from None
+    for element in tree.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return tree
 
 
 def _parse_object(element: ElementTree.Element, number: int, file: Path) -> VocObject:
@@ -170,9 +193,14 @@ def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None)
 
 
 def _lists(year: Path) -> list[Path]:
-    """Return the image lists of a year, without VOC's 80 per-class lists (`cat_train.txt`)."""
+    """Return the image lists of a year, without lists of one class (`cat_train.txt`), which have a second column."""
     files = sorted((year / "ImageSets" / "Main").glob("*.txt"))
-    return [file for file in files if file.stem.rpartition("_")[0] not in VOC_CLASSES]
+    return [file for file in files if not ("_" in file.stem and _is_of_a_class(file))]
+
+
+def _is_of_a_class(file: Path) -> bool:
+    lines = read_lines(file)
+    return bool(lines) and not any(_is_name(line, file) for line in lines)
 
 
 def _is_annotated(year: Path, file: Path) -> bool:
@@ -182,18 +210,20 @@ def _is_annotated(year: Path, file: Path) -> bool:
 
 
 def _stems(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: not a text file; expected one image name per line") from None
-    # Per-class lists have a second column; names may carry a suffix in home-made lists.
-    words = [line.split()[0] for line in lines if line.strip()]
-    return [word.rsplit(".", 1)[0] if is_image_file(word) else word for word in words]
+    """Return the names of a list of images. They may have blanks, a folder, a suffix, and a second column."""
+    names = [line if _is_name(line, file) else _PRESENCE.sub("", line) for line in read_lines(file)]
+    return [name.rsplit(".", 1)[0] if is_image_file(name) else name for name in names]
+
+
+def _is_name(line: str, file: Path) -> bool:
+    """Return True if a line of a list is a name only, with no second column after it."""
+    return not _PRESENCE.search(line) or (file.parents[2] / "Annotations" / f"{line}.xml").is_file()
 
 
 def _listed(year: Path, split: str) -> list[str]:
     if split == ALL and not _lists(year):
-        return sorted(file.stem for file in (year / "Annotations").glob("*.xml"))
+        folder = year / "Annotations"
+        return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.xml"))
     file = year / "ImageSets" / "Main" / f"{split}.txt"
     return list(dict.fromkeys(_stems(file))) if file.is_file() and _is_annotated(year, file) else []
 
@@ -206,8 +236,8 @@ def _image_base(years: Sequence[Path]) -> tuple[Path, list[tuple[str, Path]]]:
 
 
 def _images_of(year: Path) -> dict[str, str]:
-    """Return the file names of the images of a year, by stem."""
-    names = sorted((file.name for file in (year / "JPEGImages").iterdir() if is_image_file(file.name)), reverse=True)
+    """Return the files of the images of a year, by name without suffix; both may have folders (CVAT's tasks do)."""
+    names = sorted(list_images(year / "JPEGImages"), reverse=True)
     return {name.rsplit(".", 1)[0]: name for name in names}
 
 

@@ -19,6 +19,7 @@ from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.folder import list_images
 from aligndet_cli.data.format import BoxRow, DataFormat, Labels, box_table
 from aligndet_cli.data.images import is_image_file, read_size_hw
+from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -244,8 +245,8 @@ def _image_files(config: YoloConfig, split: str) -> list[Path]:
         if place.is_dir():
             files += [place / name for name in list_images(place)]
         elif place.suffix == ".txt" and place.is_file():
-            lines = place.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-            files += [Path(os.path.normpath(place.parent / line.strip())) for line in lines if line.strip()]
+            lines = read_lines(place, errors="surrogateescape")  # file names may be any bytes
+            files += [Path(os.path.normpath(place.parent / line)) for line in lines]
         elif is_image_file(place.name) and place.is_file():
             files.append(place)
         else:
@@ -272,7 +273,7 @@ def _read_labels(
 ) -> Iterator[BoxRow]:
     """Yield the boxes of the label file of an image."""
     class_ids = {category.category_id: class_id for class_id, category in enumerate(config.categories)}
-    for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), start=1):
+    for number, line in enumerate(decode_text(content, file, errors="replace").splitlines(), start=1):
         words = line.split()
         if not words:
             continue

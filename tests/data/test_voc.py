@@ -1,3 +1,4 @@
+import codecs
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.open import Purpose, choose_split, open_images
+from aligndet_cli.data.open import Purpose, choose_split, locate_data, open_images
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.errors import DataError
 from helpers.data_sets import make_voc, voc_xml
@@ -148,3 +149,79 @@ def test_bccd_has_the_counts_of_its_readme(shared_data: Path) -> None:
     assert train.boxes.min() == 0 and train.boxes[:, 2].max() == 640 and train.boxes[:, 3].max() == 480
     # The folder around it, as an archive leaves it, is the same data set.
     assert open_root(root.parent).fingerprint == train.fingerprint
+
+
+XML = voc_xml(("Käfer", (5, 5, 30, 20)))
+
+
+def one_image(root: Path, name: str = "a", **changes: bytes) -> Path:
+    """A VOC root of one image, of 60 x 40 pixels, with one box of the class `Käfer`."""
+    make_voc(root, {name: XML}, {"train": [name]})
+    for file, content in changes.items():
+        (root / {"xml": f"Annotations/{name}.xml", "list": "ImageSets/Main/train.txt"}[file]).write_bytes(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        codecs.BOM_UTF8 + XML.encode(),
+        XML.encode("utf-16"),
+        ('<?xml version="1.0" encoding="UTF-16"?>' + XML).encode("utf-16"),
+        b'<?xml version="1.0" encoding="latin-1"?>\n' + XML.encode("latin-1"),
+        b"<?xml version='1.0' encoding='gb18030' ?>" + XML.encode("gb18030"),
+        codecs.BOM_UTF8 + b'<?xml version="1.0" encoding="utf-8"?>' + XML.encode(),
+        XML.replace("><", ">\r\n<").encode(),
+        XML.replace("<annotation>", '<annotation xmlns="http://example.org/voc">').encode(),
+    ],
+)
+def test_annotations_in_other_encodings_say_the_same(tmp_path: Path, content: bytes) -> None:
+    clean = open_images(DataConfig(root=one_image(tmp_path / "clean")), purpose="train")
+    odd = open_images(DataConfig(root=one_image(tmp_path / "odd", xml=content)), purpose="train")
+    assert [category.name for category in odd.categories] == ["Käfer"]
+    assert (odd.boxes.tolist(), odd.sizes_hw.tolist()) == (clean.boxes.tolist(), clean.sizes_hw.tolist())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'<?xml version="1.0" encoding="no-such"?>' + XML.encode(), "unknown encoding 'no-such'; save it as UTF-8"),
+        (XML.encode("latin-1"), "not UTF-8 text"),
+        (b'<?xml version="1.0" encoding="ascii"?>' + XML.encode(), "not valid XML"),
+    ],
+)
+def test_annotations_that_are_no_text_are_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=f"a.xml: .*{said}"):
+        open_images(DataConfig(root=one_image(tmp_path, xml=content)), purpose="train")
+
+
+@pytest.mark.parametrize("name", ["two words", "photo 1", "a.b", "deep/er/a", "deep/two words"])
+@pytest.mark.parametrize("line", ["{}", "{}.jpg", "{}  1", "\ufeff{}\r"])
+def test_lists_name_images_with_blanks_folders_and_a_second_column(tmp_path: Path, name: str, line: str) -> None:
+    root = one_image(tmp_path, name, list=f"{line.format(name)}\n".encode())
+    images = open_images(DataConfig(root=root, split="train"), purpose="train")
+    assert (images.file_names, images.image_ids.tolist()) == ([f"{name}.jpg"], [0])
+
+
+def test_images_in_folders_have_ids_of_their_own(tmp_path: Path) -> None:
+    names = ["b/1", "a/1", "a/2", "3"]
+    make_voc(tmp_path, {name: voc_xml() for name in names}, {"train": names})
+    images = open_images(DataConfig(root=tmp_path), purpose="train")
+    assert dict(zip(images.file_names, images.image_ids.tolist(), strict=True)) == {
+        "3.jpg": 0,
+        "a/1.jpg": 1,
+        "a/2.jpg": 2,
+        "b/1.jpg": 3,
+    }
+
+
+def test_lists_of_one_class_are_no_splits_whatever_the_class(tmp_path: Path) -> None:
+    make_voc(
+        tmp_path,
+        {"a": voc_xml(("rbc", (5, 5, 30, 20))), "b": voc_xml(("wbc", (5, 5, 30, 20)))},
+        {"default": ["a", "b"]},
+    )
+    (tmp_path / "ImageSets/Main/rbc_default.txt").write_text("a  1\nb -1\n")
+    (tmp_path / "ImageSets/Main/wbc_default.txt").write_text("a -1\nb  1\n")
+    assert list(locate_data(tmp_path).splits) == ["default"]
+    assert len(open_images(DataConfig(root=tmp_path), purpose="train")) == 2

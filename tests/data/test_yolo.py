@@ -212,3 +212,17 @@ def test_what_pyyaml_writes_is_read(tmp_path: Path, options: dict[str, bool]) ->
     for written in (names, dict(enumerate(names))):
         config = read_text(tmp_path, yaml.dump({"train": "images", "names": written, "nc": len(names)}, **options))
         assert [category.name for category in config.categories] == names
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_byte_order_marks_and_line_ends_change_nothing(tmp_path: Path, end: str) -> None:
+    boxes = "0 0.5 0.5 0.5 0.5\n1 0.25 0.25 0.1 0.2\n"
+    make_yolo(tmp_path / "clean", {"train/a": boxes})
+    make_yolo(tmp_path / "odd", {"train/a": ""}, "train: list.txt\nnames: [cat, dog]\n")
+    (tmp_path / "odd/labels/train/a.txt").write_bytes(b"\xef\xbb\xbf" + boxes.replace("\n", end).encode())
+    (tmp_path / "odd/list.txt").write_bytes(b"\xef\xbb\xbf./images/train/a.jpg" + end.encode())
+    clean, odd = (
+        open_images(DataConfig(root=tmp_path / name, split="train"), purpose="train") for name in ("clean", "odd")
+    )
+    assert len(odd.boxes) == 2 and odd.boxes.tolist() == clean.boxes.tolist()
+    assert odd.class_ids.tolist() == clean.class_ids.tolist()

@@ -59,7 +59,9 @@ def make_voc(year: Path, labels: dict[str, str], splits: dict[str, list[str]]) -
     (year / "ImageSets" / "Main").mkdir(parents=True)
     for stem, text in labels.items():
         make_image(year / "JPEGImages" / f"{stem}.jpg")
-        (year / "Annotations" / f"{stem}.xml").write_text(text)
+        file = year / "Annotations" / f"{stem}.xml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
     for split, stems in splits.items():
         (year / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
 

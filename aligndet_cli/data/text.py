@@ -1,0 +1,34 @@
+"""Text files as people's tools write them: byte-order marks, line ends of any system, other encodings."""
+
+import codecs
+from pathlib import Path
+
+from aligndet_cli.errors import DataError
+
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+
+
+def decode_text(content: bytes, file: Path, *, errors: str = "strict") -> str:
+    """Return the text of a file: UTF-8, or what its byte-order mark says; the mark is left out.
+
+    Args:
+        errors: how to treat bytes that are not text, see `bytes.decode`.
+
+    Raises:
+        DataError: not such a text.
+    """
+    mark = next((mark for mark in _MARKS if content.startswith(mark)), b"")
+    try:
+        return content[len(mark) :].decode(_MARKS.get(mark, "utf-8"), errors)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def read_lines(file: Path, *, errors: str = "strict") -> list[str]:
+    """Return the lines of a text file that are not blank, without blanks at both ends.
+
+    Raises:
+        DataError: not a text, see `decode_text`.
+    """
+    lines = (line.strip() for line in decode_text(file.read_bytes(), file, errors=errors).splitlines())
+    return [line for line in lines if line]
