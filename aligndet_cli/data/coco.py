@@ -4,6 +4,7 @@ import contextlib
 import gc
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def _parse(file: Path, *, with_masks: bool, findings: Findings) -> LabelContent:
         return LabelContent(
             file_names=[image["file_name"] for image in images],
             image_ids=image_ids,
-            sizes_hw=np.array([_size_hw(image) for image in images], dtype=np.int32).reshape(-1, 2),
+            sizes_hw=_sizes_hw(images, file, findings),
             table=table if is_known.all() else select_rows(table, np.flatnonzero(is_known)),
             categories=categories,
             label_digest=digest,
@@ -257,12 +258,32 @@ def _well_formed(entries: list[Any], kinds: dict[str, type], where: str, finding
     return good
 
 
-def _size_hw(image: dict[str, Any]) -> tuple[int, int]:
-    """Return height and width, (0, 0) if the json lacks them."""
-    height, width = image.get("height"), image.get("width")
-    if type(height) is int and type(width) is int and 0 < height < 2**31 and 0 < width < 2**31:
-        return height, width
-    return 0, 0
+def _sizes_hw(images: list[dict[str, Any]], file: Path, findings: Findings) -> NDArray[np.int32]:
+    """Return (B, 2) heights and widths, zeros where the json lacks one; report what is no size."""
+    sizes = [tuple(_side(image.get(key)) for key in ("height", "width")) for image in images]
+    bad = [index for index, size in enumerate(sizes) if None in size]
+    if bad:
+        image = images[bad[0]]
+        findings.error(
+            "malformed-sizes",
+            f"{file}: images[{bad[0]}] has height {image.get('height')!r} and width {image.get('width')!r}, expected "
+            f"whole numbers ({len(bad)} such images); correct or remove them",
+            count=len(bad),
+            example=image["file_name"],
+        )
+    known = [size if all(size) else (0, 0) for size in sizes]
+    return np.array(known, dtype=np.int32).reshape(-1, 2)
+
+
+def _side(value: Any) -> int | None:
+    """Return a side in pixels, as a whole number in whatever type it is written; 0 if unknown, None for no size."""
+    if value is None or value == 0 or value == "":
+        return 0
+    try:
+        side = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        return None
+    return int(side) if side.is_integer() and 0 < side < 2**31 else None
 
 
 def _categories(entries: list[Any], file: Path, findings: Findings) -> tuple[Category, ...]:

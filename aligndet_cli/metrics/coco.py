@@ -132,45 +132,60 @@ def coco_ground_truth(image_set: ImageSet, *, with_masks: bool = False) -> dict[
 
     A COCO json is read again rather than rebuilt from `ImageSet`, whose float32 corners would move boxes by a
     rounding error and which has no boxes without area. Only unusable annotations (no four finite numbers, an unknown
-    class) are left out; a missing `area` becomes the area of the box, a missing `iscrowd` 0.
+    class) are left out; an `area` that is no number becomes the area of the box, such an `iscrowd` 0, and sizes are
+    those of the data set.
     """
     if image_set.annotations is None:
         return to_coco_dict(image_set)
     # The reader of the data set has checked this file.
     content = json.loads(image_set.annotations.read_bytes().decode("utf-8-sig"))
-    image_ids = {int(image_id) for image_id in image_set.image_ids}
+    sizes = dict(zip(image_set.image_ids.tolist(), image_set.sizes_hw.tolist(), strict=True))
     category_ids = {category.category_id for category in image_set.categories}
     return {
-        "images": [image for image in content["images"] if image.get("id") in image_ids],
+        "images": [
+            {**image, "height": sizes[image["id"]][0], "width": sizes[image["id"]][1]}
+            for image in content["images"]
+            if image.get("id") in sizes
+        ],
         "categories": [{"id": entry.category_id, "name": entry.name} for entry in image_set.categories],
         "annotations": [
             _complete(entry, with_masks=with_masks)
             for entry in content["annotations"]
-            if entry.get("image_id") in image_ids and entry.get("category_id") in category_ids and _has_box(entry)
+            if entry.get("image_id") in sizes and entry.get("category_id") in category_ids and _has_box(entry)
         ],
     }
 
 
 def _has_box(annotation: Mapping[str, Any]) -> bool:
     box = annotation.get("bbox")
-    is_four_numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
-    return is_four_numbers and all(math.isfinite(value) for value in box or ())
+    return isinstance(box, list) and len(box) == 4 and None not in map(_number, box)
+
+
+def _number(value: Any) -> float | None:
+    """Return a number as it is, or as a text says it; None for anything else, as training reads labels."""
+    try:
+        number = float(value) if isinstance(value, str) else value
+        return number if math.isfinite(number) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _complete(annotation: Mapping[str, Any], *, with_masks: bool) -> dict[str, Any]:
-    _, _, width, height = annotation["bbox"]
+    box: list[Any] = [_number(value) for value in annotation["bbox"]]
     kept = {key: value for key, value in annotation.items() if with_masks or key != "segmentation"}
-    return {"area": width * height, "iscrowd": 0, **kept}
+    told = {key: number for key in ("area", "iscrowd") if (number := _number(kept.pop(key, None))) is not None}
+    return {"area": box[2] * box[3], "iscrowd": 0, **kept, **told, "bbox": box}
 
 
 def _with_usable_ids(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return copies of the annotations, renumbered if their ids would mislead pycocotools.
 
-    It stores the id of the matched ground truth and reads 0 as "not matched", so a box with id 0 (common in
-    converted data) can never be found; and of two boxes with equal ids it sees the second twice.
+    It stores the id of the matched ground truth as a float and reads 0 as "not matched", so a box with id 0 (common in
+    converted data), a text or a number of more than 53 bits can never be found; and of two boxes with equal ids it sees
+    the second twice.
     """
     ids = [annotation.get("id") for annotation in annotations]
-    if None not in ids and 0 not in ids and len(set(ids)) == len(ids):
+    if all(type(number) is int and 0 < abs(number) < 2**53 for number in ids) and len(set(ids)) == len(ids):
         return [dict(annotation) for annotation in annotations]
     return [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
 

@@ -230,3 +230,30 @@ def test_duplicate_file_on_disk_is_not_listed_twice(tmp_path: Path) -> None:
     make_coco(tmp_path)
     make_image(tmp_path / "train2017" / "not-in-the-json.jpg")
     assert len(open_root(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("side", [40, 40.0, "40", "40.0", " 40 ", np.float64(40).item()])
+def test_sizes_are_whole_numbers_in_whatever_type(tmp_path: Path, side: Any) -> None:
+    content = coco_content()
+    content["images"][0]["height"] = side
+    make_coco(tmp_path, content)
+    assert open_root(tmp_path).sizes_hw.tolist() == [[40, 60]] * 3
+
+
+@pytest.mark.parametrize("side", [None, 0, "", 0.0])
+def test_a_size_that_is_not_told_is_that_of_the_file(tmp_path: Path, side: Any) -> None:
+    content = coco_content()
+    content["images"][0]["height"] = side
+    make_coco(tmp_path, content)
+    images = open_root(tmp_path)
+    assert images.sizes_hw.tolist() == [[40, 60]] * 3
+    assert {(image["height"], image["width"]) for image in to_coco_dict(images)["images"]} == {(40, 60)}
+
+
+@pytest.mark.parametrize("side", [-40, 40.5, "forty", [40], {}, True, 2**31, float("nan"), "nan", float("inf")])
+def test_what_is_no_size_is_one_line(tmp_path: Path, side: Any) -> None:
+    content = coco_content()
+    content["images"][1]["height"] = side
+    make_coco(tmp_path, content)
+    with pytest.raises(DataError, match=r"images\[1\] has height .* and width 60, expected whole numbers \(1 such"):
+        open_root(tmp_path)

@@ -8,7 +8,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from aligndet_cli.metrics.coco import COCO_NUMBERS, evaluate_coco
+from aligndet_cli.config import DataConfig
+from aligndet_cli.data.open import open_images
+from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_ground_truth, evaluate_coco
+from helpers.data_sets import coco_content, make_coco
 
 
 def _truth(boxes_xywh, *, crowd=(), first_id=1, image_ids=None):
@@ -147,3 +150,50 @@ def test_minicoco_equals_pycocotools_on_its_own(shared_data: Path):
     assert 0.05 < evaluation.metrics["AP"] < 0.95
     assert [evaluation.metrics[name] for name in COCO_NUMBERS] == reference.stats.tolist()
     assert evaluation.precision.shape == (10, 101, 80)
+
+
+ODDITIES = [
+    ("annotations", "id", None),
+    ("annotations", "id", "0b2e7c1a-0000-4000-8000-000000000000"),
+    ("annotations", "id", 2**60),
+    ("annotations", "id", -3),
+    ("annotations", "area", None),
+    ("annotations", "area", "wide"),
+    ("annotations", "area", float("nan")),
+    ("annotations", "iscrowd", None),
+    ("annotations", "iscrowd", "0"),
+    ("annotations", "iscrowd", False),
+    ("annotations", "iscrowd", []),
+    ("annotations", "bbox", ["5", "6.0", "20", "10"]),
+    ("images", "height", None),
+    ("images", "height", "40"),
+    ("images", "width", 60.0),
+]
+
+
+@pytest.mark.parametrize(("table", "key", "value"), ODDITIES)
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_odd_labels_are_measured_as_their_clean_twin(
+    tmp_path: Path, table: str, key: str, value: object, is_missing: bool
+) -> None:
+    """Fields that training converts or fills in are converted and filled in here too; the file may also lack them."""
+    results = []
+    for name in ("clean", "odd"):
+        content = coco_content()
+        content["annotations"][0] |= {"bbox": [5, 6, 20, 10], "area": 200, "iscrowd": 0}
+        if name == "odd" and is_missing:
+            content[table][0].pop(key)
+        elif name == "odd":
+            content[table][0][key] = value
+        make_coco(tmp_path / name, content)
+        if is_missing and key == "bbox":
+            return  # a box cannot be filled in
+        image_set = open_images(DataConfig(root=tmp_path / name), purpose="train", with_masks=True)
+        truth = coco_ground_truth(image_set, with_masks=True)
+        predictions = [
+            {"image_id": 20, "category_id": 9, "bbox": [5, 6, 20, 10], "score": 0.9},
+            {"image_id": 30, "category_id": 4, "bbox": [1, 2, 3, 5], "score": 0.8},
+        ]
+        results.append((coco_metrics(truth, predictions), image_set.boxes.tolist(), image_set.is_crowd.tolist()))
+    assert results[0] == results[1]
+    assert results[0][0]["AP"] > 0
