@@ -1,6 +1,7 @@
 """Check a data set for problems before hours are spent on it."""
 
 import hashlib
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from aligndet_cli.data.assembly import assemble
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Finding, Findings, counted
 from aligndet_cli.data.images import decode_image
+from aligndet_cli.data.masks import encode_mask
 from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
 from aligndet_cli.errors import DataError
 
@@ -197,11 +199,32 @@ def _report_labels(image_set: ImageSet, findings: Findings) -> None:
         findings.info("crowds", f"{boxes}: not trained on, ignored in evaluation", count=count)
     _report_classes(image_set, findings)
     _report_duplicate_boxes(image_set, findings)
+    _report_masks(image_set, findings)
     without = 0 if image_set.segmentations is None else int(image_set.segmentations.is_missing.sum())
     # No polygon at all means a data set without masks, which is no finding.
     if 0 < without < len(image_set.boxes):
         message = f"no polygon at {without} of {len(image_set.boxes)} boxes; mask training and evaluation skip them"
         findings.info("boxes-without-polygons", message, count=without)
+
+
+def _report_masks(image_set: ImageSet, findings: Findings) -> None:
+    """Report masks that cannot be drawn: training leaves their images out, and evaluation the masks."""
+    if image_set.segmentations is None:
+        return
+    bad: list[tuple[str, str]] = []
+    for index, (start, stop) in enumerate(itertools.pairwise(image_set.offsets.tolist())):
+        size_hw = tuple(image_set.sizes_hw[index].tolist())
+        for row in range(start, stop) if all(size_hw) else ():
+            try:
+                segmentation = image_set.segmentations[row]
+                if segmentation and encode_mask(segmentation, size_hw) is None:
+                    bad.append((image_set.file_names[index], "a polygon has fewer than three corners"))
+            except DataError as error:
+                bad.append((image_set.file_names[index], str(error)))
+    if bad:
+        name, reason = bad[0]
+        message = f"{counted(len(bad), 'mask')} that cannot be drawn, first in {name}: {reason}"
+        findings.warn("bad-masks", message, count=len(bad), example=name)
 
 
 def _report_classes(image_set: ImageSet, findings: Findings) -> None:

@@ -16,6 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 from aligndet_cli.data.coco import to_coco_dict
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.masks import encode_mask
+from aligndet_cli.errors import DataError
 
 IouType = Literal["bbox", "segm"]
 
@@ -71,13 +73,19 @@ def evaluate_coco(
     Args:
         ground_truth: a COCO json dict; boxes and predictions of images that it does not list are left out.
         predictions: COCO results with the category ids of `ground_truth`; `bbox` is xywh.
-        iou_type: `segm` compares `segmentation` (RLE); ground truths without one are left out and counted.
+        iou_type: `segm` compares `segmentation` (RLE); ground truths without a usable one are left out and counted.
         loose_iou: also return the matches, at this IoU too; no metric depends on it.
     """
     dataset, predictions = _select(ground_truth, predictions)
     num_without_mask = 0
     if iou_type == "segm":
-        with_mask = [entry for entry in dataset["annotations"] if entry.get("segmentation")]
+        sizes_hw = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+        codes = [_code_of(entry, sizes_hw[entry["image_id"]]) for entry in dataset["annotations"]]
+        with_mask = [
+            {**entry, "segmentation": code}
+            for entry, code in zip(dataset["annotations"], codes, strict=True)
+            if code is not None
+        ]
         num_without_mask = len(dataset["annotations"]) - len(with_mask)
         dataset["annotations"] = with_mask
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints, and stdout is for the result
@@ -95,6 +103,14 @@ def evaluate_coco(
         recall_thresholds=np.asarray(evaluator.params.recThrs),
         matches=matches,
     )
+
+
+def _code_of(entry: Mapping[str, Any], size_hw: tuple[int, int]) -> dict[str, Any] | None:
+    """Return the run-length code of a ground truth, None where training sees no mask either."""
+    try:
+        return encode_mask(entry["segmentation"], size_hw) if entry.get("segmentation") else None
+    except DataError:  # doctor and training say which
+        return None
 
 
 def _evaluate(evaluator: COCOeval, loose_iou: float | None) -> CocoMatches | None:

@@ -185,6 +185,13 @@ ON_COCO: dict[str, tuple[str, dict[str, Any]]] = {
     "category-id-gaps": ("info", coco_content()),
     "rare-classes": ("info", coco_content()),
     "classes-without-boxes": ("info", {**coco_content(), "annotations": coco_content()["annotations"][:1]}),
+    "bad-masks": (
+        "warning",
+        {
+            **coco_content(),
+            "annotations": [{**coco_content()["annotations"][0], "segmentation": [[50, 30, 60, 30, float("nan"), 40]]}],
+        },
+    ),
     "boxes-without-polygons": (
         "info",
         {

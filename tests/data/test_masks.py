@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream
-from aligndet_cli.data.masks import LabelMasks, draw_mask
+from aligndet_cli.data.masks import LabelMasks, draw_mask, encode_mask
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.toy import draw_toy_data
 from aligndet_cli.errors import DataError
@@ -99,3 +99,49 @@ def test_a_bad_mask_names_its_image(images: ImageSet) -> None:
     error = SampleStream(images, range(3), LabelBoxes(images), "fail", masks)[(0, 0)]
     assert isinstance(error, DataError)
     assert images.file_names[0] in str(error) and "repair" in str(error) and "\n" not in str(error)
+
+
+def codes() -> list[dict]:
+    """Run-length codes as pycocotools writes them, of empty, full and random masks of 5 x 8."""
+    generator = np.random.default_rng(0)
+    masks = [np.zeros((5, 8)), np.ones((5, 8)), *(generator.random((5, 8)) < 0.5 for _ in range(20))]
+    return [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_compressed_codes_stay_as_they_are(as_text: bool) -> None:
+    for code in codes():
+        given = {**code, "counts": code["counts"].decode() if as_text else code["counts"]}
+        assert encode_mask(given, (5, 8)) == given
+    large = coco_mask.encode(np.asfortranarray(np.random.default_rng(1).integers(0, 2, (300, 400)).astype(np.uint8)))
+    assert encode_mask(large, (300, 400)) == large
+
+
+def test_a_flat_list_is_one_polygon() -> None:
+    np.testing.assert_array_equal(draw_mask(SQUARE[0], (5, 8)), PIXELS)
+
+
+FAR = [float("nan"), float("inf"), -float("inf"), 1e9, -1e9, 1e300, 81, -81]
+LENGTHS = [[], [39], [41], [10**12], [-1, 41], [20, 21], [45, -5]]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *([[2, 1, 6, 1, value, 4]] for value in FAR),
+        *([[2, value, 6, 1, 6, 4], *SQUARE] for value in FAR),
+        *({"size": [5, 8], "counts": counts} for counts in LENGTHS),
+        *({"size": [5, 8], "counts": counts} for counts in ("", "0", "zzzz", "`", "é", b"\xff\xff", 7, None, [None])),
+        {"size": 5, "counts": [40]},
+        {"size": ["5", 8], "counts": [40]},
+        {"size": [5, 8]},
+        "text",
+        7,
+        True,
+        [{}],
+        [[{}]],
+    ],
+)
+def test_nothing_unchecked_reaches_pycocotools(bad: object) -> None:
+    with pytest.raises(DataError, match="^a (mask|run-length code) "):
+        encode_mask(bad, (5, 8))

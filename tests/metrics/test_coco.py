@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -197,3 +198,28 @@ def test_odd_labels_are_measured_as_their_clean_twin(
         results.append((coco_metrics(truth, predictions), image_set.boxes.tolist(), image_set.is_crowd.tolist()))
     assert results[0] == results[1]
     assert results[0][0]["AP"] > 0
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [[float("nan"), 0, 50, 0, 50, 40]],
+        [[0, 0, 1e9, 0, 50, 40]],
+        [[0, 0, 50, 40]],
+        {"size": [150, 200], "counts": [10**12]},
+        {"size": [4, 4], "counts": "04L4"},
+        "text",
+    ],
+)
+def test_masks_that_training_does_not_draw_are_left_out_and_counted(segmentation: object) -> None:
+    truth = _truth([[0, 0, 50, 40], [100, 20, 60, 40]])
+    good = [0, 0, 50, 0, 50, 40, 0, 40]
+    truth["annotations"][0]["segmentation"] = good  # a flat list is one polygon
+    truth["annotations"][1]["segmentation"] = segmentation
+    mask = np.zeros((150, 200), dtype=np.uint8)
+    mask[:40, :50] = 1
+    code = coco_mask.encode(np.asfortranarray(mask))
+    found = [{"image_id": 7, "category_id": 3, "bbox": [0, 0, 50, 40], "segmentation": code, "score": 0.9}]
+    metrics = coco_metrics(truth, found, iou_type="segm")
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["counts"]["ground_truths_without_mask"] == 1
