@@ -19,6 +19,7 @@ from aligndet_cli.data.findings import Finding, Findings, counted
 from aligndet_cli.data.images import decode_image
 from aligndet_cli.data.masks import encode_mask
 from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
+from aligndet_cli.data.stray import describe_stray_labels
 from aligndet_cli.errors import DataError
 
 # Seven of bccd's eight doubled boxes (shifted by two pixels) overlap by 0.91 or more, two snowboards or two people side
@@ -186,7 +187,11 @@ def _report_files(image_set: ImageSet, checks: list[ImageCheck], findings: Findi
 
 def _report_labels(image_set: ImageSet, findings: Findings) -> None:
     if not image_set.has_labels:
-        findings.info("no-labels", "no labels: good for proposals and pre-training only", count=len(image_set))
+        message = "no labels: good for proposals and pre-training only"
+        if hint := describe_stray_labels(image_set.root):
+            findings.warn("no-labels", f"{message}; {hint}", count=len(image_set))
+        else:
+            findings.info("no-labels", message, count=len(image_set))
         return
     empty = np.flatnonzero(np.diff(image_set.offsets) == 0)
     if len(empty):

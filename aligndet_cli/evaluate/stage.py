@@ -13,6 +13,7 @@ from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
 from aligndet_cli.data.open import open_images
+from aligndet_cli.data.stray import describe_stray_labels
 from aligndet_cli.detectors.checkpoint import load_detector
 from aligndet_cli.detectors.results import forward_pass, predict_each
 from aligndet_cli.errors import ConfigError, DataError, GateError
@@ -92,7 +93,8 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
     loaded = load_detector(run_artifact.folder / "weights.pt")
     image_set = open_images(config.data, purpose="val", with_masks=loaded.has_masks, index_dir=workspace.index_dir)
     if not image_set.has_labels:
-        raise DataError(f"{image_set.root}: no labels found for '{image_set.split}', and evaluate needs them")
+        hint = describe_stray_labels(image_set.root) or "evaluate needs them"
+        raise DataError(f"{image_set.root}: no labels found for '{image_set.split}'; {hint}")
     check_categories(run_artifact.name, loaded.categories, image_set)
     inputs = {"data": image_set.fingerprint, "weights": run_artifact.content_hash}
     name = config.name or f"{run_artifact.name}-{image_set.split}"

@@ -15,6 +15,7 @@ from aligndet_cli.data.folds import fraction_of
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream, evaluation_batches
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
+from aligndet_cli.data.stray import describe_stray_labels
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors import Detector, neck_norm_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, read_detector, write_detector
@@ -148,7 +149,9 @@ def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageS
     image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
     if not image_set.has_labels or not len(image_set.boxes):
         what = "boxes in the labels of" if image_set.has_labels else "labels for"
-        raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; finetune needs labelled images")
+        hint = "" if image_set.has_labels else describe_stray_labels(image_set.root)
+        advice = hint or "finetune needs labelled images"
+        raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; {advice}")
     indices = fraction_of(len(image_set), config.fraction, config.fold)
     masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
     return replace(image_set, segmentations=None), indices, masks
