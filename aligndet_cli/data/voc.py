@@ -195,12 +195,21 @@ def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None)
 def _lists(year: Path) -> list[Path]:
     """Return the image lists of a year, without lists of one class (`cat_train.txt`), which have a second column."""
     files = sorted((year / "ImageSets" / "Main").glob("*.txt"))
-    return [file for file in files if not ("_" in file.stem and _is_of_a_class(file))]
+    candidates = [file for file in files if "_" in file.stem]
+    names = set(_annotated(year)) if candidates else set()
+    return [file for file in files if file not in candidates or not _is_of_a_class(file, names)]
 
 
-def _is_of_a_class(file: Path) -> bool:
+def _is_of_a_class(file: Path, names: set[str]) -> bool:
+    """Return True if all lines have a second column and none is among the `names` of annotated images as a whole."""
     lines = read_lines(file)
-    return bool(lines) and not any(_is_name(line, file) for line in lines)
+    return bool(lines) and all(_PRESENCE.search(line) and line not in names for line in lines)
+
+
+def _annotated(year: Path) -> list[str]:
+    """Return the names of the annotated images of a year, sorted."""
+    folder = year / "Annotations"
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.xml"))
 
 
 def _is_annotated(year: Path, file: Path) -> bool:
@@ -222,8 +231,7 @@ def _is_name(line: str, file: Path) -> bool:
 
 def _listed(year: Path, split: str) -> list[str]:
     if split == ALL and not _lists(year):
-        folder = year / "Annotations"
-        return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.xml"))
+        return _annotated(year)
     file = year / "ImageSets" / "Main" / f"{split}.txt"
     return list(dict.fromkeys(_stems(file))) if file.is_file() and _is_annotated(year, file) else []
 
