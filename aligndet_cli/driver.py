@@ -128,8 +128,7 @@ def _carry_out(request: Request, plan: PlanT, steps: Steps[ConfigT, PlanT], devi
             launch(steps.run, plan, devices, request.shown)
         elif is_main:
             steps.run(plan, Process(progress=request.shown.progress))
-    is_unfinished = output.is_shared and (output.partial / "manifest.json").exists()
-    return "shard done" if is_unfinished else "done"
+    return "shard done" if output.lacks_shares else "done"
 
 
 def _say(stage: str, effective: dict[str, Any]) -> None:

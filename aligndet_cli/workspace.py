@@ -76,6 +76,11 @@ class Output:
     header: dict[str, Any] = field(default_factory=dict)
     is_shared: bool = False
 
+    @property
+    def lacks_shares(self) -> bool:
+        """True after a process has done its share of the work, while those of others are missing."""
+        return self.is_shared and (self.partial / "manifest.json").exists()
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the partial folder for this process; the lock ends with the process, however it dies.

@@ -174,7 +174,7 @@ def run(plan: Plan, process: Process) -> None:
 def conclude(plan: Plan) -> Conclusion:
     """Export the finished boxes where that was asked for, or say which shards are missing."""
     file = plan.config.export_file
-    if not (plan.output.is_shared and (plan.output.partial / "manifest.json").exists()):
+    if not plan.output.lacks_shares:
         if file is not None:
             try:
                 export_coco(plan.output.folder, file)
