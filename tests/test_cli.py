@@ -451,7 +451,8 @@ def test_help_tells_every_default_and_three_examples(name: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_other_commands_have_examples_that_parse(name: str) -> None:
     for example in EXAMPLES[name]:
-        typer.main.get_command(app).commands[name].make_context(name, shlex.split(example))
+        context = typer.main.get_command(app).commands[name].make_context(name, shlex.split(example))
+        assert sum(value is not None for value in context.params.values()) >= len(shlex.split(example)) / 2
 
 
 def test_exit_codes_are_in_the_help() -> None:

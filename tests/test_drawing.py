@@ -116,5 +116,7 @@ def test_thin_boxes_can_be_drawn_wherever_they_lie() -> None:
     """A box narrower than its line gets room for it, also where floats are rounded."""
     places = np.random.default_rng(0).uniform(0, 40, (2000, 2))
     boxes = np.concatenate([places, places + (0.7, 30)], axis=1)
-    draw_boxes(Image.new("RGB", (64, 80)), boxes, ["#0072B2"] * len(boxes))
-    draw_boxes(Image.new("RGB", (80, 64)), boxes[:, [1, 0, 3, 2]], ["#0072B2"] * len(boxes))
+    for size, order in (((64, 80), [0, 1, 2, 3]), ((80, 64), [1, 0, 3, 2])):
+        image = Image.new("RGB", size)
+        draw_boxes(image, boxes[:, order], ["#0072B2"] * len(boxes))
+        assert ImageColor.getrgb("#0072B2") in {colour for _, colour in image.getcolors()}
