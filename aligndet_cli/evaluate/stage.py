@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from aligndet_cli.config import StageConfig
-from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
+from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.stray import describe_stray_labels
@@ -178,7 +178,7 @@ def check_categories(run_name: str, trained: Sequence[Category], image_set: Imag
     Raises:
         DataError: the classes differ.
     """
-    ours = {category.category_id: category.name for category in trained if category.name != UNUSED}
+    ours = {category.category_id: category.name for category in trained if not category.is_unused}
     theirs = {category.category_id: category.name for category in image_set.categories}
     differences = [
         f"id {category_id} is {_quoted(ours.get(category_id))} in the run "
