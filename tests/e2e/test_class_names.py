@@ -45,8 +45,8 @@ def write_data(root: Path, names: dict[int, str]) -> Path:
 
 def run(data: Path, workspace: Path, said: list[str]) -> dict[str, Any]:
     """Fine-tune, evaluate and predict; return what they found, without names, and note what they said."""
-    finetune = (*CHAIN["finetune"], "--init", "scratch", "--backbone-weights", "none", "--name", "run")
-    said.append(aligndet("finetune", data, "-w", workspace, *finetune).stderr)
+    finetune = (*CHAIN["finetune"], "--init", "scratch", "--backbone-weights", "none", "--evaluate-every", "3")
+    said.append(aligndet("finetune", data, "-w", workspace, *finetune, "--name", "run").stderr)
     said.append(aligndet("evaluate", data, "-w", workspace).stderr)
     words = (data / "val", "-w", workspace, "--score", "0", "--save-crops", "--json")
     predicted = aligndet("predict", *words)

@@ -16,7 +16,7 @@ from aligndet_cli.detectors.checkpoint import read_detector, write_detector
 from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.results import predict_each
 from aligndet_cli.errors import ConfigError, DataError, WeightsError
-from aligndet_cli.evaluate.stage import check_categories
+from aligndet_cli.metrics.measure import check_categories
 from aligndet_cli.tools.conversion.categories import COCO, COCO_BY_ID, VOC, resolve_categories
 from aligndet_cli.tools.conversion.exporting import mmdet_checkpoint
 from helpers.commandline import aligndet
@@ -115,7 +115,7 @@ def test_coco_and_voc_tables(shared_data: Path) -> None:
 
 def test_outputs_for_unused_ids_are_neither_evaluated_nor_missed() -> None:
     """DETR's 91 classes are COCO's 80 and 11 ids that no data has."""
-    data = SimpleNamespace(categories=COCO, root=Path("coco"), image_ids=[7])
+    data = SimpleNamespace(categories=COCO, root=Path("coco"), annotations=None, image_ids=[7])
     check_categories("detr", COCO_BY_ID, data)
     with pytest.raises(DataError, match="id 1 is missing in the run"):
         check_categories("detr", COCO_BY_ID[2:], data)
@@ -130,7 +130,7 @@ def test_a_class_is_unused_by_its_flag_and_not_by_its_name(tmp_path: Path) -> No
     users = (Category(3, "N/A"), Category(5, ""), Category(7, "N/A", is_unused=True))
     found = Detections(torch.rand(3, 4), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]))
     batch = ([0], ImageBatch(torch.zeros(1, 3, 32, 32), ((32, 32),)), [(32, 32)])
-    data = SimpleNamespace(categories=users[:2], root=Path("mine"), image_ids=[7])
+    data = SimpleNamespace(categories=users[:2], image_ids=[7])
     check_categories("run", users, data)
     ((_, entries),) = predict_each(SimpleNamespace(detect=lambda images: [found]), [batch], data, users)
     assert [entry["category_id"] for entry in entries] == [3, 5]
