@@ -88,6 +88,16 @@ def test_many_problems_are_found_at_once(tmp_path: Path) -> None:
     assert severities == sorted(severities, key=["error", "warning", "info"].index)
 
 
+def test_classes_of_one_name_are_counted_apart(tmp_path: Path) -> None:
+    odd = r"[red]:cat: $x$ \\"
+    yaml = f"path: .\ntrain: images/train\nval: images/val\nnames: ['{odd}', '{odd}', dog]\n"
+    make_yolo(tmp_path, {"train/a": "0 .3 .3 .2 .2\n1 .5 .5 .2 .2\n0 .7 .7 .2 .2\n", "val/b": ""}, yaml)
+    make_image(tmp_path / "images/val/b.jpg", color=(1, 1, 1))
+    counts = check(tmp_path, split="train").summary["splits"]["train"]["boxes_per_class"]
+    assert counts == {f"{odd} (id 0)": 2, f"{odd} (id 1)": 1, "dog": 0}
+    assert f"classes 0 and 1 are both called '{odd}': " in aligndet("doctor", tmp_path).stdout  # no markup
+
+
 def test_images_in_two_splits_are_an_error(tmp_path: Path) -> None:
     make_coco(tmp_path, split="train2017")
     make_coco(tmp_path, split="val2017")
@@ -177,6 +187,7 @@ ON_COCO: dict[str, tuple[str, dict[str, Any]]] = {
     "boxes-clipped-to-the-image": ("warning", with_boxes((10, 4, [50, 2, 30, 4]))),
     # [10, 10, 19, 20] lies inside [10, 10, 20, 20]: IoU 19 / 20
     "duplicate-boxes": ("warning", with_boxes((10, 4, [10, 10, 20, 20]), (10, 4, [10, 10, 19, 20]))),
+    "equal-class-names": ("warning", {**coco_content(), "categories": [{"id": n, "name": "cat"} for n in (4, 9)]}),
     "class-imbalance": ("info", with_boxes(*((10, 4, [2 * number, 20, 1, 1]) for number in range(11)))),
     "crowds": ("info", coco_content()),
     "images-without-boxes": ("info", coco_content()),
