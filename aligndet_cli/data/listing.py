@@ -46,11 +46,16 @@ def nothing_found(folder: Path, *, expected: str) -> str:
 def distinct_subfolders(folder: Path) -> list[Path]:
     """Return the direct subfolders in which `list_images` looks by different names, without hidden ones.
 
-    A link is left out if it leads to a folder above it, or to one in another subfolder.
+    A link is left out if it leads to a folder above it, or into a subfolder that is there already.
     """
     above = {folder.resolve(), *folder.resolve().parents}
-    folders = {child.resolve() for child in folder.glob("[!.]*") if child.is_dir()} - above
-    return sorted(child for child in folders if folders.isdisjoint(child.parents))
+    found: set[Path] = set()
+    children = [child for child in folder.glob("[!.]*") if child.is_dir()]
+    for child in sorted(children, key=lambda child: (child.is_symlink(), child.name)):
+        real = child.resolve()
+        if real not in above and found.isdisjoint((real, *real.parents)):
+            found.add(real)
+    return sorted(found)
 
 
 def without_readable_twins(names: Iterable[str]) -> list[str]:
