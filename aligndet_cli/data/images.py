@@ -226,6 +226,9 @@ def _open(handle: BinaryIO | io.BytesIO, path: Path, *, is_empty: bool) -> Image
         raise DataError(f"{path}: empty file (0 bytes); copy it again or remove it")
     try:
         return Image.open(handle, formats=_FORMATS)
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise DataError(f"{path}: has more than {limit} megapixels; make it smaller or cut it into tiles") from None
     except _DECODER_ERRORS as error:
         # Pillow's own text for unknown content shows a memory address.
         detail = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
@@ -275,8 +278,9 @@ def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
         raise DataError(f"{path}: 32-bit or signed pixels have no known range; convert the image to 8 bits")
     if image.mode.startswith("I"):
         return np.repeat(_highest_bits(image)[:, :, None], 3, axis=2)
-    if image.mode == "P":  # straight to RGB would warn where the palette has transparent entries
-        image = image.convert("RGBA")
+    # P: straight to RGB would warn where the palette has transparent entries. La: premultiplied alpha, of TIFF.
+    if between := {"P": "RGBA", "La": "LA"}.get(image.mode):
+        image = image.convert(between)
     return np.array(image.convert("RGB"))
 
 

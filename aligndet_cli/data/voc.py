@@ -246,8 +246,12 @@ def _image_base(years: Sequence[Path]) -> tuple[Path, list[tuple[str, Path]]]:
 
 
 def _images_of(year: Path, findings: Findings) -> dict[str, str]:
-    """Return the files of the images of a year, by name without suffix; both may have folders (CVAT's tasks do)."""
+    """Return the files of the images of a year, by name without suffix; both may have folders (CVAT's tasks do).
+
+    Of several files of one name the JPEG counts, else the first.
+    """
     names = sorted(list_images(year / "JPEGImages", findings), reverse=True)
+    names.sort(key=lambda name: name.lower().endswith((".jpg", ".jpeg")))
     return {name.rsplit(".", 1)[0]: name for name in names}
 
 

@@ -81,25 +81,29 @@ def written() -> list[tuple[str, str, bytes]]:
 WRITTEN = written()
 
 
-def tiff(levels: np.ndarray, *, bits: int, sample_format: int = 1, photometric: int = 1) -> bytes:
-    """Return a little-endian TIFF of one strip, for kinds that Pillow does not write; `levels` (1, W) as stored."""
+def tiff(levels: np.ndarray, *, bits: int, sample_format: int = 1, photometric: int = 1, alpha: int = 0) -> bytes:
+    """Return a little-endian TIFF of one strip, for kinds that Pillow does not write; `levels` (1, W) as stored.
+
+    With `alpha` 1 each level is followed by alpha, with which it is multiplied.
+    """
     data = levels.tobytes()
-    width = len(data) * 8 // bits
+    width = len(data) * 8 // bits // (1 + alpha)
     short, long = 3, 4
     entries = [
         (256, long, width),
         (257, long, 1),
-        (258, short, bits),
+        (258, short, bits * (1 + (alpha << 16))),  # one or two numbers
         (259, short, 1),
         (262, short, photometric),
         (273, long, 8),
-        (277, short, 1),
+        (277, short, 1 + alpha),
         (278, long, 1),
         (279, long, len(data)),
-        (339, short, sample_format),
+        *([(338, short, 1)] if alpha else []),
+        *([] if alpha else [(339, short, sample_format)]),
     ]
     data += b"\0" * (len(data) % 2)
-    table = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    table = b"".join(struct.pack("<HHII", tag, kind, 1 + alpha * (tag == 258), value) for tag, kind, value in entries)
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(entries)) + table + b"\0" * 4
 
 
@@ -132,12 +136,23 @@ def test_all_formats_of_the_list_were_written() -> None:
         (tiff(np.array([[0x1234, 0xFFFF]], dtype="<u2"), bits=16), [0x12, 0xFF]),
         (tiff(np.array([[0x1234, 0xFFFF]], dtype="<u2"), bits=16, photometric=0), [0xED, 0x00]),  # white is zero
         (tiff(np.array([[5, 250]], dtype=np.uint8), bits=8, photometric=0), [250, 5]),
+        (tiff(np.array([[50, 100, 30, 30]], dtype=np.uint8), bits=8, alpha=1), [127, 255]),  # 255 * 50 / 100
         (tiff(np.array([[5, -5]], dtype="<i2"), bits=16, sample_format=2), None),
         (tiff(np.array([[0, 255]], dtype="<u4"), bits=32), None),
         (tiff(np.array([[0, -255]], dtype="<i4"), bits=32, sample_format=2), None),
         (tiff(np.array([[0, 1]], dtype="<f4"), bits=32, sample_format=3), None),
     ],
-    ids=["12 bits", "16 bits", "16 bits inverted", "8 bits inverted", "signed 16", "32", "signed 32", "float"],
+    ids=[
+        "12 bits",
+        "16 bits",
+        "16 bits inverted",
+        "8 bits inverted",
+        "premultiplied alpha",
+        "signed 16",
+        "32",
+        "signed 32",
+        "float",
+    ],
 )
 def test_grey_tiffs_of_known_range_keep_their_highest_bits_and_others_are_refused(
     content: bytes, right: list[int] | None
@@ -179,9 +194,10 @@ def test_a_header_that_promises_too_many_pixels_is_an_error_before_memory_is_tak
     path = tmp_path / "a.jpg"
     path.write_bytes(huge(name))
     for read in (read_image, read_size_hw, lambda path: decode_reduced(path.read_bytes(), path, 1)):
-        with pytest.raises(DataError, match=r"not an image that can be read \(Image size \(.* exceeds limit") as error:
+        with pytest.raises(
+            DataError, match=r"/a\.jpg: has more than 178 megapixels; make it smaller or cut it into tiles$"
+        ):
             read(path)
-        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES - {".j2k"}))
