@@ -184,19 +184,20 @@ def huge(name: str) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (33, 33)).save(buffer, format=name)
     content, limit = buffer.getvalue(), 65_535  # of formats whose sides have 16 bits
-    if name == "JPEG2000":
+    if name in ("JPEG2000", "AVIF"):
         return content.replace(struct.pack(">II", 33, 33), struct.pack(">II", side, side))
     return content.replace(*(struct.pack("<HH" if name == "GIF" else ">HH", n, n) for n in (33, limit)))
 
 
-@pytest.mark.parametrize("name", ["JPEG", "PNG", "BMP", "PPM", "TIFF", "GIF", "JPEG2000"])
+@pytest.mark.parametrize("name", sorted({name for _, name, _ in WRITTEN} - {"WEBP"}))
 def test_a_header_that_promises_too_many_pixels_is_an_error_before_memory_is_taken(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(huge(name))
+    message = "has more than 178 megapixels; make it smaller or cut it into tiles"
+    if name == "AVIF":  # the decoder itself has a limit
+        message = "not an image that can be read; replace it or remove it"
     for read in (read_image, read_size_hw, lambda path: decode_reduced(path.read_bytes(), path, 1)):
-        with pytest.raises(
-            DataError, match=r"/a\.jpg: has more than 178 megapixels; make it smaller or cut it into tiles$"
-        ):
+        with pytest.raises(DataError, match=rf"/a\.jpg: {message}$"):
             read(path)
 
 
