@@ -16,7 +16,7 @@ from aligndet_cli.config import DataConfig
 from aligndet_cli.data.assembly import assemble
 from aligndet_cli.data.dataset import ImageSet, class_labels, report_equal_names
 from aligndet_cli.data.findings import Finding, Findings, counted
-from aligndet_cli.data.images import decode_image
+from aligndet_cli.data.images import decode_image, read_bytes
 from aligndet_cli.data.masks import encode_mask
 from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
 from aligndet_cli.data.stray import describe_stray_labels
@@ -151,9 +151,9 @@ def _check_files(image_set: ImageSet, num_threads: int) -> list[ImageCheck]:
 def check_file(path: Path) -> ImageCheck:
     """Decode one image file and hash its bytes."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return ImageCheck(None, None, f"{path}: cannot be read ({error.strerror or error})")
+        content = read_bytes(path)
+    except DataError as error:
+        return ImageCheck(None, None, str(error))
     digest = hashlib.sha256(content).hexdigest()
     try:
         height, width = decode_image(content, path).shape[:2]
