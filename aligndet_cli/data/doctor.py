@@ -18,7 +18,8 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Finding, Findings, counted
 from aligndet_cli.data.images import decode_image
 from aligndet_cli.data.masks import encode_mask
-from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
+from aligndet_cli.data.open import locate_data, read_labels
+from aligndet_cli.data.splits import Purpose, choose_split
 from aligndet_cli.data.stray import describe_stray_labels
 from aligndet_cli.errors import DataError
 

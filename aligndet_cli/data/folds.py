@@ -15,7 +15,8 @@ from pydantic import Field
 from aligndet_cli.config import DataConfig, StageConfig
 from aligndet_cli.data.coco import CocoSplit, to_coco_dict
 from aligndet_cli.data.findings import counted
-from aligndet_cli.data.open import choose_split, locate_data, open_images
+from aligndet_cli.data.open import locate_data, open_images
+from aligndet_cli.data.splits import choose_split
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger

@@ -3,21 +3,20 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from aligndet_cli.config import DataConfig, did_you_mean
+from aligndet_cli.config import DataConfig
 from aligndet_cli.data.assembly import assemble
 from aligndet_cli.data.coco import COCO, CocoSplit, image_dirs
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.folder import FolderSplit, choose_folder, find_subfolder, has_images
 from aligndet_cli.data.format import ALL, Labels, SplitSource
+from aligndet_cli.data.splits import Purpose, choose_split
 from aligndet_cli.data.voc import VOC
 from aligndet_cli.data.yolo import YOLO
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
-
-Purpose = Literal["train", "val"]
 
 FORMATS = (COCO, VOC, YOLO)  # the first that recognises a folder wins; images without labels are the format `folder`
 _LAYOUTS = f"{', '.join(known.layout for known in FORMATS)}, or images"
@@ -123,36 +122,6 @@ def _nested_data(root: Path, kind: str) -> dict[str, FoundData | DataError]:
         except DataError as error:
             nested[child.name] = error
     return nested
-
-
-def choose_split(root: Path, known: list[str], asked: str | None, purpose: Purpose) -> str:
-    """Return the split of the asked name (`train` also finds `train2017`), or the usual one for a purpose.
-
-    VOC trains on trainval and validates on test. Without a test split it trains on train and validates on val,
-    never on images it has trained on.
-
-    Raises:
-        DataError: there is no such split; the known ones are listed.
-    """
-    if asked is not None:
-        for name in (asked, f"{asked}2017"):
-            if name in known:
-                return name
-        raise DataError(f"{root}: no split '{asked}'{did_you_mean(asked, known)}")
-    has_test = "test" in known
-    if purpose == "train":
-        exact = ["trainval" if has_test or "val" not in known else "", "train2017", "train"]
-        prefix, last = "train", []
-    else:
-        exact = ["test" if "trainval" in known else "", "val2017", "val"]
-        prefix, last = "val", ["test"]
-    for name in [*exact, *(name for name in sorted(known) if name.startswith(prefix)), *last]:
-        if name in known:
-            return name
-    # A single split with a name of its own (CVAT's `default`, `all`) is trained on.
-    if purpose == "train" and len(known) == 1 and not known[0].startswith(("val", "test")):
-        return known[0]
-    raise DataError(f"{root}: no {prefix} split; known: {', '.join(sorted(known))}; choose one with --split")
 
 
 def _choose_source(data: DataConfig, purpose: Purpose) -> SplitSource:

@@ -6,7 +6,8 @@ import pytest
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.open import Purpose, choose_split, locate_data, open_images
+from aligndet_cli.data.open import locate_data, open_images
+from aligndet_cli.data.splits import Purpose, choose_split
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.errors import DataError
 from helpers.data_sets import make_voc, voc_xml

@@ -8,7 +8,7 @@ from PIL import Image
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
-from aligndet_cli.data.yolo import YoloConfig, read_yolo_config
+from aligndet_cli.data.yolo_yaml import YoloConfig, read_yolo_config
 from aligndet_cli.errors import DataError
 from helpers.data_sets import make_yolo
 
