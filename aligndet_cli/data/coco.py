@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.dataset import Category, ImageSet, positions_of
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.format import COLUMNS, BoxTable, DataFormat, LabelContent, Labels, select_rows
+from aligndet_cli.data.format import ALL, COLUMNS, BoxTable, DataFormat, LabelContent, Labels, select_rows
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
 from aligndet_cli.data.segmentations import Segmentations, SegmentationWriter
+from aligndet_cli.data.splits import as_split_name
 from aligndet_cli.errors import DataError
 
 _PREFIX = "instances_"
@@ -48,6 +49,7 @@ class CocoSplit:
             if index is not None:
                 _to_index(index, content)
                 content = _from_index(index) or content  # mapped: frees the copy of the masks
+        content.file_names = _with_slashes(content.file_names, self.image_dirs)
         return Labels(
             format="coco",
             root=self.root,
@@ -59,13 +61,17 @@ class CocoSplit:
 
 
 def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
-    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `<split>/_annotations.coco.json`."""
+    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `_annotations.coco.json` beside images.
+
+    Roboflow's file lies in a folder for each split; `root` may be one of these folders, too.
+    """
     splits = {}
     for file in sorted((root / "annotations").glob(f"{_PREFIX}*.json")):
         name = file.stem.removeprefix(_PREFIX)
         splits[name] = CocoSplit(root, name, file, (*image_dirs(root, name), root))
-    for file in sorted(root.glob(f"*/{_ROBOFLOW_NAME}")):
-        splits.setdefault(file.parent.name, CocoSplit(root, file.parent.name, file, (file.parent,)))
+    for file in sorted([*root.glob(_ROBOFLOW_NAME), *root.glob(f"*/{_ROBOFLOW_NAME}")]):
+        name = as_split_name(file.parent.resolve().name) or ALL if file.parent == root else file.parent.name
+        splits.setdefault(name, CocoSplit(root, name, file, (file.parent,)))
     return splits
 
 
@@ -366,6 +372,15 @@ def _number_array(values: list[Any]) -> NDArray[np.float64]:
         return np.array(values, dtype=np.float64).reshape(len(values))
     except (ValueError, TypeError):
         return np.array([value if isinstance(value, int | float) else np.nan for value in values], dtype=np.float64)
+
+
+def _with_slashes(file_names: list[str], folders: tuple[Path, ...]) -> list[str]:
+    r"""Return names with `/` for the `\` that tools on Windows write, except names of files that are there."""
+    if not any("\\" in name for name in file_names):
+        return file_names
+    return [
+        name if any((folder / name).is_file() for folder in folders) else name.replace("\\", "/") for name in file_names
+    ]
 
 
 def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:

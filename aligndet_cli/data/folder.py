@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.format import ALL, Labels, box_table
-from aligndet_cli.data.images import is_image_file
+from aligndet_cli.data.images import IMAGE_SUFFIXES, is_image_file
 from aligndet_cli.errors import DataError
 
 
@@ -113,3 +113,13 @@ def list_images(folder: Path) -> list[str]:
 def has_images(folder: Path) -> bool:
     """Return True if any image file lies below a folder; stop at the first."""
     return any(is_image_file(name) for _, _, files in os.walk(folder) for name in files)
+
+
+def has_images_itself(folder: Path) -> bool:
+    """Return True if any image file lies in a folder itself, not below it."""
+    return any(is_image_file(child.name) for child in folder.iterdir())
+
+
+def has_image_of(file: Path) -> bool:
+    """Return True if an image lies where a file is, with the suffix of an image in place of the file's own."""
+    return any(file.with_suffix(form).is_file() for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper()))

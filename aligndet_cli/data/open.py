@@ -1,24 +1,23 @@
 """Find a data set, choose a split and read it: the one way into `data/`."""
 
-import re
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.assembly import assemble
-from aligndet_cli.data.coco import COCO, CocoSplit, image_dirs
+from aligndet_cli.data.coco import CocoSplit, image_dirs
+from aligndet_cli.data.coco_layouts import image_folders
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.folder import FolderSplit, choose_folder, find_subfolder, has_images
+from aligndet_cli.data.folder import FolderSplit, choose_folder, find_subfolder, has_images, has_images_itself
 from aligndet_cli.data.format import ALL, Labels, SplitSource
-from aligndet_cli.data.splits import Purpose, choose_split
-from aligndet_cli.data.voc import VOC
-from aligndet_cli.data.yolo import YOLO
+from aligndet_cli.data.layouts import FORMATS, find_loose_splits
+from aligndet_cli.data.splits import Purpose, as_split_name, choose_split
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 
-FORMATS = (COCO, VOC, YOLO)  # the first that recognises a folder wins; images without labels are the format `folder`
 _LAYOUTS = f"{', '.join(known.layout for known in FORMATS)}, or images"
 _MAX_NESTED = 10  # a folder with more subfolders is not an unpacked archive, but holds images sorted by class
 
@@ -67,7 +66,8 @@ def read_labels(
 def locate_data(root: Path, kind: str = "auto") -> FoundData:
     """Return the data set in a folder: in the folder itself, or in its only subfolder with labels.
 
-    Archives often unpack into one folder more. A folder of images without labels is a data set too if `kind` allows.
+    Archives often unpack into one folder more. Loose formats count where no other is found. A folder of images without
+    labels is a data set too if `kind` allows.
 
     Args:
         root: a folder, or the yaml of a YOLO data set.
@@ -82,20 +82,12 @@ def locate_data(root: Path, kind: str = "auto") -> FoundData:
     if kind == "folder" and root.is_dir():
         return plain
     found = _recognise(root, kind)
-    if found:
-        return found
-    if root.is_file():
+    if found is None and root.is_file():
         hint = "use --annotations FILE --images DIR" if root.suffix == ".json" else f"give a folder with {_LAYOUTS}"
         raise DataError(f"{root}: is a file, not a data set; {hint}")
-    nested = _nested_data(root, kind)
-    if len(nested) == 1:
-        (only,) = nested.values()
-        if isinstance(only, DataError):
-            raise only
-        return only
-    if nested:
-        names = ", ".join(nested)
-        raise DataError(f"{root}: holds several data sets ({names}); name one of these folders")
+    found = found or _recognise_deeper(root, kind)
+    if found:
+        return found
     if kind != "auto":
         raise DataError(f"{root}: no {kind} data set; expected {_LAYOUTS}; or leave --format out")
     if not has_images(root):
@@ -111,10 +103,38 @@ def _recognise(root: Path, kind: str) -> FoundData | None:
     return None
 
 
+def _recognise_deeper(root: Path, kind: str) -> FoundData | None:
+    """Return the data set in the only subfolder with one, or one in a loose format, in the root or its only subfolder.
+
+    Raises:
+        DataError: the subfolders have several data sets, or the only one is broken.
+    """
+    nested = _nested_data(root, kind)
+    if len(nested) == 1:
+        (only,) = nested.values()
+        if isinstance(only, DataError):
+            raise only
+        return only
+    children = _subfolders(root)
+    is_wrapping = len(children) == 1 and not has_images_itself(root)
+    for folder in (root, *children) if is_wrapping else (root,):
+        loose = find_loose_splits(folder, kind)
+        if len(loose) == 1:
+            ((name, splits),) = loose.items()
+            return FoundData(folder, name, splits)
+    if nested:
+        raise DataError(f"{root}: holds several data sets ({', '.join(nested)}); name one of these folders")
+    return None
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+
+
 def _nested_data(root: Path, kind: str) -> dict[str, FoundData | DataError]:
     """Return the data sets with labels in direct subfolders, or why they are broken; none if it is no archive."""
     nested: dict[str, FoundData | DataError] = {}
-    children = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    children = _subfolders(root)
     for child in children if len(children) <= _MAX_NESTED else ():
         try:
             if found := _recognise(child, kind):
@@ -146,10 +166,11 @@ def _choose_source(data: DataConfig, purpose: Purpose) -> SplitSource:
 def _named_coco(data: DataConfig, annotations: Path) -> CocoSplit:
     """Return the split whose label file the user named outright, perhaps with its image folder."""
     stem = annotations.stem.removeprefix("instances_")
-    # Artifacts are named after the split: keep to what `--name` allows.
-    name = data.split or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-") or ALL
+    name = data.split or as_split_name(stem) or ALL
     if data.images is None:
-        folders = (*image_dirs(data.root or annotations.parent.parent, stem), annotations.parent)
+        root = data.root or annotations.parent.parent
+        usual = itertools.chain(*image_folders(root, annotations, stem))
+        folders = tuple(dict.fromkeys((*image_dirs(root, stem), annotations.parent, *usual)))
     elif data.images.is_dir():
         folders = (data.images,)
     else:

@@ -216,6 +216,10 @@ def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None)
         message = f"{file}: annotation file of a listed image is missing; complete the data or shorten the list"
         findings.error("missing-annotations", message, example=str(file))
         return None
+    except OSError as error:
+        message = f"{file}: cannot be read ({error.strerror or error}); check its permissions"
+        findings.error("bad-annotations", message, example=str(file))
+        return None
     try:
         annotation = parse_voc_annotation(content, file)
     except DataError as error:
@@ -314,16 +318,16 @@ def _categories(names: set[str], years: Sequence[VocYear], used: set[Path], find
     for year in years:
         for stem in annotated_stems(year):
             file = year.annotations / f"{stem}.xml"
-            if file not in used:
-                found |= _names_in(file, known, findings)
-                known |= {name.encode(): name for name in found - set(known.values())}
+            new = set() if file in used else _names_in(file, known, findings)
+            known |= {name.encode(): name for name in new}
+            found |= new
     classes: Iterable[str] = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
     return tuple(Category(number, name) for number, name in enumerate(classes, start=1))
 
 
 def _names_in(file: Path, known: Mapping[bytes, str], findings: Findings) -> set[str]:
     """Return the class names in a file; one with `known` names only is not parsed, which takes most of the time."""
-    written = set(_NAME.findall(file.read_bytes()))
+    written = set(_NAME.findall(file.read_bytes())) if file.is_file() else set()
     if written and written <= known.keys():
         return {known[name] for name in written}
     annotation = _read(file, findings)

@@ -44,7 +44,7 @@ class YoloSplit:
         rows: list[BoxRow] = []
         unreadable = []
         for index, file in enumerate(files):
-            label_file = _label_file(file)
+            label_file = label_file_of(file)
             content = label_file.read_bytes() if label_file.is_file() else b""
             digest.update(f"{label_file.name}\0{len(content)}\n".encode() + content)
             try:
@@ -121,13 +121,26 @@ def _not_there(config: YoloConfig, split: str, place: Path) -> str:
     return f"{config.file}: '{split}' names {place}, which is not there; correct 'path' or '{split}'"
 
 
-def _label_file(image_file: Path) -> Path:
-    """Return `.../labels/a/b.txt` for `.../images/a/b.jpg` (the last `images`), else the file beside the image."""
+def label_file_of(image_file: Path) -> Path:
+    """Return `.../labels/a/b.txt` for `.../images/a/b.jpg` (the last `images`) if that folder is there.
+
+    Else the labels lie beside the image.
+    """
     parts = list(image_file.parts)
     places = [index for index, part in enumerate(parts[:-1]) if part == "images"]
     if places:
         parts[places[-1]] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    file = Path(*parts).with_suffix(".txt")
+    return file if file.parent.is_dir() else image_file.with_suffix(".txt")
+
+
+def holds_labels(file: Path) -> bool:
+    """Return True if the first line of a file is a box or polygon."""
+    try:
+        lines = read_lines(file)
+        return bool(lines) and _parse_line(lines[0].split(), 0)[0] >= 0
+    except (DataError, OSError, ValueError):
+        return False
 
 
 def _read_labels(
