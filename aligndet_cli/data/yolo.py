@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.data.boxes import BoxRow, box_table
 from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.folder import list_images
-from aligndet_cli.data.format import BoxRow, DataFormat, Labels, box_table
+from aligndet_cli.data.format import DataFormat, Labels
 from aligndet_cli.data.images import is_image_file, read_size_hw
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.data.yolo_yaml import YoloConfig, describes_data, read_yolo_config
