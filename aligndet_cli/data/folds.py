@@ -116,7 +116,8 @@ def _whole(data: DataConfig) -> tuple[dict[str, Any], str, Path, Path | None]:
     if kind == "coco":
         source = splits[choose_split(root, list(splits), data.split, "train")]
         assert isinstance(source, CocoSplit)
-        return read_whole(source.annotations), source.name, source.annotations.parent, None
+        images = source.image_dirs[0] if len(source.image_dirs) == 1 else None
+        return read_whole(source.annotations), source.name, source.annotations.parent, images
     image_set = open_images(data, purpose="train", with_masks=True)
     if not image_set.has_labels:
         raise DataError(f"{root}: no labels for split '{image_set.split}'; folds are of labelled images")

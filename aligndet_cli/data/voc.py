@@ -165,15 +165,19 @@ def parse_voc_annotation(content: bytes, file: Path) -> VocAnnotation:
     Raises:
         DataError: not XML, or an object without name or box.
     """
-    tree = _parse_xml(content, file)
+    tree = parse_xml(content, file)
     size = [_number(tree, f"size/{key}") for key in ("height", "width")]
     height, width = (int(value) if value is not None and 0 < value < 2**31 else 0 for value in size)
     objects = [_parse_object(element, number, file) for number, element in enumerate(tree.iter("object"), start=1)]
     return VocAnnotation((height, width) if height and width else (0, 0), objects)
 
 
-def _parse_xml(content: bytes, file: Path) -> ElementTree.Element:
-    """Return the root of an XML file in any encoding that Python knows, with namespaces left out."""
+def parse_xml(content: bytes, file: Path) -> ElementTree.Element:
+    """Return the root of an XML file in any encoding that Python knows, with namespaces left out.
+
+    Raises:
+        DataError: not XML, or in an unknown encoding.
+    """
     declared = _ENCODING.match(content)
     try:
         if declared:  # the parser itself knows few encodings: not GB2312, for example

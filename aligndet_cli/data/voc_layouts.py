@@ -7,7 +7,7 @@ from pathlib import Path
 from aligndet_cli.data.folder import has_image_of
 from aligndet_cli.data.format import ALL, DataFormat
 from aligndet_cli.data.splits import split_folders, split_meaning
-from aligndet_cli.data.voc import VocSplit, VocYear, annotated_stems, listed_splits, parse_voc_annotation
+from aligndet_cli.data.voc import VocSplit, VocYear, annotated_stems, listed_splits, parse_xml
 from aligndet_cli.errors import DataError
 
 _IMAGES = ("JPEGImages", "images", "image", "imgs", "img")  # in any case
@@ -56,6 +56,6 @@ def _holds_annotated_images(year: VocYear) -> bool:
 
 def _is_annotation(file: Path) -> bool:
     try:
-        return parse_voc_annotation(file.read_bytes(), file) is not None
+        return parse_xml(file.read_bytes(), file).tag == "annotation"
     except (DataError, OSError):
         return False
