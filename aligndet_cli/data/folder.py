@@ -111,6 +111,14 @@ def list_images(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """Return the direct subfolders, sorted, without hidden ones; nothing if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # knows folders without asking the disk about each of many files
+        return sorted(folder / entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
 def has_images(folder: Path) -> bool:
     """Return True if any image file lies below a folder; stop at the first."""
     return any(is_image_file(name) for _, _, files in os.walk(folder) for name in files)

@@ -11,10 +11,17 @@ from aligndet_cli.data.coco import CocoSplit, image_dirs
 from aligndet_cli.data.coco_layouts import image_folders
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.folder import FolderSplit, choose_folder, find_subfolder, has_images, has_images_itself
+from aligndet_cli.data.folder import (
+    FolderSplit,
+    choose_folder,
+    find_subfolder,
+    has_images,
+    has_images_itself,
+    subfolders,
+)
 from aligndet_cli.data.format import ALL, Labels, SplitSource
 from aligndet_cli.data.layouts import FORMATS, find_loose_splits
-from aligndet_cli.data.splits import Purpose, as_split_name, choose_split
+from aligndet_cli.data.splits import Purpose, as_split_name, choose_split, find_split
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 
@@ -121,7 +128,7 @@ def _recognise_deeper(root: Path, kind: str) -> FoundData | None:
         if isinstance(only, DataError):
             raise only
         return only
-    children = _subfolders(root)
+    children = subfolders(root)
     is_wrapping = len(children) == 1 and not has_images_itself(root)
     for folder in (root, *children) if is_wrapping else (root,):
         loose = find_loose_splits(folder, kind)
@@ -133,14 +140,10 @@ def _recognise_deeper(root: Path, kind: str) -> FoundData | None:
     return None
 
 
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-
-
 def _nested_data(root: Path, kind: str) -> dict[str, FoundData | DataError]:
     """Return the data sets with labels in direct subfolders, or why they are broken; none if it is no archive."""
     nested: dict[str, FoundData | DataError] = {}
-    children = _subfolders(root)
+    children = subfolders(root)
     for child in children if len(children) <= _MAX_NESTED else ():
         try:
             if found := _recognise(child, kind):
@@ -160,8 +163,7 @@ def _choose_source(data: DataConfig, purpose: Purpose) -> SplitSource:
     root, kind, splits = locate_data(data.root, data.format)
     if kind == "folder":
         return choose_folder(root, data.split)
-    names = {data.split, f"{data.split}2017"}
-    if data.split is not None and kind == "coco" and data.format == "auto" and not names & splits.keys():
+    if data.split is not None and kind == "coco" and data.format == "auto" and not find_split([*splits], data.split):
         # A folder of images beside the splits, such as `unlabeled2017`, is a split without labels.
         folder = find_subfolder(root, data.split)
         if folder is not None and has_images(folder.images_dir):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from aligndet_cli.config import did_you_mean
+from aligndet_cli.data.folder import subfolders
 from aligndet_cli.errors import DataError
 
 Purpose = Literal["train", "val"]
@@ -29,10 +30,8 @@ def split_meaning(name: str) -> str | None:
 
 
 def split_folders(folder: Path) -> list[Path]:
-    """Return the direct subfolders with the name of a split, sorted; none if the folder does not exist."""
-    if not folder.is_dir():
-        return []
-    return sorted(child for child in folder.iterdir() if split_meaning(child.name) and child.is_dir())
+    """Return the direct subfolders with the name of a split, sorted; nothing if there is no such folder."""
+    return [child for child in subfolders(folder) if split_meaning(child.name)]
 
 
 def as_split_name(text: str) -> str:
@@ -50,7 +49,10 @@ def choose_split(root: Path, known: list[str], asked: str | None, purpose: Purpo
         DataError: there is no such split; the known ones are listed.
     """
     if asked is not None:
-        return _asked_split(root, known, asked)
+        found = find_split(known, asked)
+        if found is None:
+            raise DataError(f"{root}: no split '{asked}'{did_you_mean(asked, known)}")
+        return found
     known = sorted(known, key=lambda name: (name != meaning_of(name), name))  # `val` goes before `valid`
     by_meaning = {meaning_of(name) or "": name for name in reversed(known)}
     if purpose == "train":
@@ -69,12 +71,11 @@ def choose_split(root: Path, known: list[str], asked: str | None, purpose: Purpo
     raise DataError(f"{root}: no {prefix} split; known: {', '.join(sorted(known))}; choose one with --split")
 
 
-def _asked_split(root: Path, known: list[str], asked: str) -> str:
+def find_split(known: list[str], asked: str) -> str | None:
+    """Return the split of a name in any spelling; None if there is none, or several in other spellings."""
     for name in (asked, f"{asked}2017"):
         if name in known:
             return name
     same = [name for name in known if name.lower() == asked.lower()]
     same = same or [name for name in known if meaning_of(name) and meaning_of(name) == meaning_of(asked)]
-    if len(same) == 1:
-        return same[0]
-    raise DataError(f"{root}: no split '{asked}'{did_you_mean(asked, known)}")
+    return same[0] if len(same) == 1 else None

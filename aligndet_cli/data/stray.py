@@ -38,11 +38,21 @@ def _describe_coco(root: Path, files: list[Path]) -> str:
     if len(found) > 1:
         some = ", ".join(map(str, list(found)[:_MOST_NAMED])) + (", ..." if len(found) > _MOST_NAMED else "")
         return f"{some} look like COCO labels: choose with --annotations FILE --images DIR"
-    ends = f"/{found[first][0]}"
-    image = next((file.as_posix() for file in files if file.as_posix().endswith(ends)), None)
+    folders = _folders_holding(found[first], files)
     likely = [folder for folder in (root / first.stem, first.parent / "images", root / "images") if folder.is_dir()]
-    folder = image.removesuffix(ends) if image else (likely or [root])[0]
-    return f"{first} looks like COCO labels: use --annotations {first} --images {folder}"
+    choice = " or ".join(map(str, folders[:_MOST_NAMED] or likely[:1] or [root]))
+    return f"{first} looks like COCO labels: use --annotations {first} --images {choice}"
+
+
+def _folders_holding(names: list[str], files: list[Path]) -> list[Path]:
+    """Return the folders as seen from which one of the names is among the files."""
+    found = (
+        Path(file.as_posix().removesuffix(f"/{name}"))
+        for file in files
+        for name in names
+        if file.as_posix().endswith(f"/{name}")
+    )
+    return list(dict.fromkeys(found))
 
 
 def _describe_xml(files: list[Path]) -> str:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from aligndet_cli.data.folder import has_image_of
+from aligndet_cli.data.folder import has_image_of, subfolders
 from aligndet_cli.data.format import ALL, DataFormat
 from aligndet_cli.data.splits import split_folders, split_meaning
 from aligndet_cli.data.voc import VocSplit, VocYear, annotated_stems, listed_splits, parse_xml
@@ -33,7 +33,7 @@ LOOSE_VOC = DataFormat("voc", "VOC's .xml files beside their images", find_loose
 
 
 def _possible_years(root: Path) -> Iterator[VocYear]:
-    folders = {child.name.lower(): child.name for child in root.iterdir() if child.is_dir()}
+    folders = {child.name.lower(): child.name for child in subfolders(root)}
     images = [folders[name.lower()] for name in _IMAGES if name.lower() in folders]
     annotations = [folders[name.lower()] for name in _ANNOTATIONS if name.lower() in folders]
     annotations += [f"{name}/xmls" for name in annotations if (root / name / "xmls").is_dir()]

@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.data.folder import has_image_of, has_images_itself
+from aligndet_cli.data.folder import has_image_of, has_images_itself, subfolders
 from aligndet_cli.data.format import ALL, DataFormat
 from aligndet_cli.data.images import is_image_file
 from aligndet_cli.data.splits import split_folders, split_meaning
@@ -78,9 +78,8 @@ def _split_of_images(images: Path) -> dict[str, Path]:
     """Return the subfolders of a folder of images by split, or the whole folder if it has others, too."""
     if not images.is_dir():
         return {}
-    others = [child for child in images.iterdir() if child.is_dir() and not split_meaning(child.name)]
     folders = split_folders(images)
-    is_divided = folders and not others and not has_images_itself(images)
+    is_divided = folders and folders == subfolders(images) and not has_images_itself(images)
     return {folder.name: folder for folder in folders} if is_divided else {ALL: images}
 
 
