@@ -116,7 +116,8 @@ def subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:  # knows folders without asking the disk about each of many files
-        return sorted(folder / entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    return [folder / name for name in names if name != "__MACOSX"]  # lies beside the data in archives
 
 
 def has_images(folder: Path) -> bool:

@@ -249,7 +249,7 @@ def _report_left_out(
 
 def _lists(year: VocYear) -> list[Path]:
     """Return the image lists of a year, without lists of one class (`cat_train.txt`), which have a second column."""
-    files = sorted(year.lists.glob("*.txt"))
+    files = sorted(file for file in year.lists.glob("*.txt") if not file.name.startswith("."))
     candidates = [file for file in files if "_" in file.stem]
     names = set(annotated_stems(year)) if candidates else set()
     whole = [file.stem for file in files if file not in candidates]
@@ -270,7 +270,8 @@ def _is_of_a_class(file: Path, names: set[str], whole: Sequence[str]) -> bool:
 def annotated_stems(year: VocYear) -> list[str]:
     """Return the names of the annotated images of a year, with their subfolders, sorted."""
     folder = year.annotations
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.xml"))
+    files = (file for file in folder.rglob("*.xml") if not file.name.startswith("."))  # macOS adds `._x.xml`
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
 def _is_annotated(year: VocYear, file: Path) -> bool:

@@ -10,7 +10,7 @@ from aligndet_cli.data.splits import split_folders, split_meaning
 from aligndet_cli.data.voc import VocSplit, VocYear, annotated_stems, listed_splits, parse_xml
 from aligndet_cli.errors import DataError
 
-_IMAGES = ("JPEGImages", "images", "image", "imgs", "img")  # in any case
+_IMAGES = ("JPEGImages", "images", "image", "imgs", "img", "data")  # in any case
 _ANNOTATIONS = ("Annotations", "annotation", "annots", "labels", "xmls", "xml")
 _MOST_LOOKED_AT = 20
 

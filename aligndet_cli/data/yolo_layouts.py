@@ -1,6 +1,7 @@
 """YOLO without a `data.yaml`: the classes are the lines of `classes.txt` (Label Studio, labelImg) or `obj.names`."""
 
 import itertools
+import os
 from pathlib import Path
 
 from aligndet_cli.data.dataset import Category
@@ -14,8 +15,7 @@ from aligndet_cli.data.yolo_yaml import YoloConfig
 from aligndet_cli.errors import DataError
 
 _CLASS_LISTS = ("classes.txt", "obj.names")
-_DARKNET_FOLDERS = "obj_*_data"  # of CVAT's YOLO 1.1
-_MOST_LOOKED_AT = 20
+_MOST_LOOKED_AT = 100
 
 
 def find_loose_yolo_splits(root: Path) -> dict[str, YoloSplit]:
@@ -31,7 +31,7 @@ def find_loose_yolo_splits(root: Path) -> dict[str, YoloSplit]:
     if not places or len({tuple(_class_names(file)) for file in lists}) != 1:
         return {}
     categories = tuple(Category(number, name) for number, name in enumerate(_class_names(lists[0])))
-    config = YoloConfig(lists[0], {name: [place] for name, place in places.items()}, categories)
+    config = YoloConfig(lists[0], places, categories)
     return {name: YoloSplit(root, name, config) for name in config.splits}
 
 
@@ -57,21 +57,37 @@ def _class_names(file: Path) -> list[str]:
     return names
 
 
-def _image_places(root: Path) -> dict[str, Path]:
-    """Return the folder or list of the images of each split; nothing if no labels belong to them."""
-    lists = {file.stem: file for file in sorted(root.glob("*.txt")) if split_meaning(file.stem)}
-    if lists and all(map(_leads_to_image, lists.values())):
-        return lists
-    darknet = {folder.name.split("_")[1]: folder for folder in sorted(root.glob(_DARKNET_FOLDERS))}
-    if darknet or lists:  # a list that leads nowhere says that the folders do not tell the splits
-        return _labelled(darknet)
+def _image_places(root: Path) -> dict[str, list[Path]]:
+    """Return the images of each split, or their folder; nothing if no labels belong to them."""
+    lists = [file for folder in (root, root / "data") for file in sorted(folder.glob("*.txt")) if _is_list(file)]
+    if lists:
+        listed = {file.stem: _listed_images(file, root) for file in lists}
+        looked_at = [image for images in listed.values() for image in images[:_MOST_LOOKED_AT]]
+        is_labelled = any(holds_labels(label_file_of(image)) for image in looked_at)
+        return listed if is_labelled and all(listed.values()) else {}
     splits = {folder.name: folder for folder in split_folders(root)}
     candidates = (
         _split_of_images(root / "images"),
         {name: folder / "images" if (folder / "images").is_dir() else folder for name, folder in splits.items()},
         {ALL: root},
     )
-    return next(filter(None, (_labelled(places) for places in candidates)), {})
+    labelled = ({name: [place] for name, place in places.items() if _has_labels(place)} for places in candidates)
+    return next(filter(None, labelled), {})
+
+
+def _is_list(file: Path) -> bool:
+    """Return True if a text file is named after a split, and is not the labels of an image of that name."""
+    return split_meaning(file.stem) is not None and not has_image_of(file)
+
+
+def _listed_images(file: Path, root: Path) -> list[Path]:
+    """Return the images in a list: paths as seen from the list, from the root, or from above a root called `data`."""
+    lines = read_lines(file, errors="surrogateescape")
+    for base, start in ((file.parent, ""), (root, ""), (root, "data/")):
+        images = [Path(os.path.normpath(base / line.removeprefix(start))) for line in lines]
+        if images and is_image_file(images[0].name) and images[0].is_file():
+            return images
+    return []
 
 
 def _split_of_images(images: Path) -> dict[str, Path]:
@@ -81,17 +97,6 @@ def _split_of_images(images: Path) -> dict[str, Path]:
     folders = split_folders(images)
     is_divided = folders and folders == subfolders(images) and not has_images_itself(images)
     return {folder.name: folder for folder in folders} if is_divided else {ALL: images}
-
-
-def _leads_to_image(file: Path) -> bool:
-    """Return True if the first line of a list is the path of an image as seen from the list."""
-    lines = read_lines(file, errors="surrogateescape")
-    return bool(lines) and is_image_file(Path(lines[0]).name) and (file.parent / lines[0]).is_file()
-
-
-def _labelled(places: dict[str, Path]) -> dict[str, Path]:
-    """Return the folders of images with labels."""
-    return {name: folder for name, folder in places.items() if _has_labels(folder)}
 
 
 def _has_labels(folder: Path) -> bool:

@@ -57,7 +57,9 @@ def lines(pattern: str) -> str:
 
 NAMED = {"classes.txt": "cat\ndog\n"}
 DARKNET = {"obj.names": "cat\ndog\n", "train.txt": lines("obj/{}.jpg")}
+DARKNET_IN_DATA = {"data/obj.names": "cat\ndog\n", "data/train.txt": lines("data/obj/{}.jpg")}
 CVAT = {"obj.names": "cat\ndog", "obj.data": "classes = 2\n", "train.txt": lines("data/obj_train_data/{}.jpg")}
+MACOS = {"Annotations/._a.xml": "Mac OS X", "ImageSets/Main/._train.txt": "x", "ImageSets/Main/train.txt": lines("{}")}
 LISTS = {"ImageSets/Main/Train.txt": lines("{}")}
 LAYOUTS = {
     "mmdetection": Layout("coco", "SPLIT/{}.jpg", "annotations/SPLIT.json", "train val test"),
@@ -74,14 +76,17 @@ LAYOUTS = {
     "labelme2coco": Layout("coco", "{}.jpg", "dataset.json"),
     "Roboflow": Layout("coco", "SPLIT/{}.jpg", "SPLIT/_annotations.coco.json", "train valid"),
     "a split of Roboflow": Layout("coco", "{}.jpg", "_annotations.coco.json", "data"),
-    "an archive": Layout("coco", "archive/data/{}.jpg", "archive/labels.json"),
+    "an archive": Layout("coco", "archive/data/{}.jpg", "archive/labels.json", others={"__MACOSX/._archive": "x"}),
     "Kaggle": Layout("voc", "images/{}.jpg", "annotations/{}.xml"),
     "capitals": Layout("voc", "Images/{}.jpg", "Annotations/{}.xml"),
+    "macOS": Layout("voc", "JPEGImages/{}.jpg", "Annotations/{}.xml", "train", others=MACOS),
     "short words": Layout("voc", "images/{}.jpg", "annots/{}.xml"),
     "pets": Layout("voc", "images/{}.jpg", "annotations/xmls/{}.xml"),
     "VOC in subfolders": Layout("voc", "images/SPLIT/{}.jpg", "annotations/SPLIT/{}.xml", "train val"),
     "VOC with lists": Layout("voc", "images/{}.jpg", "annotations/{}.xml", "Train", others=LISTS),
     "VOC of Roboflow": Layout("voc", "SPLIT/{}.jpg", "SPLIT/{}.xml", "train valid test"),
+    "FiftyOne, VOC": Layout("voc", "data/{}.jpg", "labels/{}.xml"),
+    "Label Studio, VOC": Layout("voc", "images/{}.jpg", "Annotations/{}.xml"),
     "labelImg, VOC": Layout("voc", "{}.jpg", "{}.xml"),
     "labelImg in images": Layout("voc", "images/{}.jpg", "images/{}.xml"),
     "an archive of VOC": Layout("voc", "archive/images/{}.jpg", "archive/annotations/{}.xml"),
@@ -93,6 +98,7 @@ LAYOUTS = {
     "labelImg, YOLO": Layout("yolo", "{}.jpg", "{}.txt", others=NAMED),
     "YOLO in images": Layout("yolo", "images/{}.jpg", "images/{}.txt", others={"images/classes.txt": "cat\ndog\n\n"}),
     "CVAT, YOLO 1.1": Layout("yolo", "obj_SPLIT_data/{}.jpg", "obj_SPLIT_data/{}.txt", "train", others=CVAT),
+    "darknet in data": Layout("yolo", "data/obj/{}.jpg", "data/obj/{}.txt", "train", others=DARKNET_IN_DATA),
     "darknet": Layout("yolo", "obj/{}.jpg", "obj/{}.txt", "train", others=DARKNET),
 }
 

@@ -109,10 +109,11 @@ def test_labels_that_no_layout_takes_are_named_with_the_way_out(
         ("list.json", "[1, 2]"),
         ("deep.json", '{"images": [' + "[" * 100_000),
         ("classes.txt", "cat\ndog"),
+        ("train.txt", "a.jpg"),
     ],
 )
 def test_other_files_are_no_labels(tmp_path: Path, name: str, text: str) -> None:
-    write(tmp_path, {"a.jpg": "", name: text})
+    write(tmp_path, {"classes.txt": "cat\ndog", "a.jpg": "", name: text})
     assert describe_stray_labels(tmp_path) == ""
     assert not open_images(DataConfig(root=tmp_path), purpose="train").has_labels
 
