@@ -11,16 +11,10 @@ from aligndet_cli.data.coco import CocoSplit, image_dirs
 from aligndet_cli.data.coco_layouts import image_folders
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.folder import (
-    FolderSplit,
-    choose_folder,
-    find_subfolder,
-    has_images,
-    has_images_itself,
-    subfolders,
-)
+from aligndet_cli.data.folder import FolderSplit, choose_folder, find_subfolder
 from aligndet_cli.data.format import ALL, Labels, SplitSource
 from aligndet_cli.data.layouts import FORMATS, find_loose_splits
+from aligndet_cli.data.listing import has_images, has_images_itself, nothing_found, subfolders
 from aligndet_cli.data.splits import Purpose, as_split_name, choose_split, find_split
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
@@ -104,7 +98,7 @@ def locate_data(root: Path, kind: str = "auto") -> FoundData:
     if kind != "auto":
         raise DataError(f"{root}: no {kind} data set; expected {_LAYOUTS}; or leave --format out")
     if not has_images(root):
-        raise DataError(f"{root}: no images found in it; expected {_LAYOUTS}")
+        raise DataError(nothing_found(root, expected=_LAYOUTS))
     return plain
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from aligndet_cli.config import did_you_mean
-from aligndet_cli.data.folder import subfolders
+from aligndet_cli.data.listing import subfolders
 from aligndet_cli.errors import DataError
 
 Purpose = Literal["train", "val"]

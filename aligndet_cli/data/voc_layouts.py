@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from aligndet_cli.data.folder import has_image_of, subfolders
 from aligndet_cli.data.format import ALL, DataFormat
+from aligndet_cli.data.listing import has_image_of, subfolders
 from aligndet_cli.data.splits import split_folders, split_meaning
 from aligndet_cli.data.voc import VocSplit, VocYear, annotated_stems, listed_splits, parse_xml
 from aligndet_cli.errors import DataError

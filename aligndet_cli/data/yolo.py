@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.boxes import BoxRow, box_table
 from aligndet_cli.data.findings import Findings, counted
-from aligndet_cli.data.folder import list_images
 from aligndet_cli.data.format import DataFormat, Labels
 from aligndet_cli.data.images import is_image_file, read_size_hw
+from aligndet_cli.data.listing import list_images
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.data.yolo_yaml import YoloConfig, describes_data, read_yolo_config
 from aligndet_cli.errors import DataError
@@ -35,7 +35,7 @@ class YoloSplit:
         read keeps its place without boxes; the code that decodes it later reports it.
         """
         config = self.config
-        files = _image_files(config, self.name)
+        files = _image_files(config, self.name, findings)
         images_dir = Path(os.path.commonpath([file.parent for file in files])) if files else config.file.parent
         files = sorted(files, key=lambda file: file.relative_to(images_dir).as_posix())
         digest = hashlib.sha256(repr(config.categories).encode())
@@ -102,12 +102,12 @@ def find_yolo_splits(root: Path) -> dict[str, YoloSplit]:
 YOLO = DataFormat("yolo", "data.yaml (YOLO)", find_yolo_splits)
 
 
-def _image_files(config: YoloConfig, split: str) -> list[Path]:
+def _image_files(config: YoloConfig, split: str, findings: Findings) -> list[Path]:
     """Return the images of all folders, lists and single files of a split."""
     files: list[Path] = []
     for place in config.splits[split]:
         if place.is_dir():
-            files += [place / name for name in list_images(place)]
+            files += [place / name for name in list_images(place, findings)]
         elif place.suffix == ".txt" and place.is_file():
             lines = read_lines(place, errors="surrogateescape")  # file names may be any bytes
             files += [Path(os.path.normpath(place.parent / line)) for line in lines]

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.data.folder import has_image_of, has_images_itself, subfolders
 from aligndet_cli.data.format import ALL, DataFormat
 from aligndet_cli.data.images import is_image_file
+from aligndet_cli.data.listing import has_image_of, has_images_itself, subfolders
 from aligndet_cli.data.splits import split_folders, split_meaning
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.data.yolo import YoloSplit, holds_labels, label_file_of
