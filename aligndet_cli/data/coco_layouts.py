@@ -12,11 +12,14 @@ from typing import NamedTuple
 
 from aligndet_cli.data.coco import CocoSplit
 from aligndet_cli.data.format import ALL, DataFormat
+from aligndet_cli.data.listing import subfolders
 from aligndet_cli.data.splits import split_folders, split_meaning
 
 _MOST_FILES = 20  # a folder with more .json files has one per image (labelme), which is not COCO
 _MOST_IMAGES = 5
 _WINDOW_BYTES = 2**20  # enough for the first entries of a list
+_OTHERS = {"segments_info", "score"}  # in panoptic labels, and in proposals and predictions
+_LABEL_FOLDERS = {"annotations", "annotation", "labels"}
 _IMAGE_FOLDERS = ("", "images", "data", "JPEGImages", "imgs", "img")
 _LIST = {key: re.compile(rf'"{key}"\s*:\s*\['.encode()) for key in ("images", "annotations", "categories")}
 _SEPARATOR = re.compile(r"[\s,]*")
@@ -43,9 +46,10 @@ LOOSE_COCO = DataFormat("coco", "a COCO json beside its images", find_loose_coco
 
 
 def coco_files(root: Path) -> list[CocoFile]:
-    """Return the COCO labels of a folder, of its `annotations/`, and of its subfolders named after splits."""
+    """Return the COCO labels of a folder, and of its subfolders that are named after labels or splits."""
     found = []
-    for folder in (root, root / "annotations", *split_folders(root)):
+    named = [folder for folder in subfolders(root) if folder.name.lower() in _LABEL_FOLDERS]
+    for folder in (root, *named, *split_folders(root)):
         for file in _json_files(folder):
             split = _split_in(file.stem) or (folder.name if split_meaning(folder.name) and folder != root else "")
             names = first_images(file)
@@ -84,12 +88,12 @@ def first_images(file: Path) -> list[str]:
 
 
 def _has_boxes(content: mmap.mmap) -> bool:
-    """Return True if the labels have categories, and annotations with boxes: not captions, nor panoptic segments."""
+    """Return True if there are categories and labelled boxes: not captions, panoptic segments or boxes with scores."""
     start = _LIST["annotations"].search(content)
     if not start or (content.find(b'"categories"', 0, start.start()) < 0 and content.rfind(b'"categories"') < 0):
         return False
     entry = next(_first_entries(content, "annotations"), None)
-    return entry is None or (isinstance(entry, dict) and "bbox" in entry and "segments_info" not in entry)
+    return entry is None or (isinstance(entry, dict) and "bbox" in entry and not _OTHERS & entry.keys())
 
 
 def _first_entries(content: mmap.mmap, key: str) -> Iterator[object]:

@@ -320,6 +320,9 @@ def _images_of(year: VocYear, findings: Findings) -> dict[str, str]:
     """
     names = sorted(list_images(year.images, findings), reverse=True)
     names.sort(key=lambda name: name.lower().endswith((".jpg", ".jpeg")))
+    if year.images == year.annotations:  # other folders there may be anything, such as a workspace
+        folders = {stem.rpartition("/")[0] for stem in annotated_stems(year)}
+        names = [name for name in names if name.rpartition("/")[0] in folders]
     return {name.rsplit(".", 1)[0]: name for name in names}
 
 

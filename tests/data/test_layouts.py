@@ -64,6 +64,8 @@ LISTS = {"ImageSets/Main/Train.txt": lines("{}")}
 LAYOUTS = {
     "mmdetection": Layout("coco", "SPLIT/{}.jpg", "annotations/SPLIT.json", "train val test"),
     "in images": Layout("coco", "images/SPLIT/{}.jpg", "annotations/SPLIT.json", "train valid"),
+    "capital": Layout("coco", "images/SPLIT/{}.jpg", "Annotations/instances_SPLIT.json", "train val"),
+    "labels": Layout("coco", "images/SPLIT/{}.jpg", "labels/SPLIT.json", "train val"),
     "years": Layout("coco", "SPLIT/{}.jpg", "annotations/SPLIT.json", "train2017"),
     "other spelling": Layout("coco", "validation/{}.jpg", "annotations/SPLIT.json", "val"),
     "one folder": Layout("coco", "images/{}.jpg", "SPLIT.json", "train"),
@@ -177,3 +179,11 @@ def test_a_fault_in_the_labels_is_the_same_line_in_doctor_and_in_a_stage(tmp_pat
         open_images(DataConfig(root=root, split=split), purpose="train")
     said = [item.message for item in check_data(DataConfig(root=root), num_threads=1).findings]
     assert any(str(raised.value) in message for message in said)
+
+
+def test_pictures_in_other_folders_are_no_part_of_labels_beside_images(tmp_path: Path) -> None:
+    write(tmp_path, LAYOUTS["labelImg, VOC"], "plain")
+    before = open_images(DataConfig(root=tmp_path), purpose="train")
+    make_image(tmp_path / "0-workspace/finetune/plot.png")
+    after = open_images(DataConfig(root=tmp_path), purpose="train")
+    assert after.image_ids.tolist() == before.image_ids.tolist() and after.problems == {}

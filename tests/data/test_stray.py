@@ -15,6 +15,7 @@ LABELS = coco_content()
 COCO = json.dumps(LABELS)
 CAPTIONS = json.dumps({**LABELS, "annotations": [{"id": 1, "image_id": 20, "caption": "a dog"}]})
 PANOPTIC = json.dumps({**LABELS, "annotations": [{"image_id": 20, "segments_info": [{"id": 1, "bbox": [1, 1, 2, 2]}]}]})
+PROPOSALS = json.dumps({**LABELS, "annotations": [{**entry, "score": 0.5} for entry in LABELS["annotations"]]})
 LABELME = json.dumps({"version": "5.0", "shapes": [], "imagePath": "a.jpg", "imageData": None})
 NO_ANNOTATIONS = json.dumps({"images": LABELS["images"], "categories": LABELS["categories"]})
 ELSEWHERE = json.dumps({**LABELS, "images": [{"id": 1, "file_name": "/label-studio/data/x.jpg"}]})
@@ -102,6 +103,7 @@ def test_labels_that_no_layout_takes_are_named_with_the_way_out(
         ("empty.json", ""),
         ("readme.md", COCO),
         ("captions_train.json", CAPTIONS),
+        ("proposals.json", PROPOSALS),
         ("panoptic_train.json", PANOPTIC),
         ("image_info_test.json", NO_ANNOTATIONS),
         ("a.json", LABELME),
