@@ -1,0 +1,49 @@
+"""Any label files, drawn by Hypothesis: no traceback, one answer everywhere, and no more than 1 GB of memory.
+
+ALIGNDET_FUZZ_EXAMPLES=50000 searches longer. A failure prints the edits that show it: mend it, and add them to
+`helpers/label_examples.py`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aligndet_cli.config import DataConfig
+from aligndet_cli.data.doctor import check_data
+from aligndet_cli.data.open import open_images
+from helpers.label_fuzz import BASES, prepare, try_labels, written
+
+TESTS = Path(__file__).parents[1]
+ASKED = int(os.environ.get("ALIGNDET_FUZZ_EXAMPLES", 0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300 + ASKED)
+@pytest.mark.parametrize(("kind", "num_examples"), [("coco", 1600), ("voc", 900), ("yolo", 800)])
+def test_any_labels_give_one_answer_and_no_traceback(kind: str, num_examples: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "helpers.label_fuzz", kind, str(tmp_path), str(ASKED or num_examples)]
+    ran = subprocess.run(command, cwd=TESTS, capture_output=True, encoding="utf-8", errors="backslashreplace")
+    last = tmp_path / "edits.txt"  # of a process that did not live to tell
+    tried = last.read_text(encoding="utf-8") if ran.returncode < 0 and last.exists() else ""
+    assert ran.returncode == 0, f"exit {ran.returncode}\n{ran.stdout[-4000:]}\n{ran.stderr[-8000:]}\n{tried}"
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_the_labels_that_are_changed_are_sound(kind: str, tmp_path: Path) -> None:
+    prepare(tmp_path, kind)
+    try_labels(tmp_path, BASES[kind])
+    with written(tmp_path, BASES[kind]):
+        report = check_data(DataConfig(root=tmp_path), num_threads=1)
+        assert report.summary["format"] == kind and not report.count("error") + report.count("warning")
+        image_set = open_images(DataConfig(root=tmp_path), purpose="train", with_masks=True)
+        assert (image_set.segmentations is not None) == (kind != "voc")
+        assert len(image_set.boxes) == {"coco": 5, "voc": 2, "yolo": 2}[kind]
+
+
+def test_labels_that_take_all_memory_end_the_child_alone() -> None:
+    body = "from helpers.label_fuzz import MAX_BYTES, limit_memory\nlimit_memory()\nbytearray(MAX_BYTES)"
+    ran = subprocess.run([sys.executable, "-c", body], cwd=TESTS, capture_output=True, text=True)
+    assert ran.returncode == 1 and "MemoryError" in ran.stderr
