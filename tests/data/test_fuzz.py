@@ -44,6 +44,6 @@ def test_the_labels_that_are_changed_are_sound(kind: str, tmp_path: Path) -> Non
 
 
 def test_labels_that_take_all_memory_end_the_child_alone() -> None:
-    body = "from helpers.label_fuzz import MAX_BYTES, limit_memory\nlimit_memory()\nbytearray(MAX_BYTES)"
+    body = "from helpers.label_fuzz import MAX_BYTES, limit_memory\nlimit_memory()\nbytearray(2 * MAX_BYTES)"
     ran = subprocess.run([sys.executable, "-c", body], cwd=TESTS, capture_output=True, text=True)
     assert ran.returncode == 1 and "MemoryError" in ran.stderr

@@ -26,8 +26,7 @@ from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import locate_data, open_images
 from aligndet_cli.errors import AlignDetError, DataError
-from aligndet_cli.metrics.coco import coco_ground_truth, evaluate_coco
-from aligndet_cli.metrics.voc import voc_metrics
+from aligndet_cli.metrics.measure import measure
 from helpers.label_examples import EXAMPLES
 from helpers.mutations import Edit, LabelSet, edits_of
 
@@ -161,7 +160,7 @@ def check(root: Path) -> None:
         data = DataConfig(root=root, split=split)
         report = sayable(check_data(data, num_threads=1))
         try:
-            image_set = open_images(data, purpose="train", with_masks=True)
+            image_set = open_images(data, purpose="train", with_masks=True, with_truths=True)
         except DataError as error:
             assert is_told(error, report), f"doctor does not say: {error}"
             continue
@@ -197,10 +196,10 @@ def use(image_set: ImageSet) -> None:
         except DataError:  # a warning of doctor
             continue
     if image_set.has_labels:
-        measure(image_set)
+        compare(image_set)
 
 
-def measure(image_set: ImageSet) -> None:
+def compare(image_set: ImageSet) -> None:
     """Measure a prediction of each of the first two classes in all images, and make sure that all boxes are counted."""
     predictions = [
         {"image_id": image_id, "category_id": category.category_id, "bbox": [2.0, 1.0, 6.5, 8.0], "score": score}
@@ -208,14 +207,13 @@ def measure(image_set: ImageSet) -> None:
         for image_id in image_set.image_ids.tolist()
         for category, score in zip(image_set.categories, (0.9, 0.5), strict=False)
     ]
-    truth = coco_ground_truth(image_set, with_masks=True)
     for found in (predictions, []):
-        results = [evaluate_coco(truth, found, iou_type=kind).metrics for kind in ("bbox", "segm")]
-        json.dumps([*results, voc_metrics(truth, found)], allow_nan=False)
+        metrics = measure(image_set, found, metric="voc", has_masks=True, loose_iou=0.1).metrics
+        json.dumps(metrics, allow_nan=False)
         if not image_set.problems:  # nothing was left out
             crowds = int(image_set.is_crowd.sum())
             counts = {"ground_truths": len(image_set.is_crowd) - crowds, "ignored_ground_truths": crowds}
-            assert counts.items() <= results[0]["counts"].items(), f"{counts} trained, {results[0]['counts']} measured"
+            assert counts.items() <= metrics["counts"].items(), f"{counts} trained, {metrics['counts']} measured"
 
 
 if __name__ == "__main__":
