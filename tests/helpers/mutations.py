@@ -6,7 +6,7 @@ edit whose place is not there (any more) changes nothing.
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -317,6 +317,13 @@ words = _weighted(
     (3, st.sampled_from(ODD_WORDS)),
     (1, st.text(max_size=5) | st.floats().map(str) | st.integers().map(str)),
 )
+
+
+def changed(files: LabelSet, edits: Iterable[Edit]) -> LabelSet:
+    """Return a copy to which all edits have been done."""
+    for edit in edits:
+        files = edit.apply(files)
+    return files
 
 
 def edits_of(files: LabelSet) -> st.SearchStrategy[list[Edit]]:
