@@ -30,6 +30,7 @@ from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.tools.predict.annotate import annotate
 from aligndet_cli.tools.predict.images import find_images
+from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Workspace
 
 PREDICTIONS, IMAGES, CROPS = "predictions.json", "images", "crops"
@@ -224,7 +225,8 @@ def _detections(
         skipped=skipped,
     )
     with forward_pass(device, config.runtime.precision):
-        model = loaded.model.to(device).eval()
+        model = loaded.model.eval()
+        place(model, process)
         yield from predict_each(model, noting_sizes(batches), plan.image_set, loaded.categories)
 
 
