@@ -10,6 +10,7 @@ import json
 import resource
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from aligndet_cli.artifacts.exchange import classed_boxes_from_coco
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.doctor import DoctorReport, check_data
+from aligndet_cli.data.folds import SplitConfig, write_folds
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import locate_data, open_images
@@ -151,18 +154,24 @@ def check(root: Path) -> None:
         assert is_told(error, whole), f"doctor does not say: {error}"
         return
     for split in found.splits if found.format != "folder" else [None]:
-        data = DataConfig(root=root, split=split)
-        report = sayable(check_data(data, num_threads=1))
-        try:
-            image_set = open_images(data, purpose="train", with_masks=True, with_truths=True)
-        except DataError as error:
-            assert is_told(error, report), f"doctor does not say: {error}"
-            continue
-        errors = [finding for finding in report.findings if finding.severity == "error"]
-        hidden = [finding for finding in errors if finding.code not in OF_PIXELS]
-        assert not hidden, f"only doctor says: {hidden[0].code}: {hidden[0].message}"
-        if not errors:
-            use(image_set)
+        check_split(DataConfig(root=root, split=split))
+    with contextlib.suppress(AlignDetError), tempfile.TemporaryDirectory() as output:
+        write_folds(SplitConfig(data=DataConfig(root=root), fractions=(60,), folds=(1,), output=Path(output)))
+
+
+def check_split(data: DataConfig) -> None:
+    """Make sure of the same for one split."""
+    report = sayable(check_data(data, num_threads=1))
+    try:
+        image_set = open_images(data, purpose="train", with_masks=True, with_truths=True)
+    except DataError as error:
+        assert is_told(error, report), f"doctor does not say: {error}"
+        return
+    errors = [finding for finding in report.findings if finding.severity == "error"]
+    hidden = [finding for finding in errors if finding.code not in OF_PIXELS]
+    assert not hidden, f"only doctor says: {hidden[0].code}: {hidden[0].message}"
+    if not errors:
+        use(image_set)
 
 
 def sayable(report: DoctorReport) -> DoctorReport:
@@ -191,6 +200,9 @@ def use(image_set: ImageSet) -> None:
             continue
     if image_set.has_labels:
         compare(image_set)
+    if image_set.annotations is not None:  # labels can be imported as proposals too
+        with contextlib.suppress(DataError):
+            classed_boxes_from_coco(image_set.annotations, image_set)
 
 
 def compare(image_set: ImageSet) -> None:
