@@ -54,3 +54,24 @@ OPEN: dict[str, list[list[Edit]]] = {
         [WordEdit("labels/a.txt", 1, 2, "replace", "1e308")],
     ],
 }
+
+# Several edits of COCO that together ask for much memory.
+HUGE: dict[str, list[Edit]] = {
+    "a side of 2**31 - 1 and a corner of 1e9": [
+        *_replaced("images", 0, "height", by=2**31 - 1),
+        *_replaced("annotations", 0, "segmentation", 0, 4, by=1e9),
+    ],
+    "runs of more than 32 bits": [
+        *_replaced("images", 0, "height", by=10**9),
+        *_replaced("images", 0, "width", by=10**9),
+        *_replaced("annotations", 0, "segmentation", by={"size": [10**9, 10**9], "counts": [10**18 - 5, 5]}),
+    ],
+    "10,000 polygons": _replaced("annotations", 0, "segmentation", by=[[1, 1, 9, 1, 9, 9]] * 10_000),
+    "a polygon of 30,000 corners": _replaced(
+        "annotations", 0, "segmentation", by=[[-150, -150, 150, 9, 9, 150] * 10_000]
+    ),
+    "a compressed code of 200,000 letters": _replaced(
+        "annotations", 0, "segmentation", by={"size": [12, 16], "counts": "0" * 200_000}
+    ),
+}
+HUGE_OPEN = {"a side of 2**31 - 1 and a corner of 1e9", "runs of more than 32 bits"}

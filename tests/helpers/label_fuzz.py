@@ -30,6 +30,7 @@ from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import locate_data, open_images
 from aligndet_cli.errors import AlignDetError, DataError
 from aligndet_cli.metrics.measure import measure
+from helpers.label_examples import HUGE
 from helpers.mutations import Edit, LabelSet, changed, edits_of
 
 SIZE_HW = (12, 16)
@@ -111,6 +112,13 @@ def main(kind: str, folder: Path, num_examples: int) -> None:
     assert "torch" not in sys.modules
 
 
+def try_alone(folder: Path, name: str) -> None:
+    """Try one example of COCO labels that ask for much memory."""
+    prepare(folder, "coco")
+    limit_memory()
+    try_labels(folder, changed(BASES["coco"], HUGE[name]))
+
+
 def prepare(root: Path, kind: str) -> None:
     """Draw the images of a label set."""
     for number, name in enumerate(("a.png", "b.png" if kind == "coco" else "b c.png", "sub/c.png")):
@@ -167,6 +175,8 @@ def check_split(data: DataConfig) -> None:
     except DataError as error:
         assert is_told(error, report), f"doctor does not say: {error}"
         return
+    plain = open_images(data, purpose="train")
+    assert (plain.fingerprint, plain.boxes.tolist()) == (image_set.fingerprint, image_set.boxes.tolist())
     errors = [finding for finding in report.findings if finding.severity == "error"]
     hidden = [finding for finding in errors if finding.code not in OF_PIXELS]
     assert not hidden, f"only doctor says: {hidden[0].code}: {hidden[0].message}"

@@ -251,6 +251,9 @@ ODD_VALUES: list[Any] = [
     {"size": [12, 16], "counts": "é\ud800"},
     {"size": [12, 16], "counts": "o" * 400},
     {"counts": []},
+    {"id": 10, "file_name": "a.png", "height": 2**31 - 1, "width": 2**31 - 1},
+    {"id": 30, "image_id": 20, "category_id": 3, "bbox": [1, 1, 5, 5], "segmentation": [[1, 1, 9, 1, 9, 9]]},
+    [[0, 0, 1e6, 0, 1e6, 1e6, 0, 1e6]],
 ]
 ODD_WORDS = [
     *("", " ", "0", "1", "-1", "2", "0.5", "1e9", "-1e9", "1e308", "1e999", "nan", "inf", "-inf", "1_0", "0x10", "1,5"),
