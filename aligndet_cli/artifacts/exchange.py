@@ -15,7 +15,7 @@ from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.data.coco_json import box_array, categories_of, id_array, number_column, well_formed
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.findings import Findings, counted
-from aligndet_cli.data.text import parse_json, read_label_bytes
+from aligndet_cli.data.text import decode_text, parse_json, read_label_bytes
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.logs import logger
 
@@ -180,7 +180,7 @@ class _Content(NamedTuple):
 
 
 def _read_coco(file: Path) -> _Content:
-    content = parse_json(read_label_bytes(file), file)
+    content = parse_json(decode_text(read_label_bytes(file), file), file)
     if isinstance(content, list):
         content = {"annotations": content}
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):

@@ -20,7 +20,7 @@ from aligndet_cli.data.dataset import Category, positions_of
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.format import LabelContent
 from aligndet_cli.data.segmentations import SegmentationWriter
-from aligndet_cli.data.text import parse_json, read_label_bytes
+from aligndet_cli.data.text import decode_text, parse_json, read_label_bytes
 from aligndet_cli.errors import DataError
 
 Entries = list[dict[str, Any]]
@@ -77,8 +77,10 @@ def load_coco(file: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None
     """
     raw = read_label_bytes(file)
     digest = hashlib.sha256(raw).hexdigest()
+    text = decode_text(raw, file)
+    del raw
     with _paused_gc():
-        content = parse_json(raw, file, object_hook=object_hook)
+        content = parse_json(text, file, object_hook=object_hook)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{file}: no list '{key}' at its top level; expected a COCO instances json")
