@@ -216,13 +216,6 @@ def _columns(
     file_ids = id_array([entry["image_id"] for entry in annotations], file)
     boxes = box_array([entry["bbox"] for entry in annotations], file, findings)
     boxes[:, 2:] += boxes[:, :2]
-    bad = np.flatnonzero(~np.isfinite(boxes).all(axis=1))
-    if len(bad):
-        box = annotations[bad[0]]["bbox"]
-        raise DataError(
-            f"{file}: annotations[{bad[0]}] has the box {box}, which is not finite ({len(bad)} such boxes); "
-            "repair or remove it"
-        )
     scores = np.nan_to_num(number_column(annotations, "score", file, findings))
     return file_ids, boxes.astype(np.float32), scores
 

@@ -301,26 +301,30 @@ def _annotation_ids(annotations: Entries, file: Path, findings: Findings) -> NDA
 
 
 def box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:
-    """Return boxes (N, 4) float64 xywh; report rows that are not four numbers and make them zeros (empty boxes)."""
+    """Return boxes (N, 4) float64 xywh with finite corners; report other rows and make them zeros (empty boxes)."""
     try:
         boxes = np.array(rows, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
-        boxes = None
-    if boxes is not None and boxes.shape == (len(rows), 4):
-        return boxes
-    numbers = [[_number(value) for value in row] for row in rows]
-    bad = [index for index, row in enumerate(numbers) if len(row) != 4 or None in row]
-    if bad:
+        boxes = np.empty(0)
+    if boxes.shape != (len(rows), 4):
+        numbers = [[_number(value) for value in row] for row in rows]
+        boxes = np.array(
+            [[math.nan] * 4 if len(row) != 4 or None in row else row for row in numbers], dtype=np.float64
+        ).reshape(-1, 4)
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_finite = np.isfinite(boxes[:, :2] + boxes[:, 2:]).all(axis=1) & np.isfinite(boxes).all(axis=1)
+    bad = np.flatnonzero(~is_finite)
+    if len(bad):
+        place = f"annotations[{bad[0]}]"
         findings.error(
             "malformed-boxes",
-            f"{file}: annotations: 'bbox' {_shown(rows[bad[0]])} is not [x, y, width, height] "
+            f"{file}: {place} has the 'bbox' {_shown(rows[bad[0]])}, expected [x, y, width, height] in finite numbers "
             f"({len(bad)} such boxes); repair or remove it",
             count=len(bad),
-            example=_shown(rows[bad[0]]),
+            example=place,
         )
-    for index in bad:
-        numbers[index] = [0.0, 0.0, 0.0, 0.0]
-    return np.array(numbers, dtype=np.float64).reshape(-1, 4)
+        boxes[bad] = 0.0
+    return boxes
 
 
 def _flags(annotations: Entries, key: str, file: Path, findings: Findings) -> NDArray[np.bool_]:
