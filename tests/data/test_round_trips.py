@@ -198,18 +198,7 @@ ODDITIES: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-COPIED = {"polygon is a flat list", "polygon of four numbers", "no category names"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="copied to the fold as it is"))
-        if name in COPIED
-        else name
-        for name in ODDITIES
-    ],
-)
+@pytest.mark.parametrize("name", ODDITIES)
 def test_folds_of_odd_labels_are_read_by_others_as_by_us(name: str, tmp_path: Path) -> None:
     content = clean_content()
     ODDITIES[name](content)
@@ -224,19 +213,16 @@ def test_folds_of_labels_with_a_mark_are_read_by_others_as_by_us(mark: bytes, tm
     check_split(DataConfig(root=tmp_path / "data"), tmp_path / "folds")
 
 
-UNCHECKED = pytest.mark.xfail(strict=True, reason="found when an image set is put together, which split does not do")
-
-
 @pytest.mark.parametrize(
     "edit",
     [
         with_annotation(category_id=5),
         with_annotation(image_id=99),
-        pytest.param(with_annotation(bbox=[1, 2, float("nan"), 4]), marks=UNCHECKED),
+        with_annotation(bbox=[1, 2, float("nan"), 4]),
         with_annotation(bbox=None),
         with_image(id=30),
         with_image(id="x"),
-        pytest.param(with_image(file_name="../b.jpg"), marks=UNCHECKED),
+        with_image(file_name="../b.jpg"),
         with_annotation(area="wide"),
         with_image(height=-1),
         lambda content: content["categories"][0].update(id=4),
