@@ -37,6 +37,8 @@ EXAMPLES: dict[str, list[list[Edit]]] = {
 OPEN: dict[str, list[list[Edit]]] = {
     "coco": [
         _replaced("annotations", 1, "bbox", 1, by=1e308),
+        _replaced("annotations", 4, "area", by=1e308),
+        _replaced("images", 0, "file_name", by="@long"),
     ],
     "voc": [
         [FileEdit("Annotations/a.xml", "folder")],
@@ -49,6 +51,7 @@ OPEN: dict[str, list[list[Edit]]] = {
     ],
     "yolo": [
         [ByteEdit("list.txt", "insert", 0, b"\0")],
+        [ByteEdit("list.txt", "insert", 250, b"\xe0")],
         [WordEdit("list.txt", 1, 0, "insert", "@long")],
         [WordEdit("list.txt", 0, None, "insert", "//a.png")],
         [WordEdit("data.yaml", 0, 1, "replace", "9" * 400)],
