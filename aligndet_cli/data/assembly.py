@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.data.boxes import BoxTable, select_rows
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, report_equal_names
 from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import Labels
 from aligndet_cli.data.images import read_missing_sizes
@@ -46,6 +46,7 @@ def assemble(labels: Labels, *, limit: int | None, findings: Findings, with_trut
         DataError: (strict findings) no images, an image missing on disk, a file name that leaves the image
             folder, or a box that is not finite.
     """
+    report_equal_names(labels.categories, findings)
     is_kept = inside_folder(labels.file_names, labels.source, findings)
     if limit is not None:
         is_kept &= np.cumsum(is_kept) <= limit
@@ -144,11 +145,11 @@ def _exists(
     missing = np.flatnonzero(is_wanted & ~is_there)
     if len(missing):
         example = str(labels.images_dir / labels.file_names[missing[0]])
+        what = "image listed in the labels" if labels.categories else "linked image"
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         findings.error(
             "missing-images",
-            f"{example}: image listed in the labels is not on disk{others}; "
-            "complete the download, or name the folder with --images",
+            f"{example}: {what} is not on disk{others}; complete the download, or name the folder with --images",
             count=len(missing),
             example=example,
         )

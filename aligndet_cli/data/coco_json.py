@@ -19,6 +19,7 @@ from aligndet_cli.data.boxes import BoxTable, select_rows
 from aligndet_cli.data.dataset import Category, positions_of
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.format import LabelContent
+from aligndet_cli.data.images import MAX_PIXELS
 from aligndet_cli.data.segmentations import SegmentationWriter
 from aligndet_cli.data.text import decode_text, parse_json, read_label_bytes
 from aligndet_cli.errors import DataError
@@ -187,18 +188,22 @@ def _number(value: Any) -> float | None:
 
 
 def _sizes_hw(images: Entries, file: Path, findings: Findings) -> NDArray[np.int32]:
-    """Return (B, 2) heights and widths, zeros where the json lacks one; report what is no size."""
-    sizes = [tuple(_side(image.get(key)) for key in ("height", "width")) for image in images]
-    bad = [index for index, size in enumerate(sizes) if None in size]
+    """Return (B, 2) heights and widths, zeros where the json lacks one; report what is no size of an image."""
+    sizes = [(_side(image.get("height")), _side(image.get("width"))) for image in images]
+    bad = [index for index, (height, width) in enumerate(sizes) if height is None or width is None]
+    bad = bad or [index for index, (height, width) in enumerate(sizes) if (height or 0) * (width or 0) > MAX_PIXELS]
     if bad:
         image = images[bad[0]]
+        height, width = (_shown(image.get(key)) for key in ("height", "width"))
         findings.error(
             "malformed-sizes",
-            f"{file}: images[{bad[0]}] has height {image.get('height')!r} and width {image.get('width')!r}, expected "
-            f"whole numbers ({len(bad)} such images); correct or remove them",
+            f"{file}: images[{bad[0]}] has height {height} and width {width}, expected whole numbers of pixels "
+            f"({len(bad)} such images); correct or remove them",
             count=len(bad),
             example=image["file_name"],
         )
+    for index in bad:
+        sizes[index] = (0, 0)
     known = [size if all(size) else (0, 0) for size in sizes]
     return np.array(known, dtype=np.int32).reshape(-1, 2)
 

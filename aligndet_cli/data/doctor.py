@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.assembly import assemble
-from aligndet_cli.data.dataset import ImageSet, class_labels, report_equal_names
+from aligndet_cli.data.dataset import ImageSet, class_labels
 from aligndet_cli.data.findings import Finding, Findings, counted
 from aligndet_cli.data.images import decode_image, read_bytes
 from aligndet_cli.data.masks import encode_mask
@@ -233,7 +233,6 @@ def _report_masks(image_set: ImageSet, findings: Findings) -> None:
 
 
 def _report_classes(image_set: ImageSet, findings: Findings) -> None:
-    report_equal_names(image_set.categories, findings)
     counts = _boxes_per_class(image_set)
     absent = [name for name, count in counts.items() if count == 0]
     rare = [name for name, count in counts.items() if 0 < count < _FEW_BOXES]

@@ -66,6 +66,8 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
+MAX_PIXELS = 2 * 89_478_485  # Pillow's limit: of a header that says more, it decodes nothing
+
 # Warnings that do not concern the pixels: damaged EXIF blocks, and images above 89 megapixels (above 179: an error).
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -142,7 +144,7 @@ def read_size_hw(path: Path) -> tuple[int, int]:
             image = _open(handle, path, is_empty=path.stat().st_size == 0)
             width, height = image.size
             return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
         raise _unreadable(path, error) from None
 
 
@@ -179,7 +181,7 @@ def read_bytes(path: Path) -> bytes:
     _refuse_pipe(path)
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
         raise _unreadable(path, error) from None
 
 
@@ -227,8 +229,9 @@ def _open(handle: BinaryIO | io.BytesIO, path: Path, *, is_empty: bool) -> Image
     try:
         return Image.open(handle, formats=_FORMATS)
     except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise DataError(f"{path}: has more than {limit} megapixels; make it smaller or cut it into tiles") from None
+        raise DataError(
+            f"{path}: has more than {MAX_PIXELS // 10**6} megapixels; make it smaller or cut it into tiles"
+        ) from None
     except _DECODER_ERRORS as error:
         # Pillow's own text for unknown content shows a memory address.
         detail = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
@@ -236,8 +239,8 @@ def _open(handle: BinaryIO | io.BytesIO, path: Path, *, is_empty: bool) -> Image
         raise DataError(f"{path}: not an image that can be read{detail}; {remedy}") from None
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    if isinstance(error, FileNotFoundError):
+def _unreadable(path: Path, error: OSError | ValueError) -> DataError:
+    if isinstance(error, FileNotFoundError | ValueError):
         return DataError(f"{path}: no such image file; check the path")
     if isinstance(error, IsADirectoryError):
         return DataError(f"{path}: is a folder, not an image file")

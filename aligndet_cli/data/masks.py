@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.images import MAX_PIXELS
 from aligndet_cli.errors import DataError
 
 MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
@@ -78,6 +79,8 @@ def check_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> dict[str,
     Raises:
         DataError: see `encode_mask`.
     """
+    if size_hw[0] * size_hw[1] > MAX_PIXELS:
+        raise DataError(f"a mask is of an image of {size_hw[1]}x{size_hw[0]} pixels, which cannot be read")
     try:
         if isinstance(segmentation, dict):
             return _checked_code(segmentation, size_hw)
