@@ -15,7 +15,7 @@ import pytest
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.doctor import check_data
 from aligndet_cli.data.open import open_images
-from helpers.label_examples import EXAMPLES, HUGE, HUGE_OPEN, OPEN
+from helpers.label_examples import EXAMPLES, HUGE, OPEN
 from helpers.label_fuzz import BASES, prepare, try_labels, written
 from helpers.mutations import Edit, changed
 
@@ -71,13 +71,7 @@ def test_labels_that_take_all_memory_end_the_child_alone() -> None:
     assert ran.returncode == 1 and "MemoryError" in ran.stderr
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(reason="see HUGE_OPEN")] if name in HUGE_OPEN else [])
-        for name in HUGE
-    ],
-)
+@pytest.mark.parametrize("name", HUGE)
 def test_no_label_takes_all_memory(name: str, tmp_path: Path) -> None:
     body = f"import pathlib\nfrom helpers.label_fuzz import try_alone\ntry_alone(pathlib.Path.cwd(), {name!r})"
     path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])

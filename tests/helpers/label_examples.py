@@ -29,6 +29,7 @@ EXAMPLES: dict[str, list[list[Edit]]] = {
         [XmlEdit("Annotations/a.xml", (2, 2, 0), "text", "@digits")],
     ],
     "yolo": [
+        [ByteEdit("list.txt", "insert", 0, b"\0")],
         [ByteEdit("list.txt", "insert", 0, b"\xe0")],
         [WordEdit("labels/a.txt", 0, 1, "replace", "1e200")],
     ],
@@ -50,7 +51,6 @@ OPEN: dict[str, list[list[Edit]]] = {
         [Encode("Annotations/sub/c.xml", "utf-8", b"", "undefined")],
     ],
     "yolo": [
-        [ByteEdit("list.txt", "insert", 0, b"\0")],
         [ByteEdit("list.txt", "insert", 250, b"\xe0")],
         [WordEdit("list.txt", 1, 0, "insert", "@long")],
         [WordEdit("list.txt", 0, None, "insert", "//a.png")],
@@ -79,4 +79,3 @@ HUGE: dict[str, list[Edit]] = {
         "annotations", 0, "segmentation", by={"size": [12, 16], "counts": "0" * 200_000}
     ),
 }
-HUGE_OPEN = {"a side of 2**31 - 1 and a corner of 1e9"}
