@@ -39,6 +39,7 @@ OPEN: dict[str, list[list[Edit]]] = {
     "coco": [
         _replaced("annotations", 1, "bbox", 1, by=1e308),
         _replaced("annotations", 4, "area", by=1e308),
+        _replaced("annotations", 0, "bbox", 1, by=1e154),
         _replaced("images", 0, "file_name", by="@long"),
     ],
     "voc": [
