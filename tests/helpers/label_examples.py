@@ -53,6 +53,7 @@ OPEN: dict[str, list[list[Edit]]] = {
         [Encode("Annotations/sub/c.xml", "utf-8", b"", "undefined")],
     ],
     "yolo": [
+        [WordEdit("labels/sub/c.txt", 0, 3, "replace", "1e308")],
         [ByteEdit("list.txt", "insert", 250, b"\xe0")],
         [WordEdit("list.txt", 1, 0, "insert", "@long")],
         [WordEdit("list.txt", 0, None, "insert", "//a.png")],
