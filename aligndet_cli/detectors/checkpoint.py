@@ -13,7 +13,7 @@ from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbo
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.errors import WeightsError
-from aligndet_cli.files import write_bytes
+from aligndet_cli.files import refuse_newer, write_bytes
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.recipe import RecipeName
 
@@ -97,7 +97,7 @@ def read_detector(file: Path) -> DetectorFile:
     """Read a `weights.pt` that `write_detector` wrote.
 
     Raises:
-        WeightsError: the file is missing or damaged, or holds something else.
+        WeightsError: the file is missing or damaged, holds something else, or is of a newer format.
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -107,8 +107,7 @@ def read_detector(file: Path) -> DetectorFile:
         raise WeightsError(f"{file}: not a readable weights file ({type(error).__name__})") from None
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise WeightsError(f"{file}: not a detector of aligndet; name a weights.pt of pretrain-box or finetune")
-    if content["format_version"] != FORMAT_VERSION:
-        raise WeightsError(f"{file}: format {content['format_version']}, this aligndet reads {FORMAT_VERSION}")
+    refuse_newer(file, content.get("format_version", 1), FORMAT_VERSION, WeightsError)
     adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
     training = content.get("backbone_training")
     return DetectorFile(

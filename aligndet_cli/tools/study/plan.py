@@ -8,10 +8,9 @@ from typing import Any
 from aligndet_cli.config import STAGES, Sources, StageConfig, did_you_mean, fields_at, flatten, hash_json, load_config
 from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.files import read_json
 from aligndet_cli.stage import Read, find_stage
 from aligndet_cli.tools.study.spec import COMMON, Start, StudyConfig
-from aligndet_cli.workspace import Artifact, Workspace
+from aligndet_cli.workspace import Artifact, Workspace, read_manifest
 
 Settings = dict[str, tuple[str, Any]]  # {dotted.path: (where it was set, value)}
 
@@ -89,7 +88,7 @@ def finished(run: StageRun, workspace: Workspace) -> Artifact | None:
     folder = workspace.root / run.key
     if not (folder / "manifest.json").exists():
         return None
-    artifact = Artifact(folder, dict(read_json(folder / "manifest.json")))
+    artifact = Artifact(folder, read_manifest(folder))
     return None if run.config().changes_since(artifact.manifest["settings"]) else artifact
 
 
