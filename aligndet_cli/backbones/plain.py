@@ -60,7 +60,7 @@ def _empty(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-# Data that training programs save beside the weights. Python 2's module of built-ins is that of pickles in protocol 2.
+# Data that training programs save beside the weights, and the built-in names in it.
 _PLAIN: list[Any] = [
     *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
     (_Kind, "numpy.dtype"),
@@ -71,7 +71,7 @@ _PLAIN: list[Any] = [
             *("argparse.Namespace", "types.SimpleNamespace"),
             *("datetime.datetime", "datetime.date", "datetime.timedelta"),
             *(f"pathlib.{local}{system}Path" for local in ("", "_local.") for system in ("Posix", "Windows")),
-            *(f"__builtin__.{name}" for name in ("list", "dict", "int", "float", "str", "getattr")),
+            *(f"builtins.{name}" for name in ("list", "dict", "int", "float", "str", "getattr")),
             "mmengine.logging.history_buffer.HistoryBuffer",
         )
     ),

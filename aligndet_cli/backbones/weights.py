@@ -11,18 +11,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
-from aligndet_cli.backbones.build import BackboneConfig, build_backbone
+from aligndet_cli.backbones.build import WEIGHTS_FILE, BackboneConfig, build_backbone
 from aligndet_cli.backbones.interface import Backbone
 from aligndet_cli.backbones.layouts import FoundBackbone, recognise
 from aligndet_cli.backbones.plain import read_plain, require_finite, state_dicts
-from aligndet_cli.config import WORKSPACE_WEIGHTS
+from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.files import hash_files
 from aligndet_cli.logs import logger
 from aligndet_cli.workspace import Artifact, Workspace
 
-NO_WEIGHTS = "none"
-FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin", ".safetensors")
 # Tensors that follow from the structure, or are unused with a fixed momentum; files of old versions lack them.
 DERIVED = ("num_batches_tracked", "relative_position_index")
 BIAS_TABLE = "relative_position_bias_table"
@@ -139,7 +137,7 @@ def training_shown_by(weights: str, backbone_name: str) -> WeightsTraining:
     """
     if weights in (*WORKSPACE_WEIGHTS, NO_WEIGHTS):
         return WeightsTraining()
-    if _is_file(weights):
+    if WEIGHTS_FILE.is_file(weights):
         found = read_backbone(_existing(weights))
         return WeightsTraining(found.layout, found.is_supervised)
     _named_weights(weights, backbone_name)
@@ -164,13 +162,9 @@ def locate_backbone_weights(weights: str, backbone_name: str, *, offline: bool) 
     """
     if weights == NO_WEIGHTS:
         return None
-    if _is_file(weights):
+    if WEIGHTS_FILE.is_file(weights):
         return _existing(weights)
     return _cached_or_downloaded(_named_weights(weights, backbone_name), offline=offline)
-
-
-def _is_file(weights: str) -> bool:
-    return weights.endswith(FILE_SUFFIXES) or "/" in weights or Path(weights).is_file()
 
 
 def _existing(weights: str) -> Path:
@@ -277,7 +271,7 @@ def _named_weights(weights: str, backbone_name: str) -> WeightsEnum:
     except (KeyError, ValueError):
         raise WeightsError(
             f"backbone weights '{weights}': neither a file nor weights of {backbone_name}; "
-            f"known: none, workspace, {choices}or the path of a .pth file"
+            f"known: none, workspace, {choices}or the path of a weights file"
         ) from None
     if member not in known.values():
         has = f"which has: {choices.removesuffix(', ')}" if known else "for which torchvision has none"
