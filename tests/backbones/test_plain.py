@@ -110,7 +110,9 @@ class HistoryBuffer:
 
 
 PLAIN: dict[str, object] = {
-    **{f"numpy.{kind.__name__}": kind(1) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8)},
+    **{
+        f"numpy.{kind.__name__}": kind(1) for kind in (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8)
+    },
     "numpy.bool": np.bool_(True),
     "numpy.str": np.str_("best"),
     "numpy array": np.arange(6.0).reshape(2, 3),

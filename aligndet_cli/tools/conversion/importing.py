@@ -15,10 +15,11 @@ from aligndet_cli.files import hash_files, write_json
 from aligndet_cli.logs import logger
 from aligndet_cli.tools.conversion.categories import resolve_categories
 from aligndet_cli.tools.conversion.convert import OWN_META, Converted, convert
+from aligndet_cli.tools.conversion.mmdet_config import parse_config, test_size
 from aligndet_cli.tools.conversion.reading import Checkpoint, read_checkpoint
 from aligndet_cli.workspace import Workspace
 
-RESOLUTION = (800, 1333)  # short side and largest long side at which released detectors are tested
+RESOLUTION = (800, 1333)  # short side and largest long side at which released detectors are tested, in pixels
 LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr")
 
 
@@ -103,7 +104,7 @@ def _detector_file(request: ImportRequest, checkpoint: Checkpoint, converted: Co
     categories: tuple[Category, ...] = ()
     resolution = None
     if converted.stage == "finetune":
-        resolution = tuple(own.get("resolution", RESOLUTION))
+        resolution = tuple(own.get("resolution") or test_size(parse_config(checkpoint.meta)) or RESOLUTION)
         if "categories" in own and request.categories is None:
             categories = tuple(Category(number, str(label), *rest) for number, label, *rest in own["categories"])
         else:

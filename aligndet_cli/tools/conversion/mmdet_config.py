@@ -52,7 +52,6 @@ SHARED: dict[str, dict[str, str]] = {
 _COMMON: dict[str, tuple[Any, ...]] = {
     "backbone.strides": ([1, 2, 2, 2],),
     "backbone.dilations": ([1, 1, 1, 1],),
-    "backbone.contract_dilation": (False, True),
 }
 _PYRAMID: dict[str, tuple[Any, ...]] = {
     **_COMMON,
@@ -107,7 +106,6 @@ _NEEDS_RCNN: dict[str, tuple[Any, ...]] = {
 }
 _NEEDS_DETR: dict[str, tuple[Any, ...]] = {
     **_COMMON,
-    "bbox_head.type": ("DETRHead",),
     "bbox_head.loss_cls.use_sigmoid": (False,),
     "bbox_head.positional_encoding.normalize": (True,),
     "bbox_head.positional_encoding.offset": (0,),
@@ -237,6 +235,16 @@ def mappings_in(tree: Any) -> Iterator[Tree]:
     parts = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ()
     for part in parts:
         yield from mappings_in(part)
+
+
+def test_size(config: Tree) -> tuple[int, int] | None:
+    """Return short and long side of test images in pixels; None if the config does not tell, or has several."""
+    pipeline = config.get("test_pipeline") or at(config, "data.test.pipeline")
+    scales = [group[key] for group in mappings_in(pipeline) for key in ("img_scale", "scale") if key in group]
+    if len(scales) != 1 or not isinstance(scales[0], list | tuple) or len(scales[0]) != 2:
+        return None
+    sides = sorted(side for side in scales[0] if type(side) is int and side >= 32)
+    return (sides[0], sides[1]) if len(sides) == 2 else None
 
 
 def class_names(meta: Tree) -> tuple[str, ...] | None:
