@@ -3,6 +3,7 @@
 Every reader of weights begins here: backbones, whole detectors, and our own `weights.pt`.
 """
 
+import contextlib
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -120,7 +121,8 @@ def _explain(file: Path, error: Exception) -> str:
             f"not a readable PyTorch file of plain tensors (it holds {code[1]}, which is code); save just the model's "
             "state_dict() with torch.save, where it was made"
         )
-    with file.open("rb") as handle:
+    start = b""
+    with contextlib.suppress(OSError), file.open("rb") as handle:
         start = handle.read(64)
     if start.startswith(b"version https://git-lfs"):
         return "not a readable PyTorch file, but the pointer that Git LFS keeps in its place; run `git lfs pull` there"

@@ -192,7 +192,7 @@ def read_backbone(file: Path) -> FoundBackbone:
             raise WeightsError(f"{title}: no tensors in it; save the model's state_dict() with torch.save")
         raise WeightsError(
             f"{title}: no ResNet, MobileNet v2 or Swin in a layout that is known (first key: '{name}'); "
-            "save it under torchvision's names"
+            "use a file of one of them, or rename its tensors as torchvision does"
         )
     require_finite(found.tensors.items(), title)
     return found

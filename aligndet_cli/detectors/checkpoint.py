@@ -101,10 +101,23 @@ def read_detector(file: Path) -> DetectorFile:
     """
     content = read_plain(file, str(file))
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise WeightsError(f"{file}: not a detector of aligndet; name a weights.pt of pretrain-box or finetune")
+        raise WeightsError(
+            f"{file}: not a detector of aligndet; name a weights.pt of pretrain-box or finetune, or make it one by "
+            "`aligndet import-weights`"
+        )
+    try:
+        found = _parsed(content)
+    except (KeyError, TypeError, ValueError):  # pydantic's errors are ValueErrors
+        raise WeightsError(
+            f"{file}: written by another version of aligndet, or by hand; use the version that wrote it"
+        ) from None
+    require_finite(found.state_dict.items(), str(file))
+    return found
+
+
+def _parsed(content: Mapping[str, Any]) -> DetectorFile:
     if content["format_version"] != FORMAT_VERSION:
-        raise WeightsError(f"{file}: format {content['format_version']}, this aligndet reads {FORMAT_VERSION}")
-    require_finite(content["state_dict"].items(), str(file))
+        raise ValueError("another format")
     adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
     training = content.get("backbone_training")
     return DetectorFile(
@@ -134,5 +147,7 @@ def load_detector(file: Path) -> LoadedDetector:
         model.load_state_dict(content.state_dict)
     except RuntimeError as error:
         detail = " ".join(str(error).split("\n")[1].split())
-        raise WeightsError(f"{file}: its tensors are not those of its {content.detector.family} ({detail})") from None
+        raise WeightsError(
+            f"{file}: its tensors are not those of its {content.detector.family} ({detail}); get it again"
+        ) from None
     return LoadedDetector(model.eval(), content.categories, content.resolution, content.detector.RECIPE.needs_masks)

@@ -155,7 +155,7 @@ def changed(family: str, changes: dict[str, Tensor | None]) -> dict[str, Tensor]
 @pytest.mark.parametrize(
     ("tensors", "meta", "said"),
     [
-        (lambda: {"conv1.weight": torch.zeros(1)}, {}, "not a detector of a known layout .* --backbone-weights"),
+        (lambda: {"conv1.weight": torch.zeros(1)}, {}, "not a detector but a backbone alone; .* --backbone-weights"),
         (lambda: {"bbox_head.vfnet_cls.weight": torch.zeros(1)}, {}, "none of the detectors that can be imported"),
         (lambda: mmdet_tensors("fcos"), {"config": CAFFE}, "style='caffe', but no mean"),
         (lambda: mmdet_tensors("fcos"), {"config": OLD_CAFFE}, r"mean 122.77, 115.95, 102.98 \(RGB\) subtracted"),
