@@ -1,0 +1,423 @@
+"""COCO: the clean data set, its twins, and the oddities, field by field."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from helpers.oddities.oddity import (
+    AS_MEANT,
+    NAMES,
+    SIZE_HW,
+    STOPS,
+    THINGS,
+    Change,
+    Oddity,
+    of_text,
+    write_pictures,
+)
+
+Content = dict[str, Any]
+
+MISSING = object()
+LISTS = {"image": "images", "annotation": "annotations", "category": "categories"}
+HEIGHT, WIDTH = SIZE_HW
+NAN, INF = math.nan, math.inf
+
+LEFT_OUT = "the box is left out"
+CLIPPED = "the box is clipped to its image"
+AT_BORDER = "the box ends at the border"
+TINY = "a box of less than a pixel"
+IGNORED = "the box is not trained on; evaluation counts it"
+CROWD = "the box is a crowd"
+NO_MASK = "the box has no mask"
+TWICE = "the box is there twice"
+COPY = "the image is there twice"
+
+
+def write_coco(root: Path) -> None:
+    """Write the clean data set."""
+    write_pictures(lambda split: root / split)
+    image_id = 7
+    for split, pictures in THINGS.items():
+        content: Content = {"info": {"year": 2026}, "licenses": [], "images": [], "annotations": [], "categories": []}
+        for name, things in pictures.items():
+            content["images"].append({"id": image_id, "file_name": f"{name}.jpg", "height": HEIGHT, "width": WIDTH})
+            for thing in things:
+                x1, y1, x2, y2 = thing.box
+                number = len(content["annotations"]) + 1
+                corners = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+                about = {"id": number, "image_id": image_id, "category_id": NAMES.index(thing.name) + 1}
+                box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+                is_crowd = int(thing.is_crowd)
+                content["annotations"].append({**about, **box, "segmentation": corners, "iscrowd": is_crowd})
+            image_id += 1
+        content["categories"] = [
+            {"id": number, "name": name, "supercategory": "animal"} for number, name in enumerate(NAMES, start=1)
+        ]
+        _file(root, split).parent.mkdir(exist_ok=True)
+        _file(root, split).write_text(json.dumps(content, indent=1))
+
+
+def _file(root: Path, split: str) -> Path:
+    return root / "annotations" / f"instances_{split}.json"
+
+
+# ---- ways of changing ----
+
+
+def editing(edit: Callable[[Content], Any], splits: tuple[str, ...] = tuple(THINGS)) -> Change:
+    """Return a change of the content of the label files, in place; a value that is returned takes its place."""
+
+    def change(root: Path) -> None:
+        for split in splits:
+            content = json.loads(_file(root, split).read_text())
+            content = edit(content) or content
+            _file(root, split).write_text(json.dumps(content))
+
+    return change
+
+
+def rewriting(edit: Callable[[str], bytes]) -> Change:
+    """Return a change of the text of the label files."""
+
+    def change(root: Path) -> None:
+        for split in THINGS:
+            _file(root, split).write_bytes(edit(_file(root, split).read_text()))
+
+    return change
+
+
+def setting(kind: str, key: str, value: Any) -> Change:
+    """Return a change of one value of the first image, annotation or category."""
+
+    def edit(content: Content) -> None:
+        entry = content[LISTS[kind]][0]
+        if value is MISSING:
+            del entry[key]
+        else:
+            entry[key] = value
+
+    return editing(edit)
+
+
+def renumbering(kind: str, number: Any) -> Change:
+    """Return a change of the id of the first image or category, and of all that refer to it."""
+
+    def edit(content: Content) -> None:
+        entry = content[LISTS[kind]][0]
+        for annotation in content["annotations"]:
+            if annotation[f"{kind}_id"] == entry["id"]:
+                annotation[f"{kind}_id"] = number
+        entry["id"] = number
+
+    return editing(edit)
+
+
+def moving(name: str, place: str | None = None) -> Change:
+    """Return a change of the name of the first image; its file goes to `place` (default: where the name says)."""
+
+    def change(root: Path) -> None:
+        for split, pictures in THINGS.items():
+            file = root / split / f"{next(iter(pictures))}.jpg"
+            target = root / split / (place or name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+        setting("image", "file_name", name)(root)
+
+    return change
+
+
+def _copying(root: Path) -> None:
+    """Add the first image once more under another name, with its boxes."""
+    for split, pictures in THINGS.items():
+        content = (root / split / f"{next(iter(pictures))}.jpg").read_bytes()
+        (root / split / "copy.jpg").write_bytes(content)
+    editing(lambda content: _add_image(content, "copy.jpg"))(root)
+
+
+def _add_image(content: Content, name: str) -> None:
+    """List an image of that name after all others, with the boxes of the first."""
+    first = content["images"][0]
+    content["images"].append({**first, "id": 99, "file_name": name})
+    own = [entry for entry in content["annotations"] if entry["image_id"] == first["id"]]
+    content["annotations"] += [{**entry, "id": 100 + entry["id"], "image_id": 99} for entry in own]
+
+
+def _first(content: Content) -> Content:
+    found: Content = content["annotations"][0]
+    return found
+
+
+def _add(entries: list[Any], entry: Any) -> None:
+    entries.append(entry)
+
+
+def _for_all(key: str, value: Callable[[Any], Any]) -> Change:
+    """Return a change of a value of every annotation."""
+
+    def edit(content: Content) -> None:
+        for entry in content["annotations"]:
+            entry[key] = value(entry[key])
+
+    return editing(edit)
+
+
+def _in_all_images(key: str, value: Any) -> Change:
+    def edit(content: Content) -> None:
+        for image in content["images"]:
+            image[key] = value
+
+    return editing(edit)
+
+
+def _relative(box: list[float]) -> list[float]:
+    return [box[0] / WIDTH, box[1] / HEIGHT, box[2] / WIDTH, box[3] / HEIGHT]
+
+
+TWINS: dict[str, Change] = {
+    AS_MEANT: lambda root: None,
+    LEFT_OUT: editing(lambda content: content["annotations"].pop(0) and None),
+    CLIPPED: setting("annotation", "bbox", [8, 8, WIDTH - 8, 32]),
+    AT_BORDER: setting("annotation", "bbox", [0, 8, 32, 32]),
+    TINY: _for_all("bbox", _relative),
+    IGNORED: editing(lambda content: content["annotations"].pop(0) and None, ("train",)),
+    CROWD: setting("annotation", "iscrowd", 1),
+    NO_MASK: setting("annotation", "segmentation", MISSING),
+    TWICE: editing(lambda content: content["annotations"].insert(1, {**_first(content), "id": 99})),
+    COPY: _copying,
+}
+
+
+# ---- the list ----
+
+
+def _of(kind: str, key: str, *values: Any, twin: str = AS_MEANT, doctor: str = "") -> Iterator[Oddity]:
+    for value in values:
+        yield _oddity(_saying(kind, key, value), setting(kind, key, value), twin, doctor)
+
+
+def _saying(kind: str, key: str, value: Any) -> str:
+    article = "an" if kind[0] in "aeiou" else "a"
+    if value is MISSING:
+        return f"{article} {kind} without `{key}`"
+    return f"{article} {kind} with `{key}` {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return f"`{text if len(text) < 60 else text[:50] + ' ...'}`"
+
+
+def _oddity(says: str, change: Change, twin: str = AS_MEANT, doctor: str = "") -> Oddity:
+    return Oddity("coco", says, change, STOPS if doctor.startswith("error") else twin, doctor)
+
+
+def _masks(*oddities: Oddity) -> Iterator[Oddity]:
+    for oddity in oddities:
+        yield Oddity(oddity.format, oddity.says, oddity.change, oddity.twin, oddity.doctor, "mask-rcnn")
+
+
+def _images() -> Iterator[Oddity]:
+    bad = "error malformed-entries"
+    for said, kind in (("7.0", float), ('"7"', str)):
+        yield _oddity(f"an image with `id` `{said}`, whose annotations say `7`", _retyped("images", kind))
+    yield from _of("image", "id", MISSING, None, "a1b2", True, 7.5, [7], doctor=bad)
+    for number in (0, -5, 2**53 + 1):
+        yield _oddity(f"an image with `id` `{number}`", renumbering("image", number))
+    yield _oddity("ids of images that are texts of digits, everywhere", renumbering("image", "12"))
+    yield _oddity("an image with an `id` of more than 64 bits", renumbering("image", 2**63), doctor=bad)
+    yield _oddity(
+        "two images of one `id`",
+        editing(lambda content: content["images"][1].update(id=content["images"][0]["id"])),
+        doctor="error duplicate-image-ids",
+    )
+    yield from _of("image", "file_name", MISSING, None, 12, doctor=bad)
+    yield from _of("image", "file_name", "", "../x.jpg", "/x.jpg", "C:\\x.jpg", doctor="error unsafe-file-names")
+    gone = "error missing-images"
+    yield from _of("image", "file_name", "gone.jpg", "https://example.org/x.jpg", "A.JPG", doctor=gone)
+    yield _oddity("a file name with blank ends that the file lacks", moving(" x.jpg ", "x.jpg"), doctor=gone)
+    yield _oddity("a file name with backslashes where the file has folders", moving("s\\x.jpg", "s/x.jpg"), doctor=gone)
+    for name in (" x y.jpg", "s/x.jpg", "./s/x.jpg", "größe 木.jpg", "x.y.jpg", "x.JPG", "100%#?.jpg", "-x.jpg"):
+        yield _oddity(f"an image called `{name}`", moving(name))
+    yield _oddity(
+        "one file listed as two images, with the boxes of both",
+        editing(lambda content: _add_image(content, content["images"][0]["file_name"])),
+        COPY,
+        "warning duplicate-images",
+    )
+    yield _oddity("a copy of an image under another name", _copying, COPY, "warning duplicate-images")
+
+
+def _retyped(key: str, kind: type) -> Change:
+    return editing(lambda content: content[key][0].update(id=kind(content[key][0]["id"])))
+
+
+def _sizes() -> Iterator[Oddity]:
+    yield from _of("image", "height", float(HEIGHT), str(HEIGHT), f"{HEIGHT}.0", None, 0, MISSING, "")
+    yield _oddity("no image with `height`", _in_all_images("height", None))
+    bad = "error malformed-sizes"
+    yield from _of("image", "height", -HEIGHT, 64.5, "64px", True, [64], NAN, 2**31, {}, doctor=bad)
+    other = "error size-mismatch"
+    yield from _of("image", "width", WIDTH + 1, doctor=other)
+    turned = editing(lambda content: content["images"][0].update(height=WIDTH, width=HEIGHT))
+    yield _oddity("height and width of an image in each other's place", turned, doctor=other)
+
+
+def _ids() -> Iterator[Oddity]:
+    values = (MISSING, 0, -1, "6f9619ff-8b86-d011", 2**53 + 1, 2**64, 2, 1.0, 1.5, None, True, [1], NAN)
+    yield from _of("annotation", "id", *values)
+    yield _oddity("annotations of one `id`, all of them", _for_all("id", lambda _: 1))
+    yield _oddity("annotations without `id`, all of them", editing(_without_ids))
+    bad = "error malformed-entries"
+    for kind in ("image", "category"):
+        key = f"{kind}_id"
+        yield _oddity(f"`{key}` as texts of digits", _for_all(key, str))
+        yield _oddity(f"`{key}` as `7.0`", _for_all(key, float))
+        yield from _of("annotation", key, 4711, doctor=f"error unknown-{kind}-ids")
+        yield from _of("annotation", key, MISSING, None, "x", True, 1.5, [1], NAN, 2**64, doctor=bad)
+
+
+def _without_ids(content: Content) -> None:
+    for entry in content["annotations"]:
+        del entry["id"]
+
+
+def _categories() -> Iterator[Oddity]:
+    bad = "error malformed-entries"
+    for number in (0, -1, 2**53 + 1):
+        yield _oddity(f"a category with `id` `{number}`", renumbering("category", number))
+    yield _oddity("a category with `id` `90`", _with_last_category(90), doctor="info category-id-gaps")
+    for said, kind in (("1.0", float), ('"1"', str)):
+        yield _oddity(f"a category with `id` `{said}`, whose annotations say `1`", _retyped("categories", kind))
+    yield from _of("category", "id", MISSING, None, "x", True, 1.5, doctor=bad)
+    yield _oddity(
+        "two categories of one `id`",
+        editing(lambda content: content["categories"][1].update(id=1)),
+        doctor="error duplicate-category-ids",
+    )
+    yield from _of("category", "supercategory", MISSING, None, 3)
+    yield from _of("category", "name", "N/A", "traffic light", " cat ", "Größe 木", 5, "", MISSING, None)
+    yield _oddity(
+        "two categories of one `name`",
+        editing(lambda content: content["categories"][1].update(name="cat")),
+        doctor="warning equal-class-names",
+    )
+    yield _oddity("categories in another order", editing(lambda content: content["categories"].reverse()))
+
+
+def _with_last_category(number: int) -> Change:
+    def edit(content: Content) -> None:
+        content["categories"][1]["id"] = number
+        for entry in content["annotations"]:
+            entry["category_id"] = number if entry["category_id"] == 2 else 1
+
+    return editing(edit)
+
+
+def _boxes() -> Iterator[Oddity]:
+    x, y, w, h = 8, 8, 32, 32
+    yield from _of("annotation", "bbox", [8.0, 8.0, 32.0, 32.0], ["8", "8", "32", "32.0"], [8, "8", 32.0, 32])
+    bad = "error malformed-boxes"
+    values = ([x, y, w, None], [x, y, w, h, 1], [x, y, w], [], {"x": 8, "y": 8, "w": 32, "h": 32}, "8 8 32 32", None)
+    yield from _of("annotation", "bbox", *values, ["a", y, w, h], [True, y, w, h], [[x, y, w, h]], MISSING, doctor=bad)
+    infinite = "error non-finite-boxes"
+    yield from _of("annotation", "bbox", [x, y, NAN, h], [x, y, INF, h], ["nan", y, w, h], doctor=infinite)
+    flat = "warning degenerate-boxes"
+    values = ([x, y, -w, h], [x, y, 0, h], [x, y, w, 1e-9], [0, 0, 0, 0])
+    yield from _of("annotation", "bbox", *values, twin=LEFT_OUT, doctor=flat)
+    outside = "warning boxes-outside-the-image"
+    yield from _of(
+        "annotation", "bbox", [200, y, w, h], [x, -90, w, h], [1e300, y, w, h], twin=LEFT_OUT, doctor=outside
+    )
+    beyond = "warning boxes-clipped-to-the-image"
+    yield from _of("annotation", "bbox", [x, y, 900, h], [x, y, 1e308, h], twin=CLIPPED, doctor=beyond)
+    yield from _of("annotation", "bbox", [-0.5, y, 32.5, h], [-0.0, y, 32, h], twin=AT_BORDER)
+    yield _oddity("all boxes relative, in 0..1", _for_all("bbox", _relative), TINY, "warning tiny-boxes")
+    again = editing(lambda content: content["annotations"].insert(1, {**_first(content), "id": 99}))
+    yield _oddity("an annotation written twice", again, TWICE, "warning duplicate-boxes")
+
+
+def _flags() -> Iterator[Oddity]:
+    yield from _of("annotation", "area", None, MISSING, "1024", "1024.0", 1024.0, NAN)
+    yield from _of("annotation", "area", "large", [1024], {}, True, -1, INF, doctor="error malformed-areas")
+    yield from _of("annotation", "iscrowd", None, MISSING, False, "0", 0.0, "")
+    yield from _of("annotation", "iscrowd", 1, True, "1", 1.0, twin=CROWD)
+    yield from _of("annotation", "iscrowd", 2, "yes", [], -1, 0.5, NAN, doctor="error malformed-flags")
+    yield from _of("annotation", "ignore", 1, True, "1", twin=IGNORED, doctor="warning ignored-boxes")
+    yield from _of("annotation", "ignore", 0, False, None, "0")
+
+
+def _segmentations() -> Iterator[Oddity]:
+    corners = [8, 8, 40, 8, 40, 40, 8, 40]
+    code = coco_mask.merge(coco_mask.frPyObjects([corners], *SIZE_HW))
+    text = {"size": [HEIGHT, WIDTH], "counts": code["counts"].decode()}
+    flat = coco_mask.decode(code).ravel(order="F").astype(int)
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *ends, len(flat)]).tolist()
+    key = "segmentation"
+    yield from _of("annotation", key, corners, [corners, []], [[str(value) for value in corners]])
+    yield from _of("annotation", key, [[float(value) for value in corners]])
+    yield _oddity(
+        "a mask as a run-length code with a list of counts", setting("annotation", key, {**text, "counts": runs})
+    )
+    yield _oddity("a mask as a compressed run-length code", setting("annotation", key, text))
+    yield from _of("annotation", key, MISSING, None, [], {}, "", twin=NO_MASK, doctor="info boxes-without-polygons")
+    bad = "warning bad-masks"
+    lists = ([[]], [[8, 8, 40, 40]], [8, 8, 40, 40], [corners[:-1]], [[*corners[:-1], NAN]], [[*corners[:-1], 1e9]])
+    yield from _of("annotation", key, *lists, [[*corners[:-1], None]], [[*corners[:-1], "x"]], twin=NO_MASK, doctor=bad)
+    codes = ({**text, "size": [WIDTH, HEIGHT]}, {"counts": text["counts"]}, {**text, "counts": "no code"})
+    more = ({**text, "counts": [5, 5]}, {**text, "counts": [-5, HEIGHT * WIDTH + 5]}, {**text, "counts": 7})
+    yield from _of("annotation", key, *codes, *more, "polygon", 5, True, twin=NO_MASK, doctor=bad)
+
+
+def _files() -> Iterator[Oddity]:
+    for name, edit in of_text("a byte-order mark", "UTF-16", "line ends of Windows", "blank lines at both ends"):
+        yield _oddity(f"{name} in the label file", rewriting(edit))
+    broken = "error unreadable-data"
+    for name, edit in of_text("nothing at all", "bytes that are no text", "its second half missing"):
+        yield _oddity(f"{name} in the label file", rewriting(edit), doctor=broken)
+    yield _oddity("more after the end of the json", rewriting(lambda text: f"{text}\n}}".encode()), doctor=broken)
+    for key in ("info", "licenses"):
+        yield _oddity(f"a label file without `{key}`", editing(lambda content, key=key: content.pop(key) and None))
+    more = {"type": "instances", "extra": NAN, "videos": None}
+    yield _oddity("keys that nobody knows", editing(lambda content: content.update(more)))
+    known = editing(lambda content: _first(content).update(attributes={"bbox": None}, score=0.5, keypoints=[1, 2, 2]))
+    yield _oddity("an annotation with keys that nobody knows", known)
+    yield _oddity("`annotations` before `images`", editing(lambda content: dict(reversed(content.items()))))
+    for key in ("images", "annotations", "categories"):
+        for value in (MISSING, None, {}, "x"):
+            said = "missing" if value is MISSING else _shown(value)
+            yield _oddity(f"`{key}` is {said}", editing(_with_list(key, value)), doctor=broken)
+        for value in (None, 5, []):
+            put = editing(lambda content, key=key, value=value: _add(content[key], value))
+            yield _oddity(f"{_shown(value)} in the list `{key}`", put, doctor="error malformed-entries")
+    yield _oddity("a list at the top level", editing(lambda content: [content]), doctor=broken)
+    yield _oddity("`images` is `[]`", editing(_with_list("images", [])), doctor="error unknown-image-ids")
+    yield _oddity("`categories` is `[]`", editing(_with_list("categories", [])), doctor="error unknown-category-ids")
+
+
+def _with_list(key: str, value: Any) -> Callable[[Content], None]:
+    def edit(content: Content) -> None:
+        if value is MISSING:
+            del content[key]
+        else:
+            content[key] = value
+
+    return edit
+
+
+COCO: tuple[Oddity, ...] = (
+    *_images(),
+    *_sizes(),
+    *_ids(),
+    *_categories(),
+    *_boxes(),
+    *_flags(),
+    *_masks(*_segmentations()),
+    *_files(),
+)

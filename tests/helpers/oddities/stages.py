@@ -1,0 +1,167 @@
+"""Pushes a data set through all stages and returns its numbers in a form that two data sets can be compared by."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers.commandline import RANDOM, Ran, aligndet
+from helpers.oddities import coco, voc, yolo
+from helpers.oddities.oddity import Change
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "coco": coco.write_coco,
+    "voc": voc.write_voc,
+    "yolo": yolo.write_yolo,
+}
+TWINS: dict[str, dict[str, Change]] = {"coco": coco.TWINS, "voc": voc.TWINS, "yolo": yolo.TWINS}
+# Files of the validation split that oddities change.
+OF_VALIDATION = {
+    "coco": ("annotations/instances_val.json",),
+    "voc": ("Annotations/d.xml", "ImageSets/Main/val.txt"),
+    "yolo": ("labels/val/d.txt",),
+}
+# A picture that no oddity renames, for `predict`.
+LAST_IMAGE = {"coco": "val/e.jpg", "voc": "JPEGImages/e.jpg", "yolo": "images/val/e.jpg"}
+
+_HERE = ("--num-workers", "1")
+_TRAINING = ("--short-side", "32", "--long-side", "48", "--steps", "1", "--batch-size", "2", "--num-workers", "0")
+_NECK = ("--set", "detector.neck_channels=16")
+
+
+def words_of(stage: str, detector: str) -> tuple[str, ...]:
+    """Return what makes a stage as small as it can be."""
+    training = ("--detector", detector, "--backbone", "mobilenet_v2", *_NECK, *_TRAINING)
+    if detector == "retinanet":
+        training += ("--set", "detector.head_convs=1")
+    score = ("--set", "detector.score_threshold=0.005")
+    words = {
+        "proposals": ("--set", "working_size=48", "--min-size", "8", *_HERE),
+        "pretrain-box": (*training, *RANDOM),
+        "finetune": (*training, *score, "--evaluate-every", "1"),
+        "evaluate": ("--set", "plots=false"),
+        "split": ("--fractions", "70", "--folds", "2"),
+    }
+    return words[stage]
+
+
+def numbers_of(data: Path, workspace: Path, kind: str, detector: str) -> dict[str, Any]:
+    """Run all stages on a data set and return what they found, by stage; ids are left out, order counts.
+
+    A stage that stops has its line in the place of its numbers, and the stages that need it are left out.
+
+    Args:
+        kind: format of the data set.
+        workspace: an empty place to write to.
+    """
+    found: dict[str, Any] = {"split": _stopped_split(data, workspace, detector) or _folds(workspace / "split")}
+    for stage in ("proposals", "pretrain-box", "finetune", "evaluate"):
+        named = [data] if stage == "proposals" else []
+        found[stage] = said_by(stage, *named, "-w", workspace, *words_of(stage, detector))
+        if found[stage]:
+            return found
+        found |= _READ[stage](_only(workspace / stage))
+    watched, metrics = found["finetune --evaluate-every"], found["evaluate"]
+    if watched != {key: metrics[key] for key in watched}:
+        found["finetune --evaluate-every"] = f"two answers: {watched}"
+    words = ("predict", data / LAST_IMAGE[kind], "-w", workspace, "--score", "0", "--no-annotated")
+    found["predict"] = said_by(*words) or _predicted(_only(workspace / "predict") / "predictions.json")
+    return found
+
+
+def said_by(*words: str | Path) -> str:
+    """Return the one line with which a command stops; "" if it does not, and else why it is no such line."""
+    try:
+        ran = aligndet(*words, code=None)
+        if ran.code in (0, 3):
+            return ran.error_line().removeprefix("error: ") if ran.code else ""
+        return f"exit code {ran.code}: {ran.stderr}"
+    except Exception as error:
+        return f"traceback: {type(error).__name__}: {error}"
+
+
+def _stopped_split(data: Path, workspace: Path, detector: str) -> str:
+    return said_by("split", data, *words_of("split", detector), "--output", workspace / "split")
+
+
+def findings_of(ran: Ran) -> list[dict[str, Any]]:
+    """Return the findings of `doctor --json`."""
+    found: list[dict[str, Any]] = ran.json()["findings"]
+    return found
+
+
+def _only(folder: Path) -> Path:
+    (inner,) = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return inner
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def _of_finetune(folder: Path) -> dict[str, Any]:
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    watched = {key: last[key] for key in ("AP", "AP50", "AP75") if key in last}
+    return {"finetune": _weights(folder), "finetune --evaluate-every": watched}
+
+
+def _of_evaluate(folder: Path) -> dict[str, Any]:
+    truth, metrics = _read(folder / "ground_truth.json"), _read(folder / "metrics.json")
+    for entry in metrics["per_class"]:
+        del entry["category_id"], entry["name"]
+    predictions = _without_ids(truth, _read(folder / "predictions.json"))
+    return {
+        "evaluate": metrics,
+        "ground truth": _without_ids(truth, truth["annotations"]),
+        "predictions": predictions,
+    }
+
+
+def _of_proposals(folder: Path) -> dict[str, Any]:
+    return {"proposals": [(folder / f"{name}.npy").read_bytes() for name in ("boxes", "offsets")]}
+
+
+def _weights(folder: Path) -> str:
+    """Return a hash of all tensors of `weights.pt`."""
+    digest = hashlib.sha256()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value, key=str):
+                walk(value[key])
+        elif isinstance(value, torch.Tensor):
+            digest.update(value.contiguous().numpy().tobytes())
+
+    walk(torch.load(folder / "weights.pt", weights_only=True))
+    return digest.hexdigest()
+
+
+def _without_ids(labels: dict[str, Any], entries: list[dict[str, Any]]) -> list[list[Any]]:
+    """Return boxes with positions of image and category in place of ids."""
+    images = {image["id"]: position for position, image in enumerate(labels["images"])}
+    ids = sorted(category["id"] for category in labels["categories"])
+    kept = ("bbox", "area", "iscrowd", "score", "segmentation")
+    return [
+        [images[entry["image_id"]], ids.index(entry["category_id"]), *(entry.get(key) for key in kept)]
+        for entry in entries
+    ]
+
+
+def _predicted(file: Path) -> list[list[Any]]:
+    content = _read(file)
+    return _without_ids(content, content["annotations"])
+
+
+def _folds(folder: Path) -> list[list[list[Any]]]:
+    return [_predicted(file) for file in sorted(folder.iterdir())]
+
+
+_READ: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "proposals": _of_proposals,
+    "pretrain-box": lambda folder: {"pretrain-box": _weights(folder)},
+    "finetune": _of_finetune,
+    "evaluate": _of_evaluate,
+}
