@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import json
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.artifacts.proposals import ProposalStore
+from aligndet_cli.data.coco_json import box_array, categories_of, id_array, number_column, well_formed
 from aligndet_cli.data.dataset import Category, ImageSet
+from aligndet_cli.data.findings import Findings, counted
+from aligndet_cli.data.text import parse_json, read_label_bytes
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.logs import logger
 
@@ -76,7 +78,8 @@ def classed_boxes_from_coco(
     """
     content = _read_coco(file)
     given, rows = _boxes_of(file, content, image_set)
-    category_ids = _category_ids(file, content.annotations)
+    entries = _entries(content.annotations, {"category_id": int}, f"{file}: annotations")
+    category_ids = id_array([entry["category_id"] for entry in entries], file)
     categories = _categories(file, content.categories) or tuple(
         Category(category_id, str(category_id)) for category_id in np.unique(category_ids).tolist()
     )
@@ -94,7 +97,10 @@ def _boxes_of(file: Path, content: "_Content", image_set: ImageSet) -> tuple[Giv
     position_by_file_id = _match(np.unique(file_ids).tolist(), content.images, image_set)
     _report_match(file, position_by_file_id, file_ids, image_set)
     positions = np.array([position_by_file_id.get(file_id, -1) for file_id in file_ids.tolist()], dtype=np.int64)
-    matched = np.flatnonzero(positions >= 0)
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    if not has_area.all():
+        logger.warning("%s: %s without area left out", file, counted(int((~has_area).sum()), "box", "boxes"))
+    matched = np.flatnonzero((positions >= 0) & has_area)
     # By image, then by falling score; stable, so that equal scores keep the order of the file.
     order = matched[np.lexsort((-scores[matched], positions[matched]))]
     counts = np.bincount(positions[matched], minlength=len(image_set))
@@ -168,67 +174,62 @@ def _joined(entries: Iterator[dict[str, Any]]) -> Iterator[str]:
 class _Content(NamedTuple):
     """Lists in a json file; a bare list holds annotations."""
 
-    annotations: list[Any]
-    images: list[Any]
+    annotations: list[dict[str, Any]]
+    images: list[dict[str, Any]]
     categories: list[Any]
 
 
 def _read_coco(file: Path) -> _Content:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not valid JSON ({error}); import needs a COCO json of boxes") from None
+    content = parse_json(read_label_bytes(file), file)
     if isinstance(content, list):
-        return _Content(content, [], [])
+        content = {"annotations": content}
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         raise DataError(f"{file}: no list 'annotations' in it; import needs a COCO json of boxes")
-    images = content.get("images") or []
-    if not isinstance(images, list) or not all(isinstance(image, dict) and "id" in image for image in images):
-        raise DataError(f"{file}: 'images' must be a list of objects with an 'id'")
-    categories = content.get("categories") or []
-    return _Content(content["annotations"], images, categories if isinstance(categories, list) else [])
+    images, categories = (content.get(key) or [] for key in ("images", "categories"))
+    if not isinstance(images, list) or not isinstance(categories, list):
+        raise DataError(f"{file}: 'images' and 'categories' must be lists; import needs a COCO json of boxes")
+    return _Content(
+        _entries(content["annotations"], {"image_id": int, "bbox": list}, f"{file}: annotations"),
+        _entries(images, {"id": int}, f"{file}: images"),
+        categories,
+    )
+
+
+def _entries(entries: list[Any], kinds: dict[str, type], where: str) -> list[dict[str, Any]]:
+    """Return entries with whole ids.
+
+    Raises:
+        DataError: an entry that lacks a key or has another type.
+    """
+    return well_formed(entries, kinds, where, Findings(is_strict=True))
 
 
 def _columns(
-    file: Path, annotations: Sequence[Any]
+    file: Path, annotations: list[dict[str, Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
-    """Return image ids (M,) int64, boxes (M, 4) float32 xyxy and scores (M,) float64, 0 for a box without score."""
-    file_ids = np.zeros(len(annotations), dtype=np.int64)
-    boxes = np.zeros((len(annotations), 4))
-    scores = np.zeros(len(annotations))
-    for row, annotation in enumerate(annotations):
-        try:
-            file_ids[row] = operator.index(annotation["image_id"])
-            x, y, width, height = annotation["bbox"]
-            boxes[row] = x, y, width, height
-            scores[row] = annotation.get("score", 0.0)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            raise DataError(
-                f"{file}: annotation {row} needs a whole 'image_id' and a 'bbox' of [x, y, width, height]"
-            ) from None
+    """Return image ids (M,) int64, boxes (M, 4) float32 xyxy and scores (M,) float64, 0 for a box without score.
+
+    Raises:
+        DataError: a box or a score is not made of finite numbers.
+    """
+    findings = Findings(is_strict=True)
+    file_ids = id_array([entry["image_id"] for entry in annotations], file)
+    boxes = box_array([entry["bbox"] for entry in annotations], file, findings)
     boxes[:, 2:] += boxes[:, :2]
+    bad = np.flatnonzero(~np.isfinite(boxes).all(axis=1))
+    if len(bad):
+        box = annotations[bad[0]]["bbox"]
+        raise DataError(
+            f"{file}: annotations[{bad[0]}] has the box {box}, which is not finite ({len(bad)} such boxes); "
+            "repair or remove it"
+        )
+    scores = np.nan_to_num(number_column(annotations, "score", file, findings))
     return file_ids, boxes.astype(np.float32), scores
 
 
-def _category_ids(file: Path, annotations: Sequence[Any]) -> NDArray[np.int64]:
-    """Return the category id (M,) int64 of each annotation."""
-    try:
-        return np.array([operator.index(annotation["category_id"]) for annotation in annotations], dtype=np.int64)
-    except (KeyError, TypeError, OverflowError):
-        raise DataError(f"{file}: every annotation needs a whole 'category_id', its cluster") from None
-
-
-def _categories(file: Path, entries: Sequence[Any]) -> tuple[Category, ...]:
+def _categories(file: Path, entries: list[Any]) -> tuple[Category, ...]:
     """Return the categories that the file lists, by id."""
-    try:
-        found = {
-            entry["id"]: Category(operator.index(entry["id"]), str(entry.get("name", entry["id"]))) for entry in entries
-        }
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(f"{file}: 'categories' must be a list of objects with a whole 'id'") from None
-    if len(found) < len(entries):
-        raise DataError(f"{file}: 'categories' lists an id twice; make the ids unique")
-    return tuple(found[category_id] for category_id in sorted(found))
+    return categories_of(entries, file, Findings(is_strict=True))
 
 
 def _match(file_ids: list[int], images: Sequence[Mapping[str, Any]], image_set: ImageSet) -> dict[int, int]:

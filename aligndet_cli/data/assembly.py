@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.data.boxes import BoxTable, select_rows
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Findings, counted
-from aligndet_cli.data.format import BoxTable, Labels, select_rows
+from aligndet_cli.data.format import Labels
 from aligndet_cli.data.images import read_missing_sizes
 
 # Annotation tools round to the next pixel: a box that reaches less than this beyond the border is not reported.
@@ -33,10 +34,13 @@ _CORRECTIONS = {  # one box, several boxes
 }
 
 
-def assemble(labels: Labels, *, limit: int | None, findings: Findings) -> ImageSet:
+def assemble(labels: Labels, *, limit: int | None, findings: Findings, with_truths: bool = False) -> ImageSet:
     """Check and correct labels, keep the first `limit` images, and lay everything out in flat arrays.
 
     Sizes that the labels lack are read from the image files; an image that cannot be read keeps a size of 0.
+
+    Args:
+        with_truths: also keep the boxes of a COCO json as they are, see `ImageSet.truths`.
 
     Raises:
         DataError: (strict findings) no images, an image missing on disk, a file name that leaves the image
@@ -54,7 +58,9 @@ def assemble(labels: Labels, *, limit: int | None, findings: Findings) -> ImageS
     sizes_hw = labels.sizes_hw[images]
     if labels.categories:  # boxes are clipped to their image, and batches put together by its shape
         sizes_hw = read_missing_sizes(labels.images_dir, file_names, sizes_hw)
-    table = _valid_boxes(_select_images(labels.table, is_kept), file_names, sizes_hw, labels, findings)
+    given = _of_images(labels.table, is_kept)
+    _settle_areas(given, findings)
+    table = _valid_boxes(_by_image(given), file_names, sizes_hw, labels, findings)
     counts = np.bincount(table.image_index, minlength=len(images))
     return ImageSet(
         format=labels.format,
@@ -68,12 +74,13 @@ def assemble(labels: Labels, *, limit: int | None, findings: Findings) -> ImageS
         boxes=table.boxes.astype(np.float32),
         class_ids=table.class_ids,
         areas=table.areas.astype(np.float32),
-        is_crowd=table.is_crowd,
+        is_crowd=table.is_crowd | table.is_ignored,
         segmentations=table.segmentations,
         categories=labels.categories,
         fingerprint=_fingerprint(labels.label_digest, file_names, file_sizes[images], limit),
         problems=findings.problem_counts(),
         annotations=labels.annotations,
+        truths=given if with_truths and labels.annotations else None,
     )
 
 
@@ -133,14 +140,31 @@ def _exists(
     return is_there
 
 
-def _select_images(table: BoxTable, is_kept: NDArray[np.bool_]) -> BoxTable:
-    """Return the boxes of kept images, sorted by image (stable); `image_index` counts kept images only."""
-    new_index = np.cumsum(is_kept) - 1
-    rows = np.flatnonzero(is_kept[table.image_index])
-    rows = rows[np.argsort(table.image_index[rows], kind="stable")]
-    selected = select_rows(table, rows)
-    selected.image_index = new_index[selected.image_index].astype(np.int64)
+def _of_images(table: BoxTable, is_kept: NDArray[np.bool_]) -> BoxTable:
+    """Return the boxes of kept images in the same order; `image_index` counts kept images only."""
+    selected = select_rows(table, np.flatnonzero(is_kept[table.image_index]))
+    selected.image_index = (np.cumsum(is_kept) - 1)[selected.image_index].astype(np.int64)
     return selected
+
+
+def _by_image(table: BoxTable) -> BoxTable:
+    """Return the boxes sorted by image (stable)."""
+    return select_rows(table, np.argsort(table.image_index, kind="stable"))
+
+
+def _settle_areas(table: BoxTable, findings: Findings) -> None:
+    """Report flags and areas that change what is trained on or measured; an area below 0 becomes that of its box."""
+    is_negative = table.areas < 0
+    if is_negative.any():
+        count = int(is_negative.sum())
+        areas = counted(count, "'area' is", "'area's are")
+        findings.warn("negative-areas", f"{areas} below 0: taken from the box instead", count=count)
+        table.areas[is_negative] = np.nan
+    if table.is_ignored.any():
+        count = int(table.is_ignored.sum())
+        boxes = counted(count, "box has", "boxes have")
+        message = f"{boxes} 'ignore': 1: not trained on, but evaluation counts them, as pycocotools does"
+        findings.warn("ignored-boxes", message, count=count)
 
 
 def _valid_boxes(
@@ -162,6 +186,12 @@ def _valid_boxes(
             count=count,
             example=example,
         )
+    if len(boxes) and (np.abs(boxes) <= 1).all():
+        count, example = len(boxes), file_names[int(table.image_index[0])]
+        message = (
+            f"{counted(count, 'box', 'boxes')}, all within one pixel: relative to the image? They must be in pixels"
+        )
+        findings.warn("relative-boxes", message, count=count, example=example)
     limits = np.where(sizes_hw > 0, sizes_hw, np.inf)[table.image_index]  # an unknown size (0) clips at 0 only
     clipped = np.clip(boxes, 0.0, limits[:, [1, 0, 1, 0]])
     is_degenerate = is_finite & ~_has_area(boxes)

@@ -1,12 +1,6 @@
 """COCO: read `annotations/instances_<split>.json` with the images in `<split>/`, and convert a data set to COCO."""
 
-import contextlib
-import gc
-import hashlib
-import json
-import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.data.dataset import Category, ImageSet, positions_of
+from aligndet_cli.data.boxes import COLUMNS, BoxTable
+from aligndet_cli.data.coco_json import load_coco, parse_coco, read_content
+from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.format import COLUMNS, BoxTable, DataFormat, LabelContent, Labels, select_rows
+from aligndet_cli.data.format import DataFormat, LabelContent, Labels
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
-from aligndet_cli.data.segmentations import Segmentations, SegmentationWriter
+from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.errors import DataError
 
 _PREFIX = "instances_"
@@ -37,22 +33,27 @@ class CocoSplit:
     image_dirs: tuple[Path, ...]
 
     def read(self, findings: Findings, *, with_masks: bool, index_dir: Path | None) -> Labels:
-        """See `SplitSource`. Class ids follow ascending category ids."""
+        """See `SplitSource`. Of file names with Windows' separators, those that name no file here are turned."""
         # An index holds no errors, so only strict findings may use it.
         index = LabelIndex.of(
             self.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
         )
         content = _from_index(index)
         if content is None:
-            content = _parse(self.annotations, with_masks=with_masks, findings=findings)
+            content = parse_coco(self.annotations, with_masks=with_masks, findings=findings)
             if index is not None:
                 _to_index(index, content)
                 content = _from_index(index) or content  # mapped: frees the copy of the masks
+        images_dir = _images_dir(self, content.file_names)
+        content.file_names = [
+            name if "\\" not in name or (images_dir / name).is_file() else name.replace("\\", "/")
+            for name in content.file_names
+        ]
         return Labels(
             format="coco",
             root=self.root,
             split=self.name,
-            images_dir=_images_dir(self, content.file_names),
+            images_dir=images_dir,
             annotations=self.annotations,
             **vars(content),
         )
@@ -80,27 +81,6 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
     whole = _FOLD.sub("", split)
     names = dict.fromkeys((split, whole))
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
-
-
-def _parse(file: Path, *, with_masks: bool, findings: Findings) -> LabelContent:
-    masks = SegmentationWriter() if with_masks else None
-    content, digest = _load(file, masks)
-    with _paused_gc():
-        images, annotations = _entries(content, file, findings)
-        image_ids = _id_array([image["id"] for image in images], file)
-        categories = _categories(content["categories"], file, findings)
-        table = _boxes(annotations, image_ids, categories, file, findings)
-        if masks is not None:
-            table.segmentations = masks.finish(entry.get("segmentation", (0, 0)) for entry in annotations)
-        is_known = (table.image_index >= 0) & (table.class_ids >= 0)
-        return LabelContent(
-            file_names=[image["file_name"] for image in images],
-            image_ids=image_ids,
-            sizes_hw=_sizes_hw(images, file, findings),
-            table=table if is_known.all() else select_rows(table, np.flatnonzero(is_known)),
-            categories=categories,
-            label_digest=digest,
-        )
 
 
 def _to_index(index: LabelIndex, content: LabelContent) -> None:
@@ -140,232 +120,77 @@ def _from_index(index: LabelIndex | None) -> LabelContent | None:
 def to_coco_dict(image_set: ImageSet) -> dict[str, Any]:
     """Return the data set as a COCO json for pycocotools, with the original image and category ids.
 
-    Boxes come from the image set (clipped, without degenerate boxes). Annotation ids count from 1, since pycocotools
-    takes 0 for "unmatched". Sizes that the labels lack are read from the image files.
+    Boxes are those of the label file where the set has them (see `ImageSet.truths`), since the corners of `ImageSet`
+    are clipped and rounded to float32; else those of the set, numbered from 1, since pycocotools takes 0 for
+    "unmatched". Sizes that the labels lack are read from the image files.
     """
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    category_ids = [category.category_id for category in image_set.categories]
     for index in range(len(image_set)):
         record = image_set.record(index)
         height, width = record.size_hw or read_size_hw(record.path)
         images.append({"id": record.image_id, "file_name": record.file_name, "height": height, "width": width})
-        for row, (x1, y1, x2, y2) in enumerate(record.boxes.astype(np.float64).tolist()):
-            entry = {
-                "id": len(annotations) + 1,
-                "image_id": record.image_id,
-                "category_id": category_ids[record.class_ids[row]],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": float(record.areas[row]),
-                "iscrowd": int(record.is_crowd[row]),
-            }
-            if record.segmentations:
-                entry["segmentation"] = record.segmentations[row]
-            annotations.append(entry)
     categories = [{"id": category.category_id, "name": category.name} for category in image_set.categories]
+    table = image_set.truths or _table_of(image_set)
+    annotations = _annotations(table, image_set.image_ids, image_set.categories)
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
-@contextlib.contextmanager
-def _paused_gc() -> Iterator[None]:
-    """Pause garbage collection, which would walk the growing heap again and again and nearly double the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+def read_whole(file: Path) -> dict[str, Any]:
+    """Return the whole content of a COCO json, in which what other programs may stumble over is converted.
 
+    Entries keep their order and the keys that are not read here.
 
-def _load(file: Path, masks: SegmentationWriter | None) -> tuple[dict[str, Any], str]:
-    """Return the parsed json and the hash of its bytes.
-
-    Polygons are most of the bytes, so parsing drops them; with `masks`, they move there and only their place stays.
+    Raises:
+        DataError: the labels cannot be read.
     """
-
-    def without_polygons(entry: dict[str, Any]) -> dict[str, Any]:
-        segmentation = entry.pop("segmentation", None)
-        if masks is not None and segmentation:
-            entry["segmentation"] = masks.add(segmentation)
-        return entry
-
-    try:
-        raw = file.read_bytes()
-        digest = hashlib.sha256(raw).hexdigest()
-        text = raw.decode("utf-8-sig")
-        del raw
-        with _paused_gc():
-            content = json.loads(text, object_hook=without_polygons)
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file; check --annotations") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise DataError(f"{file}: not valid JSON ({error}); is the download complete?") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{file}: no list '{key}' at its top level; expected a COCO instances json")
-    return content, digest
+    content, digest = load_coco(file)
+    labels = read_content(content, digest, file, Findings(is_strict=True))
+    annotations = _annotations(labels.table, labels.image_ids, labels.categories)
+    sizes = [{"height": height, "width": width} if height else {} for height, width in labels.sizes_hw.tolist()]
+    pairs = [*zip(content["annotations"], annotations, strict=True), *zip(content["images"], sizes, strict=True)]
+    for entry, converted in pairs:
+        entry.update({key: value for key, value in converted.items() if entry.get(key) != value})
+    return content
 
 
-def _entries(
-    content: dict[str, Any], file: Path, findings: Findings
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the images (with unique ids) and annotations that have the needed keys and types."""
-    images = _well_formed(content["images"], {"id": int, "file_name": str}, f"{file}: images", findings)
-    kinds: dict[str, type] = {"image_id": int, "category_id": int, "bbox": list}
-    annotations = _well_formed(content["annotations"], kinds, f"{file}: annotations", findings)
-    by_id: dict[int, dict[str, Any]] = {}
-    duplicates = []
-    for image in images:
-        if by_id.setdefault(image["id"], image) is not image:
-            duplicates.append(image["id"])
-    if duplicates:
-        findings.error(
-            "duplicate-image-ids",
-            f"{file}: image id {duplicates[0]} occurs more than once ({len(duplicates)} duplicates in all); "
-            "make the ids unique",
-            count=len(duplicates),
-            example=f"image id {duplicates[0]}",
-        )
-        images = list(by_id.values())
-    return images, annotations
-
-
-def _well_formed(entries: list[Any], kinds: dict[str, type], where: str, findings: Findings) -> list[dict[str, Any]]:
-    """Return the entries that are objects with the wanted keys and types; report the others."""
-    wanted = tuple(kinds.items())
-    good = [
-        entry for entry in entries if type(entry) is dict and all(type(entry.get(key)) is kind for key, kind in wanted)
-    ]
-    if len(good) < len(entries):
-        kept = set(map(id, good))
-        position = next(index for index, entry in enumerate(entries) if id(entry) not in kept)
-        bad = entries[position]
-        key, kind = next(
-            (pair for pair in wanted if type(bad) is not dict or type(bad.get(pair[0])) is not pair[1]), wanted[0]
-        )
-        state = "has no" if type(bad) is not dict or key not in bad else f"has a bad ({type(bad[key]).__name__})"
-        count = len(entries) - len(good)
-        findings.error(
-            "malformed-entries",
-            f"{where}[{position}] {state} '{key}', expected {kind.__name__} ({count} such entries); "
-            "repair or remove it",
-            count=count,
-            example=f"{where}[{position}]",
-        )
-    return good
-
-
-def _sizes_hw(images: list[dict[str, Any]], file: Path, findings: Findings) -> NDArray[np.int32]:
-    """Return (B, 2) heights and widths, zeros where the json lacks one; report what is no size."""
-    sizes = [tuple(_side(image.get(key)) for key in ("height", "width")) for image in images]
-    bad = [index for index, size in enumerate(sizes) if None in size]
-    if bad:
-        image = images[bad[0]]
-        findings.error(
-            "malformed-sizes",
-            f"{file}: images[{bad[0]}] has height {image.get('height')!r} and width {image.get('width')!r}, expected "
-            f"whole numbers ({len(bad)} such images); correct or remove them",
-            count=len(bad),
-            example=image["file_name"],
-        )
-    known = [size if all(size) else (0, 0) for size in sizes]
-    return np.array(known, dtype=np.int32).reshape(-1, 2)
-
-
-def _side(value: Any) -> int | None:
-    """Return a side in pixels, as a whole number in whatever type it is written; 0 if unknown, None for no size."""
-    if value is None or value == 0 or value == "":
-        return 0
-    try:
-        side = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except ValueError:
-        return None
-    return int(side) if side.is_integer() and 0 < side < 2**31 else None
-
-
-def _categories(entries: list[Any], file: Path, findings: Findings) -> tuple[Category, ...]:
-    found = {
-        entry["id"]: Category(entry["id"], str(entry.get("name", entry["id"])))
-        for entry in _well_formed(entries, {"id": int}, f"{file}: categories", findings)
-    }
-    if len(found) < len(entries):
-        findings.error("duplicate-category-ids", f"{file}: categories have equal ids; make them unique")
-    return tuple(found[category_id] for category_id in sorted(found))
-
-
-def _boxes(
-    annotations: list[dict[str, Any]],
-    image_ids: NDArray[np.int64],
-    categories: tuple[Category, ...],
-    file: Path,
-    findings: Findings,
-) -> BoxTable:
-    """Return all annotations as arrays; `image_index` or `class_ids` is -1 for an unknown id."""
-    category_ids = _id_array([category.category_id for category in categories], file)
-    image_column = _id_array([entry["image_id"] for entry in annotations], file)
-    category_column = _id_array([entry["category_id"] for entry in annotations], file)
-    image_index = positions_of(image_column, image_ids)
-    class_ids = positions_of(category_column, category_ids)
-    for code, positions, column, what in (
-        ("unknown-image-ids", image_index, image_column, "image"),
-        ("unknown-category-ids", class_ids, category_column, "category"),
-    ):
-        unknown = np.flatnonzero(positions < 0)
-        if len(unknown):
-            value = int(column[unknown[0]])
-            findings.error(
-                code,
-                f"{file}: annotations[{unknown[0]}] has {what} id {value}, which is not listed "
-                f"({len(unknown)} such annotations); add the {what} or remove them",
-                count=len(unknown),
-                example=f"{what} id {value}",
-            )
-    boxes = _box_array([entry["bbox"] for entry in annotations], file, findings)  # (N, 4) xywh
-    boxes[:, 2:] += boxes[:, :2]
-    return BoxTable(
-        image_index=image_index,
-        boxes=boxes,
-        class_ids=class_ids,
-        areas=_number_array([entry.get("area", np.nan) for entry in annotations]),
-        is_crowd=_number_array([entry.get("iscrowd", 0) for entry in annotations]) == 1,
+def _annotations(
+    table: BoxTable, image_ids: NDArray[np.int64], categories: tuple[Category, ...]
+) -> list[dict[str, Any]]:
+    boxes = np.concatenate([table.boxes[:, :2], table.extents], axis=1)  # (N, 4) xywh
+    areas = np.where(np.isnan(table.areas), table.extents.prod(axis=1), table.areas)
+    category_ids = np.array([category.category_id for category in categories], dtype=np.int64)
+    names = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+    columns = (
+        table.ids,
+        image_ids[table.image_index],
+        category_ids[table.class_ids],
+        boxes,
+        areas,
+        table.is_crowd.astype(np.int64),
     )
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    entries = [dict(zip(names, row, strict=True)) for row in rows]
+    if table.segmentations is not None:
+        for row, entry in enumerate(entries):
+            entry["segmentation"] = table.segmentations[row]
+    return entries
 
 
-def _id_array(ids: list[int], file: Path) -> NDArray[np.int64]:
-    try:
-        return np.array(ids, dtype=np.int64)
-    except OverflowError:
-        raise DataError(f"{file}: an id does not fit into 64 bits ({max(ids, key=abs)}); renumber it") from None
-
-
-def _box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:
-    """Return boxes (N, 4) float64 xywh; report rows that are not four numbers and make them zeros (empty boxes)."""
-    try:
-        return np.array(rows, dtype=np.float64).reshape(len(rows), 4)
-    except (ValueError, TypeError):
-        numbers = (int, float)
-        bad = [n for n, row in enumerate(rows) if len(row) != 4 or not all(isinstance(value, numbers) for value in row)]
-        findings.error(
-            "malformed-boxes",
-            f"{file}: annotations: 'bbox' {rows[bad[0]]} is not [x, y, width, height] "
-            f"({len(bad)} such boxes); repair or remove it",
-            count=len(bad),
-            example=str(rows[bad[0]]),
-        )
-        for index in bad:
-            rows[index] = [0.0, 0.0, 0.0, 0.0]
-        return np.array(rows, dtype=np.float64).reshape(-1, 4)
-
-
-def _number_array(values: list[Any]) -> NDArray[np.float64]:
-    """Return (N,) float64, NaN for values that are not numbers."""
-    try:
-        return np.array(values, dtype=np.float64).reshape(len(values))
-    except (ValueError, TypeError):
-        return np.array([value if isinstance(value, int | float) else np.nan for value in values], dtype=np.float64)
+def _table_of(image_set: ImageSet) -> BoxTable:
+    """Return the boxes of an image set, as they are, as a table."""
+    num_boxes = len(image_set.boxes)
+    boxes = image_set.boxes.astype(np.float64)
+    return BoxTable(
+        image_index=np.repeat(np.arange(len(image_set)), np.diff(image_set.offsets)),
+        boxes=boxes,
+        class_ids=image_set.class_ids,
+        areas=image_set.areas.astype(np.float64),
+        is_crowd=image_set.is_crowd,
+        is_ignored=np.zeros(num_boxes, dtype=np.bool_),
+        extents=boxes[:, 2:] - boxes[:, :2],
+        ids=np.arange(1, num_boxes + 1),
+        segmentations=image_set.segmentations,
+    )
 
 
 def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:

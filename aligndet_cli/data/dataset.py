@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.data.boxes import BoxTable
 from aligndet_cli.data.segmentations import Segmentations
 
 UNUSED = "N/A"  # name of a class that a detector has an output for, but that no data uses
@@ -32,7 +33,7 @@ class ImageRecord:
         boxes: (N, 4) float32, xyxy, absolute pixels, inside the image where its size is known.
         class_ids: (N,) int64, 0..K-1, the position in `ImageSet.categories`.
         areas: (N,) float32, square pixels; COCO's `area`, else the area of the box.
-        is_crowd: (N,) bool; COCO `iscrowd`, VOC `difficult`: not trained on, ignored in evaluation.
+        is_crowd: (N,) bool; COCO `iscrowd` and `ignore`, VOC `difficult`: not trained on.
         segmentations: COCO polygons or RLE per box, `[]` if missing; an empty list if not asked for.
     """
 
@@ -65,6 +66,8 @@ class ImageSet:
         fingerprint: hash of the label files and the image list; equal for equal data in any place.
         problems: number of corrections and omissions while reading, by kind, e.g. `{"degenerate boxes": 2}`.
         annotations: the COCO json that holds the labels; None for other formats.
+        truths: boxes as the COCO json says them, before they are clipped or left out, in its order; None for other
+            formats or if not asked for.
     """
 
     format: str
@@ -84,6 +87,7 @@ class ImageSet:
     fingerprint: str
     problems: dict[str, int]
     annotations: Path | None = None
+    truths: BoxTable | None = None
 
     def __len__(self) -> int:
         """Number of images."""

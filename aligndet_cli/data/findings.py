@@ -65,5 +65,5 @@ class Findings:
         self.items.append(Finding("info", code, message, count, example))
 
     def problem_counts(self) -> dict[str, int]:
-        """Return counts by kind, e.g. `{"degenerate boxes": 2}`."""
-        return {item.code.replace("-", " "): item.count for item in self.items}
+        """Return counts of errors and warnings by kind, e.g. `{"degenerate boxes": 2}`."""
+        return {item.code.replace("-", " "): item.count for item in self.items if item.severity != "info"}

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.data.boxes import box_table
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.format import ALL, Labels, box_table
+from aligndet_cli.data.format import ALL, Labels
 from aligndet_cli.data.images import is_image_file
 from aligndet_cli.errors import DataError
 

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from aligndet_cli.config import DataConfig, StageConfig
-from aligndet_cli.data.coco import CocoSplit, to_coco_dict
+from aligndet_cli.data.coco import CocoSplit, read_whole, to_coco_dict
 from aligndet_cli.data.findings import counted
 from aligndet_cli.data.open import choose_split, locate_data, open_images
 from aligndet_cli.errors import ConfigError, DataError
@@ -108,34 +108,18 @@ def _whole(data: DataConfig) -> tuple[dict[str, Any], str, Path, Path | None]:
     """
     if data.annotations is not None:
         stem = data.annotations.stem.removeprefix("instances_")
-        return _read(data.annotations), stem, data.annotations.parent, data.images
+        return read_whole(data.annotations), stem, data.annotations.parent, data.images
     if data.root is None:
         raise ConfigError("which data? name its folder, or its labels with --annotations")
     root, kind, splits = locate_data(data.root, data.format)
     if kind == "coco":
         source = splits[choose_split(root, list(splits), data.split, "train")]
         assert isinstance(source, CocoSplit)
-        return _read(source.annotations), source.name, source.annotations.parent, None
+        return read_whole(source.annotations), source.name, source.annotations.parent, None
     image_set = open_images(data, purpose="train", with_masks=True)
     if not image_set.has_labels:
         raise DataError(f"{root}: no labels for split '{image_set.split}'; folds are of labelled images")
     return to_coco_dict(image_set), image_set.split, root, image_set.images_dir
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{file}: no such file; check --annotations") from None
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON ({error}); is the download complete?") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{file}: no list '{key}' at its top level; expected a COCO instances json")
-    for key, wanted in (("images", "id"), ("annotations", "image_id")):
-        if not all(isinstance(entry, dict) and isinstance(entry.get(wanted), int | str) for entry in content[key]):
-            raise DataError(f"{file}: '{key}' has entries without '{wanted}'; `aligndet doctor` tells which")
-    return dict(content)
 
 
 def _write(file: Path, whole: dict[str, Any], chosen: set[int], percent: float, fold: int) -> FoldFile:

@@ -1,40 +1,18 @@
 """Interface of the data formats: finding the splits of a folder, and reading one as `Labels`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.data.boxes import BoxTable
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.segmentations import Segmentations
 
-COLUMNS = ("image_index", "boxes", "class_ids", "areas", "is_crowd")  # arrays of a `BoxTable`
 ALL = "all"  # name of the only split of a data set that is not divided
-
-
-@dataclass
-class BoxTable:
-    """Boxes of all images in any order. N = boxes.
-
-    Attributes:
-        image_index: (N,) int64, position of the box's image in `Labels.file_names`.
-        boxes: (N, 4) float64, xyxy, absolute pixels, unchecked.
-        class_ids: (N,) int64.
-        areas: (N,) float64, square pixels; NaN where the format has none.
-        is_crowd: (N,) bool.
-        segmentations: N entries; None when not asked for.
-    """
-
-    image_index: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-    class_ids: NDArray[np.int64]
-    areas: NDArray[np.float64]
-    is_crowd: NDArray[np.bool_]
-    segmentations: Segmentations | None = None
 
 
 @dataclass
@@ -99,31 +77,3 @@ class DataFormat:
     name: str
     layout: str
     find: Callable[[Path], Mapping[str, SplitSource]]
-
-
-class BoxRow(NamedTuple):
-    """One box as in `BoxTable`, of a format without areas of its own."""
-
-    image_index: int
-    box: tuple[float, float, float, float]
-    class_id: int
-    is_crowd: bool = False
-    segmentation: Any = None
-
-
-def box_table(rows: Sequence[BoxRow], *, with_masks: bool = False) -> BoxTable:
-    """Return N boxes as a table; `with_masks` keeps their segmentations."""
-    return BoxTable(
-        image_index=np.array([row.image_index for row in rows], dtype=np.int64),
-        boxes=np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4),
-        class_ids=np.array([row.class_id for row in rows], dtype=np.int64),
-        areas=np.full(len(rows), np.nan),
-        is_crowd=np.array([row.is_crowd for row in rows], dtype=np.bool_),
-        segmentations=Segmentations.of(row.segmentation for row in rows) if with_masks else None,
-    )
-
-
-def select_rows(table: BoxTable, rows: NDArray[np.int64]) -> BoxTable:
-    """Return a copy of the table with only these rows (N,), in this order."""
-    columns = {name: getattr(table, name)[rows] for name in COLUMNS}
-    return BoxTable(**columns, segmentations=table.segmentations and table.segmentations.select(rows))

@@ -22,7 +22,7 @@ from aligndet_cli.arrays import save_array
 from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
 
-VERSION = 2
+VERSION = 3
 # Smaller label files are parsed in a fraction of a second.
 WORTHWHILE_BYTES = 8 * 2**20
 # A file that has just changed may change again within the resolution of its time stamp.

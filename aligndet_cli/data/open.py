@@ -33,13 +33,19 @@ class FoundData(NamedTuple):
 
 
 def open_images(
-    data: DataConfig, *, purpose: Purpose, with_masks: bool = False, index_dir: Path | None = None
+    data: DataConfig,
+    *,
+    purpose: Purpose,
+    with_masks: bool = False,
+    with_truths: bool = False,
+    index_dir: Path | None = None,
 ) -> ImageSet:
     """Read one split of a data set: labels checked, images listed but not opened.
 
     Args:
         data: `root`, or `annotations` and/or `images`, must be set.
         purpose: picks the split when `data.split` is None.
+        with_truths: also keep the boxes as evaluation needs them, see `ImageSet.truths`.
         index_dir: folder in which large label files are kept parsed, see `data/index.py`.
 
     Raises:
@@ -47,7 +53,7 @@ def open_images(
     """
     findings = Findings(is_strict=True)
     labels = read_labels(data, purpose=purpose, with_masks=with_masks, findings=findings, index_dir=index_dir)
-    image_set = assemble(labels, limit=data.limit, findings=findings)
+    image_set = assemble(labels, limit=data.limit, findings=findings, with_truths=with_truths)
     for item in findings.items:
         if item.severity == "warning":
             logger.warning(f"{labels.source}: {item.message}; `aligndet doctor` tells more")

@@ -1,7 +1,10 @@
 """Text files as people's tools write them: byte-order marks, line ends of any system, other encodings."""
 
 import codecs
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from aligndet_cli.errors import DataError
 
@@ -32,3 +35,34 @@ def read_lines(file: Path, *, errors: str = "strict") -> list[str]:
     """
     lines = (line.strip() for line in decode_text(file.read_bytes(), file, errors=errors).splitlines())
     return [line for line in lines if line]
+
+
+def parse_json(content: bytes, file: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Return the value of a JSON file from its bytes, see `decode_text`.
+
+    Args:
+        object_hook: see `json.loads`.
+
+    Raises:
+        DataError: not such a text, or not JSON.
+    """
+    try:
+        return json.loads(decode_text(content, file), object_hook=object_hook)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+        raise DataError(f"{file}: not valid JSON ({error}); is the download complete?") from None
+
+
+def read_label_bytes(file: Path) -> bytes:
+    """Return the content of a label file that the user names.
+
+    Raises:
+        DataError: missing, or cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file; check --annotations") from None
+    except IsADirectoryError:
+        raise DataError(f"{file}: is a folder, not a label file; check --annotations") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from aligndet_cli.data.boxes import BoxRow, box_table
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.folder import list_images
-from aligndet_cli.data.format import ALL, BoxRow, DataFormat, Labels, box_table
+from aligndet_cli.data.format import ALL, DataFormat, Labels
 from aligndet_cli.data.images import is_image_file
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.errors import DataError

@@ -14,10 +14,11 @@ import yaml
 from numpy.typing import NDArray
 from yaml.reader import ReaderError
 
+from aligndet_cli.data.boxes import BoxRow, box_table
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.folder import list_images
-from aligndet_cli.data.format import BoxRow, DataFormat, Labels, box_table
+from aligndet_cli.data.format import DataFormat, Labels
 from aligndet_cli.data.images import is_image_file, read_size_hw
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.errors import DataError

@@ -1,7 +1,7 @@
 """`aligndet evaluate`: a fine-tuned detector and labelled images -> metrics, predictions and pictures."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,21 +10,19 @@ import torch
 from pydantic import Field
 
 from aligndet_cli.config import StageConfig
-from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
+from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
-from aligndet_cli.data.open import open_images
-from aligndet_cli.data.stray import describe_stray_labels
 from aligndet_cli.detectors.checkpoint import load_detector
 from aligndet_cli.detectors.results import forward_pass, predict_each
-from aligndet_cli.errors import ConfigError, DataError, GateError
+from aligndet_cli.errors import ConfigError, GateError
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.compare import compare_runs
 from aligndet_cli.evaluate.plots import draw_comparison, draw_plots
 from aligndet_cli.evaluate.sheets import Drawing
 from aligndet_cli.files import read_json, write_bytes, write_json
 from aligndet_cli.logs import Progress, logger
-from aligndet_cli.metrics.coco import COCO_NUMBERS, coco_ground_truth, evaluate_coco
-from aligndet_cli.metrics.voc import voc_metrics
+from aligndet_cli.metrics.coco import COCO_NUMBERS
+from aligndet_cli.metrics.measure import Metric, choose_metric, headline, measure, open_measured
 from aligndet_cli.plotting import never_failing, save_figure
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
@@ -74,7 +72,7 @@ class Plan:
     image_set: ImageSet
     categories: tuple[Category, ...]
     resolution: tuple[int, int]
-    metric: Literal["coco", "voc"]
+    metric: Metric
     has_masks: bool
     other: Artifact | None
 
@@ -91,15 +89,16 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
     run_artifact = workspace.require("finetune", config.run)
     loaded = load_detector(run_artifact.folder / "weights.pt")
-    image_set = open_images(config.data, purpose="val", with_masks=loaded.has_masks, index_dir=workspace.index_dir)
-    if not image_set.has_labels:
-        hint = describe_stray_labels(image_set.root) or "evaluate needs them"
-        raise DataError(f"{image_set.root}: no labels found for '{image_set.split}'; {hint}")
-    check_categories(run_artifact.name, loaded.categories, image_set)
+    image_set = open_measured(
+        config.data,
+        loaded.categories,
+        run_artifact.name,
+        has_masks=loaded.has_masks,
+        index_dir=workspace.index_dir,
+    )
     inputs = {"data": image_set.fingerprint, "weights": run_artifact.content_hash}
     name = config.name or f"{run_artifact.name}-{image_set.split}"
     output = workspace.plan_output("evaluate", name, config, inputs, resume=resume, force=force)
-    is_voc = config.metric == "voc" or (config.metric == "auto" and image_set.format == "voc")
     return Plan(
         config=config,
         output=output,
@@ -107,7 +106,7 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         image_set=image_set,
         categories=tuple(loaded.categories),
         resolution=(config.short_side or loaded.resolution[0], config.long_side or loaded.resolution[1]),
-        metric="voc" if is_voc else "coco",
+        metric=choose_metric(config.metric, image_set),
         has_masks=loaded.has_masks,
         other=_find_other(config, workspace, image_set) if config.compare is not None else None,
     )
@@ -165,37 +164,11 @@ def conclude(plan: Plan) -> Conclusion:
 
 
 def _failed_gate(plan: Plan, metrics: dict[str, Any]) -> GateError | None:
-    name, value = _headline(metrics, plan.metric)
+    name, value = headline(metrics, plan.metric)
     limit = plan.config.fail_under
     if limit is None or (value is not None and value >= limit):
         return None
     return GateError(f"{plan.output.folder.name}: {name} is {_shown(value)}, below --fail-under {limit:g}")
-
-
-def check_categories(run_name: str, trained: Sequence[Category], image_set: ImageSet) -> None:
-    """Refuse data whose classes differ in id or name from those the run was trained on; unused ids do not count.
-
-    Raises:
-        DataError: the classes differ.
-    """
-    ours = {category.category_id: category.name for category in trained if category.name != UNUSED}
-    theirs = {category.category_id: category.name for category in image_set.categories}
-    differences = [
-        f"id {category_id} is {_quoted(ours.get(category_id))} in the run "
-        f"and {_quoted(theirs.get(category_id))} in the data"
-        for category_id in sorted({**ours, **theirs})
-        if ours.get(category_id) != theirs.get(category_id)
-    ]
-    if differences:
-        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-        raise DataError(
-            f"{image_set.root}: classes differ from those of run '{run_name}': {'; '.join(differences[:3])}{more}. "
-            "Evaluate on data with the same classes, or fine-tune on these"
-        )
-
-
-def _quoted(name: str | None) -> str:
-    return "missing" if name is None else f"'{name}'"
 
 
 def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSet) -> Artifact:
@@ -267,24 +240,22 @@ def _finish(plan: Plan) -> None:
     """Measure and draw what is in the saved chunks, so that the numbers follow from `predictions.json` alone."""
     partial = plan.output.partial
     predictions = [entry for file in _chunks(plan) for entry in read_json(file)]
-    ground_truth = coco_ground_truth(plan.image_set, with_masks=plan.has_masks)
+    measured = measure(plan.image_set, predictions, metric=plan.metric, has_masks=plan.has_masks, loose_iou=TOUCH_IOU)
+    ground_truth, evaluation = measured.ground_truth, measured.evaluation
     lines = ",\n".join(json.dumps(entry) for entry in predictions)
     write_bytes(partial / "predictions.json", f"[\n{lines}\n]\n".encode())
     write_json(partial / "ground_truth.json", ground_truth)
-    evaluation = evaluate_coco(ground_truth, predictions, loose_iou=TOUCH_IOU)
     metrics: dict[str, Any] = {**evaluation.metrics, "run": plan.run.name, "split": plan.image_set.split}
+    metrics.update(measured.metrics)
     if plan.has_masks:
-        metrics["segm"] = evaluate_coco(ground_truth, predictions, iou_type="segm").metrics
         logger.info(f"masks: AP {_shown(metrics['segm']['AP'])}, AP50 {_shown(metrics['segm']['AP50'])}")
-    if plan.metric == "voc":
-        metrics["voc"] = voc_metrics(ground_truth, predictions)
     write_json(partial / "metrics.json", metrics)
     analysis = analyse(evaluation, ground_truth, predictions)
     write_json(partial / "analysis.json", analysis)
     if plan.config.plots:
         title = f"{plan.run.name} on {plan.image_set.split}"
         draw_plots(partial / "plots", Drawing(evaluation, analysis, ground_truth, predictions, plan.image_set, title))
-    _warn_if_nothing_found(metrics)
+    _warn_if_nothing_found(metrics, plan.image_set)
     plan.output.complete(_result(metrics, plan.metric), content=["metrics.json", "predictions.json"])
 
 
@@ -305,21 +276,23 @@ def _shown(value: float | None) -> str:
     return "not measurable" if value is None else f"{value:.4f}"
 
 
-def _warn_if_nothing_found(metrics: dict[str, Any]) -> None:
+def _warn_if_nothing_found(metrics: dict[str, Any], image_set: ImageSet) -> None:
     counts = metrics["counts"]
     if metrics["AP"] is None:
         logger.warning("no number could be measured: none of the %d images has a labelled box", counts["images"])
     elif metrics["AP"] == 0:
+        is_relative = "relative boxes" in image_set.problems
+        cause = "the labelled boxes are all within one pixel" if is_relative else "was the run trained long enough?"
         logger.warning(
-            "AP is exactly 0 with %d predictions on %d images: was the run trained long enough? predictions.json and "
-            "plots/ show what it finds",
+            "AP is exactly 0 with %d predictions on %d images: %s; predictions.json and plots/ show what it finds",
             counts["predictions"],
             counts["images"],
+            cause,
         )
 
 
-def _result(metrics: dict[str, Any], metric: Literal["coco", "voc"]) -> dict[str, Any]:
-    name, value = _headline(metrics, metric)
+def _result(metrics: dict[str, Any], metric: Metric) -> dict[str, Any]:
+    name, value = headline(metrics, metric)
     return {
         "metric": name,
         "value": value,
@@ -328,11 +301,6 @@ def _result(metrics: dict[str, Any], metric: Literal["coco", "voc"]) -> dict[str
         **({key: metrics["voc"][key] for key in ("AP07", "AP12")} if metric == "voc" else {}),
         **metrics["counts"],
     }
-
-
-def _headline(metrics: dict[str, Any], metric: Literal["coco", "voc"]) -> tuple[str, float | None]:
-    """Return name and value of the number for gates and tables."""
-    return ("VOC AP12", metrics["voc"]["AP12"]) if metric == "voc" else ("AP", metrics["AP"])
 
 
 def _comparison_lines(plan: Plan, comparison: dict[str, Any]) -> Iterator[str]:

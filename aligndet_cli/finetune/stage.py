@@ -28,7 +28,7 @@ from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
 from aligndet_cli.finetune.views import Resolution, build_views, resolve_resolution
 from aligndet_cli.logs import logger
-from aligndet_cli.metrics.coco import coco_ground_truth, evaluate_coco
+from aligndet_cli.metrics.measure import Metric, choose_metric, measure, open_measured
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
@@ -107,7 +107,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         num_whole=whole,
         initial=initial,
         resolution=resolution,
-        evaluation=_evaluation_images(config),
+        evaluation=_evaluation_images(config, workspace, name, image_set),
     )
 
 
@@ -147,9 +147,11 @@ def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageS
     """Return the labelled images, the indices of the fraction to train on, and masks if the detector needs them."""
     needs_masks = config.detector.RECIPE.needs_masks
     image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
-    if not image_set.has_labels or not len(image_set.boxes):
-        what = "boxes in the labels of" if image_set.has_labels else "labels for"
+    if not image_set.has_labels or image_set.is_crowd.all():
+        what = "boxes to train on in the labels of" if image_set.has_labels else "labels for"
         hint = "" if image_set.has_labels else describe_stray_labels(image_set.root)
+        if len(image_set.boxes):
+            hint = f"all {len(image_set.boxes)} are crowds, difficult or to be ignored"
         advice = hint or "finetune needs labelled images"
         raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; {advice}")
     indices = fraction_of(len(image_set), config.fraction, config.fold)
@@ -262,12 +264,23 @@ def _evaluate_now_and_then(plan: Plan, model: Detector, done: int, process: Proc
             device=torch.device(process.device),
         )
         predictions = predict_images(model, batches, images, images.categories)
-        metrics = evaluate_coco(coco_ground_truth(images), predictions).metrics
-        numbers = {key: metrics[key] for key in ("AP", "AP50", "AP75") if metrics[key] is not None}
+        metric = choose_metric("auto", images)
+        metrics = measure(images, predictions, metric=metric, has_masks=plan.masks is not None).metrics
+        numbers = _numbers(metrics, metric)
         logger.info(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
         model.train()
     wait_for_all(process)
     return numbers
+
+
+def _numbers(metrics: dict[str, Any], metric: Metric) -> dict[str, float]:
+    """Return the measurable ones of AP, AP50 and AP75, of the AP of masks, and of VOC's AP."""
+    numbers = {key: metrics[key] for key in ("AP", "AP50", "AP75")}
+    if "segm" in metrics:
+        numbers["mask_AP"] = metrics["segm"]["AP"]
+    if metric == "voc":
+        numbers["AP12"] = metrics["voc"]["AP12"]
+    return {key: value for key, value in numbers.items() if value is not None}
 
 
 def _finish(plan: Plan, model: Detector, report: LoadReport | None) -> None:
@@ -336,13 +349,14 @@ def _size_of_whole_set(image_set: ImageSet, fraction: float) -> int:
     return next((count for count in COCO_IMAGES if int(share * count) == len(image_set)), round(len(image_set) / share))
 
 
-def _evaluation_images(config: FinetuneConfig) -> ImageSet | None:
+def _evaluation_images(config: FinetuneConfig, workspace: Workspace, name: str, image_set: ImageSet) -> ImageSet | None:
     if config.evaluate_every is None:
         return None
     data = DataConfig.model_validate({**config.data.model_dump(), "split": None, "limit": None})
     if data.annotations is not None:
         raise ConfigError("--evaluate-every: does not go with --annotations, there is no validation split to find")
-    return open_images(data, purpose="val")
+    has_masks = config.detector.RECIPE.needs_masks
+    return open_measured(data, image_set.categories, name, has_masks=has_masks, index_dir=workspace.index_dir)
 
 
 STEPS = Steps[FinetuneConfig, Plan](FinetuneConfig, prepare, describe, run)

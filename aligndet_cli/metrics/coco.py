@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +12,6 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from aligndet_cli.data.coco import to_coco_dict
-from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.masks import encode_mask
 from aligndet_cli.errors import DataError
 
@@ -71,7 +67,8 @@ def evaluate_coco(
     """Run pycocotools, quietly.
 
     Args:
-        ground_truth: a COCO json dict; boxes and predictions of images that it does not list are left out.
+        ground_truth: COCO json dict, see `to_coco_dict`; boxes and predictions of images that it does not list are left
+            out.
         predictions: COCO results with the category ids of `ground_truth`; `bbox` is xywh.
         iou_type: `segm` compares `segmentation` (RLE); ground truths without a usable one are left out and counted.
         loose_iou: also return the matches, at this IoU too; no metric depends on it.
@@ -138,72 +135,9 @@ def _select(
     dataset = {
         "images": list(ground_truth["images"]),
         "categories": list(ground_truth["categories"]),
-        "annotations": _with_usable_ids(annotations),
+        "annotations": [dict(entry) for entry in annotations],  # pycocotools writes into them
     }
     return dataset, [entry for entry in predictions if entry["image_id"] in chosen]
-
-
-def coco_ground_truth(image_set: ImageSet, *, with_masks: bool = False) -> dict[str, Any]:
-    """Return the ground truth for pycocotools as a COCO json: the original annotations if they are COCO.
-
-    A COCO json is read again rather than rebuilt from `ImageSet`, whose float32 corners would move boxes by a
-    rounding error and which has no boxes without area. Only unusable annotations (no four finite numbers, an unknown
-    class) are left out; an `area` that is no number becomes the area of the box, such an `iscrowd` 0, and sizes are
-    those of the data set.
-    """
-    if image_set.annotations is None:
-        return to_coco_dict(image_set)
-    # The reader of the data set has checked this file.
-    content = json.loads(image_set.annotations.read_bytes().decode("utf-8-sig"))
-    sizes = dict(zip(image_set.image_ids.tolist(), image_set.sizes_hw.tolist(), strict=True))
-    category_ids = {category.category_id for category in image_set.categories}
-    return {
-        "images": [
-            {**image, "height": sizes[image["id"]][0], "width": sizes[image["id"]][1]}
-            for image in content["images"]
-            if image.get("id") in sizes
-        ],
-        "categories": [{"id": entry.category_id, "name": entry.name} for entry in image_set.categories],
-        "annotations": [
-            _complete(entry, with_masks=with_masks)
-            for entry in content["annotations"]
-            if entry.get("image_id") in sizes and entry.get("category_id") in category_ids and _has_box(entry)
-        ],
-    }
-
-
-def _has_box(annotation: Mapping[str, Any]) -> bool:
-    box = annotation.get("bbox")
-    return isinstance(box, list) and len(box) == 4 and None not in map(_number, box)
-
-
-def _number(value: Any) -> float | None:
-    """Return a number as it is, or as a text says it; None for anything else, as training reads labels."""
-    try:
-        number = float(value) if isinstance(value, str) else value
-        return number if math.isfinite(number) else None
-    except (TypeError, ValueError):
-        return None
-
-
-def _complete(annotation: Mapping[str, Any], *, with_masks: bool) -> dict[str, Any]:
-    box: list[Any] = [_number(value) for value in annotation["bbox"]]
-    kept = {key: value for key, value in annotation.items() if with_masks or key != "segmentation"}
-    told = {key: number for key in ("area", "iscrowd") if (number := _number(kept.pop(key, None))) is not None}
-    return {"area": box[2] * box[3], "iscrowd": 0, **kept, **told, "bbox": box}
-
-
-def _with_usable_ids(annotations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return copies of the annotations, renumbered if their ids would mislead pycocotools.
-
-    It stores the id of the matched ground truth as a float and reads 0 as "not matched", so a box with id 0 (common in
-    converted data), a text or a number of more than 53 bits can never be found; and of two boxes with equal ids it sees
-    the second twice.
-    """
-    ids = [annotation.get("id") for annotation in annotations]
-    if all(type(number) is int and 0 < abs(number) < 2**53 for number in ids) and len(set(ids)) == len(ids):
-        return [dict(annotation) for annotation in annotations]
-    return [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)]
 
 
 def _build_evaluator(dataset: dict[str, Any], predictions: Sequence[Mapping[str, Any]], iou_type: IouType) -> COCOeval:

@@ -161,13 +161,16 @@ def test_without_categories_the_ids_of_the_boxes_are_the_clusters(import_proposa
     ("content", "message"),
     [
         (content_of(categories=CLUSTERS[:4]), "'categories' does not list category id 5 of annotation 0"),
-        (content_of(categories=[*CLUSTERS, CLUSTERS[0]]), "lists an id twice"),
-        (content_of(categories=[{"name": "cluster_1"}]), "'categories' must be a list of objects with a whole 'id'"),
+        (content_of(categories=[*CLUSTERS, CLUSTERS[0]]), "categories have equal ids"),
+        (content_of(categories=[{"name": "cluster_1"}]), "categories[0] has no 'id', expected a whole number"),
         (
             content_of([(image, box, 1) for image, box, _ in ROWS], [{"id": 1, "name": "selective_search"}]),
             "one category (selective_search) makes no clusters; name the file whose",
         ),
-        ({"annotations": [{"image_id": 18, "bbox": [0, 0, 5, 5]}]}, "every annotation needs a whole 'category_id'"),
+        (
+            {"annotations": [{"image_id": 18, "bbox": [0, 0, 5, 5]}]},
+            "annotations[0] has no 'category_id', expected a whole number",
+        ),
         ({"annotations": []}, "none of its 0 images with boxes"),
     ],
 )

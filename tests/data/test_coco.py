@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ BREAKAGES = {
     ),
     "object in box": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, {}]), "is not .x, y, width, height"),
     "no bbox": (lambda c: c["annotations"][1].pop("bbox"), r"annotations\[1\] has no 'bbox'"),
-    "text id": (lambda c: c["images"][2].update(id="20"), r"images\[2\] has a bad \(str\) 'id', expected int"),
+    "text id": (lambda c: c["images"][2].update(id="b"), r"images\[2\] has 'b' for 'id', expected a whole number"),
     "huge id": (lambda c: c["images"][2].update(id=2**70), "does not fit into 64 bits"),
     "not an object": (lambda c: c["annotations"].insert(0, 5), r"annotations\[0\] has no 'image_id'"),
     "no images key": (lambda c: c.pop("images"), "no list 'images'"),
@@ -157,7 +158,9 @@ def test_half_a_json_is_an_error(tmp_path: Path) -> None:
     content = file.read_bytes()
     for half in (content[: len(content) // 2], b"", b"\xff\xfe\x00", b"[1, 2]", b"null"):
         file.write_bytes(half)
-        with pytest.raises(DataError, match="instances_train2017.json: (not valid JSON|no list 'images')"):
+        with pytest.raises(
+            DataError, match="instances_train2017.json: (not valid JSON|not UTF-8 text|no list 'images')"
+        ):
             open_root(tmp_path)
 
 
@@ -257,3 +260,107 @@ def test_what_is_no_size_is_one_line(tmp_path: Path, side: Any) -> None:
     make_coco(tmp_path, content)
     with pytest.raises(DataError, match=r"images\[1\] has height .* and width 60, expected whole numbers \(1 such"):
         open_root(tmp_path)
+
+
+CONVERTED = [
+    ("images", "id", [30.0, "30", " 30 ", "+30"]),
+    ("annotations", "id", ["1", None, 1.5, 0, -1, 2, 2**53, [], "0b2e7c1a"]),
+    ("annotations", "image_id", [20.0, "20", "20.0"]),
+    ("annotations", "category_id", [9.0, "9"]),
+    ("annotations", "bbox", [["50", "30", 10.0, "1e1"], [50.0, 30, 10, 10]]),
+    ("annotations", "area", ["77", 77.0]),
+    ("annotations", "iscrowd", [None, False, "0", 0.0, "0.0"]),
+    ("annotations", "ignore", [None, False, "0", 0.0]),
+    ("categories", "id", [9.0, "9"]),
+    ("categories", "supercategory", [None, 5, {}]),
+]
+
+
+@pytest.mark.parametrize(("table", "key", "values"), CONVERTED)
+def test_values_of_another_type_are_converted_where_their_meaning_is_certain(
+    tmp_path: Path, table: str, key: str, values: list[Any]
+) -> None:
+    make_coco(tmp_path)
+    clean = open_root(tmp_path)
+    for value in values:
+        content = coco_content()
+        content[table][0][key] = value
+        make_coco(tmp_path, content)
+        odd = open_root(tmp_path)
+        assert odd.problems == {}, value
+        for name in ("image_ids", "boxes", "class_ids", "areas", "is_crowd"):
+            assert getattr(odd, name).tolist() == getattr(clean, name).tolist(), (name, value)
+
+
+NO_NUMBERS = ["twelve", [], {}, [12], float("inf"), 10**400]
+REFUSED = [
+    ("images", "id", [None, True, 1.5, *NO_NUMBERS]),
+    ("images", "file_name", [None, 5, ["c.jpg"], ""]),
+    ("annotations", "image_id", [None, True, 1.5, *NO_NUMBERS]),
+    ("annotations", "category_id", [None, False, 1.5, *NO_NUMBERS]),
+    ("annotations", "bbox", [None, {}, "1 2 3 4", [], [1, 2, 3], [1, 2, 3, 4, 5], [[1, 2], [3, 4]], [1, 2, 3, "x"]]),
+    ("annotations", "area", NO_NUMBERS),
+    ("annotations", "iscrowd", [2, -1, 0.5, "yes", *NO_NUMBERS]),
+    ("annotations", "ignore", [2, "true", *NO_NUMBERS]),
+    ("categories", "id", [None, True, *NO_NUMBERS]),
+]
+
+
+@pytest.mark.parametrize(("table", "key", "values"), REFUSED)
+def test_values_without_a_certain_meaning_are_one_line_that_names_the_entry(
+    tmp_path: Path, table: str, key: str, values: list[Any]
+) -> None:
+    for value in values:
+        content = coco_content()
+        file = make_coco(tmp_path, content)
+        content[table][0][key] = value
+        file.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=re.escape(str(file))) as error:
+            open_root(tmp_path)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400, value
+        assert key in str(error.value) or "file name ''" in str(error.value) or "bits" in str(error.value), value
+
+
+def test_boxes_to_ignore_are_not_trained_on_but_measured(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = coco_content()
+    content["annotations"][1]["ignore"] = 1
+    make_coco(tmp_path, content)
+    images = open_images(DataConfig(root=tmp_path), purpose="train", with_truths=True)
+    assert images.is_crowd.tolist() == [True, True, False] and images.problems == {"ignored boxes": 1}
+    assert "1 box has 'ignore': 1: not trained on" in caplog.text
+    assert [entry["iscrowd"] for entry in to_coco_dict(images)["annotations"]] == [0, 0, 1]
+
+
+def test_boxes_all_within_one_pixel_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = coco_content()
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [0.25, 0.25, 0.5, 0.5]
+    make_coco(tmp_path, content)
+    assert open_root(tmp_path).problems == {"relative boxes": 3}
+    assert "3 boxes, all within one pixel: relative to the image?" in caplog.text
+
+
+def test_truths_are_the_boxes_of_the_file(tmp_path: Path) -> None:
+    """Neither clipped nor rounded, in the order of the file, with its ids; only of the images that are read."""
+    content = coco_content()
+    content["annotations"][0]["bbox"] = [0.1, 0.2, 77.7, 0.3]
+    content["annotations"][1]["bbox"] = [1, 2, 0, 4]
+    make_coco(tmp_path, content)
+    images = open_images(DataConfig(root=tmp_path), purpose="train", with_truths=True)
+    assert len(images.boxes) == 2
+    annotations = to_coco_dict(images)["annotations"]
+    assert [entry["id"] for entry in annotations] == [1, 2, 3]
+    assert [entry["bbox"] for entry in annotations] == [[0.1, 0.2, 77.7, 0.3], [1, 2, 0, 4], [5, 5, 20, 10]]
+    assert [entry["area"] for entry in annotations] == [77, 11.5, 200]
+    first = open_images(DataConfig(root=tmp_path, limit=1), purpose="train", with_truths=True)
+    assert [entry["id"] for entry in to_coco_dict(first)["annotations"]] == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["sub\\c.jpg", "sub/c.jpg", "sub\\deeper\\c.jpg"])
+def test_windows_separators_are_turned(tmp_path: Path, name: str) -> None:
+    content = coco_content()
+    content["images"][0]["file_name"] = name.replace("\\", "/")
+    file = make_coco(tmp_path, content)
+    content["images"][0]["file_name"] = name
+    file.write_text(json.dumps(content))
+    assert open_root(tmp_path).file_names[0] == name.replace("\\", "/")

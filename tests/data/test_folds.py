@@ -27,7 +27,7 @@ def test_folds_are_those_of_the_field() -> None:
 def test_one_percent_of_coco_is_the_published_fold(tmp_path: Path) -> None:
     """Ids are not positions: image number i of the file has id (7919 i) modulo the number of images, plus 1."""
     ids = [7919 * i % NUM_COCO + 1 for i in range(NUM_COCO)]
-    content = {"images": [{"id": i} for i in ids], "annotations": [], "categories": []}
+    content = {"images": [{"id": i, "file_name": f"{i}.jpg"} for i in ids], "annotations": [], "categories": []}
     whole = tmp_path / "instances_train2017.json"
     whole.write_text(json.dumps(content))
     config = SplitConfig(data=DataConfig(annotations=whole), fractions=(1,), folds=(1,), unlabeled=True)
@@ -93,7 +93,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert "leaves none" in aligndet("split", tmp_path, "--fractions", "1", code=2).error_line()
     assert "which data" in aligndet("split", code=2).error_line()
     (tmp_path / "bad.json").write_text('{"images": [{}], "annotations": [], "categories": []}')
-    with pytest.raises(DataError, match="'images' has entries without 'id'"):
+    with pytest.raises(DataError, match=r"images\[0\] has no 'id'"):
         write_folds(SplitConfig(data=DataConfig(annotations=tmp_path / "bad.json")))
 
 
@@ -102,5 +102,5 @@ def test_nothing_is_written_where_a_fold_cannot_be(tmp_path: Path) -> None:
     words = ("split", tmp_path, "-o", tmp_path / "folds", "--fractions")
     assert "leaves none" in aligndet(*words, "50,0.01", code=2).error_line() and not (tmp_path / "folds").exists()
     assert "4294967295" in aligndet(*words, "50", "--folds", str(2**32), code=2).error_line()
-    assert "no such file" in aligndet("split", "--annotations", tmp_path, code=3).error_line()
+    assert "is a folder" in aligndet("split", "--annotations", tmp_path, code=3).error_line()
     assert len(aligndet(*words, "50", "--folds", "1,1", "--json").json()["files"]) == 1

@@ -51,13 +51,13 @@ def open_indexed(root: Path, *, with_masks: bool = False) -> ImageSet:
 def parsed_anew(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Collect the files that are parsed from now on."""
     files: list[Path] = []
-    parse = coco._parse
+    parse = coco.parse_coco
 
     def noting(file: Path, **options: object) -> object:
         files.append(file)
         return parse(file, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(coco, "_parse", noting)
+    monkeypatch.setattr(coco, "parse_coco", noting)
     return files
 
 

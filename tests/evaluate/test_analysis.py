@@ -13,7 +13,7 @@ def _truth(annotations, num_images):
         "categories": [{"id": CAT, "name": "cat"}, {"id": DOG, "name": "dog"}],
         "annotations": [
             {"id": number, "image_id": i, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
-            for number, (i, c, box, crowd) in enumerate(annotations)  # from 0 on: pycocotools reads 0 as "not matched"
+            for number, (i, c, box, crowd) in enumerate(annotations, start=1)
         ],
     }
 

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aligndet_cli.data.coco import to_coco_dict
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.drawing import draw_tile
 from aligndet_cli.evaluate import sheets
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.plots import draw_comparison, draw_confusion, draw_errors, draw_per_class, draw_plots
 from aligndet_cli.evaluate.sheets import MAX_BOXES_NAMED, NUM_IMAGES, Drawing, draw_best_and_worst, draw_detections
-from aligndet_cli.metrics.coco import coco_ground_truth, evaluate_coco
+from aligndet_cli.metrics.coco import evaluate_coco
 
 PICTURES = [
     "best_and_worst.png",
@@ -48,7 +49,7 @@ def _image_set(folder: Path, num_images: int, names: list[str]) -> ImageSet:
 
 def _drawing(folder, num_images, names, predictions) -> Drawing:
     image_set = _image_set(folder, num_images, names)
-    truth = coco_ground_truth(image_set)
+    truth = to_coco_dict(image_set)
     evaluation = evaluate_coco(truth, predictions, loose_iou=TOUCH_IOU)
     analysis = analyse(evaluation, truth, predictions)
     return Drawing(evaluation, analysis, truth, predictions, image_set, "run on val")
