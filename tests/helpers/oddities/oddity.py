@@ -2,8 +2,8 @@
 
 import functools
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ class Oddity:
         twin: name of the clean twin that gives the same numbers, or `STOPS`.
         doctor: severity and code of what doctor finds, `warning degenerate-boxes`; "" if it finds nothing.
         detector: family that is trained; only `mask-rcnn` reads masks.
+        topic: heading of its table.
+        unread: stages that do not read the odd entry.
     """
 
     format: str
@@ -36,10 +38,17 @@ class Oddity:
     twin: str = AS_MEANT
     doctor: str = ""
     detector: str = "retinanet"
+    topic: str = ""
+    unread: tuple[str, ...] = ()
 
     @property
     def stops(self) -> bool:
         return self.twin == STOPS
+
+
+def of_topic(topic: str, oddities: Iterable[Oddity], detector: str = "retinanet") -> Iterator[Oddity]:
+    """Yield the oddities as those of a topic, to be tried with a detector."""
+    return (replace(oddity, topic=topic, detector=detector) for oddity in oddities)
 
 
 @dataclass(frozen=True)

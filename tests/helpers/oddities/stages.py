@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from aligndet_cli.data.masks import encode_mask
+from aligndet_cli.errors import DataError
 from helpers.commandline import RANDOM, Ran, aligndet
 from helpers.oddities import coco, voc, yolo
-from helpers.oddities.oddity import Change
+from helpers.oddities.oddity import SIZE_HW, Change, Oddity
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "coco": coco.write_coco,
@@ -43,32 +45,37 @@ def words_of(stage: str, detector: str) -> tuple[str, ...]:
         "pretrain-box": (*training, *RANDOM),
         "finetune": (*training, *score, "--evaluate-every", "1"),
         "evaluate": ("--set", "plots=false"),
-        "split": ("--fractions", "70", "--folds", "2"),
+        "split": ("--fractions", "70", "--folds", "1"),
     }
     return words[stage]
 
 
-def numbers_of(data: Path, workspace: Path, kind: str, detector: str) -> dict[str, Any]:
-    """Run all stages on a data set and return what they found, by stage; ids are left out, order counts.
+def numbers_of(data: Path, workspace: Path, oddity: Oddity, *, is_whole: bool) -> dict[str, Any]:
+    """Run the stages on a data set and return what they found, by stage; ids are left out, order counts.
 
     A stage that stops has its line in the place of its numbers, and the stages that need it are left out.
 
     Args:
-        kind: format of the data set.
         workspace: an empty place to write to.
+        is_whole: run all stages; else those alone that read boxes.
     """
-    found: dict[str, Any] = {"split": _stopped_split(data, workspace, detector) or _folds(workspace / "split")}
-    for stage in ("proposals", "pretrain-box", "finetune", "evaluate"):
-        named = [data] if stage == "proposals" else []
-        found[stage] = said_by(stage, *named, "-w", workspace, *words_of(stage, detector))
+    folds = workspace / "split"
+    found: dict[str, Any] = {
+        "split": said_by("split", data, *words_of("split", oddity.detector), "--output", folds) or _folds(folds)
+    }
+    for stage in ("proposals", "pretrain-box", "finetune", "evaluate") if is_whole else ("finetune", "evaluate"):
+        named = [] if stage == "pretrain-box" else [data]
+        more = ("--init", "scratch") if stage == "finetune" and not is_whole else ()
+        found[stage] = said_by(stage, *named, "-w", workspace, *words_of(stage, oddity.detector), *more)
         if found[stage]:
             return found
         found |= _READ[stage](_only(workspace / stage))
     watched, metrics = found["finetune --evaluate-every"], found["evaluate"]
     if watched != {key: metrics[key] for key in watched}:
         found["finetune --evaluate-every"] = f"two answers: {watched}"
-    words = ("predict", data / LAST_IMAGE[kind], "-w", workspace, "--score", "0", "--no-annotated")
-    found["predict"] = said_by(*words) or _predicted(_only(workspace / "predict") / "predictions.json")
+    if is_whole:
+        words = ("predict", data / LAST_IMAGE[oddity.format], "-w", workspace, "--score", "0", "--no-annotated")
+        found["predict"] = said_by(*words) or _predicted(_only(workspace / "predict") / "predictions.json")
     return found
 
 
@@ -143,11 +150,24 @@ def _without_ids(labels: dict[str, Any], entries: list[dict[str, Any]]) -> list[
     """Return boxes with positions of image and category in place of ids."""
     images = {image["id"]: position for position, image in enumerate(labels["images"])}
     ids = sorted(category["id"] for category in labels["categories"])
-    kept = ("bbox", "area", "iscrowd", "score", "segmentation")
+    kept = ("bbox", "area", "iscrowd", "score")
     return [
-        [images[entry["image_id"]], ids.index(entry["category_id"]), *(entry.get(key) for key in kept)]
+        [
+            images[entry["image_id"]],
+            ids.index(entry["category_id"]),
+            *(entry.get(key) for key in kept),
+            _drawn(entry.get("segmentation")),
+        ]
         for entry in entries
     ]
+
+
+def _drawn(segmentation: Any) -> Any:
+    """Return the run-length code of a mask, None of one that cannot be drawn."""
+    try:
+        return encode_mask(segmentation, SIZE_HW) if segmentation else None
+    except DataError:
+        return None
 
 
 def _predicted(file: Path) -> list[list[Any]]:

@@ -11,6 +11,7 @@ from helpers.oddities.oddity import (
     Change,
     Oddity,
     of_text,
+    of_topic,
     replacing,
     rewrite,
     write_pictures,
@@ -249,4 +250,9 @@ def _without_image(root: Path) -> None:
         (root / "JPEGImages" / f"{next(iter(pictures))}.jpg").unlink()
 
 
-VOC: tuple[Oddity, ...] = (*_texts(), *_objects(), *_sizes(), *_lists())
+VOC: tuple[Oddity, ...] = (
+    *of_topic("XML", _texts()),
+    *of_topic("objects", _objects()),
+    *of_topic("sizes", _sizes()),
+    *of_topic("lists of images", _lists()),
+)

@@ -1,6 +1,7 @@
 """YOLO: the clean data set, its twins, and the oddities."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from helpers.oddities.oddity import (
@@ -12,6 +13,7 @@ from helpers.oddities.oddity import (
     Change,
     Oddity,
     of_text,
+    of_topic,
     replacing,
     rewrite,
     write_pictures,
@@ -191,7 +193,8 @@ def _configs() -> Iterator[Oddity]:
         ("train: images/train", "train: [images/train]"),
     ):
         yield _oddity(f"`{new}`", _yaml(old, new))
-    yield _oddity("`train: gone`", _yaml("images/train", "gone"), doctor=broken)
+    gone = _oddity("`train: gone`", _yaml("images/train", "gone"), doctor=broken)
+    yield replace(gone, unread=("evaluate",))
     yield _oddity(
         "`test: ../test/images`, which is not there",
         _yaml("nc: 2", "test: ../test/images\nnc: 2"),
@@ -206,4 +209,8 @@ def _configs() -> Iterator[Oddity]:
     yield _oddity("a key point behind the box, with `kpt_shape: [1, 2]`", with_pose)
 
 
-YOLO: tuple[Oddity, ...] = (*_texts(), *_lines(), *_configs())
+YOLO: tuple[Oddity, ...] = (
+    *of_topic("label files", _texts()),
+    *of_topic("lines", _lines()),
+    *of_topic("data.yaml", _configs()),
+)

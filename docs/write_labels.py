@@ -1,0 +1,53 @@
+"""Write docs/labels.md: what becomes of every odd entry that the tests push through all stages.
+
+`make labels` runs this module. The list is that of tests/helpers/oddities/.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from helpers.oddities import ODDITIES
+from helpers.oddities.oddity import Oddity
+
+PAGE_FILE = Path(__file__).parent / "labels.md"
+TITLES = {"coco": "COCO", "voc": "Pascal VOC", "yolo": "YOLO"}
+
+INTRODUCTION = """\
+# Odd labels
+
+Label files hold what people's tools write. A value is converted where its meaning is certain. Else `aligndet` stops
+with one line that names file, entry and way out; exit code 3, the same in `aligndet doctor` and in every stage that
+reads the entry. Boxes that cannot be used as they are written are corrected or left out, counted, and named in a
+warning.
+
+A test pushes each of these {count} oddities through `doctor`, `proposals`, `pretrain-box`, `finetune --evaluate-every`,
+`evaluate`, `predict` and `split`. The second column says which clean labels give the same numbers. `make labels` writes
+this page from the list in `tests/helpers/oddities/`.
+"""
+
+
+def to_page(oddities: Sequence[Oddity]) -> str:
+    """Return the page, in Markdown."""
+    return "\n".join([INTRODUCTION.format(count=len(oddities)), *_tables(oddities)])
+
+
+def _tables(oddities: Sequence[Oddity]) -> Iterator[str]:
+    for kind, own in groupby(oddities, key=lambda oddity: oddity.format):
+        rows = [["the label file has", "what happens", "`doctor`"], ["---"] * 3]
+        rows += [[_cell(oddity.says), oddity.twin, _word(oddity.doctor)] for oddity in own]
+        yield f"## {TITLES[kind]}\n"
+        yield "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _word(doctor: str) -> str:
+    severity, _, code = doctor.partition(" ")
+    return f"{severity} `{code}`" if code else ""
+
+
+if __name__ == "__main__":
+    PAGE_FILE.write_text(to_page(ODDITIES), encoding="utf-8")
