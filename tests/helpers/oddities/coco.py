@@ -108,11 +108,11 @@ def setting(kind: str, key: str, value: Any) -> Change:
     return editing(edit)
 
 
-def renumbering(kind: str, number: Any) -> Change:
-    """Return a change of the id of the first image or category, and of all that refer to it."""
+def renumbering(kind: str, number: int, position: int = 0) -> Change:
+    """Return a change of the id of an image or a category, and of all that refer to it."""
 
     def edit(content: Content) -> None:
-        entry = content[LISTS[kind]][0]
+        entry = content[LISTS[kind]][position]
         for annotation in content["annotations"]:
             if annotation[f"{kind}_id"] == entry["id"]:
                 annotation[f"{kind}_id"] = number
@@ -223,9 +223,10 @@ def _images() -> Iterator[Oddity]:
     for said, kind in (("7.0", float), ('"7"', str)):
         yield _oddity(f"an image with `id` `{said}`, whose annotations say `7`", _retyped("images", kind))
     yield from _of("image", "id", MISSING, None, "a1b2", True, 7.5, [7], doctor=bad)
-    for number in (0, -5, 2**53 + 1):
-        yield _oddity(f"an image with `id` `{number}`", renumbering("image", number))
-    yield _oddity("ids of images that are texts of digits, everywhere", renumbering("image", "12"))
+    # In their order: by it pycocotools ranks detections of one score.
+    for number, position in ((0, 0), (-5, 0), (2**53 + 1, -1)):
+        yield _oddity(f"an image with `id` `{number}`", renumbering("image", number, position))
+    yield _oddity("ids of images that are texts of digits, everywhere", editing(_with_text_ids))
     yield _oddity("an image with an `id` of more than 64 bits", renumbering("image", 2**63), doctor=bad)
     yield _oddity(
         "two images of one `id`",
@@ -247,6 +248,13 @@ def _images() -> Iterator[Oddity]:
         "warning duplicate-images",
     )
     yield _oddity("a copy of an image under another name", _copying, COPY, "warning duplicate-images")
+
+
+def _with_text_ids(content: Content) -> None:
+    for image in content["images"]:
+        image["id"] = str(image["id"])
+    for entry in content["annotations"]:
+        entry["image_id"] = str(entry["image_id"])
 
 
 def _retyped(key: str, kind: type) -> Change:
@@ -288,7 +296,7 @@ def _categories() -> Iterator[Oddity]:
     for number in (0, -1):
         yield _oddity(f"a category with `id` `{number}`", renumbering("category", number))
     for number in (90, 2**53 + 1):
-        change = _with_last_category(number)
+        change = renumbering("category", number, -1)
         yield _oddity(f"a category with `id` `{number}`", change, doctor="info category-id-gaps")
     for said, kind in (("1.0", float), ('"1"', str)):
         yield _oddity(f"a category with `id` `{said}`, whose annotations say `1`", _retyped("categories", kind))
@@ -306,15 +314,6 @@ def _categories() -> Iterator[Oddity]:
         doctor="warning equal-class-names",
     )
     yield _oddity("categories in another order", editing(lambda content: content["categories"].reverse()))
-
-
-def _with_last_category(number: int) -> Change:
-    def edit(content: Content) -> None:
-        content["categories"][1]["id"] = number
-        for entry in content["annotations"]:
-            entry["category_id"] = number if entry["category_id"] == 2 else 1
-
-    return editing(edit)
 
 
 def _boxes() -> Iterator[Oddity]:

@@ -61,20 +61,20 @@ class Thing:
 
 
 SIZE_HW = (64, 96)
-NAMES = ("cat", "dog")
+NAMES = ("cat", "puppy")
 # By split and picture. An oddity changes the first thing of the first picture of both splits.
 THINGS: dict[str, dict[str, tuple[Thing, ...]]] = {
     "train": {
-        "a": (Thing("cat", (8, 8, 40, 40)), Thing("dog", (50, 20, 90, 60))),
-        "b": (Thing("dog", (10, 10, 60, 50)), Thing("dog", (66, 4, 92, 30), is_crowd=True)),
+        "a": (Thing("cat", (8, 8, 40, 40)), Thing("puppy", (50, 20, 90, 60))),
+        "b": (Thing("puppy", (10, 10, 60, 50)), Thing("puppy", (66, 4, 92, 30), is_crowd=True)),
         "c": (Thing("cat", (30, 16, 70, 56)),),
     },
     "val": {
-        "d": (Thing("cat", (8, 8, 40, 40)), Thing("dog", (52, 8, 88, 44))),
-        "e": (Thing("dog", (20, 20, 70, 60)), Thing("cat", (2, 2, 18, 18), is_crowd=True)),
+        "d": (Thing("cat", (8, 8, 40, 40)), Thing("puppy", (52, 8, 88, 44))),
+        "e": (Thing("puppy", (20, 20, 70, 60)), Thing("cat", (2, 2, 18, 18), is_crowd=True)),
     },
 }
-COLOURS = {"cat": (210, 60, 40), "dog": (40, 90, 200)}
+COLOURS = {"cat": (210, 60, 40), "puppy": (40, 90, 200)}
 
 
 @functools.cache

@@ -29,6 +29,7 @@ OF_VALIDATION = {
 # A picture that no oddity renames, for `predict`.
 LAST_IMAGE = {"coco": "val/e.jpg", "voc": "JPEGImages/e.jpg", "yolo": "images/val/e.jpg"}
 
+OF_BOXES = ("bbox", "area", "iscrowd")  # keys of an annotation that are compared
 _HERE = ("--num-workers", "1")
 _TRAINING = ("--short-side", "32", "--long-side", "48", "--steps", "1", "--batch-size", "2", "--num-workers", "0")
 _NECK = ("--set", "detector.neck_channels=16")
@@ -75,7 +76,9 @@ def numbers_of(data: Path, workspace: Path, oddity: Oddity, *, is_whole: bool) -
         found["finetune --evaluate-every"] = f"two answers: {watched}"
     if is_whole:
         words = ("predict", data / LAST_IMAGE[oddity.format], "-w", workspace, "--score", "0", "--no-annotated")
-        found["predict"] = said_by(*words) or _predicted(_only(workspace / "predict") / "predictions.json")
+        found["predict"] = said_by(*words) or _boxes_of(
+            _only(workspace / "predict") / "predictions.json", "bbox", "score"
+        )
     return found
 
 
@@ -119,10 +122,10 @@ def _of_evaluate(folder: Path) -> dict[str, Any]:
     truth, metrics = _read(folder / "ground_truth.json"), _read(folder / "metrics.json")
     for entry in metrics["per_class"]:
         del entry["category_id"], entry["name"]
-    predictions = _without_ids(truth, _read(folder / "predictions.json"))
+    predictions = _without_ids(truth, _read(folder / "predictions.json"), "bbox", "score")
     return {
         "evaluate": metrics,
-        "ground truth": _without_ids(truth, truth["annotations"]),
+        "ground truth": _without_ids(truth, truth["annotations"], *OF_BOXES, "segmentation"),
         "predictions": predictions,
     }
 
@@ -146,37 +149,36 @@ def _weights(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _without_ids(labels: dict[str, Any], entries: list[dict[str, Any]]) -> list[list[Any]]:
-    """Return boxes with positions of image and category in place of ids."""
+def _without_ids(labels: dict[str, Any], entries: list[dict[str, Any]], *keys: str) -> list[list[Any]]:
+    """Return boxes with positions of image and category in place of ids, and the values of some keys."""
     images = {image["id"]: position for position, image in enumerate(labels["images"])}
     ids = sorted(category["id"] for category in labels["categories"])
-    kept = ("bbox", "area", "iscrowd", "score")
     return [
         [
             images[entry["image_id"]],
             ids.index(entry["category_id"]),
-            *(entry.get(key) for key in kept),
-            _drawn(entry.get("segmentation")),
+            *(_drawn(entry.get(key)) if key == "segmentation" else entry[key] for key in keys),
         ]
         for entry in entries
     ]
 
 
 def _drawn(segmentation: Any) -> Any:
-    """Return the run-length code of a mask, None of one that cannot be drawn."""
+    """Return the run-length code of a mask; None of one that cannot be drawn."""
     try:
-        return encode_mask(segmentation, SIZE_HW) if segmentation else None
+        code = encode_mask(segmentation, SIZE_HW) if segmentation else None
     except DataError:
         return None
+    return code and (code["counts"] if isinstance(code["counts"], str) else code["counts"].decode())
 
 
-def _predicted(file: Path) -> list[list[Any]]:
+def _boxes_of(file: Path, *keys: str) -> list[list[Any]]:
     content = _read(file)
-    return _without_ids(content, content["annotations"])
+    return _without_ids(content, content["annotations"], *keys)
 
 
 def _folds(folder: Path) -> list[list[list[Any]]]:
-    return [_predicted(file) for file in sorted(folder.iterdir())]
+    return [_boxes_of(file, *OF_BOXES) for file in sorted(folder.iterdir())]
 
 
 _READ: dict[str, Callable[[Path], dict[str, Any]]] = {
