@@ -5,12 +5,24 @@ traceback.
 """
 
 import errno
+import re
+
+_NOT_SAYABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def one_line(text: str) -> str:
+    """Return a text that any terminal can show on one line: control characters and half characters are escaped."""
+    return _NOT_SAYABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class AlignDetError(Exception):
     """Base of all errors shown to users as one line."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message, in which file names and labels cannot break the line."""
+        return one_line(super().__str__())
 
 
 class RunError(AlignDetError):
@@ -41,7 +53,7 @@ class ChangedError(ConfigError):
         self.told, self.remedy = told, remedy
 
     def __str__(self) -> str:
-        return f"{self.told}. Use {self.remedy}"
+        return one_line(f"{self.told}. Use {self.remedy}")
 
 
 class DataError(AlignDetError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
@@ -44,7 +45,10 @@ def finish_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> Non
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """Write a PNG, completely or not at all, and make its folder."""
+    """Write a PNG, completely or not at all, and make its folder; `$` in texts is a letter, not mathematics."""
+    for text in figure.findobj(Text):  # the numbers of axes, which may be mathematics, are made later
+        if isinstance(text, Text) and "$" in text.get_text():
+            text.set_parse_math(False)
     file.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     with warnings.catch_warnings():

@@ -15,7 +15,7 @@ from aligndet_cli.artifacts.proposals import ProposalStore
 from aligndet_cli.data.coco_json import box_array, categories_of, id_array, number_column, well_formed
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.findings import Findings, counted
-from aligndet_cli.data.text import parse_json, read_label_bytes
+from aligndet_cli.data.text import decode_text, parse_json, read_label_bytes
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.logs import logger
 
@@ -180,7 +180,7 @@ class _Content(NamedTuple):
 
 
 def _read_coco(file: Path) -> _Content:
-    content = parse_json(read_label_bytes(file), file)
+    content = parse_json(decode_text(read_label_bytes(file), file), file)
     if isinstance(content, list):
         content = {"annotations": content}
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
@@ -216,13 +216,6 @@ def _columns(
     file_ids = id_array([entry["image_id"] for entry in annotations], file)
     boxes = box_array([entry["bbox"] for entry in annotations], file, findings)
     boxes[:, 2:] += boxes[:, :2]
-    bad = np.flatnonzero(~np.isfinite(boxes).all(axis=1))
-    if len(bad):
-        box = annotations[bad[0]]["bbox"]
-        raise DataError(
-            f"{file}: annotations[{bad[0]}] has the box {box}, which is not finite ({len(bad)} such boxes); "
-            "repair or remove it"
-        )
     scores = np.nan_to_num(number_column(annotations, "score", file, findings))
     return file_ids, boxes.astype(np.float32), scores
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from aligndet_cli import flags
 from aligndet_cli.commands.terminal import console, print_json, user_errors, with_data_root
@@ -134,6 +134,6 @@ def _finding_table(report: "DoctorReport") -> Table:
     """Draw one line per finding."""
     table = plain_table("", "count", "finding", "example")
     for finding in report.findings:
-        severity = f"[{_SEVERITY_COLOURS[finding.severity]}]{finding.severity}[/]"
-        table.add_row(severity, str(finding.count), escape(finding.message), escape(finding.example))
+        severity = Text(finding.severity, _SEVERITY_COLOURS[finding.severity])
+        table.add_row(severity, str(finding.count), Text(finding.message), Text(finding.example))
     return table

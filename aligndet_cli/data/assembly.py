@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.data.boxes import BoxTable, select_rows
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, report_equal_names
 from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import Labels
 from aligndet_cli.data.images import read_missing_sizes
@@ -46,7 +46,8 @@ def assemble(labels: Labels, *, limit: int | None, findings: Findings, with_trut
         DataError: (strict findings) no images, an image missing on disk, a file name that leaves the image
             folder, or a box that is not finite.
     """
-    is_kept = _inside_folder(labels, findings)
+    report_equal_names(labels.categories, findings)
+    is_kept = inside_folder(labels.file_names, labels.source, findings)
     if limit is not None:
         is_kept &= np.cumsum(is_kept) <= limit
     file_sizes = _file_sizes(labels.images_dir, labels.file_names, is_kept)
@@ -84,18 +85,22 @@ def assemble(labels: Labels, *, limit: int | None, findings: Findings, with_trut
     )
 
 
-def _inside_folder(labels: Labels, findings: Findings) -> NDArray[np.bool_]:
-    bad = [index for index, name in enumerate(labels.file_names) if _leaves_folder(name)]
+def inside_folder(file_names: list[str], source: Path, findings: Findings) -> NDArray[np.bool_]:
+    """Return True (B,) for file names that lie in the image folder; report the others.
+
+    Args:
+        source: label file or folder to name in the message.
+    """
+    bad = [index for index, name in enumerate(file_names) if _leaves_folder(name)]
     if bad:
-        example = labels.file_names[bad[0]]
+        example = file_names[bad[0]]
         findings.error(
             "unsafe-file-names",
-            f"{labels.source}: file name {example!r} points outside the image folder {labels.images_dir}; "
-            "make it relative and without '..'",
+            f"{source}: file name {example!r} points outside the image folder; make it relative and without '..'",
             count=len(bad),
             example=example,
         )
-    is_kept = np.ones(len(labels.file_names), dtype=np.bool_)
+    is_kept = np.ones(len(file_names), dtype=np.bool_)
     is_kept[bad] = False
     return is_kept
 
@@ -104,7 +109,18 @@ def _leaves_folder(name: str) -> bool:
     # Windows paths too: the labels may have been written on Windows.
     if not name or "\0" in name or name.startswith(("/", "\\")) or name[1:2] == ":":
         return True
+    if not name.isascii() and not _is_encodable(name):
+        return True
     return ".." in name and ".." in PurePosixPath(name.replace("\\", "/")).parts
+
+
+def _is_encodable(name: str) -> bool:
+    """Return False for half characters, which no file name can have."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _file_sizes(images_dir: Path, file_names: list[str], is_wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -129,11 +145,11 @@ def _exists(
     missing = np.flatnonzero(is_wanted & ~is_there)
     if len(missing):
         example = str(labels.images_dir / labels.file_names[missing[0]])
+        what = "image listed in the labels" if labels.categories else "linked image"
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         findings.error(
             "missing-images",
-            f"{example}: image listed in the labels is not on disk{others}; "
-            "complete the download, or name the folder with --images",
+            f"{example}: {what} is not on disk{others}; complete the download, or name the folder with --images",
             count=len(missing),
             example=example,
         )
@@ -210,7 +226,8 @@ def _valid_boxes(
 
 def _has_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
     # In float32, as boxes are stored: a box whose side vanishes when rounded must go.
-    stored = boxes.astype(np.float32)
+    with np.errstate(over="ignore"):
+        stored = boxes.astype(np.float32)
     return (stored[:, 2] > stored[:, 0]) & (stored[:, 3] > stored[:, 1])
 
 

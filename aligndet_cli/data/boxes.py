@@ -53,6 +53,8 @@ class BoxRow(NamedTuple):
 def box_table(rows: Sequence[BoxRow], *, with_masks: bool = False) -> BoxTable:
     """Return N boxes as a table; `with_masks` keeps their segmentations."""
     boxes = np.array([row.box for row in rows], dtype=np.float64).reshape(-1, 4)
+    with np.errstate(over="ignore", invalid="ignore"):  # boxes that are not finite are reported later
+        extents = boxes[:, 2:] - boxes[:, :2]
     return BoxTable(
         image_index=np.array([row.image_index for row in rows], dtype=np.int64),
         boxes=boxes,
@@ -60,7 +62,7 @@ def box_table(rows: Sequence[BoxRow], *, with_masks: bool = False) -> BoxTable:
         areas=np.full(len(rows), np.nan),
         is_crowd=np.array([row.is_crowd for row in rows], dtype=np.bool_),
         is_ignored=np.zeros(len(rows), dtype=np.bool_),
-        extents=boxes[:, 2:] - boxes[:, :2],
+        extents=extents,
         ids=np.arange(1, len(rows) + 1),
         segmentations=Segmentations.of(row.segmentation for row in rows) if with_masks else None,
     )

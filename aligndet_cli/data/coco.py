@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aligndet_cli.data.assembly import inside_folder
 from aligndet_cli.data.boxes import COLUMNS, BoxTable
 from aligndet_cli.data.coco_json import load_coco, parse_coco, read_content
 from aligndet_cli.data.dataset import Category, ImageSet
-from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import DataFormat, LabelContent, Labels
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
+from aligndet_cli.data.masks import check_segmentation
 from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.errors import DataError
+from aligndet_cli.logs import logger
 
 _PREFIX = "instances_"
 _FOLD = re.compile(r"\.\d+@[\d.]+(-unlabeled)?$")
@@ -144,13 +147,42 @@ def read_whole(file: Path) -> dict[str, Any]:
         DataError: the labels cannot be read.
     """
     content, digest = load_coco(file)
-    labels = read_content(content, digest, file, Findings(is_strict=True))
+    findings = Findings(is_strict=True)
+    labels = read_content(content, digest, file, findings)
+    inside_folder(labels.file_names, file, findings)
     annotations = _annotations(labels.table, labels.image_ids, labels.categories)
     sizes = [{"height": height, "width": width} if height else {} for height, width in labels.sizes_hw.tolist()]
-    pairs = [*zip(content["annotations"], annotations, strict=True), *zip(content["images"], sizes, strict=True)]
+    names = {category.category_id: {"name": category.name} for category in labels.categories}
+    pairs = [
+        *zip(content["annotations"], annotations, strict=True),
+        *zip(content["images"], sizes, strict=True),
+        *((entry, names[entry["id"]]) for entry in content["categories"]),
+    ]
     for entry, converted in pairs:
         entry.update({key: value for key, value in converted.items() if entry.get(key) != value})
+    _check_masks(content["annotations"], labels, file)
     return content
+
+
+def _check_masks(annotations: list[dict[str, Any]], labels: LabelContent, file: Path) -> None:
+    """Write segmentations as other programs read them, and leave out those that cannot be drawn."""
+    num_left_out = 0
+    for entry, index in zip(annotations, labels.table.image_index.tolist(), strict=True):
+        segmentation, (height, width) = entry.get("segmentation"), labels.sizes_hw[index].tolist()
+        if not segmentation or not height:
+            continue
+        try:
+            checked = check_segmentation(segmentation, (height, width))
+        except DataError:  # doctor says which
+            checked = []
+        if not checked:
+            num_left_out += 1
+            del entry["segmentation"]
+        elif isinstance(checked, list) and checked != segmentation:
+            entry["segmentation"] = checked
+    if num_left_out:
+        masks = counted(num_left_out, "mask that cannot be drawn is", "masks that cannot be drawn are")
+        logger.warning(f"{file}: {masks} left out; `aligndet doctor` tells more")
 
 
 def _annotations(

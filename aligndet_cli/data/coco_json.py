@@ -19,8 +19,9 @@ from aligndet_cli.data.boxes import BoxTable, select_rows
 from aligndet_cli.data.dataset import Category, positions_of
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.format import LabelContent
+from aligndet_cli.data.images import MAX_PIXELS
 from aligndet_cli.data.segmentations import SegmentationWriter
-from aligndet_cli.data.text import parse_json, read_label_bytes
+from aligndet_cli.data.text import decode_text, parse_json, read_label_bytes
 from aligndet_cli.errors import DataError
 
 Entries = list[dict[str, Any]]
@@ -77,8 +78,10 @@ def load_coco(file: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None
     """
     raw = read_label_bytes(file)
     digest = hashlib.sha256(raw).hexdigest()
+    text = decode_text(raw, file)
+    del raw
     with _paused_gc():
-        content = parse_json(raw, file, object_hook=object_hook)
+        content = parse_json(text, file, object_hook=object_hook)
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{file}: no list '{key}' at its top level; expected a COCO instances json")
@@ -185,18 +188,22 @@ def _number(value: Any) -> float | None:
 
 
 def _sizes_hw(images: Entries, file: Path, findings: Findings) -> NDArray[np.int32]:
-    """Return (B, 2) heights and widths, zeros where the json lacks one; report what is no size."""
-    sizes = [tuple(_side(image.get(key)) for key in ("height", "width")) for image in images]
-    bad = [index for index, size in enumerate(sizes) if None in size]
+    """Return (B, 2) heights and widths, zeros where the json lacks one; report what is no size of an image."""
+    sizes = [(_side(image.get("height")), _side(image.get("width"))) for image in images]
+    bad = [index for index, (height, width) in enumerate(sizes) if height is None or width is None]
+    bad = bad or [index for index, (height, width) in enumerate(sizes) if (height or 0) * (width or 0) > MAX_PIXELS]
     if bad:
         image = images[bad[0]]
+        height, width = (_shown(image.get(key)) for key in ("height", "width"))
         findings.error(
             "malformed-sizes",
-            f"{file}: images[{bad[0]}] has height {image.get('height')!r} and width {image.get('width')!r}, expected "
-            f"whole numbers ({len(bad)} such images); correct or remove them",
+            f"{file}: images[{bad[0]}] has height {height} and width {width}, expected whole numbers of pixels "
+            f"({len(bad)} such images); correct or remove them",
             count=len(bad),
             example=image["file_name"],
         )
+    for index in bad:
+        sizes[index] = (0, 0)
     known = [size if all(size) else (0, 0) for size in sizes]
     return np.array(known, dtype=np.int32).reshape(-1, 2)
 
@@ -299,26 +306,30 @@ def _annotation_ids(annotations: Entries, file: Path, findings: Findings) -> NDA
 
 
 def box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:
-    """Return boxes (N, 4) float64 xywh; report rows that are not four numbers and make them zeros (empty boxes)."""
+    """Return boxes (N, 4) float64 xywh with finite corners; report other rows and make them zeros (empty boxes)."""
     try:
         boxes = np.array(rows, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
-        boxes = None
-    if boxes is not None and boxes.shape == (len(rows), 4):
-        return boxes
-    numbers = [[_number(value) for value in row] for row in rows]
-    bad = [index for index, row in enumerate(numbers) if len(row) != 4 or None in row]
-    if bad:
+        boxes = np.empty(0)
+    if boxes.shape != (len(rows), 4):
+        numbers = [[_number(value) for value in row] for row in rows]
+        boxes = np.array(
+            [[math.nan] * 4 if len(row) != 4 or None in row else row for row in numbers], dtype=np.float64
+        ).reshape(-1, 4)
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_finite = np.isfinite(boxes[:, :2] + boxes[:, 2:]).all(axis=1) & np.isfinite(boxes).all(axis=1)
+    bad = np.flatnonzero(~is_finite)
+    if len(bad):
+        place = f"annotations[{bad[0]}]"
         findings.error(
             "malformed-boxes",
-            f"{file}: annotations: 'bbox' {_shown(rows[bad[0]])} is not [x, y, width, height] "
+            f"{file}: {place} has the 'bbox' {_shown(rows[bad[0]])}, expected [x, y, width, height] in finite numbers "
             f"({len(bad)} such boxes); repair or remove it",
             count=len(bad),
-            example=_shown(rows[bad[0]]),
+            example=place,
         )
-    for index in bad:
-        numbers[index] = [0.0, 0.0, 0.0, 0.0]
-    return np.array(numbers, dtype=np.float64).reshape(-1, 4)
+        boxes[bad] = 0.0
+    return boxes
 
 
 def _flags(annotations: Entries, key: str, file: Path, findings: Findings) -> NDArray[np.bool_]:

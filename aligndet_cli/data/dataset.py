@@ -1,6 +1,8 @@
 """One split of a data set as one record, whatever its format on disk. Free of torch."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +11,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.data.boxes import BoxTable
+from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.segmentations import Segmentations
 
-UNUSED = "N/A"  # name of a class that a detector has an output for, but that no data uses
+# Kinds of letters that break a line or cannot be written: controls, line and paragraph ends, halves of pairs.
+_UNSHOWN = frozenset({"Cc", "Zl", "Zp", "Cs"})
 
 
 @dataclass(frozen=True)
 class Category:
-    """A class of the data set: the id used in its own files, and its name."""
+    """A class of a data set or of a detector.
+
+    Attributes:
+        category_id: id in the label files.
+        name: any text; classes of different ids may have equal names.
+        is_unused: True for an output of a detector that stands for no class of any data, as DETR has for some ids.
+    """
 
     category_id: int
     name: str
+    is_unused: bool = False
+
+
+def class_labels(names: Mapping[int, str], taken: Collection[str] = ()) -> dict[int, str]:
+    """Return a label of each class by category id: its name in one line, with the id if other texts are the same.
+
+    A blank name stands in quotes.
+
+    Args:
+        names: by category id; shortened if the place is small, so that the ids are not cut off.
+        taken: texts beside the labels that stand for something else, such as "background".
+    """
+    lines = {number: one_line(name) if name.strip() else repr(name) for number, name in names.items()}
+    counts = Counter([*lines.values(), *taken])
+    with_ids = {number: f"{line} (id {number})" for number, line in lines.items()}
+    labels = {number: line if counts[line] == 1 else with_ids[number] for number, line in lines.items()}
+    # A class may be called "cat (id 1)".
+    return labels if len({*labels.values(), *taken}) == len(labels) + len(taken) else with_ids
+
+
+def report_equal_names(categories: Sequence[Category], findings: Findings) -> None:
+    """Warn of classes that have one name: they are different classes all the same."""
+    ids_of: dict[str, list[str]] = {}
+    for category in categories:
+        ids_of.setdefault(category.name, []).append(str(category.category_id))
+    equal = {name: ids for name, ids in ids_of.items() if len(ids) > 1}
+    if equal:
+        name, ids = next(iter(equal.items()))
+        both = "both" if len(ids) == 2 else "all"
+        more = f" (and {len(equal) - 1} more such names)" if len(equal) > 1 else ""
+        message = f"classes {', '.join(ids[:-1])} and {ids[-1]} are {both} called '{one_line(name)}'{more}: "
+        message += "they are learned and counted apart; rename one, or give their boxes one id"
+        findings.warn("equal-class-names", message, count=len(equal), example=one_line(name))
+
+
+def one_line(name: str) -> str:
+    r"""Return a name with escapes, such as `\n`, for letters that break a line or cannot be written."""
+    return "".join(ascii(letter)[1:-1] if unicodedata.category(letter) in _UNSHOWN else letter for letter in name)
 
 
 @dataclass(frozen=True)

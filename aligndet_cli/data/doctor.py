@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.assembly import assemble
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, class_labels
 from aligndet_cli.data.findings import Finding, Findings, counted
-from aligndet_cli.data.images import decode_image
+from aligndet_cli.data.images import decode_image, read_bytes
 from aligndet_cli.data.masks import encode_mask
 from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
 from aligndet_cli.data.stray import describe_stray_labels
@@ -151,9 +151,9 @@ def _check_files(image_set: ImageSet, num_threads: int) -> list[ImageCheck]:
 def check_file(path: Path) -> ImageCheck:
     """Decode one image file and hash its bytes."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return ImageCheck(None, None, f"{path}: cannot be read ({error.strerror or error})")
+        content = read_bytes(path)
+    except DataError as error:
+        return ImageCheck(None, None, str(error))
     digest = hashlib.sha256(content).hexdigest()
     try:
         height, width = decode_image(content, path).shape[:2]
@@ -335,8 +335,10 @@ def _spread(values: NDArray[Any]) -> dict[str, float] | None:
 
 
 def _boxes_per_class(image_set: ImageSet) -> dict[str, int]:
-    counts = np.bincount(image_set.class_ids, minlength=len(image_set.categories))
-    return {category.name: int(count) for category, count in zip(image_set.categories, counts, strict=True)}
+    """Return the number of boxes of each class by its label, see `class_labels`."""
+    labels = class_labels({category.category_id: category.name for category in image_set.categories})
+    counts = np.bincount(image_set.class_ids, minlength=len(image_set.categories)).tolist()
+    return {labels[category.category_id]: count for category, count in zip(image_set.categories, counts, strict=True)}
 
 
 def _listing(names: list[str], limit: int = 6) -> str:

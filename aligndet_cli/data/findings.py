@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from aligndet_cli.errors import DataError
+from aligndet_cli.errors import DataError, one_line
 
 Severity = Literal["error", "warning", "info"]
 
@@ -54,15 +54,18 @@ class Findings:
         """
         if self.is_strict:
             raise DataError(message)
-        self.items.append(Finding("error", code, message, count, example))
+        self._add("error", code, message, count, example)
 
     def warn(self, code: str, message: str, *, count: int = 1, example: str = "") -> None:
         """Report something that changes results: entries that are corrected, left out, or there twice."""
-        self.items.append(Finding("warning", code, message, count, example))
+        self._add("warning", code, message, count, example)
 
     def info(self, code: str, message: str, *, count: int = 1, example: str = "") -> None:
         """Report something worth knowing that changes nothing: the labels are used as they are."""
-        self.items.append(Finding("info", code, message, count, example))
+        self._add("info", code, message, count, example)
+
+    def _add(self, severity: Severity, code: str, message: str, count: int, example: str) -> None:
+        self.items.append(Finding(severity, code, one_line(message), count, one_line(example)))
 
     def problem_counts(self) -> dict[str, int]:
         """Return counts of errors and warnings by kind, e.g. `{"degenerate boxes": 2}`."""

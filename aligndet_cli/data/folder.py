@@ -1,6 +1,5 @@
 """A folder of images and its subfolders, without labels; the subfolders may be classes."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from aligndet_cli.data.boxes import box_table
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.format import ALL, Labels
-from aligndet_cli.data.images import is_image_file
+from aligndet_cli.data.listing import distinct_subfolders, has_images, list_images, nothing_found
 from aligndet_cli.errors import DataError
 
 
@@ -48,9 +47,7 @@ def class_tree_splits(root: Path) -> tuple[str, str] | None:
 
 
 def _has_class_folders(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    children = [child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    children = distinct_subfolders(folder)
     return len(children) > 1 and all(has_images(child) for child in children)
 
 
@@ -66,9 +63,9 @@ class FolderSplit:
         """See `SplitSource`. Images are sorted by relative name."""
         if not self.images_dir.is_dir():
             raise DataError(f"{self.images_dir}: no such folder; check the path")
-        file_names = list_images(self.images_dir)
+        file_names = list_images(self.images_dir, findings)
         if not file_names:
-            raise DataError(f"{self.images_dir}: no images found in it; expected .jpg, .png, .bmp, .webp or .tif files")
+            raise DataError(nothing_found(self.images_dir, expected=".jpg, .png, .bmp, .webp or .tif files"))
         return Labels(
             format="folder",
             root=self.root,
@@ -99,18 +96,3 @@ def find_subfolder(root: Path, split: str) -> FolderSplit | None:
     """Return a direct subfolder as a split of that name, None if there is none."""
     is_plain_name = re.fullmatch(r"[\w-][\w.-]*", split)
     return FolderSplit(root, split, root / split) if is_plain_name and (root / split).is_dir() else None
-
-
-def list_images(folder: Path) -> list[str]:
-    """Return the relative names (with `/`) of all image files below a folder, sorted, without hidden ones."""
-    found = []
-    for parent, subfolders, files in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        prefix = Path(parent).relative_to(folder)
-        found += [(prefix / name).as_posix() for name in files if is_image_file(name)]
-    return sorted(found)
-
-
-def has_images(folder: Path) -> bool:
-    """Return True if any image file lies below a folder; stop at the first."""
-    return any(is_image_file(name) for _, _, files in os.walk(folder) for name in files)

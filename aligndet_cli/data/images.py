@@ -8,24 +8,48 @@ returning it half grey.
 
 import contextlib
 import io
+import re
 import struct
 import warnings
 import zlib
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from aligndet_cli.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+# Decoders by Pillow's name, with the suffixes of their files. Content decides, since files named .jpg that hold a GIF
+# exist in public data sets. Pillow's own list also holds formats that run other programs (EPS).
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k"),
+    "AVIF": (".avif",),
+}
+_MISSING = {  # decoders that some builds of Pillow lack
+    *(() if features.check_codec("jpg_2000") else ("JPEG2000",)),
+    *(() if find_spec("PIL._avif") else ("AVIF",)),  # not `features`: it loads the decoder, which takes 20 ms
+}
+_FORMATS = tuple(name for name in _SUFFIXES if name not in _MISSING)
+IMAGE_SUFFIXES = frozenset(suffix for name in _FORMATS for suffix in _SUFFIXES[name])
 
-# Only raster decoders: Pillow's list also holds formats that run other programs (EPS) or that match plain text.
-# GIF has no suffix above, but files named .jpg that hold a GIF exist in public data sets.
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
+# Suffixes of images that no decoder above reads; files that hold one are left out and counted.
+_PHOTOS = (".heic", ".heif", ".hif", ".jxl", ".jxr", ".tga", ".ico", ".pcx", ".psd", ".psb", ".xcf")
+_RAW = (".dng", ".raw", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw")
+_DRAWINGS = (".svg", ".svgz", ".eps", ".wmf", ".emf")
+_MEASURED = (".exr", ".hdr", ".pfm", ".dcm", ".dicom", ".npy")
+_MISSING_SUFFIXES = (suffix for name in _MISSING for suffix in _SUFFIXES[name])
+UNREADABLE_SUFFIXES = frozenset((*_PHOTOS, *_RAW, *_DRAWINGS, *_MEASURED, *_MISSING_SUFFIXES))
 
 # Errors that Pillow's decoders raise on damaged bytes.
 _DECODER_ERRORS = (
@@ -41,6 +65,8 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+MAX_PIXELS = 2 * 89_478_485  # Pillow's limit: of a header that says more, it decodes nothing
 
 # Warnings that do not concern the pixels: damaged EXIF blocks, and images above 89 megapixels (above 179: an error).
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
@@ -59,13 +85,18 @@ _TRANSPOSE = {
 }
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 _JPEG_REDUCTIONS = (8, 4, 2)  # factors by which libjpeg can shrink an image while decoding
+_JPEG_FORMATS = ("JPEG", "MPO")  # Pillow's name for a JPEG with further pictures behind it is MPO
+_END_OF_IMAGE = 0xD9
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in the data of a scan, where restarts and FF 00 may stand too
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode an image, upright, as (H, W, 3) uint8 RGB; the array is writable and owns its memory.
 
     Grayscale is repeated into three channels; alpha is dropped, not composited (as OpenCV and mmdetection do);
-    16-bit channels keep their high byte; of animations the first frame is taken.
+    12-bit and 16-bit channels keep their eight highest bits; of animations the first frame is taken.
 
     Raises:
         DataError: the file is missing, empty, truncated, or not an image; one line naming it.
@@ -75,7 +106,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def decode_image(content: bytes, path: Path) -> NDArray[np.uint8]:
     """Decode bytes into (H, W, 3) uint8 RGB as `read_image` does; `path` only names them in errors."""
-    return _decode(_open(io.BytesIO(content), path, is_empty=not content), path)
+    image = _open(io.BytesIO(content), path, is_empty=not content)
+    return _decode(image, content, path)
 
 
 def decode_reduced(content: bytes, path: Path, min_pixels: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -97,7 +129,7 @@ def decode_reduced(content: bytes, path: Path, min_pixels: int) -> tuple[NDArray
             if min(width, height) >= reduction and -(-width // reduction) * -(-height // reduction) >= min_pixels:
                 image.draft(None, (width // reduction, height // reduction))
                 break
-    return _decode(image, path), full_size_hw
+    return _decode(image, content, path), full_size_hw
 
 
 def read_size_hw(path: Path) -> tuple[int, int]:
@@ -112,7 +144,7 @@ def read_size_hw(path: Path) -> tuple[int, int]:
             image = _open(handle, path, is_empty=path.stat().st_size == 0)
             width, height = image.size
             return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
         raise _unreadable(path, error) from None
 
 
@@ -127,7 +159,17 @@ def read_missing_sizes(images_dir: Path, file_names: Sequence[str], sizes_hw: ND
 
 def is_image_file(name: str) -> bool:
     """Return True if a file name has the suffix of an image and is not hidden (like `._x.jpg` of macOS)."""
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    return _has_suffix(name, IMAGE_SUFFIXES)
+
+
+def is_unreadable_kind(name: str) -> bool:
+    """Return True if a file name has the suffix of an image that cannot be read here, and is not hidden."""
+    return _has_suffix(name, UNREADABLE_SUFFIXES)
+
+
+def _has_suffix(name: str, suffixes: frozenset[str]) -> bool:
+    path = Path(name)
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -139,7 +181,7 @@ def read_bytes(path: Path) -> bytes:
     _refuse_pipe(path)
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
         raise _unreadable(path, error) from None
 
 
@@ -149,9 +191,11 @@ def _refuse_pipe(path: Path) -> None:
         raise DataError(f"{path}: is a pipe, not an image file")
 
 
-def _decode(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    """Return the pixels (H, W, 3) of an opened image, upright."""
+def _decode(image: Image.Image, content: bytes, path: Path) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, 3) of an image that was opened from `content`, upright."""
     orientation = _orientation(image)
+    if image.format in _JPEG_FORMATS and _has_lost_tail(content):
+        raise DataError(f"{path}: truncated or damaged image (zeros instead of its end); replace it or remove it")
     try:
         image.load()
     except _DECODER_ERRORS as error:
@@ -161,19 +205,42 @@ def _decode(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     return _to_rgb(image, path)
 
 
+def _has_lost_tail(content: bytes) -> bool:
+    """Return True if a JPEG ends in zeros before its end-of-image marker, as a copy does that was broken off.
+
+    libjpeg decodes zeros to grey without an error. Zeros after a complete image are padding.
+    """
+    if not content.endswith(b"\0\0"):
+        return False
+    place = 2  # behind the start-of-image marker
+    while marker := _MARKER.search(content, place):
+        place = marker.end()
+        kind = content[place - 1]
+        if kind == _END_OF_IMAGE:
+            return False
+        # Thumbnails, which have markers of their own, lie in segments, which are jumped over.
+        place += int.from_bytes(content[place : place + 2], "big")
+    return True
+
+
 def _open(handle: BinaryIO | io.BytesIO, path: Path, *, is_empty: bool) -> Image.Image:
     if is_empty:
         raise DataError(f"{path}: empty file (0 bytes); copy it again or remove it")
     try:
         return Image.open(handle, formats=_FORMATS)
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"{path}: has more than {MAX_PIXELS // 10**6} megapixels; make it smaller or cut it into tiles"
+        ) from None
     except _DECODER_ERRORS as error:
         # Pillow's own text for unknown content shows a memory address.
         detail = "" if isinstance(error, Image.UnidentifiedImageError) else f" ({error})"
-        raise DataError(f"{path}: not an image that can be read{detail}; replace it or remove it") from None
+        remedy = "convert it to JPEG" if is_unreadable_kind(path.name) else "replace it or remove it"
+        raise DataError(f"{path}: not an image that can be read{detail}; {remedy}") from None
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    if isinstance(error, FileNotFoundError):
+def _unreadable(path: Path, error: OSError | ValueError) -> DataError:
+    if isinstance(error, FileNotFoundError | ValueError):
         return DataError(f"{path}: no such image file; check the path")
     if isinstance(error, IsADirectoryError):
         return DataError(f"{path}: is a folder, not an image file")
@@ -210,9 +277,20 @@ def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
         return np.array(image)
     if image.mode == "F":
         raise DataError(f"{path}: floating-point pixels have no known range; convert the image to 8 bits")
-    if image.mode.startswith("I"):  # 16-bit grayscale; high byte, as Pillow does for 16-bit colour
-        gray = (np.clip(np.array(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8)  # (H, W)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode == "P":  # straight to RGB would warn where the palette has transparent entries
-        image = image.convert("RGBA")
+    if image.mode == "I" and image.format == "TIFF":  # in other formats, I holds 16 bits
+        raise DataError(f"{path}: 32-bit or signed pixels have no known range; convert the image to 8 bits")
+    if image.mode.startswith("I"):
+        return np.repeat(_highest_bits(image)[:, :, None], 3, axis=2)
+    # P: straight to RGB would warn where the palette has transparent entries. La: premultiplied alpha, of TIFF.
+    if between := {"P": "RGBA", "La": "LA"}.get(image.mode):
+        image = image.convert(between)
     return np.array(image.convert("RGB"))
+
+
+def _highest_bits(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the eight highest bits (H, W) of grey levels of 12 or 16 bits, as Pillow does for 16-bit colour."""
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    num_bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    levels = np.clip(np.array(image).astype(np.int64), 0, 2**num_bits - 1)
+    gray = (levels >> (num_bits - 8)).astype(np.uint8)
+    return 255 - gray if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else gray

@@ -87,7 +87,10 @@ class SampleStream(Dataset[Sample | DataError]):
                 skipped.append((name, str(error).removeprefix(f"{self.image_set.images_dir / name}: ")))
                 continue
             return replace(sample, skipped=tuple(skipped))
-        return DataError(f"{self.image_set.images_dir}: none of the {len(self.indices)} images can be read")
+        name, reason = skipped[-row % len(skipped)]  # of row 0, whichever was tried first
+        return DataError(
+            f"{self.image_set.images_dir}: none of the {len(skipped)} images can be read; the first: {name}: {reason}"
+        )
 
     def _load(self, position: int, index: int) -> Sample:
         image = load_image(self.image_set, index)

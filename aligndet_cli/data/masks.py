@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.images import MAX_PIXELS
 from aligndet_cli.errors import DataError
 
 MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
@@ -66,19 +67,33 @@ def encode_mask(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any] |
     Raises:
         DataError: none of these, of another size than the image, or with numbers that mean no place in it.
     """
+    checked = check_segmentation(segmentation, size_hw)
+    if isinstance(checked, dict):
+        return checked
+    return coco_mask.merge(coco_mask.frPyObjects(checked, *size_hw)) if checked else None
+
+
+def check_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any] | list[list[float]]:
+    """Return a compressed run-length code, or the polygons of three corners or more, without drawing them.
+
+    Raises:
+        DataError: see `encode_mask`.
+    """
+    if size_hw[0] * size_hw[1] > MAX_PIXELS:
+        raise DataError(f"a mask is of an image of {size_hw[1]}x{size_hw[0]} pixels, which cannot be read")
     try:
         if isinstance(segmentation, dict):
             return _checked_code(segmentation, size_hw)
         is_flat = len(segmentation) >= MIN_COORDINATES and all(isinstance(value, int | float) for value in segmentation)
         polygons = [_numbers(polygon) for polygon in ([segmentation] if is_flat else segmentation)]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"a mask is neither polygons nor a run-length code ({error})") from None
     polygons = [polygon for polygon in polygons if len(polygon) >= MIN_COORDINATES and len(polygon) % 2 == 0]
     limit = _FARTHEST * max(size_hw)
     for value in (value for polygon in polygons for value in polygon):
         if not -limit <= value <= limit:  # NaN too
             raise DataError(f"a mask has the coordinate {value:g}, far from its image of {size_hw[1]}x{size_hw[0]}")
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, *size_hw)) if polygons else None
+    return polygons
 
 
 def _numbers(polygon: Any) -> list[float]:

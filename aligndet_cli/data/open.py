@@ -10,8 +10,9 @@ from aligndet_cli.data.assembly import assemble
 from aligndet_cli.data.coco import COCO, CocoSplit, image_dirs
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.folder import FolderSplit, choose_folder, find_subfolder, has_images
+from aligndet_cli.data.folder import FolderSplit, choose_folder, find_subfolder
 from aligndet_cli.data.format import ALL, Labels, SplitSource
+from aligndet_cli.data.listing import has_images, nothing_found
 from aligndet_cli.data.voc import VOC
 from aligndet_cli.data.yolo import YOLO
 from aligndet_cli.errors import DataError
@@ -106,7 +107,7 @@ def locate_data(root: Path, kind: str = "auto") -> FoundData:
     if kind != "auto":
         raise DataError(f"{root}: no {kind} data set; expected {_LAYOUTS}; or leave --format out")
     if not has_images(root):
-        raise DataError(f"{root}: no images found in it; expected {_LAYOUTS}")
+        raise DataError(nothing_found(root, expected=_LAYOUTS))
     return plain
 
 

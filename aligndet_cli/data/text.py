@@ -37,17 +37,17 @@ def read_lines(file: Path, *, errors: str = "strict") -> list[str]:
     return [line for line in lines if line]
 
 
-def parse_json(content: bytes, file: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Return the value of a JSON file from its bytes, see `decode_text`.
+def parse_json(text: str, file: Path, *, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Return the value of the text of a JSON file.
 
     Args:
         object_hook: see `json.loads`.
 
     Raises:
-        DataError: not such a text, or not JSON.
+        DataError: not JSON.
     """
     try:
-        return json.loads(decode_text(content, file), object_hook=object_hook)
+        return json.loads(text, object_hook=object_hook)
     except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
         raise DataError(f"{file}: not valid JSON ({error}); is the download complete?") from None
 

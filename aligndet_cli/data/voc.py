@@ -17,9 +17,9 @@ import numpy as np
 from aligndet_cli.data.boxes import BoxRow, box_table
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings
-from aligndet_cli.data.folder import list_images
 from aligndet_cli.data.format import ALL, DataFormat, Labels
 from aligndet_cli.data.images import is_image_file
+from aligndet_cli.data.listing import list_images
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.errors import DataError
 
@@ -66,7 +66,9 @@ class VocSplit:
         """
         images_dir, prefixes = _image_base(self.years)
         all_images = {
-            prefix + stem: prefix + name for prefix, year in prefixes for stem, name in _images_of(year).items()
+            prefix + stem: prefix + name
+            for prefix, year in prefixes
+            for stem, name in _images_of(year, findings).items()
         }
         positions = {key: index for index, key in enumerate(sorted(all_images, key=all_images.__getitem__))}
         annotations: dict[str, VocAnnotation] = {}
@@ -244,9 +246,13 @@ def _image_base(years: Sequence[Path]) -> tuple[Path, list[tuple[str, Path]]]:
     return years[0].parent, [(f"{year.name}/JPEGImages/", year) for year in years]
 
 
-def _images_of(year: Path) -> dict[str, str]:
-    """Return the files of the images of a year, by name without suffix; both may have folders (CVAT's tasks do)."""
-    names = sorted(list_images(year / "JPEGImages"), reverse=True)
+def _images_of(year: Path, findings: Findings) -> dict[str, str]:
+    """Return the files of the images of a year, by name without suffix; both may have folders (CVAT's tasks do).
+
+    Of several files of one name the JPEG counts, else the first.
+    """
+    names = sorted(list_images(year / "JPEGImages", findings), reverse=True)
+    names.sort(key=lambda name: name.lower().endswith((".jpg", ".jpeg")))
     return {name.rsplit(".", 1)[0]: name for name in names}
 
 

@@ -17,9 +17,9 @@ from yaml.reader import ReaderError
 from aligndet_cli.data.boxes import BoxRow, box_table
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings, counted
-from aligndet_cli.data.folder import list_images
 from aligndet_cli.data.format import DataFormat, Labels
 from aligndet_cli.data.images import is_image_file, read_size_hw
+from aligndet_cli.data.listing import list_images
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.errors import DataError
 
@@ -60,7 +60,7 @@ class YoloSplit:
         read keeps its place without boxes; the code that decodes it later reports it.
         """
         config = self.config
-        files = _image_files(config, self.name)
+        files = _image_files(config, self.name, findings)
         images_dir = Path(os.path.commonpath([file.parent for file in files])) if files else config.file.parent
         files = sorted(files, key=lambda file: file.relative_to(images_dir).as_posix())
         digest = hashlib.sha256(repr(config.categories).encode())
@@ -239,12 +239,12 @@ def _whole_characters(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _image_files(config: YoloConfig, split: str) -> list[Path]:
+def _image_files(config: YoloConfig, split: str, findings: Findings) -> list[Path]:
     """Return the images of all folders, lists and single files of a split."""
     files: list[Path] = []
     for place in config.splits[split]:
         if place.is_dir():
-            files += [place / name for name in list_images(place)]
+            files += [place / name for name in list_images(place, findings)]
         elif place.suffix == ".txt" and place.is_file():
             lines = read_lines(place, errors="surrogateescape")  # file names may be any bytes
             files += [Path(os.path.normpath(place.parent / line)) for line in lines]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -71,7 +72,7 @@ def write_detector(file: Path, content: DetectorFile) -> None:
         "stage": content.stage,
         "detector": content.detector.model_dump(mode="json"),
         "backbone": content.backbone.model_dump(mode="json"),
-        "categories": [{"category_id": category.category_id, "name": category.name} for category in content.categories],
+        "categories": [_plain_category(category) for category in content.categories],
         "resolution": content.resolution,
         "recipe": content.recipe,
         "backbone_training": None if content.backbone_training is None else asdict(content.backbone_training),
@@ -79,6 +80,13 @@ def write_detector(file: Path, content: DetectorFile) -> None:
         "extra": {name: _on_cpu(part) for name, part in content.extra.items()},
     }
     write_bytes(file, serialise(plain))
+
+
+def _plain_category(category: Category) -> dict[str, Any]:
+    plain = asdict(category)
+    if not category.is_unused:  # the file of a detector without such classes is that of earlier versions
+        del plain["is_unused"]
+    return plain
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from aligndet_cli.data.batch import ImageBatch
-from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
+from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.detectors.interface import Detections, Detector
 from aligndet_cli.detectors.parts.mask_head import paste_mask
 from aligndet_cli.errors import RunError
@@ -56,7 +56,7 @@ def predict_each(
         batches: with positions in `image_set`.
         categories: the model's, by class id.
     """
-    unused = {category.category_id for category in categories if category.name == UNUSED}
+    unused = {category.category_id for category in categories if category.is_unused}
     for indices, images, original_sizes in batches:
         for index, detections, view_hw, size_hw in zip(
             indices, model.detect(images), images.sizes_hw, original_sizes, strict=True

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from aligndet_cli.data.dataset import class_labels
 from aligndet_cli.drawing import save_picture
 from aligndet_cli.evaluate.analysis import PARTS
 from aligndet_cli.evaluate.sheets import Drawing, draw_best_and_worst, draw_detections
@@ -51,21 +53,27 @@ def draw_precision_recall(drawing: Drawing) -> Figure:
     per_class = evaluation.metrics["per_class"]
     with_truth = [index for index, entry in enumerate(per_class) if entry["AP"] is not None]
     _finish_curves(mean_axes, f"Mean over {len(with_truth)} classes")
+    names = _labels(per_class)
+    curves_of: dict[str, Line2D] = {}
     frequent = sorted(with_truth, key=lambda index: -per_class[index]["ground_truths"])[:MAX_CLASS_CURVES]
     for position, index in enumerate(frequent):
         curve = evaluation.precision[0][:, index]  # at IoU 0.5
-        label = f"{shorten(per_class[index]['name'])}: AP50 {curve.mean():.3f}"
+        label = f"{names[per_class[index]['category_id']]}: AP50 {curve.mean():.3f}"
         style = DASHES[position % len(DASHES)]
-        class_axes.plot(evaluation.recall_thresholds, curve, style, color=COLOURS[position], linewidth=1.8, label=label)
+        x = evaluation.recall_thresholds
+        curves_of[label] = class_axes.plot(x, curve, style, color=COLOURS[position], linewidth=1.8)[0]
     which = f"{len(frequent)} most frequent of {len(per_class)}" if len(frequent) < len(per_class) else "all"
     _finish_curves(class_axes, f"IoU 0.5, {which} classes")
+    if curves_of:  # not by the labels of the lines, of which Matplotlib leaves out those that begin with "_"
+        class_axes.legend(curves_of.values(), curves_of.keys(), fontsize=SMALL)
     figure.suptitle(f"Precision over recall - {drawing.title}")
     return figure
 
 
 def draw_per_class(drawing: Drawing) -> Figure:
     """Draw bars of AP and AP50, best class first."""
-    shown, left_out = _best_classes(drawing.evaluation.metrics["per_class"], "AP")
+    per_class = drawing.evaluation.metrics["per_class"]
+    shown, left_out = _best_classes(per_class, "AP")
     figure = new_figure(8, 1.6 + 0.32 * max(len(shown), 2))
     axes = figure.subplots()
     rows = np.arange(len(shown))
@@ -74,7 +82,8 @@ def draw_per_class(drawing: Drawing) -> Figure:
     for row, entry in enumerate(shown):
         numbers = f"{entry['AP']:.3f} / {entry['AP50']:.3f}"
         axes.text(max(entry["AP"], entry["AP50"]) + 0.01, row, numbers, va="center", fontsize=SMALL)
-    names = [f"{shorten(entry['name'])} ({entry['ground_truths']})" for entry in shown]
+    labels = _labels(per_class)
+    names = [f"{labels[entry['category_id']]} ({entry['ground_truths']})" for entry in shown]
     _finish_bars(axes, names, f"AP per class - {drawing.title}{left_out}", 1.16)
     axes.set_xlabel("AP / AP50; number of ground truths in brackets")
     axes.legend(loc="lower right", fontsize=SMALL)
@@ -86,10 +95,16 @@ def draw_errors(drawing: Drawing) -> Figure:
     errors = drawing.analysis["errors"]
     shown, left_out = _best_classes(errors["per_class"], "AP50")
     rows = [("all classes", errors)] if shown else []
-    rows += [(shorten(entry["name"]), entry) for entry in shown]
+    labels = _labels(errors["per_class"], taken=("all classes",))
+    rows += [(labels[entry["category_id"]], entry) for entry in shown]
     figure = new_figure(9, 1.9 + 0.34 * max(len(rows), 2))
     draw_error_bars(figure.subplots(), rows, f"What AP50 loses to which errors - {drawing.title}{left_out}")
     return figure
+
+
+def _labels(per_class: Sequence[Mapping[str, Any]], taken: Sequence[str] = ()) -> dict[int, str]:
+    """Return short labels of classes by category id, see `class_labels`."""
+    return class_labels({entry["category_id"]: shorten(entry["name"]) for entry in per_class}, taken)
 
 
 def _best_classes(per_class: Sequence[Mapping[str, Any]], metric: str) -> tuple[list[Mapping[str, Any]], str]:
@@ -119,7 +134,8 @@ def draw_error_bars(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]],
 def draw_confusion(drawing: Drawing) -> Figure:
     """Draw how often objects of a class (rows) were found as each class (columns), in percent of the row."""
     confusion, categories = drawing.analysis["confusion"], drawing.ground_truth["categories"]
-    truths = {entry["category_id"]: entry["ground_truths"] for entry in drawing.evaluation.metrics["per_class"]}
+    per_class = drawing.evaluation.metrics["per_class"]
+    truths = {entry["category_id"]: entry["ground_truths"] for entry in per_class}
     kept = sorted((entry["id"] for entry in categories), key=lambda number: -truths[number])[:MAX_CONFUSION]
     shown = [entry for entry in categories if entry["id"] in kept]
     place = {entry["id"]: position for position, entry in enumerate(shown)}
@@ -134,7 +150,8 @@ def draw_confusion(drawing: Drawing) -> Figure:
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     figure.colorbar(image, ax=axes, label="% of the row", fraction=0.03)
-    names = [shorten(entry["name"]) for entry in shown]
+    labels = _labels(per_class, taken=("missed", "background"))
+    names = [labels[entry["id"]] for entry in shown]
     axes.set_xticks(range(len(counts)), [*names, "missed"], rotation=90, fontsize=SMALL)
     axes.set_yticks(range(len(counts)), [*names, "background"], fontsize=SMALL)
     if len(shown) <= MAX_NUMBERED:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, class_labels
 from aligndet_cli.data.images import read_image
 from aligndet_cli.drawing import corners_of, draw_grid, draw_text, draw_tile
 from aligndet_cli.metrics.coco import CocoEvaluation
@@ -82,16 +82,15 @@ def _draw_pairs(drawing: Drawing, chosen: Sequence[tuple[int, str]], title: str)
 def _draw_image(pixels: NDArray[np.uint8], entries: Entries, image_set: ImageSet, lines: Sequence[str]) -> Image.Image:
     """Return a tile of an (H, W, 3) uint8 RGB image and its COCO entries, the best on top, 25 and crowds named."""
     class_ids = {category.category_id: class_id for class_id, category in enumerate(image_set.categories)}
+    names = class_labels({category.category_id: shorten(category.name, 14) for category in image_set.categories})
     ordered = sorted(entries, key=lambda entry: entry.get("score", 1.0))
     colours, labels = [], []
     for place, entry in enumerate(ordered, start=1):
-        class_id = class_ids[entry["category_id"]]
-        colours.append(COLOURS[class_id % len(COLOURS)])
-        name = shorten(image_set.categories[class_id].name, 14)
+        colours.append(COLOURS[class_ids[entry["category_id"]] % len(COLOURS)])
         crowd = " (crowd)" if entry.get("iscrowd") else ""
         score = f" {entry['score']:.2f}" if "score" in entry else ""
         is_named = crowd or place > len(ordered) - MAX_BOXES_NAMED
-        labels.append(name + crowd + score if is_named else "")
+        labels.append(names[entry["category_id"]] + crowd + score if is_named else "")
     return draw_tile(pixels, corners_of(ordered), _TILE_HW, colours=colours, labels=labels, lines=lines)
 
 

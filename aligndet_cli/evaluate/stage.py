@@ -29,6 +29,7 @@ from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import stop_on_signal
 from aligndet_cli.stage import Conclusion, Steps
 from aligndet_cli.training.curves import plot_comparison
+from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Artifact, Output, Workspace
 
 # Images per chunk, the unit in which work is saved and given to processes: a crash loses at most a chunk, and a stop
@@ -200,7 +201,8 @@ def _predict_missing(plan: Plan, process: Process) -> None:
     indices = [index for _, images in missing for index in images]
     loaded = load_detector(plan.run.folder / "weights.pt")
     device = torch.device(process.device)
-    model = loaded.model.to(device).eval()
+    model = loaded.model.eval()
+    place(model, process)
     batches = evaluation_batches(
         plan.image_set,
         indices=indices,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.coco import to_coco_dict
-from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
+from aligndet_cli.data.dataset import Category, ImageSet, one_line
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.stray import describe_stray_labels
 from aligndet_cli.errors import DataError
@@ -57,7 +57,7 @@ def check_categories(run_name: str, trained: Sequence[Category], image_set: Imag
     Raises:
         DataError: the classes differ.
     """
-    ours = {category.category_id: category.name for category in trained if category.name != UNUSED}
+    ours = {category.category_id: category.name for category in trained if not category.is_unused}
     theirs = {category.category_id: category.name for category in image_set.categories}
     differences = [
         f"id {category_id} is {_quoted(ours.get(category_id))} in the run "
@@ -74,7 +74,7 @@ def check_categories(run_name: str, trained: Sequence[Category], image_set: Imag
 
 
 def _quoted(name: str | None) -> str:
-    return "missing" if name is None else f"'{name}'"
+    return "missing" if name is None else f"'{one_line(name)}'"
 
 
 def choose_metric(asked: Literal["auto", "coco", "voc"], image_set: ImageSet) -> Metric:

@@ -101,20 +101,28 @@ def score(backbone: Backbone, probe: Probe, side: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def extract(backbone: Backbone, regions: ProbeRegions, side: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return pooled features (N, C) and class ids (N,) of the regions; images that cannot be read are left out."""
+    """Return pooled features (N, C) and class ids (N,) of the regions; images that cannot be read are left out.
+
+    Raises:
+        DataError: no image can be read.
+    """
     backbone.eval()
     device = next(backbone.parameters()).device
     features, rows = [], []
-    crops = _crops(regions, side)
+    skipped: list[DataError] = []
+    crops = _crops(regions, side, skipped)
     while batch := list(islice(crops, _BATCH)):
         pixels = torch.stack([normalise(crop) for _, crop in batch]).to(device, memory_format=torch.channels_last)
         features.append(embed(backbone, pixels).float().cpu().numpy())
         rows += [row for row, _ in batch]
+    if not rows:
+        folder = regions.image_set.images_dir
+        raise DataError(f"{folder}: none of the {len(skipped)} images can be read; the first: {skipped[0]}")
     return np.concatenate(features), regions.class_ids[rows]
 
 
-def _crops(regions: ProbeRegions, side: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield row and (3, side, side) uint8 crop of every region whose image can be read."""
+def _crops(regions: ProbeRegions, side: int, skipped: list[DataError]) -> Iterator[tuple[int, Tensor]]:
+    """Yield row and (3, side, side) uint8 crop of every region whose image can be read; add errors to `skipped`."""
     image, loaded = None, -1
     for row, index in enumerate(regions.image_index.tolist()):
         if index != loaded:
@@ -123,6 +131,7 @@ def _crops(regions: ProbeRegions, side: int) -> Iterator[tuple[int, Tensor]]:
                 image = load_image(regions.image_set, index)
             except DataError as error:
                 logger.debug(f"probe: {error}")
+                skipped.append(error)
                 image = None
         if image is not None:
             box = None if regions.boxes is None else regions.boxes[row]

@@ -237,14 +237,18 @@ def _finish(plan: Plan, method: Method, process: Process) -> None:
 
 
 def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, float] | None, dict[str, float] | None]:
-    """Return the probe's scores before and after training; None without labels."""
+    """Return the probe's scores before and after training; None without labels or readable images to test on."""
     probe: Probe | None = plan.data.probe
     if probe is None:
         return None, None
     start = _initial_backbone(plan)
     place(start, replace(process, world_size=1))
     side = plan.config.image_size
-    return score(start, probe, side), score(method.backbone, probe, side)
+    try:
+        return score(start, probe, side), score(method.backbone, probe, side)
+    except DataError as error:  # the training is worth keeping without a probe
+        logger.warning(f"no probe of what was learned: {error}")
+        return None, None
 
 
 STEPS = Steps[PretrainImageConfig, Plan](PretrainImageConfig, prepare, describe, run)

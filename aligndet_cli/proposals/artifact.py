@@ -57,7 +57,7 @@ def _write_store(output: Output, journals: Journals, image_set: ImageSet, on_err
         # Nothing is worth resuming: once the images are repaired, the same command must look at them again. Without
         # its manifest the partial folder is started anew, not refused because the data has changed.
         (output.partial / "manifest.json").unlink()
-        reason = skipped[0]["reason"] if skipped else "there are none"
+        reason = "{file}: {reason}".format(**skipped[0]) if skipped else "there are none"
         raise DataError(f"{image_set.images_dir}: none of {len(skipped)} images could be used; the first: {reason}")
     if skipped:
         logger.warning("%d images skipped, see %s", len(skipped), output.folder / "skipped.jsonl")

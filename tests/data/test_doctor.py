@@ -69,15 +69,14 @@ def test_many_problems_are_found_at_once(tmp_path: Path) -> None:
         "duplicate-image-ids": 1,
         "unknown-image-ids": 1,
         "unknown-category-ids": 1,
-        "malformed-boxes": 1,
+        "malformed-boxes": 2,
         "unsafe-file-names": 1,
         "missing-images": 1,
-        "non-finite-boxes": 1,
         "unreadable-images": 1,
         "size-mismatch": 1,
     }
     assert codes(report, "warning") == {
-        "degenerate-boxes": 2,  # the malformed one counts as empty
+        "degenerate-boxes": 3,  # the malformed ones count as empty
         "boxes-outside-the-image": 1,
         "boxes-clipped-to-the-image": 1,
         "duplicate-boxes": 1,
@@ -87,6 +86,16 @@ def test_many_problems_are_found_at_once(tmp_path: Path) -> None:
     assert mismatch.example == "turned.jpg" and "EXIF" in mismatch.message
     severities = [item.severity for item in report.findings]
     assert severities == sorted(severities, key=["error", "warning", "info"].index)
+
+
+def test_classes_of_one_name_are_counted_apart(tmp_path: Path) -> None:
+    odd = r"[red]:cat: $x$ \\"
+    yaml = f"path: .\ntrain: images/train\nval: images/val\nnames: ['{odd}', '{odd}', dog]\n"
+    make_yolo(tmp_path, {"train/a": "0 .3 .3 .2 .2\n1 .5 .5 .2 .2\n0 .7 .7 .2 .2\n", "val/b": ""}, yaml)
+    make_image(tmp_path / "images/val/b.jpg", color=(1, 1, 1))
+    counts = check(tmp_path, split="train").summary["splits"]["train"]["boxes_per_class"]
+    assert counts == {f"{odd} (id 0)": 2, f"{odd} (id 1)": 1, "dog": 0}
+    assert f"classes 0 and 1 are both called '{odd}': " in aligndet("doctor", tmp_path).stdout  # no markup
 
 
 def test_images_in_two_splits_are_an_error(tmp_path: Path) -> None:
@@ -165,7 +174,6 @@ ON_COCO: dict[str, tuple[str, dict[str, Any]]] = {
     "unknown-image-ids": ("error", with_boxes((99, 4, [1, 2, 3, 4]))),
     "unknown-category-ids": ("error", with_boxes((30, 5, [1, 2, 3, 4]))),
     "malformed-boxes": ("error", with_boxes((30, 4, [1, 2]))),
-    "non-finite-boxes": ("error", with_boxes((30, 4, [float("nan"), 2, 3, 4]))),
     "malformed-entries": ("error", {**coco_content(), "annotations": [7]}),
     "duplicate-image-ids": ("error", {**coco_content(), "images": 2 * coco_content()["images"]}),
     "duplicate-category-ids": ("error", {**coco_content(), "categories": 2 * coco_content()["categories"]}),
@@ -179,6 +187,7 @@ ON_COCO: dict[str, tuple[str, dict[str, Any]]] = {
     "boxes-clipped-to-the-image": ("warning", with_boxes((10, 4, [50, 2, 30, 4]))),
     # [10, 10, 19, 20] lies inside [10, 10, 20, 20]: IoU 19 / 20
     "duplicate-boxes": ("warning", with_boxes((10, 4, [10, 10, 20, 20]), (10, 4, [10, 10, 19, 20]))),
+    "equal-class-names": ("warning", {**coco_content(), "categories": [{"id": n, "name": "cat"} for n in (4, 9)]}),
     "class-imbalance": ("info", with_boxes(*((10, 4, [2 * number, 20, 1, 1]) for number in range(11)))),
     "crowds": ("info", coco_content()),
     "images-without-boxes": ("info", coco_content()),

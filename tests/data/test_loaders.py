@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,10 @@ def test_a_size_that_contradicts_the_labels_is_an_error(tmp_path: Path) -> None:
     labels.write_text(json.dumps(content))
     images = open_images(DataConfig(root=tmp_path), purpose="train")
     assert isinstance(SampleStream(images, range(3), LabelBoxes(images), "fail")[(0, 0)], DataError)
+    for row in range(3):  # the reason is that of the first image, whichever is tried first
+        error = SampleStream(images, range(3), LabelBoxes(images), "skip")[(0, row)]
+        first = re.escape(f"none of the 3 images can be read; the first: {images.file_names[0]}: is ")
+        assert re.search(rf"{first}\d+x\d+ pixels but its labels say \d+x\d+ \(rotated by EXIF\?\)", str(error))
 
 
 def test_evaluation_goes_through_all_images_in_order(images: ImageSet) -> None:

@@ -3,7 +3,7 @@ from aligndet_cli.metrics.coco import COCO_NUMBERS
 
 
 def _metrics(value, per_class, **groups):
-    classes = [{"name": name, "AP": ap} for name, ap in per_class.items()]
+    classes = [{"category_id": number, "name": name, "AP": ap} for number, (name, ap) in enumerate(per_class.items())]
     return {**dict.fromkeys(COCO_NUMBERS, value), "per_class": classes, **groups}
 
 
@@ -20,3 +20,11 @@ def test_groups_that_only_one_has_are_left_out():
     with_voc = _metrics(0.5, {}, voc=voc)
     assert "voc" not in compare_runs(with_voc, _metrics(0.5, {}))
     assert compare_runs(with_voc, with_voc)["voc"]["AP12"] == {"this": 0.25, "other": 0.25, "delta": 0.0}
+
+
+def test_classes_of_one_name_are_compared_each_with_itself():
+    ours, theirs = _metrics(0.5, {"cat": 0.75, "dog": 0.5}), _metrics(0.5, {"cat": 0.25, "dog": 0.5})
+    for metrics in (ours, theirs):
+        metrics["per_class"][1]["name"] = "cat"
+    deltas = {name: entry["delta"] for name, entry in compare_runs(ours, theirs)["per_class"].items()}
+    assert deltas == {"cat (id 0)": 0.5, "cat (id 1)": 0.0}

@@ -9,7 +9,14 @@ from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.drawing import draw_tile
 from aligndet_cli.evaluate import sheets
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
-from aligndet_cli.evaluate.plots import draw_comparison, draw_confusion, draw_errors, draw_per_class, draw_plots
+from aligndet_cli.evaluate.plots import (
+    draw_comparison,
+    draw_confusion,
+    draw_errors,
+    draw_per_class,
+    draw_plots,
+    draw_precision_recall,
+)
 from aligndet_cli.evaluate.sheets import MAX_BOXES_NAMED, NUM_IMAGES, Drawing, draw_best_and_worst, draw_detections
 from aligndet_cli.metrics.coco import evaluate_coco
 
@@ -150,3 +157,19 @@ def test_error_bars_have_length_one(tmp_path):
 def test_classes_without_ground_truth_have_no_bar(tmp_path):
     axes = draw_per_class(_drawing(tmp_path, 1, ["cat", "dog"], [])).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat (1)"]
+
+
+def test_every_class_has_a_label_of_its_own_in_every_picture(tmp_path, monkeypatch):
+    names = ["cat", "cat", "_background_", "background", "all classes", "$x$"]
+    own = ["cat (id 1)", "cat (id 2)", *names[2:]]
+    drawing = _drawing(tmp_path, 6, names, [])
+    curves = draw_precision_recall(drawing).axes[1].get_legend().get_texts()
+    assert [text.get_text() for text in curves] == [f"{name}: AP50 0.000" for name in own]
+    bars = [label.get_text() for label in draw_per_class(drawing).axes[0].get_yticklabels()]
+    assert sorted(bars) == sorted(f"{name} (1)" for name in own)
+    rows = [label.get_text() for label in draw_errors(drawing).axes[0].get_yticklabels()]
+    assert rows[0] == "all classes" and len(set(rows)) == 7 and "all classes (id 5)" in rows
+    cells = [label.get_text() for label in draw_confusion(drawing).axes[0].get_yticklabels()]
+    assert cells == [*own[:3], "background (id 4)", *own[4:], "background"]
+    tiles = _tiles(draw_detections, drawing, monkeypatch)
+    assert [labels[0] for _, labels, _ in tiles[::2]] == [*own[:2], "_background_", *own[3:]]

@@ -333,6 +333,7 @@ def test_compare_on_other_data_is_refused(workspace: Workspace, coco_root: Path)
     ("categories", "message"),
     [
         ((Category(4, "red"), Category(9, "blue")), "id 9 is 'blue' in the run and 'green' in the data"),
+        ((Category(4, "red"), Category(9, "two\nlines")), r"id 9 is 'two\\nlines' in the run and 'green' in the data"),
         ((Category(4, "red"),), "id 9 is missing in the run and 'green' in the data"),
         ((*CATEGORIES, Category(10, "x")), "id 10 is 'x' in the run and missing in the data"),
     ],

@@ -96,8 +96,8 @@ def make_workspace(root: Path) -> Path:
 def _add_pictures_and_classes(folder: Path, value: float) -> None:
     file = folder / "metrics.json"
     classes = [
-        {"name": HOSTILE, "AP": value, "AP50": None, "ground_truths": 1234},
-        {"name": "cat", "AP": value / 3, "AP50": value / 2, "ground_truths": 5},
+        {"category_id": 1, "name": HOSTILE, "AP": value, "AP50": None, "ground_truths": 1234},
+        {"category_id": 2, "name": "cat", "AP": value / 3, "AP50": value / 2, "ground_truths": 5},
     ]
     file.write_text(json.dumps({**json.loads(file.read_text()), "per_class": classes}))
     (folder / "plots").mkdir()

@@ -7,6 +7,7 @@ from PIL import Image
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig
+from aligndet_cli.errors import DataError
 from aligndet_cli.pretrain_image.labels import open_data
 from aligndet_cli.pretrain_image.probe import Probe, ProbeRegions, extract, score, square_of
 
@@ -44,6 +45,14 @@ def test_an_image_that_cannot_be_read_is_left_out(probe: Probe) -> None:
     broken.write_bytes(b"")
     features, class_ids = extract(build_backbone(BackboneConfig(name="resnet18")), probe.test, 32)
     assert features.shape == (5, 512) and class_ids.tolist() == np.delete(probe.test.class_ids, 1).tolist()
+
+
+def test_images_of_which_none_can_be_read_are_an_error_that_names_the_first(probe: Probe) -> None:
+    for index in range(len(probe.test.image_set)):
+        probe.test.image_set.record(index).path.write_bytes(b"")
+    first = probe.test.image_set.record(int(probe.test.image_index[0])).path
+    with pytest.raises(DataError, match=f"none of the .* images can be read; the first: {first}: empty file"):
+        extract(build_backbone(BackboneConfig(name="resnet18")), probe.test, 32)
 
 
 def test_squares() -> None:

@@ -1,36 +1,41 @@
 """Names and ids of the classes that published detectors were trained on."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligndet_cli.data.dataset import UNUSED, Category
+from aligndet_cli.data.dataset import Category
 from aligndet_cli.errors import ConfigError, WeightsError
 
-# Source: COCO 2017, in the order of their ids 1 to 90, of which ten are not used.
+# Source: COCO 2017, in the order of their ids 1 to 90, of which ten are not used (None).
 COCO_NAMES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
-    *("fire hydrant", UNUSED, "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep"),
-    *("cow", "elephant", "bear", "zebra", "giraffe", UNUSED, "backpack", "umbrella", UNUSED, UNUSED),
+    *("fire hydrant", None, "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep"),
+    *("cow", "elephant", "bear", "zebra", "giraffe", None, "backpack", "umbrella", None, None),
     *("handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat"),
-    *("baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", UNUSED, "wine glass", "cup", "fork"),
+    *("baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", None, "wine glass", "cup", "fork"),
     *("knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza"),
-    *("donut", "cake", "chair", "couch", "potted plant", "bed", UNUSED, "dining table", UNUSED, UNUSED, "toilet"),
-    *(UNUSED, "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
-    *("refrigerator", UNUSED, "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
+    *("donut", "cake", "chair", "couch", "potted plant", "bed", None, "dining table", None, None, "toilet"),
+    *(None, "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink"),
+    *("refrigerator", None, "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
 )
 # Source: PASCAL VOC 2007, alphabetically; ids as our reader gives them.
 VOC_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-_BY_ID = tuple(Category(category_id, name) for category_id, name in enumerate(COCO_NAMES, start=1))
-COCO = tuple(category for category in _BY_ID if category.name != UNUSED)
+_UNUSED_NAME = "N/A"  # as in the lists of DETR and torchvision
+_BY_ID = tuple(
+    Category(category_id, _UNUSED_NAME, is_unused=True) if name is None else Category(category_id, name)
+    for category_id, name in enumerate(COCO_NAMES, start=1)
+)
+COCO = tuple(category for category in _BY_ID if not category.is_unused)
 VOC = tuple(Category(category_id, name) for category_id, name in enumerate(VOC_NAMES, start=1))
 # Models whose class id is COCO's id have a class for each unused id, and one for 0. R-CNNs of torchvision have a
 # background in place of 0, and thus `_BY_ID`.
-COCO_BY_ID = (Category(0, UNUSED), *_BY_ID)
+COCO_BY_ID = (Category(0, _UNUSED_NAME, is_unused=True), *_BY_ID)
 _KNOWN = {"coco": (COCO, _BY_ID, COCO_BY_ID), "voc": (VOC,)}
 
 
@@ -38,6 +43,8 @@ def resolve_categories(
     asked: str | None, num_classes: int, meta: Mapping[str, Any], file: Path
 ) -> tuple[Category, ...]:
     """Return the classes of a detector, in the order of their class ids.
+
+    Where several classes have one name, they are taken in the order of their category ids.
 
     Args:
         asked: "coco", "voc", or a COCO json with `categories`. None: by the names in the file, else by their number.
@@ -55,9 +62,11 @@ def resolve_categories(
     for table in tables:
         if len(table) == num_classes and names is None:
             return table
-        by_name = {category.name: category for category in table}
-        if names is not None and len(table) == num_classes and set(names) == set(by_name):
-            return tuple(by_name[name] for name in names)
+        if names is not None and sorted(names) == sorted(category.name for category in table):
+            by_name: dict[str, list[Category]] = defaultdict(list)
+            for category in table:
+                by_name[category.name].append(category)
+            return tuple(by_name[name].pop(0) for name in names)
     if asked is not None:
         given = f"{num_classes} classes" + (f" ({', '.join(names[:3])}, ...)" if names else "")
         raise ConfigError(f"--categories {asked}: {file} has {given}; name a COCO json with just those categories")

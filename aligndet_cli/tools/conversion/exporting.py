@@ -117,7 +117,10 @@ def mmdet_checkpoint(content: DetectorFile) -> tuple[dict[str, Any], list[str]]:
     meta: dict[str, Any] = {OWN_META: own}
     if content.categories:
         meta["CLASSES"] = tuple(category.name for category in content.categories)
-        own["categories"] = [[category.category_id, category.name] for category in content.categories]
+        own["categories"] = [
+            [category.category_id, category.name, *([True] if category.is_unused else [])]
+            for category in content.categories
+        ]
         own["resolution"] = list(content.resolution or ())
     return {"meta": meta, "state_dict": state_dict}, left_out
 

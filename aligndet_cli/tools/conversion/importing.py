@@ -105,7 +105,7 @@ def _detector_file(request: ImportRequest, checkpoint: Checkpoint, converted: Co
     if converted.stage == "finetune":
         resolution = tuple(own.get("resolution", RESOLUTION))
         if "categories" in own and request.categories is None:
-            categories = tuple(Category(number, str(label)) for number, label in own["categories"])
+            categories = tuple(Category(number, str(label), *rest) for number, label, *rest in own["categories"])
         else:
             categories = resolve_categories(request.categories, converted.num_classes, checkpoint.meta, checkpoint.file)
     return DetectorFile(

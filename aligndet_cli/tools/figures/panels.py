@@ -28,7 +28,7 @@ def draw_embeddings(by_title: Mapping[str, Embeddings], title: str, seed: int) -
         points = map_embeddings(embeddings.values, seed)
         for class_id in range(len(embeddings.classes)):
             for _, low, high, area in _SIZES:
-                chosen = (embeddings.names == class_id) & (embeddings.sides >= low) & (embeddings.sides < high)
+                chosen = (embeddings.places == class_id) & (embeddings.sides >= low) & (embeddings.sides < high)
                 marker, colour = _MARKERS[class_id], COLOURS[class_id]
                 x, y = points[chosen].T
                 axes.scatter(x, y, s=area, c=colour, marker=marker, alpha=0.7, linewidths=0)
@@ -55,7 +55,7 @@ def map_embeddings(values: NDArray[np.float32], seed: int) -> NDArray[np.float32
 
 def _legend(embeddings: Embeddings) -> list[Line2D]:
     handles = [
-        Line2D([], [], color=colour, marker=marker, linestyle="", label=shorten(name))
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=name)
         for name, colour, marker in zip(embeddings.classes, COLOURS, _MARKERS, strict=False)
     ]
     return handles + [

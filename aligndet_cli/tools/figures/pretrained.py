@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from aligndet_cli.artifacts.clusters import ClusterLabels
 from aligndet_cli.backbones import find_backbone_weights
 from aligndet_cli.data.batch import ImageBatch
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.dataset import ImageSet, class_labels
 from aligndet_cli.data.loaders import load_image
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import ViewParams, make_batch
@@ -26,6 +26,7 @@ from aligndet_cli.detectors.parts.roi_head import to_rois
 from aligndet_cli.detectors.parts.two_stage import DELTA_STD, roi_features
 from aligndet_cli.detectors.results import rescale_boxes
 from aligndet_cli.errors import AlignDetError, ConfigError
+from aligndet_cli.plotting import shorten
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, build_pretext
 from aligndet_cli.processes.devices import Process
@@ -58,12 +59,12 @@ class Embeddings:
 
     Attributes:
         values: (N, D) of length 1.
-        names: (N,) int64 positions in `classes`.
+        places: (N,) int64 positions in `classes`.
         sides: (N,) square roots of the areas of the objects in pixels.
     """
 
     values: NDArray[np.float32]
-    names: NDArray[np.int64]
+    places: NDArray[np.int64]
     sides: NDArray[np.float32]
     classes: tuple[str, ...]
 
@@ -105,11 +106,11 @@ def _num_classes(run: Artifact, workspace: Workspace) -> int:
     return ClusterLabels(fitting[0].folder).num_clusters if fitting else 1
 
 
-def objects_of(image_set: ImageSet) -> tuple[list[str], dict[int, list[int]]]:
+def objects_of(image_set: ImageSet) -> tuple[list[int], dict[int, list[int]]]:
     """Choose objects of the most frequent classes.
 
     Returns:
-        names of the classes, and rows of the objects in an image by index of the image.
+        ids of the classes, and rows of the objects in an image by index of the image.
     """
     counts = np.bincount(image_set.class_ids[~image_set.is_crowd], minlength=len(image_set.categories))
     chosen = [int(class_id) for class_id in np.argsort(-counts, kind="stable")[:NUM_CLASSES] if counts[class_id]]
@@ -123,7 +124,7 @@ def objects_of(image_set: ImageSet) -> tuple[list[str], dict[int, list[int]]]:
                 rows.setdefault(index, []).append(row)
         if len(rows) == MAX_IMAGES or min(num_found.values(), default=MAX_BOXES) == MAX_BOXES:
             break
-    return [image_set.categories[class_id].name for class_id in chosen], rows
+    return chosen, rows
 
 
 @torch.no_grad()
@@ -133,7 +134,7 @@ def embed_objects(pretext: BoxPretext, config: PretrainBoxConfig, image_set: Ima
     Source: figure 4, of which the paper says only that it shows features of the contrastive head.
     """
     classes, chosen = objects_of(image_set)
-    values, names, sides = [], [], []
+    values, places, sides = [], [], []
     for index, rows in chosen.items():
         record = image_set.record(index)
         boxes, class_ids = torch.from_numpy(record.boxes[rows]), torch.from_numpy(record.class_ids[rows])
@@ -149,9 +150,11 @@ def embed_objects(pretext: BoxPretext, config: PretrainBoxConfig, image_set: Ima
         sums.index_add_(0, ids[is_object], embeddings[is_object])
         has_any = (torch.bincount(ids[is_object], minlength=len(rows)) > 0).cpu()
         values.append(normalize(sums, dim=1).cpu()[has_any])
-        names += [classes.index(image_set.categories[class_id].name) for class_id in class_ids[has_any].tolist()]
+        places += [classes.index(class_id) for class_id in class_ids[has_any].tolist()]
         sides.append(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()[has_any])
-    return Embeddings(torch.cat(values).numpy(), np.array(names), torch.cat(sides).numpy(), tuple(classes))
+    labels = class_labels({category.category_id: shorten(category.name) for category in image_set.categories})
+    names = tuple(labels[image_set.categories[class_id].category_id] for class_id in classes)
+    return Embeddings(torch.cat(values).numpy(), np.array(places), torch.cat(sides).numpy(), names)
 
 
 def neighbour_share(embeddings: Embeddings) -> tuple[float, float]:
@@ -159,13 +162,14 @@ def neighbour_share(embeddings: Embeddings) -> tuple[float, float]:
 
     By chance, it is (n - 1) / (N - 1) for each object of a class with n of the N objects.
     """
-    num_objects = len(embeddings.names)
+    num_objects = len(embeddings.places)
     num_neighbours = min(NUM_NEIGHBOURS, num_objects - 1)
     similarity = embeddings.values @ embeddings.values.T
     np.fill_diagonal(similarity, -np.inf)
+    places = embeddings.places
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :num_neighbours]
-    share = (embeddings.names[nearest] == embeddings.names[:, None]).mean()
-    counts = np.bincount(embeddings.names)
+    share = (places[nearest] == places[:, None]).mean()
+    counts = np.bincount(places)
     return float(share), float((counts * (counts - 1)).sum() / (num_objects * (num_objects - 1)))
 
 

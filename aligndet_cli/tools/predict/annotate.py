@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from pycocotools import mask as coco_mask
 
-from aligndet_cli.data.dataset import Category
+from aligndet_cli.data.dataset import Category, class_labels
 from aligndet_cli.drawing import corners_of, draw_boxes
 from aligndet_cli.plotting import COLOURS, shorten
 
@@ -34,10 +34,10 @@ def annotate(
     places = {category.category_id: place for place, category in enumerate(categories)}
     class_ids = [places[entry["category_id"]] for entry in ordered]
     colours = [COLOURS[class_id % len(COLOURS)] for class_id in class_ids]
-    names = [shorten(categories[class_id].name, _LONGEST_NAME) for class_id in class_ids]
+    names = class_labels({category.category_id: shorten(category.name, _LONGEST_NAME) for category in categories})
     scores = [f" {entry['score']:.2f}" if "score" in entry else "" for entry in ordered]
     image = Image.fromarray(_with_masks(pixels, ordered, colours)).resize((width * scale, height * scale))
-    labels = [f"{name}{score}" for name, score in zip(names, scores, strict=True)]
+    labels = [f"{names[entry['category_id']]}{score}" for entry, score in zip(ordered, scores, strict=True)]
     draw_boxes(image, scale * corners_of(ordered), colours, labels)
     return image
 

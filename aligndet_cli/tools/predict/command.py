@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from pydantic import Field
 
 from aligndet_cli.config import StageConfig
-from aligndet_cli.data.dataset import UNUSED, Category, ImageSet
+from aligndet_cli.data.dataset import Category, ImageSet, class_labels, one_line
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
 from aligndet_cli.detectors.checkpoint import LoadedDetector, load_detector
@@ -30,10 +30,11 @@ from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.tools.predict.annotate import annotate
 from aligndet_cli.tools.predict.images import find_images
+from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Workspace
 
 PREDICTIONS, IMAGES, CROPS = "predictions.json", "images", "crops"
-_LONGEST_FOLDER = 60  # letters of a class name, each of 4 bytes at most
+_LONGEST_FOLDER = 55  # letters of a class name, each of 4 bytes at most, before an id that makes it unique
 _DRAWN_AHEAD = 8  # images that may wait to be drawn while detection goes on
 
 
@@ -60,7 +61,7 @@ class Predicted:
     Attributes:
         num_images: number of readable images.
         skipped: file and reason of each image that could not be read.
-        per_class: number of detections by class name, the largest first.
+        per_class: number of detections by label of the class (see `class_labels`), the largest first.
     """
 
     folder: Path
@@ -170,7 +171,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
 def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
     config, image_set = plan.config, plan.image_set
     loaded = load_detector(plan.weights)
-    categories = [category for category in loaded.categories if category.name != UNUSED]
+    categories = [category for category in loaded.categories if not category.is_unused]
     sizes: dict[int, tuple[int, int]] = {}
     skipped: dict[int, DataError] = {}
     found: dict[int, list[dict[str, Any]]] = {}
@@ -189,7 +190,7 @@ def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
     logger.info(f"{len(found) / (time.monotonic() - started):.1f} images/s")
     content = _to_coco(image_set, sizes, found, categories)
     (plan.folder / PREDICTIONS).write_text(json.dumps(content) + "\n")
-    counts = Counter(pictures.names[entry["category_id"]] for entries in found.values() for entry in entries)
+    counts = Counter(pictures.labels[entry["category_id"]] for entries in found.values() for entry in entries)
     reasons = tuple((image_set.file_names[index], str(error)) for index, error in sorted(skipped.items()))
     return Predicted(folder, plan.weights, config.score, len(found), reasons, dict(counts.most_common()))
 
@@ -224,7 +225,8 @@ def _detections(
         skipped=skipped,
     )
     with forward_pass(device, config.runtime.precision):
-        model = loaded.model.to(device).eval()
+        model = loaded.model.eval()
+        place(model, process)
         yield from predict_each(model, noting_sizes(batches), plan.image_set, loaded.categories)
 
 
@@ -233,7 +235,8 @@ class _Pictures:
 
     def __init__(self, plan: _Plan, categories: Sequence[Category], pool: ThreadPoolExecutor) -> None:
         self.plan, self.categories, self.pool = plan, categories, pool
-        self.names = {category.category_id: category.name for category in categories}
+        self.labels = class_labels({category.category_id: category.name for category in categories})
+        self.folders = class_labels({category.category_id: _folder_name(category.name) for category in categories})
         self.pending: list[Future[None]] = []
 
     def draw(self, index: int, entries: Sequence[dict[str, Any]]) -> None:
@@ -258,9 +261,12 @@ class _Pictures:
         x, y, width, height = entry["bbox"]
         left, top = int(x), int(y)
         crop = pixels[top : max(int(np.ceil(y + height)), top + 1), left : max(int(np.ceil(x + width)), left + 1)]
-        class_folder = self.names[entry["category_id"]].replace("/", "_").strip(". ")[:_LONGEST_FOLDER] or "_"
         if crop.size:  # a box may be nothing but the border
-            _save(Image.fromarray(crop), self.plan.folder / CROPS / class_folder / name)
+            _save(Image.fromarray(crop), self.plan.folder / CROPS / self.folders[entry["category_id"]] / name)
+
+
+def _folder_name(name: str) -> str:
+    return one_line(name).replace("/", "_").strip(". ")[:_LONGEST_FOLDER].strip(". ") or "_"
 
 
 def _save(image: Image.Image, file: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.folder import list_images
+from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.images import is_image_file
+from aligndet_cli.data.listing import list_images, report_unreadable_kinds, without_readable_twins
 from aligndet_cli.errors import DataError
+from aligndet_cli.logs import logger
 
 
 def find_images(words: Sequence[str], leave_out: Path) -> ImageSet:
@@ -26,27 +28,33 @@ def find_images(words: Sequence[str], leave_out: Path) -> ImageSet:
         DataError: a word names no image.
     """
     paths: dict[str, None] = {}
+    findings = Findings(is_strict=False)
     for word in words:
-        found = [os.path.abspath(path) for path in _matches(word)]  # noqa: PTH100  # `resolve` would follow links
+        found = [os.path.abspath(path) for path in _matches(word, findings)]  # noqa: PTH100  # `resolve` would follow links
         kept = [path for path in found if not Path(path).is_relative_to(leave_out.absolute())]
         if not kept:
-            raise DataError(f"{word}: no images there; name files, folders, or a pattern such as 'photos/*.jpg'")
+            hint = "name files, folders, or a pattern such as 'photos/*.jpg'"
+            hint = findings.items[-1].message if findings.items else hint
+            raise DataError(f"{word}: no images there; {hint}")
         paths.update(dict.fromkeys(kept))
+    for item in findings.items:
+        logger.warning(item.message)
     folder = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))  # noqa: PTH120
     return _image_set(folder, [Path(path).relative_to(folder).as_posix() for path in paths])
 
 
-def _matches(word: str) -> list[Path]:
+def _matches(word: str, findings: Findings) -> list[Path]:
     if not word:  # a variable of the shell that is not set; Path("") would be the current folder
         return []
     path = Path(word)
     if path.is_dir():
-        return [path / name for name in list_images(path)]
+        return [path / name for name in list_images(path, findings)]
     if path.exists():
         return [path]  # any name is fine: reading tells if it is an image
     found = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207  # absolute patterns too
     folders = {match for match in found if match.is_dir()}
-    below = [folder / name for folder in folders if "**" not in word for name in list_images(folder)]
+    below = [folder / name for folder in folders if "**" not in word for name in list_images(folder, findings)]
+    report_unreadable_kinds(map(Path, without_readable_twins(map(str, found))), findings)
     return sorted([match for match in found if match not in folders and is_image_file(match.name)] + below)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligndet_cli.config import STAGES, flatten
+from aligndet_cli.data.dataset import class_labels
 from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.collect import Report
 from aligndet_cli.tools.report.commands import command_of
@@ -155,9 +156,11 @@ def _measured(workspace: Workspace) -> Table | None:
 
 def _class_tables(name: str, found: Artifact) -> list[Table]:
     rows = []
-    for entry in read_json(found.folder / "metrics.json").get("per_class", []):
+    per_class = read_json(found.folder / "metrics.json").get("per_class", [])
+    labels = class_labels({entry["category_id"]: entry["name"] for entry in per_class})
+    for entry in per_class:
         objects = Cell(str(entry["ground_truths"]), entry["ground_truths"])
-        rows.append([Cell(entry["name"]), _percent(entry["AP"]), _percent(entry["AP50"]), objects])
+        rows.append([Cell(labels[entry["category_id"]]), _percent(entry["AP"]), _percent(entry["AP50"]), objects])
     header = ("class", "AP", "AP50", "objects")
     return [Table(f"classes-{_id(name)}", "Classes, in percent", header, rows, frozenset({1, 2, 3}))] if rows else []
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ from aligndet_cli.detectors.checkpoint import read_detector, write_detector
 from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.results import predict_each
 from aligndet_cli.errors import ConfigError, DataError, WeightsError
-from aligndet_cli.evaluate.stage import check_categories
+from aligndet_cli.metrics.measure import check_categories
 from aligndet_cli.tools.conversion.categories import COCO, COCO_BY_ID, VOC, resolve_categories
+from aligndet_cli.tools.conversion.exporting import mmdet_checkpoint
 from helpers.commandline import aligndet
 from helpers.small_detectors import detector_file
 
@@ -113,7 +115,7 @@ def test_coco_and_voc_tables(shared_data: Path) -> None:
 
 def test_outputs_for_unused_ids_are_neither_evaluated_nor_missed() -> None:
     """DETR's 91 classes are COCO's 80 and 11 ids that no data has."""
-    data = SimpleNamespace(categories=COCO, root=Path("coco"), image_ids=[7])
+    data = SimpleNamespace(categories=COCO, root=Path("coco"), annotations=None, image_ids=[7])
     check_categories("detr", COCO_BY_ID, data)
     with pytest.raises(DataError, match="id 1 is missing in the run"):
         check_categories("detr", COCO_BY_ID[2:], data)
@@ -122,6 +124,39 @@ def test_outputs_for_unused_ids_are_neither_evaluated_nor_missed() -> None:
     batch = ([0], ImageBatch(torch.zeros(1, 3, 32, 32), ((32, 32),)), [(32, 32)])
     ((_, entries),) = predict_each(model, [batch], data, COCO_BY_ID)
     assert [entry["category_id"] for entry in entries] == [13]
+
+
+def test_a_class_is_unused_by_its_flag_and_not_by_its_name(tmp_path: Path) -> None:
+    users = (Category(3, "N/A"), Category(5, ""), Category(7, "N/A", is_unused=True))
+    found = Detections(torch.rand(3, 4), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]))
+    batch = ([0], ImageBatch(torch.zeros(1, 3, 32, 32), ((32, 32),)), [(32, 32)])
+    data = SimpleNamespace(categories=users[:2], image_ids=[7])
+    check_categories("run", users, data)
+    ((_, entries),) = predict_each(SimpleNamespace(detect=lambda images: [found]), [batch], data, users)
+    assert [entry["category_id"] for entry in entries] == [3, 5]
+    content = replace(detector_file("retinanet"), categories=users)
+    write_detector(tmp_path / "weights.pt", content)
+    assert read_detector(tmp_path / "weights.pt").categories == users
+    torch.save(mmdet_checkpoint(content)[0], tmp_path / "exported.pth")
+    aligndet("import-weights", tmp_path / "exported.pth", "-w", tmp_path / "workspace", "--name", "again")
+    assert read_detector(tmp_path / "workspace/finetune/again/weights.pt").categories == users
+
+
+def test_files_without_unused_classes_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    write_detector(tmp_path / "weights.pt", detector_file("retinanet"))
+    plain = torch.load(tmp_path / "weights.pt", weights_only=True)["categories"]
+    assert plain[0] == {"category_id": 3, "name": "cell"}
+    assert mmdet_checkpoint(detector_file("retinanet"))[0]["meta"]["aligndet"]["categories"][0] == [3, "cell"]
+
+
+def test_classes_of_one_name_keep_their_ids(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({"categories": [{"id": 9, "name": "cat"}, {"id": 4, "name": "cat"}]}))
+    both = (Category(4, "cat"), Category(9, "cat"))
+    assert resolve_categories(str(labels), 2, {"CLASSES": ("cat", "cat")}, FILE) == both
+    names = tuple(category.name for category in COCO_BY_ID)
+    assert resolve_categories(None, 91, {"CLASSES": names}, FILE) == COCO_BY_ID
+    assert resolve_categories(None, 2, {"CLASSES": ("N/A", "N/A")}, FILE) == (Category(1, "N/A"), Category(2, "N/A"))
 
 
 def test_classes_by_name_by_number_and_by_file(tmp_path: Path) -> None:

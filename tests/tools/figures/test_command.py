@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from aligndet_cli.config import DataConfig
+from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.tools.figures import command
 from aligndet_cli.tools.figures.panels import draw_centres, draw_embeddings
-from aligndet_cli.tools.figures.pretrained import Embeddings, load_stages, neighbour_share
+from aligndet_cli.tools.figures.pretrained import Embeddings, embed_objects, load_stages, neighbour_share
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import CHAIN, aligndet, run_chain
 
@@ -70,6 +73,17 @@ def test_pretraining_starts_where_the_first_panel_says(pair: Path) -> None:
     # A frozen backbone and the class predictor are what they were; the neck is not.
     assert {name for name in before if name.startswith("backbone.")} <= same
     assert not [name for name in same if name.startswith("neck.") and name.endswith("weight")]
+
+
+def test_classes_of_one_name_are_embedded_apart(pair: Path, toy: Path) -> None:
+    workspace = Workspace(pair)
+    stages = load_stages(workspace.require("pretrain-box"), workspace, "cpu")
+    plain = open_images(DataConfig(root=toy), purpose="val")
+    equal = replace(plain, categories=tuple(replace(category, name="cat") for category in plain.categories))
+    found = [embed_objects(stages.after, stages.config, data, "cpu") for data in (plain, equal)]
+    assert (found[0].places == found[1].places).all() and set(found[0].places.tolist()) == {0, 1, 2}
+    ids = {category.name: category.category_id for category in plain.categories}
+    assert found[1].classes == tuple(f"cat (id {ids[name]})" for name in found[0].classes)
 
 
 def test_neighbours_worked_out_by_hand() -> None:

@@ -41,3 +41,16 @@ def test_a_word_without_images_is_named(photos, monkeypatch, word):
     with pytest.raises(DataError) as caught:
         find_images(["a.jpg", word], leave_out=Path("out"))
     assert str(caught.value).startswith(f"{word}: no images there")
+
+
+def test_unreadable_kinds_are_said(photos, monkeypatch, caplog):
+    monkeypatch.chdir(photos)
+    for name in ("d.heic", "deep/e.dng", "a.npy"):  # a.jpg is there
+        (photos / name).touch()
+    find_images(["."], leave_out=Path("out"))
+    assert "2 files are left out: .heic (1), .dng (1), first d.heic; convert them to JPEG" in caplog.text
+    caplog.clear()
+    find_images(["*"], leave_out=Path("out"))
+    assert "1 file is left out: .heic (1), first d.heic" in caplog.text and ".dng (1), first deep/e.dng" in caplog.text
+    with pytest.raises(DataError, match=r"^\*\.heic: no images there; 1 file is left out"):
+        find_images(["*.heic"], leave_out=Path("out"))
