@@ -3,7 +3,8 @@
 `make labels` runs this module. The list is that of tests/helpers/oddities/.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -33,11 +34,26 @@ def to_page(oddities: Sequence[Oddity]) -> str:
 
 
 def _tables(oddities: Sequence[Oddity]) -> Iterator[str]:
-    for kind, own in groupby(oddities, key=lambda oddity: oddity.format):
-        rows = [["the label file has", "what happens", "`doctor`"], ["---"] * 3]
-        rows += [[_cell(oddity.says), oddity.twin, _word(oddity.doctor)] for oddity in own]
+    """Yield the heading of each format, and the heading and table of each of its topics."""
+    for kind, of_format in groupby(oddities, key=lambda oddity: oddity.format):
         yield f"## {TITLES[kind]}\n"
-        yield "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+        for topic, own in groupby(of_format, key=lambda oddity: oddity.topic):
+            rows = [["the label file has", "what happens", "`doctor`"], ["---"] * 3, *_rows(own)]
+            yield f"### {TITLES[kind]}: {topic}\n"
+            yield "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _rows(oddities: Iterable[Oddity]) -> Iterator[list[str]]:
+    """Yield a row for each oddity; those that differ in the value at their end alone share one."""
+    for (twin, doctor, beginning), group in groupby(oddities, key=_in_common):
+        values = [oddity.says.removeprefix(beginning) for oddity in group]
+        yield [_cell(beginning + ", ".join(values)), twin, _word(doctor)]
+
+
+def _in_common(oddity: Oddity) -> tuple[str, str, str]:
+    """Return twin, doctor's word, and what stands before the value that ends the saying, if one does."""
+    ending = re.match(r"(.* |)`[^`]*`$", oddity.says)
+    return oddity.twin, oddity.doctor, ending[1] if ending else oddity.says
 
 
 def _cell(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from write_labels import PAGE_FILE, to_page
 
 from helpers.commandline import aligndet
 from helpers.oddities import ODDITIES
@@ -185,3 +186,27 @@ def is_said(line: str, messages: list[str]) -> bool:
     """Return True if doctor says it too, perhaps with its split before and the number of its like behind."""
     said = (message.removeprefix("train: ").removeprefix("val: ") for message in messages)
     return line != "" and any(message.startswith(line) for message in said)
+
+
+def test_the_page_says_what_the_list_says() -> None:
+    assert PAGE_FILE.read_text(encoding="utf-8") == to_page(ODDITIES), "run `make labels`"
+
+
+def test_an_oddity_has_a_name_of_its_own() -> None:
+    assert max(Counter((oddity.format, oddity.says) for oddity in ODDITIES).values()) == 1
+
+
+@pytest.mark.parametrize("classes", [["cat"], ["cat", "dog"], ["puppy", "cat"]])
+def test_validation_labels_of_other_classes_are_refused(classes: list[str], twins: Twins, tmp_path: Path) -> None:
+    oddity, data = ODDITIES[0], tmp_path / "data"
+    WRITERS["coco"](data)
+    file = data / OF_VALIDATION["coco"][0]
+    content = json.loads(file.read_text())
+    content["categories"] = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] <= len(classes)]
+    file.write_text(json.dumps(content))
+    assert ("error", "different-classes") in codes(findings_of(aligndet("doctor", data, "--json", code=3)))
+    clean = twins.workspace(oddity, AS_MEANT, is_whole=False)
+    words = ("finetune", data, "-w", tmp_path / "w", *words_of("finetune", oddity.detector), "--init", "scratch")
+    lines = {said_by(*words), said_by("evaluate", data, "-w", clean, "--name", tmp_path.name)}
+    assert len(lines) == 1 and lines.pop().startswith(f"{file}: classes differ from those of run ")

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,8 @@ def _saying(kind: str, key: str, value: Any) -> str:
 
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return f"`{text if len(text) < 60 else text[:50] + ' ...'}`"
+    text = text if len(text) < 60 else f"{text[:50]} ..."
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _oddity(says: str, change: Change, twin: str = AS_MEANT, doctor: str = "") -> Oddity:
@@ -219,7 +221,7 @@ def _oddity(says: str, change: Change, twin: str = AS_MEANT, doctor: str = "") -
 
 
 def _images() -> Iterator[Oddity]:
-    bad = "error malformed-entries"
+    bad, huge = "error malformed-entries", "error unreadable-data"
     for said, kind in (("7.0", float), ('"7"', str)):
         yield _oddity(f"an image with `id` `{said}`, whose annotations say `7`", _retyped("images", kind))
     yield from _of("image", "id", MISSING, None, "a1b2", True, 7.5, [7], doctor=bad)
@@ -227,7 +229,7 @@ def _images() -> Iterator[Oddity]:
     for number, position in ((0, 0), (-5, 0), (2**53 + 1, -1)):
         yield _oddity(f"an image with `id` `{number}`", renumbering("image", number, position))
     yield _oddity("ids of images that are texts of digits, everywhere", editing(_with_text_ids))
-    yield _oddity("an image with an `id` of more than 64 bits", renumbering("image", 2**63), doctor=bad)
+    yield _oddity("an image with an `id` of more than 64 bits", renumbering("image", 2**63), doctor=huge)
     yield _oddity(
         "two images of one `id`",
         editing(lambda content: content["images"][1].update(id=content["images"][0]["id"])),
@@ -236,9 +238,10 @@ def _images() -> Iterator[Oddity]:
     yield from _of("image", "file_name", MISSING, None, 12, doctor=bad)
     yield from _of("image", "file_name", "", "../x.jpg", "/x.jpg", "C:\\x.jpg", doctor="error unsafe-file-names")
     gone = "error missing-images"
-    yield from _of("image", "file_name", "gone.jpg", "https://example.org/x.jpg", "A.JPG", doctor=gone)
-    yield _oddity("a file name with blank ends that the file lacks", moving(" x.jpg ", "x.jpg"), doctor=gone)
-    yield _oddity("a file name with backslashes where the file has folders", moving("s\\x.jpg", "s/x.jpg"), doctor=gone)
+    missing = [*_of("image", "file_name", "gone.jpg", "https://example.org/x.jpg", "A.JPG", doctor=gone)]
+    missing += [_oddity("a file name with blank ends that the file lacks", moving(" x.jpg ", "x.jpg"), doctor=gone)]
+    yield from (replace(oddity, unread=("split",)) for oddity in missing)
+    yield _oddity("a file name with backslashes where the file has folders", moving("s\\x.jpg", "s/x.jpg"))
     for name in (" x y.jpg", "s/x.jpg", "./s/x.jpg", "größe 木.jpg", "x.y.jpg", "x.JPG", "100%#?.jpg", "-x.jpg"):
         yield _oddity(f"an image called `{name}`", moving(name))
     yield _oddity(
@@ -267,9 +270,10 @@ def _sizes() -> Iterator[Oddity]:
     bad = "error malformed-sizes"
     yield from _of("image", "height", -HEIGHT, 64.5, "64px", True, [64], NAN, 2**31, {}, doctor=bad)
     other = "error size-mismatch"
-    yield from _of("image", "width", WIDTH + 1, doctor=other)
     turned = editing(lambda content: content["images"][0].update(height=WIDTH, width=HEIGHT))
-    yield _oddity("height and width of an image in each other's place", turned, doctor=other)
+    wrong = [*_of("image", "width", WIDTH + 1, doctor=other)]
+    wrong += [_oddity("height and width of an image in each other's place", turned, doctor=other)]
+    yield from (replace(oddity, unread=("split",)) for oddity in wrong)
 
 
 def _ids() -> Iterator[Oddity]:
@@ -283,7 +287,8 @@ def _ids() -> Iterator[Oddity]:
         yield _oddity(f"`{key}` as texts of digits", _for_all(key, str))
         yield _oddity(f"`{key}` as `7.0`", _for_all(key, float))
         yield from _of("annotation", key, 4711, doctor=f"error unknown-{kind}-ids")
-        yield from _of("annotation", key, MISSING, None, "x", True, 1.5, [1], NAN, 2**64, doctor=bad)
+        yield from _of("annotation", key, MISSING, None, "x", True, 1.5, [1], NAN, doctor=bad)
+        yield from _of("annotation", key, 2**64, doctor="error unreadable-data")
 
 
 def _without_ids(content: Content) -> None:
@@ -320,17 +325,15 @@ def _boxes() -> Iterator[Oddity]:
     x, y, w, h = 8, 8, 32, 32
     yield from _of("annotation", "bbox", [8.0, 8.0, 32.0, 32.0], ["8", "8", "32", "32.0"], [8, "8", 32.0, 32])
     bad = "error malformed-boxes"
-    values = ([x, y, w, None], [x, y, w, h, 1], [x, y, w], [], {"x": 8, "y": 8, "w": 32, "h": 32}, "8 8 32 32", None)
-    yield from _of("annotation", "bbox", *values, ["a", y, w, h], [True, y, w, h], [[x, y, w, h]], MISSING, doctor=bad)
-    infinite = "error non-finite-boxes"
-    yield from _of("annotation", "bbox", [x, y, NAN, h], [x, y, INF, h], ["nan", y, w, h], doctor=infinite)
+    values = ([x, y, w, None], [x, y, w, h, 1], [x, y, w], [], ["a", y, w, h], [True, y, w, h], [[x, y, w, h]])
+    yield from _of("annotation", "bbox", *values, [x, y, NAN, h], [x, y, INF, h], ["nan", y, w, h], doctor=bad)
+    values = ({"x": 8, "y": 8, "w": 32, "h": 32}, "8 8 32 32", None, MISSING)
+    yield from _of("annotation", "bbox", *values, doctor="error malformed-entries")
     flat = "warning degenerate-boxes"
-    values = ([x, y, -w, h], [x, y, 0, h], [x, y, w, 1e-9], [0, 0, 0, 0])
+    values = ([x, y, -w, h], [x, y, 0, h], [x, y, w, 1e-9], [0, 0, 0, 0], [1e300, y, w, h])
     yield from _of("annotation", "bbox", *values, twin=LEFT_OUT, doctor=flat)
     outside = "warning boxes-outside-the-image"
-    yield from _of(
-        "annotation", "bbox", [200, y, w, h], [x, -90, w, h], [1e300, y, w, h], twin=LEFT_OUT, doctor=outside
-    )
+    yield from _of("annotation", "bbox", [200, y, w, h], [x, -90, w, h], [1e9, y, w, h], twin=LEFT_OUT, doctor=outside)
     beyond = "warning boxes-clipped-to-the-image"
     yield from _of("annotation", "bbox", [x, y, 900, h], [x, y, 1e308, h], twin=CLIPPED, doctor=beyond)
     yield from _of("annotation", "bbox", [x, y, WIDTH - 7.5, h], twin=CLIPPED)
@@ -341,7 +344,8 @@ def _boxes() -> Iterator[Oddity]:
 
 def _flags() -> Iterator[Oddity]:
     yield from _of("annotation", "area", None, MISSING, "1024", "1024.0", 1024.0, NAN)
-    yield from _of("annotation", "area", "large", [1024], {}, True, -1, INF, doctor="error malformed-area")
+    yield from _of("annotation", "area", "large", [1024], {}, True, INF, doctor="error malformed-area")
+    yield from _of("annotation", "area", -1, doctor="warning negative-areas")
     yield from _of("annotation", "iscrowd", None, MISSING, False, "0", 0.0, NAN)
     yield from _of("annotation", "iscrowd", 1, True, "1", 1.0, twin=CROWD)
     yield from _of("annotation", "iscrowd", 2, "yes", "", [], -1, 0.5, doctor="error malformed-iscrowd")

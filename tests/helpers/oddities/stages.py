@@ -120,7 +120,7 @@ def _of_finetune(folder: Path) -> dict[str, Any]:
 
 def _of_evaluate(folder: Path) -> dict[str, Any]:
     truth, metrics = _read(folder / "ground_truth.json"), _read(folder / "metrics.json")
-    for entry in metrics["per_class"]:
+    for entry in [*metrics["per_class"], *metrics.get("voc", {}).get("per_class", [])]:
         del entry["category_id"], entry["name"]
     predictions = _without_ids(truth, _read(folder / "predictions.json"), "bbox", "score")
     return {

@@ -200,13 +200,17 @@ def _configs() -> Iterator[Oddity]:
         _yaml("nc: 2", "test: ../test/images\nnc: 2"),
         doctor="info missing-test-images",
     )
-    pose = f"{LINE} 0.2 0.3"
+    for shape, point in (("[1, 2]", "0.2 0.3"), ("[1, 3]", "0.2 0.3 2")):
+        yield _oddity(f"a key point behind the box, with `kpt_shape: {shape}`", _with_pose(shape, point))
 
-    def with_pose(root: Path) -> None:
-        _line(pose)(root)
-        rewrite(root / "data.yaml", replacing("nc: 2", "kpt_shape: [1, 2]\nnc: 2"))
 
-    yield _oddity("a key point behind the box, with `kpt_shape: [1, 2]`", with_pose)
+def _with_pose(shape: str, point: str) -> Change:
+    def change(root: Path) -> None:
+        for file in sorted((root / "labels").rglob("*.txt")):
+            rewrite(file, lambda text: text.replace("\n", f" {point}\n"))
+        rewrite(root / "data.yaml", replacing("nc: 2", f"kpt_shape: {shape}\nnc: 2"))
+
+    return change
 
 
 YOLO: tuple[Oddity, ...] = (
