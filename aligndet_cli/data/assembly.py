@@ -59,8 +59,8 @@ def assemble(labels: Labels, *, limit: int | None, findings: Findings, with_trut
     sizes_hw = labels.sizes_hw[images]
     if labels.categories:  # boxes are clipped to their image, and batches put together by its shape
         sizes_hw = read_missing_sizes(labels.images_dir, file_names, sizes_hw)
-    given = _of_images(labels.table, is_kept)
-    _settle_areas(given, findings)
+    given = labels.table if is_kept.all() else _of_images(labels.table, is_kept)
+    _report_flags(given, findings)
     table = _valid_boxes(_by_image(given), file_names, sizes_hw, labels, findings)
     counts = np.bincount(table.image_index, minlength=len(images))
     return ImageSet(
@@ -168,16 +168,14 @@ def _by_image(table: BoxTable) -> BoxTable:
     return select_rows(table, np.argsort(table.image_index, kind="stable"))
 
 
-def _settle_areas(table: BoxTable, findings: Findings) -> None:
-    """Report flags and areas that change what is trained on or measured; an area below 0 becomes that of its box."""
-    is_negative = table.areas < 0
-    if is_negative.any():
-        count = int(is_negative.sum())
+def _report_flags(table: BoxTable, findings: Findings) -> None:
+    """Report flags and areas that change what is trained on or measured."""
+    count = int((table.areas < 0).sum())
+    if count:
         areas = counted(count, "'area' is", "'area's are")
         findings.warn("negative-areas", f"{areas} below 0: taken from the box instead", count=count)
-        table.areas[is_negative] = np.nan
-    if table.is_ignored.any():
-        count = int(table.is_ignored.sum())
+    count = int(table.is_ignored.sum())
+    if count:
         boxes = counted(count, "box has", "boxes have")
         message = f"{boxes} 'ignore': 1: not trained on, but evaluation counts them, as pycocotools does"
         findings.warn("ignored-boxes", message, count=count)
@@ -220,7 +218,7 @@ def _valid_boxes(
             findings.warn(code, f"{counted(count, *words)}, first in {first(mask)}", count=count, example=first(mask))
     table.boxes = clipped
     areas = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
-    table.areas = np.where(np.isfinite(table.areas), table.areas, areas)
+    table.areas = np.where(table.areas >= 0, table.areas, areas)  # not NaN either
     return table if is_kept.all() else select_rows(table, np.flatnonzero(is_kept))
 
 

@@ -114,7 +114,7 @@ def _from_index(index: LabelIndex | None) -> LabelContent | None:
         file_names=content["file_names"],
         image_ids=np.array(arrays["image_ids"]),
         sizes_hw=np.array(arrays["sizes_hw"]),
-        table=BoxTable(**{name: np.array(arrays[name]) for name in COLUMNS}, segmentations=segmentations),
+        table=BoxTable(**{name: arrays[name] for name in COLUMNS}, segmentations=segmentations),
         categories=tuple(Category(category_id, name) for category_id, name in content["categories"]),
         label_digest=content["label_digest"],
     )
@@ -189,7 +189,7 @@ def _annotations(
     table: BoxTable, image_ids: NDArray[np.int64], categories: tuple[Category, ...]
 ) -> list[dict[str, Any]]:
     boxes = np.concatenate([table.boxes[:, :2], table.extents], axis=1)  # (N, 4) xywh
-    areas = np.where(np.isnan(table.areas), table.extents.prod(axis=1), table.areas)
+    areas = np.where(table.areas >= 0, table.areas, table.extents.prod(axis=1))  # not NaN either
     category_ids = np.array([category.category_id for category in categories], dtype=np.int64)
     names = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
     columns = (

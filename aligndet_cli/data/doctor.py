@@ -16,7 +16,7 @@ from aligndet_cli.config import DataConfig
 from aligndet_cli.data.assembly import assemble
 from aligndet_cli.data.dataset import ImageSet, class_labels
 from aligndet_cli.data.findings import Finding, Findings, counted
-from aligndet_cli.data.images import decode_image, read_bytes
+from aligndet_cli.data.images import decode_image, other_size, read_bytes
 from aligndet_cli.data.masks import encode_mask
 from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
 from aligndet_cli.data.stray import describe_stray_labels
@@ -175,11 +175,9 @@ def _report_files(image_set: ImageSet, checks: list[ImageCheck], findings: Findi
     ]
     if mismatched:
         name, said_hw, size_hw = mismatched[0]
-        turned = " (EXIF rotation: boxes must refer to the upright image)" if said_hw == size_hw[::-1] else ""
         findings.error(
             "size-mismatch",
-            f"{counted(len(mismatched), 'image')} of another size than the labels say, first {name}: labels say "
-            f"{said_hw[1]}x{said_hw[0]}, the upright image is {size_hw[1]}x{size_hw[0]}{turned}",
+            f"{image_set.images_dir / name}: {other_size(size_hw, said_hw)} ({counted(len(mismatched), 'such image')})",
             count=len(mismatched),
             example=name,
         )

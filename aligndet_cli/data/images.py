@@ -157,6 +157,13 @@ def read_missing_sizes(images_dir: Path, file_names: Sequence[str], sizes_hw: ND
     return sizes_hw
 
 
+def other_size(size_hw: tuple[int, int], said_hw: tuple[int, int]) -> str:
+    """Return the end of a message about an image of another size than its labels say."""
+    cause = " (rotated by EXIF? boxes must refer to the upright image)" if said_hw == size_hw[::-1] else ""
+    said = f"{said_hw[1]}x{said_hw[0]}"
+    return f"is {size_hw[1]}x{size_hw[0]} pixels but its labels say {said}{cause}; fix the file or its labels"
+
+
 def is_image_file(name: str) -> bool:
     """Return True if a file name has the suffix of an image and is not hidden (like `._x.jpg` of macOS)."""
     return _has_suffix(name, IMAGE_SUFFIXES)

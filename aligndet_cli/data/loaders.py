@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.images import read_image
+from aligndet_cli.data.images import other_size, read_image
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.order import epoch_order
 from aligndet_cli.data.packing import PackedSamples
@@ -119,10 +119,7 @@ def load_image(image_set: ImageSet, index: int) -> Tensor:
     record = image_set.record(index)
     pixels = read_image(record.path)
     if record.size_hw is not None and pixels.shape[:2] != record.size_hw:
-        raise DataError(
-            f"{record.path}: is {pixels.shape[1]}x{pixels.shape[0]} pixels but its labels say "
-            f"{record.size_hw[1]}x{record.size_hw[0]} (rotated by EXIF?); fix the file or its labels"
-        )
+        raise DataError(f"{record.path}: {other_size((pixels.shape[0], pixels.shape[1]), record.size_hw)}")
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.data.images import decode_image, decode_reduced, read_bytes
+from aligndet_cli.data.images import decode_image, decode_reduced, other_size, read_bytes
 from aligndet_cli.errors import DataError
 from aligndet_cli.proposals.filters import FilterRules, clip_to_image, filter_proposals
 from aligndet_cli.proposals.journal import ImageResult
@@ -53,8 +53,7 @@ def _find_boxes(mode: SearchMode, working_size: int | None, rules: FilterRules, 
     else:
         image, size_hw = decode_reduced(content, job.path, needed)
     if job.size_hw is not None and job.size_hw != size_hw:
-        said = f"{job.size_hw[1]}x{job.size_hw[0]}"
-        raise DataError(f"{job.path}: is {size_hw[1]}x{size_hw[0]} px but the labels say {said}; correct the labels")
+        raise DataError(f"{job.path}: {other_size(size_hw, job.size_hw)}")
     if job.boxes is None:
         boxes = filter_proposals(search(image, mode, working_size, size_hw), size_hw, rules)
     else:

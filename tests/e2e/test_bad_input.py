@@ -169,7 +169,7 @@ def test_a_folder_of_nothing_but_bad_images(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"")
     line = aligndet("proposals", folder, "-w", tmp_path / "w", "--num-workers", "1", code=3).error_line()
-    assert f"{folder}: none of 1 images could be used; the first: empty file" in line
+    assert f"{folder}: none of 1 images could be used; the first: a.jpg: empty file" in line
     Image.new("RGB", (64, 64)).save(folder / "a.jpg")
     aligndet("proposals", folder, "-w", tmp_path / "w", "--num-workers", "1")
     words = ("pretrain-box", "-w", tmp_path / "w", *CHAIN["pretrain-box"])
@@ -179,8 +179,8 @@ def test_a_folder_of_nothing_but_bad_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("bbox", [float("nan"), 1, 9, 9], "is NaN or infinite (1 in all); repair or remove it"),
-        ("bbox", [1, 2, 3], "'bbox' [1, 2, 3] is not [x, y, width, height]"),
+        ("bbox", [float("nan"), 1, 9, 9], "annotations[3] has the 'bbox' [nan, 1, 9, 9], expected"),
+        ("bbox", [1, 2, 3], "annotations[3] has the 'bbox' [1, 2, 3], expected"),
         ("category_id", 4711, "annotations[3] has category id 4711, which is not listed"),
         ("image_id", 4711, "annotations[3] has image id 4711, which is not listed"),
     ],
@@ -238,7 +238,7 @@ def test_bad_image_entries_exit_3(
 def test_labels_without_a_box_cannot_be_trained_on(data: Path, labels: dict[str, Any], tmp_path: Path) -> None:
     save(data, labels | {"annotations": []})
     line = aligndet(*FINETUNE, data, "-w", tmp_path / "w", code=3).error_line()
-    assert f"{data}: no boxes in the labels of split 'train'" in line
+    assert f"{data}: no boxes to train on in the labels of split 'train'" in line
 
 
 # ---- the workspace and the disk ----

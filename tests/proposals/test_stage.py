@@ -144,7 +144,7 @@ def test_unreadable_images_are_skipped_and_listed(tmp_path, root, make_search_co
     lines = (folder / "skipped.jsonl").read_text().splitlines()
     assert [(line.count('"file": "000.png"'), "empty" in line) for line in lines][0] == (1, True)
     assert '"file": "004.png"' in lines[1]
-    assert "is 60x50 px but the labels say 127x83" in lines[2]
+    assert "is 60x50 pixels but its labels say 127x83" in lines[2]
     assert str(root) not in "".join(lines)
     assert ProposalStore(folder).image_ids.tolist() == [103, 106, 109, 115]
     assert read_json(folder / "manifest.json")["result"]["skipped_images"] == 3
