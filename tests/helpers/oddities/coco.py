@@ -333,7 +333,7 @@ def _boxes() -> Iterator[Oddity]:
     values = ([x, y, -w, h], [x, y, 0, h], [x, y, w, 1e-9], [0, 0, 0, 0], [1e300, y, w, h])
     yield from _of("annotation", "bbox", *values, twin=LEFT_OUT, doctor=flat)
     outside = "warning boxes-outside-the-image"
-    yield from _of("annotation", "bbox", [200, y, w, h], [x, -90, w, h], [1e9, y, w, h], twin=LEFT_OUT, doctor=outside)
+    yield from _of("annotation", "bbox", [200, y, w, h], [x, -90, w, h], [1e6, y, w, h], twin=LEFT_OUT, doctor=outside)
     beyond = "warning boxes-clipped-to-the-image"
     yield from _of("annotation", "bbox", [x, y, 900, h], [x, y, 1e308, h], twin=CLIPPED, doctor=beyond)
     yield from _of("annotation", "bbox", [x, y, WIDTH - 7.5, h], twin=CLIPPED)
