@@ -13,11 +13,12 @@ from aligndet_cli.data.boxes import COLUMNS, BoxTable
 from aligndet_cli.data.coco_json import load_coco, parse_coco, read_content
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.findings import Findings, counted
-from aligndet_cli.data.format import DataFormat, LabelContent, Labels
+from aligndet_cli.data.format import ALL, DataFormat, LabelContent, Labels
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
 from aligndet_cli.data.masks import check_segmentation
 from aligndet_cli.data.segmentations import Segmentations
+from aligndet_cli.data.splits import as_split_name
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 
@@ -63,13 +64,17 @@ class CocoSplit:
 
 
 def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
-    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `<split>/_annotations.coco.json`."""
+    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `_annotations.coco.json` beside images.
+
+    Roboflow's file lies in a folder for each split; `root` may be one of these folders, too.
+    """
     splits = {}
     for file in sorted((root / "annotations").glob(f"{_PREFIX}*.json")):
         name = file.stem.removeprefix(_PREFIX)
         splits[name] = CocoSplit(root, name, file, (*image_dirs(root, name), root))
-    for file in sorted(root.glob(f"*/{_ROBOFLOW_NAME}")):
-        splits.setdefault(file.parent.name, CocoSplit(root, file.parent.name, file, (file.parent,)))
+    for file in sorted([*root.glob(_ROBOFLOW_NAME), *root.glob(f"*/{_ROBOFLOW_NAME}")]):
+        name = as_split_name(file.parent.resolve().name) or ALL if file.parent == root else file.parent.name
+        splits.setdefault(name, CocoSplit(root, name, file, (file.parent,)))
     return splits
 
 
