@@ -15,7 +15,7 @@ from write_labels import PAGE_FILE, to_page
 
 from helpers.commandline import aligndet
 from helpers.oddities import ODDITIES
-from helpers.oddities.coco import OF_TRAINING
+from helpers.oddities.coco_data import OF_TRAINING
 from helpers.oddities.oddity import AS_MEANT, Oddity
 from helpers.oddities.stages import OF_VALIDATION, TWINS, WRITERS, findings_of, numbers_of, said_by, words_of
 

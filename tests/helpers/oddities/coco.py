@@ -1,201 +1,53 @@
-"""COCO: the clean data set, its twins, and the oddities, field by field."""
+"""COCO: the oddities, field by field."""
 
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from helpers.oddities.coco_data import (
+    CLIPPED,
+    COPY,
+    CROWD,
+    HEIGHT,
+    HUGE,
+    INF,
+    LEFT_OUT,
+    MISSING,
+    NAN,
+    NO_MASK,
+    TINY,
+    TWICE,
+    WIDTH,
+    add,
+    add_image,
+    copying_first_image,
+    editing,
+    first_annotation,
+    for_all,
+    in_all_images,
+    moving,
+    relative,
+    renumbering,
+    retyped,
+    rewriting,
+    setting,
+    with_list,
+    with_text_ids,
+    without_ids,
+)
 from helpers.oddities.oddity import (
     AS_MEANT,
-    NAMES,
     SIZE_HW,
     STOPS,
-    THINGS,
     Change,
     Oddity,
     of_text,
     of_topic,
-    write_pictures,
 )
-
-Content = dict[str, Any]
-
-MISSING = object()
-LISTS = {"image": "images", "annotation": "annotations", "category": "categories"}
-HEIGHT, WIDTH = SIZE_HW
-NAN, INF = math.nan, math.inf
-
-LEFT_OUT = "not trained on; evaluation counts it as pycocotools does"
-CLIPPED = "clipped for training; evaluation takes it as it is, as pycocotools does"
-TINY = "a box of less than a pixel"
-CROWD = "the box is a crowd"
-NO_MASK = "the box has no mask"
-TWICE = "the box is there twice"
-COPY = "the image is there twice"
-
-
-def write_coco(root: Path) -> None:
-    """Write the clean data set."""
-    write_pictures(lambda split: root / split)
-    image_id = 7
-    for split, pictures in THINGS.items():
-        content: Content = {"info": {"year": 2026}, "licenses": [], "images": [], "annotations": [], "categories": []}
-        for name, things in pictures.items():
-            content["images"].append({"id": image_id, "file_name": f"{name}.jpg", "height": HEIGHT, "width": WIDTH})
-            for thing in things:
-                x1, y1, x2, y2 = thing.box
-                number = len(content["annotations"]) + 1
-                corners = [[x1, y1, x2, y1, x2, y2, x1, y2]]
-                about = {"id": number, "image_id": image_id, "category_id": NAMES.index(thing.name) + 1}
-                box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
-                is_crowd = int(thing.is_crowd)
-                content["annotations"].append({**about, **box, "segmentation": corners, "iscrowd": is_crowd})
-            image_id += 1
-        content["categories"] = [
-            {"id": number, "name": name, "supercategory": "animal"} for number, name in enumerate(NAMES, start=1)
-        ]
-        _file(root, split).parent.mkdir(exist_ok=True)
-        _file(root, split).write_text(json.dumps(content, indent=1))
-
-
-def _file(root: Path, split: str) -> Path:
-    return root / "annotations" / f"instances_{split}.json"
-
-
-# Twins of training alone: pycocotools reads the label file otherwise, and evaluation does as it does.
-OF_TRAINING = (LEFT_OUT, CLIPPED)
-
-
-# ---- ways of changing ----
-
-
-def editing(edit: Callable[[Content], Any], splits: tuple[str, ...] = tuple(THINGS)) -> Change:
-    """Return a change of the content of the label files, in place; a value that is returned takes its place."""
-
-    def change(root: Path) -> None:
-        for split in splits:
-            content = json.loads(_file(root, split).read_text())
-            content = edit(content) or content
-            _file(root, split).write_text(json.dumps(content))
-
-    return change
-
-
-def rewriting(edit: Callable[[str], bytes]) -> Change:
-    """Return a change of the text of the label files."""
-
-    def change(root: Path) -> None:
-        for split in THINGS:
-            _file(root, split).write_bytes(edit(_file(root, split).read_text()))
-
-    return change
-
-
-def setting(kind: str, key: str, value: Any) -> Change:
-    """Return a change of one value of the first image, annotation or category."""
-
-    def edit(content: Content) -> None:
-        entry = content[LISTS[kind]][0]
-        if value is MISSING:
-            del entry[key]
-        else:
-            entry[key] = value
-
-    return editing(edit)
-
-
-def renumbering(kind: str, number: int, position: int = 0) -> Change:
-    """Return a change of the id of an image or a category, and of all that refer to it."""
-
-    def edit(content: Content) -> None:
-        entry = content[LISTS[kind]][position]
-        for annotation in content["annotations"]:
-            if annotation[f"{kind}_id"] == entry["id"]:
-                annotation[f"{kind}_id"] = number
-        entry["id"] = number
-
-    return editing(edit)
-
-
-def moving(name: str, place: str | None = None) -> Change:
-    """Return a change of the name of the first image; its file goes to `place` (default: where the name says)."""
-
-    def change(root: Path) -> None:
-        for split, pictures in THINGS.items():
-            file = root / split / f"{next(iter(pictures))}.jpg"
-            target = root / split / (place or name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.rename(target)
-        setting("image", "file_name", name)(root)
-
-    return change
-
-
-def _copying(root: Path) -> None:
-    """Add the first image once more under another name, with its boxes."""
-    for split, pictures in THINGS.items():
-        content = (root / split / f"{next(iter(pictures))}.jpg").read_bytes()
-        (root / split / "copy.jpg").write_bytes(content)
-    editing(lambda content: _add_image(content, "copy.jpg"))(root)
-
-
-def _add_image(content: Content, name: str) -> None:
-    """List an image of that name after all others, with the boxes of the first."""
-    first = content["images"][0]
-    content["images"].append({**first, "id": 99, "file_name": name})
-    own = [entry for entry in content["annotations"] if entry["image_id"] == first["id"]]
-    content["annotations"] += [{**entry, "id": 100 + entry["id"], "image_id": 99} for entry in own]
-
-
-def _first(content: Content) -> Content:
-    found: Content = content["annotations"][0]
-    return found
-
-
-def _add(entries: list[Any], entry: Any) -> None:
-    entries.append(entry)
-
-
-def _for_all(key: str, value: Callable[[Any], Any]) -> Change:
-    """Return a change of a value of every annotation."""
-
-    def edit(content: Content) -> None:
-        for entry in content["annotations"]:
-            entry[key] = value(entry[key])
-
-    return editing(edit)
-
-
-def _in_all_images(key: str, value: Any) -> Change:
-    def edit(content: Content) -> None:
-        for image in content["images"]:
-            image[key] = value
-
-    return editing(edit)
-
-
-def _relative(box: list[float]) -> list[float]:
-    return [box[0] / WIDTH, box[1] / HEIGHT, box[2] / WIDTH, box[3] / HEIGHT]
-
-
-TWINS: dict[str, Change] = {
-    AS_MEANT: lambda root: None,
-    LEFT_OUT: editing(lambda content: content["annotations"].pop(0) and None, ("train",)),
-    CLIPPED: setting("annotation", "bbox", [8, 8, WIDTH - 8, 32]),
-    TINY: _for_all("bbox", _relative),
-    CROWD: setting("annotation", "iscrowd", 1),
-    NO_MASK: setting("annotation", "segmentation", MISSING),
-    TWICE: editing(lambda content: content["annotations"].insert(1, {**_first(content), "id": 99})),
-    COPY: _copying,
-}
-
-
-# ---- the list ----
 
 
 def _of(kind: str, key: str, *values: Any, twin: str = AS_MEANT, doctor: str = "") -> Iterator[Oddity]:
@@ -211,7 +63,7 @@ def _saying(kind: str, key: str, value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii="\ud800" in str(value))
     text = text if len(text) < 60 else f"{text[:50]} ..."
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
@@ -223,12 +75,12 @@ def _oddity(says: str, change: Change, twin: str = AS_MEANT, doctor: str = "") -
 def _images() -> Iterator[Oddity]:
     bad, huge = "error malformed-entries", "error unreadable-data"
     for said, kind in (("7.0", float), ('"7"', str)):
-        yield _oddity(f"an image with `id` `{said}`, whose annotations say `7`", _retyped("images", kind))
+        yield _oddity(f"an image with `id` `{said}`, whose annotations say `7`", retyped("images", kind))
     yield from _of("image", "id", MISSING, None, "a1b2", True, 7.5, [7], doctor=bad)
     # In their order: by it pycocotools ranks detections of one score.
     for number, position in ((0, 0), (-5, 0), (2**53 + 1, -1)):
         yield _oddity(f"an image with `id` `{number}`", renumbering("image", number, position))
-    yield _oddity("ids of images that are texts of digits, everywhere", editing(_with_text_ids))
+    yield _oddity("ids of images that are texts of digits, everywhere", editing(with_text_ids))
     yield _oddity("an image with an `id` of more than 64 bits", renumbering("image", 2**63), doctor=huge)
     yield _oddity(
         "two images of one `id`",
@@ -236,9 +88,19 @@ def _images() -> Iterator[Oddity]:
         doctor="error duplicate-image-ids",
     )
     yield from _of("image", "file_name", MISSING, None, 12, doctor=bad)
-    yield from _of("image", "file_name", "", "../x.jpg", "/x.jpg", "C:\\x.jpg", doctor="error unsafe-file-names")
+    yield from _of(
+        "image",
+        "file_name",
+        "",
+        "../x.jpg",
+        "/x.jpg",
+        "C:\\x.jpg",
+        "\0",
+        "\ud800.jpg",
+        doctor="error unsafe-file-names",
+    )
     gone = "error missing-images"
-    missing = [*_of("image", "file_name", "gone.jpg", "https://example.org/x.jpg", "A.JPG", doctor=gone)]
+    missing = [*_of("image", "file_name", "gone.jpg", "https://example.org/x.jpg", "A.JPG", "x" * 5000, doctor=gone)]
     missing += [_oddity("a file name with blank ends that the file lacks", moving(" x.jpg ", "x.jpg"), doctor=gone)]
     yield from (replace(oddity, unread=("split",)) for oddity in missing)
     yield _oddity("a file name with backslashes where the file has folders", moving("s\\x.jpg", "s/x.jpg"))
@@ -246,29 +108,18 @@ def _images() -> Iterator[Oddity]:
         yield _oddity(f"an image called `{name}`", moving(name))
     yield _oddity(
         "one file listed as two images, with the boxes of both",
-        editing(lambda content: _add_image(content, content["images"][0]["file_name"])),
+        editing(lambda content: add_image(content, content["images"][0]["file_name"])),
         COPY,
         "warning duplicate-images",
     )
-    yield _oddity("a copy of an image under another name", _copying, COPY, "warning duplicate-images")
-
-
-def _with_text_ids(content: Content) -> None:
-    for image in content["images"]:
-        image["id"] = str(image["id"])
-    for entry in content["annotations"]:
-        entry["image_id"] = str(entry["image_id"])
-
-
-def _retyped(key: str, kind: type) -> Change:
-    return editing(lambda content: content[key][0].update(id=kind(content[key][0]["id"])))
+    yield _oddity("a copy of an image under another name", copying_first_image, COPY, "warning duplicate-images")
 
 
 def _sizes() -> Iterator[Oddity]:
     yield from _of("image", "height", float(HEIGHT), str(HEIGHT), f"{HEIGHT}.0", None, 0, MISSING, "")
-    yield _oddity("no image with `height`", _in_all_images("height", None))
+    yield _oddity("no image with `height`", in_all_images("height", None))
     bad = "error malformed-sizes"
-    yield from _of("image", "height", -HEIGHT, 64.5, "64px", True, [64], NAN, 2**31, {}, doctor=bad)
+    yield from _of("image", "height", -HEIGHT, 64.5, "64px", True, [64], NAN, 2**31, {}, HUGE, doctor=bad)
     other = "error size-mismatch"
     turned = editing(lambda content: content["images"][0].update(height=WIDTH, width=HEIGHT))
     wrong = [*_of("image", "width", WIDTH + 1, doctor=other)]
@@ -279,21 +130,16 @@ def _sizes() -> Iterator[Oddity]:
 def _ids() -> Iterator[Oddity]:
     values = (MISSING, 0, -1, "6f9619ff-8b86-d011", 2**53 + 1, 2**64, 2, 1.0, 1.5, None, True, [1], NAN)
     yield from _of("annotation", "id", *values)
-    yield _oddity("annotations of one `id`, all of them", _for_all("id", lambda _: 1))
-    yield _oddity("annotations without `id`, all of them", editing(_without_ids))
+    yield _oddity("annotations of one `id`, all of them", for_all("id", lambda _: 1))
+    yield _oddity("annotations without `id`, all of them", editing(without_ids))
     bad = "error malformed-entries"
     for kind in ("image", "category"):
         key = f"{kind}_id"
-        yield _oddity(f"`{key}` as texts of digits", _for_all(key, str))
-        yield _oddity(f"`{key}` as `7.0`", _for_all(key, float))
+        yield _oddity(f"`{key}` as texts of digits", for_all(key, str))
+        yield _oddity(f"`{key}` as `7.0`", for_all(key, float))
         yield from _of("annotation", key, 4711, doctor=f"error unknown-{kind}-ids")
         yield from _of("annotation", key, MISSING, None, "x", True, 1.5, [1], NAN, doctor=bad)
         yield from _of("annotation", key, 2**64, doctor="error unreadable-data")
-
-
-def _without_ids(content: Content) -> None:
-    for entry in content["annotations"]:
-        del entry["id"]
 
 
 def _categories() -> Iterator[Oddity]:
@@ -304,7 +150,7 @@ def _categories() -> Iterator[Oddity]:
         change = renumbering("category", number, -1)
         yield _oddity(f"a category with `id` `{number}`", change, doctor="info category-id-gaps")
     for said, kind in (("1.0", float), ('"1"', str)):
-        yield _oddity(f"a category with `id` `{said}`, whose annotations say `1`", _retyped("categories", kind))
+        yield _oddity(f"a category with `id` `{said}`, whose annotations say `1`", retyped("categories", kind))
     yield from _of("category", "id", MISSING, None, "x", True, 1.5, doctor=bad)
     yield _oddity(
         "two categories of one `id`",
@@ -313,6 +159,7 @@ def _categories() -> Iterator[Oddity]:
     )
     yield from _of("category", "supercategory", MISSING, None, 3)
     yield from _of("category", "name", "N/A", "traffic light", " cat ", "Größe 木", 5, "", MISSING, None)
+    yield from _of("category", "name", "cat\ndog", "\ud800", "c" * 5000)
     yield _oddity(
         "two categories of one `name`",
         editing(lambda content: content["categories"][1].update(name="cat")),
@@ -326,7 +173,9 @@ def _boxes() -> Iterator[Oddity]:
     yield from _of("annotation", "bbox", [8.0, 8.0, 32.0, 32.0], ["8", "8", "32", "32.0"], [8, "8", 32.0, 32])
     bad = "error malformed-boxes"
     values = ([x, y, w, None], [x, y, w, h, 1], [x, y, w], [], ["a", y, w, h], [True, y, w, h], [[x, y, w, h]])
-    yield from _of("annotation", "bbox", *values, [x, y, NAN, h], [x, y, INF, h], ["nan", y, w, h], doctor=bad)
+    yield from _of(
+        "annotation", "bbox", *values, [x, y, NAN, h], [x, y, INF, h], ["nan", y, w, h], [HUGE, y, w, h], doctor=bad
+    )
     values = ({"x": 8, "y": 8, "w": 32, "h": 32}, "8 8 32 32", None, MISSING)
     yield from _of("annotation", "bbox", *values, doctor="error malformed-entries")
     flat = "warning degenerate-boxes"
@@ -337,14 +186,14 @@ def _boxes() -> Iterator[Oddity]:
     beyond = "warning boxes-clipped-to-the-image"
     yield from _of("annotation", "bbox", [x, y, 900, h], [x, y, 1e308, h], twin=CLIPPED, doctor=beyond)
     yield from _of("annotation", "bbox", [x, y, WIDTH - 7.5, h], twin=CLIPPED)
-    yield _oddity("all boxes relative, in 0..1", _for_all("bbox", _relative), TINY, "warning relative-boxes")
-    again = editing(lambda content: content["annotations"].insert(1, {**_first(content), "id": 99}))
+    yield _oddity("all boxes relative, in 0..1", for_all("bbox", relative), TINY, "warning relative-boxes")
+    again = editing(lambda content: content["annotations"].insert(1, {**first_annotation(content), "id": 99}))
     yield _oddity("an annotation written twice", again, TWICE, "warning duplicate-boxes")
 
 
 def _flags() -> Iterator[Oddity]:
     yield from _of("annotation", "area", None, MISSING, "1024", "1024.0", 1024.0, NAN)
-    yield from _of("annotation", "area", "large", [1024], {}, True, INF, doctor="error malformed-area")
+    yield from _of("annotation", "area", "large", [1024], {}, True, INF, HUGE, doctor="error malformed-area")
     yield from _of("annotation", "area", -1, doctor="warning negative-areas")
     yield from _of("annotation", "iscrowd", None, MISSING, False, "0", 0.0, NAN)
     yield from _of("annotation", "iscrowd", 1, True, "1", 1.0, twin=CROWD)
@@ -382,34 +231,29 @@ def _files() -> Iterator[Oddity]:
     broken = "error unreadable-data"
     for name, edit in of_text("nothing at all", "bytes that are no text", "its second half missing"):
         yield _oddity(f"{name} in the label file", rewriting(edit), doctor=broken)
+    yield _oddity("brackets a hundred thousand deep", rewriting(lambda _: b"[" * 100_000), doctor=broken)
     yield _oddity("more after the end of the json", rewriting(lambda text: f"{text}\n}}".encode()), doctor=broken)
     for key in ("info", "licenses"):
         yield _oddity(f"a label file without `{key}`", editing(lambda content, key=key: content.pop(key) and None))
-    more = {"type": "instances", "extra": NAN, "videos": None}
-    yield _oddity("keys that nobody knows", editing(lambda content: content.update(more)))
-    known = editing(lambda content: _first(content).update(attributes={"bbox": None}, score=0.5, keypoints=[1, 2, 2]))
+    unknown = {"type": "instances", "extra": NAN, "videos": None}
+    yield _oddity("keys that nobody knows", editing(lambda content: content.update(unknown)))
+    known = editing(
+        lambda content: first_annotation(content).update(attributes={"bbox": None}, score=0.5, keypoints=[1, 2, 2])
+    )
     yield _oddity("an annotation with keys that nobody knows", known)
     yield _oddity("`annotations` before `images`", editing(lambda content: dict(reversed(content.items()))))
     for key in ("images", "annotations", "categories"):
         for value in (MISSING, None, {}, "x"):
             said = "missing" if value is MISSING else _shown(value)
-            yield _oddity(f"`{key}` is {said}", editing(_with_list(key, value)), doctor=broken)
+            yield _oddity(f"`{key}` is {said}", editing(with_list(key, value)), doctor=broken)
         for value in (None, 5, []):
-            put = editing(lambda content, key=key, value=value: _add(content[key], value))
+            put = editing(lambda content, key=key, value=value: add(content[key], value))
             yield _oddity(f"{_shown(value)} in the list `{key}`", put, doctor="error malformed-entries")
     yield _oddity("a list at the top level", editing(lambda content: [content]), doctor=broken)
-    yield _oddity("`images` is `[]`", editing(_with_list("images", [])), doctor="error unknown-image-ids")
-    yield _oddity("`categories` is `[]`", editing(_with_list("categories", [])), doctor="error unknown-category-ids")
-
-
-def _with_list(key: str, value: Any) -> Callable[[Content], None]:
-    def edit(content: Content) -> None:
-        if value is MISSING:
-            del content[key]
-        else:
-            content[key] = value
-
-    return edit
+    none = _oddity("`annotations` is `[]`", editing(with_list("annotations", [])), doctor="error no-boxes")
+    yield replace(none, unread=("proposals", "pretrain-box", "evaluate", "split"))
+    yield _oddity("`images` is `[]`", editing(with_list("images", [])), doctor="error unknown-image-ids")
+    yield _oddity("`categories` is `[]`", editing(with_list("categories", [])), doctor="error unknown-category-ids")
 
 
 COCO: tuple[Oddity, ...] = (

@@ -11,15 +11,15 @@ import torch
 from aligndet_cli.data.masks import encode_mask
 from aligndet_cli.errors import DataError
 from helpers.commandline import RANDOM, Ran, aligndet
-from helpers.oddities import coco, voc, yolo
+from helpers.oddities import coco_data, voc, yolo
 from helpers.oddities.oddity import SIZE_HW, Change, Oddity
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "coco": coco.write_coco,
+    "coco": coco_data.write_coco,
     "voc": voc.write_voc,
     "yolo": yolo.write_yolo,
 }
-TWINS: dict[str, dict[str, Change]] = {"coco": coco.TWINS, "voc": voc.TWINS, "yolo": yolo.TWINS}
+TWINS: dict[str, dict[str, Change]] = {"coco": coco_data.TWINS, "voc": voc.TWINS, "yolo": yolo.TWINS}
 # Files of the validation split that oddities change.
 OF_VALIDATION = {
     "coco": ("annotations/instances_val.json",),

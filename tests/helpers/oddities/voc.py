@@ -1,6 +1,7 @@
 """Pascal VOC: the clean data set, its twins, and the oddities."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from helpers.oddities.oddity import (
@@ -158,6 +159,10 @@ def _value(key: str, old: str, *values: str | None, twin: str = AS_MEANT, doctor
         yield _oddity(says.replace("\n", "\\n").replace("\t", "\\t"), change, twin, doctor)
 
 
+def _noted(text: str) -> Callable[[str], str]:
+    return replacing("<size>", f"<note>{text}</note><size>")
+
+
 def _texts() -> Iterator[Oddity]:
     bad = "error bad-annotations"
     for name, edit in of_text("a byte-order mark", "line ends of Windows", "line ends of old Macs"):
@@ -177,6 +182,11 @@ def _texts() -> Iterator[Oddity]:
     yield _oddity("an XML file with a namespace of a prefix", _xml(named))
     yield _oddity("an XML file with a comment", _xml(replacing("<size>", "<!-- 1 < 2 --><size>")))
     yield _oddity("an XML file without line ends", _xml(lambda text: text.replace("\n", "").replace("\t", "")))
+    bomb = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10 if n else "x" * 10}">' for n in range(10))
+    entities = replacing("<annotation>", f"<!DOCTYPE annotation [{bomb}]><annotation><note>&e9;</note>")
+    yield _oddity("entities that become ten thousand million letters", _xml(entities), doctor=bad)
+    for text in ("&nbsp;", "a & b", "\x00"):
+        yield _oddity(f"`<note>{text}</note>`".replace("\x00", "\\0"), _xml(_noted(text)), doctor=bad)
     yield _oddity("a page of HTML instead of labels", _xml(lambda _: "<html><body>404</body></html>"), doctor=bad)
 
 
@@ -213,9 +223,10 @@ def _sizes() -> Iterator[Oddity]:
     yield _oddity("no `<size>`", _xml(sizeless))
     yield from _value("width", str(WIDTH), "0", "", None, f"{WIDTH}.0", f" {WIDTH} ")
     yield from _value("width", str(WIDTH), "96px", "-96", "96.5", "nan", doctor=bad)
-    yield from _value("width", str(WIDTH), "97", doctor="error size-mismatch")
+    wrong = [*_value("width", str(WIDTH), "97", doctor="error size-mismatch")]
     turned = lambda text: text.replace(">96<", ">x<").replace(">64<", ">96<").replace(">x<", ">64<")  # noqa: E731
-    yield _oddity("height and width in each other's place", _xml(turned), doctor="error size-mismatch")
+    wrong += [_oddity("height and width in each other's place", _xml(turned), doctor="error size-mismatch")]
+    yield from (replace(oddity, unread=("split",)) for oddity in wrong)
     yield from _value("depth", "3", None, "1")
     yield _oddity(
         "`<filename>` of another image", _xml(lambda text: text.replace("a.jpg<", "b.jpg<").replace("d.jpg<", "e.jpg<"))

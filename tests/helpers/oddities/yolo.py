@@ -134,7 +134,13 @@ def _lines() -> Iterator[Oddity]:
         yield _oddity(f"`{line}`", _line(line), doctor="error unknown-category-ids")
     lines = [f"nan {CX} {CY} {W} {H}", f"0.5 {CX} {CY} {W} {H}", f"cat {CX} {CY} {W} {H}", f"0 nan {CY} {W} {H}"]
     lines += [f"0 inf {CY} {W} {H}", f"0 {CX} {CY} {W}", f"0 {CX}", "0", f"0 {CX} {CY} {W} {H} 0.9"]
-    lines += [LINE.replace(" ", ","), LINE.replace(".", ","), LINE.replace(" ", ", "), f"0 {CX} {CY} {W} x"]
+    lines += [
+        LINE.replace(" ", ","),
+        LINE.replace(".", ","),
+        LINE.replace(" ", ", "),
+        f"0 {CX} {CY} {W} x",
+        f"0 {CX} {CY} {W} 1e999",
+    ]
     lines += [f"0 {CX} {CY} {W} {H} 0.1 0.2 0.3"]
     for line in lines:
         yield _oddity(f"`{line}`", _line(line), doctor=bad)
@@ -177,6 +183,8 @@ def _configs() -> Iterator[Oddity]:
         "names: {a: cat, b: dog}",
         "names: {-1: cat, 0: dog}",
         "names: [cat, dog",
+        "names: *cats",
+        "names: !!python/object/apply:os.getcwd []",
     ):
         yield _oddity(f"`{text}` with `nc: 2`", _yaml(names, text), doctor=broken)
     yield _oddity(
@@ -198,7 +206,7 @@ def _configs() -> Iterator[Oddity]:
     yield _oddity(
         "`test: ../test/images`, which is not there",
         _yaml("nc: 2", "test: ../test/images\nnc: 2"),
-        doctor="info missing-test-images",
+        doctor="info missing-splits",
     )
     for shape, point in (("[1, 2]", "0.2 0.3"), ("[1, 3]", "0.2 0.3 2")):
         yield _oddity(f"a key point behind the box, with `kpt_shape: {shape}`", _with_pose(shape, point))
