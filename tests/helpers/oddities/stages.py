@@ -93,10 +93,6 @@ def said_by(*words: str | Path) -> str:
         return f"traceback: {type(error).__name__}: {error}"
 
 
-def _stopped_split(data: Path, workspace: Path, detector: str) -> str:
-    return said_by("split", data, *words_of("split", detector), "--output", workspace / "split")
-
-
 def findings_of(ran: Ran) -> list[dict[str, Any]]:
     """Return the findings of `doctor --json`."""
     found: list[dict[str, Any]] = ran.json()["findings"]
