@@ -21,7 +21,7 @@ _WINDOW_BYTES = 2**20  # enough for the first entries of a list
 _OTHERS = {"segments_info", "score"}  # in panoptic labels, and in proposals and predictions
 _LABEL_FOLDERS = {"annotations", "annotation", "labels"}
 _IMAGE_FOLDERS = ("", "images", "data", "JPEGImages", "imgs", "img")
-_LIST = {key: re.compile(rf'"{key}"\s*:\s*\['.encode()) for key in ("images", "annotations", "categories")}
+_LIST = {key: re.compile(rf'"{key}"\s*:\s*\['.encode()) for key in ("images", "annotations")}
 _SEPARATOR = re.compile(r"[\s,]*")
 
 

@@ -8,7 +8,7 @@ mmdetection subtracts 1 from all four). A box whose ends coincide in the file co
 import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,16 +100,16 @@ class VocSplit:
         positions = {key: index for index, key in enumerate(sorted(all_images, key=all_images.__getitem__))}
         annotations: dict[str, VocAnnotation] = {}
         digest = hashlib.sha256()
-        used: set[Path] = set()
+        used: dict[Path, str] = {}
         for prefix, year in prefixes:
             for stem in _listed(year, self.name):
                 file = year.annotations / f"{stem}.xml"
-                used.add(file)
+                used[file] = prefix + stem
                 annotation = _read(file, findings, digest)
                 if annotation is not None:
                     annotations[prefix + stem] = annotation
         if not self.is_listed:
-            _report_left_out(self, all_images, annotations, findings)
+            _report_left_out(self, all_images, set(used.values()), findings)
         names = {item.name for annotation in annotations.values() for item in annotation.objects}
         categories = _categories(names, self.years, used, findings)
         class_ids = {category.name: class_id for class_id, category in enumerate(categories)}
@@ -237,12 +237,10 @@ def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None)
     return annotation
 
 
-def _report_left_out(
-    split: VocSplit, all_images: Mapping[str, str], annotations: Mapping[str, VocAnnotation], findings: Findings
-) -> None:
-    """Warn of images of a split without a list that have no annotations; both mappings are by name without suffix."""
+def _report_left_out(split: VocSplit, all_images: Mapping[str, str], annotated: set[str], findings: Findings) -> None:
+    """Warn of images of a split without a list that have no annotations; images are named without suffix."""
     start = "" if split.name == ALL else f"{split.name}/"
-    left_out = [name for stem, name in all_images.items() if stem.startswith(start) and stem not in annotations]
+    left_out = [name for stem, name in all_images.items() if stem.startswith(start) and stem not in annotated]
     if left_out:
         what = counted(len(left_out), "image without an .xml file is", "images without an .xml file are")
         message = f"{what} left out, first {left_out[0]}"
@@ -326,7 +324,9 @@ def _images_of(year: VocYear, findings: Findings) -> dict[str, str]:
     return {name.rsplit(".", 1)[0]: name for name in names}
 
 
-def _categories(names: set[str], years: Sequence[VocYear], used: set[Path], findings: Findings) -> tuple[Category, ...]:
+def _categories(
+    names: set[str], years: Sequence[VocYear], used: Collection[Path], findings: Findings
+) -> tuple[Category, ...]:
     """Return the classes of the whole data set, so that class ids agree between splits."""
     known = {name.encode(): name for name in (*VOC_CLASSES, *names)}
     found = set(names)
