@@ -220,7 +220,9 @@ def twins_of_oddities() -> list[Any]:
 @pytest.mark.parametrize("oddity", twins_of_oddities())
 def test_another_twin_has_other_numbers(oddity: Oddity, twins: Twins) -> None:
     ours = twins.numbers(oddity, oddity.twin, is_whole=False)
-    assert ours["finetune"] != twins.numbers(oddity, AS_MEANT, is_whole=False)["finetune"]
+    theirs = twins.numbers(oddity, AS_MEANT, is_whole=False)
+    seen = "ground truth" if "twice" in oddity.twin else "finetune"  # anchors match one of two equal boxes
+    assert ours[seen] != theirs[seen]
 
 
 def test_the_page_says_what_the_list_says() -> None:

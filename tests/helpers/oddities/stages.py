@@ -31,13 +31,14 @@ LAST_IMAGE = {"coco": "val/e.jpg", "voc": "JPEGImages/e.jpg", "yolo": "images/va
 
 OF_BOXES = ("bbox", "area", "iscrowd")  # keys of an annotation that are compared
 _HERE = ("--num-workers", "1")
-_TRAINING = ("--short-side", "32", "--long-side", "48", "--steps", "1", "--batch-size", "2", "--num-workers", "0")
+_TRAINING = ("--short-side", "32", "--long-side", "48", "--steps", "1", "--num-workers", "0")
+_ALL_AT_ONCE = ("--batch-size", "3")  # one step on all images, so that every label counts
 _NECK = ("--set", "detector.neck_channels=16")
 
 
 def words_of(stage: str, detector: str) -> tuple[str, ...]:
     """Return what makes a stage as small as it can be."""
-    training = ("--detector", detector, "--backbone", "mobilenet_v2", *_NECK, *_TRAINING)
+    training = ("--detector", detector, "--backbone", "mobilenet_v2", *_NECK, *_TRAINING, *_ALL_AT_ONCE)
     if detector == "retinanet":
         training += ("--set", "detector.head_convs=1")
     score = ("--set", "detector.score_threshold=0.005")
@@ -111,7 +112,8 @@ def _read(file: Path) -> Any:
 def _of_finetune(folder: Path) -> dict[str, Any]:
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     watched = {key: last[key] for key in ("AP", "AP50", "AP75") if key in last}
-    return {"finetune": _weights(folder), "finetune --evaluate-every": watched}
+    losses = {key: value for key, value in last.items() if key not in watched}
+    return {"finetune": [_weights(folder), losses], "finetune --evaluate-every": watched}
 
 
 def _of_evaluate(folder: Path) -> dict[str, Any]:

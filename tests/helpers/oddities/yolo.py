@@ -201,7 +201,7 @@ def _configs() -> Iterator[Oddity]:
         ("train: images/train", "train: [images/train]"),
     ):
         yield _oddity(f"`{new}`", _yaml(old, new))
-    gone = _oddity("`train: gone`", _yaml("images/train", "gone"), doctor=broken)
+    gone = _oddity("`train: gone`", _yaml("images/train", "gone"), doctor="error missing-splits")
     yield replace(gone, unread=("evaluate",))
     yield _oddity(
         "`test: ../test/images`, which is not there",
