@@ -16,6 +16,7 @@ from aligndet_cli.data.findings import Finding, Findings, counted
 from aligndet_cli.data.format import ALL, DataFormat, LabelContent, Labels
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
+from aligndet_cli.data.listing import is_file
 from aligndet_cli.data.masks import check_segmentation
 from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.data.splits import as_split_name
@@ -52,7 +53,7 @@ class CocoSplit:
                 content = _from_index(index) or content  # mapped: frees the copy of the masks
         images_dir = _images_dir(self, content.file_names)
         content.file_names = [
-            name if "\\" not in name or (images_dir / name).is_file() else name.replace("\\", "/")
+            name if "\\" not in name or is_file(images_dir / name) else name.replace("\\", "/")
             for name in content.file_names
         ]
         return Labels(
@@ -248,5 +249,5 @@ def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:
     existing = [folder for folder in split.image_dirs if folder.is_dir()]
     if not existing:
         raise DataError(f"{split.image_dirs[0]}: no such image folder for {split.annotations}; name it with --images")
-    holding = [folder for folder in existing if file_names and (folder / file_names[0]).is_file()]
+    holding = [folder for folder in existing if file_names and is_file(folder / file_names[0])]
     return (holding or existing)[0]

@@ -10,6 +10,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from aligndet_cli.data.dataset import Category
+from aligndet_cli.data.listing import is_folder, is_there
 from aligndet_cli.data.splits import meaning_of
 from aligndet_cli.errors import DataError
 
@@ -138,7 +139,7 @@ def _base(file: Path, path: str | None) -> Path:
         return file.parent
     candidate = file.parent / path
     # A `path` that leads nowhere often starts at ultralytics' datasets folder: then the yaml lies in the data set.
-    return candidate if candidate.is_dir() else file.parent
+    return candidate if is_folder(candidate) else file.parent
 
 
 def _places(file: Path, values: dict[str, Any]) -> dict[str, list[Path]]:
@@ -153,8 +154,8 @@ def _places(file: Path, values: dict[str, Any]) -> dict[str, list[Path]]:
     named = {split: values[split] for split in SPLITS if values.get(split)}
     named = {split: value if isinstance(value, list) else [value] for split, value in named.items()}
     upward = [name for names in named.values() for name in names if name.startswith("../")]
-    outside = [base / name for name in upward if (base / name).exists()]
-    inside = [base / name[3:] for name in upward if (base / name[3:]).exists()]
+    outside = [base / name for name in upward if is_there(base / name)]
+    inside = [base / name[3:] for name in upward if is_there(base / name[3:])]
     if outside and inside:
         raise DataError(
             f"{file}: '../' may mean {inside[0]} or {os.path.normpath(outside[0])}; write the paths without '../', or "
