@@ -207,8 +207,7 @@ def _segmentations() -> Iterator[Oddity]:
     code = coco_mask.merge(coco_mask.frPyObjects([corners], *SIZE_HW))
     text = {"size": [HEIGHT, WIDTH], "counts": code["counts"].decode()}
     flat = coco_mask.decode(code).ravel(order="F").astype(int)
-    ends = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff([0, *ends, len(flat)]).tolist()
+    runs = np.diff([0, *(np.flatnonzero(np.diff(flat)) + 1), len(flat)]).tolist()
     key = "segmentation"
     yield from _of("annotation", key, corners, [corners, []], [[str(value) for value in corners]])
     yield from _of("annotation", key, [[float(value) for value in corners]])
@@ -217,9 +216,11 @@ def _segmentations() -> Iterator[Oddity]:
     )
     yield _oddity("a mask as a compressed run-length code", setting("annotation", key, text))
     yield from _of("annotation", key, MISSING, None, [], {}, "", twin=NO_MASK, doctor="info boxes-without-polygons")
+    lists = ([[]], [[8, 8, 40, 40]], [8, 8, 40, 40], [corners[:-1]])
+    yield from _of("annotation", key, *lists, twin=NO_MASK, doctor="warning masks-without-corners")
     bad = "warning bad-masks"
-    lists = ([[]], [[8, 8, 40, 40]], [8, 8, 40, 40], [corners[:-1]], [[*corners[:-1], NAN]], [[*corners[:-1], 1e9]])
-    yield from _of("annotation", key, *lists, [[*corners[:-1], None]], [[*corners[:-1], "x"]], twin=NO_MASK, doctor=bad)
+    ends: tuple[Any, ...] = (NAN, 1e9, None, "x")
+    yield from _of("annotation", key, *([[*corners[:-1], end]] for end in ends), twin=NO_MASK, doctor=bad)
     codes = ({**text, "size": [WIDTH, HEIGHT]}, {"counts": text["counts"]}, {**text, "counts": "no code"})
     more = ({**text, "counts": [5, 5]}, {**text, "counts": [-5, HEIGHT * WIDTH + 5]}, {**text, "counts": 7})
     yield from _of("annotation", key, *codes, *more, "polygon", 5, True, twin=NO_MASK, doctor=bad)

@@ -73,7 +73,8 @@ def numbers_of(data: Path, workspace: Path, oddity: Oddity, *, is_whole: bool) -
             return found
         found |= _READ[stage](_only(workspace / stage))
     watched, metrics = found["finetune --evaluate-every"], found["evaluate"]
-    if watched != {key: metrics[key] for key in watched}:
+    all_metrics = metrics | metrics.get("voc", {}) | {f"mask_{key}": n for key, n in metrics.get("segm", {}).items()}
+    if watched != {key: all_metrics[key] for key in watched}:
         found["finetune --evaluate-every"] = f"two answers: {watched}"
     if is_whole:
         words = ("predict", data / LAST_IMAGE[oddity.format], "-w", workspace, "--score", "0", "--no-annotated")
@@ -110,10 +111,9 @@ def _read(file: Path) -> Any:
 
 
 def _of_finetune(folder: Path) -> dict[str, Any]:
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    watched = {key: last[key] for key in ("AP", "AP50", "AP75") if key in last}
-    losses = {key: value for key, value in last.items() if key not in watched}
-    return {"finetune": [_weights(folder), losses], "finetune --evaluate-every": watched}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    watched = {key: value for key, value in rows.pop().items() if key != "step"}
+    return {"finetune": [_weights(folder), rows], "finetune --evaluate-every": watched}
 
 
 def _of_evaluate(folder: Path) -> dict[str, Any]:
