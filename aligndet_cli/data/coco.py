@@ -45,11 +45,10 @@ class CocoSplit:
         )
         content = _from_index(index, findings)
         if content is None:
-            found = Findings(is_strict=findings.is_strict)
-            content = parse_coco(self.annotations, with_masks=with_masks, findings=found)
-            findings.items += found.items
+            num_before = len(findings.items)
+            content = parse_coco(self.annotations, with_masks=with_masks, findings=findings)
             if index is not None:
-                _to_index(index, content, found)
+                _to_index(index, content, findings.items[num_before:])
                 content = _from_index(index) or content  # mapped: frees the copy of the masks
         images_dir = _images_dir(self, content.file_names)
         content.file_names = [
@@ -94,7 +93,7 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
 
 
-def _to_index(index: LabelIndex, content: LabelContent, findings: Findings) -> None:
+def _to_index(index: LabelIndex, content: LabelContent, found: list[Finding]) -> None:
     table, segmentations = content.table, content.table.segmentations
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": content.image_ids,
@@ -109,7 +108,7 @@ def _to_index(index: LabelIndex, content: LabelContent, findings: Findings) -> N
         "label_digest": content.label_digest,
         "categories": categories,
         "file_names": content.file_names,
-        "findings": [item.to_json() for item in findings.items],
+        "findings": [item.to_json() for item in found],
     }
     index.save(about, arrays)
 

@@ -12,6 +12,7 @@ from yaml.reader import ReaderError
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.listing import is_folder, is_there
 from aligndet_cli.data.splits import meaning_of
+from aligndet_cli.data.text import decode_text
 from aligndet_cli.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -114,13 +115,12 @@ def _with_plain_keys(content: dict[Any, Any], file: Path) -> dict[Any, Any]:
 def _parse(file: Path) -> Any:
     """Read a YAML file; repeated aliases are one object, so the result is no larger than the file."""
     try:
-        with file.open(encoding="utf-8-sig") as handle:
-            text = handle.read(_MAX_CHARACTERS + 1)
-        if len(text) > _MAX_CHARACTERS:
+        with file.open("rb") as handle:
+            content = handle.read(_MAX_CHARACTERS + 1)
+        if len(content) > _MAX_CHARACTERS:
             raise DataError(f"{file}: too large for a data.yaml; list images in a .txt file and name that")
+        text = decode_text(content, file)
         return yaml.load(text, yaml.BaseLoader)
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: not a text file; expected YAML with 'train', 'val' and 'names'") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
     except ReaderError as error:

@@ -1,6 +1,5 @@
 """Every oddity of a label file gives, in all stages, the numbers of its clean twin, or in all the same one line."""
 
-import functools
 import gc
 import json
 import shutil
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from matplotlib.figure import Figure
 from write_labels import PAGE_FILE, to_page
 
@@ -83,15 +81,9 @@ def frozen_heap() -> Iterator[None]:
     gc.unfreeze()
 
 
-@functools.cache
-def built(app: typer.Typer) -> Any:
-    return typer.main.get_command(app)
-
-
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots take half of the time and read no labels; to build all commands anew for each takes a fifth of the rest."""
-    monkeypatch.setattr("typer.testing._get_command", built)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots take half of the time and read no labels."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
     monkeypatch.setattr("aligndet_cli.training.curves.draw_runs", lambda *_, **__: Figure())
     monkeypatch.setattr("aligndet_cli.pretrain_box.stage.draw_first_views", lambda *_, **__: None)

@@ -205,9 +205,9 @@ def _objects() -> Iterator[Oddity]:
     yield from _value("name", "cat", "", None, " ", doctor=bad)
     for name in ("cat in a box", "N/A", "Größe 木", "a&amp;b", "7"):
         yield _oddity(f"a class called `{name}`", _everywhere("<name>cat</name>", f"<name>{name}</name>"))
-    yield from _value("difficult", "0", None, "", "0.0", " 0 ", "false", "False")
+    yield from _value("difficult", "0", None, "", "0.0", " 0 ", "false", "False", "Unspecified")
     yield from _value("difficult", "0", "1", "1.0", "true", "True", twin=CROWD)
-    yield from _value("difficult", "0", "Unspecified", "2", "-1", doctor=bad)
+    yield from _value("difficult", "0", "2", "-1", doctor=bad)
     boxless = lambda text: text[: text.index("\t\t<bndbox>")] + text[text.index("</bndbox>\n") + 10 :]  # noqa: E731
     yield _oddity("an object without `<bndbox>`", _xml(boxless), doctor=bad)
     outline = "<polygon><x1>9</x1><y1>9</y1><x2>40</x2><y2>9</y2><x3>40</x3><y3>40</y3></polygon>"

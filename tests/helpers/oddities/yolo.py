@@ -147,9 +147,9 @@ def _lines() -> Iterator[Oddity]:
     flat, outside = "warning degenerate-boxes", "warning boxes-outside-the-image"
     for line in (f"0 {CX} {CY} -0.5 {H}", f"0 {CX} {CY} 0 {H}", f"0 {CX} {CY} {W} 1e-12"):
         yield _oddity(f"`{line}`", _line(line), LEFT_OUT, flat)
-    yield _oddity("a box in pixels: `0 24 24 32 32`", _line("0 24 24 32 32"), LEFT_OUT, outside)
-    yield _oddity(f"`0 -2 {CY} {W} {H}`", _line(f"0 -2 {CY} {W} {H}"), LEFT_OUT, outside)
-    wide = f"0 2.0833333333333335 {CY} 4 {H}"  # from 8 to 392 pixels
+    yield _oddity("a box in pixels: `0 24 24 32 32`", _line("0 24 24 32 32"), doctor=bad)
+    yield _oddity(f"`0 -0.9 {CY} {W} {H}`", _line(f"0 -0.9 {CY} {W} {H}"), LEFT_OUT, outside)
+    wide = f"0 {8 / 96 + 0.9} {CY} 1.8 {H}"  # from 8 to 180.8 pixels
     yield _oddity(f"`{wide}`", _line(wide), CLIPPED, "warning boxes-clipped-to-the-image")
 
 
