@@ -22,9 +22,10 @@ with one line that names file, entry and way out; exit code 3, the same in `alig
 reads the entry. Boxes that cannot be used as they are written are corrected or left out, counted, and named in a
 warning.
 
-A test pushes each of these {count} oddities through `doctor`, `proposals`, `pretrain-box`, `finetune --evaluate-every`,
-`evaluate`, `predict` and `split`. The second column says which clean labels give the same numbers. `make labels` writes
-this page from the list in `tests/helpers/oddities/`.
+A test pushes each of these {count} oddities through `doctor` and the stages that read boxes: `evaluate`, `split` and
+`finetune --evaluate-every`; those that stop through `proposals` too, and the first of each kind through
+`proposals`, `pretrain-box` and `predict` as well. The second column says which clean labels give the same numbers.
+`make labels` writes this page from the list in `tests/helpers/oddities/`.
 """
 
 
