@@ -20,8 +20,19 @@ from aligndet_cli.errors import WeightsError
 Tensors = dict[str, Tensor]
 
 # Keys under which programs keep a network in a file, weights before their averages; "" is the file itself.
-_TRAINED = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params", "module")
-_AVERAGED = ("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema", "teacher", "online_backbone")
+_TRAINED = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "module",
+    "online_backbone",
+)
+_AVERAGED = ("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema", "teacher")
 WRAPPERS = (*_TRAINED, "", *_AVERAGED)
 _DEPTH = 4  # of wrappers in each other
 # Parts of names that DistributedDataParallel and torch.compile add, and the name of the network in a training module.
