@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from torchvision.models import resnet18
 
 from aligndet_cli.config import STAGES, FileOr, StageConfig, assign, flatten, with_absolute_paths
 from aligndet_cli.stage import find_stage
+from aligndet_cli.tools.conversion.exporting import mmdet_checkpoint
 from helpers.commandline import CHAIN, DETECTOR, SMALL, Ran, aligndet
+from helpers.small_detectors import detector_file
 
 DATA = ("data.root", "data.annotations", "data.images")
 PATHS = {
@@ -147,6 +150,20 @@ def test_paths_as_typed_of_earlier_runs_are_compared(trained: Path, elsewhere: P
     assert "moco.pth is not the file that pretrain-box/retinanet-resnet18 started from" in control(code=4).stderr
     shutil.copy(trained / "moco.pth", elsewhere)
     assert control().json()["effective"]["weights"] == "backbone only, moco.pth (MoCo layout)"
+
+
+def test_an_import_records_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(mmdet_checkpoint(replace(detector_file("fcos"), categories=()))[0], "model.pth")
+    labels = [{"id": number, "name": name} for number, name in enumerate("abc", start=1)]
+    Path("labels.json").write_text(json.dumps({"categories": labels}))
+    words = ("import-weights", "--name", "it", "--style", "pytorch", "--categories", "labels.json", "-w")
+    aligndet(*words, "ws", "model.pth")
+    recorded = json.loads(Path("ws/finetune/it/config.json").read_text())
+    assert (recorded["file"], recorded["categories"]) == (str(tmp_path / "model.pth"), str(tmp_path / "labels.json"))
+    assert "already complete" in aligndet(*words, "ws", "model.pth").stdout
+    Path("labels.json").write_text(json.dumps({"categories": labels[::-1]}))  # another file of that name
+    assert "input categories: " in aligndet(*words, "ws", "model.pth", code=2).error_line()
 
 
 def test_a_run_with_a_relative_import_is_complete_from_elsewhere(

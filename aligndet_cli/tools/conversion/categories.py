@@ -37,7 +37,7 @@ VOC = tuple(Category(category_id, name) for category_id, name in enumerate(VOC_N
 # Models whose class id is COCO's id have a class for each unused id, and one for 0. R-CNNs of torchvision have a
 # background in place of 0, and thus `_BY_ID`.
 COCO_BY_ID = (Category(0, _UNUSED_NAME, is_unused=True), *_BY_ID)
-_KNOWN = {"coco": (COCO, _BY_ID, COCO_BY_ID), "voc": (VOC,)}
+KNOWN = {"coco": (COCO, _BY_ID, COCO_BY_ID), "voc": (VOC,)}
 
 
 def resolve_categories(
@@ -84,10 +84,10 @@ def resolve_categories(
 def _tables(asked: str | None, names: tuple[str, ...] | None) -> list[tuple[Category, ...]]:
     """Return the lists of classes that may be meant."""
     if asked is not None:
-        return list(_KNOWN[asked]) if asked in _KNOWN else [_read_categories(Path(asked))]
+        return list(KNOWN[asked]) if asked in KNOWN else [_read_categories(Path(asked))]
     if names is None:
-        return list(_KNOWN["coco"])  # of its number of classes; detectors of 20 classes need not be Pascal VOC's
-    return [table for tables in _KNOWN.values() for table in tables]
+        return list(KNOWN["coco"])  # of its number of classes; detectors of 20 classes need not be Pascal VOC's
+    return [table for tables in KNOWN.values() for table in tables]
 
 
 def _read_categories(file: Path) -> tuple[Category, ...]:
