@@ -147,13 +147,11 @@ def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageS
     """Return the labelled images, the indices of the fraction to train on, and masks if the detector needs them."""
     needs_masks = config.detector.RECIPE.needs_masks
     image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
-    if not image_set.has_labels or image_set.is_crowd.all():
-        what = "boxes to train on in the labels of" if image_set.has_labels else "labels for"
-        hint = "" if image_set.has_labels else describe_stray_labels(image_set.root)
-        if len(image_set.boxes):
-            hint = f"all {len(image_set.boxes)} are crowds, difficult or to be ignored"
-        advice = hint or "finetune needs labelled images"
-        raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; {advice}")
+    if not image_set.has_labels:
+        advice = describe_stray_labels(image_set.root) or "finetune needs labelled images"
+        raise DataError(f"{image_set.root}: no labels for split '{image_set.split}'; {advice}")
+    if lack := image_set.lack_of_boxes():
+        raise DataError(lack)
     indices = fraction_of(len(image_set), config.fraction, config.fold)
     masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
     return replace(image_set, segmentations=None), indices, masks
