@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from aligndet_cli.errors import ConfigError
 
@@ -25,6 +25,16 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+
+def _in_range(seed: int) -> int:
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"should be 0 to {MAX_SEED}")
+    return seed
+
+
+# numpy's limit; torch and Python take more.
+MAX_SEED = 2**32 - 1
+Seed = Annotated[int, AfterValidator(_in_range)]
 
 # Pixels of an image side after resizing: the coarsest feature map that every detector has is 32 times smaller.
 Side = Annotated[int, Field(ge=32)]
@@ -49,6 +59,9 @@ class DataConfig(Frozen):
         return self.model_dump(mode="json", include={"root", "format", "annotations", "images"})
 
 
+_SWITCH = {("1", "true", "yes", "on"): True, ("", "0", "false", "no", "off"): False}
+
+
 class RuntimeConfig(Frozen):
     """Devices, workers and numerics of a run. Only `precision` and `deterministic` may change the result."""
 
@@ -65,9 +78,22 @@ class RuntimeConfig(Frozen):
     compile: bool = Field(False, description="Compile the model with torch.compile.")
     deterministic: bool = Field(False, description="Use deterministic GPU kernels only, which are slower.")
     offline: bool = Field(
-        default_factory=lambda: bool(os.environ.get("ALIGNDET_OFFLINE")),
+        default_factory=lambda: env_switch("ALIGNDET_OFFLINE"),
         description="Never download; $ALIGNDET_OFFLINE=1 does the same.",
     )
+
+
+def env_switch(name: str) -> bool:
+    """Return True if an environment variable is 1, true, yes or on; False for 0, false, no, off, empty or not set.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    words = {word: is_on for words, is_on in _SWITCH.items() for word in words}
+    value = os.environ.get(name, "")
+    if value.strip().lower() not in words:
+        raise ConfigError(f"{name}={value}: write 1, true, yes or on, or else 0, false, no, off or nothing")
+    return words[value.strip().lower()]
 
 
 class StageConfig(Frozen):
@@ -90,6 +116,7 @@ class StageConfig(Frozen):
             "runtime.offline",
             "backbone.weights",  # what they are is an input with a hash of its own
             "training.logger",
+            "training.log_every",
             "training.checkpoint.every_steps",
             "training.checkpoint.every_seconds",
         }
@@ -104,9 +131,9 @@ class StageConfig(Frozen):
         max_length=128,
         description="Name of the run (made from its settings).",
     )
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    seed: Seed = Field(0, description="Seed of everything random.")
     data: DataConfig = DataConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
     def to_json(self) -> dict[str, Any]:
         """Return the resolved config as plain JSON values."""
@@ -120,14 +147,19 @@ class StageConfig(Frozen):
         """Return a flat `{dotted.path: value}` of every setting that decides the result."""
         return {key: value for key, value in flatten(self.to_json()) if key not in self.UNHASHED}
 
-    def changes_since(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Return the differences from the `hashed_settings` that an artifact recorded, as `key: old -> new`.
+    def changes_since(self, recorded: Mapping[str, Any]) -> dict[str, str]:
+        """Return the differences from the `hashed_settings` that an artifact recorded, by path as `key: old -> new`.
 
-        A setting that it lacks is newer than the artifact: its value was the one in `BEFORE`, else the present default.
+        Settings that are no longer hashed are not compared.
         """
         settings = self.hashed_settings()
-        missing = {key: self.BEFORE.get(key, self._default_of(key)) for key in settings if key not in recorded}
-        return describe_differences({**recorded, **missing}, settings)
+        kept = {key: value for key, value in recorded.items() if key not in self.UNHASHED}
+        missing = {key: self.value_before(key) for key in settings if key not in recorded}
+        return describe_differences({**kept, **missing}, settings)
+
+    def value_before(self, path: str) -> Any:
+        """Return the value of a setting that is newer than an artifact: that in `BEFORE`, else the present default."""
+        return self.BEFORE[path] if path in self.BEFORE else self._default_of(path)
 
     def _default_of(self, path: str) -> Any:
         *groups, name = path.split(".")
@@ -154,8 +186,7 @@ def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tu
     """Return the validated config of a stage, and `{dotted.path: origin}` of every setting that is not a default.
 
     Raises:
-        ConfigError: unreadable file, unknown key (with the nearest known one), or a value that does not fit;
-            one line per field.
+        ConfigError: unreadable file, unknown key (with the nearest known one), or a value that does not fit.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -169,11 +200,23 @@ def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tu
     return validated(config_class, values, origins), origins
 
 
+def check_seed(seed: int) -> None:
+    """Make sure that a seed of `--seed` is in the range of all seeds.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        _in_range(seed)
+    except ValueError as error:
+        raise ConfigError(f"--seed {seed}: {error}") from None
+
+
 def validated(config_class: type[ModelT], values: Mapping[str, Any], origins: Mapping[str, str]) -> ModelT:
     """Return the settings as a config; the messages name their `origins` by dotted path.
 
     Raises:
-        ConfigError: an unknown key or a value that does not fit; one line per field.
+        ConfigError: an unknown key or a value that does not fit.
     """
     try:
         return config_class.model_validate(values)
@@ -190,10 +233,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one `key: old -> new` per difference of two flat mappings."""
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Return `key: old -> new` by key for each difference of two flat mappings."""
     keys = [*old, *(key for key in new if key not in old)]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+    return {key: f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)}
 
 
 def hash_json(value: Any) -> str:
@@ -275,7 +318,7 @@ def assign(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _readable(error: ValidationError, config_class: type[BaseModel], origins: Mapping[str, str]) -> str:
-    """Return one line per setting. Pydantic reports a union once per member type; these become one line."""
+    """Return all errors in one line. Pydantic reports a union once per member type; these become one error."""
     items_by_path: dict[str, list[Any]] = {}
     for item in error.errors():
         items_by_path.setdefault(_path_of(item, config_class), []).append(item)
@@ -290,7 +333,7 @@ def _readable(error: ValidationError, config_class: type[BaseModel], origins: Ma
         else:
             expected = ", or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items))
             lines.append(f"{path}: should be {expected}, got {items[0]['input']!r}{where}")
-    return "\n".join(lines)
+    return "; ".join(lines)
 
 
 def _is_within(path: str, group: str) -> bool:

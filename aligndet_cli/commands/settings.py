@@ -37,7 +37,7 @@ def bench(data: Path | None, given: Given) -> None:
     from aligndet_cli.tools.bench.measure import BenchConfig, bench_table, run_bench
 
     is_json = given.control.json
-    with user_errors(is_json):
+    with user_errors(given):
         sources = Sources(None, given.control.set, with_data_root(data, given))
         config, _ = load_config(BenchConfig, "bench", sources)
         timings = run_bench(config)
@@ -75,7 +75,7 @@ SHOW = (
 def config_show(stage: str | None, given: Given, *, origin: bool = False) -> None:
     """Print all settings of a stage, with what its recipe fills in, as TOML, ready for --config."""
     is_json = given.control.json
-    with user_errors(is_json):
+    with user_errors(given):
         if stage not in STAGES:
             raise ConfigError(f"'{stage or ''}' is not a stage{did_you_mean(stage or '', list(STAGES))}")
         sources = Sources(given.control.config, given.control.set)

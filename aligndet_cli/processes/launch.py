@@ -220,7 +220,7 @@ def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sh
     except AlignDetError as error:
         _report(reports, local_rank, error)
     except Exception as error:
-        known = as_user_error(error) if isinstance(error, OSError) else None
+        known = as_user_error(error)
         if known is None:
             traceback.print_exc()
         _report(reports, local_rank, known or RunError(f"rank {local_rank}: {type(error).__name__}: {error}"))

@@ -1,7 +1,6 @@
 """The one training loop, for `pretrain-image`, `pretrain-box` and `finetune` alike."""
 
 import contextlib
-import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.sample import Sample, mix_seed
-from aligndet_cli.errors import RunError
+from aligndet_cli.errors import RunError, memory_that_ran_out
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.processes.collectives import any_rank, mean_over_ranks, wait_for_all
 from aligndet_cli.processes.devices import Process
@@ -29,7 +28,6 @@ from aligndet_cli.training.schedules import Schedule
 
 _MANY_PIXELS = 200_000  # steps with micro-batches of more pixels take seconds on a CPU
 _LOST_WORKER = "DataLoader worker"  # torch: "(pid 1) is killed by signal" or "exited unexpectedly"
-_NO_CPU_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a primitive", "bad_alloc")
 
 
 class CheckpointConfig(Frozen):
@@ -282,13 +280,3 @@ def known_errors(cheaper: str = "lower --batch-size (or raise --accumulate) or -
         raise RunError(
             f"out of {kind} memory: {cheaper}" + (", or use --precision bf16-mixed" if kind == "GPU" else "")
         ) from error
-
-
-def memory_that_ran_out(error: Exception) -> Literal["GPU", "CPU"] | None:
-    """Return the memory that an error says has run out; None for other errors."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "GPU"
-    is_of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    # Neither torch nor oneDNN has an error class for the CPU's memory.
-    is_told = any(words in str(error) for words in _NO_CPU_MEMORY)
-    return "CPU" if isinstance(error, MemoryError) or is_of_system or is_told else None
