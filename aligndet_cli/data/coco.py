@@ -12,12 +12,13 @@ from aligndet_cli.data.assembly import inside_folder
 from aligndet_cli.data.boxes import COLUMNS, BoxTable
 from aligndet_cli.data.coco_json import load_coco, parse_coco, read_content
 from aligndet_cli.data.dataset import Category, ImageSet
-from aligndet_cli.data.findings import Findings, counted
-from aligndet_cli.data.format import DataFormat, LabelContent, Labels
+from aligndet_cli.data.findings import Finding, Findings, counted
+from aligndet_cli.data.format import ALL, DataFormat, LabelContent, Labels
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
 from aligndet_cli.data.masks import check_segmentation
 from aligndet_cli.data.segmentations import Segmentations
+from aligndet_cli.data.splits import as_split_name
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 
@@ -41,11 +42,13 @@ class CocoSplit:
         index = LabelIndex.of(
             self.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
         )
-        content = _from_index(index)
+        content = _from_index(index, findings)
         if content is None:
-            content = parse_coco(self.annotations, with_masks=with_masks, findings=findings)
+            found = Findings(is_strict=findings.is_strict)
+            content = parse_coco(self.annotations, with_masks=with_masks, findings=found)
+            findings.items += found.items
             if index is not None:
-                _to_index(index, content)
+                _to_index(index, content, found)
                 content = _from_index(index) or content  # mapped: frees the copy of the masks
         images_dir = _images_dir(self, content.file_names)
         content.file_names = [
@@ -63,13 +66,17 @@ class CocoSplit:
 
 
 def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
-    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `<split>/_annotations.coco.json`."""
+    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `_annotations.coco.json` beside images.
+
+    Roboflow's file lies in a folder for each split; `root` may be one of these folders, too.
+    """
     splits = {}
     for file in sorted((root / "annotations").glob(f"{_PREFIX}*.json")):
         name = file.stem.removeprefix(_PREFIX)
         splits[name] = CocoSplit(root, name, file, (*image_dirs(root, name), root))
-    for file in sorted(root.glob(f"*/{_ROBOFLOW_NAME}")):
-        splits.setdefault(file.parent.name, CocoSplit(root, file.parent.name, file, (file.parent,)))
+    for file in sorted([*root.glob(_ROBOFLOW_NAME), *root.glob(f"*/{_ROBOFLOW_NAME}")]):
+        name = as_split_name(file.parent.resolve().name) or ALL if file.parent == root else file.parent.name
+        splits.setdefault(name, CocoSplit(root, name, file, (file.parent,)))
     return splits
 
 
@@ -86,7 +93,7 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
 
 
-def _to_index(index: LabelIndex, content: LabelContent) -> None:
+def _to_index(index: LabelIndex, content: LabelContent, findings: Findings) -> None:
     table, segmentations = content.table, content.table.segmentations
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": content.image_ids,
@@ -97,15 +104,22 @@ def _to_index(index: LabelIndex, content: LabelContent) -> None:
         arrays["segmentation_starts"], arrays["segmentation_ends"] = segmentations.starts, segmentations.ends
         arrays["segmentation_text"] = segmentations.text
     categories = [[category.category_id, category.name] for category in content.categories]
-    about = {"label_digest": content.label_digest, "categories": categories, "file_names": content.file_names}
+    about = {
+        "label_digest": content.label_digest,
+        "categories": categories,
+        "file_names": content.file_names,
+        "findings": [item.to_json() for item in findings.items],
+    }
     index.save(about, arrays)
 
 
-def _from_index(index: LabelIndex | None) -> LabelContent | None:
+def _from_index(index: LabelIndex | None, findings: Findings | None = None) -> LabelContent | None:
     loaded = None if index is None else index.load()
     if loaded is None:
         return None
     content, arrays = loaded
+    if findings is not None:
+        findings.items += [Finding(**item) for item in content["findings"]]
     segmentations = None
     if "segmentation_text" in arrays:
         names = ("segmentation_text", "segmentation_starts", "segmentation_ends")

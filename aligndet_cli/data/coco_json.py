@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.boxes import BoxTable, select_rows
 from aligndet_cli.data.dataset import Category, positions_of
-from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import LabelContent
 from aligndet_cli.data.images import MAX_PIXELS
 from aligndet_cli.data.segmentations import SegmentationWriter
@@ -59,6 +59,10 @@ def read_content(
         table = _boxes(annotations, image_ids, categories, file, findings)
         if masks is not None:
             table.segmentations = masks.finish(entry.get("segmentation", (0, 0)) for entry in annotations)
+            if masks.num_unusable:
+                unusable = counted(masks.num_unusable, "mask has", "masks have")
+                message = f"{unusable} no polygon of three corners: left out, in training and evaluation"
+                findings.warn("masks-without-corners", message, count=masks.num_unusable)
         is_known = (table.image_index >= 0) & (table.class_ids >= 0)
         return LabelContent(
             file_names=[image["file_name"] for image in images],

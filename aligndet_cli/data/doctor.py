@@ -16,10 +16,14 @@ from aligndet_cli.config import DataConfig
 from aligndet_cli.data.assembly import assemble
 from aligndet_cli.data.dataset import ImageSet, class_labels
 from aligndet_cli.data.findings import Finding, Findings, counted
+from aligndet_cli.data.format import SplitSource
 from aligndet_cli.data.images import decode_image, other_size, read_bytes
 from aligndet_cli.data.masks import encode_mask
-from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
+from aligndet_cli.data.open import locate_data, read_labels
+from aligndet_cli.data.splits import Purpose, choose_split
 from aligndet_cli.data.stray import describe_stray_labels
+from aligndet_cli.data.voc import VocSplit
+from aligndet_cli.data.yolo import YoloSplit
 from aligndet_cli.errors import DataError
 
 # Seven of bccd's eight doubled boxes (shifted by two pixels) overlap by 0.91 or more, two snowboards or two people side
@@ -65,9 +69,9 @@ class DoctorReport:
 def check_data(data: DataConfig, *, num_threads: int = -1) -> DoctorReport:
     """Check the labels of a data set and decode all its images; problems are reported, never raised.
 
-    Without `data.split` every split is checked, and images that occur in two splits are reported. Of VOC only the
-    default splits of the stages are checked, since trainval contains train and val. The report does not depend on the
-    number of decoding threads; -1 means one per core.
+    Without `data.split` every split is checked, and images that occur in two splits are reported. Of VOC's lists only
+    the default splits of the stages are checked, since trainval contains train and val. The report does not depend on
+    the number of decoding threads; -1 means one per core.
     """
     findings = Findings(is_strict=False)
     summary: dict[str, Any] = {"format": None, "root": str(data.root or data.images or ""), "splits": {}}
@@ -101,7 +105,18 @@ def _splits(data: DataConfig, findings: Findings) -> list[str | None]:
         return []
     if kind == "folder":
         return [None]
-    return [*(_used_splits(root, list(splits)) if kind == "voc" else splits)]
+    may_overlap = any(isinstance(split, VocSplit) and split.is_listed for split in splits.values())
+    names = _used_splits(root, list(splits)) if may_overlap else list(splits)
+    return [name for name in names if not _is_absent(name, splits[name], findings)]
+
+
+def _is_absent(name: str, split: SplitSource, findings: Findings) -> bool:
+    """Return True if nothing is there of a split of a YOLO yaml, and report it: exports name splits that are empty."""
+    message = split.describe_absence() if isinstance(split, YoloSplit) else ""
+    if message:
+        report = {"train": findings.error, "val": findings.warn}.get(name, findings.info)
+        report("missing-splits", message, example=name)
+    return bool(message)
 
 
 def _used_splits(root: Path, known: list[str]) -> list[str]:
@@ -220,8 +235,8 @@ def _report_masks(image_set: ImageSet, findings: Findings) -> None:
         for row in range(start, stop) if all(size_hw) else ():
             try:
                 segmentation = image_set.segmentations[row]
-                if segmentation and encode_mask(segmentation, size_hw) is None:
-                    bad.append((image_set.file_names[index], "a polygon has fewer than three corners"))
+                if segmentation:
+                    encode_mask(segmentation, size_hw)
             except DataError as error:
                 bad.append((image_set.file_names[index], str(error)))
     if bad:
