@@ -124,14 +124,15 @@ def as_user_error(error: BaseException, flags: Collection[str] = ()) -> RunError
         flags: flags of the command, e.g. `--workspace`: advice names only these.
     """
     if (kind := memory_that_ran_out(error)) is not None:
-        return RunError(f"out of {kind} memory: {_less_memory(flags)}")
+        half = ", or use --precision bf16-mixed" if kind == "GPU" and "--precision" in flags else ""
+        return RunError(f"out of {kind} memory: {less_memory(flags)}{half}")
     if isinstance(error, OSError):
         return _of_the_system(error, flags)
     if isinstance(error, UnicodeEncodeError):
         return _of_the_locale(error)
     if isinstance(error, concurrent.futures.BrokenExecutor):
         return RunError(
-            f"a helper process was killed, most likely because memory ran out: {_less_memory(flags)}, "
+            f"a helper process was killed, most likely because memory ran out: {less_memory(flags)}, "
             "then run the same command again"
         )
     if any(type(one).__module__.startswith(_COMPILERS) for one in _with_causes(error)):
@@ -152,6 +153,15 @@ def memory_that_ran_out(error: BaseException) -> Literal["GPU", "CPU"] | None:
     is_library = isinstance(error, RuntimeError | ImportError) or type(error).__module__ == "cv2"
     is_told = is_library and any(words in str(error).lower() for words in _NO_CPU_MEMORY)
     return "CPU" if isinstance(error, MemoryError) or is_of_system or is_told else None
+
+
+def less_memory(flags: Collection[str]) -> str:
+    """Name the flags of a command with which it takes less memory."""
+    lower = [flag for flag in ("--batch-size", "--short-side", "--image-size") if flag in flags]
+    lower = lower or [flag for flag in ("--num-workers",) if flag in flags]
+    if "--accumulate" in flags:
+        lower[:1] = [f"{lower[0]} (or raise --accumulate)"]
+    return f"lower {' or '.join(lower)}" if lower else "smaller images or batches, or fewer programs at once, need less"
 
 
 def _of_the_system(error: OSError, flags: Collection[str]) -> RunError | None:
@@ -201,11 +211,6 @@ def _no_threads(reason: str, flags: Collection[str]) -> RunError:
         f"no further process or thread can be started ({reason}): raise the limit (ulimit -u)"
         f"{_or_lower('--num-workers', flags)}"
     )
-
-
-def _less_memory(flags: Collection[str]) -> str:
-    lower = [flag for flag in ("--batch-size", "--short-side", "--num-workers") if flag in flags]
-    return f"lower {' or '.join(lower)}" if lower else "close other programs, or take a machine with more"
 
 
 def _or_lower(flag: str, flags: Collection[str]) -> str:

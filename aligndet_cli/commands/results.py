@@ -191,6 +191,6 @@ def predict(images: list[str] | None, given: Given) -> None:
         if not images:
             raise ConfigError("which images? name them: `aligndet predict IMAGES...`")
         config, _ = load_config(PredictConfig, "predict", Sources(flags=given.settings))
-        shown = Shown(terminal.progress_mode(asked.progress, is_quiet=asked.quiet), asked.verbosity)
+        shown = Shown(terminal.progress_mode(asked.progress, is_quiet=asked.quiet), asked.verbosity, given.flags)
         place = Workspace.locate(asked.workspace)
         terminal.answer("predict", predict_files(images, config, place, force=asked.force, shown=shown), asked.json)

@@ -40,7 +40,7 @@ def bench(data: Path | None, given: Given) -> None:
     with user_errors(given):
         sources = Sources(None, given.control.set, with_data_root(data, given))
         config, _ = load_config(BenchConfig, "bench", sources)
-        timings = run_bench(config)
+        timings = run_bench(config, given.flags)
         if is_json:
             stages = {timing.stage: vars(timing) for timing in timings}
             print_json({"command": "bench", "settings": config.to_json(), "stages": stages})

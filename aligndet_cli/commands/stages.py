@@ -25,7 +25,7 @@ def stage_command(stage: Stage) -> Callable[..., None]:
                 resume=control.resume is not False,
                 force=control.force,
                 dry_run=control.dry_run,
-                shown=Shown(progress_mode(control.progress, is_quiet=control.quiet), control.verbosity),
+                shown=Shown(progress_mode(control.progress, is_quiet=control.quiet), control.verbosity, given.flags),
                 as_it_was=True,
             )
             outcome = execute(request)

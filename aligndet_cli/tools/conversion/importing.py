@@ -84,7 +84,7 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
         style=request.style,
     )
     inputs = {"weights": hash_files([request.file]), "backbone weights": "none"}
-    output = workspace.plan_output(converted.stage, str(config.name), config, inputs, force=request.force)
+    output = workspace.plan_output(converted.stage, str(config.name), config, inputs, resume=False, force=request.force)
     if output.action == "complete":
         run = workspace.require(converted.stage, config.name)
         return Outcome("already complete", "complete", output.folder, run)

@@ -42,7 +42,7 @@ def find_layout(names: Collection[str], file: Path) -> Layout:
     if layout is None:
         raise WeightsError(
             f"{file}: not a detector of a known layout (first key: '{next(iter(names))}'); weights of a backbone alone "
-            "go to --backbone-weights"
+            "go to `aligndet pretrain-box --backbone-weights FILE`"
         )
     return layout
 
