@@ -175,7 +175,7 @@ def _of_the_system(error: OSError, flags: Collection[str]) -> RunError | None:
         places = [flag for flag in ("--workspace", "--output") if flag in flags]
         return RunError(f"{told}; choose a {' or '.join(places) or 'place'} that can be written, then run again")
     if error.errno in _NO_FILES:
-        return RunError(f"{told}; raise the limit of open files (ulimit -n){_or_lower('--num-workers', flags)}")
+        return RunError(f"{told}; raise the limit (ulimit -n){_or_lower('--num-workers', flags)}")
     if error.errno in _NO_MORE:
         return _no_threads(str(error.strerror), flags)
     if error.errno == errno.ENOENT:
@@ -195,7 +195,7 @@ def _of_the_machine(error: Exception, flags: Collection[str]) -> RunError | None
     if "can't start new thread" in text:
         return _no_threads(text, flags)
     if "Too many open files" in text:
-        return RunError(f"{_first_line(error)}; raise the limit of open files (ulimit -n)")
+        return RunError(f"Too many open files; raise the limit (ulimit -n){_or_lower('--num-workers', flags)}")
     if "Could not determine home directory" in text:
         return RunError("the home folder is not known: set HOME to a folder that can be written")
     if "no locator available" in text:  # numba

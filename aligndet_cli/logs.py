@@ -31,6 +31,7 @@ def setup_logging(verbosity: int) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its cache is, is no concern of ours
 
 
 def make_streams_sturdy() -> None:

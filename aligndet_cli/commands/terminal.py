@@ -48,6 +48,7 @@ class CommandLine(TyperGroup):
         make_streams_sturdy()
         words = sys.argv[1:] if args is None else list(args)
         try:
+            _check_folder()
             code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
         except typer.Abort:
             sys.exit(RunError.exit_code)
@@ -55,17 +56,36 @@ class CommandLine(TyperGroup):
             if type(error).__name__ == "NoArgsIsHelpError":
                 error.show()  # type: ignore[attr-defined]  # a help page
                 sys.exit(ConfigError.exit_code)
-            if hasattr(error, "format_message"):  # an error of usage; Typer brings its own click, or takes another's
-                known: AlignDetError | None = ConfigError(
+            known: AlignDetError | None
+            if isinstance(error, AlignDetError):
+                known = error
+            elif hasattr(error, "format_message"):  # an error of usage; Typer brings its own click, or takes another's
+                known = ConfigError(
                     f"{error.format_message().rstrip('.')}; see {_help_of(error)}"
                 )
             else:
-                known = as_user_error(error)
+                known = as_user_error(error, self._flags_of(words))
             if known is None:
                 raise
             _tell(str(known), known.exit_code, "--json" in words)
             sys.exit(known.exit_code)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def _flags_of(self, words: Sequence[str]) -> set[str]:
+        command = self.commands.get(words[0]) if words else None
+        return {flag for parameter in (command.params if command else []) for flag in parameter.opts}
+
+
+def _check_folder() -> None:
+    """Make sure that the current folder is there; libraries end the process without a word of why.
+
+    Raises:
+        ConfigError: it was deleted.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder was deleted: change to another one") from None
 
 
 def _help_of(error: Any) -> str:
