@@ -100,6 +100,8 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ACCESS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_MORE = {errno.EAGAIN}  # of `fork` and of new threads
+# These say nothing of the one file that could not be opened.
+_OF_MACHINE = _NO_FILES | {errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH}
 # Calls that are wrong whatever the machine: bugs of ours.
 _WRONG_CALL = {errno.EBADF, errno.EINVAL, errno.EFAULT, errno.ENOTTY, errno.ESPIPE, errno.ESRCH, errno.ECHILD}
 # Neither torch, oneDNN nor OpenCV has an error class for the CPU's memory.
@@ -155,6 +157,11 @@ def memory_that_ran_out(error: BaseException) -> Literal["GPU", "CPU"] | None:
     return "CPU" if isinstance(error, MemoryError) or is_of_system or is_told else None
 
 
+def is_of_machine(error: Exception) -> bool:
+    """Return True if a file cannot be opened because no file can: nobody must take it for damaged and leave it out."""
+    return isinstance(error, OSError) and error.errno in _OF_MACHINE
+
+
 def less_memory(flags: Collection[str]) -> str:
     """Name the flags of a command with which it takes less memory."""
     lower = [flag for flag in ("--batch-size", "--short-side", "--image-size") if flag in flags]
@@ -202,7 +209,9 @@ def _of_the_machine(error: Exception, flags: Collection[str]) -> RunError | None
         return RunError("compiled code can be kept nowhere: set NUMBA_CACHE_DIR to a folder that can be written")
     if _GPU.search(text) and not _OUR_KERNELS.search(text):
         cpu = ", or use --accelerator cpu" if "--accelerator" in flags else ""
-        return RunError(f"the GPU cannot be used ({_first_line(error)}): look at nvidia-smi{cpu}")
+        return RunError(
+            f"the GPU cannot be used ({_first_line(error).removeprefix('CUDA error: ')}): look at nvidia-smi{cpu}"
+        )
     return None
 
 

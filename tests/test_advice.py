@@ -50,7 +50,6 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
 # Messages that not all of them print.
 EXCEPTIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("artifacts/exchange.py", "--export"): ("proposals",),
-    ("data/folds.py", "--fraction"): ("finetune",),
     ("files.py", "--output"): ("views", "report", "export"),
     # Chosen among the flags that the command has.
     ("training/loop.py", "--short-side"): ("pretrain-box", "finetune"),

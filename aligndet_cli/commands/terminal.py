@@ -60,9 +60,7 @@ class CommandLine(TyperGroup):
             if isinstance(error, AlignDetError):
                 known = error
             elif hasattr(error, "format_message"):  # an error of usage; Typer brings its own click, or takes another's
-                known = ConfigError(
-                    f"{error.format_message().rstrip('.')}; see {_help_of(error)}"
-                )
+                known = ConfigError(f"{error.format_message().rstrip('.')}; see {_help_of(error)}")
             else:
                 known = as_user_error(error, self._flags_of(words))
             if known is None:

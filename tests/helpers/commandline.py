@@ -61,7 +61,9 @@ def aligndet(*words: str | Path, code: int | None = 0) -> Ran:
         result = CliRunner().invoke(app, [str(word) for word in words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    assert code in (None, result.exit_code), f"exit code {result.exit_code}, not {code}:\n{result.stdout}\n{result.stderr}"
+    assert code in (None, result.exit_code), (
+        f"exit code {result.exit_code}, not {code}:\n{result.stdout}\n{result.stderr}"
+    )
     return Ran(result.exit_code, result.stdout, result.stderr)
 
 
