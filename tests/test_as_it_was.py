@@ -23,11 +23,11 @@ DIFFERENT = {
 }
 NEUTRAL = {
     **dict.fromkeys(STAGES, ("--num-workers", "0", "--accelerator", "cpu", "--progress", "none")),
-    "proposals": ("--num-workers", "2", "--on-error", "skip", "--progress", "none"),
+    "proposals": ("--num-workers", "2", "--on-error", "skip", "--seed", "5"),
 }
 for trained in ("pretrain-image", "pretrain-box", "finetune"):
     NEUTRAL[trained] += ("--set", "training.log_every=3", "--set", "training.checkpoint.every_steps=7", "--no-compile")
-NEUTRAL["evaluate"] += ("--fail-under", "0")
+NEUTRAL["evaluate"] += ("--fail-under", "0", "--seed", "5")
 
 
 @pytest.fixture(scope="module")
