@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from aligndet_cli.config import STAGES
+from aligndet_cli.config import STAGES, Sources
+from aligndet_cli.driver import Request, execute
+from aligndet_cli.errors import ChangedError
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import CHAIN, aligndet, files_of
 
@@ -105,6 +107,12 @@ def test_other_data_is_refused_and_not_taken_from_the_run(finished: Path, toy: P
     file.write_text(json.dumps(content))
     line = aligndet("evaluate", data, "-w", finished, *NAME, code=2).error_line()
     assert "made is complete with other settings: input data: " in line
+
+
+def test_a_study_takes_no_run_with_other_settings(finished: Path) -> None:
+    sources = Sources(flags={"name": ("--name", "made")})
+    with pytest.raises(ChangedError, match="batch_size: 2 -> 1"):
+        execute(Request("evaluate", Workspace(finished), sources))
 
 
 def test_what_no_version_knows_is_not_taken_over(finished: Path, tmp_path: Path) -> None:
