@@ -16,6 +16,7 @@ from aligndet_cli.data.findings import Finding, Findings, counted
 from aligndet_cli.data.format import ALL, DataFormat, LabelContent, Labels
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
+from aligndet_cli.data.listing import is_file
 from aligndet_cli.data.masks import check_segmentation
 from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.data.splits import as_split_name
@@ -44,15 +45,14 @@ class CocoSplit:
         )
         content = _from_index(index, findings)
         if content is None:
-            found = Findings(is_strict=findings.is_strict)
-            content = parse_coco(self.annotations, with_masks=with_masks, findings=found)
-            findings.items += found.items
+            num_before = len(findings.items)
+            content = parse_coco(self.annotations, with_masks=with_masks, findings=findings)
             if index is not None:
-                _to_index(index, content, found)
+                _to_index(index, content, findings.items[num_before:])
                 content = _from_index(index) or content  # mapped: frees the copy of the masks
         images_dir = _images_dir(self, content.file_names)
         content.file_names = [
-            name if "\\" not in name or (images_dir / name).is_file() else name.replace("\\", "/")
+            name if "\\" not in name or is_file(images_dir / name) else name.replace("\\", "/")
             for name in content.file_names
         ]
         return Labels(
@@ -93,7 +93,7 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
 
 
-def _to_index(index: LabelIndex, content: LabelContent, findings: Findings) -> None:
+def _to_index(index: LabelIndex, content: LabelContent, found: list[Finding]) -> None:
     table, segmentations = content.table, content.table.segmentations
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": content.image_ids,
@@ -108,7 +108,7 @@ def _to_index(index: LabelIndex, content: LabelContent, findings: Findings) -> N
         "label_digest": content.label_digest,
         "categories": categories,
         "file_names": content.file_names,
-        "findings": [item.to_json() for item in findings.items],
+        "findings": [item.to_json() for item in found],
     }
     index.save(about, arrays)
 
@@ -248,5 +248,5 @@ def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:
     existing = [folder for folder in split.image_dirs if folder.is_dir()]
     if not existing:
         raise DataError(f"{split.image_dirs[0]}: no such image folder for {split.annotations}; name it with --images")
-    holding = [folder for folder in existing if file_names and (folder / file_names[0]).is_file()]
+    holding = [folder for folder in existing if file_names and is_file(folder / file_names[0])]
     return (holding or existing)[0]
