@@ -32,6 +32,8 @@ def _in_range(seed: int) -> int:
     return seed
 
 
+_LARGEST = 2**62  # of what libraries hold in 64 bits
+
 # numpy's limit; torch and Python take more.
 MAX_SEED = 2**32 - 1
 Seed = Annotated[int, AfterValidator(_in_range)]
@@ -197,7 +199,11 @@ def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tu
         # because stages check which settings were set explicitly.
         if origin != str(sources.file) or path not in defaults or value != defaults[path]:
             assign(values, path, value)
-    return validated(config_class, values, origins), origins
+    config = validated(config_class, values, origins)
+    for path, value in flatten(config.to_json()):
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ConfigError(f"{path}: {value} is larger than any number can be here, {_LARGEST}")
+    return config, origins
 
 
 def check_seed(seed: int) -> None:

@@ -263,3 +263,8 @@ def test_a_switch_has_no_other_words(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("ALIGNDET_OFFLINE", "maybe")
     line = aligndet("finetune", tmp_path, code=2).error_line()
     assert line == "error: ALIGNDET_OFFLINE=maybe: write 1, true, yes or on, or else 0, false, no, off or nothing"
+
+
+def test_a_number_that_no_library_holds_exits_2(tmp_path: Path) -> None:
+    line = aligndet("pretrain-box", "-w", tmp_path, "--topk", str(10**23), code=2).error_line()
+    assert "topk: 100000000000000000000000 is larger than any number can be" in line
