@@ -33,9 +33,7 @@ def _in_range(seed: int) -> int:
 
 
 _LARGEST = 2**62  # of what libraries hold in 64 bits
-
-# numpy's limit; torch and Python take more.
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1  # numpy's limit; torch and Python take more
 Seed = Annotated[int, AfterValidator(_in_range)]
 
 # Pixels of an image side after resizing: the coarsest feature map that every detector has is 32 times smaller.
@@ -61,7 +59,7 @@ class DataConfig(Frozen):
         return self.model_dump(mode="json", include={"root", "format", "annotations", "images"})
 
 
-_SWITCH = {("1", "true", "yes", "on"): True, ("", "0", "false", "no", "off"): False}
+_ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
 class RuntimeConfig(Frozen):
@@ -91,11 +89,10 @@ def env_switch(name: str) -> bool:
     Raises:
         ConfigError: anything else.
     """
-    words = {word: is_on for words, is_on in _SWITCH.items() for word in words}
-    value = os.environ.get(name, "")
-    if value.strip().lower() not in words:
+    value = os.environ.get(name, "").strip()
+    if value.lower() not in _ON + _OFF:
         raise ConfigError(f"{name}={value}: write 1, true, yes or on, or else 0, false, no, off or nothing")
-    return words[value.strip().lower()]
+    return value.lower() in _ON
 
 
 class StageConfig(Frozen):
