@@ -1,6 +1,5 @@
 """The command line: which commands there are. Imports no torch."""
 
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -11,8 +10,10 @@ import typer
 from aligndet_cli import __version__
 from aligndet_cli.commands import data, results, settings, weights
 from aligndet_cli.commands.stages import stage_command
+from aligndet_cli.commands.terminal import CommandLine
 from aligndet_cli.config import STAGES
 from aligndet_cli.errors import Preempted
+from aligndet_cli.logs import make_streams_sturdy
 from aligndet_cli.processes.signals import Stopped, ignore_stopping, stop_at_once
 from aligndet_cli.stage import find_stage
 
@@ -35,6 +36,7 @@ def paragraphs(title: str, *lines: str) -> str:
 
 app = typer.Typer(
     name="aligndet",
+    cls=CommandLine,
     help="Pre-train an object detector on images nobody has labelled, then fine-tune and evaluate it.\n\n"
     "aligndet proposals DATA, cluster, pretrain-box, finetune, evaluate: each finds what the one before left "
     "in the workspace. Before them, pretrain-image DATA makes the backbone where there is none to download.",
@@ -105,9 +107,7 @@ def main() -> None:
     """Run the command line."""
     # Read when torch is loaded: on a busy machine, threads that spin while they wait cost up to four times the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, io.StringIO())
+    make_streams_sturdy()
     stop_at_once()
     try:
         app()

@@ -29,7 +29,7 @@ def import_weights(file: Path | None, given: Given) -> None:
     from aligndet_cli.tools.conversion import importing
 
     asked_for = given.control
-    with user_errors(asked_for.json):
+    with user_errors(given):
         if file is None:
             raise ConfigError("which checkpoint? name it: `aligndet import-weights FILE`")
         asked = {path: value for path, (_, value) in given.settings.items()}
@@ -61,6 +61,6 @@ def export(
     """Write a run's weights for another program."""
     from aligndet_cli.tools.conversion.exporting import export_run
 
-    with user_errors(given.control.json):
+    with user_errors(given):
         exported = export_run(Workspace.locate(given.control.workspace), run, to, output, image_size=image_size)
         answer("export", exported, given.control.json)

@@ -40,8 +40,9 @@ CHUNK_IMAGES = 8
 class EvaluateConfig(StageConfig):
     """Settings of `evaluate`."""
 
-    # `run` and the split are inputs, hashed by content, and name the folder; the last two only read the result.
-    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"run", "data.split", "compare", "fail_under"}
+    # `run` and the split are inputs, hashed by content, and name the folder; two only read the result, and nothing is
+    # drawn at random.
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"run", "data.split", "compare", "fail_under", "seed"}
 
     run: str | None = Field(None, description="Fine-tuned run, by name (the newest).")
     # One is mmdetection's default for tests: an image's padding, and so its result to the last bit, depends on nothing

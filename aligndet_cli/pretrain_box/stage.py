@@ -130,8 +130,6 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
     rates = recipe.pretrain
     recorded = recorded_split(workspace, "pretrain-box", name, resume=resume, force=force)
-    if config.freeze_backbone and not (recorded is not None and recorded.is_complete):
-        require_trained(weights, config.backbone, "pretrain-box")
     training, spares_memory = settle_batch_size(
         config.training, rates, devices, recorded=recorded, trial=_trial(config, rates, boxes, len(indices))
     )
@@ -139,6 +137,8 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     settings = resolve_settings(training, rates, num_images=len(indices), seed=config.seed, runtime=config.runtime)
     settings = replace(settings, spares_memory=spares_memory)
     output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
+    if config.freeze_backbone and output.action != "complete":
+        require_trained(weights, config.backbone, "pretrain-box")
     return Plan(config, recipe, output, devices, settings, image_set, boxes, indices, artifact.name, weights)
 
 

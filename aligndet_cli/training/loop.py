@@ -1,9 +1,8 @@
 """The one training loop, for `pretrain-image`, `pretrain-box` and `finetune` alike."""
 
 import contextlib
-import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.sample import Sample, mix_seed
-from aligndet_cli.errors import RunError
+from aligndet_cli.errors import RunError, as_user_error, memory_that_ran_out
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.processes.collectives import any_rank, mean_over_ranks, wait_for_all
 from aligndet_cli.processes.devices import Process
@@ -29,7 +28,6 @@ from aligndet_cli.training.schedules import Schedule
 
 _MANY_PIXELS = 200_000  # steps with micro-batches of more pixels take seconds on a CPU
 _LOST_WORKER = "DataLoader worker"  # torch: "(pid 1) is killed by signal" or "exited unexpectedly"
-_NO_CPU_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a primitive", "bad_alloc")
 
 
 class CheckpointConfig(Frozen):
@@ -118,7 +116,7 @@ def train(
     total = settings.schedule.num_steps
     last_save, speed = time.monotonic(), Speed()
     progress = Progress("training", total, "steps", start=start, mode=process.progress)
-    with stop_on_signal() as stop, progress, known_errors():
+    with stop_on_signal() as stop, progress, known_errors(process.flags):
         batches = batches_from(start)
         for step in range(start, total):
             samples = next_batch(batches, speed)
@@ -259,16 +257,18 @@ def _restore(learner: Learner, folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def known_errors(cheaper: str = "lower --batch-size (or raise --accumulate) or --short-side") -> Iterator[None]:
-    """Turn errors that settings cause in the block into a RunError that names them; `cheaper` advises on memory."""
+def known_errors(flags: Collection[str]) -> Iterator[None]:
+    """Turn errors that settings cause in the block into a RunError, which names those of the flags that help."""
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
+        larger = [flag for flag in ("--batch-size", "--short-side", "--image-size") if flag in flags]
+        group = ", or use --set detector.neck_norm=group" if {"--detector", "--set"} <= set(flags) else ""
         raise RunError(
-            "batch norm cannot train on a single image per process this small: raise --batch-size or --short-side, or "
-            "use --set detector.neck_norm=group"
+            "batch norm cannot train on a single image per process this small: raise "
+            f"{' or '.join(larger) or 'the batch size'}{group}"
         ) from error
     except (MemoryError, OSError, RuntimeError) as error:
         if _LOST_WORKER in str(error):
@@ -276,19 +276,7 @@ def known_errors(cheaper: str = "lower --batch-size (or raise --accumulate) or -
                 "a process that reads images died, most likely because memory ran out: lower --num-workers or "
                 "--batch-size, then run the same command to continue"
             ) from error
-        kind = memory_that_ran_out(error)
-        if kind is None:
+        known = as_user_error(error, flags) if memory_that_ran_out(error) else None
+        if known is None:
             raise
-        raise RunError(
-            f"out of {kind} memory: {cheaper}" + (", or use --precision bf16-mixed" if kind == "GPU" else "")
-        ) from error
-
-
-def memory_that_ran_out(error: Exception) -> Literal["GPU", "CPU"] | None:
-    """Return the memory that an error says has run out; None for other errors."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "GPU"
-    is_of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    # Neither torch nor oneDNN has an error class for the CPU's memory.
-    is_told = any(words in str(error) for words in _NO_CPU_MEMORY)
-    return "CPU" if isinstance(error, MemoryError) or is_of_system or is_told else None
+        raise known from error

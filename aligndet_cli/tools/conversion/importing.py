@@ -76,7 +76,7 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
         raise ConfigError(f"--categories: {request.file} is only pre-trained and has no classes; leave it out")
     content = _detector_file(request, checkpoint, converted)
     config, inputs = _recorded(request, converted)
-    output = workspace.plan_output(converted.stage, str(config.name), config, inputs, force=request.force)
+    output = workspace.plan_output(converted.stage, str(config.name), config, inputs, resume=False, force=request.force)
     if output.action == "complete":
         run = workspace.require(converted.stage, config.name)
         return Outcome("already complete", "complete", output.folder, run)

@@ -43,7 +43,9 @@ def find_layout(tensors: Mapping[str, Tensor], file: Path) -> Layout:
     if layout is not None:
         return layout
     if recognise(tensors) is not None:
-        raise WeightsError(f"{file}: not a detector but a backbone alone; give it to --backbone-weights")
+        raise WeightsError(
+            f"{file}: not a detector but a backbone alone; give it to `aligndet pretrain-box --backbone-weights FILE`"
+        )
     raise WeightsError(
         f"{file}: not a detector of a known layout (first key: '{next(iter(tensors))}'); known are those of "
         "mmdetection, AlignDet, detectron2, torchvision and facebookresearch/detr"

@@ -1,13 +1,15 @@
 """`aligndet predict`: detect in any images, and write annotated images and a COCO json."""
 
+import itertools
 import json
+import re
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,9 @@ class PredictConfig(StageConfig):
     weights: Path | None = Field(None, description="A weights.pt, instead of a run (the run's).")
     # low enough to see what a detector hesitates about
     score: float = Field(0.3, ge=0, le=1, description="Least score of what is kept, 0 to 1.")
-    output: Path | None = Field(None, description="Folder to write to (predict/RUN in the workspace).")
+    output: Path | None = Field(
+        None, description="Folder to write to (predict/RUN, then RUN-2 and so on, in the workspace)."
+    )
     annotated: bool = Field(True, description="Draw what was found into copies of the images.")
     save_crops: bool = Field(False, description="Also cut out what was found, one folder per class.")
     # as in evaluate: what is found in an image depends on nothing but the image
@@ -113,26 +117,57 @@ def predict_files(
 ) -> Predicted:
     """Detect in the images that the words name, and write the results; they appear at once when complete.
 
+    Without `config.output`, every call gets a folder of its own: `predict/RUN`, `predict/RUN-2` and so on.
+
     Args:
         words: see `find_images`.
-        force: replace results of an earlier call, and nothing else, in the same folder.
+        force: replace results of an earlier call, and nothing else, in `config.output` or `predict/RUN`.
 
     Raises:
         AlignDetError: an error of the user; DataError if no image can be read.
     """
     weights, name = _find_weights(config, workspace)
-    folder = config.output or workspace.root / "predict" / name
+    asked = config.output or workspace.root / "predict" / name
+    is_numbered = config.output is None and not force
+    folder = next(filter(_is_free, _numbered(asked))) if is_numbered else asked
     _check_output(folder, force=force)
-    image_set = find_images(words, leave_out=folder)
+    image_set = find_images(words, leave_out=_earlier(asked) if is_numbered else [folder])
+    logger.info(f"{len(image_set)} images, results to {folder}")
     results: list[Predicted] = []
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
         plan = _Plan(config, weights, image_set, Path(partial))
         devices = Devices(kind=resolve_devices(config.runtime).kind)
         launch(lambda plan, process: results.append(_run(plan, process, folder)), plan, devices, shown)
-        _check_output(folder, force=force)  # somebody else may have been faster
+        if is_numbered:
+            folder = next(filter(_is_made, _numbered(asked)))  # somebody else may have been faster
+        _check_output(folder, force=force)
         _put_in_place(Path(partial), folder)
-    return results[0]
+    return replace(results[0], folder=folder)
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """Yield the folder of a first call, and those of later ones: `folder`, `folder`-2 and so on."""
+    return (folder.with_name(f"{folder.name}-{number}") if number > 1 else folder for number in itertools.count(1))
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """Return the folders of earlier calls."""
+    names = re.compile(rf"{re.escape(folder.name)}(-[0-9]+)?")
+    return [one for one in folder.parent.glob("*") if names.fullmatch(one.name)]
+
+
+def _is_free(folder: Path) -> bool:
+    return not folder.exists()
+
+
+def _is_made(folder: Path) -> bool:
+    """Make a folder; return False if it is there already."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _find_weights(config: PredictConfig, workspace: Workspace) -> tuple[Path, str]:
@@ -154,9 +189,7 @@ def _check_output(folder: Path, *, force: bool) -> None:
     if not (folder / PREDICTIONS).exists():
         raise ConfigError(f"--output {folder}: holds other files; name an empty or a new folder")
     if not force:
-        raise ConfigError(
-            f"{folder}: has predictions already; use --force to replace them, or --output for another folder"
-        )
+        raise ConfigError(f"{folder}: has predictions already; use --force to replace them, or another --output")
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

@@ -9,15 +9,14 @@ from aligndet_cli.config import (
     STAGES,
     Sources,
     StageConfig,
-    did_you_mean,
-    fields_at,
     flatten,
     hash_json,
     load_config,
     with_absolute_paths,
 )
+from aligndet_cli.config_errors import fields_at
 from aligndet_cli.detectors import DETECTORS
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.files import read_json
 from aligndet_cli.stage import Read, find_stage
 from aligndet_cli.tools.study.spec import COMMON, Start, StudyConfig
