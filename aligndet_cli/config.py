@@ -89,6 +89,7 @@ class StageConfig(Frozen):
             "runtime.compile",
             "runtime.offline",
             "backbone.weights",  # what they are is an input with a hash of its own
+            "training.log_every",
             "training.logger",
             "training.checkpoint.every_steps",
             "training.checkpoint.every_seconds",
@@ -125,6 +126,7 @@ class StageConfig(Frozen):
 
         A setting that it lacks is newer than the artifact: its value was the one in `BEFORE`, else the present default.
         """
+        recorded = {key: value for key, value in recorded.items() if key not in self.UNHASHED}  # once counted, perhaps
         settings = self.hashed_settings()
         missing = {key: self.BEFORE.get(key, self._default_of(key)) for key in settings if key not in recorded}
         return describe_differences({**recorded, **missing}, settings)
