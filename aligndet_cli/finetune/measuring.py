@@ -92,8 +92,9 @@ class Measuring:
         waited = done // self.period - (best.step // self.period if best else 0)
         if waited < self.patience:
             return False
-        since = f"since step {best.step} ({best.metric} {best.value:.4f})" if best else "that could be measured"
-        logger.info(f"stopped early at step {done} of {self.num_steps}: {waited} evaluations without a better {since}")
+        count = f"{waited} evaluation{'s' if waited > 1 else ''} without a better"
+        told = f"{best.metric} than {best.value:.4f} of step {best.step}" if best else "number"
+        logger.info(f"stopped early at step {done} of {self.num_steps}: {count} {told}")
         return True
 
 

@@ -53,6 +53,7 @@ class Replayed:
         losses: by process and name: the value now, and the value then.
         first: the first module with an output that is not finite, in the order of computation.
         first_gradient: the first module with such a gradient of its output, going backwards.
+        parameters: names of those with a gradient that is not finite.
         grad_norm: of all parameters.
     """
 
@@ -65,6 +66,7 @@ class Replayed:
     parts: dict[str, Part] = field(default_factory=dict)
     first: str | None = None
     first_gradient: str | None = None
+    parameters: list[str] = field(default_factory=list)
     grad_norm: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +84,7 @@ class Replayed:
             "modules": parts,
             "first_not_finite": self.first,
             "first_gradient_not_finite": self.first_gradient,
+            "parameters_not_finite": self.parameters,
             "grad_norm": self.grad_norm,
         }
 
@@ -104,14 +107,21 @@ class Replayed:
         return [*lines, self._verdict()]
 
     def _verdict(self) -> str:
+        bad = [name for rank in self.losses for name, (now, _) in rank.items() if not is_finite_text(now)]
+        start = "first value that is not finite:"
         if self.first is not None:
-            return f"first value that is not finite: output of {self.first}"
-        if any(not is_finite_text(now) for rank in self.losses for now, _ in rank.values()):
-            return "first value that is not finite: a loss, all outputs of modules were finite"
+            return f"{start} output of {self.first}"
+        if bad:
+            return f"{start} {bad[0]}, all outputs of modules before it were finite"
         if self.first_gradient is not None:
-            return f"first value that is not finite: gradient of the output of {self.first_gradient}"
+            return f"{start} gradient of the output of {self.first_gradient}"
         if not is_finite_text(self.grad_norm):
-            return "first value that is not finite: the gradient of a parameter"
+            of = (
+                f"gradient of {self.parameters[0]}"
+                if self.parameters
+                else "norm of the gradients, each of them is finite"
+            )
+            return f"{start} {of}"
         return "everything is finite this time: the cause lies in the order of sums of the device or the processes"
 
 
@@ -207,7 +217,7 @@ def _repeat(
         samples = _samples(trainable, step, place)
         replayed.images += [trainable.stream.image_set.file_names[sample.index] for sample in samples]
         torch.manual_seed(mix_seed(settings.seed, step, rank))
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         micro_batches = split(samples, settings.accumulate)
         for micro in micro_batches:
             with autocast(torch.device(process.device), settings.precision):
@@ -215,9 +225,9 @@ def _repeat(
             share = torch.stack(list(losses.values())).sum() / (len(micro_batches) * world_size)
             learner.scaler.scale(share).backward()
             for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(loss.detach()) / len(micro_batches)
+                sums[name] = sums.get(name, 0.0) + loss.detach() / len(micro_batches)
         then = ranks[rank]["losses"]
-        replayed.losses.append({name: (repr(value), then.get(name, "-")) for name, value in sums.items()})
+        replayed.losses.append({name: (repr(float(value)), then.get(name, "-")) for name, value in sums.items()})
     watch.close()
     scale = learner.scaler.get_scale() if learner.scaler.is_enabled() else 1.0
     _measure_gradients(model, watch, replayed, scale)
@@ -241,6 +251,8 @@ def _measure_gradients(model: nn.Module, watch: "_Watch", replayed: Replayed, sc
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             norms.setdefault(watch.part_of(name), []).append(parameter.grad.norm() / scale)
+            if not bool(parameter.grad.isfinite().all()):
+                replayed.parameters.append(name)
     for name, values in norms.items():
         replayed.parts.setdefault(name, Part()).grad_norm = float(torch.stack(values).norm())
     every = [norm for values in norms.values() for norm in values]
