@@ -139,9 +139,7 @@ def train(
                 speed = Speed()
             else:
                 progress.advance(1)
-            extra = learner.between(done)
-            if extra and process.is_main:
-                record.line("metrics.jsonl", {"step": done, **extra})
+            record.between(done, learner.between(done))
             if learner.is_over():
                 divergence.check()
                 break

@@ -87,6 +87,11 @@ class Records:
         short.pop("", None)
         return {**short, "img/s": rate, "data-wait": f"{waiting:.0%}", "memory": f"{memory / 1e9:.2g} GB"}
 
+    def between(self, done: int, numbers: Mapping[str, float] | None) -> None:
+        """Write the numbers that were found between two steps, if any, as a line of their own."""
+        if numbers and self.process.is_main:
+            self.line("metrics.jsonl", {"step": done, **numbers})
+
     def line(self, name: str, content: Mapping[str, Any]) -> None:
         """Append one JSON line to a log file, and give its numbers to the loggers."""
         with (self.folder / name).open("a") as handle:
