@@ -95,6 +95,7 @@ class WeightsAndBiases:
             job_type=run.stage,
             dir=str(run.folder),
             config=dict(run.config),
+            allow_val_change=True,
             resume="allow",
             settings={"console": "off", "login_timeout": 60.0},
         )

@@ -84,3 +84,23 @@ def test_buffers_are_those_before_the_step(tmp_path: Path) -> None:
     assert torch.equal(content["state"]["model"]["running_mean"], before)
     assert not torch.equal(model.running_mean, before)
     assert (content["step"], content["seed"], content["world_size"]) == (2, 7, 1)
+
+
+def test_deferred_the_dump_has_parameters_and_optimizer_of_before_the_first_bad_step(tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5, fused=True)
+    dump = StepDump(tmp_path, {"model": model}, optimizer, torch.amp.GradScaler("cpu", enabled=False), 0, 1)
+    divergence = Divergence(Process(), tmp_path, is_deferred=True, dump=dump)
+    for step, gradient in enumerate([1.0, 2.0, float("inf"), 4.0]):
+        divergence.begin_step()
+        model.weight.grad = torch.tensor([[gradient]])
+        loss = torch.tensor(1.0)
+        divergence.watch(optimizer, model.weight.grad.isfinite().all(), {"loss_a": loss}, [sample(step)], step)
+        optimizer.step()
+    with pytest.raises(RunError, match="diverged at step 2"):
+        divergence.check()
+    content = read_dump(tmp_path)
+    # Velocities 1 and 2 + 0.5 * 1; the weight moves by both.
+    assert (content["step"], content["state"]["model"]["weight"].item()) == (2, -3.5)
+    assert content["optimizer"]["state"][0]["momentum_buffer"].item() == 2.5
