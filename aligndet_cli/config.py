@@ -18,12 +18,26 @@ STAGES = ("pretrain-image", "proposals", "cluster", "pretrain-box", "finetune", 
 
 # Backbone weights that `pretrain-image` made in the workspace; with "auto" none where there are none.
 WORKSPACE_WEIGHTS = ("auto", "workspace")
+NO_WEIGHTS = "none"
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin", ".safetensors")
 
 
 class Frozen(BaseModel):
     """A group of settings: unknown keys are errors and values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class FileOr:
+    """Mark of a text setting that is one of some words or the name of a weights file."""
+
+    words: tuple[str, ...]
+
+    def is_file(self, text: str) -> bool:
+        """Return True if the text means a file; torchvision's names of weights do not."""
+        is_path = text.endswith(WEIGHTS_SUFFIXES) or "/" in text or Path(text).is_file()
+        return is_path and text not in self.words
 
 
 # Pixels of an image side after resizing: the coarsest feature map that every detector has is 32 times smaller.
@@ -169,6 +183,21 @@ def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tu
         if origin != str(sources.file) or path not in defaults or value != defaults[path]:
             assign(values, path, value)
     return validated(config_class, values, origins), origins
+
+
+def with_absolute_paths(config: ModelT) -> ModelT:
+    """Return the settings with every path from the root on: recorded ones are read from other folders, too."""
+    changes: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            changes[name] = with_absolute_paths(value)
+        elif isinstance(value, Path):
+            changes[name] = value.absolute()
+        elif isinstance(value, str) and any(isinstance(m, FileOr) and m.is_file(value) for m in field.metadata):
+            changes[name] = str(Path(value).absolute())
+    changes = {name: value for name, value in changes.items() if value != getattr(config, name)}
+    return config.model_copy(update=changes) if changes else config
 
 
 def validated(config_class: type[ModelT], values: Mapping[str, Any], origins: Mapping[str, str]) -> ModelT:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from aligndet_cli.config import DataConfig, Sources, StageConfig, load_config
+from aligndet_cli.config import DataConfig, Sources, StageConfig, load_config, with_absolute_paths
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import read_json
 from aligndet_cli.logs import logger
@@ -64,7 +64,7 @@ def execute(request: Request) -> Outcome:
 
 def _execute(request: Request, stage: Stage, steps: Steps[ConfigT, PlanT]) -> Outcome:
     asked, _ = load_config(steps.config, stage.name, request.sources)
-    config = with_data(asked, request.workspace, stage.name, stage)
+    config = with_data(with_absolute_paths(asked), request.workspace, stage.name, stage)
     devices = Devices() if steps.has_own_workers else resolve_devices(config.runtime)
 
     def prepare() -> PlanT:

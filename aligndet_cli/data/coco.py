@@ -12,10 +12,11 @@ from aligndet_cli.data.assembly import inside_folder
 from aligndet_cli.data.boxes import COLUMNS, BoxTable
 from aligndet_cli.data.coco_json import load_coco, parse_coco, read_content
 from aligndet_cli.data.dataset import Category, ImageSet
-from aligndet_cli.data.findings import Findings, counted
+from aligndet_cli.data.findings import Finding, Findings, counted
 from aligndet_cli.data.format import ALL, DataFormat, LabelContent, Labels
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
+from aligndet_cli.data.listing import is_file
 from aligndet_cli.data.masks import check_segmentation
 from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.data.splits import as_split_name
@@ -42,15 +43,16 @@ class CocoSplit:
         index = LabelIndex.of(
             self.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
         )
-        content = _from_index(index)
+        content = _from_index(index, findings)
         if content is None:
+            num_before = len(findings.items)
             content = parse_coco(self.annotations, with_masks=with_masks, findings=findings)
             if index is not None:
-                _to_index(index, content)
+                _to_index(index, content, findings.items[num_before:])
                 content = _from_index(index) or content  # mapped: frees the copy of the masks
         images_dir = _images_dir(self, content.file_names)
         content.file_names = [
-            name if "\\" not in name or (images_dir / name).is_file() else name.replace("\\", "/")
+            name if "\\" not in name or is_file(images_dir / name) else name.replace("\\", "/")
             for name in content.file_names
         ]
         return Labels(
@@ -91,7 +93,7 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
 
 
-def _to_index(index: LabelIndex, content: LabelContent) -> None:
+def _to_index(index: LabelIndex, content: LabelContent, found: list[Finding]) -> None:
     table, segmentations = content.table, content.table.segmentations
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": content.image_ids,
@@ -102,15 +104,22 @@ def _to_index(index: LabelIndex, content: LabelContent) -> None:
         arrays["segmentation_starts"], arrays["segmentation_ends"] = segmentations.starts, segmentations.ends
         arrays["segmentation_text"] = segmentations.text
     categories = [[category.category_id, category.name] for category in content.categories]
-    about = {"label_digest": content.label_digest, "categories": categories, "file_names": content.file_names}
+    about = {
+        "label_digest": content.label_digest,
+        "categories": categories,
+        "file_names": content.file_names,
+        "findings": [item.to_json() for item in found],
+    }
     index.save(about, arrays)
 
 
-def _from_index(index: LabelIndex | None) -> LabelContent | None:
+def _from_index(index: LabelIndex | None, findings: Findings | None = None) -> LabelContent | None:
     loaded = None if index is None else index.load()
     if loaded is None:
         return None
     content, arrays = loaded
+    if findings is not None:
+        findings.items += [Finding(**item) for item in content["findings"]]
     segmentations = None
     if "segmentation_text" in arrays:
         names = ("segmentation_text", "segmentation_starts", "segmentation_ends")
@@ -239,5 +248,5 @@ def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:
     existing = [folder for folder in split.image_dirs if folder.is_dir()]
     if not existing:
         raise DataError(f"{split.image_dirs[0]}: no such image folder for {split.annotations}; name it with --images")
-    holding = [folder for folder in existing if file_names and (folder / file_names[0]).is_file()]
+    holding = [folder for folder in existing if file_names and is_file(folder / file_names[0])]
     return (holding or existing)[0]

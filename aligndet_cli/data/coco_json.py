@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.boxes import BoxTable, select_rows
 from aligndet_cli.data.dataset import Category, positions_of
-from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import LabelContent
 from aligndet_cli.data.images import MAX_PIXELS
 from aligndet_cli.data.segmentations import SegmentationWriter
@@ -25,6 +25,8 @@ from aligndet_cli.data.text import decode_text, parse_json, read_label_bytes
 from aligndet_cli.errors import DataError
 
 Entries = list[dict[str, Any]]
+_MAX_COORDINATE = 2.0**31  # pixels; boxes of larger numbers have no area in float32
+_MAX_NUMBER = 2.0**63
 _MAX_ANNOTATION_ID = 2**53  # pycocotools stores ids as floats
 
 
@@ -59,6 +61,10 @@ def read_content(
         table = _boxes(annotations, image_ids, categories, file, findings)
         if masks is not None:
             table.segmentations = masks.finish(entry.get("segmentation", (0, 0)) for entry in annotations)
+            if masks.num_unusable:
+                unusable = counted(masks.num_unusable, "mask has", "masks have")
+                message = f"{unusable} no polygon of three corners: left out, in training and evaluation"
+                findings.warn("masks-without-corners", message, count=masks.num_unusable)
         is_known = (table.image_index >= 0) & (table.class_ids >= 0)
         return LabelContent(
             file_names=[image["file_name"] for image in images],
@@ -177,14 +183,14 @@ def _make_whole(entry: dict[str, Any], key: str) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite number, also as a text says it; NaN for None and NaN (not told), None for anything else."""
+    """Return a number, also as a text says it; NaN for None and NaN (not told), None for anything else."""
     if value is None:
         return math.nan
     try:
         number = float(value) if isinstance(value, int | float | str) else math.inf
     except (ValueError, OverflowError):
         return None
-    return None if math.isinf(number) else number
+    return None if abs(number) > _MAX_NUMBER else number
 
 
 def _sizes_hw(images: Entries, file: Path, findings: Findings) -> NDArray[np.int32]:
@@ -306,7 +312,7 @@ def _annotation_ids(annotations: Entries, file: Path, findings: Findings) -> NDA
 
 
 def box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:
-    """Return boxes (N, 4) float64 xywh with finite corners; report other rows and make them zeros (empty boxes)."""
+    """Return boxes (N, 4) float64 xywh of pixels; report other rows and make them zeros (empty boxes)."""
     try:
         boxes = np.array(rows, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
@@ -316,14 +322,12 @@ def box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.flo
         boxes = np.array(
             [[math.nan] * 4 if len(row) != 4 or None in row else row for row in numbers], dtype=np.float64
         ).reshape(-1, 4)
-    with np.errstate(over="ignore", invalid="ignore"):
-        is_finite = np.isfinite(boxes[:, :2] + boxes[:, 2:]).all(axis=1) & np.isfinite(boxes).all(axis=1)
-    bad = np.flatnonzero(~is_finite)
+    bad = np.flatnonzero(~(np.abs(boxes) <= _MAX_COORDINATE).all(axis=1))  # NaN too
     if len(bad):
         place = f"annotations[{bad[0]}]"
         findings.error(
             "malformed-boxes",
-            f"{file}: {place} has the 'bbox' {_shown(rows[bad[0]])}, expected [x, y, width, height] in finite numbers "
+            f"{file}: {place} has the 'bbox' {_shown(rows[bad[0]])}, expected [x, y, width, height] in pixels "
             f"({len(bad)} such boxes); repair or remove it",
             count=len(bad),
             example=place,
@@ -346,7 +350,7 @@ def number_column(annotations: Entries, key: str, file: Path, findings: Findings
         array = np.array(values, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         array = None
-    if array is not None and array.shape == (len(values),) and not np.isinf(array).any():
+    if array is not None and array.shape == (len(values),) and not (np.abs(array) > _MAX_NUMBER).any():
         return array
     numbers = [_number(value) for value in values]
     _report_bad(

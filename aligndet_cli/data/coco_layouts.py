@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from aligndet_cli.data.coco import CocoSplit
 from aligndet_cli.data.format import ALL, DataFormat
-from aligndet_cli.data.listing import subfolders
+from aligndet_cli.data.listing import is_file, subfolders
 from aligndet_cli.data.splits import split_folders, split_meaning
 
 _MOST_FILES = 20  # a folder with more .json files has one per image (labelme), which is not COCO
@@ -21,7 +21,7 @@ _WINDOW_BYTES = 2**20  # enough for the first entries of a list
 _OTHERS = {"segments_info", "score"}  # in panoptic labels, and in proposals and predictions
 _LABEL_FOLDERS = {"annotations", "annotation", "labels"}
 _IMAGE_FOLDERS = ("", "images", "data", "JPEGImages", "imgs", "img")
-_LIST = {key: re.compile(rf'"{key}"\s*:\s*\['.encode()) for key in ("images", "annotations", "categories")}
+_LIST = {key: re.compile(rf'"{key}"\s*:\s*\['.encode()) for key in ("images", "annotations")}
 _SEPARATOR = re.compile(r"[\s,]*")
 
 
@@ -125,7 +125,7 @@ def _folder_of(names: list[str], root: Path, file: Path, split: str) -> Path | N
     """Return the folder that holds one of these images, None if there is none, or if there are several."""
     safe = [name for name in names if not name.startswith("/") and ".." not in PurePosixPath(name).parts]
     for folders in image_folders(root, file, split):
-        holding = [folder for folder in folders if any((folder / name).is_file() for name in safe)]
+        holding = [folder for folder in folders if any(is_file(folder / name) for name in safe)]
         if holding:
             return holding[0] if len(holding) == 1 else None
     return None

@@ -138,8 +138,8 @@ def read_size_hw(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing, empty, or its header belongs to no image.
     """
-    _refuse_pipe(path)
     try:
+        _refuse_pipe(path)
         with path.open("rb") as handle:
             image = _open(handle, path, is_empty=path.stat().st_size == 0)
             width, height = image.size
@@ -185,8 +185,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: the file is missing or cannot be read; one line naming it.
     """
-    _refuse_pipe(path)
     try:
+        _refuse_pipe(path)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
         raise _unreadable(path, error) from None

@@ -11,6 +11,24 @@ from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.images import IMAGE_SUFFIXES, is_image_file, is_unreadable_kind
 
 
+def is_file(path: Path) -> bool:
+    """Return True if a path that labels name is a file; False for names that no file can have.
+
+    `Path.is_file` raises for names that are too long, up to Python 3.13.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Return True if a path that labels name is a folder, see `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_there(path: Path) -> bool:
+    """Return True if a path that labels name leads to anything, see `is_file`."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def list_images(folder: Path, findings: Findings | None = None) -> list[str]:
     """Return the relative names (with `/`) of all image files below a folder, sorted, without hidden ones.
 

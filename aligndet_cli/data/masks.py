@@ -9,9 +9,9 @@ from pycocotools import mask as coco_mask
 
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import MAX_PIXELS
+from aligndet_cli.data.segmentations import usable_polygons
 from aligndet_cli.errors import DataError
 
-MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
 _FARTHEST = 10  # coordinates by the longer side of the image: beyond it is no clipped object but a mistake
 
 
@@ -84,11 +84,9 @@ def check_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> dict[str,
     try:
         if isinstance(segmentation, dict):
             return _checked_code(segmentation, size_hw)
-        is_flat = len(segmentation) >= MIN_COORDINATES and all(isinstance(value, int | float) for value in segmentation)
-        polygons = [_numbers(polygon) for polygon in ([segmentation] if is_flat else segmentation)]
+        polygons = [_numbers(polygon) for polygon in usable_polygons(list(segmentation))]
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"a mask is neither polygons nor a run-length code ({error})") from None
-    polygons = [polygon for polygon in polygons if len(polygon) >= MIN_COORDINATES and len(polygon) % 2 == 0]
     limit = _FARTHEST * max(size_hw)
     for value in (value for polygon in polygons for value in polygon):
         if not -limit <= value <= limit:  # NaN too

@@ -13,6 +13,23 @@ from numpy.typing import NDArray
 _encode = json.JSONEncoder(separators=(",", ":"), default=lambda value: bytes(value).decode("ascii")).encode
 
 
+MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
+
+
+def usable_polygons(polygons: list[Any]) -> list[Any]:
+    """Return the polygons that have three corners or more; a flat list of numbers is one polygon.
+
+    Entries that are no lists stay: the code that draws them says that they are no polygons.
+    """
+    if isinstance(polygons[0], int | float):
+        polygons = [polygons]
+    return [
+        polygon
+        for polygon in polygons
+        if not isinstance(polygon, list) or (len(polygon) >= MIN_COORDINATES and len(polygon) % 2 == 0)
+    ]
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentations:
     """COCO polygons or run-length codes of N boxes, decoded one at a time when asked for.
@@ -60,14 +77,22 @@ class Segmentations:
 
 
 class SegmentationWriter:
-    """Gather the text piece by piece, so that decoded segmentations never pile up."""
+    """Gather the text piece by piece, so that decoded segmentations never pile up.
+
+    Attributes:
+        num_unusable: segmentations so far that hold no polygon of three corners; they count as missing.
+    """
 
     def __init__(self) -> None:
         self._text = bytearray()
+        self.num_unusable = 0
 
     def add(self, segmentation: Any) -> tuple[int, int]:
-        """Append a segmentation and return its start and end."""
+        """Append a segmentation in the form of `usable_polygons` and return its start and end."""
         start = len(self._text)
+        if segmentation and isinstance(segmentation, list):
+            segmentation = usable_polygons(segmentation)
+            self.num_unusable += not segmentation
         if segmentation:
             self._text += _encode(segmentation).encode()
         return start, len(self._text)

@@ -8,7 +8,7 @@ mmdetection subtracts 1 from all four). A box whose ends coincide in the file co
 import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import ALL, DataFormat, Labels
 from aligndet_cli.data.images import is_image_file
-from aligndet_cli.data.listing import list_images
+from aligndet_cli.data.listing import is_file, list_images
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.errors import DataError
 
@@ -100,16 +100,16 @@ class VocSplit:
         positions = {key: index for index, key in enumerate(sorted(all_images, key=all_images.__getitem__))}
         annotations: dict[str, VocAnnotation] = {}
         digest = hashlib.sha256()
-        used: set[Path] = set()
+        used: dict[Path, str] = {}
         for prefix, year in prefixes:
             for stem in _listed(year, self.name):
                 file = year.annotations / f"{stem}.xml"
-                used.add(file)
+                used[file] = prefix + stem
                 annotation = _read(file, findings, digest)
                 if annotation is not None:
                     annotations[prefix + stem] = annotation
         if not self.is_listed:
-            _report_left_out(self, all_images, annotations, findings)
+            _report_left_out(self, all_images, set(used.values()), findings)
         names = {item.name for annotation in annotations.values() for item in annotation.objects}
         categories = _categories(names, self.years, used, findings)
         class_ids = {category.name: class_id for class_id, category in enumerate(categories)}
@@ -165,11 +165,12 @@ def parse_voc_annotation(content: bytes, file: Path) -> VocAnnotation:
     """Parse the content of an annotation file.
 
     Raises:
-        DataError: not XML, or an object without name or box.
+        DataError: not XML of VOC, an object without name or box, or a size or flag of no certain meaning.
     """
     tree = parse_xml(content, file)
-    size = [_number(tree, f"size/{key}") for key in ("height", "width")]
-    height, width = (int(value) if value is not None and 0 < value < 2**31 else 0 for value in size)
+    if tree.tag != "annotation":
+        raise DataError(f"{file}: begins with <{tree.tag[:40]}>, expected <annotation>; repair or remove it")
+    height, width = (_side(tree, key, file) for key in ("height", "width"))
     objects = [_parse_object(element, number, file) for number, element in enumerate(tree.iter("object"), start=1)]
     return VocAnnotation((height, width) if height and width else (0, 0), objects)
 
@@ -190,11 +191,32 @@ def parse_xml(content: bytes, file: Path) -> ElementTree.Element:
     except LookupError:
         name = declared["name"].decode("ascii") if declared else ""
         raise DataError(f"{file}: is in an unknown encoding '{name}'; save it as UTF-8") from None
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+    except (ElementTree.ParseError, UnicodeError) as error:
         raise DataError(f"{file}: not valid XML ({error}); repair or remove it") from None
     for element in tree.iter():
         element.tag = element.tag.rpartition("}")[2]
     return tree
+
+
+def _side(tree: ElementTree.Element, key: str, file: Path) -> int:
+    """Return height or width of the image in pixels, 0 where the file does not tell."""
+    text = (tree.findtext(f"size/{key}") or "").strip()
+    side = _number(tree, f"size/{key}") if text else 0.0
+    if side is None or not side.is_integer() or not 0 <= side < 2**31:
+        raise DataError(f"{file}: {key} {text[:40]!r} is no number of pixels; correct or remove it")
+    return int(side)
+
+
+_FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
+
+
+def _is_difficult(element: ElementTree.Element, number: int, file: Path) -> bool:
+    text = (element.findtext("difficult") or "").strip()
+    flag = _FLAGS.get(text.lower())
+    if flag is None:
+        message = f"{file}: object {number} has {text[:40]!r} for 'difficult', expected 0 or 1"
+        raise DataError(f"{message}; correct or remove it")
+    return flag
 
 
 def _parse_object(element: ElementTree.Element, number: int, file: Path) -> VocObject:
@@ -206,7 +228,7 @@ def _parse_object(element: ElementTree.Element, number: int, file: Path) -> VocO
         raise DataError(f"{file}: object {number} has no {missing}; repair or remove it")
     has_extent = not (x2 <= x1 or y2 <= y1)  # a comparison that lets NaN pass, to be reported later
     box = (x1 - 1, y1 - 1, x2, y2) if has_extent else (x1, y1, x1, y1)
-    return VocObject(name, box, is_difficult=_number(element, "difficult") == 1)
+    return VocObject(name, box, is_difficult=_is_difficult(element, number, file))
 
 
 def _number(element: ElementTree.Element, path: str) -> float | None:
@@ -219,7 +241,7 @@ def _number(element: ElementTree.Element, path: str) -> float | None:
 def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None) -> VocAnnotation | None:
     try:
         content = file.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a ValueError: a name that no file can have
         message = f"{file}: annotation file of a listed image is missing; complete the data or shorten the list"
         findings.error("missing-annotations", message, example=str(file))
         return None
@@ -237,12 +259,10 @@ def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None)
     return annotation
 
 
-def _report_left_out(
-    split: VocSplit, all_images: Mapping[str, str], annotations: Mapping[str, VocAnnotation], findings: Findings
-) -> None:
-    """Warn of images of a split without a list that have no annotations; both mappings are by name without suffix."""
+def _report_left_out(split: VocSplit, all_images: Mapping[str, str], annotated: set[str], findings: Findings) -> None:
+    """Warn of images of a split without a list that have no annotations; images are named without suffix."""
     start = "" if split.name == ALL else f"{split.name}/"
-    left_out = [name for stem, name in all_images.items() if stem.startswith(start) and stem not in annotations]
+    left_out = [name for stem, name in all_images.items() if stem.startswith(start) and stem not in annotated]
     if left_out:
         what = counted(len(left_out), "image without an .xml file is", "images without an .xml file are")
         message = f"{what} left out, first {left_out[0]}"
@@ -251,7 +271,7 @@ def _report_left_out(
 
 def _lists(year: VocYear) -> list[Path]:
     """Return the image lists of a year, without lists of one class (`cat_train.txt`), which have a second column."""
-    files = sorted(file for file in year.lists.glob("*.txt") if not file.name.startswith("."))
+    files = sorted(file for file in year.lists.glob("*.txt") if not file.name.startswith(".") and file.is_file())
     candidates = [file for file in files if "_" in file.stem]
     names = set(annotated_stems(year)) if candidates else set()
     whole = [file.stem for file in files if file not in candidates]
@@ -272,14 +292,14 @@ def _is_of_a_class(file: Path, names: set[str], whole: Sequence[str]) -> bool:
 def annotated_stems(year: VocYear) -> list[str]:
     """Return the names of the annotated images of a year, with their subfolders, sorted."""
     folder = year.annotations
-    files = (file for file in folder.rglob("*.xml") if not file.name.startswith("."))  # macOS adds `._x.xml`
+    files = (file for file in folder.rglob("*.xml") if not file.name.startswith(".") and file.is_file())
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
 def _is_annotated(year: VocYear, file: Path) -> bool:
     """Return True if one of the first images of a list is annotated: VOC2012 lists a test split without labels."""
     stems = _stems(year, file)
-    return not stems or any((year.annotations / f"{stem}.xml").is_file() for stem in stems[:20])
+    return not stems or any(is_file(year.annotations / f"{stem}.xml") for stem in stems[:20])
 
 
 def _stems(year: VocYear, file: Path) -> list[str]:
@@ -290,7 +310,7 @@ def _stems(year: VocYear, file: Path) -> list[str]:
 
 def _is_name(year: VocYear, line: str) -> bool:
     """Return True if a line of a list is a name only, with no second column after it."""
-    return not _PRESENCE.search(line) or (year.annotations / f"{line}.xml").is_file()
+    return not _PRESENCE.search(line) or is_file(year.annotations / f"{line}.xml")
 
 
 def _listed(year: VocYear, split: str) -> list[str]:
@@ -326,7 +346,9 @@ def _images_of(year: VocYear, findings: Findings) -> dict[str, str]:
     return {name.rsplit(".", 1)[0]: name for name in names}
 
 
-def _categories(names: set[str], years: Sequence[VocYear], used: set[Path], findings: Findings) -> tuple[Category, ...]:
+def _categories(
+    names: set[str], years: Sequence[VocYear], used: Collection[Path], findings: Findings
+) -> tuple[Category, ...]:
     """Return the classes of the whole data set, so that class ids agree between splits."""
     known = {name.encode(): name for name in (*VOC_CLASSES, *names)}
     found = set(names)

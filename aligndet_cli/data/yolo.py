@@ -14,7 +14,7 @@ from aligndet_cli.data.boxes import BoxRow, box_table
 from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import DataFormat, Labels
 from aligndet_cli.data.images import is_image_file, read_size_hw
-from aligndet_cli.data.listing import list_images
+from aligndet_cli.data.listing import is_file, is_folder, is_there, list_images
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.data.yolo_yaml import YoloConfig, describes_data, read_yolo_config
 from aligndet_cli.errors import DataError
@@ -46,12 +46,12 @@ class YoloSplit:
         unreadable = []
         for index, file in enumerate(files):
             label_file = label_file_of(file)
-            content = label_file.read_bytes() if label_file.is_file() else b""
-            digest.update(f"{label_file.name}\0{len(content)}\n".encode() + content)
+            content = label_file.read_bytes() if is_file(label_file) else b""
+            digest.update(f"{label_file.name}\0{len(content)}\n".encode("utf-8", "surrogatepass") + content)
             try:
                 sizes_hw[index] = read_size_hw(file)
             except DataError:
-                unreadable += [file] if file.exists() else []
+                unreadable += [file] if is_file(file) else []
                 continue
             rows += _read_labels(content, label_file, index, sizes_hw[index], config, findings)
         if config.num_keypoint_values and rows:
@@ -77,7 +77,7 @@ class YoloSplit:
     def describe_absence(self) -> str:
         """Return one line if nothing is there of what the yaml names for this split, else ""."""
         places = self.config.splits[self.name]
-        return "" if any(place.exists() for place in places) else _not_there(self.config, self.name, places[0])
+        return "" if any(is_there(place) for place in places) else _not_there(self.config, self.name, places[0])
 
 
 def find_yolo_splits(root: Path) -> dict[str, YoloSplit]:
@@ -106,16 +106,24 @@ def _image_files(config: YoloConfig, split: str, findings: Findings) -> list[Pat
     """Return the images of all folders, lists and single files of a split."""
     files: list[Path] = []
     for place in config.splits[split]:
-        if place.is_dir():
+        if is_folder(place):
             files += [place / name for name in list_images(place, findings)]
-        elif place.suffix == ".txt" and place.is_file():
+        elif place.suffix == ".txt" and is_file(place):
             lines = read_lines(place, errors="surrogateescape")  # file names may be any bytes
-            files += [Path(os.path.normpath(place.parent / line)) for line in lines]
-        elif is_image_file(place.name) and place.is_file():
+            files += [_tidy(place.parent / line) for line in lines]
+        elif is_image_file(place.name) and is_file(place):
             files.append(place)
         else:
             raise DataError(_not_there(config, split, place))
+    if len({file.is_absolute() for file in files}) > 1:
+        files = [file.absolute() for file in files]
     return list(dict.fromkeys(files))
+
+
+def _tidy(path: Path) -> Path:
+    """Return a path without `..`, and with one `/` at its beginning, where POSIX allows two."""
+    text = os.path.normpath(path)
+    return Path("/" + text.lstrip("/") if text.startswith("//") else text)
 
 
 def _not_there(config: YoloConfig, split: str, place: Path) -> str:
@@ -132,7 +140,7 @@ def label_file_of(image_file: Path) -> Path:
     if places:
         parts[places[-1]] = "labels"
     file = Path(*parts).with_suffix(".txt")
-    return file if file.parent.is_dir() else image_file.with_suffix(".txt")
+    return file if is_folder(file.parent) else image_file.with_suffix(".txt")
 
 
 def holds_labels(file: Path) -> bool:
@@ -192,6 +200,9 @@ def _parse_line(words: list[str], num_keypoint_values: int) -> tuple[int, NDArra
             raise ValueError(f"{len(words)} numbers, expected {said}")
         values = values[:4]
     if len(values) == 4:
+        far = next((value for value in values if not -1 < value < 2), None)
+        if far is not None:
+            raise ValueError(f"{far:g} is no part of an image, which are 0 to 1: are these pixels?")
         cx, cy, width, height = values
         if width <= 0 or height <= 0:  # min and max of the corners would hide a negative size
             width = height = 0.0

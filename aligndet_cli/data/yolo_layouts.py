@@ -9,7 +9,7 @@ from aligndet_cli.data.format import ALL, DataFormat
 from aligndet_cli.data.images import is_image_file
 from aligndet_cli.data.listing import has_image_of, has_images_itself, subfolders
 from aligndet_cli.data.splits import split_folders, split_meaning
-from aligndet_cli.data.text import decode_text, read_lines
+from aligndet_cli.data.text import decode_text, read_label_bytes, read_lines
 from aligndet_cli.data.yolo import YoloSplit, holds_labels, label_file_of
 from aligndet_cli.data.yolo_yaml import YoloConfig
 from aligndet_cli.errors import DataError
@@ -50,7 +50,7 @@ def _class_names(file: Path) -> list[str]:
     Raises:
         DataError: not a text, no name in it, or a blank line between names, since lines are counted.
     """
-    names = [line.strip() for line in decode_text(file.read_bytes(), file).rstrip().splitlines()]
+    names = [line.strip() for line in decode_text(read_label_bytes(file), file).rstrip().splitlines()]
     if not all(names) or not names:
         line = names.index("") + 1 if names else 1
         raise DataError(f"{file}:{line}: blank line; class numbers count the lines, so write a name or remove it")

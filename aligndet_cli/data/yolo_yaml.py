@@ -10,7 +10,9 @@ import yaml
 from yaml.reader import ReaderError
 
 from aligndet_cli.data.dataset import Category
+from aligndet_cli.data.listing import is_folder, is_there
 from aligndet_cli.data.splits import meaning_of
+from aligndet_cli.data.text import decode_text
 from aligndet_cli.errors import DataError
 
 SPLITS = ("train", "val", "test")
@@ -113,13 +115,12 @@ def _with_plain_keys(content: dict[Any, Any], file: Path) -> dict[Any, Any]:
 def _parse(file: Path) -> Any:
     """Read a YAML file; repeated aliases are one object, so the result is no larger than the file."""
     try:
-        with file.open(encoding="utf-8-sig") as handle:
-            text = handle.read(_MAX_CHARACTERS + 1)
-        if len(text) > _MAX_CHARACTERS:
+        with file.open("rb") as handle:
+            content = handle.read(_MAX_CHARACTERS + 1)
+        if len(content) > _MAX_CHARACTERS:
             raise DataError(f"{file}: too large for a data.yaml; list images in a .txt file and name that")
+        text = decode_text(content, file)
         return yaml.load(text, yaml.BaseLoader)
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: not a text file; expected YAML with 'train', 'val' and 'names'") from None
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror or error})") from None
     except ReaderError as error:
@@ -138,7 +139,7 @@ def _base(file: Path, path: str | None) -> Path:
         return file.parent
     candidate = file.parent / path
     # A `path` that leads nowhere often starts at ultralytics' datasets folder: then the yaml lies in the data set.
-    return candidate if candidate.is_dir() else file.parent
+    return candidate if is_folder(candidate) else file.parent
 
 
 def _places(file: Path, values: dict[str, Any]) -> dict[str, list[Path]]:
@@ -153,8 +154,8 @@ def _places(file: Path, values: dict[str, Any]) -> dict[str, list[Path]]:
     named = {split: values[split] for split in SPLITS if values.get(split)}
     named = {split: value if isinstance(value, list) else [value] for split, value in named.items()}
     upward = [name for names in named.values() for name in names if name.startswith("../")]
-    outside = [base / name for name in upward if (base / name).exists()]
-    inside = [base / name[3:] for name in upward if (base / name[3:]).exists()]
+    outside = [base / name for name in upward if is_there(base / name)]
+    inside = [base / name[3:] for name in upward if is_there(base / name[3:])]
     if outside and inside:
         raise DataError(
             f"{file}: '../' may mean {inside[0]} or {os.path.normpath(outside[0])}; write the paths without '../', or "

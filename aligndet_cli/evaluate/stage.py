@@ -266,6 +266,9 @@ def _finish(plan: Plan) -> None:
     metrics.update(measured.metrics)
     if plan.has_masks:
         logger.info(f"masks: AP {_shown(metrics['segm']['AP'])}, AP50 {_shown(metrics['segm']['AP50'])}")
+        without = metrics["segm"]["counts"]["ground_truths_without_mask"]
+        if without:
+            logger.info(f"masks: {without} of {metrics['counts']['ground_truths']} boxes have none that can be drawn")
     write_json(partial / "metrics.json", metrics)
     analysis = analyse(evaluation, ground_truth, predictions)
     write_json(partial / "analysis.json", analysis)

@@ -1,11 +1,11 @@
 """Settings of fine-tuning."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from aligndet_cli.backbones import BackboneConfig
-from aligndet_cli.config import StageConfig
+from aligndet_cli.config import FileOr, StageConfig
 from aligndet_cli.data.folds import MAX_FOLD
 from aligndet_cli.data.loaders import OnError
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of
@@ -23,7 +23,9 @@ class FinetuneConfig(StageConfig):
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
     # backbone is plain fine-tuning, the control
-    init: str = Field("pretrain", description="Start: pretrain (newest fitting run), backbone, scratch, a weights.pt.")
+    init: Annotated[str, FileOr(("pretrain", "backbone", "scratch"))] = Field(
+        "pretrain", description="Start: pretrain (newest fitting run), backbone, scratch, a weights.pt."
+    )
     label: str | None = Field(None, description="Name of the start in reports (by what was loaded).")
     load_modules: tuple[str, ...] = Field(("backbone", "neck", "rpn", "head"), description="Pre-trained parts to load.")
     # the official converter drops it

@@ -15,7 +15,7 @@ import pytest
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.doctor import check_data
 from aligndet_cli.data.open import open_images
-from helpers.label_examples import EXAMPLES, HUGE, OPEN
+from helpers.label_examples import EXAMPLES, HUGE
 from helpers.label_fuzz import BASES, prepare, try_labels, written
 from helpers.mutations import Edit, changed
 
@@ -23,14 +23,9 @@ TESTS = Path(__file__).parents[1]
 ASKED = int(os.environ.get("ALIGNDET_FUZZ_EXAMPLES", 0))
 
 
-def _kind(kind: str, *values: object) -> object:
-    """Return a parameter that may fail while there are examples that do."""
-    return pytest.param(kind, *values, marks=[pytest.mark.xfail(reason="see OPEN")] if OPEN[kind] else [])
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300 + ASKED)
-@pytest.mark.parametrize(("kind", "num_examples"), [_kind("coco", 1600), _kind("voc", 700), _kind("yolo", 700)])
+@pytest.mark.parametrize(("kind", "num_examples"), [("coco", 1600), ("voc", 700), ("yolo", 700)])
 def test_any_labels_give_one_answer_and_no_traceback(kind: str, num_examples: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "helpers.label_fuzz", kind, str(tmp_path), str(ASKED or num_examples)]
     ran = subprocess.run(command, cwd=TESTS, capture_output=True, encoding="utf-8", errors="backslashreplace")
@@ -42,7 +37,6 @@ def test_any_labels_give_one_answer_and_no_traceback(kind: str, num_examples: in
 def _examples() -> Iterator[object]:
     for kind in BASES:
         yield from ((kind, edits) for edits in EXAMPLES[kind])
-        yield from (_kind(kind, edits) for edits in OPEN[kind])
 
 
 @pytest.mark.parametrize(("kind", "edits"), [*_examples()])

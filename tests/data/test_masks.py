@@ -41,7 +41,7 @@ def test_polygons_of_less_than_three_corners_are_nothing() -> None:
     assert not draw_mask([[1, 1, 3, 3]], (5, 8)).any()
 
 
-@pytest.mark.parametrize("bad", [{"size": [8, 5], "counts": [40]}, {"counts": [40]}, [["a"]], [7]])
+@pytest.mark.parametrize("bad", [{"size": [8, 5], "counts": [40]}, {"counts": [40]}, [["a"] * 6], "text"])
 def test_what_cannot_be_drawn_is_an_error(bad: object) -> None:
     with pytest.raises(DataError):
         draw_mask(bad, (5, 8))
@@ -139,6 +139,7 @@ LENGTHS = [[], [39], [41], [10**12], [-1, 41], [20, 21], [45, -5]]
         7,
         True,
         [{}],
+        [["1", "2", "3", "4", "5", "x"]],
         [[{}]],
     ],
 )

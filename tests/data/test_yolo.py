@@ -49,7 +49,7 @@ def test_boxes_refer_to_the_upright_image(tmp_path: Path) -> None:
 
 
 def test_overhanging_and_empty_boxes_are_corrected(tmp_path: Path) -> None:
-    make_yolo(tmp_path, {"train/a": "0 0 0 1 1\n0 .5 .5 0 .1\n0 .5 .5 -.1 -.1\n0 2 2 .1 .1\n"})
+    make_yolo(tmp_path, {"train/a": "0 0 0 1 1\n0 .5 .5 0 .1\n0 .5 .5 -.1 -.1\n0 1.9 1.9 .1 .1\n"})
     images = open_root(tmp_path)
     assert images.boxes.tolist() == [[0, 0, 30, 20]]
     assert images.problems == {

@@ -23,41 +23,33 @@ EXAMPLES: dict[str, list[list[Edit]]] = {
         _replaced("annotations", 4, "segmentation", 0, 7, by=10**400),
         _replaced("annotations", 2, "segmentation", "counts", 0, by=float("-inf")),
         _replaced("annotations", 1, "segmentation", "size", by="\n"),
-    ],
-    "voc": [
-        [XmlEdit("Annotations/a.xml", (3, 2, 1), "text", "-1e40")],
-        [XmlEdit("Annotations/a.xml", (2, 2, 0), "text", "@digits")],
-    ],
-    "yolo": [
-        [ByteEdit("list.txt", "insert", 0, b"\0")],
-        [ByteEdit("list.txt", "insert", 0, b"\xe0")],
-        [WordEdit("labels/a.txt", 0, 1, "replace", "1e200")],
-    ],
-}
-# Those that still do; mend one and move it up.
-OPEN: dict[str, list[list[Edit]]] = {
-    "coco": [
         _replaced("annotations", 1, "bbox", 1, by=1e308),
         _replaced("annotations", 4, "area", by=1e308),
         _replaced("annotations", 0, "bbox", 1, by=1e154),
         _replaced("images", 0, "file_name", by="@long"),
     ],
     "voc": [
+        [XmlEdit("Annotations/a.xml", (3, 2, 1), "text", "-1e40")],
+        [XmlEdit("Annotations/a.xml", (2, 2, 0), "text", "@digits")],
         [FileEdit("Annotations/a.xml", "folder")],
+        [WordEdit("ImageSets/Main/train.txt", 1, 1, "replace", "@long")],
         [FileEdit("ImageSets/Main/train.txt", "folder")],
         [Encode("ImageSets/Main/train.txt", "utf-8", b"\0")],
         [WordEdit("ImageSets/Main/val.txt", 0, None, "insert", "@digits")],
-        [WordEdit("ImageSets/Main/train.txt", 1, 1, "replace", "@long")],
         [Encode("Annotations/sub/c.xml", "utf-8", b"\n", "punycode")],
         [Encode("Annotations/sub/c.xml", "utf-8", b"", "undefined")],
     ],
     "yolo": [
+        [ByteEdit("list.txt", "insert", 0, b"\0")],
+        [ByteEdit("list.txt", "insert", 0, b"\xe0")],
+        [WordEdit("labels/a.txt", 0, 1, "replace", "1e200")],
+        [WordEdit("labels/a.txt", 1, 2, "replace", "1e308")],
+        [WordEdit("labels/sub/c.txt", 0, 3, "replace", "1e308")],
         [ByteEdit("list.txt", "insert", 250, b"\xe0")],
         [WordEdit("list.txt", 1, 0, "insert", "@long")],
         [WordEdit("list.txt", 0, None, "insert", "//a.png")],
         [WordEdit("data.yaml", 0, 1, "replace", "9" * 400)],
         [WordEdit("data.yaml", 1, 1, "replace", "@digits")],
-        [WordEdit("labels/a.txt", 1, 2, "replace", "1e308")],
     ],
 }
 

@@ -103,7 +103,7 @@ class XmlEdit:
             for step in self.path:
                 parents.append(element)
                 element = element[int(step)]
-        except (KeyError, IndexError, ElementTree.ParseError):
+        except (LookupError, ValueError, ElementTree.ParseError):  # of the path, of the encoding, of an edit before
             return files
         if self.action in ("text", "tag"):
             setattr(element, self.action, self.value)

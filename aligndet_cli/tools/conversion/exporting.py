@@ -96,7 +96,8 @@ def export_run(
     content = read_detector(weights)
     if not content.backbone.name.startswith("resnet"):
         raise WeightsError(
-            f"{weights}: the names of a {content.backbone.name} differ there; only ResNets can be exported"
+            f"{weights}: has a {content.backbone.name}, whose names differ there; only ResNets can be exported "
+            f"--to {target}"
         )
     family = content.detector.family
     if family not in {"mmdet": mmdet.RULES, "torchvision": torchvision_names.RULES}[target]:
