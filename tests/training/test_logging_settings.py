@@ -1,5 +1,6 @@
 """How much is logged, and where, is no part of what a run is."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from aligndet_cli.config import Sources, load_config
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.finetune.config import FinetuneConfig
 from helpers.commandline import CHAIN, aligndet
+from helpers.interrupting import workspace_before
+from helpers.logging_libraries import OTHERS, Calls, stand_in
 
 
 def loaded(*assignments: str, file: Path | None = None) -> FinetuneConfig:
@@ -49,3 +52,26 @@ def test_a_finished_run_takes_other_loggers_and_refuses_what_is_not_installed(ch
     assert aligndet(*words).stdout.startswith("already complete")
     line = aligndet(*words, "--name", "new", "--logger", "tensorboard,wandb,mlflow,trackio", "-n", code=2).error_line()
     assert "not installed; pip install 'aligndet[" in line
+
+
+@pytest.mark.parametrize("stage", ["pretrain-box", "finetune"])
+@pytest.mark.parametrize("fails_at", [None, "log"])
+def test_a_run_with_loggers_is_the_same_run(
+    chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, fails_at: str | None
+) -> None:
+    calls: dict[str, Calls] = {name: [] for name in OTHERS}
+    for name in OTHERS:
+        monkeypatch.setitem(sys.modules, name, stand_in(name, calls[name], fails_at=fails_at))
+    workspace = workspace_before(stage, chain, tmp_path / "workspace")
+    ran = aligndet(stage, "-w", workspace, *CHAIN[stage], "--logger", ",".join(OTHERS), "--json")
+    [run] = (workspace / stage).iterdir()
+    for file in ("weights.pt", "metrics.jsonl"):
+        assert (run / file).read_bytes() == (chain / stage / run.name / file).read_bytes()
+    assert ran.json()["status"] == "done"
+    warnings = [line for line in ran.stderr.splitlines() if line.startswith("warning: --logger ")]
+    assert len(warnings) == (2 if fails_at else 0)  # MLflow has no `log`
+    assert calls["mlflow"][-1][0] == "end_run"
+    if fails_at is None:
+        [summary] = [call[1] for call in calls["wandb"] if call[0] == "summary"]
+        assert summary["steps"] == 6
+        assert [call[1] for call in calls["wandb"] if call[0] == "log"]
