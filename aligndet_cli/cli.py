@@ -9,6 +9,7 @@ import typer
 
 from aligndet_cli import __version__
 from aligndet_cli.commands import data, results, settings, weights
+from aligndet_cli.commands.replay import replay
 from aligndet_cli.commands.stages import stage_command
 from aligndet_cli.commands.terminal import CommandLine
 from aligndet_cli.config import STAGES
@@ -57,7 +58,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What came of it": (results.predict, results.status, results.report, results.figures, results.study, results.demo),
     "Data": (data.doctor, data.views, data.split, data.toy),
     "Weights of other programs": (weights.import_weights, weights.export),
-    SETTINGS: (settings.bench,),
+    SETTINGS: (settings.bench, replay),
 }
 # Three of each command: the words that follow its name.
 EXAMPLES = {
@@ -81,6 +82,7 @@ EXAMPLES = {
         "--run retinanet-resnet50 --to onnx --image-size 800x1344",
         "--run pretrain-box/retinanet-resnet50 --to torchvision",
     ),
+    "replay": ("", "finetune/retinanet-resnet50", "pretrain-box/fcos-resnet50 --accelerator cpu --json"),
     "bench": ("", "--detector detr --stage finetune", "coco/ --precision bf16-mixed --compile"),
 }
 for panel, commands in COMMANDS.items():

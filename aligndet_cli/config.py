@@ -128,8 +128,8 @@ class StageConfig(Frozen):
             "runtime.compile",
             "runtime.offline",
             "backbone.weights",  # what they are is an input with a hash of its own
-            "training.logger",
             "training.log_every",
+            "training.logger",
             "training.checkpoint.every_steps",
             "training.checkpoint.every_seconds",
         }
@@ -165,6 +165,7 @@ class StageConfig(Frozen):
 
         Settings that are no longer hashed are not compared.
         """
+        recorded = {key: value for key, value in recorded.items() if key not in self.UNHASHED}  # once counted, perhaps
         settings = self.hashed_settings()
         kept = {key: value for key, value in recorded.items() if key not in self.UNHASHED}
         missing = {key: self.value_before(key) for key in settings if key not in recorded}

@@ -164,6 +164,7 @@ TRAINING = (
     setting("--accumulate", "training.accumulate"),
     setting("--lr", "training.lr"),
     setting("--weight-decay", "training.weight_decay"),
+    setting("--log-every", "training.log_every"),
     setting("--logger", "training.logger"),
     setting("--on-error", "on_error"),
 )

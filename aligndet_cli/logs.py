@@ -1,4 +1,4 @@
-"""The logger, and the display of progress: a bar on a terminal, one plain line every few seconds elsewhere."""
+"""The logger, and the display of progress: a bar on a terminal, plain lines that become fewer elsewhere."""
 
 import errno
 import io
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 ProgressMode = Literal["auto", "bar", "plain", "none"]
 
 logger = logging.getLogger("aligndet")
+
+# Seconds between plain lines, in the first minute and later.
+_FIRST_MINUTE, _OFTEN, _SELDOM = 60.0, 5.0, 60.0
 
 
 def setup_logging(verbosity: int) -> None:
@@ -102,7 +105,6 @@ class Progress:
         unit: plural of one unit, e.g. `images`, `steps`.
         start: units done by an earlier, interrupted run; not counted in the speed.
         mode: see `resolve_progress_mode`; `none` shows nothing (also for ranks other than the main one).
-        interval_s: seconds between plain lines.
     """
 
     def __init__(
@@ -113,12 +115,10 @@ class Progress:
         *,
         start: int = 0,
         mode: ProgressMode = "auto",
-        interval_s: float = 5.0,
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self.start = start, start
         self.mode = resolve_progress_mode(mode, sys.stderr)
-        self.interval_s = interval_s
         self._bar: RichProgress | None = None
         self._fields = ""
         self._shown = -1
@@ -155,8 +155,11 @@ class Progress:
             self._fields = "  ".join(f"{key} {_short(value)}" for key, value in fields.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, text=self._text())
-        elif self.mode == "plain" and time.monotonic() - self._last_line >= self.interval_s:
+        elif self.mode == "plain" and self._is_due(time.monotonic()):
             self._line()
+
+    def _is_due(self, now: float) -> bool:
+        return now - self._last_line >= (_OFTEN if now - self._began < _FIRST_MINUTE else _SELDOM)
 
     @property
     def rate(self) -> float:

@@ -164,7 +164,7 @@ def figures(
 
 PREDICT = (
     RUN,
-    setting("--weights", "weights"),
+    setting("--weights", "weights", words="last best"),
     setting("--score", "score"),
     *SIZES,
     setting("--output -o", "output"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -12,13 +12,15 @@ from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbo
 from aligndet_cli.backbones.plain import read_plain, require_finite
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import Detector, DetectorConfig
-from aligndet_cli.errors import WeightsError
+from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import write_bytes
+from aligndet_cli.training.best import FILE as BEST
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.recipe import RecipeName
 
 KIND = "aligndet-detector"
 FORMAT_VERSION = 1
+WeightsName = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,18 @@ class LoadedDetector:
     categories: tuple[Category, ...]
     resolution: tuple[int, int]
     has_masks: bool  # its detections have masks
+
+
+def weights_file(run: Path, which: WeightsName) -> Path:
+    """Return the file of a run's last or best weights.
+
+    Raises:
+        ConfigError: the run has no best weights.
+    """
+    file = run / ("weights.pt" if which == "last" else BEST)
+    if which == "best" and not file.exists():
+        raise ConfigError(f"--weights best: {run} has no {BEST}; finetune --evaluate-every keeps one")
+    return file
 
 
 def kept_state(model: Detector, stage: str) -> dict[str, Tensor]:

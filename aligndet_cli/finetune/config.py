@@ -36,6 +36,9 @@ class FinetuneConfig(StageConfig):
     resolution: ResolutionConfig = ResolutionConfig()
     on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
     evaluate_every: int | None = Field(None, ge=1, description="Epochs between evaluations while training (none).")
+    early_stop: int | None = Field(None, ge=1, description="Evaluations without a better number before the end (none).")
+    # the paper averages no weights in fine-tuning
+    ema: float | None = Field(None, gt=0, lt=1, description="Decay of a moving average of the weights, 0 to 1 (none).")
     recipe: AskedRecipe = Field(None, description="Recipe to train with (by detector, backbone and weights).")
     training: TrainingConfig = TrainingConfig()
 

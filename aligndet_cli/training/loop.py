@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -22,6 +22,8 @@ from aligndet_cli.processes.memory import give_back_freed_memory, keep_few_primi
 from aligndet_cli.processes.signals import StopSignal, stop_on_signal
 from aligndet_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from aligndet_cli.training.divergence import Divergence
+from aligndet_cli.training.dump import StepDump
+from aligndet_cli.training.loggers import LoggerName, Loggers
 from aligndet_cli.training.placement import autocast
 from aligndet_cli.training.records import Records, Speed
 from aligndet_cli.training.schedules import Schedule
@@ -60,7 +62,7 @@ class LoopSettings:
     accumulate: int = 1
     log_every: int = 10
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logger: Literal["none", "tensorboard"] = "none"
+    loggers: tuple[LoggerName, ...] = ()
     spares_memory: bool = False
 
     def is_logged(self, step: int) -> bool:
@@ -79,6 +81,7 @@ class Learner:
         scaler: of the losses of float16 runs; without effect in other precisions.
         after_step: called after every optimizer step with its number; updates the pretext's momentum network.
         between: called after every step with the number of finished steps; may evaluate, and return numbers to log.
+        is_over: called after `between`; True, on all processes alike, ends the run before the end of its schedule.
         largest_hw: height and width of the largest images, for messages.
     """
 
@@ -88,6 +91,7 @@ class Learner:
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     after_step: Callable[[int], None] = lambda step: None
     between: Callable[[int], dict[str, float] | None] = lambda step: None
+    is_over: Callable[[], bool] = lambda: False
     largest_hw: tuple[int, int] | None = None
 
 
@@ -97,6 +101,7 @@ def train(
     settings: LoopSettings,
     folder: Path,
     process: Process,
+    loggers: Loggers | None = None,
 ) -> None:
     """Train from the last checkpoint in `folder/resume`, or from the start, to the end of the schedule.
 
@@ -111,8 +116,8 @@ def train(
         RunError: the loss is not finite, or memory ran out.
     """
     start = _restore(learner, folder)
-    record = Records(folder, process, start, settings.logger)
-    divergence = watch_divergence(learner, process, folder)
+    record = Records(folder, process, start, loggers)
+    divergence = watch_divergence(learner, process, folder, settings.seed)
     total = settings.schedule.num_steps
     last_save, speed = time.monotonic(), Speed()
     progress = Progress("training", total, "steps", start=start, mode=process.progress)
@@ -132,9 +137,10 @@ def train(
                 speed = Speed()
             else:
                 progress.advance(1)
-            extra = learner.between(done)
-            if extra and process.is_main:
-                record.line("metrics.jsonl", {"step": done, **extra})
+            record.between(done, learner.between(done))
+            if learner.is_over():
+                divergence.check()
+                break
             if done < total and _save_is_due(done, last_save, settings, stop, process):
                 divergence.check()
                 _save(learner, folder, done, process)
@@ -161,10 +167,18 @@ def _before_first(learner: Learner, num_images: int, step: int, settings: LoopSe
         logger.info(f"first step ({step + 1}): {num_images} images{sizes}{ranks}{parts}")
 
 
-def watch_divergence(learner: Learner, process: Process, folder: Path | None = None) -> Divergence:
-    """Build the watch that `train_step` reports to; on a GPU the loop checks it before it logs or saves."""
+def watch_divergence(learner: Learner, process: Process, folder: Path | None = None, seed: int = 0) -> Divergence:
+    """Build the watch that `train_step` reports to; on a GPU the loop checks it before it logs or saves.
+
+    Args:
+        folder: for the files about a bad step; None writes none.
+        seed: of the run, for these files.
+    """
     is_fused = all(group.get("fused") for group in learner.optimizer.param_groups)
-    return Divergence(process, folder, is_deferred=is_fused and process.device.startswith("cuda"))
+    dump = None
+    if folder is not None:
+        dump = StepDump(folder, learner.state, learner.optimizer, learner.scaler, seed, process.world_size)
+    return Divergence(process, folder, is_deferred=is_fused and process.device.startswith("cuda"), dump=dump)
 
 
 def train_step(
@@ -176,6 +190,7 @@ def train_step(
         The losses (mean over micro-batches) with the gradient norm, and the numbers to show; all scalars.
     """
     process, scaler = divergence.process, learner.scaler
+    divergence.begin_step()
     torch.manual_seed(mix_seed(settings.seed, step, process.rank))
     for group in learner.optimizer.param_groups:
         factor = 1.0 if group.get("constant_lr") else settings.schedule.lr_factor(step)
@@ -183,7 +198,7 @@ def train_step(
     learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     shown: dict[str, Tensor] = {}
-    micro_batches = _split(samples, settings.accumulate)
+    micro_batches = split(samples, settings.accumulate)
     for number, micro in enumerate(micro_batches):
         is_last = number == len(micro_batches) - 1
         with _gradient_sync(learner.model, is_last):
@@ -209,7 +224,8 @@ def train_step(
     return {**sums, "grad_norm": norm.detach()}, shown
 
 
-def _split(samples: Sequence[Sample], parts: int) -> list[Sequence[Sample]]:
+def split(samples: Sequence[Sample], parts: int) -> list[Sequence[Sample]]:
+    """Return the micro-batches of a step."""
     size = -(-len(samples) // parts)
     return [samples[first : first + size] for first in range(0, len(samples), size)]
 

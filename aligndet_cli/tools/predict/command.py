@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import Category, ImageSet, class_labels, one_line
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
-from aligndet_cli.detectors.checkpoint import LoadedDetector, load_detector
+from aligndet_cli.detectors.checkpoint import BEST, LoadedDetector, WeightsName, load_detector, weights_file
 from aligndet_cli.detectors.results import EvaluationBatch, forward_pass, predict_each
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.logs import Progress, logger
@@ -44,7 +44,9 @@ class PredictConfig(StageConfig):
     """Settings of `predict`."""
 
     run: str | None = Field(None, description="Fine-tuned run, by name (the newest).")
-    weights: Path | None = Field(None, description="A weights.pt, instead of a run (the run's).")
+    weights: Path | None = Field(
+        None, description="Weights of the run: last, best; or a weights.pt, without run (last)."
+    )
     # low enough to see what a detector hesitates about
     score: float = Field(0.3, ge=0, le=1, description="Least score of what is kept, 0 to 1.")
     output: Path | None = Field(
@@ -172,13 +174,16 @@ def _is_made(folder: Path) -> bool:
 
 def _find_weights(config: PredictConfig, workspace: Workspace) -> tuple[Path, str]:
     """Return the weights file, and a name for the results."""
-    if config.weights is not None:
-        if config.run is not None:
-            raise ConfigError("--run and --weights: name one of them")
-        is_ours = config.weights.name == "weights.pt"  # then its folder has the telling name
-        return config.weights, config.weights.absolute().parent.name if is_ours else config.weights.stem
-    run = workspace.require("finetune", config.run)
-    return run.folder / "weights.pt", run.name
+    which = str(config.weights or "last")
+    if which in get_args(WeightsName):
+        run = workspace.require("finetune", config.run)
+        file = weights_file(run.folder, cast(WeightsName, which))
+        return file, run.name if which == "last" else f"{run.name}-best"
+    if config.run is not None:
+        raise ConfigError("--run and a file of --weights: name one of them")
+    file = Path(which)
+    folder = file.absolute().parent.name  # of our own files it has the telling name
+    return file, {"weights.pt": folder, BEST: f"{folder}-best"}.get(file.name, file.stem)
 
 
 def _check_output(folder: Path, *, force: bool) -> None:
