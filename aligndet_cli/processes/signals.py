@@ -21,7 +21,7 @@ from aligndet_cli.errors import Preempted
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
 _SIGNALS = (*PREEMPTION, signal.SIGINT)
 POLL_S = 0.5  # longest time in which a wait does not look at signals
-_SAME_REQUEST_S = 1.0  # Slurm and `timeout` signal a process and its group: two signals, one request
+SAME_REQUEST_S = 1.0  # Slurm and `timeout` signal a process and its group: two signals, one request
 _REACTION_S = 3.0  # time that a signal has to get through to Python code
 _END = b"\0"
 
@@ -58,9 +58,11 @@ class StopSignal:
         self.num_seen += 1
         if self.received is None:
             self.received, self._since = signal.Signals(number).name, time.monotonic()
+        elif multiprocessing.parent_process() is not None:
+            return
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
-        elif self.age_s > _SAME_REQUEST_S and multiprocessing.parent_process() is None:
+        elif self.age_s > SAME_REQUEST_S:
             raise Stopped(signal.Signals(number).name)
 
     def raise_if_requested(self) -> None:
@@ -196,7 +198,7 @@ def _watch(arrivals: int) -> None:
         if stop is not None and stop is not before:
             first = now
             continue
-        if stop is not None and number != signal.SIGINT and now - first <= _SAME_REQUEST_S:
+        if stop is not None and number != signal.SIGINT and now - first <= SAME_REQUEST_S:
             continue
         select.select([arrivals], [], [], _REACTION_S)
         is_waiting = signal.getsignal(number) is _stop if stop is None else stop.num_seen < 2
@@ -214,11 +216,8 @@ def _end_now(number: signal.Signals) -> None:
 @contextlib.contextmanager
 def helpers_ignore_sigusr1() -> Iterator[None]:
     """Let programs started in the block ignore SIGUSR1. Python's resource trackers ignore only SIGTERM and SIGINT."""
-    previous = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # new programs inherit ignored signals
-    try:
+    with handled_by(signal.SIG_IGN, signal.SIGUSR1):  # new programs inherit ignored signals
         yield
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
 
 
 @contextlib.contextmanager
