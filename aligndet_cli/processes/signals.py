@@ -13,10 +13,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import TypeVar
 
 from aligndet_cli.errors import Preempted
+
+T = TypeVar("T")
 
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
 _SIGNALS = (*PREEMPTION, signal.SIGINT)
@@ -44,6 +47,7 @@ class StopSignal:
         self.received: str | None = None
         self.num_seen = 0
         self._since = 0.0
+        self._is_waiting = False
 
     @property
     def age_s(self) -> float:
@@ -58,12 +62,27 @@ class StopSignal:
         self.num_seen += 1
         if self.received is None:
             self.received, self._since = signal.Signals(number).name, time.monotonic()
+            if self._is_waiting:
+                self.raise_in_wait()
         elif multiprocessing.parent_process() is not None:
             return
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         elif self.age_s > SAME_REQUEST_S:
             raise Stopped(signal.Signals(number).name)
+
+    def interruptible(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items whose making must not be waited for once a signal has arrived; see `raise_in_wait`."""
+        iterator = iter(items)
+        with contextlib.suppress(StopIteration):
+            while True:
+                self._is_waiting = True
+                try:
+                    self.raise_in_wait()
+                    item = next(iterator)
+                finally:
+                    self._is_waiting = False
+                yield item
 
     def raise_if_requested(self) -> None:
         """Raise if a signal was received; to be called after saving.

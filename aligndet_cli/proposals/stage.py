@@ -236,7 +236,7 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
             results_of(work, _jobs(plan, missing), plan.workers) as results,
         ):
             try:
-                for result in results:
+                for result in stop_signal.interruptible(results):
                     if result.reason and config.on_error == "fail":
                         raise skipped_error(plan.image_set, result)
                     journal.append(result)
