@@ -23,11 +23,12 @@ from aligndet_cli.data.transforms import normalise, pad_to_batch, resize, resize
 from aligndet_cli.data.workers import results_in_order
 from aligndet_cli.errors import DataError
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.processes.signals import interruptible
 
 OnError = Literal["skip", "fail"]
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-_PATIENCE_S = 5.0  # for the batch of a process that others wait for, once a signal asks to stop
+_PATIENCE_S = 5.0  # for a batch, once a signal asks to stop, where it is better to stop after it
 
 
 class BoxSource(Protocol):
@@ -214,14 +215,17 @@ def _loaded(
     is_pinned: bool = False,
     patience_s: float = 0.0,
 ) -> Generator[Result, None, None]:
-    """Yield `function(task)` of all tasks, see `results_in_order`; without workers, done by this process."""
+    """Yield `function(task)` of all tasks, see `results_in_order`; without workers, done by this process.
+
+    With patience, this process cannot be interrupted while it does a task.
+    """
     if num_workers:
         results = results_in_order(function, tasks, num_workers, is_pinned=is_pinned, patience_s=patience_s)
         with contextlib.closing(results):
             yield from results
         return
-    for task in tasks:
-        result = function(task)
+    made: Iterable[Result] = map(function, tasks)
+    for result in made if patience_s else interruptible(made):
         yield pin(result) if is_pinned else result
 
 
@@ -255,7 +259,9 @@ def evaluation_batches(
         DataError: an image cannot be read.
     """
     chunks = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-    for chunk, loaded in zip(chunks, _loaded(partial(_images_at, image_set), chunks, num_workers), strict=True):
+    for chunk, loaded in zip(
+        chunks, _loaded(partial(_images_at, image_set), chunks, num_workers, patience_s=_PATIENCE_S), strict=True
+    ):
         errors = {index: item for index, item in zip(chunk, loaded, strict=True) if isinstance(item, DataError)}
         if errors and skipped is None:
             raise errors[min(errors, key=chunk.index)]

@@ -1,5 +1,6 @@
 """`aligndet finetune`: labels and a pre-trained detector -> a fine-tuned detector."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -269,7 +270,7 @@ def _evaluate_now_and_then(plan: Plan, model: Detector, done: int, process: Proc
         numbers = _numbers(metrics, metric)
         logger.info(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
         model.train()
-    wait_for_all(process)
+    wait_for_all(process, patience_s=math.inf)  # an evaluation may take long, and all stop after it
     return numbers
 
 

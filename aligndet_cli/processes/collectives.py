@@ -14,7 +14,7 @@ from torch import Tensor
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import POLL_S, look_at_signals
 
-_PATIENCE_S = 10.0  # for other processes, once a signal asks to stop: they may be in the middle of a step
+PATIENCE_S = 10.0  # for other processes, once a signal asks to stop: they may be in the middle of a step
 
 
 def mean_over_ranks(value: Tensor, process: Process) -> Tensor:
@@ -56,9 +56,15 @@ def any_rank(flag: bool, process: Process) -> bool:
     return bool(value.item() > 0)
 
 
-def wait_for_all(process: Process) -> None:
-    """Return once every process is here."""
-    any_rank(False, process)
+def wait_for_all(process: Process, *, patience_s: float = PATIENCE_S) -> None:
+    """Return once every process is here.
+
+    Args:
+        patience_s: see `look_at_signals`.
+    """
+    if process.world_size > 1:
+        value = torch.zeros(())
+        _finish(dist.all_reduce(value, async_op=True), value, patience_s)
 
 
 def _broadcast(value: Any, source: int) -> Any:
@@ -75,7 +81,7 @@ def _broadcast(value: Any, source: int) -> Any:
     return pickle.loads(data.numpy().tobytes())
 
 
-def _finish(work: dist.Work | None, value: Tensor) -> None:
+def _finish(work: dist.Work | None, value: Tensor, patience_s: float = PATIENCE_S) -> None:
     """Wait for the other processes.
 
     Raises:
@@ -93,4 +99,4 @@ def _finish(work: dist.Work | None, value: Tensor) -> None:
         except RuntimeError:
             if work.is_completed():
                 raise
-        look_at_signals(_PATIENCE_S)
+        look_at_signals(patience_s)

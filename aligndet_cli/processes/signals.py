@@ -71,18 +71,15 @@ class StopSignal:
         elif self.age_s > SAME_REQUEST_S:
             raise Stopped(signal.Signals(number).name)
 
-    def interruptible(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield items whose making must not be waited for once a signal has arrived; see `raise_in_wait`."""
-        iterator = iter(items)
-        with contextlib.suppress(StopIteration):
-            while True:
-                self._is_waiting = True
-                try:
-                    self.raise_in_wait()
-                    item = next(iterator)
-                finally:
-                    self._is_waiting = False
-                yield item
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Raise at once when a signal arrives in the block, see `raise_in_wait`."""
+        self._is_waiting = True
+        try:
+            self.raise_in_wait()
+            yield
+        finally:
+            self._is_waiting = False
 
     def raise_if_requested(self) -> None:
         """Raise if a signal was received; to be called after saving.
@@ -144,14 +141,32 @@ def look_at_signals(patience_s: float = 0.0) -> None:
         Preempted: SIGTERM or SIGUSR1 was received.
         KeyboardInterrupt: Ctrl-C was received.
     """
-    for number in _SIGNALS:
-        stop = _collector_of(number)
-        if stop is not None and stop.received is not None and stop.age_s >= patience_s:
-            stop.raise_in_wait()
+    stop = _collector()
+    if stop is not None and stop.age_s >= patience_s:
+        stop.raise_in_wait()
+
+
+def interruptible(items: Iterable[T]) -> Iterator[T]:
+    """Yield items whose making can be left anywhere: a signal that `stop_on_signal` collects raises there at once.
+
+    Raises:
+        Preempted, KeyboardInterrupt: see `look_at_signals`.
+    """
+    iterator = iter(items)
+    with contextlib.suppress(StopIteration):
+        while True:
+            stop = _collector()
+            with stop.raising() if stop is not None else contextlib.nullcontext():
+                item = next(iterator)
+            yield item
+
+
+def _collector() -> StopSignal | None:
+    """Return the object that collects signals now."""
+    return next((stop for number in _SIGNALS if (stop := _collector_of(number)) is not None), None)
 
 
 def _collector_of(number: int) -> StopSignal | None:
-    """Return the object that collects a signal now."""
     collector = getattr(signal.getsignal(number), "__self__", None)
     return collector if isinstance(collector, StopSignal) else None
 
