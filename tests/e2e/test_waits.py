@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -80,30 +81,51 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, text.strip().splitlines()[-1] if text.strip() else ""
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
     until = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < until
         time.sleep(0.05)
 
 
-def wait_for_log(forks: ForkServer, text: str) -> None:
-    wait_until(lambda: text in forks.output)
+@dataclass(frozen=True)
+class Started:
+    """A command of the fork server."""
+
+    forks: ForkServer
+    pid: int
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.output or self.has_ended())
+        assert text in self.output, self.output
+
+    def has_ended(self) -> bool:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and last line of the command, whose only error it is; it is killed after the deadline."""
+        until = time.monotonic() + DEADLINE_S
+        while not self.has_ended():
+            if time.monotonic() > until:
+                os.killpg(self.pid, signal.SIGKILL)
+                self.forks.wait(self.pid)
+                raise AssertionError(f"still alive: {self.output}")
+            time.sleep(0.05)
+        code, text = self.forks.wait(self.pid), self.output
+        assert "Traceback" not in text and text.count("error: ") <= 1, text
+        return code, text.strip().splitlines()[-1] if text.strip() else ""
 
 
-def end_of(forks: ForkServer, pid: int) -> tuple[int, str]:
-    """Exit code and last line of a command of the server; it is killed after the deadline."""
-    until = time.monotonic() + DEADLINE_S
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        if time.monotonic() > until:
-            os.killpg(pid, signal.SIGKILL)
-            forks.wait(pid)
-            raise AssertionError(f"still alive: {forks.output}")
-        time.sleep(0.05)
-    code = forks.wait(pid)
-    text = forks.output
-    assert "Traceback" not in text and text.count("error: ") <= 1, text
-    return code, text.strip().splitlines()[-1]
+def start(forks: ForkServer, *words: str | Path, cwd: Path, environment: dict[str, str] | None = None) -> Started:
+    own = environment or {}
+    log = Path(f"{forks.log}{own.get('RANK') or own.get('SLURM_PROCID') or ''}")
+    log.unlink(missing_ok=True)  # of the command before
+    return Started(forks, forks.start(*words, cwd=cwd, environment=own), log)
 
 
 def children_of(pid: int) -> list[int]:
@@ -149,12 +171,12 @@ def test_files_of_the_current_folder_do_not_hide_modules_from_helper_processes(t
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_killed_worker_is_a_line(number: signal.Signals, forks: ForkServer, data: Path, tmp_path: Path) -> None:
     spoil(data)
-    pid = forks.start(*FINETUNE, data, "-w", "ws", "--num-workers", "2", "--steps", "50", cwd=tmp_path)
-    wait_for_log(forks, "first step")
-    wait_until(lambda: len(children_of(pid)) == 2)
+    run = start(forks, *FINETUNE, data, "-w", "ws", "--num-workers", "2", "--steps", "50", cwd=tmp_path)
+    run.wait_for("first step")
+    wait_until(lambda: len(children_of(run.pid)) == 2)
     time.sleep(1)
-    os.kill(children_of(pid)[0], number)
-    code, line = end_of(forks, pid)
+    os.kill(children_of(run.pid)[0], number)
+    code, line = run.end()
     told = "was killed, most likely by the system" if number == signal.SIGKILL else "crashed (SIGSEGV)"
     assert code == 1 and line.startswith(f"error: a process that reads images {told}"), line
 
@@ -166,13 +188,13 @@ def test_training_that_waits_for_images_saves_and_stops(
 ) -> None:
     spoil(data)
     words = (*FINETUNE, data, "-w", "ws", "--num-workers", workers, "--steps", "50", "--set", "training.log_every=1")
-    pid = forks.start(*words, cwd=tmp_path)
+    run = start(forks, *words, cwd=tmp_path)
     metrics = tmp_path / "ws" / "finetune" / ".run.partial" / "metrics.jsonl"
-    wait_for_log(forks, "first step")
+    run.wait_for("first step")
     wait_until(lambda: is_settled(metrics))
     steps = len(metrics.read_text().splitlines())
-    os.kill(pid, number)
-    code, line = end_of(forks, pid)
+    os.kill(run.pid, number)
+    code, line = run.end()
     assert code == expected, line
     if expected == 75:
         assert line == f"error: stopped by {number.name}; run the same command to continue"
@@ -196,25 +218,25 @@ def test_a_second_signal_ends_what_the_first_one_did_not(
     image.unlink()
     os.mkfifo(image)
     words = ("evaluate", data, "-w", workspace, "--num-workers", "0", "--name", "stuck", "--split", "val")
-    pid = forks.start(*words, cwd=tmp_path)
+    run = start(forks, *words, cwd=tmp_path)
     wait_until(lambda: (workspace / "evaluate" / ".stuck.partial" / "resume").exists())
     time.sleep(3)
-    os.kill(pid, signal.SIGTERM)
+    os.kill(run.pid, signal.SIGTERM)
     time.sleep(2)
-    assert "error" not in forks.output, forks.output
-    os.kill(pid, second)
-    assert end_of(forks, pid)[0] == expected
+    assert "error" not in run.output, run.output
+    os.kill(run.pid, second)
+    assert run.end()[0] == expected
 
 
 @pytest.mark.parametrize("backend", ["threads", "processes"])
 def test_proposals_that_wait_for_an_image_stop(backend: str, forks: ForkServer, data: Path, tmp_path: Path) -> None:
     spoil(data)
     words = ("proposals", data, "-w", "ws", *CHAIN["proposals"], "--num-workers", "2", "--backend", backend)
-    pid = forks.start(*words, cwd=tmp_path)
+    run = start(forks, *words, cwd=tmp_path)
     journal = tmp_path / "ws" / "proposals"
     wait_until(lambda: any(is_settled(file) for file in journal.rglob("*journal*")))
-    os.kill(pid, signal.SIGTERM)
-    code, line = end_of(forks, pid)
+    os.kill(run.pid, signal.SIGTERM)
+    code, line = run.end()
     assert (code, line) == (75, "error: stopped by SIGTERM; run the same command to continue")
 
 
@@ -224,10 +246,10 @@ def test_commands_without_a_loop_of_their_own_stop(
 ) -> None:
     shutil.copytree(chain, tmp_path / "ws")
     os.mkfifo(tmp_path / "a.jpg")
-    pid = forks.start("predict", "a.jpg", "-w", "ws", "--num-workers", workers, cwd=tmp_path)
+    run = start(forks, "predict", "a.jpg", "-w", "ws", "--num-workers", workers, cwd=tmp_path)
     time.sleep(5)
-    os.kill(pid, signal.SIGTERM)
-    assert end_of(forks, pid)[0] == 75
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.end()[0] == 75
 
 
 HALVES = (
@@ -240,7 +262,7 @@ HALVES = (
 def test_half_a_launcher_is_a_line(
     variables: dict[str, str], problem: str, forks: ForkServer, toy: Path, tmp_path: Path
 ) -> None:
-    code, line = end_of(forks, forks.start(*FINETUNE, toy, "-w", "ws", cwd=tmp_path, environment=variables))
+    code, line = start(forks, *FINETUNE, toy, "-w", "ws", cwd=tmp_path, environment=variables).end()
     assert code == 2 and problem in line and "env -u RANK -u WORLD_SIZE aligndet" in line, line
 
 
@@ -255,23 +277,25 @@ SHELL = {
 
 def test_processes_that_never_come_are_told(forks: ForkServer, toy: Path, tmp_path: Path) -> None:
     words = (*FINETUNE, toy, "-w", "ws", "--set", "runtime.timeout_minutes=0.15")
-    code, line = end_of(forks, forks.start(*words, cwd=tmp_path, environment=SHELL))
+    run = start(forks, *words, cwd=tmp_path, environment=SHELL)
+    code, line = run.end()
     assert code == 1 and line.startswith("error: waited 0.15 minutes for 3 of 4 processes; SLURM_PROCID=0"), line
-    assert "\nwaiting for 3 of 4 processes (SLURM_PROCID=0 SLURM_NTASKS=4 say" in f"\n{forks.output}"
+    assert "\nwaiting for 3 of 4 processes (SLURM_PROCID=0 SLURM_NTASKS=4 say" in f"\n{run.output}"
 
 
 def test_a_wait_for_processes_that_never_come_can_be_stopped(forks: ForkServer, toy: Path, tmp_path: Path) -> None:
-    pid = forks.start(*FINETUNE, toy, "-w", "ws", cwd=tmp_path, environment=SHELL)
-    wait_for_log(forks, "waiting for 3 of 4")
-    os.kill(pid, signal.SIGTERM)
-    assert end_of(forks, pid) == (75, "error: stopped by SIGTERM; run the same command to continue")
+    run = start(forks, *FINETUNE, toy, "-w", "ws", cwd=tmp_path, environment=SHELL)
+    run.wait_for("waiting for 3 of 4")
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.end() == (75, "error: stopped by SIGTERM; run the same command to continue")
 
 
 def test_the_shell_of_an_interactive_step_is_one_process(forks: ForkServer, toy: Path, tmp_path: Path) -> None:
     interactive = {**SHELL, "SLURM_STEP_ID": "4294967290", "SLURM_JOB_NAME": "interactive"}
     words = (*FINETUNE, toy, "-w", "ws", "--dry-run")
-    code, _ = end_of(forks, forks.start(*words, cwd=tmp_path, environment=interactive))
-    assert code == 0 and "interactive shell of Slurm" in forks.output
+    run = start(forks, *words, cwd=tmp_path, environment=interactive)
+    code, _ = run.end()
+    assert code == 0 and "interactive shell of Slurm" in run.output
 
 
 @contextlib.contextmanager
