@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from aligndet_cli.data.toy import draw_toy_data
 from helpers.commandline import CHAIN, environment
 from helpers.forks import ForkServer
 
@@ -27,25 +26,20 @@ TWO = ("--accelerator", "cpu", "--devices", "2")
 FINETUNE = ("finetune", "--init", "scratch", *CHAIN["finetune"], "--name", "run")
 
 
-@pytest.fixture
-def data(toy: Path, tmp_path: Path) -> Path:
-    """A copy of the toy set that a test may spoil."""
-    return Path(shutil.copytree(toy, tmp_path / "data"))
-
-
-def spoil(data: Path, last: int = 1) -> None:
-    """Put pipes in the place of images: who opens one waits for ever, as for a disk that has gone.
-
-    To be called once a command has begun: it would refuse them.
-    """
-    for image in sorted((data / "train").glob("*.jpg"))[-last:]:
-        pipe = image.with_suffix(".pipe")
-        os.mkfifo(pipe)
-        pipe.replace(image)
-
-
-# Lines of Python, to run before a command.
-STALLED = "import time, aligndet_cli.data.loaders as loaders\nloaders.load_image = lambda *_: time.sleep(1000)"
+# Lines of Python, to run before a command: who reads an image waits while the file `stall` is there, as for a disk
+# that has gone.
+STALLED = """
+import pathlib, time
+import aligndet_cli.data.loaders, aligndet_cli.proposals.work
+def stalling(read):
+    def read_or_stall(*arguments):
+        while pathlib.Path("stall").exists():
+            time.sleep(0.1)
+        return read(*arguments)
+    return read_or_stall
+aligndet_cli.data.loaders.read_image = stalling(aligndet_cli.data.loaders.read_image)
+aligndet_cli.proposals.work.decode_image = stalling(aligndet_cli.proposals.work.decode_image)
+"""
 
 
 @contextlib.contextmanager
@@ -177,15 +171,20 @@ def test_files_of_the_current_folder_do_not_hide_modules_from_helper_processes(t
     assert code == 0, line
 
 
-def start_training(forks: ForkServer, data: Path, tmp_path: Path, workers: str) -> tuple[Started, int]:
-    """Start a run whose images go away while it trains; return it, and its steps, when it waits."""
-    words = (*FINETUNE, data, "-w", "ws", "--num-workers", workers, "--steps", "5000", "--set", "training.log_every=1")
-    run = start(forks, *words, cwd=tmp_path)
-    metrics = tmp_path / "ws" / "finetune" / ".run.partial" / "metrics.jsonl"
-    wait_until(lambda: (metrics.exists() and metrics.stat().st_size > 0) or run.has_ended())
-    spoil(data)
-    wait_until(lambda: is_settled(metrics) or run.has_ended())
-    return run, len(metrics.read_text().splitlines())
+@contextlib.contextmanager
+def training(folder: Path, data: Path, *words: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start a run that waits for images after some steps."""
+    more = ("--steps", "5000", "--set", "training.log_every=1", *words)
+    with command(*FINETUNE, data, "-w", "ws", *more, cwd=folder, before=STALLED) as process:
+        metrics = folder / "ws" / "finetune" / ".run.partial" / "metrics.jsonl"
+        wait_until(lambda: (metrics.exists() and metrics.stat().st_size > 0) or process.poll() is not None)
+        (folder / "stall").touch()
+        wait_until(lambda: is_settled(metrics) or process.poll() is not None)
+        yield process
+
+
+def steps_of(folder: Path) -> int:
+    return len((folder / "ws" / "finetune" / ".run.partial" / "metrics.jsonl").read_text().splitlines())
 
 
 def is_settled(file: Path) -> bool:
@@ -194,10 +193,10 @@ def is_settled(file: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_killed_worker_is_a_line(number: signal.Signals, forks: ForkServer, data: Path, tmp_path: Path) -> None:
-    run, _ = start_training(forks, data, tmp_path, "2")
-    os.kill(children_of(run.pid)[0], number)
-    code, line = run.end()
+def test_a_killed_worker_is_a_line(number: signal.Signals, toy: Path, tmp_path: Path) -> None:
+    with training(tmp_path, toy, "--num-workers", "2") as process:
+        os.kill(children_of(process.pid)[-1], number)
+        code, line = ended(process)
     told = "was killed, most likely by the system" if number == signal.SIGKILL else "crashed (SIGSEGV)"
     assert code == 1 and line.startswith(f"error: a process that reads images {told}"), line
 
@@ -205,11 +204,12 @@ def test_a_killed_worker_is_a_line(number: signal.Signals, forks: ForkServer, da
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_training_that_waits_for_images_saves_and_stops(
-    workers: str, number: signal.Signals, expected: int, forks: ForkServer, data: Path, tmp_path: Path
+    workers: str, number: signal.Signals, expected: int, toy: Path, tmp_path: Path
 ) -> None:
-    run, steps = start_training(forks, data, tmp_path, workers)
-    os.kill(run.pid, number)
-    code, line = run.end()
+    with training(tmp_path, toy, "--num-workers", workers) as process:
+        steps = steps_of(tmp_path)
+        process.send_signal(number)
+        code, line = ended(process)
     assert code == expected, line
     if expected == 75:
         assert line == f"error: stopped by {number.name}; run the same command to continue"
@@ -222,6 +222,7 @@ def test_a_second_signal_ends_what_the_first_one_did_not(
 ) -> None:
     """Without workers, `evaluate` finishes the images it has begun with; here that never ends."""
     shutil.copytree(chain, tmp_path / "ws")
+    (tmp_path / "stall").touch()
     words = ("evaluate", "-w", "ws", "--num-workers", "0", "--name", "stuck")
     with command(*words, cwd=tmp_path, before=STALLED) as process:
         wait_until(lambda: (tmp_path / "ws" / "evaluate" / ".stuck.partial" / "resume").exists())
@@ -235,17 +236,15 @@ def test_a_second_signal_ends_what_the_first_one_did_not(
 
 
 @pytest.mark.parametrize("backend", ["threads", "processes"])
-def test_proposals_that_wait_for_an_image_stop(backend: str, forks: ForkServer, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    draw_toy_data(data, seed=0, num_train=200, num_val=1, size_hw=(100, 102))
-    words = ("proposals", data, "-w", "ws", "--min-size", "16", "--num-workers", "2", "--backend", backend)
-    run = start(forks, *words, cwd=tmp_path)
-    folder = tmp_path / "ws" / "proposals"
-    wait_until(lambda: any(file.stat().st_size for file in folder.rglob("*journal*")) or run.has_ended())
-    spoil(data, last=20)
-    wait_until(lambda: all(is_settled(file) for file in folder.rglob("*journal*")) or run.has_ended())
-    os.kill(run.pid, signal.SIGTERM)
-    assert run.end() == (75, "error: stopped by SIGTERM; run the same command to continue")
+def test_proposals_that_wait_for_an_image_stop(backend: str, toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "stall").touch()
+    words = ("proposals", toy, "-w", "ws", *CHAIN["proposals"], "--num-workers", "2", "--backend", backend)
+    with command(*words, cwd=tmp_path, before=STALLED) as process:
+        wait_until(lambda: any((tmp_path / "ws").rglob("*journal*")) or process.poll() is not None)
+        time.sleep(3)
+        process.send_signal(signal.SIGTERM)
+        code, line = ended(process)
+    assert (code, line) == (75, "error: stopped by SIGTERM; run the same command to continue")
 
 
 @pytest.mark.parametrize("words", [("predict", "toy"), ("cluster", "--name", "stuck"), ("evaluate", "--name", "stuck")])
@@ -253,6 +252,7 @@ def test_other_commands_that_wait_for_images_stop(
     words: tuple[str, ...], chain: Path, toy: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(chain, tmp_path / "ws")
+    (tmp_path / "stall").touch()
     (tmp_path / "toy").symlink_to(toy / "val")
     more = CHAIN.get(words[0], ())
     with command(*words, *more, "-w", "ws", "--num-workers", "1", cwd=tmp_path, before=STALLED) as process:
@@ -346,11 +346,8 @@ def test_one_of_two_hangs_and_a_second_signal_ends_both(toy: Path, tmp_path: Pat
     assert (code, line) == (75, "error: stopped by SIGTERM; run the same command to continue")
 
 
-def test_one_of_two_waits_for_an_image(data: Path, tmp_path: Path) -> None:
-    with two_training(data, tmp_path, "--num-workers", "1") as process:
-        spoil(data)
-        metrics = tmp_path / "ws" / "finetune" / ".run.partial" / "metrics.jsonl"
-        wait_until(lambda: is_settled(metrics))
+def test_two_processes_that_wait_for_images_stop(toy: Path, tmp_path: Path) -> None:
+    with training(tmp_path, toy, "--num-workers", "1", *TWO) as process:
         process.send_signal(signal.SIGTERM)
         code, line = ended(process)
     assert code == 75 and line.startswith("error: stopped by SIGTERM"), line
