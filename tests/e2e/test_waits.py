@@ -38,7 +38,7 @@ def stalling(read):
         return read(*arguments)
     return read_or_stall
 aligndet_cli.data.loaders.read_image = stalling(aligndet_cli.data.loaders.read_image)
-aligndet_cli.proposals.work.decode_image = stalling(aligndet_cli.proposals.work.decode_image)
+aligndet_cli.proposals.work.read_bytes = stalling(aligndet_cli.proposals.work.read_bytes)
 """
 
 
