@@ -15,7 +15,7 @@ from aligndet_cli.commands.terminal import CommandLine
 from aligndet_cli.config import STAGES
 from aligndet_cli.errors import Preempted
 from aligndet_cli.logs import make_streams_sturdy
-from aligndet_cli.processes.signals import Stopped, ignore_stopping, stop_at_once
+from aligndet_cli.processes.signals import Stopped, end_if_out_of_reach, ignore_stopping, stop_at_once
 from aligndet_cli.stage import find_stage
 
 EXIT_CODES = {
@@ -109,10 +109,13 @@ def main() -> None:
     """Run the command line."""
     # Read when torch is loaded: on a busy machine, threads that spin while they wait cost up to four times the work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Else a types.py in the current folder would be taken for Python's own by the processes that a command starts.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     make_streams_sturdy()
     stop_at_once()
     try:
-        app()
+        with end_if_out_of_reach():
+            app()
     except Stopped as stop:  # outside of a command's own work
         typer.echo(f"error: {stop}", err=True)
         sys.exit(Preempted.exit_code)

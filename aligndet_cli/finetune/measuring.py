@@ -1,5 +1,6 @@
 """Evaluations while training (`--evaluate-every`): numbers for the log, the best weights, an early end."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ class Measuring:
         if done % self.period and done != self.num_steps:
             return None
         numbers = self._evaluate(done) if self.process.is_main else None
-        wait_for_all(self.process)
+        wait_for_all(self.process, patience_s=math.inf)  # an evaluation may take long, and all stop after it
         if self.patience is not None and any_rank(self._has_waited_enough(done), self.process):
             self.stopped_at = done
         return numbers

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.sample import Sample, mix_seed
-from aligndet_cli.errors import RunError, as_user_error, memory_that_ran_out
+from aligndet_cli.errors import Preempted, RunError, as_user_error, memory_that_ran_out
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.processes.collectives import any_rank, mean_over_ranks, wait_for_all
 from aligndet_cli.processes.devices import Process
@@ -29,7 +29,6 @@ from aligndet_cli.training.records import Records, Speed
 from aligndet_cli.training.schedules import Schedule
 
 _MANY_PIXELS = 200_000  # steps with micro-batches of more pixels take seconds on a CPU
-_LOST_WORKER = "DataLoader worker"  # torch: "(pid 1) is killed by signal" or "exited unexpectedly"
 
 
 class CheckpointConfig(Frozen):
@@ -124,7 +123,13 @@ def train(
     with stop_on_signal() as stop, progress, known_errors(process.flags):
         batches = batches_from(start)
         for step in range(start, total):
-            samples = next_batch(batches, speed)
+            try:
+                samples = next_batch(batches, speed)
+            except (Preempted, KeyboardInterrupt):  # a signal while it waited for the batch
+                if process.is_main and start < step and stop.num_seen == 1:
+                    divergence.check()
+                    _save_alone(learner, folder, step)  # not together: the others may be in the middle of a step
+                raise
             record.skipped(samples)
             if step == start:
                 _before_first(learner, len(samples), step, settings, process)
@@ -253,10 +258,14 @@ def _save_is_due(done: int, last_save: float, settings: LoopSettings, stop: Stop
 
 def _save(learner: Learner, folder: Path, done: int, process: Process) -> None:
     if process.is_main:
-        state = {name: module.state_dict() for name, module in learner.state.items()}
-        state |= {"optimizer": learner.optimizer.state_dict(), "scaler": learner.scaler.state_dict()}
-        save_checkpoint(folder / "resume", done, state)
+        _save_alone(learner, folder, done)
     wait_for_all(process)
+
+
+def _save_alone(learner: Learner, folder: Path, done: int) -> None:
+    state = {name: module.state_dict() for name, module in learner.state.items()}
+    state |= {"optimizer": learner.optimizer.state_dict(), "scaler": learner.scaler.state_dict()}
+    save_checkpoint(folder / "resume", done, state)
 
 
 def _restore(learner: Learner, folder: Path) -> int:
@@ -287,11 +296,6 @@ def known_errors(flags: Collection[str]) -> Iterator[None]:
             f"{' or '.join(larger) or 'the batch size'}{group}"
         ) from error
     except (MemoryError, OSError, RuntimeError) as error:
-        if _LOST_WORKER in str(error):
-            raise RunError(
-                "a process that reads images died, most likely because memory ran out: lower --num-workers or "
-                "--batch-size, then run the same command to continue"
-            ) from error
         known = as_user_error(error, flags) if memory_that_ran_out(error) else None
         if known is None:
             raise

@@ -99,8 +99,9 @@ def test_samples_carry_masks(images: ImageSet) -> None:
 def test_a_bad_mask_names_its_image(images: ImageSet) -> None:
     bad = [{"size": [1, 1], "counts": [1]}] * len(images.boxes)
     masks = LabelMasks(ImageSet(**{**images.__dict__, "segmentations": bad}))
-    error = SampleStream(images, range(3), LabelBoxes(images), "fail", masks)[(0, 0)]
-    assert isinstance(error, DataError)
+    with pytest.raises(DataError) as caught:
+        SampleStream(images, range(3), LabelBoxes(images), "fail", masks)[(0, 0)]
+    error = caught.value
     assert images.file_names[0] in str(error) and "repair" in str(error) and "\n" not in str(error)
 
 

@@ -33,7 +33,9 @@ from aligndet_cli.finetune.views import LabelledViews, ResolutionConfig, build_v
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.views import TwoViews
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
+from aligndet_cli.processes.ends import describe_end, starting_processes
 from aligndet_cli.processes.launch import Shown, launch
+from aligndet_cli.processes.signals import Stopped
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.bench.clock import PARTS, StepClock
 from aligndet_cli.tools.bench.images import DrawnProposals, write_coco
@@ -166,8 +168,16 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
             for plan in plans:
                 _check_memory(plan, devices)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
-            return [_result_of(plan, pool.submit(_time_stage, plan, devices, flags)) for plan in plans]
+        with (
+            starting_processes("delete what is in /dev/shm"),
+            ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool,
+        ):
+            try:
+                return [_result_of(plan, pool.submit(_time_stage, plan, devices, flags)) for plan in plans]
+            except (Stopped, KeyboardInterrupt):  # the pool would wait for its process
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
 
 
 def _check_memory(plan: _Plan, devices: Devices) -> None:
@@ -194,13 +204,15 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
 
 
 def _result_of(plan: _Plan, running: "Future[Timing]") -> Timing:
+    processes = multiprocessing.active_children()
     try:
         return running.result()
     except BrokenProcessPool:
-        raise RunError(
-            f"{plan.stage}: its process was killed, most likely by the system because memory ran out: "
-            "lower --batch-size"
-        ) from None
+        codes = [process.exitcode for process in processes if process.exitcode]
+        reason = f"its process {describe_end(codes[0] if codes else None, 'lower --batch-size')}"
+    except RuntimeError as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    raise RunError(f"{plan.stage}: {reason}")
 
 
 def _time_stage(plan: _Plan, devices: Devices, flags: frozenset[str]) -> Timing:
