@@ -236,7 +236,7 @@ def _saved_if_stopped(
 ) -> Iterator[None]:
     """Save if a first signal interrupts the block, which waits for a batch after `done` steps.
 
-    Only the main process does, alone: others may be in the middle of a step. With `stop` None, there is nothing to save.
+    Only the main process does, alone: others may be in the middle of a step. `stop` is None if nothing is new.
     """
     try:
         yield
