@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import torch
 
 from aligndet_cli.data.packing import into_pinned_memory, pack, unpack
-from aligndet_cli.errors import RunError
+from aligndet_cli.errors import AlignDetError, RunError
 from aligndet_cli.processes.ends import describe_end, starting_processes
 from aligndet_cli.processes.signals import POLL_S, leave_stopping_to_main_process, look_at_signals, no_signals
 
@@ -214,7 +214,9 @@ def _nameless_file() -> BinaryIO:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that says where it was raised, or one that says the same if it cannot be pickled."""
+    """Return an error that can be pickled, and that says where it was raised if that is of use."""
+    if isinstance(error, AlignDetError):
+        return error
     where = traceback.format_exc()
     try:
         pickle.loads(pickle.dumps(error))

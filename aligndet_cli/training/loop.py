@@ -123,13 +123,8 @@ def train(
     with stop_on_signal() as stop, progress, known_errors(process.flags):
         batches = batches_from(start)
         for step in range(start, total):
-            try:
+            with _saved_if_stopped(learner, folder, step, divergence, stop if step > start else None):
                 samples = next_batch(batches, speed)
-            except (Preempted, KeyboardInterrupt):  # a signal while it waited for the batch
-                if process.is_main and start < step and stop.num_seen == 1:
-                    divergence.check()
-                    _save_alone(learner, folder, step)  # not together: the others may be in the middle of a step
-                raise
             record.skipped(samples)
             if step == start:
                 _before_first(learner, len(samples), step, settings, process)
@@ -247,6 +242,23 @@ def next_batch(batches: Iterator[list[Sample]], speed: Speed) -> list[Sample]:
     speed.waiting += time.perf_counter() - began
     speed.images += len(samples)
     return samples
+
+
+@contextlib.contextmanager
+def _saved_if_stopped(
+    learner: Learner, folder: Path, done: int, divergence: Divergence, stop: StopSignal | None
+) -> Iterator[None]:
+    """Save if a first signal interrupts the block, which waits for a batch after `done` steps.
+
+    Only the main process does, alone: others may be in the middle of a step. `stop` is None if nothing is new.
+    """
+    try:
+        yield
+    except (Preempted, KeyboardInterrupt):
+        if divergence.process.is_main and stop is not None and stop.num_seen == 1:
+            divergence.check()
+            _save_alone(learner, folder, done)
+        raise
 
 
 def _save_is_due(done: int, last_save: float, settings: LoopSettings, stop: StopSignal, process: Process) -> bool:

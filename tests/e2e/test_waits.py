@@ -22,7 +22,7 @@ from helpers.forks import ForkServer
 pytestmark = pytest.mark.e2e
 
 DEADLINE_S = 30
-TWO = ("--accelerator", "cpu", "--devices", "2")
+TWO = ("--accelerator", "cpu", "--devices", "2", "--batch-size", "4")
 FINETUNE = ("finetune", "--init", "scratch", *CHAIN["finetune"], "--name", "run")
 
 
@@ -84,7 +84,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, text.strip().splitlines()[-1] if text.strip() else ""
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < until
