@@ -31,6 +31,8 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "backbones": (*TRAINING, "cluster"),
     "data": (*STAGES, "doctor"),
     "data/folds.py": ("split",),
+    "data/workers.py": (*TRAINING, "evaluate", "predict", "bench"),
+    "detectors/checkpoint.py": ("evaluate", "predict", "export"),
     "detectors/recipes.py": ("pretrain-box", "finetune"),
     "detectors/results.py": ("evaluate", "predict"),
     "processes": STAGES,
@@ -56,6 +58,9 @@ EXCEPTIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("training/loop.py", "--image-size"): ("pretrain-image",),
     ("training/loop.py", "--detector"): ("pretrain-box", "finetune"),
     ("training/loop.py", "detector.neck_norm"): ("pretrain-box", "finetune"),
+    ("detectors/checkpoint.py", "--evaluate-every"): ("finetune",),
+    ("processes/ends.py", "--shm-size"): (),  # of docker run
+    ("processes/launch.py", "--devices"): (*TRAINING, "cluster", "evaluate"),
     ("config.py", "some.key"): (),  # says how to write it
 }
 # These define flags, or write pages and command lines.

@@ -131,12 +131,11 @@ def train(
             losses, shown = train_step(learner, samples, step, settings, divergence)
             learner.after_step(step)
             done = step + 1
+            told: dict[str, float | str] = {}
             if settings.is_logged(step):
                 divergence.check()
-                progress.advance(1, **record.metrics(done, losses, shown, learner.optimizer, speed))
-                speed = Speed()
-            else:
-                progress.advance(1)
+                told, speed = record.metrics(done, losses, shown, learner.optimizer, speed), Speed()
+            progress.advance(1, **told)
             record.between(done, learner.between(done))
             if learner.is_over():
                 divergence.check()
