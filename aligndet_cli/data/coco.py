@@ -23,7 +23,7 @@ from aligndet_cli.data.splits import as_split_name
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 
-_MASK_ARRAYS = ("text", "starts", "ends", "reach", "code_hw")  # of `Segmentations`
+_MASK_ARRAYS = ("block", "starts", "ends", "reach", "code_hw")  # of `Segmentations`
 _PREFIX = "instances_"
 _FOLD = re.compile(r"\.\d+@[\d.]+(-unlabeled)?$")
 _ROBOFLOW_NAME = "_annotations.coco.json"
@@ -122,7 +122,7 @@ def _from_index(index: LabelIndex | None) -> LabelContent | None:
         return None
     content, arrays = loaded
     segmentations = None
-    if "segmentation_text" in arrays:
+    if "segmentation_block" in arrays:
         segmentations = Segmentations(*(arrays[f"segmentation_{name}"] for name in _MASK_ARRAYS))
     return LabelContent(
         file_names=content["file_names"],

@@ -10,6 +10,7 @@ from aligndet_cli.data.images import MAX_PIXELS
 from aligndet_cli.errors import DataError
 
 _MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
+_HUGE = 1e18  # beyond it, whole numbers may not be numbers of C
 _FARTHEST = 10  # coordinates by the longer side of the image: beyond it is no clipped object but a mistake
 
 
@@ -33,6 +34,8 @@ def form_of(segmentation: Any) -> Form:
     Raises:
         DataError: neither polygons nor a run-length code, or nothing is left of it.
     """
+    if isinstance(segmentation, list) and (reach := _reach_of_sound(segmentation)) is not None:
+        return Form(segmentation, reach, (0, 0))
     try:
         if isinstance(segmentation, dict):
             return Form(segmentation, 0.0, _checked_size(segmentation))
@@ -66,6 +69,22 @@ def are_misfits(
     is_other = code_hw.any(axis=1) & (code_hw != sizes_hw).any(axis=1)
     is_far = ~(reach <= _FARTHEST * sizes_hw.max(axis=1, initial=0))
     return np.isinf(reach) | ((is_other | is_far) & (sizes_hw[:, 0] > 0))
+
+
+def _reach_of_sound(polygons: list[Any]) -> float | None:
+    """Return the largest absolute coordinate of polygons with nothing to correct, which nearly all have; else None."""
+    reach = 0.0
+    for polygon in polygons:
+        if type(polygon) is not list or len(polygon) < _MIN_COORDINATES or len(polygon) % 2:
+            return None
+        try:
+            top, low, total = max(polygon), min(polygon), sum(polygon)
+            if total - total != 0:  # NaN or infinite
+                return None
+        except TypeError:
+            return None
+        reach = max(reach, top, -low)
+    return float(reach) if polygons and reach < _HUGE else None
 
 
 def _checked_polygon(polygon: Any) -> tuple[list[float], float]:

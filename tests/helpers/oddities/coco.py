@@ -217,7 +217,7 @@ def _segmentations() -> Iterator[Oddity]:
     yield _oddity("a mask as a compressed run-length code", setting("annotation", key, text))
     yield from _of("annotation", key, MISSING, None, [], {}, "", twin=NO_MASK, doctor="info boxes-without-polygons")
     lists = ([[]], [[8, 8, 40, 40]], [8, 8, 40, 40], [corners[:-1]])
-    yield from _of("annotation", key, *lists, twin=NO_MASK, doctor="warning masks-without-corners")
+    yield from _of("annotation", key, *lists, twin=NO_MASK, doctor="warning bad-masks")
     bad = "warning bad-masks"
     ends: tuple[Any, ...] = (NAN, 1e9, None, "x")
     yield from _of("annotation", key, *([[*corners[:-1], end]] for end in ends), twin=NO_MASK, doctor=bad)
@@ -252,7 +252,7 @@ def _files() -> Iterator[Oddity]:
             yield _oddity(f"{_shown(value)} in the list `{key}`", put, doctor="error malformed-entries")
     yield _oddity("a list at the top level", editing(lambda content: [content]), doctor=broken)
     none = _oddity("`annotations` is `[]`", editing(with_list("annotations", [])), doctor="error no-boxes")
-    yield replace(none, unread=("proposals", "pretrain-box", "evaluate", "split"))
+    yield replace(none, unread=("proposals", "pretrain-box", "finetune --evaluate-every", "evaluate", "split"))
     yield _oddity("`images` is `[]`", editing(with_list("images", [])), doctor="error unknown-image-ids")
     yield _oddity("`categories` is `[]`", editing(with_list("categories", [])), doctor="error unknown-category-ids")
 
