@@ -12,7 +12,7 @@ from aligndet_cli.data.assembly import inside_folder
 from aligndet_cli.data.boxes import COLUMNS, BoxTable
 from aligndet_cli.data.coco_json import load_coco, parse_coco, read_content
 from aligndet_cli.data.dataset import Category, ImageSet
-from aligndet_cli.data.findings import Finding, Findings, counted
+from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import ALL, DataFormat, LabelContent, Labels
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
@@ -23,6 +23,7 @@ from aligndet_cli.data.splits import as_split_name
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 
+_MASK_ARRAYS = ("block", "starts", "ends", "reach", "code_hw")  # of `Segmentations`
 _PREFIX = "instances_"
 _FOLD = re.compile(r"\.\d+@[\d.]+(-unlabeled)?$")
 _ROBOFLOW_NAME = "_annotations.coco.json"
@@ -43,16 +44,15 @@ class CocoSplit:
         index = LabelIndex.of(
             self.annotations, index_dir if findings.is_strict else None, "masks" if with_masks else "boxes"
         )
-        content = _from_index(index, findings)
+        content = _from_index(index)
         if content is None:
-            num_before = len(findings.items)
             content = parse_coco(self.annotations, with_masks=with_masks, findings=findings)
             if index is not None:
-                _to_index(index, content, findings.items[num_before:])
+                _to_index(index, content)
                 content = _from_index(index) or content  # mapped: frees the copy of the masks
         images_dir = _images_dir(self, content.file_names)
         content.file_names = [
-            name if "\\" not in name or is_file(images_dir / name) else name.replace("\\", "/")
+            name.replace("\\", "/") if _is_of_windows(name) and not is_file(images_dir / name) else name
             for name in content.file_names
         ]
         return Labels(
@@ -63,6 +63,11 @@ class CocoSplit:
             annotations=self.annotations,
             **vars(content),
         )
+
+
+def _is_of_windows(name: str) -> bool:
+    """Return True for a relative file name with Windows' separators."""
+    return "\\" in name and name[1:2] != ":" and not name.startswith("\\")
 
 
 def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
@@ -93,7 +98,7 @@ def image_dirs(root: Path, split: str) -> tuple[Path, ...]:
     return (*(folder / name for folder in (root, root / "images") for name in names), root / "images")
 
 
-def _to_index(index: LabelIndex, content: LabelContent, found: list[Finding]) -> None:
+def _to_index(index: LabelIndex, content: LabelContent) -> None:
     table, segmentations = content.table, content.table.segmentations
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": content.image_ids,
@@ -101,29 +106,24 @@ def _to_index(index: LabelIndex, content: LabelContent, found: list[Finding]) ->
         **{name: getattr(table, name) for name in COLUMNS},
     }
     if segmentations is not None:
-        arrays["segmentation_starts"], arrays["segmentation_ends"] = segmentations.starts, segmentations.ends
-        arrays["segmentation_text"] = segmentations.text
+        arrays |= {f"segmentation_{name}": getattr(segmentations, name) for name in _MASK_ARRAYS}
     categories = [[category.category_id, category.name] for category in content.categories]
     about = {
         "label_digest": content.label_digest,
         "categories": categories,
         "file_names": content.file_names,
-        "findings": [item.to_json() for item in found],
     }
     index.save(about, arrays)
 
 
-def _from_index(index: LabelIndex | None, findings: Findings | None = None) -> LabelContent | None:
+def _from_index(index: LabelIndex | None) -> LabelContent | None:
     loaded = None if index is None else index.load()
     if loaded is None:
         return None
     content, arrays = loaded
-    if findings is not None:
-        findings.items += [Finding(**item) for item in content["findings"]]
     segmentations = None
-    if "segmentation_text" in arrays:
-        names = ("segmentation_text", "segmentation_starts", "segmentation_ends")
-        segmentations = Segmentations(*(arrays[name] for name in names))
+    if "segmentation_block" in arrays:
+        segmentations = Segmentations(*(arrays[f"segmentation_{name}"] for name in _MASK_ARRAYS))
     return LabelContent(
         file_names=content["file_names"],
         image_ids=np.array(arrays["image_ids"]),

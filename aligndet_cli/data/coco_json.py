@@ -7,6 +7,7 @@ error that names file and entry.
 import contextlib
 import gc
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.data.boxes import BoxTable, select_rows
 from aligndet_cli.data.dataset import Category, positions_of
-from aligndet_cli.data.findings import Findings, counted
+from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.format import LabelContent
 from aligndet_cli.data.images import MAX_PIXELS
 from aligndet_cli.data.segmentations import SegmentationWriter
@@ -60,11 +61,7 @@ def read_content(
         categories = categories_of(content["categories"], file, findings)
         table = _boxes(annotations, image_ids, categories, file, findings)
         if masks is not None:
-            table.segmentations = masks.finish(entry.get("segmentation", (0, 0)) for entry in annotations)
-            if masks.num_unusable:
-                unusable = counted(masks.num_unusable, "mask has", "masks have")
-                message = f"{unusable} no polygon of three corners: left out, in training and evaluation"
-                findings.warn("masks-without-corners", message, count=masks.num_unusable)
+            table.segmentations = masks.finish(entry.get("segmentation", 0) for entry in annotations)
         is_known = (table.image_index >= 0) & (table.class_ids >= 0)
         return LabelContent(
             file_names=[image["file_name"] for image in images],
@@ -281,6 +278,11 @@ def _positions(
     return positions
 
 
+def _types_in(rows: list[Any]) -> set[type]:
+    """Return the types of the values of all rows; `true` and `false` would pass for numbers."""
+    return set(map(type, itertools.chain.from_iterable(rows)))
+
+
 def id_array(ids: list[int], file: Path) -> NDArray[np.int64]:
     """Return ids as an array (N,) int64.
 
@@ -314,11 +316,11 @@ def _annotation_ids(annotations: Entries, file: Path, findings: Findings) -> NDA
 def box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:
     """Return boxes (N, 4) float64 xywh of pixels; report other rows and make them zeros (empty boxes)."""
     try:
-        boxes = np.array(rows, dtype=np.float64)
+        boxes = np.array(rows, dtype=np.float64) if bool not in _types_in(rows) else np.empty(0)
     except (ValueError, TypeError, OverflowError):
         boxes = np.empty(0)
     if boxes.shape != (len(rows), 4):
-        numbers = [[_number(value) for value in row] for row in rows]
+        numbers = [[None if isinstance(value, bool) else _number(value) for value in row] for row in rows]
         boxes = np.array(
             [[math.nan] * 4 if len(row) != 4 or None in row else row for row in numbers], dtype=np.float64
         ).reshape(-1, 4)
@@ -338,24 +340,29 @@ def box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.flo
 
 def _flags(annotations: Entries, key: str, file: Path, findings: Findings) -> NDArray[np.bool_]:
     """Return True (N,) where a key is 1; a missing one or null is 0."""
-    numbers = np.nan_to_num(number_column(annotations, key, file, findings))
+    numbers = np.nan_to_num(number_column(annotations, key, file, findings, are_flags=True))
     _report_bad(annotations, key, np.flatnonzero(~np.isin(numbers, (0, 1))), "0 or 1", file, findings)
     return numbers == 1
 
 
-def number_column(annotations: Entries, key: str, file: Path, findings: Findings) -> NDArray[np.float64]:
-    """Return the numbers (N,) of a key, NaN where it is missing or null; report what is no number."""
+def number_column(
+    annotations: Entries, key: str, file: Path, findings: Findings, *, are_flags: bool = False
+) -> NDArray[np.float64]:
+    """Return the numbers (N,) of a key, NaN where it is missing or null; report what is no number.
+
+    `true` and `false` are numbers only where `are_flags`.
+    """
     values = [entry.get(key) for entry in annotations]
     try:
         array = np.array(values, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
-        array = None
-    if array is not None and array.shape == (len(values),) and not (np.abs(array) > _MAX_NUMBER).any():
+        array = np.empty(0)
+    is_sound = array.shape == (len(values),) and not (np.abs(array) > _MAX_NUMBER).any()
+    if is_sound and (are_flags or bool not in _types_in([values])):
         return array
-    numbers = [_number(value) for value in values]
-    _report_bad(
-        annotations, key, [row for row, number in enumerate(numbers) if number is None], "a number", file, findings
-    )
+    numbers = [None if isinstance(value, bool) and not are_flags else _number(value) for value in values]
+    bad = [row for row, number in enumerate(numbers) if number is None]
+    _report_bad(annotations, key, bad, "a number", file, findings)
     return np.array([math.nan if number is None else number for number in numbers])
 
 

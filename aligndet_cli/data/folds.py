@@ -72,7 +72,7 @@ def fraction_of(num_images: int, percent: float, fold: int) -> list[int]:
         return list(range(num_images))
     count = int(percent / 100 * num_images)
     if count == 0:
-        raise ConfigError(f"--fraction {percent:g}: leaves none of the {num_images} images")
+        raise ConfigError(f"fraction {percent:g}: leaves none of the {num_images} images; take a larger one")
     return [int(index) for index in np.random.RandomState(fold).choice(num_images, count, replace=False)]
 
 

@@ -1,29 +1,34 @@
 """Load samples from images and boxes on disk, in an order that depends on the seed alone."""
 
+import contextlib
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from functools import partial
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import other_size, read_image
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.order import epoch_order
-from aligndet_cli.data.packing import PackedSamples
+from aligndet_cli.data.packing import pin
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import normalise, pad_to_batch, resize, resized_hw
+from aligndet_cli.data.workers import results_in_order
 from aligndet_cli.errors import DataError
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.processes.signals import leave_stopping_to_main_process
+from aligndet_cli.processes.signals import interruptible
 
 OnError = Literal["skip", "fail"]
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+_PATIENCE_S = 5.0  # for a batch, once a signal asks to stop, where it is better to stop after it
 
 
 class BoxSource(Protocol):
@@ -46,7 +51,7 @@ class LabelBoxes:
         return record.boxes[kept], record.class_ids[kept]
 
 
-class SampleStream(Dataset[Sample | DataError]):
+class SampleStream:
     """Decoded images by `(position, row)`; the next image replaces one that cannot be read, and names it.
 
     Args:
@@ -67,11 +72,11 @@ class SampleStream(Dataset[Sample | DataError]):
         self.indices = np.asarray(indices, dtype=np.int64)
         self.masks = masks
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample | DataError:
+    def __getitem__(self, place: tuple[int, int]) -> Sample:
         """Return the sample at a place `(position in the run, row of indices)`.
 
-        An error that ends the run (see `on_error`, or no image can be read) is returned, not raised: a loader process
-        would wrap it in its traceback.
+        Raises:
+            DataError: it cannot be read and nothing may replace it (see `on_error`), or no image can be read.
         """
         position, row = place
         skipped: list[tuple[str, str]] = []
@@ -81,14 +86,14 @@ class SampleStream(Dataset[Sample | DataError]):
                 sample = self._load(position, index)
             except DataError as error:
                 if self.on_error == "fail":
-                    return error
+                    raise
                 # Without the absolute path, so that the artifact does not depend on where the data lies.
                 name = self.image_set.file_names[index]
                 skipped.append((name, str(error).removeprefix(f"{self.image_set.images_dir / name}: ")))
                 continue
             return replace(sample, skipped=tuple(skipped))
         name, reason = skipped[-row % len(skipped)]  # of row 0, whichever was tried first
-        return DataError(
+        raise DataError(
             f"{self.image_set.images_dir}: none of the {len(skipped)} images can be read; the first: {name}: {reason}"
         )
 
@@ -123,7 +128,7 @@ def load_image(image_set: ImageSet, index: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-class StreamSampler(Sampler[list[tuple[int, int]]]):
+class StreamSampler:
     """Places of the samples of every step of one rank, from `start_step` to `num_steps`.
 
     The stream is endless: one permutation of the images after the other, see `epoch_order`. Step s takes positions
@@ -185,27 +190,43 @@ def batches_of_run(
     """
     if aspects is None:
         aspects = stream.image_set.aspects(stream.indices)
-    workers = resolve_workers(num_workers, process)
-    loader: DataLoader[Sample | DataError] = DataLoader(
-        stream,
-        batch_sampler=StreamSampler(
-            aspects, batch_size, seed=seed, start_step=steps.start, num_steps=steps.stop, process=process
-        ),
-        num_workers=workers,
-        collate_fn=_pack,
-        worker_init_fn=_start_worker if workers else None,
-        prefetch_factor=4 if workers else None,
-        pin_memory=process.device != "cpu",
+    places = StreamSampler(
+        aspects, batch_size, seed=seed, start_step=steps.start, num_steps=steps.stop, process=process
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch.unpack()
+    yield from _loaded(
+        partial(_samples_at, stream),
+        places,
+        resolve_workers(num_workers, process),
+        is_pinned=process.device != "cpu",
+        # Others wait for the batch, too: if it comes, all of them can stop after the same step.
+        patience_s=0.0 if process.world_size == 1 else _PATIENCE_S,
+    )
 
 
-def _pack(samples: list[Sample | DataError]) -> PackedSamples | DataError:
-    error = next((sample for sample in samples if isinstance(sample, DataError)), None)
-    return error or PackedSamples.of([sample for sample in samples if isinstance(sample, Sample)])
+def _samples_at(stream: SampleStream, places: list[tuple[int, int]]) -> list[Sample]:
+    return [stream[place] for place in places]
+
+
+def _loaded(
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    num_workers: int,
+    *,
+    is_pinned: bool = False,
+    patience_s: float = 0.0,
+) -> Generator[Result, None, None]:
+    """Yield `function(task)` of all tasks, see `results_in_order`; without workers, done by this process.
+
+    With patience, this process cannot be interrupted while it does a task.
+    """
+    if num_workers:
+        results = results_in_order(function, tasks, num_workers, is_pinned=is_pinned, patience_s=patience_s)
+        with contextlib.closing(results):
+            yield from results
+        return
+    made: Iterable[Result] = map(function, tasks)
+    for result in made if patience_s else interruptible(made):
+        yield pin(result) if is_pinned else result
 
 
 def resolve_workers(num_workers: int | Literal["auto"], process: Process) -> int:
@@ -238,14 +259,9 @@ def evaluation_batches(
         DataError: an image cannot be read.
     """
     chunks = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-    loader: DataLoader[Tensor | DataError] = DataLoader(
-        _Images(image_set),
-        batch_sampler=chunks,
-        collate_fn=list,
-        num_workers=num_workers,
-        worker_init_fn=_start_worker if num_workers else None,
-    )
-    for chunk, loaded in zip(chunks, loader, strict=True):
+    for chunk, loaded in zip(
+        chunks, _loaded(partial(_images_at, image_set), chunks, num_workers, patience_s=_PATIENCE_S), strict=True
+    ):
         errors = {index: item for index, item in zip(chunk, loaded, strict=True) if isinstance(item, DataError)}
         if errors and skipped is None:
             raise errors[min(errors, key=chunk.index)]
@@ -263,19 +279,12 @@ def evaluation_batches(
         yield chunk, pad_to_batch(resized), sizes_hw
 
 
-class _Images(Dataset[Tensor | DataError]):
-    """Decoded images; errors are returned, since a loader process would wrap them in its traceback."""
-
-    def __init__(self, image_set: ImageSet) -> None:
-        self.image_set = image_set
-
-    def __getitem__(self, index: int) -> Tensor | DataError:
+def _images_at(image_set: ImageSet, indices: list[int]) -> list[Tensor | DataError]:
+    """Return the images, or the errors of those that cannot be read."""
+    loaded: list[Tensor | DataError] = []
+    for index in indices:
         try:
-            return load_image(self.image_set, index)
+            loaded.append(load_image(image_set, index))
         except DataError as error:
-            return error
-
-
-def _start_worker(_worker: int) -> None:
-    torch.set_num_threads(1)
-    leave_stopping_to_main_process()
+            loaded.append(error)
+    return loaded

@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from aligndet_cli.config import did_you_mean
 from aligndet_cli.data.listing import subfolders
-from aligndet_cli.errors import DataError
+from aligndet_cli.errors import DataError, did_you_mean
 
 Purpose = Literal["train", "val"]
 

@@ -207,16 +207,16 @@ def _side(tree: ElementTree.Element, key: str, file: Path) -> int:
     return int(side)
 
 
-_FLAGS = {"": False, "0": False, "false": False, "unspecified": False, "1": True, "true": True}
+_FLAGS = {"": 0, "false": 0, "unspecified": 0, "true": 1}
 
 
 def _is_difficult(element: ElementTree.Element, number: int, file: Path) -> bool:
     text = (element.findtext("difficult") or "").strip()
-    flag = _FLAGS.get(text.lower())
-    if flag is None:
+    flag = _FLAGS.get(text.lower(), _number(element, "difficult"))
+    if flag not in (0, 1):
         message = f"{file}: object {number} has {text[:40]!r} for 'difficult', expected 0 or 1"
         raise DataError(f"{message}; correct or remove it")
-    return flag
+    return flag == 1
 
 
 def _parse_object(element: ElementTree.Element, number: int, file: Path) -> VocObject:

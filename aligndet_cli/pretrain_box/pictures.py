@@ -10,7 +10,6 @@ from torch import Tensor
 from aligndet_cli.data.loaders import SampleStream, StreamSampler
 from aligndet_cli.data.transforms import MEAN, PLAIN_OPS, STD, ViewParams, make_batch
 from aligndet_cli.drawing import draw_grid, draw_text, draw_tile, save_picture
-from aligndet_cli.errors import DataError
 from aligndet_cli.plotting import COLOURS
 from aligndet_cli.pretrain_box.views import VIEWS, ViewsConfig, draw_views
 from aligndet_cli.processes.devices import Process
@@ -36,8 +35,6 @@ def draw_first_views(
     rows = []
     for place in [place for batch in sampler for place in batch][:count]:
         sample = stream[place]
-        if isinstance(sample, DataError):
-            raise sample
         shown = _evenly_by_size(sample.boxes)
         colours = (NUM_BOXES * COLOURS)[: len(shown)]
         numbers = [str(place + 1) for place in range(len(shown))]

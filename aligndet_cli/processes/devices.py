@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.logs import ProgressMode
-from aligndet_cli.processes.slurm import is_batch_script
+from aligndet_cli.logs import ProgressMode, logger
+from aligndet_cli.processes.launchers import find_place, in_interactive_shell
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Process:
     world_size: int = 1
     device: str = "cpu"
     progress: ProgressMode = "none"
+    flags: frozenset[str] = frozenset()
 
     @property
     def is_main(self) -> bool:
@@ -58,11 +59,13 @@ class Devices:
 
 
 def joined_world_size() -> int | None:
-    """Return the number of processes if torchrun or Slurm started this one among several, else None."""
-    for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in os.environ and int(os.environ.get(world, "1")) > 1:
-            return None if rank.startswith("SLURM") and is_batch_script(os.environ) else int(os.environ[world])
-    return None
+    """Return the number of processes if torchrun or Slurm started this one among several, else None.
+
+    Raises:
+        ConfigError: the environment has the variables of half a launcher.
+    """
+    place = find_place(os.environ)
+    return None if place is None else place.world_size
 
 
 def resolve_devices(runtime: RuntimeConfig) -> Devices:
@@ -95,6 +98,8 @@ def resolve_devices(runtime: RuntimeConfig) -> Devices:
     joined = joined_world_size()
     if joined is not None:
         return _joined_devices(runtime, joined, Devices(kind, per_node, runtime.num_nodes, visible))
+    if "SLURM_PROCID" in os.environ and in_interactive_shell(os.environ):
+        logger.info("in an interactive shell of Slurm: one command, as if there were no other tasks (else use srun)")
     if runtime.num_nodes > 1:
         raise ConfigError("--num-nodes: start the command on every machine with torchrun or srun; it joins by itself")
     return Devices(kind, per_node, 1, visible, runtime.timeout_minutes)
@@ -121,9 +126,12 @@ def own_device(devices: Devices) -> str:
 
     if devices.kind == "cpu":
         return "cpu"
-    local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    place, num_gpus = find_place(os.environ), torch.cuda.device_count()
     if num_gpus == 1:  # Slurm may show each process only its own
         return "cuda:0"
+    if place is None or place.local_rank is None:
+        raise ConfigError("LOCAL_RANK is not set, so the GPU of this process is not known; torchrun and srun set it")
+    local_rank = place.local_rank
     numbers = devices.visible or range(num_gpus)
     if local_rank >= len(numbers):
         raise ConfigError(f"process {local_rank} of this machine has no GPU ({len(numbers)} to share); start fewer")

@@ -1,15 +1,16 @@
 """Run one function on one process or many: spawned by torch's elastic launcher, or joined under torchrun and Slurm."""
 
 import contextlib
-import datetime
 import json
 import logging
+import math
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,23 +18,34 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, Preempted, RunError, as_user_error
+from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, Preempted, RunError, as_user_error, less_memory
 from aligndet_cli.logs import ProgressMode, setup_logging
 from aligndet_cli.processes.devices import Devices, Process, joined_world_size, own_device
+from aligndet_cli.processes.ends import describe_end, starting_processes
 from aligndet_cli.processes.memory import keep_freed_memory
-from aligndet_cli.processes.signals import Stopped, helpers_ignore_sigusr1, ignore_stopping, stop_at_once
-from aligndet_cli.processes.slurm import torch_variables
+from aligndet_cli.processes.signals import (
+    PREEMPTION,
+    SAME_REQUEST_S,
+    Stopped,
+    handled_by,
+    helpers_ignore_sigusr1,
+    ignore_stopping,
+    is_ignored,
+    stop_at_once,
+)
 
 PlanT = TypeVar("PlanT")
 _INTERRUPTED = 130  # exit code after Ctrl-C
+_FATAL = (signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Display settings of the command, to pass to spawned processes."""
+    """Display settings of the command, and its flags, which messages may name; passed to spawned processes."""
 
     progress: ProgressMode = "auto"
     verbosity: int = 0
+    flags: frozenset[str] = frozenset()
 
 
 def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
@@ -48,7 +60,7 @@ def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
         run_here(run, plan, _joined_process(devices, shown))
         return
     if devices.world_size == 1:
-        run_here(run, plan, Process(device=devices.first, progress=shown.progress))
+        run_here(run, plan, Process(device=devices.first, progress=shown.progress, flags=shown.flags))
         return
     _spawn(run, plan, devices, shown)
 
@@ -64,9 +76,12 @@ def one_for_all(devices: Devices) -> Iterator[Callable[[Callable[[], PlanT]], Pl
         return
     import torch.distributed as dist
 
-    _init_process_group(devices)
+    from aligndet_cli.processes.joining import init_process_group, lost_partners
+
+    init_process_group(devices)
     try:
-        yield _prepare_on_main
+        with lost_partners(devices.timeout_minutes):
+            yield _prepare_on_main
     finally:
         dist.destroy_process_group()
 
@@ -74,17 +89,19 @@ def one_for_all(devices: Devices) -> Iterator[Callable[[Callable[[], PlanT]], Pl
 def _prepare_on_main(prepare: Callable[[], PlanT]) -> PlanT:
     import torch.distributed as dist
 
-    message: list[Any] = [None, None]
+    from aligndet_cli.processes.collectives import value_of_main
+
+    plan, problem = None, None
     if dist.get_rank() == 0:
         try:
-            message[0] = prepare()
+            plan = prepare()
         except AlignDetError as error:
-            message[1] = (error.exit_code, str(error))
-    dist.broadcast_object_list(message, src=0)
-    if message[1] is not None:
-        code, text = message[1]
+            problem = (error.exit_code, str(error))
+    plan, problem = value_of_main((plan, problem))
+    if problem is not None:
+        code, text = problem
         raise ERROR_BY_EXIT_CODE[code](text)
-    return message[0]
+    return plan
 
 
 def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -> None:
@@ -100,49 +117,21 @@ def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch does not declare it
         torch.backends.cudnn.benchmark = False
-    try:
+    if process.world_size == 1:
         run(plan, process)
-    except RuntimeError as error:
-        if process.world_size > 1 and _is_lost_connection(error):
-            if "timed out" in str(error).lower():
-                minutes = plan.config.runtime.timeout_minutes
-                raise RunError(
-                    f"rank {process.rank}: waited {minutes:g} minutes for another process of the run, which hangs; "
-                    "run the same command to continue (--set runtime.timeout_minutes to wait longer)"
-                ) from None
-            raise _LostPartner(f"rank {process.rank}: another process of the run is gone; see what it says") from None
-        raise
+        return
+    from aligndet_cli.processes.joining import lost_partners
 
-
-class _LostPartner(RunError):
-    """Another process ended, so this one had to; another process reports the cause."""
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    import torch.distributed as dist
-
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    with lost_partners(plan.config.runtime.timeout_minutes):
+        run(plan, process)
 
 
 def _joined_process(devices: Devices, shown: Shown) -> Process:
     import torch.distributed as dist
 
     rank = dist.get_rank()
-    return Process(rank, dist.get_world_size(), own_device(devices), shown.progress if rank == 0 else "none")
-
-
-def _init_process_group(devices: Devices) -> None:
-    """Join the group of processes that torchrun's variables describe, or Slurm's."""
-    import torch
-    import torch.distributed as dist
-
-    if "RANK" not in os.environ:
-        for name, value in torch_variables(os.environ).items():
-            os.environ.setdefault(name, value)
-    if devices.kind == "cuda":
-        torch.cuda.set_device(torch.device(own_device(devices)))
-    timeout = datetime.timedelta(minutes=devices.timeout_minutes)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if devices.kind == "cuda" else "gloo", timeout=timeout)
+    progress = shown.progress if rank == 0 else "none"
+    return Process(rank, dist.get_world_size(), own_device(devices), progress, shown.flags)
 
 
 def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
@@ -165,33 +154,40 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=0,
-            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # these end the workers, after 30 s at the latest
+            # These end the workers, after 30 s at the latest; the others are passed on.
+            signals_to_handle=",".join(number.name for number in _FATAL if not is_ignored(number)),
         )
         try:
-            elastic_launch(config, _worker)(run, plan, devices, shown, Path(reports))
+            with starting_processes("use --devices 1"):
+                elastic_launch(config, _worker)(run, plan, devices, shown, Path(reports))
         except (ChildFailedError, elastic_api.SignalException) as error:
-            raise _root_cause(Path(reports), error, received) from None
+            raise _root_cause(Path(reports), error, received, shown) from None
 
 
 @contextlib.contextmanager
 def _signals_passed_on() -> Iterator[list[str]]:
-    """Pass SIGTERM and SIGUSR1 on to the workers, who may take any time to save; yields the names received so far."""
+    """Pass stop signals on to the workers, who may take any time to save; a second request kills them.
+
+    Yields:
+        The names of the signals received so far.
+    """
     received: list[str] = []
+    first = math.inf
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
         received.append(signal.Signals(number).name)
+        first = min(first, time.monotonic())
         workers = multiprocessing.active_children()
         if not workers:
-            raise Stopped(received[0])
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(received[0])
+        is_second = time.monotonic() - first > SAME_REQUEST_S
         for worker in workers:
-            worker.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid or 0, signal.SIGKILL if is_second else number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
+    with handled_by(pass_on, *PREEMPTION, signal.SIGINT):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown, reports: Path) -> None:
@@ -200,18 +196,20 @@ def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sh
     import torch
     import torch.distributed as dist
 
+    from aligndet_cli.processes.joining import LostPartner, init_process_group
+
     setup_logging(shown.verbosity)
     world_size, local_rank = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
     if devices.kind == "cpu":
         torch.set_num_threads(max((os.cpu_count() or 1) // world_size, 1))
     try:
         try:
-            _init_process_group(devices)
+            init_process_group(devices)
             run_here(run, plan, _joined_process(devices, shown))
             dist.destroy_process_group()
         finally:
             ignore_stopping()  # when one has failed, the launcher sends SIGTERM to the others
-    except _LostPartner:
+    except LostPartner:
         sys.exit(RunError.exit_code)
     except KeyboardInterrupt:  # from the terminal, or because the command itself was killed
         os._exit(_INTERRUPTED)  # at once: the signal may come twice, from the terminal and from the launcher
@@ -220,7 +218,7 @@ def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sh
     except AlignDetError as error:
         _report(reports, local_rank, error)
     except Exception as error:
-        known = as_user_error(error) if isinstance(error, OSError) else None
+        known = as_user_error(error, shown.flags)
         if known is None:
             traceback.print_exc()
         _report(reports, local_rank, known or RunError(f"rank {local_rank}: {type(error).__name__}: {error}"))
@@ -232,7 +230,7 @@ def _report(reports: Path, rank: int, error: AlignDetError) -> None:
     sys.exit(error.exit_code)
 
 
-def _root_cause(reports: Path, error: BaseException, received: list[str]) -> BaseException:
+def _root_cause(reports: Path, error: BaseException, received: list[str], shown: Shown) -> BaseException:
     """Return the error of the process that failed first; the others only lost their partner.
 
     Args:
@@ -246,17 +244,15 @@ def _root_cause(reports: Path, error: BaseException, received: list[str]) -> Bas
         if not (was_killed and report["exit_code"] == Preempted.exit_code):
             return ERROR_BY_EXIT_CODE[report["exit_code"]](report["message"])
     number = getattr(error, "sigval", None)
-    if number == signal.SIGINT or any(failure.exitcode == _INTERRUPTED for failure in failures.values()):
+    if "SIGINT" in received or any(failure.exitcode == _INTERRUPTED for failure in failures.values()):
         return KeyboardInterrupt()
     if number is not None:
         received = [*received, signal.Signals(number).name]
     if received:  # before the workers could listen
         return Preempted(str(Stopped(received[0])))
-    killed = [rank for rank, failure in failures.items() if failure.exitcode == -signal.SIGKILL]
-    if killed:
-        return RunError(
-            f"a training process was killed (rank {killed[0]}), most likely by the system because memory ran out: "
-            "lower --batch-size (or raise --accumulate) or --short-side, or run the same command to continue"
-        )
-    codes = ", ".join(f"rank {rank} exit code {failure.exitcode}" for rank, failure in failures.items())
-    return RunError(f"a training process died ({codes or error}); run the same command to continue")
+    if not failures:
+        return RunError(f"a training process died ({error}); run the same command to continue")
+    # What was killed comes first: the others' ends followed from it.
+    rank, failure = min(failures.items(), key=lambda item: item[1].exitcode != -signal.SIGKILL)
+    end = describe_end(failure.exitcode, less_memory(shown.flags))
+    return RunError(f"a training process (rank {rank}) {end}; run the same command to continue")

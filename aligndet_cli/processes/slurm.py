@@ -5,12 +5,19 @@ from collections.abc import Mapping
 
 from aligndet_cli.errors import ConfigError
 
+_FIRST_SPECIAL_STEP = 4_294_967_290  # 0xFFFFFFFA: the interactive step, the batch script, ...
 _FIRST_PORT, _NUM_PORTS = 15_000, 15_000  # below the ports that Linux assigns by itself
 
 
 def is_batch_script(slurm: Mapping[str, str]) -> bool:
     """Return True if Slurm started this process alone, as part of the batch script: in a job, but in no step of it."""
     return "SLURM_JOB_ID" in slurm and "SLURM_STEP_ID" not in slurm
+
+
+def is_interactive_step(slurm: Mapping[str, str]) -> bool:
+    """Return True if Slurm started this process alone, in the shell of `salloc`."""
+    step = slurm.get("SLURM_STEP_ID", "")
+    return step.isascii() and step.isdigit() and int(step) >= _FIRST_SPECIAL_STEP
 
 
 def torch_variables(slurm: Mapping[str, str]) -> dict[str, str]:

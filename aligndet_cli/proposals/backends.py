@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import re
 import socket
 import urllib.parse
 import warnings
@@ -17,6 +18,7 @@ from joblib.externals.loky.backend import resource_tracker
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from aligndet_cli.errors import ConfigError, RunError
+from aligndet_cli.processes.ends import describe_end, starting_processes
 from aligndet_cli.processes.signals import end_with_parent, helpers_ignore_sigusr1, leave_stopping_to_main_process
 
 Backend = Literal["processes", "threads", "dask", "ray"]
@@ -124,9 +126,10 @@ def _ready(workers: Workers) -> Iterator[int]:
     elif workers.backend == "ray":
         yield from _ray_jobs(workers)
     else:
-        with helpers_ignore_sigusr1():
-            resource_tracker.ensure_running()
-        yield workers.count or -1
+        with starting_processes("use --num-workers 1"):
+            with helpers_ignore_sigusr1():
+                resource_tracker.ensure_running()
+            yield workers.count or -1
 
 
 def _dask_client(workers: Workers) -> Any:
@@ -175,11 +178,10 @@ def _in_rounds(called: Callable[[Task], Result], tasks: Iterable[Task], parallel
 def _with_known_errors(results: Iterator[Result]) -> Iterator[Result]:
     try:
         yield from results
-    except TerminatedWorkerError:
-        raise RunError(
-            "a worker process was killed, most likely for lack of memory: try a smaller --num-workers; "
-            "finished images are saved and the same command continues"
-        ) from None
+    except TerminatedWorkerError as error:
+        code = re.search(r"\((-?\d+)\)\}", str(error))  # "The exit codes of the workers are {SIGKILL(-9)}"
+        end = describe_end(int(code[1]) if code else None, "try a smaller --num-workers")
+        raise RunError(f"a worker process {end}; finished images are saved and the same command continues") from None
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from aligndet_cli.errors import ConfigError, DataError, RunError
 from aligndet_cli.logs import Progress, ProgressMode, logger
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.sharing import locked_if_last, taking_part
-from aligndet_cli.processes.signals import stop_on_signal
+from aligndet_cli.processes.signals import interruptible, stop_on_signal
 from aligndet_cli.proposals.artifact import skipped_error, write_artifact
 from aligndet_cli.proposals.backends import Backend, Workers, choose_workers, results_of
 from aligndet_cli.proposals.filters import FilterRules
@@ -44,6 +44,10 @@ class ProposalsConfig(StageConfig):
         "shard",
         "backend",
         "scheduler",
+        # nothing is drawn at random, and no GPU is used
+        "seed",
+        "runtime.precision",
+        "runtime.deterministic",
     }
 
     source: Literal["selective-search", "ground-truth"] = Field("selective-search", description="Source of the boxes.")
@@ -236,7 +240,7 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
             results_of(work, _jobs(plan, missing), plan.workers) as results,
         ):
             try:
-                for result in results:
+                for result in interruptible(results):
                     if result.reason and config.on_error == "fail":
                         raise skipped_error(plan.image_set, result)
                     journal.append(result)

@@ -107,11 +107,13 @@ def test_a_size_that_contradicts_the_labels_is_an_error(tmp_path: Path) -> None:
         image["width"], image["height"] = image["height"], image["width"]
     labels.write_text(json.dumps(content))
     images = open_images(DataConfig(root=tmp_path), purpose="train")
-    assert isinstance(SampleStream(images, range(3), LabelBoxes(images), "fail")[(0, 0)], DataError)
+    with pytest.raises(DataError, match="pixels but its labels say"):
+        SampleStream(images, range(3), LabelBoxes(images), "fail")[(0, 0)]
     for row in range(3):  # the reason is that of the first image, whichever is tried first
-        error = SampleStream(images, range(3), LabelBoxes(images), "skip")[(0, row)]
+        with pytest.raises(DataError) as caught:
+            SampleStream(images, range(3), LabelBoxes(images), "skip")[(0, row)]
         first = re.escape(f"none of the 3 images can be read; the first: {images.file_names[0]}: is ")
-        assert re.search(rf"{first}\d+x\d+ pixels but its labels say \d+x\d+", str(error))
+        assert re.search(rf"{first}\d+x\d+ pixels but its labels say \d+x\d+", str(caught.value))
 
 
 def test_evaluation_goes_through_all_images_in_order(images: ImageSet) -> None:

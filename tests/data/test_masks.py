@@ -12,6 +12,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream
 from aligndet_cli.data.masks import LabelMasks, draw_mask, encode_mask
 from aligndet_cli.data.open import open_images
+from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.data.toy import draw_toy_data
 from aligndet_cli.errors import DataError
 
@@ -38,7 +39,9 @@ def test_run_length_codes_are_drawn() -> None:
 
 def test_polygons_of_less_than_three_corners_are_nothing() -> None:
     # Four numbers would be a box to pycocotools.
-    assert not draw_mask([[1, 1, 3, 3]], (5, 8)).any()
+    with pytest.raises(DataError, match="no polygon of three corners"):
+        draw_mask([[1, 1, 3, 3]], (5, 8))
+    assert Segmentations.of([[[1, 1, 3, 3]], [[1, 1, 3, 3], *SQUARE]])[1] == SQUARE
 
 
 @pytest.mark.parametrize("bad", [{"size": [8, 5], "counts": [40]}, {"counts": [40]}, [["a"] * 6], "text"])
@@ -96,8 +99,9 @@ def test_samples_carry_masks(images: ImageSet) -> None:
 def test_a_bad_mask_names_its_image(images: ImageSet) -> None:
     bad = [{"size": [1, 1], "counts": [1]}] * len(images.boxes)
     masks = LabelMasks(ImageSet(**{**images.__dict__, "segmentations": bad}))
-    error = SampleStream(images, range(3), LabelBoxes(images), "fail", masks)[(0, 0)]
-    assert isinstance(error, DataError)
+    with pytest.raises(DataError) as caught:
+        SampleStream(images, range(3), LabelBoxes(images), "fail", masks)[(0, 0)]
+    error = caught.value
     assert images.file_names[0] in str(error) and "repair" in str(error) and "\n" not in str(error)
 
 

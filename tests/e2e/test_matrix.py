@@ -1,10 +1,10 @@
 """Every detector in both stages, stopped at every kind of moment and continued: nothing differs from a run without.
 
-A checkpoint holds the state of a run: weights, momentum copies, optimizer and scaler. Random numbers depend on seed, step
-and rank alone, and show in the losses. A run that is continued by as many processes as began it must therefore write the
-same checkpoints and results as an uninterrupted one, byte for byte. Two processes draw other random numbers than one: a
-run that is continued by another number of them must have the same checkpoints up to there, and the same images in every
-step.
+A checkpoint holds the state of a run: weights, momentum copies, optimizer and scaler. Random numbers depend on seed,
+step and rank alone, and show in the losses. A run that is continued by as many processes as began it must therefore
+write the same checkpoints and results as an uninterrupted one, byte for byte. Two processes draw other random numbers
+than one: a run that is continued by another number of them must have the same checkpoints up to there, and the same
+images in every step.
 """
 
 import itertools
@@ -50,11 +50,8 @@ class Cell:
     signal: signal.Signals
 
     def __str__(self) -> str:
-        return (
-            f"{self.detector}-{self.stage}-{self.moment}-{self.processes}-then-{self.then}-{self.signal.name}".replace(
-                " ", "-"
-            )
-        )
+        moment = self.moment.replace(" ", "-")
+        return f"{self.detector}-{self.stage}-{moment}-{self.processes}-then-{self.then}-{self.signal.name}"
 
 
 def cells() -> list[Any]:

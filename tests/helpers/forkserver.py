@@ -1,8 +1,8 @@
 """Runs commands in forked children, so that importing torch is paid for once. A script; see `conftest.py`.
 
-One JSON object per line: `{"words": [...], "cwd": ..., "log": ..., "die_at": N or null, "moment": [...] or null, "environment": {...}}`
-starts a command in a process group of its own and answers with its pid; `{"wait": pid}` answers with its exit code, `-9`
-after `kill -9`.
+One JSON object per line: `{"words": [...], "cwd": ..., "log": ..., "die_at": N or null, "moment": [...] or null,
+"environment": {...}}` starts a command in a process group of its own and answers with its pid; `{"wait": pid}` answers
+with its exit code, `-9` after `kill -9`.
 With `die_at`, the whole group is killed just before its main process changes the disk below `cwd` for the Nth time;
 the number of changes so far is kept in `<log>.changes`. `moment` are the arguments of `moments.prepare`.
 

@@ -36,7 +36,7 @@ from helpers.mutations import Edit, LabelSet, changed, edits_of
 SIZE_HW = (12, 16)
 MAX_BYTES = 2**30
 # Errors of doctor that `open_images` cannot see, since it decodes no image and reads one split.
-OF_PIXELS = {"size-mismatch", "unreadable-images", "images-in-two-splits", "different-classes"}
+OF_PIXELS = {"no-boxes", "size-mismatch", "unreadable-images", "images-in-two-splits", "different-classes"}
 
 _RUNS = {"size": [12, 16], "counts": [40, 5, 147]}
 _RLE = {"size": [12, 16], "counts": coco_mask.frPyObjects(_RUNS, 12, 16)["counts"].decode()}

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.pretrain_image.methods import MoCo
+from aligndet_cli.processes import collectives
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.stage import find_stage
 from aligndet_cli.training import learner as learners
@@ -69,7 +70,8 @@ def take_learner(plan: Any, stage: str, process: Process, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(learners, "train", take)
         patch.setattr(learners, "wrap", lambda model, _process: model)
-        patch.setattr(torch.distributed, "barrier", lambda: None)
+        patch.setattr(collectives, "_finish", lambda *_: None)
+        patch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
         with pytest.raises(_Taken):
             find_stage(stage).steps().run(plan, process)
     return found[0]

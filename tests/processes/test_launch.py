@@ -61,6 +61,7 @@ def test_the_gpu_of_a_process(
 ) -> None:
     """The same for processes of ours and of torchrun: both find these variables."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
-    for name, value in (("RANK", local_rank), ("WORLD_SIZE", 2), ("LOCAL_RANK", local_rank)):
+    place = {"RANK": local_rank, "WORLD_SIZE": 4, "LOCAL_RANK": local_rank, "MASTER_ADDR": "here", "MASTER_PORT": 29500}
+    for name, value in place.items():
         monkeypatch.setenv(name, str(value))
     assert own_device(Devices("cuda", 2, visible=visible)) == expected

@@ -12,7 +12,7 @@ STEP = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLUR
 def in_step(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in STEP.items():
+    for name, value in {**STEP, "SLURM_JOB_NODELIST": "gpu7"}.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
 

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -35,7 +36,7 @@ def carry_out_in_parallel(board: Board, workspace: Workspace, *, gpus: tuple[str
         Preempted, KeyboardInterrupt: asked to stop; the processes have saved their runs.
     """
     workers: dict[int, _Worker] = {}  # by slot
-    with stop_on_signal() as stop, contextlib.ExitStack() as ending:
+    with stop_on_signal() as stop, contextlib.ExitStack() as ending, _killed_if_interrupted(workers):
         while stop.received is None:
             for slot in range(board.jobs):
                 worker = workers.get(slot)
@@ -54,6 +55,17 @@ def carry_out_in_parallel(board: Board, workspace: Workspace, *, gpus: tuple[str
         for worker in workers.values():
             worker.process.join()
         stop.raise_if_requested()
+
+
+@contextlib.contextmanager
+def _killed_if_interrupted(workers: dict[int, _Worker]) -> Iterator[None]:
+    """Kill the processes if a second signal ends the block: nobody waits until they have saved."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped):
+        for worker in workers.values():
+            worker.process.kill()
+        raise
 
 
 def _start(slot: int, jobs: int, gpus: tuple[str, ...], verbosity: int, ending: contextlib.ExitStack) -> _Worker:
