@@ -111,7 +111,8 @@ def read_detector(file: Path) -> DetectorFile:
     """Read a `weights.pt` that `write_detector` wrote.
 
     Raises:
-        WeightsError: the file is missing, damaged or of a newer format, or holds something else or numbers that are none.
+        WeightsError: the file is missing, damaged or of a newer format, or holds something else, or numbers that are
+            none.
     """
     content = read_plain(file, str(file))
     if not isinstance(content, dict) or content.get("kind") != KIND:
