@@ -80,7 +80,7 @@ class Runs:
     prepared: Path
     folder: Path
     whole: dict[tuple[str, str, int], Path] = field(default_factory=dict)
-    output: str = ""  # of the last command, as the first process printed it
+    output: str = ""  # of the processes of the last command
 
     def begin(self, name: str) -> Path:
         """Return a new workspace in which a stage can run."""
@@ -103,7 +103,8 @@ class Runs:
             if codes[0] == -signal.SIGKILL:  # as when the machine goes down
                 os.killpg(pid, signal.SIGKILL)
             codes.append(self.forks.wait(pid))
-        self.output = Path(f"{self.forks.log}{ranks[0].get('RANK', '')}").read_text()
+        logs = [Path(f"{self.forks.log}{variables.get('RANK', '')}") for variables in ranks]
+        self.output = "\n".join(log.read_text() for log in logs)
         return codes
 
     def uninterrupted(self, cell: Cell, processes: int) -> Path:
