@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format e2e docs settings drawing
+.PHONY: setup demo test check format e2e docs settings labels drawing
 
 setup: .venv/installed
 
@@ -29,6 +29,9 @@ drawing: setup
 
 settings: setup
 	$(BIN)/python docs/write_settings.py
+
+labels: setup
+	PYTHONPATH=tests $(BIN)/python docs/write_labels.py
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,6 +1,5 @@
 """The command line: which commands there are. Imports no torch."""
 
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -10,9 +9,12 @@ import typer
 
 from aligndet_cli import __version__
 from aligndet_cli.commands import data, results, settings, weights
+from aligndet_cli.commands.replay import replay
 from aligndet_cli.commands.stages import stage_command
+from aligndet_cli.commands.terminal import CommandLine
 from aligndet_cli.config import STAGES
 from aligndet_cli.errors import Preempted
+from aligndet_cli.logs import make_streams_sturdy
 from aligndet_cli.processes.signals import Stopped, end_if_out_of_reach, ignore_stopping, stop_at_once
 from aligndet_cli.stage import find_stage
 
@@ -35,6 +37,7 @@ def paragraphs(title: str, *lines: str) -> str:
 
 app = typer.Typer(
     name="aligndet",
+    cls=CommandLine,
     help="Pre-train an object detector on images nobody has labelled, then fine-tune and evaluate it.\n\n"
     "aligndet proposals DATA, cluster, pretrain-box, finetune, evaluate: each finds what the one before left "
     "in the workspace. Before them, pretrain-image DATA makes the backbone where there is none to download.",
@@ -55,7 +58,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What came of it": (results.predict, results.status, results.report, results.figures, results.study, results.demo),
     "Data": (data.doctor, data.views, data.split, data.toy),
     "Weights of other programs": (weights.import_weights, weights.export),
-    SETTINGS: (settings.bench,),
+    SETTINGS: (settings.bench, replay),
 }
 # Three of each command: the words that follow its name.
 EXAMPLES = {
@@ -79,6 +82,7 @@ EXAMPLES = {
         "--run retinanet-resnet50 --to onnx --image-size 800x1344",
         "--run pretrain-box/retinanet-resnet50 --to torchvision",
     ),
+    "replay": ("", "finetune/retinanet-resnet50", "pretrain-box/fcos-resnet50 --accelerator cpu --json"),
     "bench": ("", "--detector detr --stage finetune", "coco/ --precision bf16-mixed --compile"),
 }
 for panel, commands in COMMANDS.items():
@@ -107,9 +111,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Else a types.py in the current folder would be taken for Python's own by the processes that a command starts.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, io.StringIO())
+    make_streams_sturdy()
     stop_at_once()
     try:
         with end_if_out_of_reach():

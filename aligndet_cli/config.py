@@ -1,6 +1,5 @@
 """Stage configs: strict pydantic models, filled from TOML < `--set a.b=v` < flags, with errors a person can read."""
 
-import difflib
 import hashlib
 import json
 import os
@@ -8,16 +7,19 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.config_errors import readable
+from aligndet_cli.errors import ConfigError, did_you_mean
 
 STAGES = ("pretrain-image", "proposals", "cluster", "pretrain-box", "finetune", "evaluate")
 
 # Backbone weights that `pretrain-image` made in the workspace; with "auto" none where there are none.
 WORKSPACE_WEIGHTS = ("auto", "workspace")
+NO_WEIGHTS = "none"
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin", ".safetensors")
 
 
 class Frozen(BaseModel):
@@ -25,6 +27,28 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+
+@dataclass(frozen=True)
+class FileOr:
+    """Mark of a text setting that is one of some words or the name of a weights file."""
+
+    words: tuple[str, ...]
+
+    def is_file(self, text: str) -> bool:
+        """Return True if the text means a file; torchvision's names of weights do not."""
+        is_path = text.endswith(WEIGHTS_SUFFIXES) or "/" in text or Path(text).is_file()
+        return is_path and text not in self.words
+
+
+def _in_range(seed: int) -> int:
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"should be 0 to {MAX_SEED}")
+    return seed
+
+
+_LARGEST = 2**62  # of what libraries hold in 64 bits
+MAX_SEED = 2**32 - 1  # numpy's limit; torch and Python take more
+Seed = Annotated[int, AfterValidator(_in_range)]
 
 # Pixels of an image side after resizing: the coarsest feature map that every detector has is 32 times smaller.
 Side = Annotated[int, Field(ge=32)]
@@ -49,6 +73,9 @@ class DataConfig(Frozen):
         return self.model_dump(mode="json", include={"root", "format", "annotations", "images"})
 
 
+_ON, _OFF = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+
 class RuntimeConfig(Frozen):
     """Devices, workers and numerics of a run. Only `precision` and `deterministic` may change the result."""
 
@@ -65,9 +92,21 @@ class RuntimeConfig(Frozen):
     compile: bool = Field(False, description="Compile the model with torch.compile.")
     deterministic: bool = Field(False, description="Use deterministic GPU kernels only, which are slower.")
     offline: bool = Field(
-        default_factory=lambda: bool(os.environ.get("ALIGNDET_OFFLINE")),
+        default_factory=lambda: env_switch("ALIGNDET_OFFLINE"),
         description="Never download; $ALIGNDET_OFFLINE=1 does the same.",
     )
+
+
+def env_switch(name: str) -> bool:
+    """Return True if an environment variable is 1, true, yes or on; False for 0, false, no, off, empty or not set.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    value = os.environ.get(name, "").strip()
+    if value.lower() not in _ON + _OFF:
+        raise ConfigError(f"{name}={value}: write 1, true, yes or on, or else 0, false, no, off or nothing")
+    return value.lower() in _ON
 
 
 class StageConfig(Frozen):
@@ -89,6 +128,7 @@ class StageConfig(Frozen):
             "runtime.compile",
             "runtime.offline",
             "backbone.weights",  # what they are is an input with a hash of its own
+            "training.log_every",
             "training.logger",
             "training.checkpoint.every_steps",
             "training.checkpoint.every_seconds",
@@ -104,9 +144,9 @@ class StageConfig(Frozen):
         max_length=128,
         description="Name of the run (made from its settings).",
     )
-    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    seed: Seed = Field(0, description="Seed of everything random.")
     data: DataConfig = DataConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
 
     def to_json(self) -> dict[str, Any]:
         """Return the resolved config as plain JSON values."""
@@ -120,14 +160,20 @@ class StageConfig(Frozen):
         """Return a flat `{dotted.path: value}` of every setting that decides the result."""
         return {key: value for key, value in flatten(self.to_json()) if key not in self.UNHASHED}
 
-    def changes_since(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Return the differences from the `hashed_settings` that an artifact recorded, as `key: old -> new`.
+    def changes_since(self, recorded: Mapping[str, Any]) -> dict[str, str]:
+        """Return the differences from the `hashed_settings` that an artifact recorded, by path as `key: old -> new`.
 
-        A setting that it lacks is newer than the artifact: its value was the one in `BEFORE`, else the present default.
+        Settings that are no longer hashed are not compared.
         """
+        recorded = {key: value for key, value in recorded.items() if key not in self.UNHASHED}  # once counted, perhaps
         settings = self.hashed_settings()
-        missing = {key: self.BEFORE.get(key, self._default_of(key)) for key in settings if key not in recorded}
-        return describe_differences({**recorded, **missing}, settings)
+        kept = {key: value for key, value in recorded.items() if key not in self.UNHASHED}
+        missing = {key: self.value_before(key) for key in settings if key not in recorded}
+        return describe_differences({**kept, **missing}, settings)
+
+    def value_before(self, path: str) -> Any:
+        """Return the value of a setting that is newer than an artifact: that in `BEFORE`, else the present default."""
+        return self.BEFORE[path] if path in self.BEFORE else self._default_of(path)
 
     def _default_of(self, path: str) -> Any:
         *groups, name = path.split(".")
@@ -154,8 +200,7 @@ def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tu
     """Return the validated config of a stage, and `{dotted.path: origin}` of every setting that is not a default.
 
     Raises:
-        ConfigError: unreadable file, unknown key (with the nearest known one), or a value that does not fit;
-            one line per field.
+        ConfigError: unreadable file, unknown key (with the nearest known one), or a value that does not fit.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -166,19 +211,50 @@ def load_config(config_class: type[ConfigT], stage: str, sources: Sources) -> tu
         # because stages check which settings were set explicitly.
         if origin != str(sources.file) or path not in defaults or value != defaults[path]:
             assign(values, path, value)
-    return validated(config_class, values, origins), origins
+    config = validated(config_class, values, origins)
+    for path, value in flatten(config.to_json()):
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ConfigError(f"{path}: {value} is larger than any number can be here, {_LARGEST}")
+    return config, origins
+
+
+def check_seed(seed: int) -> None:
+    """Make sure that a seed of `--seed` is in the range of all seeds.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        _in_range(seed)
+    except ValueError as error:
+        raise ConfigError(f"--seed {seed}: {error}") from None
+
+
+def with_absolute_paths(config: ModelT) -> ModelT:
+    """Return the settings with every path from the root on: recorded ones are read from other folders, too."""
+    changes: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            changes[name] = with_absolute_paths(value)
+        elif isinstance(value, Path):
+            changes[name] = value.absolute()
+        elif isinstance(value, str) and any(isinstance(m, FileOr) and m.is_file(value) for m in field.metadata):
+            changes[name] = str(Path(value).absolute())
+    changes = {name: value for name, value in changes.items() if value != getattr(config, name)}
+    return config.model_copy(update=changes) if changes else config
 
 
 def validated(config_class: type[ModelT], values: Mapping[str, Any], origins: Mapping[str, str]) -> ModelT:
     """Return the settings as a config; the messages name their `origins` by dotted path.
 
     Raises:
-        ConfigError: an unknown key or a value that does not fit; one line per field.
+        ConfigError: an unknown key or a value that does not fit.
     """
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_readable(error, config_class, origins)) from None
+        raise ConfigError(readable(error, config_class, origins)) from None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,21 +266,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return one `key: old -> new` per difference of two flat mappings."""
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Return `key: old -> new` by key for each difference of two flat mappings."""
     keys = [*old, *(key for key in new if key not in old)]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+    return {key: f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)}
 
 
 def hash_json(value: Any) -> str:
     """Return a hex digest of any JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """Return `"; did you mean 'x'?"` if a known word is near, else the list of known words."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
 
 
 def _settings(stage: str, sources: Sources) -> Iterator[tuple[str, Any, str]]:
@@ -272,83 +342,3 @@ def assign(values: dict[str, Any], path: str, value: Any) -> None:
             raise ConfigError(f"{path}: '{parent}' was already set to a plain value")
         node = child
     node[leaf] = value
-
-
-def _readable(error: ValidationError, config_class: type[BaseModel], origins: Mapping[str, str]) -> str:
-    """Return one line per setting. Pydantic reports a union once per member type; these become one line."""
-    items_by_path: dict[str, list[Any]] = {}
-    for item in error.errors():
-        items_by_path.setdefault(_path_of(item, config_class), []).append(item)
-    lines = []
-    for path, items in items_by_path.items():
-        if any(other != path and _is_within(other, path) for other in items_by_path):
-            continue  # a list is "too short" because of the bad entries that have lines of their own
-        origin = next((origins[key] for key in origins if _is_within(key, path) or _is_within(path, key)), None)
-        where = f" (from {origin})" if origin else ""
-        if len(items) == 1:
-            lines.append(_readable_line(path, items[0], where, config_class))
-        else:
-            expected = ", or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items))
-            lines.append(f"{path}: should be {expected}, got {items[0]['input']!r}{where}")
-    return "\n".join(lines)
-
-
-def _is_within(path: str, group: str) -> bool:
-    return path == group or path.startswith(f"{group}.")
-
-
-def _readable_line(path: str, item: Any, where: str, config_class: type[BaseModel]) -> str:
-    if item["type"] == "extra_forbidden":
-        *parents, key = map(str, item["loc"])
-        return f"{path}: unknown key{where}{did_you_mean(key, list(fields_at(config_class, parents)))}"
-    if item["type"] == "literal_error":
-        choices = [choice.strip(" '") for choice in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return f"{path}: {item['input']!r} is not a choice{where}{did_you_mean(str(item['input']), choices)}"
-    if item["type"] == "union_tag_invalid":
-        choices = [choice.strip(" '") for choice in item["ctx"]["expected_tags"].split(",")]
-        tag, key = item["ctx"]["tag"], item["ctx"]["discriminator"].strip("'")
-        return f"{path}.{key}: '{tag}' is not a choice{where}{did_you_mean(tag, choices)}"
-    if item["type"] in ("model_type", "model_attributes_type"):
-        return f"{path}: is a group of settings, set them one by one as {path}.KEY, got {item['input']!r}{where}"
-    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{path or config_class.__name__}: {message}, got {item['input']!r}{where}"
-
-
-def _path_of(item: Any, config_class: type[BaseModel]) -> str:
-    """Return the dotted path of the setting in error, without pydantic's names for members of unions."""
-    location = [str(part) for part in item["loc"]]
-    kept = [
-        part
-        for place, part in enumerate(location)
-        if part in fields_at(config_class, location[:place]) or part.isdigit()
-    ]
-    if item["type"] == "extra_forbidden":
-        kept.append(location[-1])
-    return ".".join(kept)
-
-
-def fields_at(model: type[BaseModel], location: list[str]) -> dict[str, Any]:
-    """Return the fields of the settings group at `location` below `model`.
-
-    Members of a union are merged, unless the location names one by its tag (the family of a detector).
-    """
-    groups = [model]
-    for part in location:
-        annotations = [group.model_fields[part].annotation for group in groups if part in group.model_fields]
-        if annotations:
-            groups = [member for annotation in annotations for member in _model_members(annotation)]
-        elif any(_has_tag(group, part) for group in groups):
-            groups = [group for group in groups if _has_tag(group, part)]
-    return {name: field for group in groups for name, field in group.model_fields.items()}
-
-
-def _has_tag(group: type[BaseModel], tag: str) -> bool:
-    """Return True if one of the group's settings can only be `tag`."""
-    return any(get_args(field.annotation) == (tag,) for field in group.model_fields.values())
-
-
-def _model_members(annotation: Any) -> list[type[BaseModel]]:
-    """Return the settings groups that an annotation such as `A | B | None` allows."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _model_members(part)]

@@ -1,12 +1,22 @@
 """Carry out a stage: from a request to an artifact, in the same steps for all. Free of torch until a stage needs it."""
 
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from aligndet_cli.config import DataConfig, Sources, StageConfig, load_config
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.config import (
+    DataConfig,
+    Sources,
+    StageConfig,
+    assign,
+    flatten,
+    load_config,
+    validated,
+    with_absolute_paths,
+)
+from aligndet_cli.errors import ChangedError, ConfigError
 from aligndet_cli.files import read_json
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.devices import Devices, Process, joined_world_size, resolve_devices
@@ -17,7 +27,12 @@ from aligndet_cli.workspace import Artifact, Workspace
 
 @dataclass(frozen=True)
 class Request:
-    """A user's request to one stage; see `flags.CONTROL`."""
+    """A user's request to one stage; see `flags.CONTROL`.
+
+    Attributes:
+        as_it_was: settings that nobody gave are those of the finished or interrupted run of the same name, if there is
+            one; otherwise they are the defaults, and a run that had others is refused.
+    """
 
     stage: str
     workspace: Workspace
@@ -26,6 +41,7 @@ class Request:
     force: bool = False
     dry_run: bool = False
     shown: Shown = field(default_factory=Shown)
+    as_it_was: bool = False
 
 
 Status = Literal["done", "already complete", "dry run", "shard done"]
@@ -63,12 +79,12 @@ def execute(request: Request) -> Outcome:
 
 
 def _execute(request: Request, stage: Stage, steps: Steps[ConfigT, PlanT]) -> Outcome:
-    asked, _ = load_config(steps.config, stage.name, request.sources)
-    config = with_data(asked, request.workspace, stage.name, stage)
+    asked, origins = load_config(steps.config, stage.name, request.sources)
+    config = with_data(with_absolute_paths(asked), request.workspace, stage.name, stage)
     devices = Devices() if steps.has_own_workers else resolve_devices(config.runtime)
 
     def prepare() -> PlanT:
-        return steps.prepare(config, request.workspace, resume=request.resume, force=request.force)
+        return _prepare(request, stage, steps, config, origins)
 
     with one_for_all(devices) as once:
         plan = once(prepare)
@@ -84,6 +100,67 @@ def _execute(request: Request, stage: Stage, steps: Steps[ConfigT, PlanT]) -> Ou
     if is_main and status != "dry run":
         conclusion = steps.conclude(plan)
     return Outcome(status, output.action, output.folder, artifact, effective, conclusion, is_main)
+
+
+def _prepare(
+    request: Request, stage: Stage, steps: Steps[ConfigT, PlanT], config: ConfigT, given: Collection[str]
+) -> PlanT:
+    """Call `prepare`; with `Request.as_it_was`, recorded settings take the place of those that were not given."""
+
+    def prepare(config: ConfigT) -> PlanT:
+        return steps.prepare(config, request.workspace, resume=request.resume, force=request.force)
+
+    if not request.as_it_was:
+        return prepare(config)
+    folder, settled = None, None
+    if config.name is not None:
+        folder = request.workspace.begun(stage.name, config.name, resume=request.resume, force=request.force)
+        settled = None if folder is None else _as_it_was(config, folder, given, stage)
+    try:
+        return prepare(settled or config)
+    except ChangedError as error:
+        changed = error
+    if folder is None:  # the stage has found the name
+        settled = _as_it_was(config, changed.folder, given, stage)
+        if settled is not None:
+            return prepare(settled)
+    told = {path: text for path, text in changed.settings.items() if _is_given(path, given)} or changed.settings
+    raise ChangedError(changed.state, changed.remedy, told, changed.inputs, changed.folder)
+
+
+def _as_it_was(config: ConfigT, folder: Path, given: Collection[str], stage: Stage) -> ConfigT | None:
+    """Return the settings with the recorded ones of a run where none was given, and tell these.
+
+    Artifacts and files that nobody named are settings too, such as the pre-training that `finetune --init` takes; the
+    data set is not.
+
+    Returns:
+        None where nothing changes, a given setting differs, or the settings are of another version of aligndet.
+    """
+    now, used = dict(flatten(config.to_json())), dict(flatten(read_json(folder / "config.json")))
+    recorded = dict(read_json(folder / "manifest.json")["settings"])
+    recorded = {path: recorded.get(path, config.value_before(path)) for path in config.hashed_settings()}
+    named = {*(read.setting for read in stage.reads), "import_file"} & now.keys() & used.keys()
+    recorded |= {path: used[path] for path in named}
+    kept = {path: value for path, value in recorded.items() if value != now[path]}
+    kept = {path: value for path, value in kept.items() if not (now[path] == "auto" and _is_given(path, given))}
+    if not kept or any(_is_given(path, given) for path in kept):
+        return None
+    values = config.model_dump(exclude_unset=True)
+    try:
+        for path, value in kept.items():
+            assign(values, path, value)
+        settled = validated(type(config), values, {})
+    except ConfigError:
+        return None
+    was = "interrupted" if folder.name.startswith(".") else "finished"
+    logger.info(f"as in the {was} run: {', '.join(f'{path}={value}' for path, value in kept.items())}")
+    return settled
+
+
+def _is_given(path: str, given: Collection[str]) -> bool:
+    """Return True if a setting, or a group or part of it, was given."""
+    return any(one == path or one.startswith(f"{path}.") or path.startswith(f"{one}.") for one in given)
 
 
 def with_data(config: ConfigT, workspace: Workspace, command: str, stage: Stage | None = None) -> ConfigT:

@@ -78,10 +78,16 @@ class Control:
 
 @dataclass(frozen=True)
 class Given:
-    """The typed flags; `settings` is `{dotted.path: (flag, value)}`."""
+    """The typed flags.
+
+    Attributes:
+        settings: `{dotted.path: (flag, value)}`.
+        flags: all flags that the command has, for messages.
+    """
 
     settings: dict[str, tuple[str, Any]]
     control: Control
+    flags: frozenset[str] = frozenset()
 
 
 def control(names: str, kind: type, text: str, *, panel: str = RUN, words: str = "", runs: str = "") -> Flag:
@@ -158,6 +164,7 @@ TRAINING = (
     setting("--accumulate", "training.accumulate"),
     setting("--lr", "training.lr"),
     setting("--weight-decay", "training.weight_decay"),
+    setting("--log-every", "training.log_every"),
     setting("--logger", "training.logger"),
     setting("--on-error", "on_error"),
 )
@@ -248,7 +255,7 @@ def _collect(
             # What is wrong with a value is said when the config is validated.
             is_list = known.get(flag.path, {}).get("kind") == "list"
             settings[flag.path] = (flag.word, [part.strip() for part in value.split(",")] if is_list else value)
-    return Given(settings, Control(**steering)), own
+    return Given(settings, Control(**steering), frozenset(flag.word for flag in flags)), own
 
 
 def _annotation(flag: Flag, entry: dict[str, Any]) -> Any:

@@ -1,30 +1,85 @@
-"""The logger, and the display of progress: a bar on a terminal, one plain line every few seconds elsewhere."""
+"""The logger, and the display of progress: a bar on a terminal, plain lines that become fewer elsewhere."""
 
+import errno
+import io
 import logging
 import os
 import sys
 import time
 from types import TracebackType
-from typing import Literal, Self, TextIO
+from typing import TYPE_CHECKING, Literal, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
 ProgressMode = Literal["auto", "bar", "plain", "none"]
 
 logger = logging.getLogger("aligndet")
 
+# Seconds between plain lines, in the first minute and later.
+_FIRST_MINUTE, _OFTEN, _SELDOM = 60.0, 5.0, 60.0
+
 
 def setup_logging(verbosity: int) -> None:
     """Send the package's log to stderr: -1 warnings only, 0 information, 1 debugging."""
+    make_streams_sturdy()
     level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PlainFormatter())
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its cache is, is no concern of ours
+
+
+def make_streams_sturdy() -> None:
+    """Let stdout and stderr of this process write any text, and end quietly where nobody listens any more.
+
+    What cannot be written on stderr is dropped: there is no place to tell it, and no reason to end a run. Of stdout,
+    the first such error is raised, unless it is that the reader of a pipe is gone.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, io.StringIO())
+        elif isinstance(stream, io.TextIOWrapper) and _is_original(stream, number):
+            stream.flush()
+            buffer = io.BufferedWriter(_SturdyFile(name, number))
+            sturdy = io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, sturdy)
+
+
+def _is_original(stream: io.TextIOWrapper, number: int) -> bool:
+    """Return True if a stream writes to that file descriptor, and not yet through a `_SturdyFile`."""
+    try:
+        return stream.fileno() == number and not isinstance(getattr(stream.buffer, "raw", None), _SturdyFile)
+    except (OSError, ValueError):  # captured by a test, or closed
+        return False
+
+
+class _SturdyFile(io.FileIO):
+    """A file descriptor of which only the first error is raised, if any."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+        self._title, self._is_broken = name, False
+
+    def write(self, data: "Buffer", /) -> int:
+        count = memoryview(data).nbytes
+        if self._is_broken:
+            return count
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._is_broken = True
+            if self._title == "stderr" or error.errno == errno.EPIPE:
+                return count
+            raise OSError(error.errno, error.strerror, self._title) from None
 
 
 class _PlainFormatter(logging.Formatter):
@@ -50,7 +105,6 @@ class Progress:
         unit: plural of one unit, e.g. `images`, `steps`.
         start: units done by an earlier, interrupted run; not counted in the speed.
         mode: see `resolve_progress_mode`; `none` shows nothing (also for ranks other than the main one).
-        interval_s: seconds between plain lines.
     """
 
     def __init__(
@@ -61,12 +115,10 @@ class Progress:
         *,
         start: int = 0,
         mode: ProgressMode = "auto",
-        interval_s: float = 5.0,
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self.start = start, start
         self.mode = resolve_progress_mode(mode, sys.stderr)
-        self.interval_s = interval_s
         self._bar: RichProgress | None = None
         self._fields = ""
         self._shown = -1
@@ -103,8 +155,11 @@ class Progress:
             self._fields = "  ".join(f"{key} {_short(value)}" for key, value in fields.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, text=self._text())
-        elif self.mode == "plain" and time.monotonic() - self._last_line >= self.interval_s:
+        elif self.mode == "plain" and self._is_due(time.monotonic()):
             self._line()
+
+    def _is_due(self, now: float) -> bool:
+        return now - self._last_line >= (_OFTEN if now - self._began < _FIRST_MINUTE else _SELDOM)
 
     @property
     def rate(self) -> float:

@@ -217,6 +217,11 @@ class Workspace:
         words = f"{stage} DATA" if stage in _FROM_IMAGES else stage
         raise ConfigError(f"{place} not found: run `aligndet {words}` first")
 
+    def begun(self, stage: str, name: str, *, resume: bool = True, force: bool = False) -> Path | None:
+        """Return the folder of the run that is complete or would be continued, see `plan_output`; None: it begins."""
+        candidates = [] if force else [self.root / stage / name, *([self.partial(stage, name)] if resume else [])]
+        return next((folder for folder in candidates if (folder / "manifest.json").exists()), None)
+
     def plan_output(
         self,
         stage: str,
@@ -254,10 +259,11 @@ class Workspace:
             "packages": _package_versions(),
             "started": now(),
         }
-        if (folder / "manifest.json").exists() and not force:
+        begun = self.begun(stage, name, resume=resume, force=force)
+        if begun == folder:
             _refuse_if_changed(folder, config, inputs, "is complete", "--force to redo it, or --name for a second run")
             return Output("complete", folder, partial)
-        if (partial / "manifest.json").exists() and resume and not force:
+        if begun == partial:
             _refuse_if_changed(partial, config, inputs, "was interrupted", "--no-resume to start over")
             return Output(
                 "resume", folder, partial, {**header, "started": read_json(partial / "manifest.json")["started"]}
@@ -291,12 +297,9 @@ def run_name(folder: Path) -> str:
 
 def _refuse_if_changed(folder: Path, config: StageConfig, inputs: Mapping[str, str], state: str, remedy: str) -> None:
     old = read_json(folder / "manifest.json")
-    changes = config.changes_since(old["settings"])
-    changes += [f"input {change}" for change in describe_differences(old["inputs"], inputs)]
-    if changes:
-        raise ChangedError(
-            f"{folder.parent / run_name(folder)} {state} with other settings: {'; '.join(changes)}", remedy
-        )
+    settings, changed = config.changes_since(old["settings"]), describe_differences(old["inputs"], inputs)
+    if settings or changed:
+        raise ChangedError(f"{folder.parent / run_name(folder)} {state}", remedy, settings, changed, folder)
 
 
 def _put_in_place(folder: Path, partial: Path) -> None:

@@ -29,6 +29,7 @@ FLOORS = (
     ("plotting", "drawing", "tables", "flags", "arrays"),
     ("workspace",),
     ("config", "logs", "files"),
+    ("config_errors",),
     ("errors",),
 )
 

@@ -70,7 +70,7 @@ class Setting(TypedDict):
     Attributes:
         kind: `int`, `float`, `bool`, `path`, `str` or `list`; `str` where several of them are allowed.
         default: as text, a list joined by commas; None where there is none, and `text` ends in what happens then.
-        choices: all words that are allowed; empty where others are.
+        choices: all words that are allowed, in a list several of them; empty where others are.
         text: one line.
     """
 
@@ -134,10 +134,11 @@ def _setting(path: str, field: FieldInfo, value: Any) -> Setting:
     kinds = _members(field.annotation)
     is_choice = all(get_origin(kind) is Literal for kind in kinds)
     only = get_origin(kinds[0]) or kinds[0]
+    words = [item for item in get_args(kinds[0]) if get_origin(item) is Literal] if only is tuple else kinds * is_choice
     return {
         "kind": _KINDS[only] if len(kinds) == 1 and not is_choice else "str",
         "default": FROM_ENVIRONMENT.get(path, _as_text(value)),
-        "choices": [str(word) for kind in kinds for word in get_args(kind)] if is_choice else [],
+        "choices": [str(word) for kind in words for word in get_args(kind)],
         "text": field.description or "",
     }
 
@@ -233,7 +234,8 @@ def _default_and_text(entry: Mapping[str, Any]) -> tuple[str, str]:
         text, _, unset = text.removesuffix(").").rpartition(" (")
         text, default = f"{text}.", unset
     choices = ", ".join(f"`{word}`" for word in entry["choices"])
-    return default, f"{text} One of {choices}." if choices else text
+    some = "Any" if entry["kind"] == "list" else "One"
+    return default, f"{text} {some} of {choices}." if choices else text
 
 
 def _anchor(heading: str) -> str:

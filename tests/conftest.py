@@ -44,8 +44,12 @@ def plenty_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first, so that no worker is left alone with them; tests of an e2e file, which share runs, together."""
+    """Slow tests first, so that no worker is left alone with them; tests of an e2e file, which share runs, together.
+
+    A file may say itself which of its tests share a worker.
+    """
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
-        if item.path.parent.name == "e2e" and item.get_closest_marker("slow") is None:
+        is_alone = any(item.get_closest_marker(name) for name in ("slow", "xdist_group"))
+        if item.path.parent.name == "e2e" and not is_alone:
             item.add_marker(pytest.mark.xdist_group(item.path.name))

@@ -131,7 +131,7 @@ def test_no_gpu_here(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_corrupt_weights_exit_4(workspace: Path, content: bytes | None) -> None:
     file = workspace / "finetune" / "retinanet-resnet18" / "weights.pt"
     file.write_bytes(file.read_bytes()[:-1000] if content is None else content)
-    assert f"{file}: not a readable weights file" in aligndet("evaluate", "-w", workspace, code=4).error_line()
+    assert f"{file}: not a readable PyTorch file" in aligndet("evaluate", "-w", workspace, code=4).error_line()
     ran = aligndet("finetune", "-w", workspace, "--init", file, "--name", "other", code=4)
     assert str(file) in ran.error_line()
 

@@ -21,6 +21,7 @@ FLAG = re.compile(r"(?<![\w`-])`?(--[a-z][a-z-]*)")
 # Of pip, mkdocs, torchrun, sbatch, srun and the benchmarks of tests/benchmarks/.
 FOREIGN = {"--strict", "--array", "--wrap", "--nproc-per-node", "--no-python", "--nnodes", "--nodes", "--gres"}
 FOREIGN |= {"--ntasks-per-node", "--rdzv-backend", "--rdzv-endpoint", "--signal", "--requeue"}
+FOREIGN |= {"--shm-size", "--pty"}
 FOREIGN |= {"--rows", "--channels", "--workers", "--backends", "--kills", "--stops"}
 
 

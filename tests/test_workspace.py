@@ -214,5 +214,7 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_refusal_keeps_its_parts_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(ChangedError("a is complete with other settings: seed: 0 -> 3", "--force")))
-    assert (error.told, str(error)) == (error.args[0], f"{error.args[0]}. Use --force")
+    differences = ({"seed": "seed: 0 -> 3"}, {"data": "data: x -> y"})
+    error = pickle.loads(pickle.dumps(ChangedError("a is complete", "--force", *differences, Path("a"))))
+    assert error.told == "a is complete with other settings: seed: 0 -> 3; input data: x -> y"
+    assert (str(error), error.folder) == (f"{error.told}. Use --force", Path("a"))

@@ -8,7 +8,7 @@ from aligndet_cli.backbones.interface import Backbone, Family
 from aligndet_cli.backbones.mobilenet import build_mobilenet
 from aligndet_cli.backbones.resnet import build_resnet
 from aligndet_cli.backbones.swin import build_swin
-from aligndet_cli.config import Frozen
+from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS, FileOr, Frozen
 
 # Training methods that recipes tell apart; `self-supervised` is any other method without labels.
 MethodName = Literal["supervised", "self-supervised", "moco-v2", "pixpro", "swav", "simmim"]
@@ -18,6 +18,7 @@ NAMES: dict[Family, tuple[str, ...]] = {
     "swin": ("swin_t", "swin_s", "swin_b", "swin_l"),
 }
 FAMILIES = {name: family for family, names in NAMES.items() for name in names}
+WEIGHTS_FILE = FileOr((*WORKSPACE_WEIGHTS, NO_WEIGHTS))
 SWIN_DROP_PATH = 0.2  # docs/paper.md §5.2
 
 
@@ -27,9 +28,11 @@ class BackboneConfig(Frozen):
     name: Literal[
         "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "swin_t", "swin_s", "swin_b", "swin_l"
     ] = Field("resnet50", description="Network that makes features of an image.")
-    # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a .pth/.pt file, or
+    # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a weights file, or
     # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
-    weights: str = Field("auto", description="Weights: torchvision name, file, none, workspace (made here), auto.")
+    weights: Annotated[str, WEIGHTS_FILE] = Field(
+        "auto", description="Weights: torchvision name, file, none, workspace (made here), auto."
+    )
     # How the weights were trained, which decides recipe, freezing and image sizes of fine-tuning. "auto": what their
     # file tells: its layout names a method, and an ImageNet classifier beside the backbone means "supervised".
     method: MethodName | Literal["auto"] = Field(

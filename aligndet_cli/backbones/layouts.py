@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from aligndet_cli.backbones.interface import Family
-
-Tensors = dict[str, Tensor]
+from aligndet_cli.backbones.plain import Tensors, state_dicts
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,14 @@ class Layout:
 
     Attributes:
         name: method or library; "" = the naming tells enough.
-        prefix: start of the backbone's keys, without `module.`.
-        inside: top-level keys of the file that may hold it; "" = the file itself.
+        prefix: start of the backbone's names, which are bare, see `bare_name`.
+        inside: keys of the file, one of which must hold it; () = no condition.
         beside: at least one key must begin with one of these; () = no condition.
     """
 
     name: str
     prefix: str
-    inside: tuple[str, ...] = ("state_dict", "model", "")
+    inside: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
 
 
@@ -90,6 +89,7 @@ LAYOUTS = (
         for network in ("online_encoder", "online_network")
         for body in ("encoder.", "net.", "backbone.", "")
     ),
+    Layout("SoCo's momentum network", "encoder.", inside=("model_ema",)),
     Layout("SlotCon", "encoder_k.", beside=("grouping_",)),
     Layout("MoCo", "encoder_q."),
     Layout("SimMIM", "encoder.", beside=("encoder.mask_token",)),
@@ -97,7 +97,6 @@ LAYOUTS = (
     Layout("SoCo", "encoder.", inside=("model",), beside=("predictor.",)),
     Layout("SimSiam", "encoder.", beside=("predictor.",)),
     Layout("PixPro, SoCo or like them", "encoder."),
-    Layout("SoCo's momentum network", "encoder.", inside=("model_ema",)),
     Layout("DenseCL", "backbone.", beside=("encoder_q.0.",)),
     Layout("AlignDet's own", "backbone.backbone."),
     Layout("mmdetection", "backbone.", beside=("neck.", "bbox_head.", "rpn_head.", "roi_head.")),
@@ -109,21 +108,13 @@ LAYOUTS = (
 
 def recognise(content: Mapping[str, object]) -> FoundBackbone | None:
     """Return the backbone in the content of a weights file, under torchvision's names; None in an unknown layout."""
-    for layout in LAYOUTS:
-        for key in layout.inside:
-            if found := _named(layout, _plain(content.get(key) if key else content)):
+    for keys, tensors in state_dicts(content):
+        for layout in LAYOUTS:
+            if layout.inside and not set(layout.inside) & set(keys):
+                continue
+            if found := _named(layout, tensors):
                 return found
     return None
-
-
-def _plain(content: object) -> Tensors:
-    """Return the tensors of a state dict by name, without the `module.` that DistributedDataParallel adds."""
-    items = content.items() if isinstance(content, Mapping) else ()
-    return {
-        name.removeprefix("module."): value
-        for name, value in items
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
 
 
 def _named(layout: Layout, tensors: Tensors) -> FoundBackbone | None:

@@ -1,13 +1,9 @@
 """Weights of a backbone: by torchvision name or from a file, checked key by key."""
 
-import argparse
 import math
 import re
-from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -15,17 +11,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
-from aligndet_cli.backbones.build import BackboneConfig, build_backbone
+from aligndet_cli.backbones.build import WEIGHTS_FILE, BackboneConfig, build_backbone
 from aligndet_cli.backbones.interface import Backbone
 from aligndet_cli.backbones.layouts import FoundBackbone, recognise
-from aligndet_cli.config import WORKSPACE_WEIGHTS
+from aligndet_cli.backbones.plain import read_plain, require_finite, state_dicts
+from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.files import hash_files
 from aligndet_cli.logs import logger
 from aligndet_cli.workspace import Artifact, Workspace
 
-NO_WEIGHTS = "none"
-FILE_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin")
 # Tensors that follow from the structure, or are unused with a fixed momentum; files of old versions lack them.
 DERIVED = ("num_batches_tracked", "relative_position_index")
 BIAS_TABLE = "relative_position_bias_table"
@@ -142,7 +137,7 @@ def training_shown_by(weights: str, backbone_name: str) -> WeightsTraining:
     """
     if weights in (*WORKSPACE_WEIGHTS, NO_WEIGHTS):
         return WeightsTraining()
-    if _is_file(weights):
+    if WEIGHTS_FILE.is_file(weights):
         found = read_backbone(_existing(weights))
         return WeightsTraining(found.layout, found.is_supervised)
     _named_weights(weights, backbone_name)
@@ -167,13 +162,9 @@ def locate_backbone_weights(weights: str, backbone_name: str, *, offline: bool) 
     """
     if weights == NO_WEIGHTS:
         return None
-    if _is_file(weights):
+    if WEIGHTS_FILE.is_file(weights):
         return _existing(weights)
     return _cached_or_downloaded(_named_weights(weights, backbone_name), offline=offline)
-
-
-def _is_file(weights: str) -> bool:
-    return weights.endswith(FILE_SUFFIXES) or "/" in weights or Path(weights).is_file()
 
 
 def _existing(weights: str) -> Path:
@@ -189,31 +180,21 @@ def read_backbone(file: Path) -> FoundBackbone:
     Only plain data is unpickled, so a malicious file cannot run code.
 
     Raises:
-        WeightsError: the file is damaged, holds more than tensors and plain settings, or has an unknown layout.
+        WeightsError: the file is damaged, holds more than plain data or numbers that are none, or has an unknown
+            layout.
     """
-    # Published files also hold options of argparse (SwAV, PixPro, DINO) and of yacs (SimMIM). The latter become plain
-    # dictionaries, so that yacs need not be installed.
-    harmless: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        reason = str(error).split("\n", maxsplit=1)[0].split(". ", maxsplit=1)[0] or type(error).__name__
-        raise WeightsError(
-            f"backbone weights {file}: not a readable PyTorch file of plain tensors ({reason}); get it again, or save "
-            "just the model's state_dict() with torch.save"
-        ) from None
-    found = recognise(content) if isinstance(content, Mapping) else None
+    title = f"backbone weights {file}"
+    content = read_plain(file, title)
+    found = recognise(content)
     if found is None:
-        name = _first_tensor(content)
+        name = next((name for _, tensors in state_dicts(content) for name in tensors), None)
         if name is None:
-            raise WeightsError(
-                f"backbone weights {file}: no tensors in it; save the model's state_dict() with torch.save"
-            )
+            raise WeightsError(f"{title}: no tensors in it; save the model's state_dict() with torch.save")
         raise WeightsError(
-            f"backbone weights {file}: no ResNet, MobileNet v2 or Swin in a layout that is known (first "
-            f"key: '{name}'); save it under torchvision's names"
+            f"{title}: no ResNet, MobileNet v2 or Swin in a layout that is known (first key: '{name}'); "
+            "use a file of one of them, or rename its tensors as torchvision does"
         )
+    require_finite(found.tensors.items(), title)
     return found
 
 
@@ -277,16 +258,6 @@ def _resize_table(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
     return resized.flatten(2)[0].T.contiguous()
 
 
-def _first_tensor(content: Any) -> str | None:
-    """Return the name of the first tensor of a file, at the top or one level below."""
-    parts = [content, *content.values()] if isinstance(content, Mapping) else []
-    for part in parts:
-        for name, value in part.items() if isinstance(part, Mapping) else ():
-            if isinstance(value, Tensor):
-                return str(name)
-    return None
-
-
 def torchvision_weights(backbone_name: str) -> dict[str, WeightsEnum]:
     """Return torchvision's weights of a backbone by name; empty for a size that torchvision lacks."""
     return dict(get_model_weights(backbone_name).__members__) if backbone_name in list_models() else {}
@@ -300,7 +271,7 @@ def _named_weights(weights: str, backbone_name: str) -> WeightsEnum:
     except (KeyError, ValueError):
         raise WeightsError(
             f"backbone weights '{weights}': neither a file nor weights of {backbone_name}; "
-            f"known: none, workspace, {choices}or the path of a .pth file"
+            f"known: none, workspace, {choices}or the path of a weights file"
         ) from None
     if member not in known.values():
         has = f"which has: {choices.removesuffix(', ')}" if known else "for which torchvision has none"

@@ -141,6 +141,6 @@ def _rows_of(
     if not torch.isfinite(rows).all():
         raise RunError(
             "cluster: the backbone's features are not finite numbers in float16; "
-            "check --backbone-weights, or use --precision 32-true"
+            "check --backbone-weights, or use --set runtime.precision=32-true"
         )
     return rows.cpu().numpy()

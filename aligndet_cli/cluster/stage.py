@@ -88,12 +88,12 @@ def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True,
         return Plan(config, output, source, artifact.name, given)
     with torch.device("meta"):  # built only to ask for its width
         num_channels = build_backbone(config.backbone).channels[config.level]
-    kmeans.check_sizes(store.total, num_channels, config)
     weights = find_backbone_weights(config.backbone, workspace, offline=config.runtime.offline)
     inputs["weights"] = weights.content_hash
     name = config.name or f"{artifact.name}-k{config.k}"
     output = workspace.plan_output("cluster", name, config, inputs, resume=resume, force=force)
     if output.action != "complete":
+        kmeans.check_sizes(store.total, num_channels, config)
         require_trained(weights, config.backbone, "cluster")
     return Plan(config, output, source, artifact.name, weights=weights, num_channels=num_channels)
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from aligndet_cli import flags
 from aligndet_cli.commands.terminal import console, print_json, user_errors, with_data_root
-from aligndet_cli.config import Sources, StageConfig, load_config
+from aligndet_cli.config import Sources, StageConfig, check_seed, load_config
 from aligndet_cli.driver import with_data
 from aligndet_cli.errors import ConfigError, DataError, GateError
 from aligndet_cli.flags import Given, own, setting, with_flags
@@ -58,7 +58,7 @@ def doctor(data: Path | None, given: Given, *, strict: bool = False) -> None:
     from aligndet_cli.data.doctor import check_data
     from aligndet_cli.data.findings import counted
 
-    with user_errors(given.control.json):
+    with user_errors(given):
         config, _ = load_config(StageConfig, "doctor", Sources(flags=with_data_root(data, given)))
         report = check_data(with_data(config, Workspace.locate(given.control.workspace), "doctor").data)
         if given.control.json:
@@ -67,7 +67,7 @@ def doctor(data: Path | None, given: Given, *, strict: bool = False) -> None:
             console().print(_finding_table(report))
             counts = ", ".join(counted(report.count(severity), severity) for severity in ("error", "warning"))
             typer.echo(f"{report.summary['format'] or 'unknown'} data at {report.summary['root']}: {counts}")
-    with user_errors(is_json=False):  # the result is out already
+    with user_errors(given, is_json=False):  # the result is out already
         if errors := report.count("error"):
             others = f" (and {counted(errors - 1, 'more error')}, see above)" if errors > 1 else ""
             raise DataError(report.findings[0].message + others)
@@ -81,7 +81,7 @@ def views(data: Path | None, given: Given, *, output: Path | None = None, count:
     from aligndet_cli.tools.views import write_views
 
     asked = given.control
-    with user_errors(asked.json):
+    with user_errors(given):
         sources = Sources(asked.config, asked.set, with_data_root(data, given))
         file = write_views(sources, Workspace.locate(asked.workspace), output, count)
         if asked.json:
@@ -95,7 +95,7 @@ def split(data: Path | None, given: Given) -> None:
     """Write the field's low-data folds as COCO files."""
     from aligndet_cli.data.folds import SplitConfig, write_folds
 
-    with user_errors(given.control.json):
+    with user_errors(given):
         config, _ = load_config(SplitConfig, "split", Sources(flags=with_data_root(data, given)))
         written = write_folds(config)
         if given.control.json:
@@ -119,11 +119,12 @@ def toy(
     """Draw a small data set to try things on: many objects per picture with COCO labels, or single objects by class."""
     from aligndet_cli.data.toy import draw_toy_data, draw_toy_objects
 
-    with user_errors(given.control.json):
+    with user_errors(given):
         if folder is None:
             raise ConfigError("which folder? name it: `aligndet toy FOLDER`")
-        if min(train, val) < 1 or seed < 0:
-            raise ConfigError("--train and --val: 1 at least; --seed: 0 at least")
+        check_seed(seed)
+        if min(train, val) < 1:
+            raise ConfigError("--train and --val: 1 at least")
         if folder.is_dir() and any(folder.iterdir()):  # perhaps somebody's own data
             raise ConfigError(f"{folder}: is not empty; name a new folder")
         (draw_toy_objects if objects else draw_toy_data)(folder, seed=seed, num_train=train, num_val=val)

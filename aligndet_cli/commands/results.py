@@ -8,8 +8,8 @@ import typer
 from aligndet_cli import flags
 from aligndet_cli.commands import terminal
 from aligndet_cli.commands.terminal import print_json, user_errors
-from aligndet_cli.config import Sources, did_you_mean, load_config
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.config import Sources, check_seed, load_config
+from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.evaluate.command import RUN, SIZES
 from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.flags import Given, control, own, setting, with_flags
@@ -23,7 +23,7 @@ def status(_: None, given: Given) -> None:
     """Show what is in the workspace, what it was made from, and what is out of date."""
     from aligndet_cli.tools.status import collect_status, status_table
 
-    with user_errors(given.control.json):
+    with user_errors(given):
         place = Workspace.locate(given.control.workspace)
         rows = collect_status(place)
         if given.control.json:
@@ -46,9 +46,8 @@ def demo(_: None, given: Given, *, seed: int = 0) -> None:
     """Run all five stages on pictures drawn on the spot, with and without pre-training, in a few minutes."""
     from aligndet_cli.tools.demo import run_demo
 
-    with user_errors(given.control.json):
-        if seed < 0:
-            raise ConfigError(f"--seed {seed}: 0 at least")
+    with user_errors(given):
+        check_seed(seed)
         report = run_demo(given.control.workspace or Path("demo"), seed=seed)
         if given.control.json:
             print_json({"command": "demo", "status": "done", "result": report.to_json()})
@@ -74,7 +73,7 @@ def study(file: Path | None, given: Given, *, jobs: int | None = None) -> None:
     from aligndet_cli.tools.study.command import run_study
 
     asked = given.control
-    with user_errors(asked.json, asked.verbosity):
+    with user_errors(given):
         if file is None:
             raise ConfigError("which study? name its file: `aligndet study FILE`")
         shown = Shown(terminal.progress_mode(asked.progress), asked.verbosity)
@@ -109,7 +108,7 @@ def report(_: None, given: Given, *, html: bool = False, output: Path | None = N
     from aligndet_cli.tools.study.command import evaluations_of
 
     is_json, place = given.control.json, Workspace.locate(given.control.workspace)
-    with user_errors(is_json):
+    with user_errors(given):
         if html and "format" in chosen:
             raise ConfigError("--html and --format exclude each other")
         form = chosen.get("format") or ("json" if is_json else "table")
@@ -155,7 +154,7 @@ def figures(
     """Draw the paper's figures of your runs: embeddings, box centres, losses and detections of two starts."""
     from aligndet_cli.tools.figures.command import write_figures
 
-    with user_errors(given.control.json):
+    with user_errors(given):
         drawn = write_figures(Workspace.locate(given.control.workspace), run, compare, output)
         if given.control.json:
             print_json({"command": "figures", **drawn.to_json()})
@@ -165,7 +164,7 @@ def figures(
 
 PREDICT = (
     RUN,
-    setting("--weights", "weights"),
+    setting("--weights", "weights", words="last best"),
     setting("--score", "score"),
     *SIZES,
     setting("--output -o", "output"),
@@ -188,10 +187,10 @@ def predict(images: list[str] | None, given: Given) -> None:
     from aligndet_cli.tools.predict.command import PredictConfig, predict_files
 
     asked = given.control
-    with user_errors(asked.json, asked.verbosity):
+    with user_errors(given):
         if not images:
             raise ConfigError("which images? name them: `aligndet predict IMAGES...`")
         config, _ = load_config(PredictConfig, "predict", Sources(flags=given.settings))
-        shown = Shown(terminal.progress_mode(asked.progress, is_quiet=asked.quiet), asked.verbosity)
+        shown = Shown(terminal.progress_mode(asked.progress, is_quiet=asked.quiet), asked.verbosity, given.flags)
         place = Workspace.locate(asked.workspace)
         terminal.answer("predict", predict_files(images, config, place, force=asked.force, shown=shown), asked.json)

@@ -7,8 +7,8 @@ import typer
 
 from aligndet_cli import flags
 from aligndet_cli.commands.terminal import console, print_json, user_errors, with_data_root
-from aligndet_cli.config import STAGES, Sources, assign, did_you_mean, flatten, load_config
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.config import STAGES, Sources, assign, flatten, load_config
+from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.flags import Given, own, setting, with_flags
 from aligndet_cli.stage import find_stage
 
@@ -37,10 +37,10 @@ def bench(data: Path | None, given: Given) -> None:
     from aligndet_cli.tools.bench.measure import BenchConfig, bench_table, run_bench
 
     is_json = given.control.json
-    with user_errors(is_json):
+    with user_errors(given):
         sources = Sources(None, given.control.set, with_data_root(data, given))
         config, _ = load_config(BenchConfig, "bench", sources)
-        timings = run_bench(config)
+        timings = run_bench(config, given.flags)
         if is_json:
             stages = {timing.stage: vars(timing) for timing in timings}
             print_json({"command": "bench", "settings": config.to_json(), "stages": stages})
@@ -75,7 +75,7 @@ SHOW = (
 def config_show(stage: str | None, given: Given, *, origin: bool = False) -> None:
     """Print all settings of a stage, with what its recipe fills in, as TOML, ready for --config."""
     is_json = given.control.json
-    with user_errors(is_json):
+    with user_errors(given):
         if stage not in STAGES:
             raise ConfigError(f"'{stage or ''}' is not a stage{did_you_mean(stage or '', list(STAGES))}")
         sources = Sources(given.control.config, given.control.set)

@@ -17,7 +17,7 @@ def stage_command(stage: Stage) -> Callable[..., None]:
 
     def run(data: Path | None, given: Given) -> None:
         control = given.control
-        with user_errors(control.json, control.verbosity):
+        with user_errors(given):
             request = Request(
                 stage=stage.name,
                 workspace=Workspace.locate(control.workspace),
@@ -25,12 +25,13 @@ def stage_command(stage: Stage) -> Callable[..., None]:
                 resume=control.resume is not False,
                 force=control.force,
                 dry_run=control.dry_run,
-                shown=Shown(progress_mode(control.progress, is_quiet=control.quiet), control.verbosity),
+                shown=Shown(progress_mode(control.progress, is_quiet=control.quiet), control.verbosity, given.flags),
+                as_it_was=True,
             )
             outcome = execute(request)
             if outcome.is_main:
                 print_outcome(stage.name, outcome, control.json)
-        with user_errors(is_json=False, verbosity=control.verbosity):  # the result is out already
+        with user_errors(given, is_json=False):  # the result is out already
             if outcome.conclusion.error is not None:
                 raise outcome.conclusion.error
 

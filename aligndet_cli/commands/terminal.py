@@ -3,18 +3,20 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args
+from typing import Any, NoReturn, Protocol, cast, get_args
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from aligndet_cli.config import flatten
 from aligndet_cli.driver import Outcome
-from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, as_user_error
+from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, RunError, as_user_error
 from aligndet_cli.flags import Given
-from aligndet_cli.logs import ProgressMode, setup_logging
+from aligndet_cli.logs import ProgressMode, logger, make_streams_sturdy, setup_logging
 from aligndet_cli.processes.signals import Stopped
 
 SCHEMA_VERSION = 1
@@ -30,13 +32,74 @@ class Answer(Protocol):
         """Return lines for people."""
 
 
-@contextlib.contextmanager
-def user_errors(is_json: bool, verbosity: int = 0) -> Iterator[None]:
-    """Turn what a user can put right into one line and an exit code; let our own bugs through.
+class CommandLine(TyperGroup):
+    """The group of all commands; also says in one line what goes wrong outside of their own work."""
 
-    For `verbosity` see `setup_logging`.
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run the command that the words name, and end with its exit code."""
+        make_streams_sturdy()
+        words = sys.argv[1:] if args is None else list(args)
+        try:
+            _check_folder()
+            code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
+        except typer.Abort:
+            sys.exit(RunError.exit_code)
+        except Exception as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # type: ignore[attr-defined]  # a help page
+                sys.exit(ConfigError.exit_code)
+            known: AlignDetError | None
+            if isinstance(error, AlignDetError):
+                known = error
+            elif hasattr(error, "format_message"):  # an error of usage; Typer brings its own click, or takes another's
+                known = ConfigError(f"{error.format_message().rstrip('.')}; see {_help_of(error)}")
+            else:
+                known = as_user_error(error, self._flags_of(words))
+            if known is None:
+                raise
+            _tell(str(known), known.exit_code, "--json" in words)
+            sys.exit(known.exit_code)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def _flags_of(self, words: Sequence[str]) -> set[str]:
+        command = self.commands.get(words[0]) if words else None
+        return {flag for parameter in (command.params if command else []) for flag in parameter.opts}
+
+
+def _check_folder() -> None:
+    """Make sure that the current folder is there; libraries end the process without a word of why.
+
+    Raises:
+        ConfigError: it was deleted.
     """
-    setup_logging(verbosity)
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder was deleted: change to another one") from None
+
+
+def _help_of(error: Any) -> str:
+    context = getattr(error, "ctx", None)
+    return f"`{'aligndet' if context is None else context.command_path} --help`"
+
+
+@contextlib.contextmanager
+def user_errors(given: Given, *, is_json: bool | None = None) -> Iterator[None]:
+    """Turn what a user can put right or the machine can cause into one line and an exit code; let our bugs through.
+
+    Args:
+        given: tells if the errors are JSON too (unless `is_json` says so), how much is logged, and the command's flags.
+    """
+    setup_logging(given.control.verbosity)
+    is_json = given.control.json if is_json is None else is_json
     try:
         yield
     except AlignDetError as error:
@@ -45,19 +108,25 @@ def user_errors(is_json: bool, verbosity: int = 0) -> Iterator[None]:
         fail(str(stop), Preempted.exit_code, is_json)
     except KeyboardInterrupt:
         fail("interrupted; run the same command again to continue", 130, is_json)
-    except OSError as error:
-        known = as_user_error(error)
+    except Exception as error:
+        known = as_user_error(error, given.flags)
         if known is None:
             raise
+        logger.debug(traceback.format_exc())
         fail(str(known), known.exit_code, is_json)
 
 
-def fail(message: str, exit_code: int, is_json: bool) -> None:
+def fail(message: str, exit_code: int, is_json: bool) -> NoReturn:
     """End the command with one line."""
-    if is_json and exit_code != GateError.exit_code:  # the result of a failed gate is already out
-        print_json({"status": "error", "exit_code": exit_code, "message": message})
-    typer.echo(f"error: {message}", err=True)
+    _tell(message, exit_code, is_json and exit_code != GateError.exit_code)  # the result of a failed gate is out
     raise typer.Exit(exit_code)
+
+
+def _tell(message: str, exit_code: int, is_json: bool) -> None:
+    if is_json:
+        with contextlib.suppress(OSError):  # stdout may be what failed
+            print_json({"status": "error", "exit_code": exit_code, "message": message})
+    typer.echo(f"error: {message}", err=True)
 
 
 def progress_mode(asked: str | None, *, is_quiet: bool = False) -> ProgressMode:

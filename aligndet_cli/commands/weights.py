@@ -29,7 +29,7 @@ def import_weights(file: Path | None, given: Given) -> None:
     from aligndet_cli.tools.conversion import importing
 
     asked_for = given.control
-    with user_errors(asked_for.json):
+    with user_errors(given):
         if file is None:
             raise ConfigError("which checkpoint? name it: `aligndet import-weights FILE`")
         asked = {path: value for path, (_, value) in given.settings.items()}
@@ -40,6 +40,7 @@ def import_weights(file: Path | None, given: Given) -> None:
 
 EXPORT = (
     own("--run", str, "Fine-tuned run, or pretrain-box/RUN (the newest).", runs="finetune/*"),
+    own("--weights", str, "Weights of the run: last | best (last).", words="last best"),
     own("--to", str, "Program: mmdet | torchvision | onnx (mmdet).", words="mmdet torchvision onnx"),
     own("--output -o", Path, "File to write (RUN-PROGRAM here)."),
     own("--image-size", str, "HEIGHTxWIDTH of the images, for onnx (800x1344)."),
@@ -54,6 +55,7 @@ def export(
     given: Given,
     *,
     run: str | None = None,
+    weights: str = "last",
     to: str = "mmdet",
     output: Path | None = None,
     image_size: str = "800x1344",
@@ -61,6 +63,7 @@ def export(
     """Write a run's weights for another program."""
     from aligndet_cli.tools.conversion.exporting import export_run
 
-    with user_errors(given.control.json):
-        exported = export_run(Workspace.locate(given.control.workspace), run, to, output, image_size=image_size)
+    with user_errors(given):
+        place = Workspace.locate(given.control.workspace)
+        exported = export_run(place, run, to, output, which=weights, image_size=image_size)
         answer("export", exported, given.control.json)

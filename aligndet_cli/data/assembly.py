@@ -4,6 +4,7 @@ Images without boxes are kept as negatives. Boxes are clipped to their image; bo
 clipping, are left out and counted. Non-finite boxes, missing files, and names that leave the image folder are errors.
 """
 
+import dataclasses
 import hashlib
 import os
 import stat
@@ -17,6 +18,7 @@ from aligndet_cli.data.dataset import ImageSet, report_equal_names
 from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import Labels
 from aligndet_cli.data.images import read_missing_sizes
+from aligndet_cli.data.mask_forms import are_misfits, misfit
 
 # Annotation tools round to the next pixel: a box that reaches less than this beyond the border is not reported.
 _CLIP_TOLERANCE_PX = 1.0
@@ -60,6 +62,7 @@ def assemble(labels: Labels, *, limit: int | None, findings: Findings, with_trut
     if labels.categories:  # boxes are clipped to their image, and batches put together by its shape
         sizes_hw = read_missing_sizes(labels.images_dir, file_names, sizes_hw)
     given = labels.table if is_kept.all() else _of_images(labels.table, is_kept)
+    given = _without_bad_masks(given, file_names, sizes_hw, findings)
     _report_flags(given, findings)
     table = _valid_boxes(_by_image(given), file_names, sizes_hw, labels, findings)
     counts = np.bincount(table.image_index, minlength=len(images))
@@ -166,6 +169,28 @@ def _of_images(table: BoxTable, is_kept: NDArray[np.bool_]) -> BoxTable:
 def _by_image(table: BoxTable) -> BoxTable:
     """Return the boxes sorted by image (stable)."""
     return select_rows(table, np.argsort(table.image_index, kind="stable"))
+
+
+def _without_bad_masks(
+    table: BoxTable, file_names: list[str], sizes_hw: NDArray[np.int32], findings: Findings
+) -> BoxTable:
+    """Return the boxes, without masks that cannot be drawn on their image; report these."""
+    masks = table.segmentations
+    if masks is None or not len(masks):
+        return table
+    is_bad = are_misfits(masks.reach, masks.code_hw, sizes_hw[table.image_index])
+    if not is_bad.any():
+        return table
+    row = int(np.argmax(is_bad))
+    index = int(table.image_index[row])
+    size_hw, code_hw = tuple(sizes_hw[index].tolist()), tuple(masks.code_hw[row].tolist())
+    reason = "" if np.isinf(masks.reach[row]) else misfit(float(masks.reach[row]), code_hw, size_hw)
+    reason = reason or "neither a run-length code nor polygons of three corners with finite numbers"
+    count = int(is_bad.sum())
+    what = counted(count, "mask that cannot be drawn is", "masks that cannot be drawn are")
+    message = f"{what} left out (the boxes stay), first in {file_names[index]}: {reason}"
+    findings.warn("bad-masks", message, count=count, example=file_names[index])
+    return dataclasses.replace(table, segmentations=masks.without(is_bad))
 
 
 def _report_flags(table: BoxTable, findings: Findings) -> None:

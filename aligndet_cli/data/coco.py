@@ -13,14 +13,17 @@ from aligndet_cli.data.boxes import COLUMNS, BoxTable
 from aligndet_cli.data.coco_json import load_coco, parse_coco, read_content
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.findings import Findings, counted
-from aligndet_cli.data.format import DataFormat, LabelContent, Labels
+from aligndet_cli.data.format import ALL, DataFormat, LabelContent, Labels
 from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.index import LabelIndex
+from aligndet_cli.data.listing import is_file
 from aligndet_cli.data.masks import check_segmentation
 from aligndet_cli.data.segmentations import Segmentations
+from aligndet_cli.data.splits import as_split_name
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 
+_MASK_ARRAYS = ("block", "starts", "ends", "reach", "code_hw")  # of `Segmentations`
 _PREFIX = "instances_"
 _FOLD = re.compile(r"\.\d+@[\d.]+(-unlabeled)?$")
 _ROBOFLOW_NAME = "_annotations.coco.json"
@@ -49,7 +52,7 @@ class CocoSplit:
                 content = _from_index(index) or content  # mapped: frees the copy of the masks
         images_dir = _images_dir(self, content.file_names)
         content.file_names = [
-            name if "\\" not in name or (images_dir / name).is_file() else name.replace("\\", "/")
+            name.replace("\\", "/") if _is_of_windows(name) and not is_file(images_dir / name) else name
             for name in content.file_names
         ]
         return Labels(
@@ -62,14 +65,23 @@ class CocoSplit:
         )
 
 
+def _is_of_windows(name: str) -> bool:
+    """Return True for a relative file name with Windows' separators."""
+    return "\\" in name and name[1:2] != ":" and not name.startswith("\\")
+
+
 def find_coco_splits(root: Path) -> dict[str, CocoSplit]:
-    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `<split>/_annotations.coco.json`."""
+    """Return splits by name: `annotations/instances_*.json`, or Roboflow's `_annotations.coco.json` beside images.
+
+    Roboflow's file lies in a folder for each split; `root` may be one of these folders, too.
+    """
     splits = {}
     for file in sorted((root / "annotations").glob(f"{_PREFIX}*.json")):
         name = file.stem.removeprefix(_PREFIX)
         splits[name] = CocoSplit(root, name, file, (*image_dirs(root, name), root))
-    for file in sorted(root.glob(f"*/{_ROBOFLOW_NAME}")):
-        splits.setdefault(file.parent.name, CocoSplit(root, file.parent.name, file, (file.parent,)))
+    for file in sorted([*root.glob(_ROBOFLOW_NAME), *root.glob(f"*/{_ROBOFLOW_NAME}")]):
+        name = as_split_name(file.parent.resolve().name) or ALL if file.parent == root else file.parent.name
+        splits.setdefault(name, CocoSplit(root, name, file, (file.parent,)))
     return splits
 
 
@@ -94,10 +106,13 @@ def _to_index(index: LabelIndex, content: LabelContent) -> None:
         **{name: getattr(table, name) for name in COLUMNS},
     }
     if segmentations is not None:
-        arrays["segmentation_starts"], arrays["segmentation_ends"] = segmentations.starts, segmentations.ends
-        arrays["segmentation_text"] = segmentations.text
+        arrays |= {f"segmentation_{name}": getattr(segmentations, name) for name in _MASK_ARRAYS}
     categories = [[category.category_id, category.name] for category in content.categories]
-    about = {"label_digest": content.label_digest, "categories": categories, "file_names": content.file_names}
+    about = {
+        "label_digest": content.label_digest,
+        "categories": categories,
+        "file_names": content.file_names,
+    }
     index.save(about, arrays)
 
 
@@ -107,9 +122,8 @@ def _from_index(index: LabelIndex | None) -> LabelContent | None:
         return None
     content, arrays = loaded
     segmentations = None
-    if "segmentation_text" in arrays:
-        names = ("segmentation_text", "segmentation_starts", "segmentation_ends")
-        segmentations = Segmentations(*(arrays[name] for name in names))
+    if "segmentation_block" in arrays:
+        segmentations = Segmentations(*(arrays[f"segmentation_{name}"] for name in _MASK_ARRAYS))
     return LabelContent(
         file_names=content["file_names"],
         image_ids=np.array(arrays["image_ids"]),
@@ -234,5 +248,5 @@ def _images_dir(split: CocoSplit, file_names: list[str]) -> Path:
     existing = [folder for folder in split.image_dirs if folder.is_dir()]
     if not existing:
         raise DataError(f"{split.image_dirs[0]}: no such image folder for {split.annotations}; name it with --images")
-    holding = [folder for folder in existing if file_names and (folder / file_names[0]).is_file()]
+    holding = [folder for folder in existing if file_names and is_file(folder / file_names[0])]
     return (holding or existing)[0]

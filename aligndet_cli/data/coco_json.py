@@ -7,6 +7,7 @@ error that names file and entry.
 import contextlib
 import gc
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from aligndet_cli.data.text import decode_text, parse_json, read_label_bytes
 from aligndet_cli.errors import DataError
 
 Entries = list[dict[str, Any]]
+_MAX_COORDINATE = 2.0**31  # pixels; boxes of larger numbers have no area in float32
+_MAX_NUMBER = 2.0**63
 _MAX_ANNOTATION_ID = 2**53  # pycocotools stores ids as floats
 
 
@@ -58,7 +61,7 @@ def read_content(
         categories = categories_of(content["categories"], file, findings)
         table = _boxes(annotations, image_ids, categories, file, findings)
         if masks is not None:
-            table.segmentations = masks.finish(entry.get("segmentation", (0, 0)) for entry in annotations)
+            table.segmentations = masks.finish(entry.get("segmentation", 0) for entry in annotations)
         is_known = (table.image_index >= 0) & (table.class_ids >= 0)
         return LabelContent(
             file_names=[image["file_name"] for image in images],
@@ -177,14 +180,14 @@ def _make_whole(entry: dict[str, Any], key: str) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite number, also as a text says it; NaN for None and NaN (not told), None for anything else."""
+    """Return a number, also as a text says it; NaN for None and NaN (not told), None for anything else."""
     if value is None:
         return math.nan
     try:
         number = float(value) if isinstance(value, int | float | str) else math.inf
     except (ValueError, OverflowError):
         return None
-    return None if math.isinf(number) else number
+    return None if abs(number) > _MAX_NUMBER else number
 
 
 def _sizes_hw(images: Entries, file: Path, findings: Findings) -> NDArray[np.int32]:
@@ -275,6 +278,11 @@ def _positions(
     return positions
 
 
+def _types_in(rows: list[Any]) -> set[type]:
+    """Return the types of the values of all rows; `true` and `false` would pass for numbers."""
+    return set(map(type, itertools.chain.from_iterable(rows)))
+
+
 def id_array(ids: list[int], file: Path) -> NDArray[np.int64]:
     """Return ids as an array (N,) int64.
 
@@ -306,24 +314,22 @@ def _annotation_ids(annotations: Entries, file: Path, findings: Findings) -> NDA
 
 
 def box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.float64]:
-    """Return boxes (N, 4) float64 xywh with finite corners; report other rows and make them zeros (empty boxes)."""
+    """Return boxes (N, 4) float64 xywh of pixels; report other rows and make them zeros (empty boxes)."""
     try:
-        boxes = np.array(rows, dtype=np.float64)
+        boxes = np.array(rows, dtype=np.float64) if bool not in _types_in(rows) else np.empty(0)
     except (ValueError, TypeError, OverflowError):
         boxes = np.empty(0)
     if boxes.shape != (len(rows), 4):
-        numbers = [[_number(value) for value in row] for row in rows]
+        numbers = [[None if isinstance(value, bool) else _number(value) for value in row] for row in rows]
         boxes = np.array(
             [[math.nan] * 4 if len(row) != 4 or None in row else row for row in numbers], dtype=np.float64
         ).reshape(-1, 4)
-    with np.errstate(over="ignore", invalid="ignore"):
-        is_finite = np.isfinite(boxes[:, :2] + boxes[:, 2:]).all(axis=1) & np.isfinite(boxes).all(axis=1)
-    bad = np.flatnonzero(~is_finite)
+    bad = np.flatnonzero(~(np.abs(boxes) <= _MAX_COORDINATE).all(axis=1))  # NaN too
     if len(bad):
         place = f"annotations[{bad[0]}]"
         findings.error(
             "malformed-boxes",
-            f"{file}: {place} has the 'bbox' {_shown(rows[bad[0]])}, expected [x, y, width, height] in finite numbers "
+            f"{file}: {place} has the 'bbox' {_shown(rows[bad[0]])}, expected [x, y, width, height] in pixels "
             f"({len(bad)} such boxes); repair or remove it",
             count=len(bad),
             example=place,
@@ -334,24 +340,29 @@ def box_array(rows: list[Any], file: Path, findings: Findings) -> NDArray[np.flo
 
 def _flags(annotations: Entries, key: str, file: Path, findings: Findings) -> NDArray[np.bool_]:
     """Return True (N,) where a key is 1; a missing one or null is 0."""
-    numbers = np.nan_to_num(number_column(annotations, key, file, findings))
+    numbers = np.nan_to_num(number_column(annotations, key, file, findings, are_flags=True))
     _report_bad(annotations, key, np.flatnonzero(~np.isin(numbers, (0, 1))), "0 or 1", file, findings)
     return numbers == 1
 
 
-def number_column(annotations: Entries, key: str, file: Path, findings: Findings) -> NDArray[np.float64]:
-    """Return the numbers (N,) of a key, NaN where it is missing or null; report what is no number."""
+def number_column(
+    annotations: Entries, key: str, file: Path, findings: Findings, *, are_flags: bool = False
+) -> NDArray[np.float64]:
+    """Return the numbers (N,) of a key, NaN where it is missing or null; report what is no number.
+
+    `true` and `false` are numbers only where `are_flags`.
+    """
     values = [entry.get(key) for entry in annotations]
     try:
         array = np.array(values, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
-        array = None
-    if array is not None and array.shape == (len(values),) and not np.isinf(array).any():
+        array = np.empty(0)
+    is_sound = array.shape == (len(values),) and not (np.abs(array) > _MAX_NUMBER).any()
+    if is_sound and (are_flags or bool not in _types_in([values])):
         return array
-    numbers = [_number(value) for value in values]
-    _report_bad(
-        annotations, key, [row for row, number in enumerate(numbers) if number is None], "a number", file, findings
-    )
+    numbers = [None if isinstance(value, bool) and not are_flags else _number(value) for value in values]
+    bad = [row for row, number in enumerate(numbers) if number is None]
+    _report_bad(annotations, key, bad, "a number", file, findings)
     return np.array([math.nan if number is None else number for number in numbers])
 
 

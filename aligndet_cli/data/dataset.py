@@ -146,6 +146,14 @@ class ImageSet:
         """True if this split has boxes with classes."""
         return bool(self.categories)
 
+    def lack_of_boxes(self) -> str:
+        """Return one line if the labels hold no box that a detector could be trained on, else ""."""
+        if not self.has_labels or not self.is_crowd.all():
+            return ""
+        count = len(self.boxes)
+        cause = f"all {count} are crowds, difficult or to be ignored" if count else "finetune needs labelled images"
+        return f"{self.root}: no boxes to train on in the labels of split '{self.split}'; {cause}"
+
     def aspects(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
         """Return width / height (N,) float64 of these images, 1 if unknown."""
         height, width = np.maximum(self.sizes_hw[np.asarray(indices, dtype=np.int64)], 1).T.astype(np.float64)

@@ -1,7 +1,6 @@
 """Check a data set for problems before hours are spent on it."""
 
 import hashlib
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ from aligndet_cli.config import DataConfig
 from aligndet_cli.data.assembly import assemble
 from aligndet_cli.data.dataset import ImageSet, class_labels
 from aligndet_cli.data.findings import Finding, Findings, counted
+from aligndet_cli.data.format import SplitSource
 from aligndet_cli.data.images import decode_image, other_size, read_bytes
-from aligndet_cli.data.masks import encode_mask
-from aligndet_cli.data.open import Purpose, choose_split, locate_data, read_labels
+from aligndet_cli.data.open import locate_data, read_labels
+from aligndet_cli.data.splits import Purpose, choose_split
 from aligndet_cli.data.stray import describe_stray_labels
+from aligndet_cli.data.voc import VocSplit
+from aligndet_cli.data.yolo import YoloSplit
 from aligndet_cli.errors import DataError
 
 # Seven of bccd's eight doubled boxes (shifted by two pixels) overlap by 0.91 or more, two snowboards or two people side
@@ -65,14 +67,15 @@ class DoctorReport:
 def check_data(data: DataConfig, *, num_threads: int = -1) -> DoctorReport:
     """Check the labels of a data set and decode all its images; problems are reported, never raised.
 
-    Without `data.split` every split is checked, and images that occur in two splits are reported. Of VOC only the
-    default splits of the stages are checked, since trainval contains train and val. The report does not depend on the
-    number of decoding threads; -1 means one per core.
+    Without `data.split` every split is checked, and images that occur in two splits are reported. Of VOC's lists only
+    the default splits of the stages are checked, since trainval contains train and val. The report does not depend on
+    the number of decoding threads; -1 means one per core.
     """
     findings = Findings(is_strict=False)
     summary: dict[str, Any] = {"format": None, "root": str(data.root or data.images or ""), "splits": {}}
     checked: list[tuple[ImageSet, list[ImageCheck]]] = []
-    for split in _splits(data, findings):
+    splits = _splits(data, findings)
+    for split in splits:
         image_set = _read_split(data, split, findings)
         if image_set is None:
             continue
@@ -83,6 +86,8 @@ def check_data(data: DataConfig, *, num_threads: int = -1) -> DoctorReport:
         found = Findings(is_strict=False)
         _report_files(image_set, checks, found)
         _report_labels(image_set, found)
+        if (lack := image_set.lack_of_boxes()) and (len(splits) == 1 or image_set.split.lower().startswith("train")):
+            found.error("no-boxes", lack, count=len(image_set), example=image_set.split)
         _merge(findings, found, image_set.split)
     _report_duplicate_files(checked, findings)
     _report_category_gaps(checked, findings)
@@ -101,7 +106,18 @@ def _splits(data: DataConfig, findings: Findings) -> list[str | None]:
         return []
     if kind == "folder":
         return [None]
-    return [*(_used_splits(root, list(splits)) if kind == "voc" else splits)]
+    may_overlap = any(isinstance(split, VocSplit) and split.is_listed for split in splits.values())
+    names = _used_splits(root, list(splits)) if may_overlap else list(splits)
+    return [name for name in names if not _is_absent(name, splits[name], findings)]
+
+
+def _is_absent(name: str, split: SplitSource, findings: Findings) -> bool:
+    """Return True if nothing is there of a split of a YOLO yaml, and report it: exports name splits that are empty."""
+    message = split.describe_absence() if isinstance(split, YoloSplit) else ""
+    if message:
+        report = {"train": findings.error, "val": findings.warn}.get(name, findings.info)
+        report("missing-splits", message, example=name)
+    return bool(message)
 
 
 def _used_splits(root: Path, known: list[str]) -> list[str]:
@@ -202,32 +218,11 @@ def _report_labels(image_set: ImageSet, findings: Findings) -> None:
         findings.info("crowds", f"{boxes}: not trained on, ignored in evaluation", count=count)
     _report_classes(image_set, findings)
     _report_duplicate_boxes(image_set, findings)
-    _report_masks(image_set, findings)
     without = 0 if image_set.segmentations is None else int(image_set.segmentations.is_missing.sum())
     # No polygon at all means a data set without masks, which is no finding.
     if 0 < without < len(image_set.boxes):
         message = f"no polygon at {without} of {len(image_set.boxes)} boxes; mask training and evaluation skip them"
         findings.info("boxes-without-polygons", message, count=without)
-
-
-def _report_masks(image_set: ImageSet, findings: Findings) -> None:
-    """Report masks that cannot be drawn: training leaves their images out, and evaluation the masks."""
-    if image_set.segmentations is None:
-        return
-    bad: list[tuple[str, str]] = []
-    for index, (start, stop) in enumerate(itertools.pairwise(image_set.offsets.tolist())):
-        size_hw = tuple(image_set.sizes_hw[index].tolist())
-        for row in range(start, stop) if all(size_hw) else ():
-            try:
-                segmentation = image_set.segmentations[row]
-                if segmentation and encode_mask(segmentation, size_hw) is None:
-                    bad.append((image_set.file_names[index], "a polygon has fewer than three corners"))
-            except DataError as error:
-                bad.append((image_set.file_names[index], str(error)))
-    if bad:
-        name, reason = bad[0]
-        message = f"{counted(len(bad), 'mask')} that cannot be drawn, first in {name}: {reason}"
-        findings.warn("bad-masks", message, count=len(bad), example=name)
 
 
 def _report_classes(image_set: ImageSet, findings: Findings) -> None:

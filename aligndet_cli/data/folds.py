@@ -15,7 +15,8 @@ from pydantic import Field
 from aligndet_cli.config import DataConfig, StageConfig
 from aligndet_cli.data.coco import CocoSplit, read_whole, to_coco_dict
 from aligndet_cli.data.findings import counted
-from aligndet_cli.data.open import choose_split, locate_data, open_images
+from aligndet_cli.data.open import locate_data, open_images
+from aligndet_cli.data.splits import choose_split
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
@@ -71,7 +72,7 @@ def fraction_of(num_images: int, percent: float, fold: int) -> list[int]:
         return list(range(num_images))
     count = int(percent / 100 * num_images)
     if count == 0:
-        raise ConfigError(f"--fraction {percent:g}: leaves none of the {num_images} images")
+        raise ConfigError(f"fraction {percent:g}: leaves none of the {num_images} images; take a larger one")
     return [int(index) for index in np.random.RandomState(fold).choice(num_images, count, replace=False)]
 
 
@@ -115,7 +116,8 @@ def _whole(data: DataConfig) -> tuple[dict[str, Any], str, Path, Path | None]:
     if kind == "coco":
         source = splits[choose_split(root, list(splits), data.split, "train")]
         assert isinstance(source, CocoSplit)
-        return read_whole(source.annotations), source.name, source.annotations.parent, None
+        images = source.image_dirs[0] if len(source.image_dirs) == 1 else None
+        return read_whole(source.annotations), source.name, source.annotations.parent, images
     image_set = open_images(data, purpose="train", with_masks=True)
     if not image_set.has_labels:
         raise DataError(f"{root}: no labels for split '{image_set.split}'; folds are of labelled images")

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from aligndet_cli.errors import DataError
+from aligndet_cli.errors import DataError, is_of_machine
 
 # Decoders by Pillow's name, with the suffixes of their files. Content decides, since files named .jpg that hold a GIF
 # exist in public data sets. Pillow's own list also holds formats that run other programs (EPS).
@@ -138,13 +138,15 @@ def read_size_hw(path: Path) -> tuple[int, int]:
     Raises:
         DataError: the file is missing, empty, or its header belongs to no image.
     """
-    _refuse_pipe(path)
     try:
+        _refuse_pipe(path)
         with path.open("rb") as handle:
             image = _open(handle, path, is_empty=path.stat().st_size == 0)
             width, height = image.size
             return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
     except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
+        if is_of_machine(error):
+            raise
         raise _unreadable(path, error) from None
 
 
@@ -185,10 +187,12 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         DataError: the file is missing or cannot be read; one line naming it.
     """
-    _refuse_pipe(path)
     try:
+        _refuse_pipe(path)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
+        if is_of_machine(error):
+            raise
         raise _unreadable(path, error) from None
 
 

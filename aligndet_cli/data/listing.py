@@ -8,7 +8,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aligndet_cli.data.findings import Findings, counted
-from aligndet_cli.data.images import is_image_file, is_unreadable_kind
+from aligndet_cli.data.images import IMAGE_SUFFIXES, is_image_file, is_unreadable_kind
+
+
+def is_file(path: Path) -> bool:
+    """Return True if a path that labels name is a file; False for names that no file can have.
+
+    `Path.is_file` raises for names that are too long, up to Python 3.13.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Return True if a path that labels name is a folder, see `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_there(path: Path) -> bool:
+    """Return True if a path that labels name leads to anything, see `is_file`."""
+    return os.path.exists(path)  # noqa: PTH110
 
 
 def list_images(folder: Path, findings: Findings | None = None) -> list[str]:
@@ -33,6 +51,25 @@ def list_images(folder: Path, findings: Findings | None = None) -> list[str]:
 def has_images(folder: Path) -> bool:
     """Return True if any image file lies below a folder; stop at the first."""
     return any(is_image_file(name) for content in _walk(folder) for name in content.files)
+
+
+def has_images_itself(folder: Path) -> bool:
+    """Return True if any image file lies in a folder itself, not below it."""
+    return any(is_image_file(child.name) for child in folder.iterdir())
+
+
+def has_image_of(file: Path) -> bool:
+    """Return True if an image lies where a file is, with the suffix of an image in place of the file's own."""
+    return any(file.with_suffix(form).is_file() for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper()))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the direct subfolders, sorted, without hidden ones; nothing if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:  # knows folders without asking the disk about each of many files
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+    return [folder / name for name in names if name != "__MACOSX"]  # lies beside the data in archives
 
 
 def nothing_found(folder: Path, *, expected: str) -> str:

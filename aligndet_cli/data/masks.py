@@ -8,11 +8,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.images import MAX_PIXELS
+from aligndet_cli.data.mask_forms import form_of, misfit
 from aligndet_cli.errors import DataError
-
-MIN_COORDINATES = 6  # three corners; pycocotools takes four numbers for a box
-_FARTHEST = 10  # coordinates by the longer side of the image: beyond it is no clipped object but a mistake
 
 
 @dataclass(frozen=True)
@@ -51,12 +48,11 @@ def draw_mask(segmentation: Any, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     Raises:
         DataError: it cannot be drawn.
     """
-    code = encode_mask(segmentation, size_hw)
-    return np.zeros(size_hw, dtype=np.bool_) if code is None else np.asarray(coco_mask.decode(code), dtype=np.bool_)
+    return np.asarray(coco_mask.decode(encode_mask(segmentation, size_hw)), dtype=np.bool_)
 
 
-def encode_mask(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any] | None:
-    """Return the run-length code of a COCO segmentation; None without a polygon of three corners.
+def encode_mask(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """Return the run-length code of a COCO segmentation.
 
     This is the one way from labels to pycocotools, whose C code checks nothing: a coordinate that is NaN or 1e9 takes
     all memory of the machine, and a code that is too long is written beyond its mask.
@@ -67,68 +63,19 @@ def encode_mask(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any] |
     Raises:
         DataError: none of these, of another size than the image, or with numbers that mean no place in it.
     """
-    checked = check_segmentation(segmentation, size_hw)
-    if isinstance(checked, dict):
-        return checked
-    return coco_mask.merge(coco_mask.frPyObjects(checked, *size_hw)) if checked else None
+    content = check_segmentation(segmentation, size_hw)
+    if isinstance(content, list):
+        return dict(coco_mask.merge(coco_mask.frPyObjects(content, *size_hw)))
+    return dict(coco_mask.frPyObjects(content, *size_hw)) if isinstance(content["counts"], list) else dict(content)
 
 
-def check_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> dict[str, Any] | list[list[float]]:
-    """Return a compressed run-length code, or the polygons of three corners or more, without drawing them.
+def check_segmentation(segmentation: Any, size_hw: tuple[int, int]) -> Any:
+    """Return a run-length code, or the polygons of three corners or more, without drawing them.
 
     Raises:
         DataError: see `encode_mask`.
     """
-    if size_hw[0] * size_hw[1] > MAX_PIXELS:
-        raise DataError(f"a mask is of an image of {size_hw[1]}x{size_hw[0]} pixels, which cannot be read")
-    try:
-        if isinstance(segmentation, dict):
-            return _checked_code(segmentation, size_hw)
-        is_flat = len(segmentation) >= MIN_COORDINATES and all(isinstance(value, int | float) for value in segmentation)
-        polygons = [_numbers(polygon) for polygon in ([segmentation] if is_flat else segmentation)]
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise DataError(f"a mask is neither polygons nor a run-length code ({error})") from None
-    polygons = [polygon for polygon in polygons if len(polygon) >= MIN_COORDINATES and len(polygon) % 2 == 0]
-    limit = _FARTHEST * max(size_hw)
-    for value in (value for polygon in polygons for value in polygon):
-        if not -limit <= value <= limit:  # NaN too
-            raise DataError(f"a mask has the coordinate {value:g}, far from its image of {size_hw[1]}x{size_hw[0]}")
-    return polygons
-
-
-def _numbers(polygon: Any) -> list[float]:
-    if not isinstance(polygon, list | tuple):
-        raise TypeError(f"{polygon!r} is no list of coordinates")
-    return [float(value) for value in polygon]
-
-
-def _checked_code(code: dict[str, Any], size_hw: tuple[int, int]) -> dict[str, Any]:
-    if tuple(code["size"]) != size_hw:
-        raise DataError(f"a mask is {code['size']} (height, width) but its image {list(size_hw)}")
-    counts = code["counts"]
-    is_plain = isinstance(counts, list)
-    runs = [int(count) for count in counts] if is_plain else _runs_of(counts)
-    if min(runs, default=0) < 0 or sum(runs) != size_hw[0] * size_hw[1]:
-        raise DataError(f"a run-length code is of {sum(runs)} pixels but its image has {size_hw[0] * size_hw[1]}")
-    return dict(coco_mask.frPyObjects({"size": list(size_hw), "counts": runs}, *size_hw)) if is_plain else code
-
-
-def _runs_of(text: str | bytes) -> list[int]:
-    """Return the runs of a compressed code.
-
-    Source: cocoapi's maskApi.c: 5 bits a letter, and a sixth where more follow; from the fourth run on, differences to
-    the last run but one.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for letter in text.encode("ascii") if isinstance(text, str) else text:
-        bits = letter - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (1 << shift) if bits & 16 else 0
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("its text ends within a number")
-    return runs
+    form = form_of(segmentation)
+    if reason := misfit(form.reach, form.code_hw, size_hw):
+        raise DataError(reason)
+    return form.content

@@ -1,26 +1,24 @@
 """Find a data set, choose a split and read it: the one way into `data/`."""
 
-import re
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from aligndet_cli.config import DataConfig, did_you_mean
+from aligndet_cli.config import DataConfig
 from aligndet_cli.data.assembly import assemble
-from aligndet_cli.data.coco import COCO, CocoSplit, image_dirs
+from aligndet_cli.data.coco import CocoSplit, image_dirs
+from aligndet_cli.data.coco_layouts import image_folders
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import Findings
 from aligndet_cli.data.folder import FolderSplit, choose_folder, find_subfolder
 from aligndet_cli.data.format import ALL, Labels, SplitSource
-from aligndet_cli.data.listing import has_images, nothing_found
-from aligndet_cli.data.voc import VOC
-from aligndet_cli.data.yolo import YOLO
+from aligndet_cli.data.layouts import FORMATS, find_loose_splits
+from aligndet_cli.data.listing import has_images, has_images_itself, nothing_found, subfolders
+from aligndet_cli.data.splits import Purpose, as_split_name, choose_split, find_split
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 
-Purpose = Literal["train", "val"]
-
-FORMATS = (COCO, VOC, YOLO)  # the first that recognises a folder wins; images without labels are the format `folder`
 _LAYOUTS = f"{', '.join(known.layout for known in FORMATS)}, or images"
 _MAX_NESTED = 10  # a folder with more subfolders is not an unpacked archive, but holds images sorted by class
 
@@ -75,7 +73,8 @@ def read_labels(
 def locate_data(root: Path, kind: str = "auto") -> FoundData:
     """Return the data set in a folder: in the folder itself, or in its only subfolder with labels.
 
-    Archives often unpack into one folder more. A folder of images without labels is a data set too if `kind` allows.
+    Archives often unpack into one folder more. Loose formats count where no other is found. A folder of images without
+    labels is a data set too if `kind` allows.
 
     Args:
         root: a folder, or the yaml of a YOLO data set.
@@ -90,20 +89,12 @@ def locate_data(root: Path, kind: str = "auto") -> FoundData:
     if kind == "folder" and root.is_dir():
         return plain
     found = _recognise(root, kind)
-    if found:
-        return found
-    if root.is_file():
+    if found is None and root.is_file():
         hint = "use --annotations FILE --images DIR" if root.suffix == ".json" else f"give a folder with {_LAYOUTS}"
         raise DataError(f"{root}: is a file, not a data set; {hint}")
-    nested = _nested_data(root, kind)
-    if len(nested) == 1:
-        (only,) = nested.values()
-        if isinstance(only, DataError):
-            raise only
-        return only
-    if nested:
-        names = ", ".join(nested)
-        raise DataError(f"{root}: holds several data sets ({names}); name one of these folders")
+    found = found or _recognise_deeper(root, kind)
+    if found:
+        return found
     if kind != "auto":
         raise DataError(f"{root}: no {kind} data set; expected {_LAYOUTS}; or leave --format out")
     if not has_images(root):
@@ -119,10 +110,34 @@ def _recognise(root: Path, kind: str) -> FoundData | None:
     return None
 
 
+def _recognise_deeper(root: Path, kind: str) -> FoundData | None:
+    """Return the data set in the only subfolder with one, or one in a loose format, in the root or its only subfolder.
+
+    Raises:
+        DataError: the subfolders have several data sets, or the only one is broken.
+    """
+    nested = _nested_data(root, kind)
+    if len(nested) == 1:
+        (only,) = nested.values()
+        if isinstance(only, DataError):
+            raise only
+        return only
+    children = subfolders(root)
+    is_wrapping = len(children) == 1 and not has_images_itself(root)
+    for folder in (root, *children) if is_wrapping else (root,):
+        loose = find_loose_splits(folder, kind)
+        if len(loose) == 1:
+            ((name, splits),) = loose.items()
+            return FoundData(folder, name, splits)
+    if nested:
+        raise DataError(f"{root}: holds several data sets ({', '.join(nested)}); name one of these folders")
+    return None
+
+
 def _nested_data(root: Path, kind: str) -> dict[str, FoundData | DataError]:
     """Return the data sets with labels in direct subfolders, or why they are broken; none if it is no archive."""
     nested: dict[str, FoundData | DataError] = {}
-    children = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    children = subfolders(root)
     for child in children if len(children) <= _MAX_NESTED else ():
         try:
             if found := _recognise(child, kind):
@@ -130,36 +145,6 @@ def _nested_data(root: Path, kind: str) -> dict[str, FoundData | DataError]:
         except DataError as error:
             nested[child.name] = error
     return nested
-
-
-def choose_split(root: Path, known: list[str], asked: str | None, purpose: Purpose) -> str:
-    """Return the split of the asked name (`train` also finds `train2017`), or the usual one for a purpose.
-
-    VOC trains on trainval and validates on test. Without a test split it trains on train and validates on val,
-    never on images it has trained on.
-
-    Raises:
-        DataError: there is no such split; the known ones are listed.
-    """
-    if asked is not None:
-        for name in (asked, f"{asked}2017"):
-            if name in known:
-                return name
-        raise DataError(f"{root}: no split '{asked}'{did_you_mean(asked, known)}")
-    has_test = "test" in known
-    if purpose == "train":
-        exact = ["trainval" if has_test or "val" not in known else "", "train2017", "train"]
-        prefix, last = "train", []
-    else:
-        exact = ["test" if "trainval" in known else "", "val2017", "val"]
-        prefix, last = "val", ["test"]
-    for name in [*exact, *(name for name in sorted(known) if name.startswith(prefix)), *last]:
-        if name in known:
-            return name
-    # A single split with a name of its own (CVAT's `default`, `all`) is trained on.
-    if purpose == "train" and len(known) == 1 and not known[0].startswith(("val", "test")):
-        return known[0]
-    raise DataError(f"{root}: no {prefix} split; known: {', '.join(sorted(known))}; choose one with --split")
 
 
 def _choose_source(data: DataConfig, purpose: Purpose) -> SplitSource:
@@ -172,8 +157,7 @@ def _choose_source(data: DataConfig, purpose: Purpose) -> SplitSource:
     root, kind, splits = locate_data(data.root, data.format)
     if kind == "folder":
         return choose_folder(root, data.split)
-    names = {data.split, f"{data.split}2017"}
-    if data.split is not None and kind == "coco" and data.format == "auto" and not names & splits.keys():
+    if data.split is not None and kind == "coco" and data.format == "auto" and not find_split([*splits], data.split):
         # A folder of images beside the splits, such as `unlabeled2017`, is a split without labels.
         folder = find_subfolder(root, data.split)
         if folder is not None and has_images(folder.images_dir):
@@ -184,10 +168,11 @@ def _choose_source(data: DataConfig, purpose: Purpose) -> SplitSource:
 def _named_coco(data: DataConfig, annotations: Path) -> CocoSplit:
     """Return the split whose label file the user named outright, perhaps with its image folder."""
     stem = annotations.stem.removeprefix("instances_")
-    # Artifacts are named after the split: keep to what `--name` allows.
-    name = data.split or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-") or ALL
+    name = data.split or as_split_name(stem) or ALL
     if data.images is None:
-        folders = (*image_dirs(data.root or annotations.parent.parent, stem), annotations.parent)
+        root = data.root or annotations.parent.parent
+        usual = itertools.chain(*image_folders(root, annotations, stem))
+        folders = tuple(dict.fromkeys((*image_dirs(root, stem), annotations.parent, *usual)))
     elif data.images.is_dir():
         folders = (data.images,)
     else:

@@ -35,7 +35,7 @@ class Packed:
         file.truncate(self.size)
 
     def copy_to(self, block: Tensor) -> None:
-        """Write the block to a tensor (size,) uint8."""
+        """Write the block to a tensor (N,) uint8."""
         for place, tensor in self.tensors.items():
             block[place : place + tensor.nbytes] = _bytes_of(tensor)
 
@@ -80,12 +80,12 @@ def pack(value: Any) -> Packed:
 
 
 def unpack(head: bytes, block: Tensor) -> Any:
-    """Return the value with views of the block (size,) uint8 as its tensors."""
+    """Return the value with views of the block (N,) uint8 as its tensors."""
     return _Unpacker(head, block).load()
 
 
 def into_pinned_memory(block: Tensor) -> Tensor:
-    """Return a copy of a block (size,) in pinned memory, from which copies to a GPU do not wait."""
+    """Return a copy of a block (N,) uint8 in pinned memory, from which copies to a GPU do not wait."""
     return torch.empty(len(block), dtype=block.dtype, pin_memory=True).copy_(block)
 
 

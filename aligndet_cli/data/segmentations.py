@@ -1,6 +1,9 @@
-"""Masks of boxes as one block of text, which is far smaller than nested lists and can be mapped from a file."""
+"""Masks of boxes as one block of bytes, which is far smaller than nested lists and can be mapped from a file."""
 
+import itertools
 import json
+import math
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from aligndet_cli.data.mask_forms import Form, form_of
+from aligndet_cli.errors import DataError
 
 # Run-length codes made by pycocotools hold bytes.
 _encode = json.JSONEncoder(separators=(",", ":"), default=lambda value: bytes(value).decode("ascii")).encode
@@ -17,16 +23,21 @@ _encode = json.JSONEncoder(separators=(",", ":"), default=lambda value: bytes(va
 class Segmentations:
     """COCO polygons or run-length codes of N boxes, decoded one at a time when asked for.
 
-    Forked processes share the text. A process that receives it pickled maps the same file again if the text is mapped.
+    Forked processes share the block. A process that receives it pickled maps the same file again if it is mapped.
 
     Attributes:
-        text: (bytes,) uint8, JSON of the segmentations in any order.
-        starts, ends: (N,) int64; segmentation i is `text[starts[i]:ends[i]]`, empty if it is missing.
+        block: (bytes,) uint8, the segmentations in any order: JSON of a code; for polygons how many they are, the
+            number of coordinates of each, both as float64, and the coordinates. A code begins with `{`.
+        starts, ends: (N,) int64; segmentation i is `block[starts[i]:ends[i]]`, empty if it is missing.
+        reach: (N,) float64, see `Form`; infinite for a segmentation that is none, which counts as missing.
+        code_hw: (N, 2) int64, see `Form`.
     """
 
-    text: NDArray[np.uint8]
+    block: NDArray[np.uint8]
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
+    reach: NDArray[np.float64]
+    code_hw: NDArray[np.int64]
 
     @staticmethod
     def of(entries: Iterable[Any]) -> "Segmentations":
@@ -40,14 +51,19 @@ class Segmentations:
 
     def __getitem__(self, row: int) -> Any:
         """Return the polygons or run-length code of a box, `[]` if missing."""
-        text = self.text[self.starts[row] : self.ends[row]].tobytes()
-        return json.loads(text) if text else []
+        content = self.block[self.starts[row] : self.ends[row]].tobytes()
+        if content[:1] in (b"", b"{"):
+            return json.loads(content) if content else []
+        numbers = array("d", content[1:]).tolist()
+        lengths = [int(length) for length in numbers[1 : 1 + int(numbers[0])]]
+        ends = list(itertools.accumulate(lengths, initial=1 + len(lengths)))
+        return [numbers[start:end] for start, end in itertools.pairwise(ends)]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if isinstance(self.text, np.memmap) and self.text.filename is not None:
-            place = (Path(self.text.filename), self.text.offset, len(self.text))
-            return _map_again, (place, self.starts, self.ends)
-        return Segmentations, (self.text, self.starts, self.ends)
+        rest = (self.starts, self.ends, self.reach, self.code_hw)
+        if isinstance(self.block, np.memmap) and self.block.filename is not None:
+            return _map_again, (Path(self.block.filename), self.block.offset, len(self.block), rest)
+        return Segmentations, (self.block, *rest)
 
     @property
     def is_missing(self) -> NDArray[np.bool_]:
@@ -55,30 +71,54 @@ class Segmentations:
         return self.starts == self.ends
 
     def select(self, rows: NDArray[np.int64]) -> "Segmentations":
-        """Return the segmentations of rows (M,), in this order, over the same text."""
-        return Segmentations(self.text, self.starts[rows], self.ends[rows])
+        """Return the segmentations of rows (M,), in this order, over the same block."""
+        return Segmentations(self.block, self.starts[rows], self.ends[rows], self.reach[rows], self.code_hw[rows])
+
+    def without(self, is_bad: NDArray[np.bool_]) -> "Segmentations":
+        """Return the segmentations, of which the bad ones (N,) are missing."""
+        ends = np.where(is_bad, self.starts, self.ends)
+        return Segmentations(self.block, self.starts, ends, self.reach, self.code_hw)
 
 
 class SegmentationWriter:
-    """Gather the text piece by piece, so that decoded segmentations never pile up."""
+    """Gather the block piece by piece, so that decoded segmentations never pile up."""
 
     def __init__(self) -> None:
-        self._text = bytearray()
+        self._block = bytearray()
+        self._starts, self._ends = array("q", [0]), array("q", [0])  # number 0 is a missing one
+        self._reach, self._code_hw = array("d", [0.0]), array("q", [0, 0])
 
-    def add(self, segmentation: Any) -> tuple[int, int]:
-        """Append a segmentation and return its start and end."""
-        start = len(self._text)
-        if segmentation:
-            self._text += _encode(segmentation).encode()
-        return start, len(self._text)
+    def add(self, segmentation: Any) -> int:
+        """Append a segmentation as far as it can be drawn, see `form_of`, and return its number; 0 if empty."""
+        if not segmentation:
+            return 0
+        self._starts.append(len(self._block))
+        try:
+            form = form_of(segmentation)
+            self._block += _encode(form.content).encode() if isinstance(form.content, dict) else _packed(form.content)
+        except DataError:  # told when its image is known
+            form = Form(None, math.inf, (0, 0))
+        self._ends.append(len(self._block))
+        self._reach.append(form.reach)
+        self._code_hw.extend(form.code_hw)
+        return len(self._starts) - 1
 
-    def finish(self, places: Iterable[tuple[int, int]]) -> Segmentations:
-        """Return the segmentations at these places, one per box."""
-        bounds = np.array(list(places), dtype=np.int64).reshape(-1, 2)
-        text = np.frombuffer(self._text, dtype=np.uint8)
-        return Segmentations(text, np.ascontiguousarray(bounds[:, 0]), np.ascontiguousarray(bounds[:, 1]))
+    def finish(self, numbers: Iterable[int]) -> Segmentations:
+        """Return the segmentations of these numbers, one per box."""
+        columns = (np.array(self._starts), np.array(self._ends), np.array(self._reach))
+        whole = Segmentations(
+            np.frombuffer(self._block, dtype=np.uint8), *columns, np.array(self._code_hw).reshape(-1, 2)
+        )
+        return whole.select(np.fromiter(numbers, dtype=np.int64))
 
 
-def _map_again(place: tuple[Path, int, int], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Segmentations:
-    file, offset, length = place
-    return Segmentations(np.memmap(file, np.uint8, "r", offset, (length,)), starts, ends)
+def _packed(polygons: list[list[float]]) -> bytes:
+    """Return polygons as bytes, see `Segmentations.block`."""
+    numbers = array("d", [len(polygons), *map(len, polygons)])
+    for polygon in polygons:
+        numbers.extend(polygon)
+    return b"P" + numbers.tobytes()
+
+
+def _map_again(file: Path, offset: int, length: int, rest: tuple[Any, ...]) -> Segmentations:
+    return Segmentations(np.memmap(file, np.uint8, "r", offset, (length,)), *rest)

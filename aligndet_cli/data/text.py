@@ -31,9 +31,9 @@ def read_lines(file: Path, *, errors: str = "strict") -> list[str]:
     """Return the lines of a text file that are not blank, without blanks at both ends.
 
     Raises:
-        DataError: not a text, see `decode_text`.
+        DataError: cannot be read, or not a text, see `decode_text`.
     """
-    lines = (line.strip() for line in decode_text(file.read_bytes(), file, errors=errors).splitlines())
+    lines = (line.strip() for line in decode_text(read_label_bytes(file), file, errors=errors).splitlines())
     return [line for line in lines if line]
 
 

@@ -8,7 +8,7 @@ mmdetection subtracts 1 from all four). A box whose ends coincide in the file co
 import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,10 @@ import numpy as np
 
 from aligndet_cli.data.boxes import BoxRow, box_table
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.data.findings import Findings
+from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import ALL, DataFormat, Labels
 from aligndet_cli.data.images import is_image_file
-from aligndet_cli.data.listing import list_images
+from aligndet_cli.data.listing import is_file, list_images
 from aligndet_cli.data.text import decode_text, read_lines
 from aligndet_cli.errors import DataError
 
@@ -30,6 +30,7 @@ VOC_CLASSES = (
 
 
 _PRESENCE = re.compile(r"\s+(?:-1|0|1)$")  # the second column of VOC's per-class lists
+_NAME = re.compile(rb"<name>([^<]*)</name>")
 _ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*encoding\s*=\s*["'](?P<name>[\w.:-]+)["'][^>]*\?>""")
 
 
@@ -51,17 +52,43 @@ class VocAnnotation:
 
 
 @dataclass(frozen=True)
+class VocYear:
+    """A year of the devkit, or a whole data set: folders of images and annotations, with or without subfolders.
+
+    Attributes:
+        lists: the folder of the lists of images, which need not exist.
+    """
+
+    images: Path
+    annotations: Path
+    lists: Path
+
+    @classmethod
+    def of(cls, folder: Path, images: str = "JPEGImages", annotations: str = "Annotations") -> "VocYear":
+        """Return the parts of a folder by their names."""
+        return cls(folder / images, folder / annotations, folder / "ImageSets" / "Main")
+
+
+@dataclass(frozen=True)
 class VocSplit:
-    """One split of all years together; each year is a folder with `JPEGImages/` and `Annotations/`."""
+    """One split of all years together.
+
+    A split without a list is the whole set (`all`), or the subfolder of its name.
+    """
 
     root: Path
     name: str
-    years: tuple[Path, ...]
+    years: tuple[VocYear, ...]
+
+    @property
+    def is_listed(self) -> bool:
+        """True if a list of images names this split."""
+        return any((year.lists / f"{self.name}.txt").is_file() for year in self.years)
 
     def read(self, findings: Findings, *, with_masks: bool, index_dir: Path | None) -> Labels:
         """See `SplitSource`. `difficult` becomes `is_crowd`.
 
-        Classes are VOC's 20 if no other occurs, else all names found in the whole data set, sorted; category ids
+        Classes are VOC's 20 if the whole data set has no other, else all names found in it, sorted; category ids
         count from 1. Image ids are positions in the sorted list of all images, whatever their split.
         """
         images_dir, prefixes = _image_base(self.years)
@@ -73,14 +100,16 @@ class VocSplit:
         positions = {key: index for index, key in enumerate(sorted(all_images, key=all_images.__getitem__))}
         annotations: dict[str, VocAnnotation] = {}
         digest = hashlib.sha256()
-        used: set[Path] = set()
+        used: dict[Path, str] = {}
         for prefix, year in prefixes:
             for stem in _listed(year, self.name):
-                file = year / "Annotations" / f"{stem}.xml"
-                used.add(file)
+                file = year.annotations / f"{stem}.xml"
+                used[file] = prefix + stem
                 annotation = _read(file, findings, digest)
                 if annotation is not None:
                     annotations[prefix + stem] = annotation
+        if not self.is_listed:
+            _report_left_out(self, all_images, set(used.values()), findings)
         names = {item.name for annotation in annotations.values() for item in annotation.objects}
         categories = _categories(names, self.years, used, findings)
         class_ids = {category.name: class_id for class_id, category in enumerate(categories)}
@@ -110,18 +139,23 @@ class VocSplit:
 def find_voc_splits(root: Path) -> dict[str, VocSplit]:
     """Return the image lists of any year whose images are annotated, by name; `all` stands for a root without lists."""
     years = tuple(_find_years(root))
-    names = {file.stem for year in years for file in _lists(year) if _is_annotated(year, file)}
-    return {name: VocSplit(root, name, years) for name in sorted(names) or [ALL]} if years else {}
+    return {name: VocSplit(root, name, years) for name in listed_splits(years) or [ALL]} if years else {}
+
+
+def listed_splits(years: Sequence[VocYear]) -> list[str]:
+    """Return the names of the lists of images that are annotated, sorted."""
+    return sorted({file.stem for year in years for file in _lists(year) if _is_annotated(year, file)})
 
 
 VOC = DataFormat("voc", "JPEGImages/ + Annotations/ (VOC)", find_voc_splits)
 
 
-def _find_years(root: Path) -> list[Path]:
+def _find_years(root: Path) -> list[VocYear]:
     """Return the folders with `JPEGImages/` and `Annotations/`: the root itself, or the years of a devkit."""
     candidates = [[root], sorted(root.glob("VOC[0-9]*")), sorted(root.glob("VOCdevkit/VOC[0-9]*"))]
     for folders in candidates:
-        found = [year for year in folders if (year / "JPEGImages").is_dir() and (year / "Annotations").is_dir()]
+        years = [VocYear.of(folder) for folder in folders]
+        found = [year for year in years if year.images.is_dir() and year.annotations.is_dir()]
         if found:
             return found
     return []
@@ -131,17 +165,22 @@ def parse_voc_annotation(content: bytes, file: Path) -> VocAnnotation:
     """Parse the content of an annotation file.
 
     Raises:
-        DataError: not XML, or an object without name or box.
+        DataError: not XML of VOC, an object without name or box, or a size or flag of no certain meaning.
     """
-    tree = _parse_xml(content, file)
-    size = [_number(tree, f"size/{key}") for key in ("height", "width")]
-    height, width = (int(value) if value is not None and 0 < value < 2**31 else 0 for value in size)
+    tree = parse_xml(content, file)
+    if tree.tag != "annotation":
+        raise DataError(f"{file}: begins with <{tree.tag[:40]}>, expected <annotation>; repair or remove it")
+    height, width = (_side(tree, key, file) for key in ("height", "width"))
     objects = [_parse_object(element, number, file) for number, element in enumerate(tree.iter("object"), start=1)]
     return VocAnnotation((height, width) if height and width else (0, 0), objects)
 
 
-def _parse_xml(content: bytes, file: Path) -> ElementTree.Element:
-    """Return the root of an XML file in any encoding that Python knows, with namespaces left out."""
+def parse_xml(content: bytes, file: Path) -> ElementTree.Element:
+    """Return the root of an XML file in any encoding that Python knows, with namespaces left out.
+
+    Raises:
+        DataError: not XML, or in an unknown encoding.
+    """
     declared = _ENCODING.match(content)
     try:
         if declared:  # the parser itself knows few encodings: not GB2312, for example
@@ -152,11 +191,32 @@ def _parse_xml(content: bytes, file: Path) -> ElementTree.Element:
     except LookupError:
         name = declared["name"].decode("ascii") if declared else ""
         raise DataError(f"{file}: is in an unknown encoding '{name}'; save it as UTF-8") from None
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+    except (ElementTree.ParseError, UnicodeError) as error:
         raise DataError(f"{file}: not valid XML ({error}); repair or remove it") from None
     for element in tree.iter():
         element.tag = element.tag.rpartition("}")[2]
     return tree
+
+
+def _side(tree: ElementTree.Element, key: str, file: Path) -> int:
+    """Return height or width of the image in pixels, 0 where the file does not tell."""
+    text = (tree.findtext(f"size/{key}") or "").strip()
+    side = _number(tree, f"size/{key}") if text else 0.0
+    if side is None or not side.is_integer() or not 0 <= side < 2**31:
+        raise DataError(f"{file}: {key} {text[:40]!r} is no number of pixels; correct or remove it")
+    return int(side)
+
+
+_FLAGS = {"": 0, "false": 0, "unspecified": 0, "true": 1}
+
+
+def _is_difficult(element: ElementTree.Element, number: int, file: Path) -> bool:
+    text = (element.findtext("difficult") or "").strip()
+    flag = _FLAGS.get(text.lower(), _number(element, "difficult"))
+    if flag not in (0, 1):
+        message = f"{file}: object {number} has {text[:40]!r} for 'difficult', expected 0 or 1"
+        raise DataError(f"{message}; correct or remove it")
+    return flag == 1
 
 
 def _parse_object(element: ElementTree.Element, number: int, file: Path) -> VocObject:
@@ -168,7 +228,7 @@ def _parse_object(element: ElementTree.Element, number: int, file: Path) -> VocO
         raise DataError(f"{file}: object {number} has no {missing}; repair or remove it")
     has_extent = not (x2 <= x1 or y2 <= y1)  # a comparison that lets NaN pass, to be reported later
     box = (x1 - 1, y1 - 1, x2, y2) if has_extent else (x1, y1, x1, y1)
-    return VocObject(name, box, is_difficult=_number(element, "difficult") == 1)
+    return VocObject(name, box, is_difficult=_is_difficult(element, number, file))
 
 
 def _number(element: ElementTree.Element, path: str) -> float | None:
@@ -181,9 +241,13 @@ def _number(element: ElementTree.Element, path: str) -> float | None:
 def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None) -> VocAnnotation | None:
     try:
         content = file.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a ValueError: a name that no file can have
         message = f"{file}: annotation file of a listed image is missing; complete the data or shorten the list"
         findings.error("missing-annotations", message, example=str(file))
+        return None
+    except OSError as error:
+        message = f"{file}: cannot be read ({error.strerror or error}); check its permissions"
+        findings.error("bad-annotations", message, example=str(file))
         return None
     try:
         annotation = parse_voc_annotation(content, file)
@@ -195,73 +259,113 @@ def _read(file: Path, findings: Findings, digest: "hashlib._Hash | None" = None)
     return annotation
 
 
-def _lists(year: Path) -> list[Path]:
+def _report_left_out(split: VocSplit, all_images: Mapping[str, str], annotated: set[str], findings: Findings) -> None:
+    """Warn of images of a split without a list that have no annotations; images are named without suffix."""
+    start = "" if split.name == ALL else f"{split.name}/"
+    left_out = [name for stem, name in all_images.items() if stem.startswith(start) and stem not in annotated]
+    if left_out:
+        what = counted(len(left_out), "image without an .xml file is", "images without an .xml file are")
+        message = f"{what} left out, first {left_out[0]}"
+        findings.warn("images-without-annotations", message, count=len(left_out), example=left_out[0])
+
+
+def _lists(year: VocYear) -> list[Path]:
     """Return the image lists of a year, without lists of one class (`cat_train.txt`), which have a second column."""
-    files = sorted((year / "ImageSets" / "Main").glob("*.txt"))
+    files = sorted(file for file in year.lists.glob("*.txt") if not file.name.startswith(".") and file.is_file())
     candidates = [file for file in files if "_" in file.stem]
-    names = set(_annotated(year)) if candidates else set()
-    return [file for file in files if file not in candidates or not _is_of_a_class(file, names)]
+    names = set(annotated_stems(year)) if candidates else set()
+    whole = [file.stem for file in files if file not in candidates]
+    return [file for file in files if file not in candidates or not _is_of_a_class(file, names, whole)]
 
 
-def _is_of_a_class(file: Path, names: set[str]) -> bool:
-    """Return True if all lines have a second column and none is among the `names` of annotated images as a whole."""
+def _is_of_a_class(file: Path, names: set[str], whole: Sequence[str]) -> bool:
+    """Return True if all lines have a second column and none is among the `names` of annotated images as a whole.
+
+    An empty list is one of a class if it is named after one of the `whole` lists.
+    """
     lines = read_lines(file)
-    return bool(lines) and all(_PRESENCE.search(line) and line not in names for line in lines)
+    if not lines:
+        return any(file.stem.endswith(f"_{name}") for name in whole)
+    return all(_PRESENCE.search(line) and line not in names for line in lines)
 
 
-def _annotated(year: Path) -> list[str]:
-    """Return the names of the annotated images of a year, sorted."""
-    folder = year / "Annotations"
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.xml"))
+def annotated_stems(year: VocYear) -> list[str]:
+    """Return the names of the annotated images of a year, with their subfolders, sorted."""
+    folder = year.annotations
+    files = (file for file in folder.rglob("*.xml") if not file.name.startswith(".") and file.is_file())
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
-def _is_annotated(year: Path, file: Path) -> bool:
+def _is_annotated(year: VocYear, file: Path) -> bool:
     """Return True if one of the first images of a list is annotated: VOC2012 lists a test split without labels."""
-    stems = _stems(file)
-    return not stems or any((year / "Annotations" / f"{stem}.xml").is_file() for stem in stems[:20])
+    stems = _stems(year, file)
+    return not stems or any(is_file(year.annotations / f"{stem}.xml") for stem in stems[:20])
 
 
-def _stems(file: Path) -> list[str]:
+def _stems(year: VocYear, file: Path) -> list[str]:
     """Return the names of a list of images. They may have blanks, a folder, a suffix, and a second column."""
-    names = [line if _is_name(line, file) else _PRESENCE.sub("", line) for line in read_lines(file)]
+    names = [line if _is_name(year, line) else _PRESENCE.sub("", line) for line in read_lines(file)]
     return [name.rsplit(".", 1)[0] if is_image_file(name) else name for name in names]
 
 
-def _is_name(line: str, file: Path) -> bool:
+def _is_name(year: VocYear, line: str) -> bool:
     """Return True if a line of a list is a name only, with no second column after it."""
-    return not _PRESENCE.search(line) or (file.parents[2] / "Annotations" / f"{line}.xml").is_file()
+    return not _PRESENCE.search(line) or is_file(year.annotations / f"{line}.xml")
 
 
-def _listed(year: Path, split: str) -> list[str]:
-    if split == ALL and not _lists(year):
-        return _annotated(year)
-    file = year / "ImageSets" / "Main" / f"{split}.txt"
-    return list(dict.fromkeys(_stems(file))) if file.is_file() and _is_annotated(year, file) else []
+def _listed(year: VocYear, split: str) -> list[str]:
+    """Return the names of the images of a split: from its list, else those of the whole year or of a subfolder."""
+    file = year.lists / f"{split}.txt"
+    if file.is_file():
+        return list(dict.fromkeys(_stems(year, file))) if _is_annotated(year, file) else []
+    if split == ALL:
+        return [] if _lists(year) else annotated_stems(year)
+    if any(year.lists.glob("*.txt")):
+        return []
+    return [stem for stem in annotated_stems(year) if stem.startswith(f"{split}/")]
 
 
-def _image_base(years: Sequence[Path]) -> tuple[Path, list[tuple[str, Path]]]:
+def _image_base(years: Sequence[VocYear]) -> tuple[Path, list[tuple[str, VocYear]]]:
     """Return the folder that file names are relative to, and for each year the prefix of its file names."""
     if len(years) == 1:
-        return years[0] / "JPEGImages", [("", years[0])]
-    return years[0].parent, [(f"{year.name}/JPEGImages/", year) for year in years]
+        return years[0].images, [("", years[0])]
+    base = years[0].images.parents[1]
+    return base, [(f"{year.images.relative_to(base).as_posix()}/", year) for year in years]
 
 
-def _images_of(year: Path, findings: Findings) -> dict[str, str]:
+def _images_of(year: VocYear, findings: Findings) -> dict[str, str]:
     """Return the files of the images of a year, by name without suffix; both may have folders (CVAT's tasks do).
 
     Of several files of one name the JPEG counts, else the first.
     """
-    names = sorted(list_images(year / "JPEGImages", findings), reverse=True)
+    names = sorted(list_images(year.images, findings), reverse=True)
     names.sort(key=lambda name: name.lower().endswith((".jpg", ".jpeg")))
+    if year.images == year.annotations:  # other folders there may be anything, such as a workspace
+        folders = {stem.rpartition("/")[0] for stem in annotated_stems(year)}
+        names = [name for name in names if name.rpartition("/")[0] in folders]
     return {name.rsplit(".", 1)[0]: name for name in names}
 
 
-def _categories(names: set[str], years: Sequence[Path], used: set[Path], findings: Findings) -> tuple[Category, ...]:
-    if not names <= set(VOC_CLASSES):
-        # The data set has its own classes: collect them from every split, so that class ids agree between splits.
-        for year in years:
-            for file in sorted(set((year / "Annotations").glob("*.xml")) - used):
-                annotation = _read(file, findings)
-                names = names | {item.name for item in annotation.objects} if annotation else names
-    classes: Iterable[str] = VOC_CLASSES if names <= set(VOC_CLASSES) else sorted(names)
+def _categories(
+    names: set[str], years: Sequence[VocYear], used: Collection[Path], findings: Findings
+) -> tuple[Category, ...]:
+    """Return the classes of the whole data set, so that class ids agree between splits."""
+    known = {name.encode(): name for name in (*VOC_CLASSES, *names)}
+    found = set(names)
+    for year in years:
+        for stem in annotated_stems(year):
+            file = year.annotations / f"{stem}.xml"
+            new = set() if file in used else _names_in(file, known, findings)
+            known |= {name.encode(): name for name in new}
+            found |= new
+    classes: Iterable[str] = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
     return tuple(Category(number, name) for number, name in enumerate(classes, start=1))
+
+
+def _names_in(file: Path, known: Mapping[bytes, str], findings: Findings) -> set[str]:
+    """Return the class names in a file; one with `known` names only is not parsed, which takes most of the time."""
+    written = set(_NAME.findall(file.read_bytes())) if file.is_file() else set()
+    if written and written <= known.keys():
+        return {known[name] for name in written}
+    annotation = _read(file, findings)
+    return {item.name for item in annotation.objects} if annotation else set()

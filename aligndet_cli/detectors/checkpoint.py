@@ -3,22 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbone
+from aligndet_cli.backbones.plain import read_plain, require_finite
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import Detector, DetectorConfig
-from aligndet_cli.errors import WeightsError
+from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import write_bytes
+from aligndet_cli.training.best import FILE as BEST
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.recipe import RecipeName
 
 KIND = "aligndet-detector"
 FORMAT_VERSION = 1
+WeightsName = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,18 @@ class LoadedDetector:
     categories: tuple[Category, ...]
     resolution: tuple[int, int]
     has_masks: bool  # its detections have masks
+
+
+def weights_file(run: Path, which: WeightsName) -> Path:
+    """Return the file of a run's last or best weights.
+
+    Raises:
+        ConfigError: the run has no best weights.
+    """
+    file = run / ("weights.pt" if which == "last" else BEST)
+    if which == "best" and not file.exists():
+        raise ConfigError(f"--weights best: {run} has no {BEST}; finetune --evaluate-every keeps one")
+    return file
 
 
 def kept_state(model: Detector, stage: str) -> dict[str, Tensor]:
@@ -97,18 +111,27 @@ def read_detector(file: Path) -> DetectorFile:
     """Read a `weights.pt` that `write_detector` wrote.
 
     Raises:
-        WeightsError: the file is missing or damaged, or holds something else.
+        WeightsError: the file is missing or damaged, or holds something else or numbers that are none.
     """
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{file}: no such weights file") from None
-    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        raise WeightsError(f"{file}: not a readable weights file ({type(error).__name__})") from None
+    content = read_plain(file, str(file))
     if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise WeightsError(f"{file}: not a detector of aligndet; name a weights.pt of pretrain-box or finetune")
+        raise WeightsError(
+            f"{file}: not a detector of aligndet; name a weights.pt of pretrain-box or finetune, or make it one by "
+            "`aligndet import-weights`"
+        )
+    try:
+        found = _parsed(content)
+    except (KeyError, TypeError, ValueError):  # pydantic's errors are ValueErrors
+        raise WeightsError(
+            f"{file}: written by another version of aligndet, or by hand; use the version that wrote it"
+        ) from None
+    require_finite(found.state_dict.items(), str(file))
+    return found
+
+
+def _parsed(content: Mapping[str, Any]) -> DetectorFile:
     if content["format_version"] != FORMAT_VERSION:
-        raise WeightsError(f"{file}: format {content['format_version']}, this aligndet reads {FORMAT_VERSION}")
+        raise ValueError("another format")
     adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
     training = content.get("backbone_training")
     return DetectorFile(
@@ -138,8 +161,7 @@ def load_detector(file: Path) -> LoadedDetector:
         model.load_state_dict(content.state_dict)
     except RuntimeError as error:
         detail = " ".join(str(error).split("\n")[1].split())
-        raise WeightsError(f"{file}: its tensors are not those of its {content.detector.family} ({detail})") from None
-    for name, value in content.state_dict.items():
-        if not bool(value.isfinite().all()):
-            raise WeightsError(f"{file}: '{name}' is not finite (NaN or infinity), so it would detect nothing")
+        raise WeightsError(
+            f"{file}: its tensors are not those of its {content.detector.family} ({detail}); get it again"
+        ) from None
     return LoadedDetector(model.eval(), content.categories, content.resolution, content.detector.RECIPE.needs_masks)

@@ -20,6 +20,7 @@ STAGE = Stage(
     ),
     flags=(
         RUN,
+        setting("--weights", "weights"),
         setting("--metric", "metric"),
         setting("--compare", "compare", runs="evaluate/* finetune/*"),
         setting("--fail-under", "fail_under"),

@@ -12,14 +12,14 @@ from pydantic import Field
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
-from aligndet_cli.detectors.checkpoint import load_detector
+from aligndet_cli.detectors.checkpoint import WeightsName, load_detector, weights_file
 from aligndet_cli.detectors.results import forward_pass, predict_each
 from aligndet_cli.errors import ConfigError, GateError
 from aligndet_cli.evaluate.analysis import TOUCH_IOU, analyse
 from aligndet_cli.evaluate.compare import compare_runs
 from aligndet_cli.evaluate.plots import draw_comparison, draw_plots
 from aligndet_cli.evaluate.sheets import Drawing
-from aligndet_cli.files import read_json, write_bytes, write_json
+from aligndet_cli.files import hash_files, read_json, write_bytes, write_json
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.metrics.coco import COCO_NUMBERS
 from aligndet_cli.metrics.measure import Metric, choose_metric, headline, measure, open_measured
@@ -40,10 +40,12 @@ CHUNK_IMAGES = 8
 class EvaluateConfig(StageConfig):
     """Settings of `evaluate`."""
 
-    # `run` and the split are inputs, hashed by content, and name the folder; the last two only read the result.
-    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"run", "data.split", "compare", "fail_under"}
+    # `run` and the split are inputs, hashed by content, and name the folder; two only read the result, and nothing is
+    # drawn at random.
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"run", "data.split", "compare", "fail_under", "seed"}
 
     run: str | None = Field(None, description="Fine-tuned run, by name (the newest).")
+    weights: WeightsName = Field("last", description="Weights of the run, best by its evaluations while training.")
     # One is mmdetection's default for tests: an image's padding, and so its result to the last bit, depends on nothing
     # but itself.
     batch_size: int = Field(1, ge=1, description="Images per forward pass on each process.")
@@ -61,6 +63,7 @@ class Plan:
     """Everything that `run` needs.
 
     Attributes:
+        weights: file of the weights.
         categories: classes of the model, by class id.
         resolution: short and long side that images are resized to.
         has_masks: True if masks are measured too.
@@ -70,6 +73,7 @@ class Plan:
     config: EvaluateConfig
     output: Output
     run: Artifact
+    weights: Path
     image_set: ImageSet
     categories: tuple[Category, ...]
     resolution: tuple[int, int]
@@ -89,7 +93,8 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
     if config.runtime.compile:
         raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
     run_artifact = workspace.require("finetune", config.run)
-    loaded = load_detector(run_artifact.folder / "weights.pt")
+    weights = weights_file(run_artifact.folder, config.weights)
+    loaded = load_detector(weights)
     image_set = open_measured(
         config.data,
         loaded.categories,
@@ -98,12 +103,15 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         index_dir=workspace.index_dir,
     )
     inputs = {"data": image_set.fingerprint, "weights": run_artifact.content_hash}
-    name = config.name or f"{run_artifact.name}-{image_set.split}"
+    if config.weights == "best":
+        inputs["best weights"] = hash_files([weights])
+    name = config.name or f"{run_artifact.name}{_suffix(config)}-{image_set.split}"
     output = workspace.plan_output("evaluate", name, config, inputs, resume=resume, force=force)
     return Plan(
         config=config,
         output=output,
         run=run_artifact,
+        weights=weights,
         image_set=image_set,
         categories=tuple(loaded.categories),
         resolution=(config.short_side or loaded.resolution[0], config.long_side or loaded.resolution[1]),
@@ -113,12 +121,17 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
     )
 
 
+def _suffix(config: EvaluateConfig) -> str:
+    return "-best" if config.weights == "best" else ""
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the effective settings and where they come from, for people."""
     config, image_set = plan.config, plan.image_set
     own_resolution = "own setting" if config.short_side or config.long_side else f"from {plan.run.name}"
     return {
         "run": f"{plan.run.name} ({'--run' if config.run else 'newest finetune run'})",
+        "weights": f"best, {plan.weights}" if config.weights == "best" else None,
         "data": f"{image_set.root} ({image_set.format}, {image_set.split}, {len(image_set)} images)",
         "classes": len(plan.categories),
         "resolution": f"{plan.resolution[0]} to {plan.resolution[1]} ({own_resolution})",
@@ -175,7 +188,7 @@ def _failed_gate(plan: Plan, metrics: dict[str, Any]) -> GateError | None:
 def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSet) -> Artifact:
     """Find the evaluation that `--compare` names, by its own name or by the name of its finetune run."""
     asked = str(config.compare)
-    for name in (asked, f"{asked}-{image_set.split}"):
+    for name in (asked, f"{asked}{_suffix(config)}-{image_set.split}"):
         found = workspace.find("evaluate", name)
         if found is not None:
             if found.manifest["inputs"].get("data") != image_set.fingerprint:
@@ -184,9 +197,10 @@ def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSe
     if workspace.find("finetune", asked) is None:
         known = ", ".join(artifact.name for artifact in workspace.artifacts("finetune"))
         raise ConfigError(f"--compare {asked}: no run of that name; finetune runs here: {known}")
+    best = " --weights best" if config.weights == "best" else ""
     raise ConfigError(
-        f"--compare {asked}: not evaluated on {image_set.split} yet: "
-        f"run `aligndet evaluate --run {asked} --split {image_set.split}` first"
+        f"--compare {asked}: not evaluated on {image_set.split}{' with its best weights' if best else ''} yet: "
+        f"run `aligndet evaluate --run {asked} --split {image_set.split}{best}` first"
     )
 
 
@@ -199,7 +213,7 @@ def _predict_missing(plan: Plan, process: Process) -> None:
     # Chunks are whole batches, and only the last of all may be short, so a pass over the missing chunks makes the same
     # batches as an uninterrupted run.
     indices = [index for _, images in missing for index in images]
-    loaded = load_detector(plan.run.folder / "weights.pt")
+    loaded = load_detector(plan.weights)
     device = torch.device(process.device)
     model = loaded.model.eval()
     place(model, process)
@@ -248,14 +262,19 @@ def _finish(plan: Plan) -> None:
     write_bytes(partial / "predictions.json", f"[\n{lines}\n]\n".encode())
     write_json(partial / "ground_truth.json", ground_truth)
     metrics: dict[str, Any] = {**evaluation.metrics, "run": plan.run.name, "split": plan.image_set.split}
+    if plan.config.weights != "last":
+        metrics["weights"] = plan.config.weights
     metrics.update(measured.metrics)
     if plan.has_masks:
         logger.info(f"masks: AP {_shown(metrics['segm']['AP'])}, AP50 {_shown(metrics['segm']['AP50'])}")
+        without = metrics["segm"]["counts"]["ground_truths_without_mask"]
+        if without:
+            logger.info(f"masks: {without} of {metrics['counts']['ground_truths']} boxes have none that can be drawn")
     write_json(partial / "metrics.json", metrics)
     analysis = analyse(evaluation, ground_truth, predictions)
     write_json(partial / "analysis.json", analysis)
     if plan.config.plots:
-        title = f"{plan.run.name} on {plan.image_set.split}"
+        title = f"{plan.run.name}{_suffix(plan.config)} on {plan.image_set.split}"
         draw_plots(partial / "plots", Drawing(evaluation, analysis, ground_truth, predictions, plan.image_set, title))
     _warn_if_nothing_found(metrics, plan.image_set)
     plan.output.complete(_result(metrics, plan.metric), content=["metrics.json", "predictions.json"])

@@ -24,6 +24,8 @@ STAGE = Stage(
         setting("--fraction", "fraction"),
         setting("--fold", "fold"),
         setting("--evaluate-every", "evaluate_every"),
+        setting("--early-stop", "early_stop"),
+        setting("--ema", "ema"),
         flags.RECIPE,
         *flags.TRAINING,
         setting("--short-side", "resolution.short_side"),

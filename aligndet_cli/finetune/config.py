@@ -1,11 +1,11 @@
 """Settings of fine-tuning."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from aligndet_cli.backbones import BackboneConfig
-from aligndet_cli.config import StageConfig
+from aligndet_cli.config import FileOr, StageConfig
 from aligndet_cli.data.folds import MAX_FOLD
 from aligndet_cli.data.loaders import OnError
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of
@@ -23,7 +23,9 @@ class FinetuneConfig(StageConfig):
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
     # backbone is plain fine-tuning, the control
-    init: str = Field("pretrain", description="Start: pretrain (newest fitting run), backbone, scratch, a weights.pt.")
+    init: Annotated[str, FileOr(("pretrain", "backbone", "scratch"))] = Field(
+        "pretrain", description="Start: pretrain (newest fitting run), backbone, scratch, a weights.pt."
+    )
     label: str | None = Field(None, description="Name of the start in reports (by what was loaded).")
     load_modules: tuple[str, ...] = Field(("backbone", "neck", "rpn", "head"), description="Pre-trained parts to load.")
     # the official converter drops it
@@ -34,6 +36,9 @@ class FinetuneConfig(StageConfig):
     resolution: ResolutionConfig = ResolutionConfig()
     on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
     evaluate_every: int | None = Field(None, ge=1, description="Epochs between evaluations while training (none).")
+    early_stop: int | None = Field(None, ge=1, description="Evaluations without a better number before the end (none).")
+    # the paper averages no weights in fine-tuning
+    ema: float | None = Field(None, gt=0, lt=1, description="Decay of a moving average of the weights, 0 to 1 (none).")
     recipe: AskedRecipe = Field(None, description="Recipe to train with (by detector, backbone and weights).")
     training: TrainingConfig = TrainingConfig()
 

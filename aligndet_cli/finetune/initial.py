@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from aligndet_cli.backbones import RANDOM_WEIGHTS, BackboneConfig, BackboneWeights, WeightsTraining
+from aligndet_cli.backbones.build import WEIGHTS_FILE
 from aligndet_cli.backbones.weights import find_backbone_weights, training_shown_by, weights_of
 from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
@@ -12,7 +13,7 @@ from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.files import hash_files
+from aligndet_cli.files import hash_files, read_json
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.training.recipe import Freezing, Rates, Recipe
 from aligndet_cli.workspace import Artifact, Workspace
@@ -60,7 +61,7 @@ def find_initial(config: FinetuneConfig, workspace: Workspace, labels: LabelFact
 
     Raises:
         ConfigError: no fitting pre-trained run, no such file, or no backbone weights.
-        WeightsError: the file is not a detector of ours.
+        WeightsError: the file is not a detector of ours, or the weights of a pre-trained run have changed.
     """
     if config.init == "scratch":
         if config.backbone.weights not in ("auto", "none"):
@@ -91,6 +92,11 @@ def _backbone_only(config: FinetuneConfig, workspace: Workspace, labels: LabelFa
         weights = _recorded_weights(recorded, workspace)
     else:
         weights = find_backbone_weights(backbone, workspace, offline=config.runtime.offline)
+        if recorded not in (RANDOM_WEIGHTS.content_hash, weights.content_hash) and run is not None:
+            raise WeightsError(
+                f"--init backbone: {weights.file} is not the file that pretrain-box/{run.name} started from; put that "
+                "one there again, or give --backbone-weights FILE"
+            )
     if weights.file is None:
         raise ConfigError("--init backbone: no backbone weights; give --backbone-weights, or use --init scratch")
     changed = config.model_copy(update={"backbone": backbone})
@@ -159,7 +165,7 @@ def _resolved(
     if file is not None:
         source = read_detector(file)
         detector, backbone = _inherited(config, source, file)
-        training = source.backbone_training or _training_before_it_was_recorded(source.backbone)
+        training = source.backbone_training or _training_before_it_was_recorded(source.backbone, file)
         if asked is None and source.recipe is not None:
             asked, recipe_origin = source.recipe, f"that of {origin}"
     training, training_origin = _judge(training, backbone)
@@ -207,11 +213,19 @@ def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[
     return training, training.reason
 
 
-def _training_before_it_was_recorded(backbone: BackboneConfig) -> WeightsTraining | None:
-    """Return the training shown by the weights file that an old run names; None if it is gone or shows nothing."""
+def _training_before_it_was_recorded(backbone: BackboneConfig, detector: Path) -> WeightsTraining | None:
+    """Return the training shown by the weights that an old run names; None if they are gone, changed, or show nothing.
+
+    Args:
+        detector: `weights.pt` of that run, beside which the manifest has the hash of a file.
+    """
     if backbone.weights in WORKSPACE_WEIGHTS:
         return None
     try:
+        if WEIGHTS_FILE.is_file(backbone.weights) and (manifest := detector.with_name("manifest.json")).exists():
+            file = Path(backbone.weights)
+            if not file.is_file() or hash_files([file]) != read_json(manifest)["inputs"].get("backbone weights"):
+                return None
         return training_shown_by(backbone.weights, backbone.name)
     except WeightsError:
         return None

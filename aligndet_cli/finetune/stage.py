@@ -1,10 +1,10 @@
 """`aligndet finetune`: labels and a pre-trained detector -> a fine-tuned detector."""
 
-import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,35 +13,37 @@ from aligndet_cli.backbones import load_backbone_weights
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.folds import fraction_of
-from aligndet_cli.data.loaders import LabelBoxes, SampleStream, evaluation_batches
+from aligndet_cli.data.loaders import LabelBoxes, SampleStream
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.stray import describe_stray_labels
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors import Detector, neck_norm_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, read_detector, write_detector
-from aligndet_cli.detectors.recipes import COCO_IMAGES, RCNN, LabelFacts, images_of_an_epoch, weights_kind
-from aligndet_cli.detectors.results import predict_images
+from aligndet_cli.detectors.recipes import COCO_IMAGES, LabelFacts, images_of_an_epoch, weights_kind
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import write_json
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial
+from aligndet_cli.finetune.measuring import Measuring
 from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
-from aligndet_cli.finetune.views import Resolution, build_views, resolve_resolution
+from aligndet_cli.finetune.trial import largest_trial
+from aligndet_cli.finetune.views import LabelledViews, Resolution, build_views, resolve_resolution
 from aligndet_cli.logs import logger
-from aligndet_cli.metrics.measure import Metric, choose_metric, measure, open_measured
+from aligndet_cli.metrics.measure import open_measured
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
+from aligndet_cli.training.average import MovingAverage
 from aligndet_cli.training.batch_size import recorded_split, settle_batch_size
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.learner import build_learner, build_to_try, train_on
-from aligndet_cli.training.loop import LoopSettings
+from aligndet_cli.training.learner import Trainable, build_learner, train_on
+from aligndet_cli.training.loggers import open_loggers
+from aligndet_cli.training.loop import Learner, LoopSettings
 from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import steps_per_epoch
 from aligndet_cli.training.settings import describe_settings, resolve_settings
-from aligndet_cli.training.trial import GAPS_IN_FINETUNING, Trial
 from aligndet_cli.workspace import Output, Workspace
 
 
@@ -88,7 +90,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         initial.rates,
         devices,
         recorded=recorded_split(workspace, "finetune", name, resume=resume, force=force),
-        trial=_trial(config, initial, image_set, resolution),
+        trial=largest_trial(config, initial, image_set, resolution),
     )
     config = config.model_copy(update={"training": training})
     num_images = images_of_an_epoch(initial.recipe, len(indices), whole) if training.epochs is None else len(indices)
@@ -112,30 +114,11 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     )
 
 
-def _trial(config: FinetuneConfig, initial: Initial, image_set: ImageSet, resolution: Resolution) -> Trial:
-    """Return steps on images of the largest size, each with as many boxes as any image has."""
-    one = config.training.model_copy(update={"batch_size": 1, "accumulate": 1})
-    num_classes, rates = len(image_set.categories), initial.rates
-    policy = "resize" if resolution.policy == "detr" else resolution.policy  # crops are smaller
-    largest = replace(resolution, policy=policy, short_sides=(max(resolution.short_sides),))
-    settings = resolve_settings(one, rates, num_images=len(image_set), seed=config.seed, runtime=config.runtime)
-    make_views = partial(build_views, initial.detector, initial.backbone, num_classes, largest, config.seed)
-    return Trial(
-        build=partial(build_to_try, make_views, rates, settings, config.runtime),
-        settings=settings,
-        sizes_hw=resolution.worst_sizes(),
-        num_boxes=int(np.diff(image_set.offsets).max()),
-        num_classes=num_classes,
-        num_images=len(image_set),
-        gaps=GAPS_IN_FINETUNING,
-        pools_regions=initial.detector.family in RCNN,
-        with_masks=initial.detector.RECIPE.needs_masks,
-    )
-
-
 def _check_settings(config: FinetuneConfig) -> None:
     """Refuse settings that contradict each other or cannot take effect."""
     parse_modules(config.load_modules)
+    if config.early_stop is not None and config.evaluate_every is None:
+        raise ConfigError("--early-stop: needs --evaluate-every, which finds out what is better")
     if config.fraction == 100 and "fold" in config.model_fields_set:
         raise ConfigError("--fold: goes with --fraction; all images have no folds")
     if config.init in ("backbone", "scratch"):
@@ -148,13 +131,11 @@ def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageS
     """Return the labelled images, the indices of the fraction to train on, and masks if the detector needs them."""
     needs_masks = config.detector.RECIPE.needs_masks
     image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
-    if not image_set.has_labels or image_set.is_crowd.all():
-        what = "boxes to train on in the labels of" if image_set.has_labels else "labels for"
-        hint = "" if image_set.has_labels else describe_stray_labels(image_set.root)
-        if len(image_set.boxes):
-            hint = f"all {len(image_set.boxes)} are crowds, difficult or to be ignored"
-        advice = hint or "finetune needs labelled images"
-        raise DataError(f"{image_set.root}: no {what} split '{image_set.split}'; {advice}")
+    if not image_set.has_labels:
+        advice = describe_stray_labels(image_set.root) or "finetune needs labelled images"
+        raise DataError(f"{image_set.root}: no labels for split '{image_set.split}'; {advice}")
+    if lack := image_set.lack_of_boxes():
+        raise DataError(lack)
     indices = fraction_of(len(image_set), config.fraction, config.fold)
     masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
     return replace(image_set, segmentations=None), indices, masks
@@ -193,8 +174,21 @@ def describe(plan: Plan) -> dict[str, Any]:
         "backbone": f"{_what_is_frozen(frozen)}, norms {'fixed' if norm_eval else 'trained'} ({initial.freeze_origin})",
         "resolution": plan.resolution.describe(),
         "recipe": f"{initial.recipe.name} ({initial.recipe_origin})",
+        **_describe_extras(config),
         **describe_settings(config.training, initial.rates, plan.settings, plan.devices),
     }
+
+
+def _describe_extras(config: FinetuneConfig) -> dict[str, str]:
+    """Return what `--evaluate-every`, `--early-stop` and `--ema` ask for."""
+    extras = {}
+    if config.evaluate_every is not None:
+        epochs = "epoch" if config.evaluate_every == 1 else f"{config.evaluate_every} epochs"
+        patience = "" if config.early_stop is None else f", the end after {config.early_stop} without a better number"
+        extras["evaluation"] = f"every {epochs}{patience}"
+    if config.ema is not None:
+        extras["weights to keep"] = f"moving average, decay {config.ema:g}"
+    return extras
 
 
 def _what_is_frozen(stages: int | str) -> str:
@@ -210,22 +204,51 @@ def run(plan: Plan, process: Process) -> None:
         plan.output.begin(config)
     wait_for_all(process)
     torch.manual_seed(config.seed)
-    initial, num_classes = plan.initial, len(plan.image_set.categories)
-    views = build_views(initial.detector, initial.backbone, num_classes, plan.resolution, config.seed)
+    views = _views(plan)
     report = _load_weights(plan, views.model)
     if process.is_main and report is not None:
         write_json(folder / "load_report.json", report.to_json())
         for line in report.table():
             logger.info(line)
-    learner = replace(
-        build_learner(views, initial.rates, plan.settings, config.runtime, process),
-        between=lambda done: _evaluate_now_and_then(plan, views.model, done, process),
-    )
-    stream = SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), config.on_error, plan.masks)
-    train_on(stream, learner, plan.settings, config.runtime, folder, process)
-    if process.is_main:
-        _finish(plan, views.model, report)
+    learner, measuring, kept = _build_learner(plan, views, process)
+    task = Trainable(learner, _stream(plan), plan.settings)
+    with open_loggers(plan.settings.loggers, folder, process) as loggers:
+        train_on(task, config.runtime, folder, process, loggers)
+        if process.is_main:
+            result = _finish(plan, kept, views.model, report, measuring)
+            loggers.finish(result)
+            plan.output.complete(result, content=["weights.pt"])
     wait_for_all(process)
+
+
+def _views(plan: Plan) -> LabelledViews:
+    initial, num_classes = plan.initial, len(plan.image_set.categories)
+    return build_views(initial.detector, initial.backbone, num_classes, plan.resolution, plan.config.seed)
+
+
+def _stream(plan: Plan) -> SampleStream:
+    return SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), plan.config.on_error, plan.masks)
+
+
+def rebuild(plan: Plan, process: Process) -> Trainable:
+    """Return what `run` trains, with random weights."""
+    views = _views(plan)
+    learner = build_learner(views, plan.initial.rates, plan.settings, plan.config.runtime, process)
+    return Trainable(learner, _stream(plan), plan.settings)
+
+
+def _build_learner(plan: Plan, views: LabelledViews, process: Process) -> tuple[Learner, Measuring | None, Detector]:
+    """Return the learner, the evaluations of `--evaluate-every`, and the detector to evaluate and to keep."""
+    learner = build_learner(views, plan.initial.rates, plan.settings, plan.config.runtime, process)
+    kept: Detector = views.model
+    if plan.config.ema is not None and process.is_main:  # nobody else evaluates or writes
+        average = MovingAverage(views.model, plan.config.ema)
+        learner = replace(learner, state={**learner.state, "average": average}, after_step=average.update)
+        kept = cast(Detector, average.model)
+    measuring = _measuring(plan, kept, process)
+    if measuring is not None:
+        learner = replace(learner, between=measuring.between, is_over=measuring.is_over)
+    return learner, measuring, kept
 
 
 def _load_weights(plan: Plan, model: Detector) -> LoadReport | None:
@@ -245,47 +268,26 @@ def _load_weights(plan: Plan, model: Detector) -> LoadReport | None:
     return report
 
 
-def _evaluate_now_and_then(plan: Plan, model: Detector, done: int, process: Process) -> dict[str, float] | None:
-    """Return COCO numbers after every `evaluate_every` epochs, from the main process; the others wait."""
+def _measuring(plan: Plan, model: Detector, process: Process) -> Measuring | None:
+    """Return the evaluations of `--evaluate-every`; None if there are none."""
     config, images = plan.config, plan.evaluation
     if images is None or config.evaluate_every is None:
         return None
-    period = config.evaluate_every * steps_per_epoch(len(plan.indices), config.training.images_per_step)
-    if done % period and done != plan.settings.schedule.num_steps:
-        return None
-    numbers = None
-    if process.is_main:
-        model.eval()
-        batches = evaluation_batches(
-            images,
-            indices=range(len(images)),
-            batch_size=1,
-            resolution=plan.resolution.at_test,
-            num_workers=0,
-            device=torch.device(process.device),
-        )
-        predictions = predict_images(model, batches, images, images.categories)
-        metric = choose_metric("auto", images)
-        metrics = measure(images, predictions, metric=metric, has_masks=plan.masks is not None).metrics
-        numbers = _numbers(metrics, metric)
-        logger.info(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
-        model.train()
-    wait_for_all(process, patience_s=math.inf)  # an evaluation may take long, and all stop after it
-    return numbers
+    return Measuring(
+        model,
+        images,
+        plan.resolution.at_test,
+        has_masks=plan.masks is not None,
+        period=config.evaluate_every * steps_per_epoch(len(plan.indices), config.training.images_per_step),
+        num_steps=plan.settings.schedule.num_steps,
+        patience=config.early_stop,
+        folder=plan.output.partial,
+        write=partial(_write_weights, plan, model),
+        process=process,
+    )
 
 
-def _numbers(metrics: dict[str, Any], metric: Metric) -> dict[str, float]:
-    """Return the measurable ones of AP, AP50 and AP75, of the AP of masks, and of VOC's AP."""
-    numbers = {key: metrics[key] for key in ("AP", "AP50", "AP75")}
-    if "segm" in metrics:
-        numbers["mask_AP"] = metrics["segm"]["AP"]
-    if metric == "voc":
-        numbers["AP12"] = metrics["voc"]["AP12"]
-    return {key: value for key, value in numbers.items() if value is not None}
-
-
-def _finish(plan: Plan, model: Detector, report: LoadReport | None) -> None:
-    folder = plan.output.partial
+def _write_weights(plan: Plan, model: Detector, file: Path) -> None:
     content = DetectorFile(
         stage="finetune",
         detector=plan.initial.detector,
@@ -296,19 +298,37 @@ def _finish(plan: Plan, model: Detector, report: LoadReport | None) -> None:
         recipe=plan.initial.recipe.name,
         backbone_training=plan.initial.training,
     )
-    write_detector(folder / "weights.pt", content)
+    write_detector(file, content)
+
+
+def _finish(
+    plan: Plan, model: Detector, trained: Detector, report: LoadReport | None, measuring: Measuring | None
+) -> dict[str, Any]:
+    """Write weights and curves, and return the result.
+
+    Args:
+        model: the detector to keep: `trained`, or the average of its weights.
+    """
+    folder, num_steps = plan.output.partial, plan.settings.schedule.num_steps
+    _write_weights(plan, model, folder / "weights.pt")
     merge_skipped(folder)
     plot_curves(folder / "metrics.jsonl", folder / "plots")
     result = {
-        "steps": plan.settings.schedule.num_steps,
+        "steps": num_steps,
         "images": len(plan.indices),
         "init": plan.initial.kind,
         "backbone": plan.initial.backbone.name,
         "protocol": protocol_of(plan),
         "matched_share": None if report is None else round(report.share, 6),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained_parameters": sum(p.numel() for p in trained.parameters() if p.requires_grad),
     }
-    plan.output.complete(result, content=["weights.pt"])
+    if measuring is None:
+        return result
+    measuring.best.put_in_place()
+    best = measuring.best.now
+    if measuring.stopped_at is not None:
+        result |= {"steps": measuring.stopped_at, "planned_steps": num_steps}
+    return result | {"best": None if best is None else asdict(best)}
 
 
 def protocol_of(plan: Plan) -> dict[str, Any]:
@@ -360,4 +380,4 @@ def _evaluation_images(config: FinetuneConfig, workspace: Workspace, name: str, 
     return open_measured(data, image_set.categories, name, has_masks=has_masks, index_dir=workspace.index_dir)
 
 
-STEPS = Steps[FinetuneConfig, Plan](FinetuneConfig, prepare, describe, run)
+STEPS = Steps[FinetuneConfig, Plan](FinetuneConfig, prepare, describe, run, rebuild=rebuild)

@@ -106,7 +106,7 @@ def _code_of(entry: Mapping[str, Any], size_hw: tuple[int, int]) -> dict[str, An
     """Return the run-length code of a ground truth, None where training sees no mask either."""
     try:
         return encode_mask(entry["segmentation"], size_hw) if entry.get("segmentation") else None
-    except DataError:  # doctor and training say which
+    except DataError:  # of an image whose size the labels do not tell
         return None
 
 

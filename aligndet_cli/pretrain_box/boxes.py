@@ -75,7 +75,10 @@ def open_proposal_data(workspace: Workspace, name: str | None, data: DataConfig)
     has_boxes = (rows >= 0) & (store.counts[rows] > 0)
     indices = [int(index) for index in has_boxes[: data.limit].nonzero()[0]]
     if not indices:
-        raise DataError(f"{artifact.folder}: none of the images has a proposal; lower --min-size there")
+        raise DataError(
+            f"{artifact.folder}: none of the images has a proposal: "
+            "run `aligndet proposals --force --min-size N` with a smaller N"
+        )
     return ProposalData(store, image_set, artifact, rows, indices)
 
 

@@ -31,7 +31,8 @@ from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import recorded_split, settle_batch_size
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.learner import build_learner, build_to_try, train_on
+from aligndet_cli.training.learner import Trainable, build_learner, build_to_try, train_on
+from aligndet_cli.training.loggers import open_loggers
 from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart, Rates, Recipe
 from aligndet_cli.training.records import merge_skipped
@@ -130,8 +131,6 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
     rates = recipe.pretrain
     recorded = recorded_split(workspace, "pretrain-box", name, resume=resume, force=force)
-    if config.freeze_backbone and not (recorded is not None and recorded.is_complete):
-        require_trained(weights, config.backbone, "pretrain-box")
     training, spares_memory = settle_batch_size(
         config.training, rates, devices, recorded=recorded, trial=_trial(config, rates, boxes, len(indices))
     )
@@ -139,6 +138,8 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     settings = resolve_settings(training, rates, num_images=len(indices), seed=config.seed, runtime=config.runtime)
     settings = replace(settings, spares_memory=spares_memory)
     output = workspace.plan_output("pretrain-box", name, config, inputs, resume=resume, force=force)
+    if config.freeze_backbone and output.action != "complete":
+        require_trained(weights, config.backbone, "pretrain-box")
     return Plan(config, recipe, output, devices, settings, image_set, boxes, indices, artifact.name, weights)
 
 
@@ -218,12 +219,25 @@ def run(plan: Plan, process: Process) -> None:
         plan.output.begin(config)
     wait_for_all(process)
     views = build_views(config, plan.settings, plan.boxes.num_classes, plan.weights.file)
-    learner = build_learner(views, plan.recipe.pretrain, plan.settings, config.runtime, process)
-    stream = SampleStream(plan.image_set, plan.indices, plan.boxes, config.on_error)
-    train_on(stream, learner, plan.settings, config.runtime, folder, process)
-    if process.is_main:
-        _finish(plan, views.pretext)
+    task = _trainable(plan, views, process)
+    with open_loggers(plan.settings.loggers, folder, process) as loggers:
+        train_on(task, config.runtime, folder, process, loggers)
+        if process.is_main:
+            result = _finish(plan, views.pretext)
+            loggers.finish(result)
+            plan.output.complete(result, content=["weights.pt"])
     wait_for_all(process)
+
+
+def rebuild(plan: Plan, process: Process) -> Trainable:
+    """Return what `run` trains, with random weights."""
+    return _trainable(plan, build_views(plan.config, plan.settings, plan.boxes.num_classes), process)
+
+
+def _trainable(plan: Plan, views: TwoViews, process: Process) -> Trainable:
+    learner = build_learner(views, plan.recipe.pretrain, plan.settings, plan.config.runtime, process)
+    stream = SampleStream(plan.image_set, plan.indices, plan.boxes, plan.config.on_error)
+    return Trainable(learner, stream, plan.settings)
 
 
 def build_views(
@@ -258,7 +272,8 @@ def pretrain_detector(config: PretrainBoxConfig) -> DetectorConfig:
     return settle_neck_norm(config.detector, "none")
 
 
-def _finish(plan: Plan, pretext: BoxPretext) -> None:
+def _finish(plan: Plan, pretext: BoxPretext) -> dict[str, Any]:
+    """Write weights and pictures, and return the result."""
     config, folder = plan.config, plan.output.partial
     content = DetectorFile(
         stage="pretrain-box",
@@ -276,7 +291,7 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
     _draw(plan)
     health = judge(folder / "metrics.jsonl")
     logger.info(f"{health['verdict']}: {health['explanation']}")
-    result = {
+    return {
         "verdict": health.pop("verdict"),
         "steps": plan.settings.schedule.num_steps,
         "backbone_weights": weights_kind(plan.weights.training),
@@ -285,7 +300,6 @@ def _finish(plan: Plan, pretext: BoxPretext) -> None:
         "trained_parameters": sum(p.numel() for p in pretext.parameters() if p.requires_grad),
         **health,
     }
-    plan.output.complete(result, content=["weights.pt"])
 
 
 def _draw(plan: Plan) -> None:
@@ -298,4 +312,4 @@ def _draw(plan: Plan) -> None:
         draw_first_views(file, stream, config.views, seed=config.seed, batch_size=batch_size)
 
 
-STEPS = Steps[PretrainBoxConfig, Plan](PretrainBoxConfig, prepare, describe, run)
+STEPS = Steps[PretrainBoxConfig, Plan](PretrainBoxConfig, prepare, describe, run, rebuild=rebuild)

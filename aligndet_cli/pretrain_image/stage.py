@@ -26,7 +26,8 @@ from aligndet_cli.stage import Steps
 from aligndet_cli.training.batch_size import recorded_split
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.curves import plot_curves
-from aligndet_cli.training.learner import build_learner, train_on
+from aligndet_cli.training.learner import Trainable, build_learner, train_on
+from aligndet_cli.training.loggers import open_loggers
 from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.placement import place
 from aligndet_cli.training.recipe import Rates
@@ -164,13 +165,25 @@ def run(plan: Plan, process: Process) -> None:
         plan.output.begin(config)
     wait_for_all(process)
     task = _build_task(plan)
-    learner = build_learner(task, plan.rates, plan.settings, config.runtime, process)
-    stream = SampleStream(plan.data.images, plan.data.indices, NoBoxes(), config.on_error)
-    aspects = np.ones(len(plan.data.indices))  # views are squares: any images go together
-    train_on(stream, learner, plan.settings, config.runtime, folder, process, aspects)
-    if process.is_main:
-        _finish(plan, task.method, process)
+    with open_loggers(plan.settings.loggers, folder, process) as loggers:
+        train_on(_trainable(plan, task, process), config.runtime, folder, process, loggers)
+        if process.is_main:
+            result = _finish(plan, task.method, process)
+            loggers.finish(result)
+            plan.output.complete(result, content=["weights.pt"])
     wait_for_all(process)
+
+
+def rebuild(plan: Plan, process: Process) -> Trainable:
+    """Return what `run` trains, with the weights that it starts from."""
+    return _trainable(plan, _build_task(plan), process)
+
+
+def _trainable(plan: Plan, task: ImageTask, process: Process) -> Trainable:
+    learner = build_learner(task, plan.rates, plan.settings, plan.config.runtime, process)
+    stream = SampleStream(plan.data.images, plan.data.indices, NoBoxes(), plan.config.on_error)
+    aspects = np.ones(len(plan.data.indices))  # views are squares: any images go together
+    return Trainable(learner, stream, plan.settings, aspects)
 
 
 def _build_task(plan: Plan) -> ImageTask:
@@ -212,7 +225,8 @@ def _initial_backbone(plan: Plan) -> Backbone:
     return backbone
 
 
-def _finish(plan: Plan, method: Method, process: Process) -> None:
+def _finish(plan: Plan, method: Method, process: Process) -> dict[str, Any]:
+    """Write weights and curves, judge them, and return the result."""
     folder = plan.output.partial
     state = method.backbone.torchvision_state()
     if isinstance(method, Supervised):
@@ -224,7 +238,7 @@ def _finish(plan: Plan, method: Method, process: Process) -> None:
     before, after = _probe(plan, method, process)
     health = judge(folder / "metrics.jsonl", before, after)
     logger.info(f"{health['verdict']}: {health['explanation']}")
-    result = {
+    return {
         "verdict": health.pop("verdict"),
         **({"knn": after["knn"], "linear": after["linear"]} if after else {}),
         **({"knn_at_start": before["knn"], "linear_at_start": before["linear"]} if before else {}),
@@ -233,7 +247,6 @@ def _finish(plan: Plan, method: Method, process: Process) -> None:
         "method": plan.config.method,
         **health,
     }
-    plan.output.complete(result, content=["weights.pt"])
 
 
 def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, float] | None, dict[str, float] | None]:
@@ -251,4 +264,4 @@ def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, floa
         return None, None
 
 
-STEPS = Steps[PretrainImageConfig, Plan](PretrainImageConfig, prepare, describe, run)
+STEPS = Steps[PretrainImageConfig, Plan](PretrainImageConfig, prepare, describe, run, rebuild=rebuild)

@@ -22,6 +22,7 @@ class Process:
     world_size: int = 1
     device: str = "cpu"
     progress: ProgressMode = "none"
+    flags: frozenset[str] = frozenset()
 
     @property
     def is_main(self) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, Preempted, RunError, as_user_error
+from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, Preempted, RunError, as_user_error, less_memory
 from aligndet_cli.logs import ProgressMode, setup_logging
 from aligndet_cli.processes.devices import Devices, Process, joined_world_size, own_device
 from aligndet_cli.processes.ends import describe_end, starting_processes
@@ -42,10 +42,11 @@ _FATAL = (signal.SIGHUP, signal.SIGQUIT)
 
 @dataclass(frozen=True)
 class Shown:
-    """Display settings of the command, to pass to spawned processes."""
+    """Display settings of the command, and its flags, which messages may name; passed to spawned processes."""
 
     progress: ProgressMode = "auto"
     verbosity: int = 0
+    flags: frozenset[str] = frozenset()
 
 
 def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
@@ -60,7 +61,7 @@ def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
         run_here(run, plan, _joined_process(devices, shown))
         return
     if devices.world_size == 1:
-        run_here(run, plan, Process(device=devices.first, progress=shown.progress))
+        run_here(run, plan, Process(device=devices.first, progress=shown.progress, flags=shown.flags))
         return
     _spawn(run, plan, devices, shown)
 
@@ -130,7 +131,8 @@ def _joined_process(devices: Devices, shown: Shown) -> Process:
     import torch.distributed as dist
 
     rank = dist.get_rank()
-    return Process(rank, dist.get_world_size(), own_device(devices), shown.progress if rank == 0 else "none")
+    progress = shown.progress if rank == 0 else "none"
+    return Process(rank, dist.get_world_size(), own_device(devices), progress, shown.flags)
 
 
 def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
@@ -160,7 +162,7 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
             with starting_processes("use --devices 1"):
                 elastic_launch(config, _worker)(run, plan, devices, shown, Path(reports))
         except (ChildFailedError, elastic_api.SignalException) as error:
-            raise _root_cause(Path(reports), error, received) from None
+            raise _root_cause(Path(reports), error, received, shown) from None
 
 
 @contextlib.contextmanager
@@ -218,7 +220,7 @@ def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sh
     except AlignDetError as error:
         _report(reports, local_rank, error)
     except Exception as error:
-        known = as_user_error(error) if isinstance(error, OSError) else None
+        known = as_user_error(error, shown.flags)
         if known is None:
             traceback.print_exc()
         _report(reports, local_rank, known or RunError(f"rank {local_rank}: {type(error).__name__}: {error}"))
@@ -230,7 +232,7 @@ def _report(reports: Path, rank: int, error: AlignDetError) -> None:
     sys.exit(error.exit_code)
 
 
-def _root_cause(reports: Path, error: BaseException, received: list[str]) -> BaseException:
+def _root_cause(reports: Path, error: BaseException, received: list[str], shown: Shown) -> BaseException:
     """Return the error of the process that failed first; the others only lost their partner.
 
     Args:
@@ -254,5 +256,5 @@ def _root_cause(reports: Path, error: BaseException, received: list[str]) -> Bas
         return RunError(f"a training process died ({error}); run the same command to continue")
     # What was killed comes first: the others' ends followed from it.
     rank, failure = min(failures.items(), key=lambda item: item[1].exitcode != -signal.SIGKILL)
-    end = describe_end(failure.exitcode, "lower --batch-size (or raise --accumulate) or --short-side")
+    end = describe_end(failure.exitcode, less_memory(shown.flags))
     return RunError(f"a training process (rank {rank}) {end}; run the same command to continue")

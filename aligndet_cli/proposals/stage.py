@@ -44,6 +44,10 @@ class ProposalsConfig(StageConfig):
         "shard",
         "backend",
         "scheduler",
+        # nothing is drawn at random, and no GPU is used
+        "seed",
+        "runtime.precision",
+        "runtime.deterministic",
     }
 
     source: Literal["selective-search", "ground-truth"] = Field("selective-search", description="Source of the boxes.")

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -37,14 +36,11 @@ def recorded_split(
     workspace: Workspace, stage: str, name: str, *, resume: bool = True, force: bool = False
 ) -> Split | None:
     """Return the split of the run of this name that is complete or would be continued; None if a new run begins."""
-    folder = workspace.root / stage / name
-    partial = workspace.partial(stage, name)
-    candidates: list[Path] = [] if force else [folder, *([partial] if resume else [])]
-    for candidate in candidates:
-        if (candidate / "manifest.json").exists():
-            training = read_json(candidate / "config.json")["training"]
-            return Split(int(training["batch_size"]), int(training["accumulate"]), candidate == folder)
-    return None
+    folder = workspace.begun(stage, name, resume=resume, force=force)
+    if folder is None:
+        return None
+    training = read_json(folder / "config.json")["training"]
+    return Split(int(training["batch_size"]), int(training["accumulate"]), folder.name == name)
 
 
 class Settled(NamedTuple):
@@ -70,6 +66,8 @@ def settle_batch_size(
         RunError: the batch does not fit.
     """
     number, origin = _with_number(training, rates, devices, recorded, trial)
+    if recorded is not None and (number.batch_size, number.accumulate) != (recorded.batch_size, recorded.accumulate):
+        return Settled(number)  # not this run's: `plan_output` tells
     check_batch_split(number, devices)
     settled = Settled(number)
     if devices.kind == "cpu" and not (recorded is not None and recorded.is_complete):

@@ -11,6 +11,8 @@ from aligndet_cli.errors import RunError
 from aligndet_cli.files import write_json
 from aligndet_cli.processes.collectives import gather_objects
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.training.dump import StepDump
+from aligndet_cli.workspace import run_name
 
 FILE = "diverged.json"
 
@@ -25,14 +27,22 @@ class Divergence:
     Args:
         folder: for a file with the bad step and its images; None writes none.
         is_deferred: read the flag only in `check`; this takes a fused optimizer.
+        dump: writes the state before the bad step; None: nobody does.
     """
 
-    def __init__(self, process: Process, folder: Path | None, *, is_deferred: bool) -> None:
-        self.process, self.folder, self.is_deferred = process, folder, is_deferred
+    def __init__(
+        self, process: Process, folder: Path | None, *, is_deferred: bool, dump: StepDump | None = None
+    ) -> None:
+        self.process, self.folder, self.is_deferred, self.dump = process, folder, is_deferred, dump
         self._recent: list[tuple[int, list[int]]] = []  # step and images, since the last check
         self._names: list[str] = []
         self._num_bad = torch.zeros((), device=process.device)  # steps from the first bad one on
         self._losses: Tensor | None = None  # of the first bad step, else of the last step
+
+    def begin_step(self) -> None:
+        """Keep what the step is about to change and a dump of it needs."""
+        if self.dump is not None and not self.is_deferred:
+            self.dump.remember()
 
     def watch(
         self,
@@ -75,7 +85,14 @@ class Divergence:
         losses = dict(zip(self._names, self._losses.tolist(), strict=True))
         shown = {name: repr(value) for name, value in losses.items()}  # JSON has no nan
         ranks = gather_objects({"images": images, "losses": shown}, self.process)
+        replay = ""
         if self.process.is_main and self.folder is not None:
             write_json(self.folder / FILE, {"step": step, "ranks": ranks})
+            if self.dump is not None:
+                self.dump.write(step)
+                run = f"{self.folder.parent.name}/{run_name(self.folder)}"
+                replay = f", or look for the cause: `aligndet replay {run}`"
         values = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        raise RunError(f"diverged at step {step}: gradient is not finite ({values}; images {images}); lower --lr")
+        raise RunError(
+            f"diverged at step {step}: gradient is not finite ({values}; images {images}); lower --lr{replay}"
+        )

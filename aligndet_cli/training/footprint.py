@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.errors import RunError
+from aligndet_cli.errors import RunError, memory_that_ran_out
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.launch import run_here
 from aligndet_cli.processes.memory import Usage, give_back_freed_memory, limit_growth, process_usage
 from aligndet_cli.processes.signals import end_with_parent
-from aligndet_cli.training.loop import memory_that_ran_out, train_step, watch_divergence
+from aligndet_cli.training.loop import train_step, watch_divergence
 from aligndet_cli.training.trial import Trial
 
 _PATIENCE_S = 300.0

@@ -1,6 +1,7 @@
 """From a stage's module that turns samples into losses to the loop: the same for every training stage."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from aligndet_cli.data.loaders import SampleStream, batches_of_run
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.training.loggers import Loggers
 from aligndet_cli.training.loop import Learner, LoopSettings, train
 from aligndet_cli.training.optimizer import build_optimizer
 from aligndet_cli.training.placement import compile_parts, place, wrap
@@ -52,6 +54,20 @@ def build_learner(
     )
 
 
+@dataclass(frozen=True)
+class Trainable:
+    """All that the steps of a run take.
+
+    Attributes:
+        aspects: (N,) width by height of the images, see `batches_of_run`.
+    """
+
+    learner: Learner
+    stream: SampleStream
+    settings: LoopSettings
+    aspects: NDArray[np.float64] | None = None
+
+
 def build_to_try(
     make_views: Callable[[], ViewLosses],
     rates: Rates,
@@ -64,30 +80,21 @@ def build_to_try(
 
 
 def train_on(
-    stream: SampleStream,
-    learner: Learner,
-    settings: LoopSettings,
-    runtime: RuntimeConfig,
-    folder: Path,
-    process: Process,
-    aspects: NDArray[np.float64] | None = None,
+    task: Trainable, runtime: RuntimeConfig, folder: Path, process: Process, loggers: Loggers | None = None
 ) -> None:
-    """Train on the batches of a stream, see `train`; return once all processes have.
-
-    Args:
-        aspects: (N,) width by height of the images, see `batches_of_run`.
-    """
+    """Train on the batches of a stream, see `train`; return once all processes have."""
+    settings = task.settings
 
     def batches_from(step: int) -> Iterator[list[Sample]]:
         return batches_of_run(
-            stream,
+            task.stream,
             settings.batch_size,
             steps=range(step, settings.schedule.num_steps),
             seed=settings.seed,
             num_workers=runtime.num_workers,
             process=process,
-            aspects=aspects,
+            aspects=task.aspects,
         )
 
-    train(learner, batches_from, settings, folder, process)
+    train(task.learner, batches_from, settings, folder, process, loggers)
     wait_for_all(process)

@@ -1,12 +1,11 @@
 """The one training loop, for `pretrain-image`, `pretrain-box` and `finetune` alike."""
 
 import contextlib
-import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.sample import Sample, mix_seed
-from aligndet_cli.errors import Preempted, RunError
+from aligndet_cli.errors import Preempted, RunError, as_user_error, memory_that_ran_out
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.processes.collectives import any_rank, mean_over_ranks, wait_for_all
 from aligndet_cli.processes.devices import Process
@@ -23,12 +22,13 @@ from aligndet_cli.processes.memory import give_back_freed_memory, keep_few_primi
 from aligndet_cli.processes.signals import StopSignal, stop_on_signal
 from aligndet_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from aligndet_cli.training.divergence import Divergence
+from aligndet_cli.training.dump import StepDump
+from aligndet_cli.training.loggers import LoggerName, Loggers
 from aligndet_cli.training.placement import autocast
 from aligndet_cli.training.records import Records, Speed
 from aligndet_cli.training.schedules import Schedule
 
 _MANY_PIXELS = 200_000  # steps with micro-batches of more pixels take seconds on a CPU
-_NO_CPU_MEMORY = ("can't allocate memory", "Cannot allocate memory", "could not create a primitive", "bad_alloc")
 
 
 class CheckpointConfig(Frozen):
@@ -61,7 +61,7 @@ class LoopSettings:
     accumulate: int = 1
     log_every: int = 10
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logger: Literal["none", "tensorboard"] = "none"
+    loggers: tuple[LoggerName, ...] = ()
     spares_memory: bool = False
 
     def is_logged(self, step: int) -> bool:
@@ -80,6 +80,7 @@ class Learner:
         scaler: of the losses of float16 runs; without effect in other precisions.
         after_step: called after every optimizer step with its number; updates the pretext's momentum network.
         between: called after every step with the number of finished steps; may evaluate, and return numbers to log.
+        is_over: called after `between`; True, on all processes alike, ends the run before the end of its schedule.
         largest_hw: height and width of the largest images, for messages.
     """
 
@@ -89,6 +90,7 @@ class Learner:
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     after_step: Callable[[int], None] = lambda step: None
     between: Callable[[int], dict[str, float] | None] = lambda step: None
+    is_over: Callable[[], bool] = lambda: False
     largest_hw: tuple[int, int] | None = None
 
 
@@ -98,6 +100,7 @@ def train(
     settings: LoopSettings,
     folder: Path,
     process: Process,
+    loggers: Loggers | None = None,
 ) -> None:
     """Train from the last checkpoint in `folder/resume`, or from the start, to the end of the schedule.
 
@@ -112,12 +115,12 @@ def train(
         RunError: the loss is not finite, or memory ran out.
     """
     start = _restore(learner, folder)
-    record = Records(folder, process, start, settings.logger)
-    divergence = watch_divergence(learner, process, folder)
+    record = Records(folder, process, start, loggers)
+    divergence = watch_divergence(learner, process, folder, settings.seed)
     total = settings.schedule.num_steps
     last_save, speed = time.monotonic(), Speed()
     progress = Progress("training", total, "steps", start=start, mode=process.progress)
-    with stop_on_signal() as stop, progress, known_errors():
+    with stop_on_signal() as stop, progress, known_errors(process.flags):
         batches = batches_from(start)
         for step in range(start, total):
             with _saved_if_stopped(learner, folder, step, divergence, stop if step > start else None):
@@ -128,15 +131,15 @@ def train(
             losses, shown = train_step(learner, samples, step, settings, divergence)
             learner.after_step(step)
             done = step + 1
+            told: dict[str, float | str] = {}
             if settings.is_logged(step):
                 divergence.check()
-                progress.advance(1, **record.metrics(done, losses, shown, learner.optimizer, speed))
-                speed = Speed()
-            else:
-                progress.advance(1)
-            extra = learner.between(done)
-            if extra and process.is_main:
-                record.line("metrics.jsonl", {"step": done, **extra})
+                told, speed = record.metrics(done, losses, shown, learner.optimizer, speed), Speed()
+            progress.advance(1, **told)
+            record.between(done, learner.between(done))
+            if learner.is_over():
+                divergence.check()
+                break
             if done < total and _save_is_due(done, last_save, settings, stop, process):
                 divergence.check()
                 _save(learner, folder, done, process)
@@ -163,10 +166,18 @@ def _before_first(learner: Learner, num_images: int, step: int, settings: LoopSe
         logger.info(f"first step ({step + 1}): {num_images} images{sizes}{ranks}{parts}")
 
 
-def watch_divergence(learner: Learner, process: Process, folder: Path | None = None) -> Divergence:
-    """Build the watch that `train_step` reports to; on a GPU the loop checks it before it logs or saves."""
+def watch_divergence(learner: Learner, process: Process, folder: Path | None = None, seed: int = 0) -> Divergence:
+    """Build the watch that `train_step` reports to; on a GPU the loop checks it before it logs or saves.
+
+    Args:
+        folder: for the files about a bad step; None writes none.
+        seed: of the run, for these files.
+    """
     is_fused = all(group.get("fused") for group in learner.optimizer.param_groups)
-    return Divergence(process, folder, is_deferred=is_fused and process.device.startswith("cuda"))
+    dump = None
+    if folder is not None:
+        dump = StepDump(folder, learner.state, learner.optimizer, learner.scaler, seed, process.world_size)
+    return Divergence(process, folder, is_deferred=is_fused and process.device.startswith("cuda"), dump=dump)
 
 
 def train_step(
@@ -178,6 +189,7 @@ def train_step(
         The losses (mean over micro-batches) with the gradient norm, and the numbers to show; all scalars.
     """
     process, scaler = divergence.process, learner.scaler
+    divergence.begin_step()
     torch.manual_seed(mix_seed(settings.seed, step, process.rank))
     for group in learner.optimizer.param_groups:
         factor = 1.0 if group.get("constant_lr") else settings.schedule.lr_factor(step)
@@ -185,7 +197,7 @@ def train_step(
     learner.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     shown: dict[str, Tensor] = {}
-    micro_batches = _split(samples, settings.accumulate)
+    micro_batches = split(samples, settings.accumulate)
     for number, micro in enumerate(micro_batches):
         is_last = number == len(micro_batches) - 1
         with _gradient_sync(learner.model, is_last):
@@ -211,7 +223,8 @@ def train_step(
     return {**sums, "grad_norm": norm.detach()}, shown
 
 
-def _split(samples: Sequence[Sample], parts: int) -> list[Sequence[Sample]]:
+def split(samples: Sequence[Sample], parts: int) -> list[Sequence[Sample]]:
+    """Return the micro-batches of a step."""
     size = -(-len(samples) // parts)
     return [samples[first : first + size] for first in range(0, len(samples), size)]
 
@@ -280,31 +293,21 @@ def _restore(learner: Learner, folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def known_errors(cheaper: str = "lower --batch-size (or raise --accumulate) or --short-side") -> Iterator[None]:
-    """Turn errors that settings cause in the block into a RunError that names them; `cheaper` advises on memory."""
+def known_errors(flags: Collection[str]) -> Iterator[None]:
+    """Turn errors that settings cause in the block into a RunError, which names those of the flags that help."""
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
+        larger = [flag for flag in ("--batch-size", "--short-side", "--image-size") if flag in flags]
+        group = ", or use --set detector.neck_norm=group" if {"--detector", "--set"} <= set(flags) else ""
         raise RunError(
-            "batch norm cannot train on a single image per process this small: raise --batch-size or --short-side, or "
-            "use --set detector.neck_norm=group"
+            "batch norm cannot train on a single image per process this small: raise "
+            f"{' or '.join(larger) or 'the batch size'}{group}"
         ) from error
     except (MemoryError, OSError, RuntimeError) as error:
-        kind = memory_that_ran_out(error)
-        if kind is None:
+        known = as_user_error(error, flags) if memory_that_ran_out(error) else None
+        if known is None:
             raise
-        raise RunError(
-            f"out of {kind} memory: {cheaper}" + (", or use --precision bf16-mixed" if kind == "GPU" else "")
-        ) from error
-
-
-def memory_that_ran_out(error: Exception) -> Literal["GPU", "CPU"] | None:
-    """Return the memory that an error says has run out; None for other errors."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "GPU"
-    is_of_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    # Neither torch nor oneDNN has an error class for the CPU's memory.
-    is_told = any(words in str(error) for words in _NO_CPU_MEMORY)
-    return "CPU" if isinstance(error, MemoryError) or is_of_system or is_told else None
+        raise known from error

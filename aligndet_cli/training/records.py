@@ -17,6 +17,7 @@ from aligndet_cli.processes.collectives import mean_over_ranks
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.memory import peak_resident
 from aligndet_cli.training.divergence import FILE as DIVERGED
+from aligndet_cli.training.loggers import Loggers
 
 # Short names for the progress display; numbers with an empty name are in metrics.jsonl only.
 _SHOWN = {
@@ -41,13 +42,10 @@ class Speed:
 class Records:
     """The run's log files. Opening them removes the lines after the step to resume from."""
 
-    def __init__(self, folder: Path, process: Process, start: int, logger_name: str) -> None:
+    def __init__(self, folder: Path, process: Process, start: int, loggers: Loggers | None = None) -> None:
         self.folder, self.process = folder, process
-        self._board: Any = None
-        if logger_name == "tensorboard" and process.is_main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self.loggers = loggers or Loggers((), folder)
+        self.loggers.start(start)
         self._skipped: set[str] = set()
         if process.is_main:
             (folder / DIVERGED).unlink(missing_ok=True)
@@ -89,14 +87,17 @@ class Records:
         short.pop("", None)
         return {**short, "img/s": rate, "data-wait": f"{waiting:.0%}", "memory": f"{memory / 1e9:.2g} GB"}
 
+    def between(self, done: int, numbers: Mapping[str, float] | None) -> None:
+        """Write the numbers that were found between two steps, if any, as a line of their own."""
+        if numbers and self.process.is_main:
+            self.line("metrics.jsonl", {"step": done, **numbers})
+
     def line(self, name: str, content: Mapping[str, Any]) -> None:
-        """Append one JSON line to a log file, and to TensorBoard if that is on."""
+        """Append one JSON line to a log file, and give its numbers to the loggers."""
         with (self.folder / name).open("a") as handle:
             handle.write(json.dumps(content) + "\n")
-        if self._board is not None:
-            for key, value in content.items():
-                self._board.add_scalar(f"{Path(name).stem}/{key}", value, content["step"])
-            self._board.flush()
+        numbers = {f"{Path(name).stem}/{key}": value for key, value in content.items() if key != "step"}
+        self.loggers.log(content["step"], numbers)
 
 
 def merge_skipped(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Resolve training settings: number of steps, learning rate and weight decay, and where each value comes from."""
 
-import importlib.util
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -8,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from aligndet_cli.config import Frozen, RuntimeConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.processes.devices import Devices
+from aligndet_cli.training.loggers import LoggerName, as_names, check_loggers
 from aligndet_cli.training.loop import CheckpointConfig, LoopSettings
 from aligndet_cli.training.recipe import REFERENCE_BATCH, Rates, RecipeName, ScheduleName
 from aligndet_cli.training.schedules import build_schedule
@@ -32,7 +32,9 @@ class TrainingConfig(Frozen):
     weight_decay: float | None = Field(None, ge=0, description="Weight decay (by recipe).")
     clip_norm: float | None = Field(None, gt=0, description="Norm to which larger gradients are scaled (by recipe).")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
-    logger: Literal["none", "tensorboard"] = Field("none", description="Logger in addition to metrics.jsonl.")
+    logger: Annotated[tuple[LoggerName, ...], BeforeValidator(as_names)] = Field(
+        ("none",), description="Loggers beside metrics.jsonl, several separated by commas."
+    )
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
@@ -48,10 +50,8 @@ def resolve_settings(
     """Resolve the settings of a run. The recipe's learning rate is scaled to the batch size, a given one is not.
 
     Raises:
-        ConfigError: settings contradict each other, or tensorboard is not installed.
+        ConfigError: settings contradict each other, or a logger is not installed.
     """
-    if training.logger == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("--logger tensorboard: not installed; pip install 'aligndet[tensorboard]'")
     schedule = build_schedule(
         training.schedule or rates.schedule,
         rates,
@@ -72,7 +72,7 @@ def resolve_settings(
         accumulate=training.accumulate,
         log_every=training.log_every,
         checkpoint=training.checkpoint,
-        logger=training.logger,
+        loggers=check_loggers(training.logger),
     )
 
 

@@ -332,7 +332,7 @@ def test_a_file_that_does_not_fit_is_refused_before_the_run(state_dict: dict[str
 
 
 def test_swin_l_is_not_torchvisions() -> None:
-    with pytest.raises(WeightsError, match="known: none, workspace, or the path of a .pth file"):
+    with pytest.raises(WeightsError, match="known: none, workspace, or the path of a weights file"):
         locate_backbone_weights("DEFAULT", "swin_l", offline=True)
     with pytest.raises(WeightsError, match="not for swin_l, for which torchvision has none"):
         locate_backbone_weights("Swin_B_Weights.DEFAULT", "swin_l", offline=True)

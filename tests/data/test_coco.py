@@ -119,11 +119,11 @@ BREAKAGES = {
         lambda c: c["annotations"][0].update(bbox=[float("nan"), 1, 2, 3]),
         r"annotations\[0\] has the 'bbox' \[nan",
     ),
-    "infinite": (lambda c: c["annotations"][0].update(bbox=[1, 1, float("inf"), 3]), "in finite numbers"),
+    "infinite": (lambda c: c["annotations"][0].update(bbox=[1, 1, float("inf"), 3]), "in pixels"),
     "three numbers": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"'bbox' \[1, 2, 3\], expected"),
     "null in box": (
         lambda c: c["annotations"][0].update(bbox=[1, 2, 3, None]),
-        "in finite numbers",
+        "in pixels",
     ),
     "object in box": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, {}]), "expected .x, y, width, height"),
     "no bbox": (lambda c: c["annotations"][1].pop("bbox"), r"annotations\[1\] has no 'bbox'"),

@@ -85,15 +85,15 @@ def test_the_second_time_gives_the_same_without_parsing(
     assert_equal(again, fresh)
     if with_masks:
         assert again.segmentations is not None and list(again.segmentations) == [POLYGON, CODE, []]
-        assert isinstance(again.segmentations.text, np.memmap)
+        assert isinstance(again.segmentations.block, np.memmap)
 
 
 def test_mapped_masks_are_sent_by_name(labels: Path, tmp_path: Path) -> None:
     masks = open_indexed(tmp_path, with_masks=True).segmentations
     assert masks is not None
     received = pickle.loads(pickle.dumps(masks))
-    assert list(received) == list(masks) and isinstance(received.text, np.memmap)
-    assert masks.text.tobytes() not in pickle.dumps(masks)
+    assert list(received) == list(masks) and isinstance(received.block, np.memmap)
+    assert masks.block.tobytes() not in pickle.dumps(masks)
 
 
 def test_changed_labels_are_parsed_anew(labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream
 from aligndet_cli.data.masks import LabelMasks, draw_mask, encode_mask
 from aligndet_cli.data.open import open_images
+from aligndet_cli.data.segmentations import Segmentations
 from aligndet_cli.data.toy import draw_toy_data
 from aligndet_cli.errors import DataError
 
@@ -38,10 +39,12 @@ def test_run_length_codes_are_drawn() -> None:
 
 def test_polygons_of_less_than_three_corners_are_nothing() -> None:
     # Four numbers would be a box to pycocotools.
-    assert not draw_mask([[1, 1, 3, 3]], (5, 8)).any()
+    with pytest.raises(DataError, match="no polygon of three corners"):
+        draw_mask([[1, 1, 3, 3]], (5, 8))
+    assert Segmentations.of([[[1, 1, 3, 3]], [[1, 1, 3, 3], *SQUARE]])[1] == SQUARE
 
 
-@pytest.mark.parametrize("bad", [{"size": [8, 5], "counts": [40]}, {"counts": [40]}, [["a"]], [7]])
+@pytest.mark.parametrize("bad", [{"size": [8, 5], "counts": [40]}, {"counts": [40]}, [["a"] * 6], "text"])
 def test_what_cannot_be_drawn_is_an_error(bad: object) -> None:
     with pytest.raises(DataError):
         draw_mask(bad, (5, 8))
@@ -140,6 +143,7 @@ LENGTHS = [[], [39], [41], [10**12], [-1, 41], [20, 21], [45, -5]]
         7,
         True,
         [{}],
+        [["1", "2", "3", "4", "5", "x"]],
         [[{}]],
     ],
 )

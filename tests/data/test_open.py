@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from aligndet_cli.config import DataConfig
-from aligndet_cli.data.open import FORMATS, locate_data, open_images
+from aligndet_cli.data.layouts import FORMATS
+from aligndet_cli.data.open import locate_data, open_images
 from aligndet_cli.errors import DataError
 from helpers.data_sets import coco_content, make_coco, make_image, make_voc, make_yolo, voc_xml
 

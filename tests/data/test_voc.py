@@ -6,7 +6,9 @@ import pytest
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.open import Purpose, choose_split, locate_data, open_images
+from aligndet_cli.data.doctor import check_data
+from aligndet_cli.data.open import locate_data, open_images
+from aligndet_cli.data.splits import Purpose, choose_split
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.errors import DataError
 from helpers.data_sets import make_voc, voc_xml
@@ -225,3 +227,54 @@ def test_lists_of_one_class_are_no_splits_whatever_the_class(tmp_path: Path) -> 
     (tmp_path / "ImageSets/Main/wbc_default.txt").write_text("a -1\nb  1\n")
     assert list(locate_data(tmp_path).splits) == ["default"]
     assert len(open_images(DataConfig(root=tmp_path), purpose="train")) == 2
+
+
+@pytest.mark.parametrize("folder", ["", "cam0/"])
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        ({"train": "cat", "val": "dog"}, VOC_CLASSES),
+        ({"train": "cat", "val": "zebra"}, ("cat", "zebra")),
+        ({"train": "zebra", "val": "cat"}, ("cat", "zebra")),
+        ({"train": "ant", "val": "zebra"}, ("ant", "zebra")),
+        ({"train": "cat", "val": ""}, VOC_CLASSES),
+        ({"train": "cat", "val": "dog", "unlisted": "ant"}, ("ant", "cat", "dog")),
+        ({"train": "cat", "val": "dog", "unlisted": "Käfer"}, ("Käfer", "cat", "dog")),
+        ({"train": "cat", "val": "a &amp; b"}, ("a & b", "cat")),
+        ({"train": "cat", "val": "\n  zebra "}, ("cat", "zebra")),
+    ],
+)
+def test_the_whole_set_decides_on_the_classes(
+    tmp_path: Path, folder: str, names: dict[str, str], classes: tuple[str, ...]
+) -> None:
+    labels = {f"{folder}{split}": voc_xml((name, (1, 1, 9, 9))) if name else voc_xml() for split, name in names.items()}
+    make_voc(tmp_path, labels, {split: [f"{folder}{split}"] for split in names if split != "unlisted"})
+    train, val = open_root(tmp_path), open_root(tmp_path, "val")
+    assert train.categories == val.categories and tuple(item.name for item in train.categories) == classes
+    report = check_data(DataConfig(root=tmp_path), num_threads=1)
+    assert "different-classes" not in {item.code for item in report.findings}
+
+
+def test_the_parts_of_a_person_are_no_classes(tmp_path: Path) -> None:
+    person = voc_xml(("person", (1, 1, 9, 9))).replace("</object>", "<part><name>head</name></part></object>")
+    make_voc(tmp_path, {"a": voc_xml(("cat", (1, 1, 9, 9))), "b": person}, {"train": ["a"], "val": ["b"]})
+    assert tuple(category.name for category in open_root(tmp_path).categories) == VOC_CLASSES
+
+
+@pytest.mark.parametrize("subset", ["default", "train", "Train"])
+@pytest.mark.parametrize("lines", ["a  1\nb -1\n", "a 1\n", "", "\n\ufeff"])
+def test_lists_of_one_class_are_none_even_if_they_are_empty(tmp_path: Path, subset: str, lines: str) -> None:
+    make_voc(tmp_path, {"a": voc_xml(("rbc", (5, 5, 30, 20))), "b": voc_xml()}, {subset: ["a", "b"]})
+    (tmp_path / f"ImageSets/Main/rbc_{subset}.txt").write_text("a  1\nb -1\n")
+    (tmp_path / f"ImageSets/Main/red wbc_{subset}.txt").write_text(lines)
+    assert list(locate_data(tmp_path).splits) == [subset]
+    assert len(open_root(tmp_path)) == 2
+
+
+def test_images_that_no_list_and_no_annotation_names_are_counted(tmp_path: Path) -> None:
+    make_voc(tmp_path, {"a": voc_xml(("x", (1, 1, 9, 9))), "b": voc_xml()}, {})
+    (tmp_path / "Annotations/b.xml").unlink()
+    images = open_root(tmp_path)
+    assert (images.file_names, images.problems) == (["a.jpg"], {"images without annotations": 1})
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")  # a list says what belongs to a split
+    assert open_root(tmp_path).problems == {}

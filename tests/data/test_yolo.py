@@ -7,10 +7,11 @@ from PIL import Image
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.doctor import check_data
 from aligndet_cli.data.open import open_images
-from aligndet_cli.data.yolo import YoloConfig, read_yolo_config
+from aligndet_cli.data.yolo_yaml import YoloConfig, read_yolo_config
 from aligndet_cli.errors import DataError
-from helpers.data_sets import make_yolo
+from helpers.data_sets import make_image, make_yolo
 
 
 def open_root(root: Path, split: str | None = None, *, with_masks: bool = False) -> ImageSet:
@@ -48,7 +49,7 @@ def test_boxes_refer_to_the_upright_image(tmp_path: Path) -> None:
 
 
 def test_overhanging_and_empty_boxes_are_corrected(tmp_path: Path) -> None:
-    make_yolo(tmp_path, {"train/a": "0 0 0 1 1\n0 .5 .5 0 .1\n0 .5 .5 -.1 -.1\n0 2 2 .1 .1\n"})
+    make_yolo(tmp_path, {"train/a": "0 0 0 1 1\n0 .5 .5 0 .1\n0 .5 .5 -.1 -.1\n0 1.9 1.9 .1 .1\n"})
     images = open_root(tmp_path)
     assert images.boxes.tolist() == [[0, 0, 30, 20]]
     assert images.problems == {
@@ -77,6 +78,10 @@ def test_unreadable_image_keeps_its_place(tmp_path: Path) -> None:
         ("0 .5 .5 one 1", r"a\.txt:1: could not convert"),
         ("0 .5 .5 nan 1", "NaN or infinite"),
         ("0 .5 .5 inf 1", "NaN or infinite"),
+        # Numbers that cannot be a polygon: a box and key points, or pixels.
+        ("0 .5 .5 .2 .2 .1 .1 2", r"8 numbers, expected .*a box with key points needs 'kpt_shape"),
+        ("0 .5 .5 .2 .2 .1 .1 2 .2 .2 2", "2 is no coordinate of a polygon, .*'kpt_shape"),
+        ("0 10 10 40 10 40 30", "10 is no coordinate of a polygon"),
     ],
 )
 def test_bad_label_lines_are_errors(tmp_path: Path, line: str, message: str) -> None:
@@ -226,3 +231,93 @@ def test_byte_order_marks_and_line_ends_change_nothing(tmp_path: Path, end: str)
     )
     assert len(odd.boxes) == 2 and odd.boxes.tolist() == clean.boxes.tolist()
     assert odd.class_ids.tolist() == clean.class_ids.tolist()
+
+
+POSE = "train: images/train\nnames: [cat, dog]\nkpt_shape: {}\n"
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("points", [1, 2, 3, 4, 17])
+def test_a_box_with_key_points_is_the_box_as_kpt_shape_says(tmp_path: Path, points: int, dimensions: int) -> None:
+    number = points * dimensions
+    keypoints = " ".join(f"{0.1 + 0.01 * n:.2f}" if n % 3 < 2 or dimensions == 2 else "2" for n in range(number))
+    clean, pose = tmp_path / "clean", tmp_path / "pose"
+    make_yolo(clean, {"train/a": "1 .5 .5 .4 .4\n0 .3 .3 .2 .2"})
+    labels = {"train/a": f"1 .5 .5 .4 .4 {keypoints}\n0 .3 .3 .2 .2 {keypoints}"}
+    make_yolo(pose, labels, POSE.format([points, dimensions]))
+    found, expected = open_root(pose, with_masks=True), open_root(clean, with_masks=True)
+    assert found.boxes.tolist() == expected.boxes.tolist() and found.class_ids.tolist() == [1, 0]
+    assert [found.segmentations[row] for row in range(2)] == [[], []]
+    (said,) = (item for item in check_data(DataConfig(root=pose, split="train")).findings if item.code == "key-points")
+    assert (said.severity, said.count) == ("info", 2) and "key points of 2 boxes are left out" in said.message
+    for line in ("1 .5 .5 .4 .4", f"1 .5 .5 .4 .4 {keypoints} .5", "1 .1 .1 .2 .1 .2 .2" + " .1" * (number + 5)):
+        (pose / "labels/train/a.txt").write_text(line)
+        with pytest.raises(DataError, match=rf"a\.txt:1: .* and {number} for key points, as 'kpt_shape' says"):
+            open_root(pose)
+
+
+@pytest.mark.parametrize("shape", ["17", "[17]", "[0, 2]", "[17, 4]", "[17, x]", "[17, 3, 1]", "{a: b}", "[]"])
+def test_a_kpt_shape_that_is_none_is_one_line(tmp_path: Path, shape: str) -> None:
+    make_yolo(tmp_path, {"train/a": ""}, POSE.format(shape))
+    with pytest.raises(DataError, match=r"data\.yaml: 'kpt_shape' must be the number of key points"):
+        open_root(tmp_path)
+
+
+def test_oriented_boxes_are_the_boxes_around_their_corners(tmp_path: Path) -> None:
+    make_yolo(tmp_path, {"train/a": "0 .5 .25 .75 .5 .5 .75 .25 .5"})
+    np.testing.assert_allclose(open_root(tmp_path).boxes, [[15, 10, 45, 30]])
+
+
+@pytest.mark.parametrize("there", ["train", "train val", "train val test", "val", ""])
+@pytest.mark.parametrize("form", ["../SPLIT/images", "SPLIT/images"])
+def test_splits_that_are_not_there_trouble_only_those_who_ask_for_them(tmp_path: Path, form: str, there: str) -> None:
+    root = tmp_path / "export"
+    root.mkdir()
+    names = {"train": "train", "val": "valid", "test": "test"}
+    lines = (f"{split}: {form.replace('SPLIT', folder)}\n" for split, folder in names.items())
+    (root / "data.yaml").write_text("".join(lines) + "names: [cat, dog]\n")
+    for number, split in enumerate(there.split()):
+        make_image(root / names[split] / "images/a.jpg", color=(number, 0, 0))
+        (root / names[split] / "labels").mkdir()
+        (root / names[split] / "labels/a.txt").write_text("1 .5 .5 .4 .4")
+    severities = {"train": "error", "val": "warning", "test": "info"}
+    report = check_data(DataConfig(root=root), num_threads=1)
+    missing = {item.example: item.severity for item in report.findings if item.code == "missing-splits"}
+    assert missing == {split: severity for split, severity in severities.items() if split not in there.split()}
+    for split in names:
+        if split in there.split():
+            assert len(open_root(root, split).boxes) == 1
+        else:
+            with pytest.raises(DataError, match=rf"data\.yaml: '{split}' names .*, which is not there; correct 'path'"):
+                open_root(root, split)
+
+
+def test_one_reading_of_upward_paths_holds_for_all_splits(tmp_path: Path) -> None:
+    # The folder above has training images of its own: they are not those of this export.
+    make_yolo(tmp_path, {"train/other": ""})
+    root = tmp_path / "export"
+    text = "train: ../images/train\nval: ../images/val\nnames: [cat, dog]\n"
+    make_yolo(root, {"val/a": "0 .5 .5 1 1"}, text)
+    with pytest.raises(DataError, match=rf"'../' may mean {root}/images/val or {tmp_path}/images/train; write"):
+        open_root(root)
+    (tmp_path / "images/train/other.jpg").unlink()
+    (tmp_path / "images/train").rmdir()
+    assert len(open_root(root, "val").boxes) == 1
+
+
+@pytest.mark.parametrize(("train", "val"), [("Train", "Validation"), ("training", "valid"), ("TRAIN", "VAL")])
+def test_splits_may_be_spelled_otherwise(tmp_path: Path, train: str, val: str) -> None:
+    text = f"{train}: images/train\n{val}: images/val\nnames: [cat, dog]\n"
+    make_yolo(tmp_path, {"train/a": "0 .5 .5 1 1", "val/b": ""}, text)
+    assert (open_root(tmp_path).file_names, open_root(tmp_path, "val").file_names) == (["a.jpg"], ["b.jpg"])
+    (tmp_path / "data.yaml").write_text(text + "val: images/train\n")
+    with pytest.raises(DataError, match="names the images of 'val' twice"):
+        open_root(tmp_path)
+
+
+def test_labels_beside_images_count_where_there_is_no_folder_of_labels(tmp_path: Path) -> None:
+    root = tmp_path / "images" / "export"  # `images` is a part of the path, but not one of the data set
+    make_image(root / "a.jpg")
+    (root / "a.txt").write_text("0 .5 .5 1 1")
+    (root / "data.yaml").write_text("train: .\nnames: [cat]\n")
+    assert len(open_root(root).boxes) == 1

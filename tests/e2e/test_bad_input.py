@@ -269,7 +269,7 @@ def test_workspace_below_a_file(toy: Path, tmp_path: Path) -> None:
     for command in ("proposals", "finetune"):
         more = GROUND_TRUTH if command == "proposals" else FINETUNE[1:]
         ran = aligndet(command, toy, "-w", tmp_path / "file" / "w", *more, code=1)
-        assert "choose a --workspace or --output that can be written" in ran.error_line()
+        assert "choose a --workspace that can be written" in ran.error_line()
 
 
 def limit_file_size(num_bytes: int) -> None:
@@ -315,7 +315,7 @@ def test_read_only_disk(forks: ForkServer, toy: Path, tmp_path: Path) -> None:
         pytest.skip(f"cannot mount a read-only disk here: {mounted.stderr.decode().strip()}")
     try:
         assert forks.run("proposals", toy, "-w", disk / "w", *GROUND_TRUTH, cwd=tmp_path) == 1
-        assert "Read-only file system; choose a --workspace or --output that can be written" in forks.output
+        assert "Read-only file system; choose a --workspace that can be written" in forks.output
         assert "Traceback" not in forks.output
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -72,6 +72,9 @@ def test_the_last_numbers_are_those_of_evaluate(data: Path, tmp_path: Path, dete
     if kind == "voc":
         wanted["AP12"] = metrics["voc"]["AP12"]
     assert {key: last[key] for key in wanted} == wanted and wanted["AP"] > 0
+    best = json.loads(log.with_name("manifest.json").read_text())["result"]["best"]
+    name, value = ("VOC AP12", wanted["AP12"]) if kind == "voc" else ("AP", wanted["AP"])
+    assert best == {"step": last["step"], "metric": name, "value": value}
 
 
 BREAKAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

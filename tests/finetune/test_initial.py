@@ -67,6 +67,20 @@ def test_a_detector_brings_its_recipe(tmp_path: Path, stage: str, head_norm: str
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["moco.pth", "imagenet_ssl/moco.pth", "IMAGENET1K_V1/resnet18-f37072fd.pth", "own.pth"]
+)
+@pytest.mark.parametrize("is_supervised", [True, False])
+def test_no_name_or_folder_of_a_file_decides(tmp_path: Path, moco: str, name: str, is_supervised: bool) -> None:
+    file = tmp_path / "weights" / name
+    file.parent.mkdir(parents=True)
+    content = resnet18().state_dict() if is_supervised else torch.load(moco, weights_only=True)
+    torch.save(content, file)
+    initial = found(tmp_path, init="backbone", backbone={"name": "resnet18", "weights": str(file)})
+    assert initial.training.is_supervised == is_supervised
+    assert (initial.backbone.frozen_stages, initial.backbone.norm_eval) == ((1, True) if is_supervised else (-1, False))
+
+
 def test_swin_is_never_frozen(tmp_path: Path) -> None:
     torch.save(swin_t().state_dict(), tmp_path / "swin.pth")  # with its classifier: supervised
     backbone = {"name": "swin_t", "weights": str(tmp_path / "swin.pth")}

@@ -53,7 +53,7 @@ def body_of(name: str) -> dict[str, Tensor]:
 def file_content(layout: Layout, body: dict[str, Tensor]) -> dict[str, object]:
     tensors = {f"{layout.prefix}{name}": value for name, value in body.items()}
     tensors |= {f"{word}0.weight": torch.zeros(1) for word in layout.beside[:1]}
-    return {layout.inside[0]: tensors} if layout.inside[0] else tensors
+    return {layout.inside[0] if layout.inside else "state_dict": tensors}
 
 
 def protocol_of(weights: str, workspace: Path, backbone: str = "resnet18") -> tuple[object, ...]:

@@ -70,7 +70,8 @@ def import_drawn(weights: dict[str, np.ndarray], folder: Path, *, key: str = "st
     """The detector that `import-weights` makes of a file with these weights; also exports it and imports that again."""
     file = folder / "drawn.pth"
     torch.save({key: as_tensors(weights)}, file)
-    run = import_weights(ImportRequest(file), Workspace(folder / "workspace"))
+    style = "pytorch" if key == "state_dict" else None  # mmdetection's, without a config
+    run = import_weights(ImportRequest(file, style=style), Workspace(folder / "workspace"))
     file.unlink()
     content = read_detector(run.folder / "weights.pt")
     checkpoint, left_out = mmdet_checkpoint(content)

@@ -87,7 +87,7 @@ def test_names_count_more_than_ids(import_boxes):
 
 
 def test_boxes_are_cut_at_the_image_and_empty_ones_left_out(import_boxes):
-    rows = [[-5, -5, 20, 20], [100, 60, 99, 99], [200, 10, 5, 5], [4, 4, 0, 9], [float("nan"), 0, 5, 5]]
+    rows = [[-5, -5, 20, 20], [100, 60, 99, 99], [200, 10, 5, 5], [4, 4, 0, 9]]
     store = import_boxes([{"image_id": 100, "bbox": row} for row in rows])
     assert store.boxes_of(0).tolist() == [[0, 0, 15, 15], [100, 60, 127, 83]]
 
@@ -102,13 +102,15 @@ def test_nothing_matched_is_an_error(import_boxes):
     [
         ('{"images": [', "not valid JSON"),
         ({"images": []}, "no list 'annotations'"),
-        ({"images": [3], "annotations": []}, "'images' must be a list"),
-        ([{"bbox": [1, 2, 3, 4]}], "annotation 0 needs"),
-        ([{"image_id": 100, "bbox": [1, 2, 3, 4]}, {"image_id": 100, "bbox": [1, 2, 3]}], "annotation 1 needs"),
-        ([{"image_id": 100, "bbox": 5}], "annotation 0 needs"),
-        ([{"image_id": "a", "bbox": [1, 2, 3, 4]}], "annotation 0 needs"),
-        ([[1, 2]], "annotation 0 needs"),
-        ([{"image_id": 100, "bbox": ["a", 2, 3, 4]}], "annotation 0 needs"),
+        ({"images": [3], "annotations": []}, "images[0] has no 'id'"),
+        ([{"bbox": [1, 2, 3, 4]}], "annotations[0] has no 'image_id'"),
+        ([{"image_id": 100, "bbox": [1, 2, 3, 4]}, {"image_id": 100, "bbox": [1, 2, 3]}], "annotations[1] has the"),
+        ([{"image_id": 100, "bbox": 5}], "annotations[0] has 5 for 'bbox'"),
+        ([{"image_id": "a", "bbox": [1, 2, 3, 4]}], "annotations[0] has 'a' for"),
+        ([[1, 2]], "annotations[0] has no 'image_id'"),
+        ([{"image_id": 100, "bbox": ["a", 2, 3, 4]}], "annotations[0] has the 'bbox'"),
+        ([{"image_id": 100, "bbox": [float("nan"), 2, 3, 4]}], "annotations[0] has the 'bbox' [nan"),
+        ([{"image_id": 100, "bbox": [1, 2, 3, 4], "score": "high"}], "annotations[0] has 'high' for 'score'"),
         ([], "none of its 0 images"),
     ],
 )

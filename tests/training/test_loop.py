@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.errors import ConfigError, Preempted, RunError
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.stage import find_stage
 from aligndet_cli.training.checkpoint import load_checkpoint
 from aligndet_cli.training.loop import (
     CheckpointConfig,
@@ -144,7 +145,8 @@ def test_running_out_of_memory_names_the_settings(tmp_path: Path, error: Excepti
             return super().forward(samples, step)
 
     with pytest.raises(RunError, match="out of (GPU|CPU) memory") as caught:
-        train(learner(Greedy()), batches_from, settings(), tmp_path, Process())
+        flags = frozenset(flag.word for flag in find_stage("finetune").flags)
+        train(learner(Greedy()), batches_from, settings(), tmp_path, Process(flags=flags))
     assert all(word in str(caught.value) for word in words)
 
 

@@ -28,7 +28,7 @@ from aligndet_cli.data.sample import Sample
 from aligndet_cli.detectors import DetectorConfig, settle_neck_norm
 from aligndet_cli.detectors.recipes import RCNN, recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.errors import DataError, RunError
+from aligndet_cli.errors import DataError, RunError, as_user_error
 from aligndet_cli.finetune.views import LabelledViews, ResolutionConfig, build_views, resolve_resolution
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.views import TwoViews
@@ -141,8 +141,11 @@ class _Plan:
         return build_views(detector, config.backbone, self.num_classes, resolution, config.seed)
 
 
-def run_bench(config: BenchConfig) -> list[Timing]:
+def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[Timing]:
     """Time one or both stages on one device, each in a process of its own, so that their memory does not mix.
+
+    Args:
+        flags: flags of the command, for messages.
 
     Raises:
         AlignDetError: an error of the user.
@@ -170,7 +173,7 @@ def run_bench(config: BenchConfig) -> list[Timing]:
             ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool,
         ):
             try:
-                return [_result_of(plan, pool.submit(_time_stage, plan, devices)) for plan in plans]
+                return [_result_of(plan, pool.submit(_time_stage, plan, devices, flags)) for plan in plans]
             except (Stopped, KeyboardInterrupt):  # the pool would wait for its process
                 for process in multiprocessing.active_children():
                     process.kill()
@@ -212,10 +215,16 @@ def _result_of(plan: _Plan, running: "Future[Timing]") -> Timing:
     raise RunError(f"{plan.stage}: {reason}")
 
 
-def _time_stage(plan: _Plan, devices: Devices) -> Timing:
+def _time_stage(plan: _Plan, devices: Devices, flags: frozenset[str]) -> Timing:
     found: list[Timing] = []
-    with loop.known_errors("lower --batch-size or --short-side"):
-        launch(lambda plan, process: found.append(_take_time(plan, process)), plan, devices, Shown())
+    try:
+        with loop.known_errors(flags):
+            launch(lambda plan, process: found.append(_take_time(plan, process)), plan, devices, Shown(flags=flags))
+    except Exception as error:
+        known = as_user_error(error, flags)
+        if known is None:
+            raise
+        raise known from None  # a torch.compile error cannot be sent to the other process
     return found[0]
 
 

@@ -2,12 +2,13 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.tools.conversion.mmdet_config import class_names
 
 # Source: COCO 2017, in the order of their ids 1 to 90, of which ten are not used (None).
 COCO_NAMES = (
@@ -36,7 +37,7 @@ VOC = tuple(Category(category_id, name) for category_id, name in enumerate(VOC_N
 # Models whose class id is COCO's id have a class for each unused id, and one for 0. R-CNNs of torchvision have a
 # background in place of 0, and thus `_BY_ID`.
 COCO_BY_ID = (Category(0, _UNUSED_NAME, is_unused=True), *_BY_ID)
-_KNOWN = {"coco": (COCO, _BY_ID, COCO_BY_ID), "voc": (VOC,)}
+KNOWN = {"coco": (COCO, _BY_ID, COCO_BY_ID), "voc": (VOC,)}
 
 
 def resolve_categories(
@@ -47,18 +48,22 @@ def resolve_categories(
     Where several classes have one name, they are taken in the order of their category ids.
 
     Args:
-        asked: "coco", "voc", or a COCO json with `categories`. None: by the names in the file, else by their number.
-        meta: meta data of the checkpoint; mmdetection's `CLASSES` are names.
+        asked: "coco", "voc", or a COCO json with `categories`. None: by the names in the file; without names, COCO if
+            their number is COCO's.
+        meta: meta data of the checkpoint, in which mmdetection keeps names.
 
     Raises:
         ConfigError: a choice that does not fit the detector.
         WeightsError: the classes cannot be found out.
     """
-    names = meta.get("CLASSES")
-    names = tuple(map(str, names)) if isinstance(names, Sequence) and len(names) == num_classes else None
-    tables = [table for word in ([asked] if asked else _KNOWN) for table in _KNOWN.get(word, ())]
-    if asked is not None and asked not in _KNOWN:
-        tables = [_read_categories(Path(asked))]
+    names = class_names(meta)
+    if names is not None and len(names) != num_classes:
+        if asked is None:
+            raise WeightsError(
+                f"{file}: names {len(names)} classes, but has {num_classes}; name them with --categories FILE.json"
+            )
+        names = None
+    tables = _tables(asked, names)
     for table in tables:
         if len(table) == num_classes and names is None:
             return table
@@ -71,8 +76,18 @@ def resolve_categories(
         given = f"{num_classes} classes" + (f" ({', '.join(names[:3])}, ...)" if names else "")
         raise ConfigError(f"--categories {asked}: {file} has {given}; name a COCO json with just those categories")
     if names is None:
-        raise WeightsError(f"{file}: {num_classes} classes without names; name them with --categories FILE.json")
+        voc = "voc (Pascal VOC) or " if num_classes == len(VOC) else ""
+        raise WeightsError(f"{file}: {num_classes} classes without names; name them with --categories {voc}FILE.json")
     return tuple(Category(number, name) for number, name in enumerate(names, start=1))
+
+
+def _tables(asked: str | None, names: tuple[str, ...] | None) -> list[tuple[Category, ...]]:
+    """Return the lists of classes that may be meant."""
+    if asked is not None:
+        return list(KNOWN[asked]) if asked in KNOWN else [_read_categories(Path(asked))]
+    if names is None:
+        return list(KNOWN["coco"])  # of its number of classes; detectors of 20 classes need not be Pascal VOC's
+    return [table for tables in KNOWN.values() for table in tables]
 
 
 def _read_categories(file: Path) -> tuple[Category, ...]:

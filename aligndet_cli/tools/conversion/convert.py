@@ -1,13 +1,12 @@
 """Conversion of another program's tensors to a detector of ours; every tensor is used, or left out with a reason."""
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
@@ -16,7 +15,8 @@ from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.tools.conversion import published_detr
 from aligndet_cli.tools.conversion.backbone_names import INDEX, PREFIX, rename_backbone
 from aligndet_cli.tools.conversion.input_style import STYLES, apply_style, style_of_mmdet
-from aligndet_cli.tools.conversion.mmdet import MARKS, RULES, from_mmdet
+from aligndet_cli.tools.conversion.mmdet import DETR_3X, MARKS, RULES, from_mmdet
+from aligndet_cli.tools.conversion.mmdet_config import Tree, model_of, parse_config, told_settings
 from aligndet_cli.tools.conversion.published_detectron2 import from_detectron2
 from aligndet_cli.tools.conversion.published_torchvision import from_torchvision
 from aligndet_cli.tools.conversion.reading import Checkpoint
@@ -26,12 +26,8 @@ from aligndet_cli.tools.conversion.rules import Renamed, rename_all, translate, 
 PROJECTOR = "projector."
 # Key under which our own `export --to mmdet` adds settings to the meta data, so that nothing is lost on the way back.
 OWN_META = "aligndet"
-# Settings of mmdetection that change detections without a trace in names and shapes.
-_OTHER_DETECTORS = (
-    (r"centerness_on_reg\s*=\s*True", "centerness on the box tower"),
-    (r"norm_on_bbox\s*=\s*True", "box sides in strides (norm_on_bbox)"),
-    (r"type\s*=\s*['\"]soft_nms['\"]", "soft NMS"),
-)
+# What `--style` says about a detector of mmdetection without a config, besides the style.
+_USUAL = {"fcos": " (no norm_on_bbox, no centerness_on_reg)"}
 _WHY_UNUSED = {
     "class_predictor": "classes of pre-training",
     "box_predictor": "box offsets by number of the instance, which mean nothing elsewhere",
@@ -80,7 +76,7 @@ def convert(
 
     Raises:
         ConfigError: layout, detector or style is not the expected one.
-        WeightsError: no detector of ours equals it, or it is not complete.
+        WeightsError: no detector of ours equals it, it is not complete, or does not tell how it is set.
     """
     if style not in (None, *STYLES):
         raise ConfigError(f"--style {style}: write {' or '.join(STYLES)}")
@@ -89,22 +85,32 @@ def convert(
         raise ConfigError(f"--from {layout}: {file} is of {found}; leave out --from")
     if style is not None and found in ("torchvision", "detr"):
         raise ConfigError(f"--style: {file} is of {found}, which has one only; leave it out")
-    if found == "detr" and "dc5" in file.name:
-        raise WeightsError(f"{file}: a DETR with a dilated last stage (DC5), which ours has not; use the one without")
-    if found == "torchvision":
-        renamed = from_torchvision(checkpoint.tensors, checkpoint.digest, file)
-    elif found == "detectron2":
-        renamed = from_detectron2(checkpoint.tensors, style, file)
-    elif found == "detr":
-        renamed = Renamed("detr", *rename_all(checkpoint.tensors, published_detr.RULES))
-    else:
-        renamed = _of_mmdet(checkpoint, family, style)
+    renamed = _rename(checkpoint, found, family, style)
     if family not in (None, renamed.family):
         raise ConfigError(f"{file}: is a {renamed.family}, not a {family}; change --detector")
     if renamed.unknown:
         some = _some(renamed.unknown)
         raise WeightsError(f"{file}: {some} belong to no {renamed.family} of ours; this variant is not supported")
-    return _fit(checkpoint, found, renamed)
+    converted = _fit(checkpoint, found, renamed)
+    if converted.stage == "finetune" and renamed.untold:
+        raise WeightsError(f"{file}: {renamed.untold}")
+    return converted
+
+
+def _rename(checkpoint: Checkpoint, layout: Layout, family: str | None, style: str | None) -> Renamed:
+    """Return the detector under our names; arguments as in `convert`, with the layout that was found."""
+    tensors, file = checkpoint.tensors, checkpoint.file
+    if layout == "torchvision":
+        return from_torchvision(tensors, checkpoint.digest, file)
+    if layout == "detectron2":
+        return from_detectron2(tensors, style, file)
+    if layout == "detr":
+        if "dc5" in file.name:
+            raise WeightsError(
+                f"{file}: a DETR with a dilated last stage (DC5), which ours has not; use the one without"
+            )
+        return Renamed("detr", *rename_all(tensors, published_detr.RULES))
+    return _of_mmdet(checkpoint, family, style)
 
 
 def _of_mmdet(checkpoint: Checkpoint, asked: str | None, style: str | None) -> Renamed:
@@ -113,9 +119,25 @@ def _of_mmdet(checkpoint: Checkpoint, asked: str | None, style: str | None) -> R
     inner, computed = rename_backbone(inner)
     family = _family_of(inner, checkpoint, asked)
     tensors, unknown = from_mmdet(family, inner)
-    config = str(checkpoint.meta.get("config", ""))
-    tensors, backbone = apply_style(tensors, style_of_mmdet(config, style, checkpoint.file), checkpoint.file)
-    return Renamed(family, tensors, unknown, left_out | computed, backbone=backbone)
+    file, config = checkpoint.file, parse_config(checkpoint.meta)
+    model = model_of(config)
+    told = told_settings(family, model, file)
+    found = style_of_mmdet(config, model, style, file)
+    tensors, backbone = apply_style(tensors, found or STYLES["pytorch"], file)
+    untold = "" if OWN_META in checkpoint.meta or style else _untold(family, model, has_style=found is not None)
+    return Renamed(family, tensors, unknown, left_out | computed, told, backbone, untold)
+
+
+def _untold(family: str, model: Tree, *, has_style: bool) -> str:
+    """Return the message about a config of mmdetection that does not tell enough; "" if it does."""
+    if model and has_style:
+        return ""
+    lacks = "no mean, deviation and order of channels in its config" if model else "no config beside its tensors"
+    usual = "" if model else f" and all else is mmdetection's default{_USUAL.get(family, '')}"
+    return (
+        f"has {lacks}, so it may detect something else here; take the file that mmdetection wrote, or add --style "
+        f"pytorch (RGB, torchvision's mean and deviation) or caffe (BGR, deviation 1) if that is its style{usual}"
+    )
 
 
 def _inner_detector(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -136,12 +158,13 @@ def _inner_detector(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], d
 
 def _family_of(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, asked: str | None) -> str:
     family = value_of_mark(tensors, MARKS)
+    if any(name.startswith(DETR_3X) for name in tensors):
+        raise WeightsError(
+            f"{checkpoint.file}: a DETR of mmdetection 3.x, whose tensors are not known here; one of 2.x or of "
+            "facebookresearch/detr can be imported"
+        )
     if family is None:
         raise WeightsError(f"{checkpoint.file}: none of the detectors that can be imported: {', '.join(RULES)}")
-    config = str(checkpoint.meta.get("config", ""))
-    for pattern, what in _OTHER_DETECTORS:
-        if re.search(pattern, config):
-            raise WeightsError(f"{checkpoint.file}: has {what}; ours would detect something else")
     # AlignDet pre-trains both with the config of Mask R-CNN.
     if family == "faster-rcnn" and asked != family and _is_pretrained(from_mmdet(family, tensors)[0]):
         return "mask-rcnn"
@@ -157,8 +180,7 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     family, tensors, left_out = renamed.family, renamed.tensors, renamed.left_out
     backbone_name, settings, num_classes = find_shape(family, tensors, checkpoint.file)
     own = checkpoint.meta.get(OWN_META) or {}
-    adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
-    detector = adapter.validate_python(own.get("detector", {**settings, **renamed.detector}))
+    detector = _validated(own.get("detector", {**settings, **renamed.detector}), checkpoint.file)
     named = {"name": backbone_name, "weights": "none", **renamed.backbone}
     backbone = BackboneConfig.model_validate(own.get("backbone", named))
     with torch.device("meta"):
@@ -192,6 +214,16 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
         num_tensors=len(checkpoint.tensors),
         left_out=left_out | dict(zip(their_names, reasons, strict=True)),
     )
+
+
+def _validated(settings: Mapping[str, object], file: Path) -> DetectorConfig:
+    adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
+    try:
+        return adapter.validate_python(settings)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = ".".join(map(str, wrong["loc"][1:])) or "its settings"
+        raise WeightsError(f"{file}: no detector of ours has {name} = {wrong['input']} ({wrong['msg']})") from None
 
 
 def _linear_projector(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from torch import Tensor
 
 from aligndet_cli import __version__
 from aligndet_cli.data.batch import PAD_DIVISOR
-from aligndet_cli.detectors.checkpoint import DetectorFile, load_detector, read_detector
+from aligndet_cli.detectors.checkpoint import DetectorFile, WeightsName, load_detector, read_detector, weights_file
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.tools.conversion import mmdet, torchvision_names
@@ -58,7 +58,13 @@ class Exported:
 
 
 def export_run(
-    workspace: Workspace, run: str | None, target: str, file: Path | None, *, image_size: str = "800x1344"
+    workspace: Workspace,
+    run: str | None,
+    target: str,
+    file: Path | None,
+    *,
+    which: str = "last",
+    image_size: str = "800x1344",
 ) -> Exported:
     """Write a run of `finetune` or `pretrain-box` for another program.
 
@@ -66,6 +72,7 @@ def export_run(
         run: name of a fine-tuned run, or `pretrain-box/NAME`; None: the newest fine-tuned run.
         target: `mmdet`, `torchvision` or `onnx`.
         file: None: `<run>-<target>` in the current folder.
+        which: `last` or `best` weights of a fine-tuned run.
         image_size: height and width of the images, for ONNX.
 
     Raises:
@@ -74,9 +81,12 @@ def export_run(
     """
     if target not in SUFFIXES:
         raise ConfigError(f"--to {target}: write one of {', '.join(SUFFIXES)}")
+    if which not in get_args(WeightsName):
+        raise ConfigError(f"--weights {which}: write last or best")
     artifact = _find_run(workspace, run)
-    weights = artifact.folder / "weights.pt"
-    file = file or Path(f"{artifact.name}-{target}{SUFFIXES[target]}")
+    weights = weights_file(artifact.folder, cast(WeightsName, which))
+    best = "-best" if which == "best" else ""
+    file = file or Path(f"{artifact.name}{best}-{target}{SUFFIXES[target]}")
     check_output_file(file)
     if target == "onnx":
         from aligndet_cli.tools.conversion.onnx_graph import export_onnx
@@ -86,7 +96,8 @@ def export_run(
     content = read_detector(weights)
     if not content.backbone.name.startswith("resnet"):
         raise WeightsError(
-            f"{weights}: the names of a {content.backbone.name} differ there; only ResNets can be exported"
+            f"{weights}: has a {content.backbone.name}, whose names differ there; only ResNets can be exported "
+            f"--to {target}"
         )
     family = content.detector.family
     if family not in {"mmdet": mmdet.RULES, "torchvision": torchvision_names.RULES}[target]:

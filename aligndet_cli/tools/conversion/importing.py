@@ -13,12 +13,13 @@ from aligndet_cli.driver import Outcome
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import hash_files, write_json
 from aligndet_cli.logs import logger
-from aligndet_cli.tools.conversion.categories import resolve_categories
+from aligndet_cli.tools.conversion.categories import KNOWN, resolve_categories
 from aligndet_cli.tools.conversion.convert import OWN_META, Converted, convert
+from aligndet_cli.tools.conversion.mmdet_config import parse_config, test_size
 from aligndet_cli.tools.conversion.reading import Checkpoint, read_checkpoint
 from aligndet_cli.workspace import Workspace
 
-RESOLUTION = (800, 1333)  # short side and largest long side at which released detectors are tested
+RESOLUTION = (800, 1333)  # short side and largest long side at which released detectors are tested, in pixels
 LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr")
 
 
@@ -68,23 +69,14 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
         raise ConfigError(f"--from {request.layout}: write one of {', '.join(LAYOUTS)}")
     checkpoint = read_checkpoint(request.file)
     converted = convert(checkpoint, layout=request.layout, family=request.detector, style=request.style)
-    name, backbone = converted.detector.family, converted.backbone.name
+    backbone = converted.backbone.name
     if request.backbone not in (None, backbone):
         raise ConfigError(f"{request.file}: has a {backbone}, not a {request.backbone}; change --backbone")
     if request.categories is not None and converted.stage == "pretrain-box":
         raise ConfigError(f"--categories: {request.file} is only pre-trained and has no classes; leave it out")
     content = _detector_file(request, checkpoint, converted)
-    config = ImportConfig(
-        name=request.name or f"{name}-{backbone}-{converted.layout}",
-        file=request.file.resolve(),
-        layout=converted.layout,
-        detector=converted.detector,
-        backbone=converted.backbone,
-        categories=request.categories,
-        style=request.style,
-    )
-    inputs = {"weights": hash_files([request.file]), "backbone weights": "none"}
-    output = workspace.plan_output(converted.stage, str(config.name), config, inputs, force=request.force)
+    config, inputs = _recorded(request, converted)
+    output = workspace.plan_output(converted.stage, str(config.name), config, inputs, resume=False, force=request.force)
     if output.action == "complete":
         run = workspace.require(converted.stage, config.name)
         return Outcome("already complete", "complete", output.folder, run)
@@ -98,12 +90,31 @@ def import_weights(request: ImportRequest, workspace: Workspace) -> Outcome:
     return Outcome("done", "start", output.folder, run)
 
 
+def _recorded(request: ImportRequest, converted: Converted) -> tuple[ImportConfig, dict[str, str]]:
+    """Return the config of the run, with paths from the root on, and the hashes of the files it is made from."""
+    inputs = {"weights": hash_files([request.file]), "backbone weights": "none"}
+    categories = request.categories
+    if categories is not None and categories not in KNOWN:
+        inputs["categories"] = hash_files([Path(categories)])
+        categories = str(Path(categories).absolute())
+    config = ImportConfig(
+        name=request.name or f"{converted.detector.family}-{converted.backbone.name}-{converted.layout}",
+        file=request.file.resolve(),
+        layout=converted.layout,
+        detector=converted.detector,
+        backbone=converted.backbone,
+        categories=categories,
+        style=request.style,
+    )
+    return config, inputs
+
+
 def _detector_file(request: ImportRequest, checkpoint: Checkpoint, converted: Converted) -> DetectorFile:
     own = checkpoint.meta.get(OWN_META) or {}
     categories: tuple[Category, ...] = ()
     resolution = None
     if converted.stage == "finetune":
-        resolution = tuple(own.get("resolution", RESOLUTION))
+        resolution = tuple(own.get("resolution") or test_size(parse_config(checkpoint.meta)) or RESOLUTION)
         if "categories" in own and request.categories is None:
             categories = tuple(Category(number, str(label), *rest) for number, label, *rest in own["categories"])
         else:

@@ -1,6 +1,5 @@
 """Input styles of other programs: the scale and order of their pixels, and the place of strides in their ResNets."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from aligndet_cli.data.transforms import MEAN, STD
-from aligndet_cli.errors import WeightsError
+from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.tools.conversion.mmdet_config import Tree, at, mappings_in
 
 CONV1 = "backbone.conv1.weight"
 BOTTLENECK = "backbone.layer1.0.conv3.weight"  # only ResNet-50 and 101 have it
@@ -75,23 +75,33 @@ def apply_style(tensors: dict[str, Tensor], style: InputStyle, file: Path) -> tu
     return {**tensors, CONV1: kernel * scale[:, None, None]}, settings
 
 
-def style_of_mmdet(config: str, asked: str | None, file: Path) -> InputStyle:
-    """Return the style that is written in mmdetection's config; if none is, the style asked for, else the default.
+def style_of_mmdet(config: Tree, model: Tree, asked: str | None, file: Path) -> InputStyle | None:
+    """Return the style that is written in mmdetection's config; the style asked for if none is, or None.
+
+    Args:
+        config, model: all settings, and those of the detector.
 
     Raises:
+        ConfigError: the config has another style than the one asked for.
         WeightsError: the config has `style='caffe'`, but no mean and deviation.
     """
-    is_caffe = re.search(r"\bstyle\s*=\s*['\"]caffe", config) is not None
-    mean, std = (_numbers(config, key) for key in ("mean", "std"))
-    order = re.search(r"\bto_rgb\s*=\s*(True|False)", config)
-    if mean and std and order:
-        return InputStyle(mean, std, is_bgr=order[1] == "False", stride_in_1x1=is_caffe)
+    is_caffe = at(model, "backbone.style") == "caffe"
+    for group in mappings_in(config):
+        mean, std = (_three_numbers(group.get(key)) for key in ("mean", "std"))
+        is_rgb = next((group[key] for key in ("to_rgb", "bgr_to_rgb") if isinstance(group.get(key), bool)), None)
+        if mean and std and is_rgb is not None:
+            told = InputStyle(mean, std, is_bgr=not is_rgb, stride_in_1x1=is_caffe)
+            if asked is not None and told.is_bgr != STYLES[asked].is_bgr:
+                raise ConfigError(
+                    f"--style {asked}: the config in {file} says {'BGR' if told.is_bgr else 'RGB'}; leave it out"
+                )
+            return told
     if is_caffe and asked is None:
         raise WeightsError(
             f"{file}: has style='caffe', but no mean and deviation of its images; add --style caffe if they are those "
             "of detectron2's weights (103.53, 116.28, 123.675 in BGR, and 1)"
         )
-    return STYLES[asked or "pytorch"]
+    return None if asked is None else STYLES[asked]
 
 
 def style_of_detectron2(tensors: Mapping[str, Tensor], asked: str | None, file: Path) -> InputStyle:
@@ -117,8 +127,7 @@ def style_of_detectron2(tensors: Mapping[str, Tensor], asked: str | None, file: 
     return InputStyle(mean, std, is_bgr=mean[0] < mean[-1], stride_in_1x1=is_caffe)
 
 
-def _numbers(config: str, key: str) -> tuple[float, ...]:
-    """Return the first list of three numbers under a key of a config; empty if there is none."""
-    match = re.search(rf"\b{key}\s*=\s*[\[(]([\d.,\s]*)[\])]", config)
-    found = re.findall(r"[\d.]+", match[1]) if match else []
-    return tuple(map(float, found)) if len(found) == len(MEAN) else ()
+def _three_numbers(value: Any) -> tuple[float, ...]:
+    """Return a list of three numbers as a tuple; empty for anything else."""
+    is_list = isinstance(value, list | tuple) and len(value) == len(MEAN)
+    return tuple(map(float, value)) if is_list and all(type(part) in (int, float) for part in value) else ()

@@ -1,4 +1,4 @@
-"""Names of mmdetection 2.x, which the authors' AlignDet checkpoints have too.
+"""Names of mmdetection 2.x and, but for DETR, 3.x, which the authors' AlignDet checkpoints have too.
 
 Their values mean the same as ours in the same order, so renaming is enough, both ways.
 
@@ -107,6 +107,7 @@ MARKS = {
     "bbox_head.scales.0.scale": "fcos",
     "bbox_head.cls_convs.": "retinanet",
 }
+DETR_3X = "encoder.layers.0.self_attn.attn."
 _FACTORS = "head.scales.factors"
 
 

@@ -1,19 +1,16 @@
 """Reading of checkpoints of any program as plain tensors; code in them is never run."""
 
-import argparse
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from aligndet_cli.backbones.plain import read_plain, require_finite, state_dicts
 from aligndet_cli.detectors.checkpoint import KIND
 from aligndet_cli.errors import WeightsError
-
-NESTING_KEYS = ("state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class Checkpoint:
     """Content of a file.
 
     Attributes:
-        tensors: tensors by their names in the file; those of floating point as float32.
+        tensors: tensors by their bare names in the file; those of floating point as float32.
         meta: mmdetection's meta data; empty for other programs.
         digest: SHA-256 of the file.
     """
@@ -33,39 +30,28 @@ class Checkpoint:
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
-    """Read a checkpoint, whose tensors may be nested in `state_dict` or `model`.
+    """Read a checkpoint in any wrapping that `state_dicts` knows.
 
     Raises:
-        WeightsError: the file is missing, damaged, holds more than tensors and plain settings, or is one of ours.
+        WeightsError: the file is missing, damaged, holds more than plain data or numbers that are none, or is ours.
     """
-    if not file.is_file():
-        raise WeightsError(f"{file}: no such file; name a checkpoint (.pth)")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # DETR saves its options too
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        if file.suffix == ".pkl":
+        content = read_plain(file, str(file))
+    except WeightsError:
+        if file.suffix == ".pkl" and file.is_file():
             raise WeightsError(_how_to_convert(file)) from None
-        reason = str(error).split("\n", maxsplit=1)[0].split(". ", maxsplit=1)[0] or type(error).__name__
-        raise WeightsError(
-            f"{file}: not a readable PyTorch file of plain tensors ({reason}); get it again, or save just the model's "
-            "state_dict() with torch.save"
-        ) from None
-    outer = content if isinstance(content, dict) else {}
-    if outer.get("kind") == KIND:
+        raise
+    if isinstance(content, Mapping) and content.get("kind") == KIND:
         raise WeightsError(f"{file}: is a detector of aligndet already; use it as it is: finetune --init {file}")
-    inner = next((outer[key] for key in NESTING_KEYS if isinstance(outer.get(key), dict)), outer)
-    tensors = {
-        name: value.detach().float() if value.is_floating_point() else value.detach()
-        for name, value in inner.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-    if not tensors:
+    _, found = next(state_dicts(content), ((), {}))
+    if not found:
         raise WeightsError(f"{file}: no tensors in it; save the model's state_dict() with torch.save")
+    require_finite(found.items(), str(file))
+    tensors = {name: t.detach().float() if t.is_floating_point() else t.detach() for name, t in found.items()}
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    meta = outer.get("meta")
-    return Checkpoint(file, tensors, meta if isinstance(meta, dict) else {}, digest)
+    meta = content.get("meta")
+    return Checkpoint(file, tensors, meta if isinstance(meta, Mapping) else {}, digest)
 
 
 def _how_to_convert(file: Path) -> str:

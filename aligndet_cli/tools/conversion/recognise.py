@@ -1,7 +1,7 @@
 """Recognition of detector weights: the layout by names of tensors, detector and backbone by their shapes."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aligndet_cli.backbones import FAMILIES, BackboneConfig, build_backbone
+from aligndet_cli.backbones.layouts import recognise
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.tools.conversion.rules import value_of_mark
 
@@ -32,19 +33,23 @@ _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
 }
 
 
-def find_layout(names: Collection[str], file: Path) -> Layout:
+def find_layout(tensors: Mapping[str, Tensor], file: Path) -> Layout:
     """Return the layout of tensors by their names.
 
     Raises:
         WeightsError: an unknown layout.
     """
-    layout = value_of_mark(names, _MARKS)
-    if layout is None:
+    layout = value_of_mark(tensors, _MARKS)
+    if layout is not None:
+        return layout
+    if recognise(tensors) is not None:
         raise WeightsError(
-            f"{file}: not a detector of a known layout (first key: '{next(iter(names))}'); weights of a backbone alone "
-            "go to --backbone-weights"
+            f"{file}: not a detector but a backbone alone; give it to `aligndet pretrain-box --backbone-weights FILE`"
         )
-    return layout
+    raise WeightsError(
+        f"{file}: not a detector of a known layout (first key: '{next(iter(tensors))}'); known are those of "
+        "mmdetection, AlignDet, detectron2, torchvision and facebookresearch/detr"
+    )
 
 
 def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> tuple[str, dict[str, Any], int | None]:

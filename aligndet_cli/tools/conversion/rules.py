@@ -22,6 +22,7 @@ class Renamed:
         unknown: their names of tensors that our detectors do not have.
         left_out: reasons by their names, of tensors that are no weights.
         detector, backbone: settings that do not follow from names and shapes.
+        untold: message on settings that do not follow from anything in the file; "" if there are none.
     """
 
     family: str
@@ -30,6 +31,7 @@ class Renamed:
     left_out: dict[str, str] = field(default_factory=dict)
     detector: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
+    untold: str = ""
 
 
 def value_of_mark(names: Collection[str], marks: Mapping[str, _Value]) -> _Value | None:

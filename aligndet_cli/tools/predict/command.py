@@ -1,15 +1,17 @@
 """`aligndet predict`: detect in any images, and write annotated images and a COCO json."""
 
+import itertools
 import json
+import re
 import shutil
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import Category, ImageSet, class_labels, one_line
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
-from aligndet_cli.detectors.checkpoint import LoadedDetector, load_detector
+from aligndet_cli.detectors.checkpoint import BEST, LoadedDetector, WeightsName, load_detector, weights_file
 from aligndet_cli.detectors.results import EvaluationBatch, forward_pass, predict_each
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.logs import Progress, logger
@@ -42,10 +44,14 @@ class PredictConfig(StageConfig):
     """Settings of `predict`."""
 
     run: str | None = Field(None, description="Fine-tuned run, by name (the newest).")
-    weights: Path | None = Field(None, description="A weights.pt, instead of a run (the run's).")
+    weights: Path | None = Field(
+        None, description="Weights of the run: last, best; or a weights.pt, without run (last)."
+    )
     # low enough to see what a detector hesitates about
     score: float = Field(0.3, ge=0, le=1, description="Least score of what is kept, 0 to 1.")
-    output: Path | None = Field(None, description="Folder to write to (predict/RUN in the workspace).")
+    output: Path | None = Field(
+        None, description="Folder to write to (predict/RUN, then RUN-2 and so on, in the workspace)."
+    )
     annotated: bool = Field(True, description="Draw what was found into copies of the images.")
     save_crops: bool = Field(False, description="Also cut out what was found, one folder per class.")
     # as in evaluate: what is found in an image depends on nothing but the image
@@ -113,37 +119,71 @@ def predict_files(
 ) -> Predicted:
     """Detect in the images that the words name, and write the results; they appear at once when complete.
 
+    Without `config.output`, every call gets a folder of its own: `predict/RUN`, `predict/RUN-2` and so on.
+
     Args:
         words: see `find_images`.
-        force: replace results of an earlier call, and nothing else, in the same folder.
+        force: replace results of an earlier call, and nothing else, in `config.output` or `predict/RUN`.
 
     Raises:
         AlignDetError: an error of the user; DataError if no image can be read.
     """
     weights, name = _find_weights(config, workspace)
-    folder = config.output or workspace.root / "predict" / name
+    asked = config.output or workspace.root / "predict" / name
+    is_numbered = config.output is None and not force
+    folder = next(filter(_is_free, _numbered(asked))) if is_numbered else asked
     _check_output(folder, force=force)
-    image_set = find_images(words, leave_out=folder)
+    image_set = find_images(words, leave_out=_earlier(asked) if is_numbered else [folder])
+    logger.info(f"{len(image_set)} images, results to {folder}")
     results: list[Predicted] = []
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
         plan = _Plan(config, weights, image_set, Path(partial))
         devices = Devices(kind=resolve_devices(config.runtime).kind)
         launch(lambda plan, process: results.append(_run(plan, process, folder)), plan, devices, shown)
-        _check_output(folder, force=force)  # somebody else may have been faster
+        if is_numbered:
+            folder = next(filter(_is_made, _numbered(asked)))  # somebody else may have been faster
+        _check_output(folder, force=force)
         _put_in_place(Path(partial), folder)
-    return results[0]
+    return replace(results[0], folder=folder)
+
+
+def _numbered(folder: Path) -> Iterator[Path]:
+    """Yield the folder of a first call, and those of later ones: `folder`, `folder`-2 and so on."""
+    return (folder.with_name(f"{folder.name}-{number}") if number > 1 else folder for number in itertools.count(1))
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """Return the folders of earlier calls."""
+    names = re.compile(rf"{re.escape(folder.name)}(-[0-9]+)?")
+    return [one for one in folder.parent.glob("*") if names.fullmatch(one.name)]
+
+
+def _is_free(folder: Path) -> bool:
+    return not folder.exists()
+
+
+def _is_made(folder: Path) -> bool:
+    """Make a folder; return False if it is there already."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _find_weights(config: PredictConfig, workspace: Workspace) -> tuple[Path, str]:
     """Return the weights file, and a name for the results."""
-    if config.weights is not None:
-        if config.run is not None:
-            raise ConfigError("--run and --weights: name one of them")
-        is_ours = config.weights.name == "weights.pt"  # then its folder has the telling name
-        return config.weights, config.weights.absolute().parent.name if is_ours else config.weights.stem
-    run = workspace.require("finetune", config.run)
-    return run.folder / "weights.pt", run.name
+    which = str(config.weights or "last")
+    if which in get_args(WeightsName):
+        run = workspace.require("finetune", config.run)
+        file = weights_file(run.folder, cast(WeightsName, which))
+        return file, run.name if which == "last" else f"{run.name}-best"
+    if config.run is not None:
+        raise ConfigError("--run and a file of --weights: name one of them")
+    file = Path(which)
+    folder = file.absolute().parent.name  # of our own files it has the telling name
+    return file, {"weights.pt": folder, BEST: f"{folder}-best"}.get(file.name, file.stem)
 
 
 def _check_output(folder: Path, *, force: bool) -> None:
@@ -154,9 +194,7 @@ def _check_output(folder: Path, *, force: bool) -> None:
     if not (folder / PREDICTIONS).exists():
         raise ConfigError(f"--output {folder}: holds other files; name an empty or a new folder")
     if not force:
-        raise ConfigError(
-            f"{folder}: has predictions already; use --force to replace them, or --output for another folder"
-        )
+        raise ConfigError(f"{folder}: has predictions already; use --force to replace them, or another --output")
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

@@ -15,23 +15,24 @@ from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
 
 
-def find_images(words: Sequence[str], leave_out: Path) -> ImageSet:
+def find_images(words: Sequence[str], leave_out: Sequence[Path]) -> ImageSet:
     """Return all images that the words name, each once, in the order of the words.
 
     Ids are 1, 2 and so on. File names are relative to the innermost folder that holds all images.
 
     Args:
         words: files, folders with all below them, and glob patterns (`**` for any folders).
-        leave_out: folder to ignore: an earlier call may have written pictures into it.
+        leave_out: folders to ignore: earlier calls may have written pictures into them.
 
     Raises:
         DataError: a word names no image.
     """
     paths: dict[str, None] = {}
     findings = Findings(is_strict=False)
+    ignored = [folder.absolute() for folder in leave_out]
     for word in words:
         found = [os.path.abspath(path) for path in _matches(word, findings)]  # noqa: PTH100  # `resolve` would follow links
-        kept = [path for path in found if not Path(path).is_relative_to(leave_out.absolute())]
+        kept = [path for path in found if not any(Path(path).is_relative_to(folder) for folder in ignored)]
         if not kept:
             hint = "name files, folders, or a pattern such as 'photos/*.jpg'"
             hint = findings.items[-1].message if findings.items else hint

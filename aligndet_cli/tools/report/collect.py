@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aligndet_cli.config import did_you_mean
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.published import Published, find_published
 from aligndet_cli.workspace import Artifact, Workspace
@@ -252,6 +251,7 @@ def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | Non
 def _measured(evaluation: Artifact, run: Artifact, start: Artifact | None, metrics: Sequence[str]) -> Measured:
     config, measured_with = run.config(), evaluation.config()
     is_imported = "training" not in config  # its training is unknown
+    is_best = measured_with.get("weights") == "best"
     fraction = 100.0 if is_imported else float(config["fraction"])
     kind = run.result["init"] if run.result["init"] in (*_LABELS, _IMPORT) else "pretrain"
     setting = Setting(
@@ -259,7 +259,7 @@ def _measured(evaluation: Artifact, run: Artifact, start: Artifact | None, metri
         backbone=run.result.get("backbone") or config["backbone"]["name"],
         schedule="as imported" if is_imported else _schedule(config, run),
         data=_data_name(measured_with if is_imported else config),
-        evaluated=str(measured_with["data"]["split"] or "val"),
+        evaluated=str(measured_with["data"]["split"] or "val") + (", best weights" if is_best else ""),
         fraction=fraction,
         num_images=0 if is_imported else int(run.result["images"]),
         content=(

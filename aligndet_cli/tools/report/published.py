@@ -183,7 +183,8 @@ def find_published(evaluation: Artifact, run: Artifact, start: Artifact | None) 
         start: `pretrain-box` run that the run began with.
     """
     protocol = run.result.get("protocol")
-    if protocol is None or not _is_by_recipe(run.config()):
+    is_of_best = evaluation.manifest.get("settings", {}).get("weights") == "best"
+    if protocol is None or is_of_best or not _is_by_recipe(run.config()):
         return None
     experiment = _experiment(evaluation, run, protocol, start)
     if experiment is None or _settings_of(protocol) != _published_settings(experiment):
@@ -192,9 +193,11 @@ def find_published(evaluation: Artifact, run: Artifact, start: Artifact | None) 
 
 
 def _is_by_recipe(config: dict[str, Any]) -> bool:
-    """Return True if rates, decay and clipping were left to the recipe. An imported run has no such settings."""
+    """Return True if the recipe alone decided on the weights. An imported run has no such settings."""
     training = config.get("training")
-    return training is not None and all(training.get(name) is None for name in ("lr", "weight_decay", "clip_norm"))
+    if training is None or any(config.get(name) is not None for name in ("early_stop", "ema")):
+        return False
+    return all(training.get(name) is None for name in ("lr", "weight_decay", "clip_norm"))
 
 
 def _experiment(

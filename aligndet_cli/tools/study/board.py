@@ -116,7 +116,7 @@ def perform(request: Request) -> Problem | None:
     except AlignDetError as error:
         return Problem(error.exit_code, str(error))
     except Exception as error:
-        known = as_user_error(error) if isinstance(error, OSError) else None
+        known = as_user_error(error)
         if known is not None:
             return Problem(known.exit_code, str(known))
         logger.error(traceback.format_exc())

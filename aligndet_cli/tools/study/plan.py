@@ -5,9 +5,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aligndet_cli.config import STAGES, Sources, StageConfig, did_you_mean, fields_at, flatten, hash_json, load_config
+from aligndet_cli.config import (
+    STAGES,
+    Sources,
+    StageConfig,
+    flatten,
+    hash_json,
+    load_config,
+    with_absolute_paths,
+)
+from aligndet_cli.config_errors import fields_at
 from aligndet_cli.detectors import DETECTORS
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.files import read_json
 from aligndet_cli.stage import Read, find_stage
 from aligndet_cli.tools.study.spec import COMMON, Start, StudyConfig
@@ -54,7 +63,7 @@ class StageRun:
             ConfigError: a setting that the stage does not have, or a value that does not fit.
         """
         config, _ = load_config(find_stage(self.stage).steps().config, self.stage, self.sources)
-        return config
+        return with_absolute_paths(config)  # as recorded
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from aligndet_cli.config import STAGES, Frozen, did_you_mean, flatten, read_toml, validated
+from aligndet_cli.config import STAGES, Frozen, Seed, flatten, read_toml, validated
 from aligndet_cli.detectors import DETECTORS
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.errors import ConfigError, did_you_mean
 
 Percent = Annotated[float, Field(gt=0, le=100)]
 Whole = Annotated[int, Field(ge=0)]
@@ -35,7 +35,7 @@ class Start(Frozen):
     detectors: tuple[str, ...] | None = None
     fractions: tuple[Percent, ...] | None = None
     folds: tuple[Whole, ...] | None = None
-    seeds: tuple[Whole, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +73,7 @@ class StudyConfig(Frozen):
     detectors: tuple[str, ...] = Field(min_length=1)
     fractions: tuple[Percent, ...] = Field((100,), min_length=1)
     folds: tuple[Whole, ...] = Field((1,), min_length=1)
-    seeds: tuple[Whole, ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     pretrain_per_seed: bool = False
     settings: Tables = {}
     detector: dict[str, Tables] = {}

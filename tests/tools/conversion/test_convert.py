@@ -35,7 +35,7 @@ def test_names_and_shapes_tell_everything(family: str) -> None:
     original = detector_file(family)
     tensors = mmdet_tensors(family)
     assert not any(name.startswith(("head.", "neck.pyramid.")) for name in tensors)  # really renamed
-    again = convert(Checkpoint(FILE, tensors, {}))
+    again = convert(Checkpoint(FILE, tensors, {}), style="pytorch")
     assert_same(again.state_dict, original.state_dict)
     assert again.detector == original.detector and again.backbone.name == "resnet18"
     assert (again.layout, again.stage, again.num_classes, again.left_out) == ("mmdet", "finetune", 3, {})
@@ -50,7 +50,7 @@ def test_settings_that_shapes_do_not_tell_survive_our_own_export() -> None:
 
 def test_frozen_norms_have_no_counters() -> None:
     tensors = {name: t for name, t in mmdet_tensors("retinanet").items() if "num_batches_tracked" not in name}
-    again = convert(Checkpoint(FILE, tensors, {}))
+    again = convert(Checkpoint(FILE, tensors, {}), style="pytorch")
     assert again.state_dict["backbone.bn1.num_batches_tracked"] == 0
     assert again.num_tensors == len(tensors)
 
@@ -83,7 +83,7 @@ def test_swin_is_renamed() -> None:
         tensors[f"neck.lateral_convs.{level}.conv.weight"] = torch.rand(8, width, 1, 1)
     tensors["neck.fpn_convs.3.conv.weight"] = torch.rand(8, 768, 3, 3)
     tensors |= {name: value for name, value in mmdet_swin(body).items() if ".norm0." not in name}  # c2 is not used
-    again = convert(Checkpoint(FILE, tensors, {}))
+    again = convert(Checkpoint(FILE, tensors, {}), style="pytorch")
     indices = [name for name in tensors if name.endswith("relative_position_index")]
     assert again.backbone.name == "swin_t" and list(again.left_out) == indices and len(indices) == 12
     assert all(torch.equal(again.state_dict[f"backbone.{name}"], value) for name, value in body.items())
@@ -143,7 +143,8 @@ def test_extracted_weights_and_which_rcnn_they_are() -> None:
 
 # ---- refusals ----
 
-OLD_CAFFE = "style='caffe', mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], to_rgb=False"
+CAFFE = "model = dict(backbone=dict(style='caffe'))"
+OLD_CAFFE = f"{CAFFE}\nnorm = dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], to_rgb=False)"
 
 
 def changed(family: str, changes: dict[str, Tensor | None]) -> dict[str, Tensor]:
@@ -154,9 +155,9 @@ def changed(family: str, changes: dict[str, Tensor | None]) -> dict[str, Tensor]
 @pytest.mark.parametrize(
     ("tensors", "meta", "said"),
     [
-        (lambda: {"conv1.weight": torch.zeros(1)}, {}, "not a detector of a known layout .* --backbone-weights"),
+        (lambda: {"conv1.weight": torch.zeros(1)}, {}, "not a detector but a backbone alone; .* --backbone-weights"),
         (lambda: {"bbox_head.vfnet_cls.weight": torch.zeros(1)}, {}, "none of the detectors that can be imported"),
-        (lambda: mmdet_tensors("fcos"), {"config": "model=dict(style = 'caffe')"}, "style='caffe', but no mean"),
+        (lambda: mmdet_tensors("fcos"), {"config": CAFFE}, "style='caffe', but no mean"),
         (lambda: mmdet_tensors("fcos"), {"config": OLD_CAFFE}, r"mean 122.77, 115.95, 102.98 \(RGB\) subtracted"),
         (lambda: changed("fcos", {"bbox_head.conv_dcn.weight": torch.zeros(1)}), {}, "1 tensors .*conv_dcn"),
         (lambda: changed("fcos", {"bbox_head.conv_reg.weight": None}), {}, "sides.weight.* missing"),
@@ -179,4 +180,6 @@ def test_flags_that_contradict_the_file() -> None:
         convert(checkpoint, family="retinanet")
     with pytest.raises(ConfigError, match="--from detr: some.pth is of mmdet"):
         convert(checkpoint, layout="detr")
-    assert convert(checkpoint, layout="aligndet").detector.family == "fcos"  # written with mmdetection's names
+    assert (
+        convert(checkpoint, layout="aligndet", style="pytorch").detector.family == "fcos"
+    )  # written with mmdetection's names

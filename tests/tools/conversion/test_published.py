@@ -289,14 +289,17 @@ def test_channels_of_mmdetections_caffe_style() -> None:
     checkpoint, _ = mmdet_checkpoint(detector_file("retinanet"))
     tensors = checkpoint["state_dict"]
     mean = ", ".join(map(str, COCO_MEAN_BGR))
-    config = f"backbone=dict(style='caffe'), img_norm_cfg = dict(\n mean=[{mean}], std=[1.0, 1.0, 1.0], to_rgb=False)"
+    config = "model = dict(type='RetinaNet', backbone=dict(style='caffe'))\n"
+    config += f"img_norm_cfg = dict(\n mean=[{mean}], std=[1.0, 1.0, 1.0], to_rgb=False)"
     ours = convert(Checkpoint(FILE, tensors, {"config": config})).state_dict["backbone.conv1.weight"]
     theirs = tensors["backbone.conv1.weight"]
     pixels = torch.randint(0, 256, (1, 3, 9, 9)).float()
     seen = (pixels / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     expected = conv2d(pixels.flip(1) - torch.tensor(COCO_MEAN_BGR)[:, None, None], theirs, padding=3)
     torch.testing.assert_close(conv2d(seen, ours, padding=3), expected, rtol=1e-4, atol=1e-3)
-    assert torch.equal(convert(Checkpoint(FILE, tensors, {})).state_dict["backbone.conv1.weight"], theirs)
+    assert torch.equal(
+        convert(Checkpoint(FILE, tensors, {}), style="pytorch").state_dict["backbone.conv1.weight"], theirs
+    )
 
 
 # ---- refusals ----

@@ -134,7 +134,7 @@ def test_weights_that_do_not_fit_are_refused(workspace, odd, tmp_path):
     content = torch.load(workspace / "finetune" / "untrained" / "weights.pt", weights_only=True)
     name = "backbone.conv1.weight"
     for change, said in (
-        ({name: content["state_dict"][name] * float("nan")}, f"'{name}' is not finite"),
+        ({name: content["state_dict"][name] * float("nan")}, f"'{name}' holds NaN or infinity"),
         (
             {name: content["state_dict"][name][:3]},
             f"its tensors are not those of its retinanet (size mismatch for {name}",
@@ -148,3 +148,21 @@ def test_weights_that_do_not_fit_are_refused(workspace, odd, tmp_path):
 
 def _files(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def test_every_call_without_output_has_a_folder_of_its_own(workspace, odd, tmp_path):
+    root = Path(shutil.copytree(workspace, tmp_path / "w"))
+    words = ("predict", "-w", root, "--score", "0", "--json")
+    folders = [Path(aligndet(*words, odd / name).json()["folder"]) for name in ("L.png", "P.png", "RGBA.png")]
+    assert [folder.name for folder in folders] == ["untrained", "untrained-2", "untrained-3"]
+    names = [json.loads((folder / "predictions.json").read_text())["images"][0]["file_name"] for folder in folders]
+    assert names == ["L.png", "P.png", "RGBA.png"]
+    # What earlier calls have drawn is not looked at again.
+    shutil.rmtree(folders[1])
+    shutil.copy(odd / "L.png", root / "mine.png")
+    ran = aligndet(*words, root)
+    assert Path(ran.json()["folder"]) == folders[1] and ran.json()["images"] == 1
+    assert f"1 images, results to {folders[1]}\n" in ran.stderr
+    ran = aligndet(*words, odd / "P.png", "--force").json()
+    assert Path(ran["folder"]) == folders[0]
+    assert not list((root / "predict").glob(".*"))

@@ -28,7 +28,7 @@ def test_stages_of_a_start_stand_beside_its_label(tmp_path: Path) -> None:
         ("seeds = [0, 1, 0]", "seeds: has a value twice"),
         ("fractions = [10, 10.0]", "fractions: has a value twice"),
         (f'[[starts]]\nlabel = "{61 * "b"}"', "starts.1.label: String should have at most 60 characters"),
-        ("seeds = [-1]", "seeds.0: should be greater than or equal to 0"),
+        ("seeds = [-1]", "seeds.0: should be 0 to 4294967295"),
         ("fractions = [0]", "fractions.0: should be greater than 0"),
         ('detectors = ["retinanett"]', "'retinanett' is not a detector; did you mean 'retinanet'?"),
         ("[settings.finetun]", "settings: 'finetun' is not a stage; did you mean 'finetune'?"),
