@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from aligndet_cli.errors import ConfigError, RunError
+from aligndet_cli.errors import AlignDetError, ConfigError, RunError
 
 _LOCK_TRIES = 5  # somebody who only looks whether a file is locked (`status`) has it for a moment
 
@@ -27,6 +27,20 @@ def read_json(file: Path) -> Any:
         raise ConfigError(f"{file}: missing; delete its folder and run the stage again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: damaged ({error}); delete its folder and run the stage again") from None
+
+
+def refuse_newer(place: Path, found: Any, known: int, error: type[AlignDetError]) -> None:
+    """Make sure that this program knows the format of what it reads.
+
+    Args:
+        found: the number that was written; what has none is of format 1, for which callers pass 1.
+        known: the newest format that this program reads.
+
+    Raises:
+        error: a newer aligndet wrote it.
+    """
+    if not isinstance(found, int) or found > known:
+        raise error(f"{place}: written by a newer aligndet (format {found}): upgrade")
 
 
 def write_json(file: Path, value: Any) -> None:

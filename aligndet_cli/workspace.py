@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from aligndet_cli.config import StageConfig, describe_differences, hash_json
 from aligndet_cli.errors import ChangedError, ConfigError, TakenError
-from aligndet_cli.files import hash_files, is_locked, is_still, read_json, try_lock, write_json
+from aligndet_cli.files import hash_files, is_locked, is_still, read_json, refuse_newer, try_lock, write_json
 
+# Format of artifacts with all their files, and of workspace.json. To be raised when a program of before would misread
+# them; older formats are read on.
 FORMAT_VERSION = 1
 _FROM_IMAGES = ("pretrain-image", "proposals")  # stages that are told where the data is
 _PACKAGES = (
@@ -182,7 +184,7 @@ class Workspace:
     def artifacts(self, stage: str) -> list[Artifact]:
         """Return the finished artifacts of a stage, oldest first."""
         found = [
-            Artifact(manifest.parent, dict(read_json(manifest)))
+            Artifact(manifest.parent, read_manifest(manifest.parent))
             for manifest in self.root.glob(f"{stage}/*/manifest.json")
             if not manifest.parent.name.startswith(".")
         ]
@@ -278,10 +280,7 @@ class Workspace:
             content = dict(read_json(file))
         except ConfigError:
             raise ConfigError(f"{file}: damaged; delete this one file and name DATA again") from None
-        if content.get("format_version") != FORMAT_VERSION:
-            raise ConfigError(
-                f"{file}: format version {content.get('format_version')}, this aligndet reads {FORMAT_VERSION}"
-            )
+        refuse_newer(file, content.get("format_version", 1), FORMAT_VERSION, ConfigError)
         return content
 
 
@@ -290,13 +289,24 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat()
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an artifact or of a partial one.
+
+    Raises:
+        ConfigError: missing, damaged, or written by a newer version of the program.
+    """
+    manifest = dict(read_json(folder / "manifest.json"))
+    refuse_newer(folder, manifest.get("format_version", 1), FORMAT_VERSION, ConfigError)
+    return manifest
+
+
 def run_name(folder: Path) -> str:
     """Return the name of a run from its folder, finished or partial."""
     return folder.name.removeprefix(".").removesuffix(".partial")
 
 
 def _refuse_if_changed(folder: Path, config: StageConfig, inputs: Mapping[str, str], state: str, remedy: str) -> None:
-    old = read_json(folder / "manifest.json")
+    old = read_manifest(folder)
     settings, changed = config.changes_since(old["settings"]), describe_differences(old["inputs"], inputs)
     if settings or changed:
         raise ChangedError(f"{folder.parent / run_name(folder)} {state}", remedy, settings, changed, folder)

@@ -207,12 +207,6 @@ def test_damaged_memory_costs_only_itself(tmp_path: Path) -> None:
         Workspace(tmp_path).recall("data")
 
 
-def test_newer_format_is_refused(tmp_path: Path) -> None:
-    write_json(tmp_path / "workspace.json", {"format_version": 99})
-    with pytest.raises(ConfigError, match="format version 99, this aligndet reads 1"):
-        Workspace(tmp_path).recall("data")
-
-
 def test_a_refusal_keeps_its_parts_between_processes() -> None:
     differences = ({"seed": "seed: 0 -> 3"}, {"data": "data: x -> y"})
     error = pickle.loads(pickle.dumps(ChangedError("a is complete", "--force", *differences, Path("a"))))

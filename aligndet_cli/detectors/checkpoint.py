@@ -13,7 +13,7 @@ from aligndet_cli.backbones.plain import read_plain, require_finite
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.files import write_bytes
+from aligndet_cli.files import refuse_newer, write_bytes
 from aligndet_cli.training.best import FILE as BEST
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.recipe import RecipeName
@@ -111,7 +111,8 @@ def read_detector(file: Path) -> DetectorFile:
     """Read a `weights.pt` that `write_detector` wrote.
 
     Raises:
-        WeightsError: the file is missing or damaged, or holds something else or numbers that are none.
+        WeightsError: the file is missing, damaged or of a newer format, or holds something else, or numbers that are
+            none.
     """
     content = read_plain(file, str(file))
     if not isinstance(content, dict) or content.get("kind") != KIND:
@@ -119,6 +120,7 @@ def read_detector(file: Path) -> DetectorFile:
             f"{file}: not a detector of aligndet; name a weights.pt of pretrain-box or finetune, or make it one by "
             "`aligndet import-weights`"
         )
+    refuse_newer(file, content.get("format_version", 1), FORMAT_VERSION, WeightsError)
     try:
         found = _parsed(content)
     except (KeyError, TypeError, ValueError):  # pydantic's errors are ValueErrors
@@ -130,8 +132,6 @@ def read_detector(file: Path) -> DetectorFile:
 
 
 def _parsed(content: Mapping[str, Any]) -> DetectorFile:
-    if content["format_version"] != FORMAT_VERSION:
-        raise ValueError("another format")
     adapter: TypeAdapter[DetectorConfig] = TypeAdapter(DetectorConfig)
     training = content.get("backbone_training")
     return DetectorFile(

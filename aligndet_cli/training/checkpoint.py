@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.files import write_bytes
+from aligndet_cli.files import refuse_newer, write_bytes
 
 KEPT = 2
 # To be raised when the same settings would lead to other steps after a checkpoint; 2: batches of one orientation.
@@ -28,7 +28,8 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
 
     Raises:
         WeightsError: the file cannot be read.
-        ConfigError: another version of the program began the run and would go on differently.
+        ConfigError: an older version of the program began the run and would have gone on differently, or a newer one
+            wrote the file.
     """
     files = sorted(folder.glob("step-*.pt"))
     if not files:
@@ -39,9 +40,11 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
         raise WeightsError(
             f"{files[-1]}: cannot be read ({type(error).__name__}); delete it to go on from the one before"
         ) from error
-    if state.pop("version", 1) != VERSION:
+    version = state.pop("version", 1)
+    refuse_newer(files[-1], version, VERSION, ConfigError)
+    if version < VERSION:
         raise ConfigError(
-            f"{folder.parent}: was begun by another version of aligndet, with another order of images, so its "
+            f"{folder.parent}: was begun by an older aligndet, with another order of images, so its "
             "end would be neither's: --no-resume begins again"
         )
     return int(files[-1].stem.removeprefix("step-")), state

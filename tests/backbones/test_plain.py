@@ -205,7 +205,7 @@ def test_files_that_are_none_say_what_to_do(
     assert "\n" not in str(caught.value) and caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("change", [{"format_version": 99}, {"detector": {"family": "new"}}, {"categories": [{}]}])
+@pytest.mark.parametrize("change", [{"detector": {"family": "new"}}, {"categories": [{}]}])
 def test_detectors_of_other_versions_are_one_line(change: dict, tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     write_detector(file, detector_file("retinanet"))

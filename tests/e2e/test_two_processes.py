@@ -18,7 +18,7 @@ from aligndet_cli.processes.devices import Devices, Process
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.processes.slurm import torch_variables
 from helpers.commandline import CHAIN, aligndet, assert_same_results, environment
-from helpers.forks import ForkServer
+from helpers.forks import ForkServer, torchrun_variables
 from helpers.two_ranks import Taken, run_and_keep, take_learner, train_with_averaged_gradients
 
 pytestmark = pytest.mark.e2e
@@ -90,15 +90,6 @@ def test_under_torchrun(workspace: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("schema_version") == 1  # only rank 0 speaks
     assert_same_results(workspace / "finetune" / "joined", spawned("finetune", workspace))
-
-
-def torchrun_variables() -> list[dict[str, str]]:
-    """Return the variables that torchrun sets for each of two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [{**where, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
 
 
 def slurm_variables() -> list[dict[str, str]]:

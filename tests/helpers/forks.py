@@ -1,6 +1,8 @@
 """Real processes for what kills them: commands that start in a moment. See `forkserver.py`."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,13 +34,23 @@ class ForkServer:
     log: Path
 
     def start(
-        self, *words: str | Path, cwd: Path, die_at: int | None = None, environment: dict[str, str] | None = None
+        self,
+        *words: str | Path,
+        cwd: Path,
+        die_at: int | None = None,
+        environment: dict[str, str] | None = None,
+        moment: tuple[Any, ...] | None = None,
     ) -> int:
-        """Pid (and process group) of a new command; one that is told its rank also has its own log."""
+        """Pid (and process group) of a new command; one that is told its rank also has its own log.
+
+        Args:
+            moment: arguments of `moments.prepare`.
+        """
         own = environment or {}
         rank = own.get("RANK") or own.get("SLURM_PROCID") or ""
-        request = {"words": [str(word) for word in words], "cwd": str(cwd), "log": f"{self.log}{rank}"}
-        return int(self._ask({**request, "die_at": die_at, "environment": environment or {}}))
+        request: dict[str, Any] = {"words": [str(word) for word in words], "cwd": str(cwd), "log": f"{self.log}{rank}"}
+        request |= {"die_at": die_at, "environment": environment or {}, "moment": moment}
+        return int(self._ask(request))
 
     def wait(self, pid: int) -> int:
         """Exit code of a command once it has ended; negative for a signal."""
@@ -73,16 +85,26 @@ class ForkServer:
         return answer.strip()
 
 
+def torchrun_variables() -> list[dict[str, str]]:
+    """Return the variables that torchrun sets for each of two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**where, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+
+
 @contextmanager
 def fork_server(log: Path) -> Iterator[ForkServer]:
     """A server whose commands print to `log`."""
     script = Path(__file__).with_name("forkserver.py")
+    paths = (str(script.parents[1]), os.environ.get("PYTHONPATH"))
     with subprocess.Popen(
         [sys.executable, str(script), f"{log}.door"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(OPENBLAS_NUM_THREADS="1"),
+        env=environment(OPENBLAS_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(filter(None, paths))),
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         yield ForkServer(process, log)

@@ -1,10 +1,10 @@
 """Runs commands in forked children, so that importing torch is paid for once. A script; see `conftest.py`.
 
-One JSON object per line: `{"words": [...], "cwd": ..., "log": ..., "die_at": N or null, "environment": {...}}` starts
-a command in a process group of its own and answers with its pid; `{"wait": pid}` answers with its exit code, `-9`
-after `kill -9`.
+One JSON object per line: `{"words": [...], "cwd": ..., "log": ..., "die_at": N or null, "moment": [...] or null,
+"environment": {...}}` starts a command in a process group of its own and answers with its pid; `{"wait": pid}` answers
+with its exit code, `-9` after `kill -9`.
 With `die_at`, the whole group is killed just before its main process changes the disk below `cwd` for the Nth time;
-the number of changes so far is kept in `<log>.changes`.
+the number of changes so far is kept in `<log>.changes`. `moment` are the arguments of `moments.prepare`.
 
 Scripts have their commands run by `aligndet`, see `forks.py`, which sends its words, folder and open files to the Unix
 socket that is named on the command line, and gets the exit code back.
@@ -35,6 +35,7 @@ import aligndet_cli.tools.figures.command
 import aligndet_cli.tools.report.table
 import aligndet_cli.tools.study.command  # noqa: F401  # all of these: imported before the first fork
 from aligndet_cli.cli import main
+from helpers.moments import prepare
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
 WRITING = os.O_WRONLY | os.O_RDWR
@@ -50,6 +51,9 @@ def become_command(request: dict[str, Any]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     die_when_changing(Path(request["cwd"]), request["die_at"], Path(f"{request['log']}.changes"))
+    if request["moment"] is not None:
+        kept, *moment = request["moment"]
+        prepare(Path(kept), *moment)
     run_command(request["words"])
 
 

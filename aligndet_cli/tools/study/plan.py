@@ -17,10 +17,9 @@ from aligndet_cli.config import (
 from aligndet_cli.config_errors import fields_at
 from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.errors import ConfigError, did_you_mean
-from aligndet_cli.files import read_json
 from aligndet_cli.stage import Read, find_stage
 from aligndet_cli.tools.study.spec import COMMON, Start, StudyConfig
-from aligndet_cli.workspace import Artifact, Workspace
+from aligndet_cli.workspace import Artifact, Workspace, read_manifest
 
 Settings = dict[str, tuple[str, Any]]  # {dotted.path: (where it was set, value)}
 
@@ -98,7 +97,7 @@ def finished(run: StageRun, workspace: Workspace) -> Artifact | None:
     folder = workspace.root / run.key
     if not (folder / "manifest.json").exists():
         return None
-    artifact = Artifact(folder, dict(read_json(folder / "manifest.json")))
+    artifact = Artifact(folder, read_manifest(folder))
     return None if run.config().changes_since(artifact.manifest["settings"]) else artifact
 
 
