@@ -39,9 +39,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     "import-weights": ("{w}/finetune/retinanet-resnet18/weights.pt",),
     "export": ("--to", "torchvision", "--output", "{w}/out.pth"),
     "bench": ("{data}", *TINY, *NECK, "--stage", "finetune"),
+    "replay": ("retinanet-resnet18",),  # which did not diverge
 }
 WITHOUT_WORKSPACE = {"split", "toy", "bench"}
-WITH_WORKSPACE = {"status", "report", "figures", "study", "export", "import-weights", "evaluate", "predict"}
+WITH_WORKSPACE = {"status", "report", "figures", "study", "export", "import-weights", "evaluate", "predict", "replay"}
 DAMAGED = {"EACCES", "EIO"}  # an image with these may be left out, with a warning
 OFF = ("0", "false", "no", "Off", "")
 STUDY = """

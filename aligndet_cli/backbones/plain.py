@@ -120,6 +120,10 @@ def read_plain(file: Path, title: str) -> Any:
         raise WeightsError(f"{title}: is a folder; name a file in it") from None
     except PermissionError:
         raise WeightsError(f"{title}: may not be read; change its permissions") from None
+    except OSError as error:
+        if error.errno is None:
+            raise WeightsError(f"{title}: {_explain(file, error)}") from None
+        raise WeightsError(f"{title}: cannot be read ({error.strerror})") from None
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
         raise WeightsError(f"{title}: {_explain(file, error)}") from None
 

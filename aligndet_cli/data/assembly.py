@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.data.boxes import BoxTable, select_rows
+from aligndet_cli.data.boxes import BoxTable, is_area, select_rows
 from aligndet_cli.data.dataset import ImageSet, report_equal_names
 from aligndet_cli.data.findings import Findings, counted
 from aligndet_cli.data.format import Labels
@@ -195,10 +195,10 @@ def _without_bad_masks(
 
 def _report_flags(table: BoxTable, findings: Findings) -> None:
     """Report flags and areas that change what is trained on or measured."""
-    count = int((table.areas < 0).sum())
+    count = int((~is_area(table.areas) & ~np.isnan(table.areas)).sum())
     if count:
         areas = counted(count, "'area' is", "'area's are")
-        findings.warn("negative-areas", f"{areas} below 0: taken from the box instead", count=count)
+        findings.warn("odd-areas", f"{areas} below 0 or above 1e10: taken from the box instead", count=count)
     count = int(table.is_ignored.sum())
     if count:
         boxes = counted(count, "box has", "boxes have")
@@ -243,7 +243,7 @@ def _valid_boxes(
             findings.warn(code, f"{counted(count, *words)}, first in {first(mask)}", count=count, example=first(mask))
     table.boxes = clipped
     areas = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
-    table.areas = np.where(table.areas >= 0, table.areas, areas)  # not NaN either
+    table.areas = np.where(is_area(table.areas), table.areas, areas)
     return table if is_kept.all() else select_rows(table, np.flatnonzero(is_kept))
 
 

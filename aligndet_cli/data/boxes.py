@@ -68,6 +68,11 @@ def box_table(rows: Sequence[BoxRow], *, with_masks: bool = False) -> BoxTable:
     )
 
 
+def is_area(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return True (N,) for areas that pycocotools' largest range, 0 to 1e10, holds."""
+    return np.asarray((areas >= 0) & (areas <= 1e10))  # not NaN either
+
+
 def select_rows(table: BoxTable, rows: NDArray[np.int64]) -> BoxTable:
     """Return a copy of the table with only these rows (N,), in this order."""
     columns = {name: getattr(table, name)[rows] for name in COLUMNS}

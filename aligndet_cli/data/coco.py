@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.data.assembly import inside_folder
-from aligndet_cli.data.boxes import COLUMNS, BoxTable
+from aligndet_cli.data.boxes import COLUMNS, BoxTable, is_area
 from aligndet_cli.data.coco_json import load_coco, parse_coco, read_content
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.findings import Findings, counted
@@ -203,7 +203,7 @@ def _annotations(
     table: BoxTable, image_ids: NDArray[np.int64], categories: tuple[Category, ...]
 ) -> list[dict[str, Any]]:
     boxes = np.concatenate([table.boxes[:, :2], table.extents], axis=1)  # (N, 4) xywh
-    areas = np.where(table.areas >= 0, table.areas, table.extents.prod(axis=1))  # not NaN either
+    areas = np.where(is_area(table.areas), table.areas, table.extents.prod(axis=1))
     category_ids = np.array([category.category_id for category in categories], dtype=np.int64)
     names = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
     columns = (

@@ -17,7 +17,13 @@ _MOST_FILES = 100_000  # that are looked at
 def describe_stray_labels(root: Path) -> str:
     """Return one sentence about label files below a folder, with the way out; "" if there are none."""
     files = list(_files(root))
-    return _describe_choice(root) or _describe_coco(root, files) or _describe_xml(files) or _describe_texts(root, files)
+    return (
+        _describe_choice(root)
+        or _describe_coco(root, files)
+        or _describe_xml(files)
+        or _describe_texts(root, files)
+        or _describe_others(files)
+    )
 
 
 def _describe_choice(root: Path) -> str:
@@ -59,8 +65,25 @@ def _describe_xml(files: list[Path]) -> str:
     xml = [file for file in files if file.suffix == ".xml"]
     if not xml:
         return ""
+    if xml[0].name == "annotations.xml":
+        return f"{xml[0]} looks like labels of CVAT for images: export them as COCO or Pascal VOC"
     place = "beside the images" if xml[0].with_suffix("") in _images_among(files) else f"in {xml[0].parent}"
     return f"{len(xml)} .xml files lie {place}: move them to Annotations/ and the images to JPEGImages/ (VOC)"
+
+
+def _describe_others(files: list[Path]) -> str:
+    """Return a sentence about .json files that are named like images: labelme, Supervisely."""
+    images = _images_among(files)
+    others = [file for file in files if file.suffix == ".json" and {file.with_suffix(""), *_named(file)} & images]
+    if not others:
+        return ""
+    return f"{len(others)} .json files have the names of images, first {others[0]}: export these labels as COCO"
+
+
+def _named(file: Path) -> list[Path]:
+    """Return the image that `a.jpg.json` names, without suffix."""
+    inner = file.with_suffix("")
+    return [inner.with_suffix("")] if is_image_file(inner.name) else []
 
 
 def _describe_texts(root: Path, files: list[Path]) -> str:

@@ -29,6 +29,7 @@ VOC_CLASSES = (
 )
 
 
+_OF_BOTH = re.compile(r"^.+?\.\w+\s+(?:.*/)?Annotations/(.+)\.xml$")
 _PRESENCE = re.compile(r"\s+(?:-1|0|1)$")  # the second column of VOC's per-class lists
 _NAME = re.compile(rb"<name>([^<]*)</name>")
 _ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*encoding\s*=\s*["'](?P<name>[\w.:-]+)["'][^>]*\?>""")
@@ -66,7 +67,9 @@ class VocYear:
     @classmethod
     def of(cls, folder: Path, images: str = "JPEGImages", annotations: str = "Annotations") -> "VocYear":
         """Return the parts of a folder by their names."""
-        return cls(folder / images, folder / annotations, folder / "ImageSets" / "Main")
+        sets = folder / "ImageSets"
+        places = [place for place in (sets / "Main", sets, sets / "Segmentation") if any(place.glob("[!.]*.txt"))]
+        return cls(folder / images, folder / annotations, (places or [sets / "Main"])[0])
 
 
 @dataclass(frozen=True)
@@ -303,8 +306,12 @@ def _is_annotated(year: VocYear, file: Path) -> bool:
 
 
 def _stems(year: VocYear, file: Path) -> list[str]:
-    """Return the names of a list of images. They may have blanks, a folder, a suffix, and a second column."""
-    names = [line if _is_name(year, line) else _PRESENCE.sub("", line) for line in read_lines(file)]
+    """Return the names of a list of images. They may have blanks, a folder, a suffix, and a second column.
+
+    Lines of PaddleDetection, `JPEGImages/a.jpg Annotations/a.xml`, name the image by its annotation.
+    """
+    lines = [_OF_BOTH.sub(lambda found: found[1], line) for line in read_lines(file)]
+    names = [line if _is_name(year, line) else _PRESENCE.sub("", line) for line in lines]
     return [name.rsplit(".", 1)[0] if is_image_file(name) else name for name in names]
 
 

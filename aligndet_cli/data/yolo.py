@@ -54,6 +54,7 @@ class YoloSplit:
                 unreadable += [file] if is_file(file) else []
                 continue
             rows += _read_labels(content, label_file, index, sizes_hw[index], config, findings)
+        _report_unmatched(files, findings)
         if config.num_keypoint_values and rows:
             message = f"key points of {counted(len(rows), 'box', 'boxes')} are left out; the boxes are used"
             findings.info("key-points", message, count=len(rows), example=str(config.file))
@@ -141,6 +142,22 @@ def label_file_of(image_file: Path) -> Path:
         parts[places[-1]] = "labels"
     file = Path(*parts).with_suffix(".txt")
     return file if is_folder(file.parent) else image_file.with_suffix(".txt")
+
+
+def _report_unmatched(image_files: list[Path], findings: Findings) -> None:
+    """Report label files of no image if there are images without labels, which are trained on as negatives."""
+    labels = {file: label_file_of(file) for file in image_files}
+    without = [file for file, label in labels.items() if not is_file(label)]
+    if not without:
+        return
+    folders = {label.parent for label in labels.values() if label.parent.name != "" and "labels" in label.parts}
+    present = {file for folder in folders for file in folder.glob("[!.]*") if file.suffix.lower() == ".txt"}
+    unmatched = sorted(present - set(labels.values()))
+    if unmatched:
+        pairs = f"{counted(len(unmatched), 'label file')} of no image, first {unmatched[0]}, and "
+        images = counted(len(without), "image without labels", "images without labels")
+        message = f"{pairs}{images}, first {without[0]}; their names must be equal, accents and capitals too"
+        findings.warn("unmatched-labels", message, count=len(unmatched), example=str(unmatched[0]))
 
 
 def holds_labels(file: Path) -> bool:

@@ -31,6 +31,7 @@ from aligndet_cli.processes.signals import (
     helpers_ignore_sigusr1,
     ignore_stopping,
     is_ignored,
+    note_handled,
     stop_at_once,
 )
 
@@ -176,6 +177,7 @@ def _signals_passed_on() -> Iterator[list[str]]:
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         nonlocal first
+        note_handled()
         received.append(signal.Signals(number).name)
         first = min(first, time.monotonic())
         workers = multiprocessing.active_children()

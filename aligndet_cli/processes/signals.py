@@ -36,6 +36,20 @@ class Stopped(BaseException):
         super().__init__(f"stopped by {name}; run the same command to continue")
 
 
+class _Handled:
+    """Count of the signals that have reached Python code, for the thread that watches them."""
+
+    count = 0
+
+
+_HANDLED = _Handled()
+
+
+def note_handled() -> None:
+    """Say that a handler of stop signals runs; every one of ours begins with it."""
+    _HANDLED.count += 1
+
+
 class StopSignal:
     """The name of the signal that asked to stop, None so far.
 
@@ -59,6 +73,7 @@ class StopSignal:
 
         The second one of a process that another one of ours has started is for that one to act on.
         """
+        note_handled()
         self.num_seen += 1
         if self.received is None:
             self.received, self._since = signal.Signals(number).name, time.monotonic()
@@ -182,6 +197,7 @@ def stop_at_once() -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
+    note_handled()
     ignore_stopping()  # closing takes a moment, and the signal may be sent to a process and to its group
     raise Stopped(signal.Signals(number).name)
 
@@ -223,21 +239,20 @@ def _watch(arrivals: int) -> None:
     Args:
         arrivals: file to read a byte from for every signal, and `_END` at the end.
     """
-    stop, first = None, 0.0
+    stop, first, handled = None, 0.0, _HANDLED.count
     while (received := os.read(arrivals, 1)) != _END:
         number = signal.Signals(received[0])
-        if number not in _SIGNALS:
-            continue
         now, before, stop = time.monotonic(), stop, _collector_of(number)
-        if stop is not None and stop is not before:
-            first = now
-            continue
-        if stop is not None and number != signal.SIGINT and now - first <= SAME_REQUEST_S:
-            continue
-        select.select([arrivals], [], [], _REACTION_S)
-        is_waiting = signal.getsignal(number) is _stop if stop is None else stop.num_seen < 2
-        if is_waiting and _collector_of(number) is stop:
-            _end_now(number)
+        is_first = stop is not None and stop is not before
+        first = now if is_first else first
+        is_repeated = stop is not None and number != signal.SIGINT and now - first <= SAME_REQUEST_S
+        if is_first or is_repeated or (stop is None and signal.getsignal(number) is not _stop):
+            select.select([arrivals], [], [], POLL_S)  # time to be handled in, so that the next one finds it counted
+        else:
+            select.select([arrivals], [], [], _REACTION_S)
+            if _HANDLED.count == handled:
+                _end_now(number)
+        handled = _HANDLED.count
 
 
 def _end_now(number: signal.Signals) -> None:

@@ -106,7 +106,6 @@ def test_labels_that_no_layout_takes_are_named_with_the_way_out(
         ("proposals.json", PROPOSALS),
         ("panoptic_train.json", PANOPTIC),
         ("image_info_test.json", NO_ANNOTATIONS),
-        ("a.json", LABELME),
         ("cut.json", COCO[:60]),
         ("list.json", "[1, 2]"),
         ("deep.json", '{"images": [' + "[" * 100_000),
@@ -139,3 +138,10 @@ def test_a_class_that_the_list_lacks_is_one_line(tmp_path: Path) -> None:
     write(tmp_path, {"images/a.jpg": "", "labels/a.txt": "2 .5 .5 1 1", "classes.txt": "cat\ndog\n"})
     with pytest.raises(DataError, match=r"a\.txt:1: class 2 is not among the 2 classes of classes\.txt"):
         open_images(DataConfig(root=tmp_path), purpose="train")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jpg.json"])
+def test_labels_of_other_tools_are_named(tmp_path: Path, name: str) -> None:
+    make_image(tmp_path / "a.jpg")
+    (tmp_path / name).write_text(LABELME)
+    assert "1 .json files have the names of images" in describe_stray_labels(tmp_path)

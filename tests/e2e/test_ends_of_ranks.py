@@ -96,7 +96,7 @@ def test_one_is_killed(chain: Path, tmp_path: Path) -> None:
         running.wait_for_training()
         os.kill(running.ranks[1], signal.SIGKILL)
         code, line = running.end()
-    assert code == 1 and line.startswith("error: a training process was killed (rank 1), most likely by the system")
+    assert code == 1 and line.startswith("error: a training process (rank 1) was killed, most likely by the system")
 
 
 def test_one_hangs(chain: Path, tmp_path: Path) -> None:

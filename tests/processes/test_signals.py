@@ -121,6 +121,40 @@ sys.argv = ["aligndet", "cluster", "-w", "/nowhere", "--json"]
     assert '"exit_code": 75' in done.stdout
 
 
+OUT_OF_REACH = """
+import ctypes, threading
+from aligndet_cli.processes.signals import stop_on_signal
+def send_later(*numbers):
+    def send():
+        for number in numbers:
+            time.sleep(1.5)
+            os.kill(os.getpid(), number)
+    threading.Thread(target=send, daemon=True).start()
+def wait_in_a_library():
+    lock = ctypes.create_string_buffer(64)
+    ctypes.CDLL(None).pthread_mutex_lock(lock)
+    ctypes.CDLL(None).pthread_mutex_lock(lock)
+"""
+
+
+def test_a_signal_ends_a_command_that_waits_in_a_library() -> None:
+    done = run_command(OUT_OF_REACH + "cli.app = lambda: (send_later(15), wait_in_a_library())")
+    assert (done.returncode, done.stderr) == (75, "error: stopped by SIGTERM; run the same command to continue\n")
+
+
+@pytest.mark.parametrize(("second", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_a_loop_that_waits_in_a_library(second: signal.Signals, code: int) -> None:
+    loop = f"""
+def app():
+    with stop_on_signal():
+        send_later(10, {int(second)})
+        time.sleep(2)
+        wait_in_a_library()
+cli.app = app
+"""
+    assert run_command(OUT_OF_REACH + loop).returncode == code
+
+
 def test_a_process_ends_with_its_parent_though_that_was_killed() -> None:
     is_watching, now_watching = os.pipe()
     is_over, alive = os.pipe()  # at its end once no process has `alive` any more

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from collections import Counter
 
 import numpy as np
@@ -115,7 +116,7 @@ def test_nothing_matched_is_an_error(import_boxes):
     ],
 )
 def test_files_of_another_form_are_errors(import_boxes, content, message):
-    with pytest.raises(DataError, match=rf"boxes\.json: .*{message}" if message[0] != "n" else message):
+    with pytest.raises(DataError, match=rf"boxes\.json: .*{re.escape(message)}" if message[0] != "n" else message):
         import_boxes(content)
 
 

@@ -194,7 +194,7 @@ def _boxes() -> Iterator[Oddity]:
 def _flags() -> Iterator[Oddity]:
     yield from _of("annotation", "area", None, MISSING, "1024", "1024.0", 1024.0, NAN)
     yield from _of("annotation", "area", "large", [1024], {}, True, INF, HUGE, doctor="error malformed-area")
-    yield from _of("annotation", "area", -1, doctor="warning negative-areas")
+    yield from _of("annotation", "area", -1, doctor="warning odd-areas")
     yield from _of("annotation", "iscrowd", None, MISSING, False, "0", 0.0, NAN)
     yield from _of("annotation", "iscrowd", 1, True, "1", 1.0, twin=CROWD)
     yield from _of("annotation", "iscrowd", 2, "yes", "", [], -1, 0.5, doctor="error malformed-iscrowd")
