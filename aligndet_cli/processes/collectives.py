@@ -97,6 +97,7 @@ def _finish(work: dist.Work | None, value: Tensor, patience_s: float = PATIENCE_
             work.wait(datetime.timedelta(seconds=POLL_S))
             return
         except RuntimeError:
-            if work.is_completed():
-                raise
+            if work.is_completed():  # it failed, or was done just after this wait had given up
+                work.wait()
+                return
         look_at_signals(patience_s)
