@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,10 @@ from aligndet_cli.data.toy import draw_toy_data
 from aligndet_cli.processes.memory import Room
 from aligndet_cli.training import fitting
 from helpers.commandline import run_chain
+
+# A shell that starts the tests in the background makes them, and what they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two cores: one thread per test process is faster than two that wait for each other, and the sums are the same.
 torch.set_num_threads(1)

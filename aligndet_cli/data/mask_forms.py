@@ -121,7 +121,9 @@ def runs_of(text: str | bytes) -> NDArray[np.int64]:
     Source: cocoapi's maskApi.c: 5 bits a letter, and a sixth where more follow; from the fourth run on, differences to
     the last run but one.
     """
-    letters = np.frombuffer(text.encode("ascii") if isinstance(text, str) else bytes(text), dtype=np.uint8)
+    if not isinstance(text, str | bytes):
+        raise TypeError(f"{text!r:.40} is no text")
+    letters = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, dtype=np.uint8)
     bits = letters.astype(np.int64) - 48
     if not len(bits):
         return bits

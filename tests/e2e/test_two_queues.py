@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.processes.devices import Devices
 from aligndet_cli.processes.launch import Shown, launch
 from helpers.two_ranks import fill_queue
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_both_ranks_have_the_keys_of_both(tmp_path: Path) -> None:
-    plan = SimpleNamespace(config=SimpleNamespace(runtime=SimpleNamespace(deterministic=False)))
+    plan = SimpleNamespace(config=SimpleNamespace(runtime=RuntimeConfig()))
     launch(functools.partial(fill_queue, folder=tmp_path), plan, Devices("cpu", per_node=2), Shown("none"))
     first, second = (torch.load(tmp_path / f"queue{rank}.pt") for rank in (0, 1))
     assert torch.equal(first["queue"], second["queue"])

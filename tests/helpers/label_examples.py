@@ -64,6 +64,9 @@ HUGE: dict[str, list[Edit]] = {
         *_replaced("images", 0, "width", by=10**9),
         *_replaced("annotations", 0, "segmentation", by={"size": [10**9, 10**9], "counts": [10**18 - 5, 5]}),
     ],
+    "a code that is a large number": _replaced(
+        "annotations", 1, "segmentation", by={"size": [12, 16], "counts": 2**31}
+    ),
     "10,000 polygons": _replaced("annotations", 0, "segmentation", by=[[1, 1, 9, 1, 9, 9]] * 10_000),
     "a polygon of 30,000 corners": _replaced(
         "annotations", 0, "segmentation", by=[[-150, -150, 150, 9, 9, 150] * 10_000]
