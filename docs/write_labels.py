@@ -23,9 +23,9 @@ reads the entry. Boxes that cannot be used as they are written are corrected or 
 warning.
 
 A test pushes each of these {count} oddities through `doctor` and the stages that read boxes: `evaluate`, `split` and
-`finetune --evaluate-every`; those that stop through `proposals` too, and the first of each kind through
-`proposals`, `pretrain-box` and `predict` as well. The second column says which clean labels give the same numbers.
-`make labels` writes this page from the list in `tests/helpers/oddities/`.
+`finetune --evaluate-every`; those that stop through `proposals` too, and the first of each kind and every third that
+does not stop through `proposals`, `pretrain-box` and `predict` as well. The second column says which clean labels give
+the same numbers. `make labels` writes this page from the list in `tests/helpers/oddities/`.
 """
 
 
