@@ -104,4 +104,5 @@ def test_a_format_of_later_is_one_line(workspace: Path, name: str) -> None:
 def test_what_has_no_version_is_of_the_first_format(workspace: Path, name: str) -> None:
     file, key, _, words, _ = FORMATS[name]
     change_json(workspace / file, lambda content: content.pop(key))
-    aligndet(*words, *(() if words[0] == "status" else ("--dry-run",)), "-w", workspace)
+    ran = aligndet(*words, *(() if words[0] == "status" else ("--dry-run",)), "-w", workspace)
+    assert ran.code == 0 and "error: " not in ran.stderr
