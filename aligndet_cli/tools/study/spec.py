@@ -1,4 +1,7 @@
-"""The file of a study: starts to compare, and the detectors, fractions, folds and seeds to compare them over."""
+"""The file of a study: starts to compare, and the detectors, fractions, folds and seeds to compare them over.
+
+A file may extend another, which holds what several studies share.
+"""
 
 import re
 from collections.abc import Mapping
@@ -101,12 +104,13 @@ class StudyConfig(Frozen):
 
 
 def load_study(file: Path) -> StudyConfig:
-    """Return the study in a TOML file.
+    """Return the study in a TOML file and in those it extends.
 
     Raises:
         ConfigError: unreadable, an unknown key (with the nearest known one), or parts that contradict each other.
     """
-    content = read_toml(file, str(file))
+    layers = _read_layers(file)
+    content, origins = _merge(layers)
     missing = [key for key in ("data", "detectors", "starts") if key not in content]
     if missing:
         raise ConfigError(f"{file}: {', '.join(missing)}: missing; a study names its data, detectors and [[starts]]")
@@ -115,19 +119,63 @@ def load_study(file: Path) -> StudyConfig:
         for key in start if isinstance(start, dict) else ():
             if key not in known:
                 raise ConfigError(f"{file}: starts: '{key}' is no key of a start{did_you_mean(key, known)}")
-    study = validated(StudyConfig, content, {path: str(file) for path, _ in flatten(content)})
+    study = validated(StudyConfig, content, origins)
     try:
         _check_tables(study.settings, "settings")
         for name, tables in study.detector.items():
-            _check_known(name, study.detectors, "detector")
+            _check_known(name, _values_of("detectors", study, layers), "detector")
             _check_tables(tables, f"detector.{name}")
-        _check_starts(study)
+        _check_starts(study, layers)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
     return study
 
 
-def _check_starts(study: StudyConfig) -> None:
+def _read_layers(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return `(name, content)` of a study file and of the files it extends, the most general first."""
+    layers: list[tuple[str, dict[str, Any]]] = []
+    read: list[Path] = []
+    title = str(file)
+    while True:
+        if file.resolve() in read:
+            raise ConfigError(f"{title}: the files extend each other in a circle")
+        content = read_toml(file, title)
+        base = content.pop("extends", None)
+        layers.insert(0, (str(file), content))
+        if base is None:
+            return layers
+        if not isinstance(base, str):
+            raise ConfigError(f"{file}: extends: should be the name of one file, got {base!r}")
+        read.append(file.resolve())
+        title, file = f"{file}: extends {base!r}", file.parent / base
+
+
+def _merge(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return one content, in which the later layers win, and the file of every leaf by its dotted path."""
+    content: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, layer in layers:
+        content = _merged(content, layer)
+        origins |= {path: name for path, _ in flatten(layer)}
+    return content, origins
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return tables merged key by key; all else, lists included, is replaced. What is `own` comes last, and wins."""
+    joined = {
+        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in own.items()
+    }
+    return {**{key: value for key, value in base.items() if key not in own}, **joined}
+
+
+def _values_of(key: str, study: StudyConfig, layers: list[tuple[str, dict[str, Any]]]) -> tuple[Any, ...]:
+    """Return the values that parts may speak of: the study's, and those of files it extends, which it may leave out."""
+    extended = [layer[key] for _, layer in layers[:-1] if isinstance(layer.get(key), list)]
+    return (*getattr(study, key), *(value for values in extended for value in values))
+
+
+def _check_starts(study: StudyConfig, layers: list[tuple[str, dict[str, Any]]]) -> None:
     slugs: dict[str, str] = {}
     for start in study.starts:
         place = f"start '{start.label}'"
@@ -139,7 +187,7 @@ def _check_starts(study: StudyConfig) -> None:
         _check_tables(start.settings, place)
         for key in ("detectors", "fractions", "folds", "seeds"):
             for value in getattr(start, key) or ():
-                _check_known(value, getattr(study, key), f"{place}: {key}")
+                _check_known(value, _values_of(key, study, layers), f"{place}: {key}")
         if start.init not in KINDS_OF_INIT and not Path(start.init).is_file():
             raise ConfigError(f"{place}: init = '{start.init}': write pretrain, backbone, scratch or a file of weights")
 

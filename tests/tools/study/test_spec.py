@@ -60,3 +60,75 @@ def test_a_study_names_data_detectors_and_starts(tmp_path: Path) -> None:
         load_study(tmp_path / "study.toml")
     with pytest.raises(ConfigError, match="nowhere.toml: no such file"):
         load_study(tmp_path / "nowhere.toml")
+
+
+BASE = """
+detectors = ["fcos", "retinanet"]
+seeds = [0, 1]
+[settings.common]
+"backbone.name" = "resnet18"
+"training.batch_size" = 8
+[detector.fcos.finetune]
+"training.lr" = 0.01
+[[starts]]
+label = "backbone only"
+init = "backbone"
+[[starts]]
+label = "lower"
+detectors = ["fcos"]
+seeds = [1]
+"""
+
+
+def test_a_study_extends_another_and_says_only_what_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "base.toml").write_text(BASE)
+    (tmp_path / "shared" / "cells.toml").write_text(
+        'extends = "base.toml"\ndata = "cells"\n[settings.common]\n"training.batch_size" = 4\n'
+        '[settings.evaluate]\nmetric = "coco"\n[detector.fcos.finetune]\n"training.steps" = 9\n'
+    )
+    study = load_study(tmp_path / "shared" / "cells.toml")
+    assert study.data == Path("cells")  # as in any study file, from where the command runs
+    assert study.settings == {
+        "common": {"backbone.name": "resnet18", "training.batch_size": 4},
+        "evaluate": {"metric": "coco"},
+    }
+    assert study.detector == {"fcos": {"finetune": {"training.lr": 0.01, "training.steps": 9}}}
+    assert [start.label for start in study.starts] == ["backbone only", "lower"]
+    # a third on top; what it leaves out of lists may still be spoken of below
+    (tmp_path / "fewer.toml").write_text('extends = "shared/cells.toml"\ndetectors = ["retinanet"]\nseeds = [0]\n')
+    fewer = load_study(tmp_path / "fewer.toml")
+    assert (fewer.detectors, fewer.seeds, fewer.data) == (("retinanet",), (0,), Path("cells"))
+    (tmp_path / "other.toml").write_text(
+        'extends = "shared/cells.toml"\n[[starts]]\nlabel = "one"\ninit = "backbone"\n'
+    )
+    assert [start.label for start in load_study(tmp_path / "other.toml").starts] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ('extends = "gone.toml"', "{own}: extends 'gone.toml': no such file"),
+        ('extends = "own.toml"', "{own}: extends 'own.toml': the files extend each other in a circle"),
+        ('extends = "circle.toml"', "circle.toml: extends 'own.toml': the files extend each other in a circle"),
+        ('extends = ["base.toml"]', "{own}: extends: should be the name of one file, got ['base.toml']"),
+        ('extends = "bad.toml"', "{own}: extends 'bad.toml': not valid TOML"),
+        ('extends = "base.toml"', "{own}: data: missing"),
+        ('extends = "base.toml"\ndata = "a"\nseed = [1]', "seed: unknown key (from {own}); did you mean 'seeds'?"),
+        ('extends = "old.toml"\ndata = "a"', "old: unknown key (from "),
+        (
+            'extends = "base.toml"\ndata = "a"\n[detector.detr.finetune]',
+            "detector: detr is not among the study's: fcos",
+        ),
+    ],
+)
+def test_mistakes_in_files_that_extend_others_name_the_file(tmp_path: Path, own: str, said: str) -> None:
+    (tmp_path / "base.toml").write_text(BASE)
+    (tmp_path / "bad.toml").write_text("x = ")
+    (tmp_path / "old.toml").write_text(f"old = 1\n{BASE}")
+    (tmp_path / "circle.toml").write_text('extends = "own.toml"')
+    (tmp_path / "own.toml").write_text(own)
+    with pytest.raises(ConfigError) as caught:
+        load_study(tmp_path / "own.toml")
+    assert said.format(own=tmp_path / "own.toml") in str(caught.value) and "\n" not in str(caught.value)
+    assert "old: " not in str(caught.value) or f"{tmp_path / 'old.toml'}" in str(caught.value)
