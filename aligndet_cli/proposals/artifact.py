@@ -88,4 +88,6 @@ def _write_report(
             draw_recall(partial / "plots" / "recall.png", labels)
         result["recall_at_iou_0.5"] = labels["all"]["recall_at_iou_0.5"]["all"]
         result["mean_best_overlap"] = labels["all"]["mean_best_overlap"]["all"]
+        result["average_recall_at_100"] = labels["all"]["average_recall"]["100"]
+        result["precision_at_15"] = labels["precision_at_iou_0.5"]["15"]
     return result

@@ -103,13 +103,18 @@ def nms(boxes: NDArray[np.float32], threshold: float) -> NDArray[np.int64]:
 
 def pairwise_iou(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the (N, M) IoU of all pairs of (N, 4) and (M, 4) xyxy boxes; 0 where both are empty."""
+    intersection = pairwise_intersection(boxes, others)
+    union = areas_of(boxes)[:, None] + areas_of(others)[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+
+
+def pairwise_intersection(boxes: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the (N, M) shared areas in square pixels of all pairs of (N, 4) and (M, 4) xyxy boxes."""
     first, second = boxes.astype(np.float64), others.astype(np.float64)
     # One axis at a time, to save memory.
     width = np.minimum(first[:, None, 2], second[None, :, 2]) - np.maximum(first[:, None, 0], second[None, :, 0])
     height = np.minimum(first[:, None, 3], second[None, :, 3]) - np.maximum(first[:, None, 1], second[None, :, 1])
-    intersection = np.clip(width, 0, None) * np.clip(height, 0, None)
-    union = areas_of(boxes)[:, None] + areas_of(others)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return np.asarray(np.clip(width, 0, None) * np.clip(height, 0, None))
 
 
 def areas_of(boxes: NDArray[np.float32]) -> NDArray[np.float64]:

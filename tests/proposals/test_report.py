@@ -1,11 +1,14 @@
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from aligndet_cli.artifacts.proposals import ImageProposals, ProposalStore, write_store
 from aligndet_cli.data.dataset import Category, ImageSet
-from aligndet_cli.proposals.recall import BUDGETS
+from aligndet_cli.proposals.recall import BUDGETS, measure_recall
 from aligndet_cli.proposals.report import covered_shares, describe_store, sample_boxes
 
 
@@ -86,6 +89,74 @@ def test_values_worked_out_by_hand(tmp_path):
     assert labels["large"]["mean_best_overlap"]["all"] == 0.6
     assert labels["reach_min_size"]["objects"] == 2
     assert labels["reach_min_size"]["mean_best_overlap"]["all"] == 0.8
+    # Within 10 boxes, the first object is found at IoU 0.5, 0.55 and 0.6; with 100, the third one at all ten.
+    assert labels["all"]["average_recall"] == {"10": 0.1, "100": 0.4333, "1000": 0.4333}
+    assert labels["reach_min_size"]["average_recall"]["100"] == 0.65
+    # One of three is right, but the third lies in the crowd and does not count; of the 51 of image 11, none within 50.
+    assert labels["precision_at_iou_0.5"] == {"5": round(1 / 7, 4), "15": round(1 / 17, 4), "50": round(1 / 52, 4)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_average_recall_and_precision_are_those_of_pycocotools(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    objects, crowds, proposals = [], [], {}
+    for image in range(6):
+        corners = rng.uniform(0, 250, (0 if image == 2 else rng.integers(1, 12), 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(8, 150, corners.shape)], axis=1)
+        is_crowd = rng.random(len(boxes)) < 0.2
+        # Several near each object, so that they compete, also for doubled objects; more than 1000 on some images.
+        near = np.repeat(boxes, rng.integers(0, 90), axis=0)
+        near = near + rng.normal(0, 12, near.shape)
+        corners = rng.uniform(0, 250, (rng.integers(0, 900), 2))
+        far = np.concatenate([corners, corners + rng.uniform(8, 150, corners.shape)], axis=1)
+        shuffled = rng.permutation(np.concatenate([near, far]))
+        crowds += is_crowd.tolist()
+        objects.append(boxes.tolist())
+        proposals[10 + image] = shuffled[(shuffled[:, 2:] > shuffled[:, :2]).all(axis=1)].tolist()
+    proposals[14] = []
+    image_set = image_set_of(objects, tuple(np.flatnonzero(crowds).tolist()))
+    labels = measure_recall(store_of(tmp_path, proposals), image_set, min_size=32)
+
+    def entry_of(box, **others):
+        x1, y1, x2, y2 = np.float32(box).astype(float).tolist()
+        return {"category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), **others}
+
+    truth, found = COCO(), COCO()
+    images = [{"id": image_id, "height": 400, "width": 400} for image_id in proposals]
+    entries = [(10 + image, box) for image, boxes in enumerate(objects) for box in boxes]
+    truth.dataset = {
+        "images": images,
+        "categories": [{"id": 1}],
+        "annotations": [
+            entry_of(box, id=place + 1, image_id=image_id, iscrowd=int(is_crowd))
+            for place, ((image_id, box), is_crowd) in enumerate(zip(entries, crowds, strict=True))
+        ],
+    }
+    ranked = [(image_id, box, -rank) for image_id, boxes in proposals.items() for rank, box in enumerate(boxes)]
+    found.dataset = {
+        "images": images,
+        "categories": [{"id": 1}],
+        "annotations": [
+            entry_of(box, id=place + 1, image_id=image_id, score=score, iscrowd=0)
+            for place, (image_id, box, score) in enumerate(ranked)
+        ],
+    }
+    with contextlib.redirect_stdout(None):
+        truth.createIndex(), found.createIndex()
+        judges = COCOeval(truth, found, "bbox"), COCOeval(truth, found, "bbox")
+        for judge, budgets in zip(judges, ([10, 100, 1000], [5, 15, 50]), strict=True):
+            judge.params.useCats, judge.params.maxDets = 0, budgets
+            judge.evaluate()
+        judges[0].accumulate()
+    recalls = judges[0].eval["recall"][:, 0].mean(axis=0)  # (all, small, medium, large) by budgets
+    for name, expected in zip(("all", "small", "medium", "large"), recalls, strict=True):
+        np.testing.assert_allclose(list(labels[name]["average_recall"].values()), expected, atol=5e-5)
+    of_all_sizes = [image for image in judges[1].evalImgs if image and image["aRng"] == judge.params.areaRng[0]]
+    for budget, value in labels["precision_at_iou_0.5"].items():
+        kept = [(np.array(i["dtMatches"])[0, : int(budget)], i["dtIgnore"][0, : int(budget)]) for i in of_all_sizes]
+        num_right = sum(int(((matches > 0) & ~ignored).sum()) for matches, ignored in kept)
+        assert value == pytest.approx(num_right / sum(int((~ignored).sum()) for _, ignored in kept), abs=5e-5)
+    assert 0 < labels["precision_at_iou_0.5"]["5"] < 1
 
 
 def test_data_without_labels_has_no_coverage(tmp_path):
@@ -99,8 +170,9 @@ def test_store_without_proposals(tmp_path):
     assert report["images_without_proposals"] == 1
     assert report["covered_share"]["max"] == 0.0
     assert report["labels"]["all"]["mean_best_overlap"]["all"] == 0.0
-    nothing = {"objects": 0, "recall_at_iou_0.5": None, "mean_best_overlap": None, "curve": None}
-    assert report["labels"]["small"] == nothing
+    nothing = dict.fromkeys(("recall_at_iou_0.5", "mean_best_overlap", "average_recall", "curve"))
+    assert report["labels"]["small"] == {"objects": 0, **nothing}
+    assert report["labels"]["precision_at_iou_0.5"] == {"5": 0.0, "15": 0.0, "50": 0.0}
 
 
 @pytest.mark.parametrize("min_size", [50, 51])
