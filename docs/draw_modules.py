@@ -15,6 +15,7 @@ from aligndet_cli import config
 PAGE = Path(__file__).parent / "architecture.md"
 # A room imports from the floors below its own, never from its own or from above.
 FLOORS = (
+    ("__main__",),
     ("cli",),
     ("commands",),
     ("tools",),

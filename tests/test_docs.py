@@ -18,10 +18,10 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "exa
 # A line of a block of code, `$ aligndet ...` where its output follows; and code within a sentence.
 TYPED = re.compile(r"^(?: {4})?(?:\$ )?(?:\w+=\S+ )*aligndet (\S.*)$|`aligndet ([^`]+)`", flags=re.MULTILINE)
 FLAG = re.compile(r"(?<![\w`-])`?(--[a-z][a-z-]*)")
-# Of pip, mkdocs, torchrun, sbatch, srun and the benchmarks of tests/benchmarks/.
+# Of pip, mkdocs, torchrun, sbatch, srun, docker and the benchmarks of tests/benchmarks/.
 FOREIGN = {"--strict", "--array", "--wrap", "--nproc-per-node", "--no-python", "--nnodes", "--nodes", "--gres"}
 FOREIGN |= {"--ntasks-per-node", "--rdzv-backend", "--rdzv-endpoint", "--signal", "--requeue"}
-FOREIGN |= {"--shm-size", "--pty"}
+FOREIGN |= {"--shm-size", "--pty", "--tag", "--build-arg", "--rm", "--volume", "--gpus", "--user", "--index-url"}
 FOREIGN |= {"--rows", "--channels", "--workers", "--backends", "--kills", "--stops"}
 
 
