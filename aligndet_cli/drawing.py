@@ -1,31 +1,21 @@
-r"""Pictures made of tiles: images with boxes and labels, and lines of text.
+"""Pictures made of tiles: images with boxes and labels, and lines of text."""
 
-Text is set in DejaVu Sans, which comes with Matplotlib and has Latin, Greek, Cyrillic and Arabic letters, among others.
-A text with other letters, such as Chinese ones, is set in an installed font that has them. Letters that no font has are
-written as their numbers, as in `\u732b`.
-"""
-
-import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.font_manager import fontManager
-from matplotlib.ft2font import FT2Font
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from aligndet_cli.files import write_bytes
+from aligndet_cli.fonts import font_of, set_text
 
 LINE_HEIGHT = 24  # pixels, of a line of text
+LETTER_SIZE = 0.022  # of labels, as a share of the side of a square of the image's area
 _TEXT_SIZE, _INK, _BEHIND_IMAGES = 13, "#1e1e1e", "#e8e8e8"
-_LONGEST_NUMBERS = 24  # letters of a text in which numbers stand for some
-_FONT_FILE = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 Rectangle = tuple[float, float, float, float]  # xyxy
 
@@ -56,17 +46,26 @@ def draw_tile(
     return draw_grid([tile, draw_text(lines, size_hw[1])], num_columns=1, gap=0) if lines else tile
 
 
-def draw_boxes(image: Image.Image, boxes: NDArray, colours: Sequence[str], labels: Sequence[str] = ()) -> None:
+def draw_boxes(
+    image: Image.Image,
+    boxes: NDArray,
+    colours: Sequence[str],
+    labels: Sequence[str] = (),
+    *,
+    letter_size: float = LETTER_SIZE,
+) -> None:
     """Draw boxes and labels into an image; their lines and letters grow with it.
 
     Args:
         boxes: (N, 4) xyxy in pixels of the image; later ones cover earlier ones.
         colours: of the N boxes, such as `#0072B2`.
-        labels: of the N boxes, or of none; an empty label is not drawn.
+        labels: of the N boxes, or of none. An empty label is not drawn, and neither is one that finds no free place at
+            its box; the last boxes come first.
+        letter_size: height of the labels, as a share of the side of a square of the image's area; 11 pixels at least.
     """
     draw = ImageDraw.Draw(image)
-    size = max(11, round(0.022 * math.sqrt(image.width * image.height)))
-    line = max(2, size // 6)
+    side = math.sqrt(image.width * image.height)
+    size, line = max(11, round(letter_size * side)), max(2, round(LETTER_SIZE * side / 6))
     # Thin boxes get room for the line inside of the rim: 3, as 2 is not enough where floats are rounded.
     outlines: list[Rectangle] = [(x1, y1, max(x2, x1 + 3), max(y2, y1 + 3)) for x1, y1, x2, y2 in boxes.tolist()]
     for (x1, y1, x2, y2), colour in zip(outlines, colours, strict=True):
@@ -77,7 +76,9 @@ def draw_boxes(image: Image.Image, boxes: NDArray, colours: Sequence[str], label
         if label:
             font, text = _set(label, size)
             tag_size = (font.getlength(text) + size * 0.6, size * 1.4)
-            tags.append((place_tag(outline, tag_size, image.size, [tag for tag, *_ in tags]), text, font, colour))
+            place = place_tag(outline, tag_size, image.size, [tag for tag, *_ in tags])
+            if place is not None:
+                tags.append((place, text, font, colour))
     for tag, text, font, colour in reversed(tags):
         draw.rectangle(tag, fill=colour)
         draw.text(((tag[0] + tag[2]) / 2, (tag[1] + tag[3]) / 2), text, fill=_ink_on(colour), font=font, anchor="mm")
@@ -91,21 +92,29 @@ def corners_of(entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
 
 def place_tag(
     box: Rectangle, tag_size: tuple[float, float], image_size: tuple[int, int], taken: Sequence[Rectangle]
-) -> Rectangle:
-    """Return the place of a tag: above its box, else inside, else below, and not over another tag if possible.
+) -> Rectangle | None:
+    """Return a place for a tag that covers no other tag, or None.
+
+    It lies above its box, else inside, else below, first at the left and last at the right; at last inside of the box
+    in lines of its own.
 
     Args:
         tag_size, image_size: width and height.
         taken: places of other tags.
     """
-    width, height = tag_size
-    x = max(min(box[0], image_size[0] - width), 0)
-    tops = [box[1] - height, box[1], box[3] - height, box[3]]
-    places = [(x, top, x + width, top + height) for top in tops if 0 <= top <= image_size[1] - height]
-    for x1, y1, x2, y2 in places:
-        if all(x2 <= left or right <= x1 or y2 <= top or bottom <= y1 for left, top, right, bottom in taken):
-            return x1, y1, x2, y2
-    return places[0] if places else (x, 0.0, x + width, height)  # the image may be smaller than its tag
+    (width, height), (x1, y1, x2, y2) = tag_size, box
+    tops = [y1 - height, y1, y2 - height, y2]
+    tops += [y1 + line * height for line in range(1, int((y2 - y1) / height) - 1)]
+    for top in tops:
+        # The image may be smaller than its tag.
+        if not (0 <= top <= image_size[1] - height or image_size[1] < height):
+            continue
+        y = max(top, 0.0) if image_size[1] >= height else 0.0
+        for left in (x1, x2 - width, (x1 + x2 - width) / 2):
+            x = max(min(left, image_size[0] - width), 0)
+            if all(x + width <= a or c <= x or y + height <= b or d <= y for a, b, c, d in taken):
+                return x, y, x + width, y + height
+    return None
 
 
 def draw_text(lines: Sequence[str], width: int) -> Image.Image:
@@ -149,32 +158,6 @@ def _ink_on(colour: str) -> str:
 
 
 def _set(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
-    """Return a font for a text, and the text with numbers in place of letters that the font lacks."""
-    missing = frozenset(text) - _letters_of(_FONT_FILE)
-    file = _installed_font(missing) if missing else _FONT_FILE
-    known = _letters_of(file)
-    shown = "".join(letter if letter in known else ascii(letter)[1:-1] for letter in text)
-    longest = max(len(text), _LONGEST_NUMBERS)
-    return _font(file, size), shown if len(shown) <= longest else f"{shown[: longest - 11]}\u2026{shown[-10:]}"
-
-
-@cache
-def _installed_font(letters: frozenset[str]) -> str:
-    """Return the first font of this machine that has these letters and Latin ones, or our own where none has."""
-    wanted = letters | {chr(code) for code in range(32, 127)}
-    # "Last Resort", which comes with Matplotlib, draws every letter as an empty box.
-    for file in sorted({entry.fname for entry in fontManager.ttflist if not entry.name.startswith("Last Resort")}):
-        with contextlib.suppress(OSError, RuntimeError):  # it has gone, or cannot be read
-            if wanted <= _letters_of(file) and _font(file, 12):
-                return file
-    return _FONT_FILE
-
-
-@lru_cache(maxsize=8)  # Chinese fonts are large
-def _letters_of(file: str) -> frozenset[str]:
-    return frozenset(map(chr, FT2Font(file).get_charmap()))
-
-
-@cache
-def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(file, size)
+    """Return a font for a text, and the text as the font can show it."""
+    file, shown = set_text(text)
+    return font_of(file, size), shown

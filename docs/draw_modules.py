@@ -28,7 +28,7 @@ FLOORS = (
     ("data",),
     ("processes",),
     ("plotting", "drawing", "tables", "flags", "arrays"),
-    ("workspace",),
+    ("workspace", "fonts"),
     ("config", "logs", "files"),
     ("config_errors",),
     ("errors",),

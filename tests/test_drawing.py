@@ -35,12 +35,28 @@ def test_images_of_one_pixel_and_boxes_without_area_can_be_drawn() -> None:
     [
         ((20, 50, 60, 90), [], (20, 40, 50, 50)),  # above
         ((20, 5, 60, 90), [], (20, 5, 50, 15)),  # no room above: inside
-        ((20, 50, 60, 90), [(0, 40, 30, 45)], (20, 50, 50, 60)),  # another tag above: inside
+        ((20, 50, 60, 90), [(0, 40, 60, 45)], (20, 50, 50, 60)),  # another tag above: inside
         ((90, 50, 99, 90), [], (70, 40, 100, 50)),  # not beyond the right border
+        ((20, 50, 80, 90), [(0, 30, 49, 100)], (50, 40, 80, 50)),  # others at the left: at the right
+        ((20, 50, 40, 100), [(0, 0, 100, 60), (0, 90, 100, 100)], (20, 60, 50, 70)),  # in a line of its own
+        ((20, 50, 60, 90), [(0, 0, 100, 100)], None),  # nowhere
     ],
 )
 def test_tags_find_their_place(box, taken, expected) -> None:
     assert place_tag(box, (30, 10), (100, 100), taken) == expected
+
+
+def test_no_label_covers_another() -> None:
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, 300, (40, 2))
+    boxes = np.concatenate([corners, corners + generator.uniform(20, 80, (40, 2))], axis=1)
+    tags: list[tuple[float, float, float, float]] = []
+    for box in boxes.tolist():
+        found = place_tag(tuple(box), (60, 15), (400, 400), tags)
+        tags += [found] if found is not None else []
+    assert 30 < len(tags) <= 40
+    for place, (x1, y1, x2, y2) in enumerate(tags):
+        assert all(x2 <= a or c <= x1 or y2 <= b or d <= y1 for a, b, c, d in tags[:place])
 
 
 def test_later_boxes_and_their_labels_are_on_top() -> None:

@@ -2,8 +2,10 @@ import struct
 from pathlib import Path
 
 import pytest
+from matplotlib.ft2font import FT2Font
 
-from aligndet_cli.plotting import finish_axes, never_failing, new_figure, save_figure, shorten
+from aligndet_cli import fonts
+from aligndet_cli.plotting import FORMATS, finish_axes, never_failing, new_figure, save_figure, shorten, wrap
 
 
 def test_an_error_while_drawing_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -38,3 +40,37 @@ def test_dollars_are_letters_and_powers_of_ten_are_numbers(tmp_path: Path) -> No
 
 def test_long_names_are_shortened() -> None:
     assert shorten("a" * 22) == "a" * 22 and shorten("a" * 23) == "a" * 19 + "..."
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_files_are_of_the_kind_of_their_name_and_the_same_every_time(kind: str, tmp_path: Path) -> None:
+    contents = []
+    for _ in range(2):
+        figure = new_figure(3, 2)
+        figure.add_subplot().set_title("title")
+        save_figure(figure, tmp_path / f"a.{kind}")
+        contents.append((tmp_path / f"a.{kind}").read_bytes())
+    assert contents[0] == contents[1]
+    assert contents[0].startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[kind])
+    if kind == "pdf":
+        assert b"/FontFile2" in contents[0]  # TrueType, embedded
+
+
+def test_no_letter_becomes_an_empty_box(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr(fonts, "_warned", set())
+    figure = new_figure(3, 2)
+    axes = figure.add_subplot()
+    axes.set_yticks([0, 1], [shorten(name) for name in ("\U000e0041", "\u24b6")])  # no font has the first
+    axes.set_title("1\n\u24b6")  # STIX has it
+    figure.suptitle("\U000e0041\nb")
+    save_figure(figure, tmp_path / "a.png")
+    assert [label.get_text() for label in axes.get_yticklabels()] == [r"\U000e0041", "\u24b6"]
+    assert axes.get_title() == "1\n\u24b6" and figure.get_suptitle() == "\\U000e0041\nb"
+    for text in (axes.title, axes.get_yticklabels()[1]):
+        assert ord("\u24b6") in FT2Font(text.get_fontproperties().get_file()).get_charmap()
+    assert caplog.text.count("no font here has all letters of") == 1
+
+
+def test_long_names_become_lines() -> None:
+    lines = wrap("retinanet-resnet18-backbone-only", 20).split("\n")
+    assert "".join(lines) == "retinanet-resnet18-backbone-only" and max(map(len, lines)) <= 20

@@ -1,1 +1,1 @@
-"""Artifacts that one stage writes and another reads: proposals and their clusters."""
+"""Artifacts that one stage writes and another reads: proposals, their clusters, and the starts of runs."""

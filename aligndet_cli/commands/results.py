@@ -141,6 +141,7 @@ def report(_: None, given: Given, *, html: bool = False, output: Path | None = N
 FIGURES = (
     own("--run", str, "Evaluated run (the newest that is pre-trained).", runs="evaluate/* finetune/*"),
     own("--compare", str, "The same without pre-training (the newest).", runs="evaluate/* finetune/*"),
+    own("--format", str, "png | pdf | svg (png).", words="png pdf svg"),
     own("--output -o", Path, "Folder to write to (figures, in the workspace)."),
     flags.WORKSPACE,
     flags.JSON,
@@ -149,13 +150,19 @@ FIGURES = (
 
 @with_flags(FIGURES, "figures", None)
 def figures(
-    _: None, given: Given, *, run: str | None = None, compare: str | None = None, output: Path | None = None
+    _: None,
+    given: Given,
+    *,
+    run: str | None = None,
+    compare: str | None = None,
+    format: str = "png",
+    output: Path | None = None,
 ) -> None:
     """Draw the paper's figures of your runs: embeddings, box centres, losses and detections of two starts."""
     from aligndet_cli.tools.figures.command import write_figures
 
     with user_errors(given):
-        drawn = write_figures(Workspace.locate(given.control.workspace), run, compare, output)
+        drawn = write_figures(Workspace.locate(given.control.workspace), run, compare, output, form=format)
         if given.control.json:
             print_json({"command": "figures", **drawn.to_json()})
         else:

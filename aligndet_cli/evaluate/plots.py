@@ -13,9 +13,20 @@ from aligndet_cli.data.dataset import class_labels
 from aligndet_cli.drawing import save_picture
 from aligndet_cli.evaluate.analysis import PARTS
 from aligndet_cli.evaluate.sheets import Drawing, draw_best_and_worst, draw_detections
-from aligndet_cli.plotting import COLOURS, DASHES, SMALL, finish_axes, never_failing, new_figure, save_figure, shorten
+from aligndet_cli.plotting import (
+    COLOURS,
+    DASHES,
+    SMALL,
+    finish_axes,
+    never_failing,
+    new_figure,
+    save_figure,
+    shorten,
+    wrap,
+)
 
 MAX_BARS = 40
+_LONGEST_NAME = 30  # letters in a line
 MAX_CLASS_CURVES = len(COLOURS)
 MAX_CONFUSION = 40  # classes; with more the picture cannot be read
 MAX_NUMBERED = 16  # most classes for which the cells of the confusion matrix have numbers
@@ -168,21 +179,21 @@ def draw_confusion(drawing: Drawing) -> Figure:
     return figure
 
 
-def draw_comparison(analyses: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
+def draw_comparison(analyses: Mapping[str, Mapping[str, Any]], title: str, colours: Sequence[str] = COLOURS) -> Figure:
     """Draw precision over recall and kinds of errors on the same axes, from the `analysis.json` of each run."""
     figure = new_figure(13, 4.6)
     curve_axes, error_axes = figure.subplots(1, 2, width_ratios=(5, 7))
-    for (name, analysis), colour in zip(analyses.items(), COLOURS, strict=False):
+    for (name, analysis), colour in zip(analyses.items(), colours, strict=False):
         curves = analysis["precision_recall"]
         for key, dash in (("0.5", DASHES[0]), ("mean", DASHES[1])):
             if curves[key]:
-                label = f"{shorten(name, 30)}, {CURVES[key]}: {np.mean(curves[key]):.3f}"
+                label = f"{wrap(name, _LONGEST_NAME)}, {CURVES[key]}: {np.mean(curves[key]):.3f}"
                 curve_axes.plot(curves["recall"], curves[key], dash, color=colour, linewidth=2, label=label)
     _finish_curves(curve_axes, "Precision over recall, mean over classes")
-    rows = [(shorten(name, 30), analysis["errors"]) for name, analysis in analyses.items()]
+    rows = [(wrap(name, _LONGEST_NAME), analysis["errors"]) for name, analysis in analyses.items()]
     rows = [(name, errors) for name, errors in rows if errors["AP50"] is not None]
     draw_error_bars(error_axes, rows, "What AP50 loses to which errors")
-    figure.suptitle(title)
+    figure.suptitle(wrap(title, 120))
     return figure
 
 

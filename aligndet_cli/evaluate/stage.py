@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
+from aligndet_cli.artifacts.starts import Start, find_starts, tell_apart
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
@@ -23,7 +24,7 @@ from aligndet_cli.files import hash_files, read_json, write_bytes, write_json
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.metrics.coco import COCO_NUMBERS
 from aligndet_cli.metrics.measure import Metric, choose_metric, headline, measure, open_measured
-from aligndet_cli.plotting import never_failing, save_figure
+from aligndet_cli.plotting import COLOURS, never_failing, save_figure
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import stop_on_signal
@@ -282,15 +283,21 @@ def _finish(plan: Plan) -> None:
 
 def _draw_comparison(plan: Plan, other: Artifact) -> None:
     """Draw curves and errors of both evaluations on the same axes, and losses if both runs have a log."""
-    folders = (plan.output.folder, other.folder)
     file = plan.output.folder / "plots" / f"compare-{other.name}.png"
     with never_failing(file):
-        analyses = {folder.name: read_json(folder / "analysis.json") for folder in folders}
-        save_figure(draw_comparison(analyses, " against ".join(analyses)), file)
-    runs = (plan.run.name, str(read_json(other.folder / "metrics.json")["run"]))
-    logs = {name: plan.run.folder.with_name(name) / "metrics.jsonl" for name in runs}
-    if len(logs) > 1 and all(log.exists() for log in logs.values()):  # imported runs have none
-        plot_comparison(logs, file.with_name(f"compare-{other.name}-training.png"), "Fine-tuning")
+        starts = find_starts(Workspace(plan.run.folder.parents[1]))
+        hashes = {plan.output.folder: plan.run.content_hash, other.folder: str(other.manifest["inputs"]["weights"])}
+        unknown = Start("", "", "import", "", is_labelled=False, colour=COLOURS[0])  # its run has gone
+        found = [replace(starts.get(content, unknown), run=folder.name) for folder, content in hashes.items()]
+        names = tell_apart(found)
+        analyses = {name: read_json(folder / "analysis.json") for name, folder in zip(names, hashes, strict=True)}
+        title, colours = " against ".join(names), list(names.values())
+        save_figure(draw_comparison(analyses, title, colours), file)
+        runs = (plan.run.name, str(read_json(other.folder / "metrics.json")["run"]))
+        logs = {name: plan.run.folder.with_name(run) / "metrics.jsonl" for name, run in zip(names, runs, strict=True)}
+        if len(set(runs)) > 1 and all(log.exists() for log in logs.values()):  # imported runs have none
+            training = file.with_name(f"compare-{other.name}-training.png")
+            plot_comparison(logs, training, f"Fine-tuning, {title}", colours=colours)
 
 
 def _shown(value: float | None) -> str:

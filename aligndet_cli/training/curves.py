@@ -11,17 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from aligndet_cli.plotting import COLOURS, DASHES, REFERENCE, finish_axes, never_failing, new_figure, save_figure
+from aligndet_cli.plotting import COLOURS, DASHES, REFERENCE, finish_axes, never_failing, new_figure, save_figure, wrap
 
 MAX_POINTS = 400  # per curve; more cannot be told apart on a panel, and longer logs take seconds to draw
 _PANEL = (4.8, 3.5)  # inches
 _MAX_COLUMNS = 3
-_CONTRAST_LOSS = ("loss_contrastive", "chance")
+_CONTRAST_LOSS = "loss_contrastive"
 _Panel = tuple[str, str, tuple[str, ...]]  # title, label, numbers
 # Numbers of similar size and meaning share a panel. Losses are not listed: their names begin with `loss_`.
 _PANELS: tuple[_Panel, ...] = (
-    ("Contrastive loss", "loss", _CONTRAST_LOSS),
-    ("Contrast accuracy", "share of pairs", ("contrast_accuracy", "contrast_accuracy_by_chance")),
+    ("Contrastive loss", "loss", (_CONTRAST_LOSS,)),
+    ("Contrast accuracy", "share of pairs", ("contrast_accuracy",)),
     ("Met in the other view", "share of queries", ("counterparts",)),
     ("Similarity of embeddings", "cosine", ("positive_similarity", "negative_similarity")),
     ("Embedding rank", "directions used", ("embedding_rank",)),
@@ -29,7 +29,8 @@ _PANELS: tuple[_Panel, ...] = (
     ("Accuracy", "share", ("accuracy",)),
     ("On the validation split", "AP", ("AP", "AP50", "AP75")),
 )
-_BY_CHANCE = ("chance", "contrast_accuracy_by_chance")
+_ACCURACIES = ("contrast_accuracy", "accuracy")
+_CHANCE, _ACCURACY_BY_CHANCE = "chance", "accuracy_by_chance"
 Log = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
@@ -44,17 +45,18 @@ def plot_curves(metrics: Path, folder: Path, limits: Mapping[str, tuple[float, s
         save_figure(draw_runs({"": read_log(metrics)}, limits=limits or {}), file)
 
 
-def plot_comparison(runs: Mapping[str, Path], file: Path, title: str = "") -> None:
+def plot_comparison(runs: Mapping[str, Path], file: Path, title: str = "", *, colours: Sequence[str] = COLOURS) -> None:
     """Write a picture of the losses of several runs, and of their AP if it was measured, on the same axes.
 
     Args:
         runs: `metrics.jsonl` by the name of the run.
+        colours: of the runs.
 
     Source: figure 7 of the paper, which draws the fine-tuning losses with and without pre-training.
     """
     with never_failing(file):
         logs = {name: read_log(metrics) for name, metrics in runs.items()}
-        save_figure(draw_runs(logs, limits={}, title=title), file)
+        save_figure(draw_runs(logs, limits={}, title=title, colours=colours), file)
 
 
 def read_log(metrics: Path) -> Log:
@@ -70,53 +72,75 @@ def read_log(metrics: Path) -> Log:
             steps.append(line["step"])
             values.append(value)
     log = {key: (np.array(steps), np.array(values, dtype=np.float64)) for key, (steps, values) in columns.items()}
-    if "chance" in log:  # log(1 + n): guessing picks the positive among n negatives once in 1 + n times
-        log["contrast_accuracy_by_chance"] = (log["chance"][0], np.exp(-log["chance"][1]))
+    if _CHANCE in log:  # log(n): guessing picks the right one of n classes, or pairs, once in n times
+        log[_ACCURACY_BY_CHANCE] = (log[_CHANCE][0], np.exp(-log[_CHANCE][1]))
     return log
 
 
-def draw_runs(runs: Mapping[str, Log], *, limits: Mapping[str, tuple[float, str]], title: str = "") -> Figure:
-    """Draw one panel per kind of number. Colours tell several runs apart, or else the numbers of a panel."""
+def draw_runs(
+    runs: Mapping[str, Log],
+    *,
+    limits: Mapping[str, tuple[float, str]],
+    title: str = "",
+    colours: Sequence[str] = COLOURS,
+    panel: tuple[float, float] = _PANEL,
+) -> Figure:
+    """Draw one panel per kind of number that was measured. Colours tell several runs apart, or a panel's numbers.
+
+    Args:
+        limits: by number, a level to draw and its label.
+        panel: width and height of a panel in inches.
+    """
     last = max((steps[-1] for log in runs.values() for steps, _ in log.values()), default=1.0)
     panels = _panels_of({key for log in runs.values() for key in log}, split=len(runs) > 1)
     num_columns = min(len(panels), _MAX_COLUMNS) or 1
     num_rows = -(-len(panels) // num_columns) or 1
-    figure = new_figure(_PANEL[0] * num_columns, _PANEL[1] * num_rows + (0.3 if title else 0))
+    figure = new_figure(panel[0] * num_columns, panel[1] * num_rows + (0.3 if title else 0))
     for place, (heading, label, keys) in enumerate(panels):
         axes = figure.add_subplot(num_rows, num_columns, place + 1)
         for run_place, (name, log) in enumerate(runs.items()):
             for key_place, key in enumerate(key for key in keys if key in log):
-                colour = COLOURS[(key_place if len(runs) == 1 else run_place) % len(COLOURS)]
-                _draw_curve(axes, *log[key], **_style(key, name, colour, run_place if len(runs) > 1 else 0))
+                colour = colours[(key_place if len(runs) == 1 else run_place) % len(colours)]
+                shown = wrap(name, 30) or _name_of(key)
+                dash = DASHES[run_place % 2]
+                _draw_curve(axes, *log[key], color=colour, linestyle=dash, label=shown)
+            if len(runs) == 1 and (chance := _chance_of(keys, log)) is not None:
+                _draw_curve(axes, *log[chance], color=REFERENCE, linestyle="--", label="by chance")
         for key in keys:
             if key in limits:
                 axes.axhline(limits[key][0], color=REFERENCE, linestyle=":", label=limits[key][1])
         _scale(axes, keys, last)
         finish_axes(axes, title=heading, x="step", y=label)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(wrap(title, 30 * num_columns))
     return figure
 
 
 def _panels_of(keys: set[str], *, split: bool) -> list[_Panel]:
     """Return title, label and numbers of each panel. With `split`, every number has a panel of its own."""
-    losses = sorted(key for key in keys if key.startswith("loss_") and key not in _CONTRAST_LOSS)
+    losses = sorted(key for key in keys if key.startswith("loss_") and key != _CONTRAST_LOSS)
     found = [(title, label, tuple(key for key in known if key in keys)) for title, label, known in _PANELS]
     kept = [panel for panel in found if panel[2]]
     if not split:
         if losses:  # behind the contrastive loss
-            kept.insert(1 if kept and kept[0][2][0] in _CONTRAST_LOSS else 0, ("Losses", "loss", tuple(losses)))
+            kept.insert(1 if _CONTRAST_LOSS in keys else 0, ("Losses", "loss", tuple(losses)))
         return kept
     singles: list[_Panel] = [(_name_of(key), "loss", (key,)) for key in losses]
     for title, label, known in kept:
-        singles += [(key if label == "AP" else title, label, (key,)) for key in known if key not in _BY_CHANCE]
+        singles += [(key if label == "AP" else title, label, (key,)) for key in known]
     return singles
 
 
-def _style(key: str, run: str, colour: str, place: int) -> dict[str, Any]:
-    if key in _BY_CHANCE:
-        return {"color": REFERENCE, "linestyle": "--", "label": "by chance"}
-    return {"color": colour, "linestyle": DASHES[place % 2], "label": run or _name_of(key)}
+def _chance_of(keys: Sequence[str], log: Log) -> str | None:
+    """Return the number that holds the chance level of a panel, if the run has one.
+
+    The level is that of the contrastive loss, or of the only loss where a backbone learns classes.
+    """
+    if _CHANCE not in log:
+        return None
+    if set(keys) & set(_ACCURACIES):
+        return _ACCURACY_BY_CHANCE
+    return _CHANCE if (_CONTRAST_LOSS if _CONTRAST_LOSS in log else "loss_cls") in keys else None
 
 
 def _draw_curve(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], **style: Any) -> None:
@@ -137,7 +161,7 @@ def _scale(axes: Axes, keys: Sequence[str], last: float) -> None:
     axes.set_xlim(0, 1.02 * last)  # the same for all panels, also for AP, which has few points
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     # Start at 0, except for negative numbers and the contrastive loss, which changes little and far above 0.
-    if axes.dataLim.y0 >= 0 and axes.dataLim.y1 > 0 and not set(keys) & set(_CONTRAST_LOSS):
+    if axes.dataLim.y0 >= 0 and axes.dataLim.y1 > 0 and _CONTRAST_LOSS not in keys:
         axes.set_ylim(0, 1.08 * axes.dataLim.y1)
 
 

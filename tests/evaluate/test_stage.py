@@ -27,6 +27,7 @@ from aligndet_cli.evaluate import stage
 from aligndet_cli.evaluate.stage import EvaluateConfig, Plan
 from aligndet_cli.files import write_json
 from aligndet_cli.metrics.coco import COCO_NUMBERS
+from aligndet_cli.plotting import COLOURS
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.stage import Conclusion
 from aligndet_cli.workspace import Workspace
@@ -115,7 +116,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
         folder = workspace.root / "finetune" / name
         folder.mkdir(parents=True)
         finished = f"2026-01-01T00:00:0{1 if name == 'first' else 2}"
-        write_json(folder / "manifest.json", {"content_hash": name, "finished": finished, "result": {}})
+        made = {"inputs": {"weights": ""}, "result": {"init": "backbone" if name == "first" else "pretrain"}}
+        write_json(folder / "manifest.json", {"content_hash": name, "finished": finished, **made})
+        write_json(folder / "config.json", {"training": {}, "detector": {"family": "fcos"}})
     use_detector(monkeypatch, lambda: ColourDetector())
     monkeypatch.setattr(stage, "CHUNK_IMAGES", 2)
     return workspace
@@ -297,7 +300,7 @@ def test_run_again_is_complete_and_gates_still_hold(workspace: Workspace, coco_r
     assert stage.conclude(plan).error is None
 
 
-def test_compare_gives_the_delta(workspace: Workspace, coco_root: Path) -> None:
+def test_compare_gives_the_delta(workspace: Workspace, coco_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate(workspace, coco_root, run="first", short_side=37, long_side=50)
     plan = evaluate(workspace, coco_root, run="second", compare="first")
     plan = replace(plan, config=plan.config.model_copy(update={"plots": True}))
@@ -311,6 +314,13 @@ def test_compare_gives_the_delta(workspace: Workspace, coco_root: Path) -> None:
     for name in ("first", "second"):
         log = "".join(json.dumps({"step": step, "loss_cls": 1 / step}) + "\n" for step in (1, 2))
         (workspace.root / "finetune" / name / "metrics.jsonl").write_text(log)
+    drawn = {}
+    monkeypatch.setattr(
+        stage, "plot_comparison", lambda logs, *_, colours: drawn.update(zip(logs, colours, strict=True))
+    )
+    stage.conclude(plan)
+    assert drawn == {"AlignDet": COLOURS[1], "backbone only": COLOURS[0]}  # as in every other picture
+    monkeypatch.undo()
     stage.conclude(plan)
     assert (plots / "compare-first-val2017-training.png").exists()
 

@@ -61,15 +61,30 @@ def test_chance_and_limits_are_drawn_in(tmp_path: Path) -> None:
     assert bottoms["Similarity of embeddings"] < -0.1 and bottoms["Contrastive loss"] > 0
 
 
+def test_no_panel_is_empty_and_each_has_its_own_chance_level(tmp_path: Path) -> None:
+    """A backbone that learns five classes logs their chance level, and has no contrast."""
+    line = {"step": 10, "loss_cls": 1.4, "chance": np.log(5), "accuracy": 0.5, "embedding_rank": 14.0}
+    (tmp_path / "m").write_text(json.dumps(line) + "\n")
+    panels = panels_of(draw_runs({"": read_log(tmp_path / "m")}, limits={}))
+    assert list(panels) == ["Losses", "Embedding rank", "Accuracy"]
+    levels = {
+        title: [line.get_ydata()[0] for line in axes.lines if line.get_label() == "by chance"]
+        for title, axes in panels.items()
+    }
+    assert levels == {"Losses": [np.log(5)], "Embedding rank": [], "Accuracy": [np.exp(-np.log(5))]}
+
+
 def test_runs_differ_in_more_than_colour(tmp_path: Path) -> None:
     for name, value in (("a", 0.25), ("b", 0.5)):
         (tmp_path / name).write_text(f'{{"step": 5, "loss_cls": 1.0}}\n{{"step": 9, "loss_cls": 0.5, "AP": {value}}}\n')
-    figure = draw_runs({name: read_log(tmp_path / name) for name in "ab"}, limits={}, title="both")
+    logs, colours = {name: read_log(tmp_path / name) for name in "ab"}, ["#123456", "#654321"]
+    figure = draw_runs(logs, limits={}, title="both", colours=colours)
     panels = panels_of(figure)
     assert list(panels) == ["class", "AP"]
     for axes in panels.values():
         assert [line.get_label() for line in axes.lines] == ["a", "b"]
         assert len({line.get_linestyle() for line in axes.lines}) == 2
+        assert [line.get_color() for line in axes.lines] == colours
         assert axes.get_xlim() == (0, 1.02 * 9)
     assert [line.get_ydata().tolist() for line in panels["AP"].lines] == [[0.25], [0.5]]
 

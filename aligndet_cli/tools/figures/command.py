@@ -11,16 +11,24 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from aligndet_cli.artifacts.starts import tell_apart
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import read_image
 from aligndet_cli.data.loaders import evaluation_batches
 from aligndet_cli.drawing import corners_of
-from aligndet_cli.errors import AlignDetError, ConfigError
+from aligndet_cli.errors import AlignDetError, ConfigError, did_you_mean
 from aligndet_cli.files import read_json
 from aligndet_cli.logs import logger
-from aligndet_cli.plotting import save_figure
+from aligndet_cli.plotting import FORMATS, save_figure
 from aligndet_cli.tools.figures import pretrained
-from aligndet_cli.tools.figures.panels import draw_centres, draw_embeddings, draw_image_rows
+from aligndet_cli.tools.figures.panels import (
+    LETTER_SIZE,
+    PANEL,
+    draw_centres,
+    draw_embeddings,
+    draw_image_rows,
+    for_print,
+)
 from aligndet_cli.tools.figures.pretrained import NUM_CENTRES, Stages
 from aligndet_cli.tools.figures.runs import Evaluated, find_runs, open_evaluated
 from aligndet_cli.tools.predict.annotate import annotate
@@ -29,6 +37,7 @@ from aligndet_cli.workspace import Workspace
 
 NUM_IMAGES = 4
 MIN_SCORE = 0.3  # of a detection that is shown
+DPI = 200  # of pixels, also of those in PDF and SVG
 
 
 @dataclass(frozen=True)
@@ -54,20 +63,38 @@ class Subject:
     image_set: ImageSet
     indices: Sequence[int]  # of a few images with labels
 
+    @property
+    def colours(self) -> dict[str, str]:
+        """Colours of the two runs by their names, the run without pre-training first."""
+        return tell_apart([one.start for one in (self.plain, self.ours)])
+
+    @property
+    def by_name(self) -> dict[str, Evaluated]:
+        """The two runs by their names, the run without pre-training first."""
+        return dict(zip(self.colours, (self.plain, self.ours), strict=True))
+
 
 def write_figures(
-    workspace: Workspace, run: str | None = None, compare: str | None = None, folder: Path | None = None
+    workspace: Workspace,
+    run: str | None = None,
+    compare: str | None = None,
+    folder: Path | None = None,
+    *,
+    form: str = "png",
 ) -> Drawn:
-    """Draw figures 4, 5 (and 9), 7 and 10 of the paper.
+    """Draw figures 4, 5 (and 9), 7 and 10 of the paper, as wide as a page and with letters that can be read there.
 
     Args:
         run, compare: see `find_runs`.
         folder: None: `figures` in the workspace.
+        form: `png`, `pdf` or `svg`.
 
     Raises:
-        ConfigError: no runs to draw, or `folder` is a file.
+        ConfigError: no runs to draw, no such form, or `folder` is a file.
         DataError: the images cannot be read.
     """
+    if form not in FORMATS:
+        raise ConfigError(f"--format {form}: is not a choice{did_you_mean(form, list(FORMATS))}")
     folder = folder or workspace.root / "figures"
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder}: is a file, name a folder")
@@ -80,12 +107,13 @@ def write_figures(
     files = []
     for name, draw in drawings.items():
         try:
-            figure = draw()
+            with for_print():
+                figure = draw()
         except Exception as error:  # the other figures are still drawn
             reasons.append(f"{name}: {error if isinstance(error, AlignDetError | ValueError) else repr(error)}")
             continue
-        save_figure(figure, folder / name)
-        files.append(folder / name)
+        files.append(folder / f"{name}.{form}")
+        save_figure(figure, files[-1], dpi=DPI)
     for reason in reasons:
         logger.warning(f"not drawn: {reason}")
     return Drawn(ours.run.name, plain.run.name, tuple(files), tuple(reasons))
@@ -94,17 +122,17 @@ def write_figures(
 def _drawings(subject: Subject, workspace: Workspace, device: str) -> tuple[dict[str, Callable[[], Figure]], list[str]]:
     """Return functions that draw the figures, by file, and reasons for figures that cannot be drawn."""
     drawings: dict[str, Callable[[], Figure]] = {
-        "figure_5.png": partial(_tuned_centres, subject),
-        "figure_7.png": partial(_losses, subject),
-        "figure_10.png": partial(_detections, subject),
+        "figure_5": partial(_tuned_centres, subject),
+        "figure_7": partial(_losses, subject),
+        "figure_10": partial(_detections, subject),
     }
     try:
         stages = _find_stages(subject, workspace, device)
     except AlignDetError as error:
-        return drawings, [f"figure_4.png: {error}"]
+        return drawings, [f"figure_4: {error}"]
     if pretrained.finds_without_classes(stages.after.online):
-        drawings["figure_5.png"] = partial(_pretrained_centres, subject, stages, device)
-    return {"figure_4.png": partial(_embeddings, subject, stages, device), **drawings}, []
+        drawings["figure_5"] = partial(_pretrained_centres, subject, stages, device)
+    return {"figure_4": partial(_embeddings, subject, stages, device), **drawings}, []
 
 
 def _find_stages(subject: Subject, workspace: Workspace, device: str) -> Stages:
@@ -153,32 +181,33 @@ def _tuned_centres(subject: Subject) -> Figure:
     for index in subject.indices:
         image_id = int(subject.image_set.image_ids[index])
         centres = {}
-        for one in (subject.plain, subject.ours):
+        for name, one in subject.by_name.items():
             found = [entry for entry in one.predictions if entry["image_id"] == image_id]
             best = sorted(found, key=lambda entry: -entry["score"])[:NUM_CENTRES]
-            centres[one.label] = pretrained.centres_of(torch.from_numpy(corners_of(best)))
+            centres[name] = pretrained.centres_of(torch.from_numpy(corners_of(best)))
         rows.append((_pixels(subject.image_set, index), centres))
     return draw_centres(rows, f"Centres of the {NUM_CENTRES} best boxes after fine-tuning")
 
 
 def _losses(subject: Subject) -> Figure:
     """Draw figure 7, with AP if `--evaluate-every` measured it."""
-    logs = {one.label: read_log(one.run.folder / "metrics.jsonl") for one in (subject.plain, subject.ours)}
-    return draw_runs(logs, limits={}, title="Fine-tuning with and without pre-training")
+    logs = {name: read_log(one.run.folder / "metrics.jsonl") for name, one in subject.by_name.items()}
+    title, colours = f"Fine-tuning, {' against '.join(logs)}", list(subject.colours.values())
+    return draw_runs(logs, limits={}, title=title, colours=colours, panel=PANEL)
 
 
 def _detections(subject: Subject) -> Figure:
     """Draw figure 10."""
     entries = {"ground truth": read_json(subject.ours.evaluation.folder / "ground_truth.json")["annotations"]}
-    for one in (subject.plain, subject.ours):
-        entries[one.label] = [entry for entry in one.predictions if entry["score"] >= MIN_SCORE]
+    for name, one in subject.by_name.items():
+        entries[name] = [entry for entry in one.predictions if entry["score"] >= MIN_SCORE]
     rows = []
     for index in subject.indices:
         image_id, pixels = int(subject.image_set.image_ids[index]), _pixels(subject.image_set, index)
         row = {}
         for name, of_all in entries.items():
             own = [_without_mask(entry) for entry in of_all if entry["image_id"] == image_id]
-            row[f"{name}: {len(own)}"] = np.asarray(annotate(pixels, own, subject.image_set.categories))
+            row[f"{name}: {len(own)}"] = np.asarray(annotate(pixels, own, subject.image_set.categories, LETTER_SIZE))
         rows.append(row)
     return draw_image_rows(rows, f"Detections of score >= {MIN_SCORE:g}, {subject.image_set.split}")
 

@@ -1,9 +1,10 @@
 """The choice of runs for the figures."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from aligndet_cli.artifacts.starts import Start, find_starts
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
@@ -11,21 +12,19 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import read_json
 from aligndet_cli.workspace import Artifact, Workspace
 
-_PLAIN = {"scratch": "from scratch", "backbone": "backbone only"}
-
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A fine-tuned run, its evaluation, and its name in figures."""
+    """A fine-tuned run, its evaluation, and what it started from."""
 
     run: Artifact
     evaluation: Artifact
-    label: str
+    start: Start
 
     @property
     def is_pretrained(self) -> bool:
         """True if the run started from more than a backbone."""
-        return self.run.result.get("init") not in _PLAIN
+        return self.start.kind not in ("backbone", "scratch")
 
     @functools.cached_property
     def predictions(self) -> list[dict[str, Any]]:
@@ -38,7 +37,8 @@ def find_runs(workspace: Workspace, run: str | None, compare: str | None) -> tup
 
     Args:
         run: name of the first; None: the newest pre-trained run that has a run to compare with.
-        compare: name of the second; None: the newest run of the same detector without pre-training.
+        compare: name of the second; None: the newest run of the same detector with the backbone alone, else from
+            scratch.
 
     Returns:
         the run with pre-training, and the run without.
@@ -48,14 +48,12 @@ def find_runs(workspace: Workspace, run: str | None, compare: str | None) -> tup
     """
     known = _all_evaluated(workspace)
     mine = _named(known, run, workspace, "--run") if run else [one for one in known if one.is_pretrained]
-    plain = [one for one in known if not one.is_pretrained]
+    plain = sorted((one for one in known if not one.is_pretrained), key=lambda one: one.start.kind == "backbone")
     others = _named(known, compare, workspace, "--compare") if compare else plain
     for one in reversed(mine):
         for other in reversed(others):
             if one is not other and _is_comparable(one, other, same_detector=compare is None):
-                if one.label != other.label:
-                    return one, other
-                return replace(one, label=one.run.name), replace(other, label=other.run.name)
+                return one, other
     raise ConfigError(
         f"{workspace.root}: no two evaluations of the same images, one of a pre-trained run and one without; run "
         "`aligndet finetune --init backbone` (or scratch) and `aligndet evaluate`, or name runs by --run and --compare"
@@ -79,12 +77,12 @@ def open_evaluated(one: Evaluated, workspace: Workspace) -> ImageSet:
 def _all_evaluated(workspace: Workspace) -> list[Evaluated]:
     """Return all evaluated runs, oldest first."""
     tuned = {artifact.content_hash: artifact for artifact in workspace.artifacts("finetune")}
+    starts = find_starts(workspace)
     found = []
     for evaluation in workspace.artifacts("evaluate"):
         run = tuned.get(evaluation.manifest["inputs"]["weights"])
         if run is not None:
-            label = run.config().get("label") or _PLAIN.get(run.result["init"], "AlignDet")
-            found.append(Evaluated(run, evaluation, label))
+            found.append(Evaluated(run, evaluation, starts[run.content_hash]))
     return found
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageColor
 from pycocotools import mask as coco_mask
 
 from aligndet_cli.data.dataset import Category, class_labels
-from aligndet_cli.drawing import corners_of, draw_boxes
+from aligndet_cli.drawing import LETTER_SIZE, corners_of, draw_boxes
 from aligndet_cli.plotting import COLOURS, shorten
 
 _SMALLEST_SIDE = 480  # images whose long side is shorter are enlarged, or their labels would hide them
@@ -19,7 +19,10 @@ _LONGEST_NAME = 24
 
 
 def annotate(
-    pixels: NDArray[np.uint8], entries: Sequence[Mapping[str, Any]], categories: Sequence[Category]
+    pixels: NDArray[np.uint8],
+    entries: Sequence[Mapping[str, Any]],
+    categories: Sequence[Category],
+    letter_size: float = LETTER_SIZE,
 ) -> Image.Image:
     """Return a copy of an image with detections, the best on top; small images are enlarged.
 
@@ -27,6 +30,7 @@ def annotate(
         pixels: (H, W, 3) uint8 RGB.
         entries: COCO results, or labels without score; `bbox` is xywh in pixels, `segmentation` an RLE of size H x W.
         categories: classes, whose order decides the colours.
+        letter_size: see `draw_boxes`.
     """
     height, width = pixels.shape[:2]
     scale = max(1, math.ceil(_SMALLEST_SIDE / max(height, width)))
@@ -38,7 +42,7 @@ def annotate(
     scores = [f" {entry['score']:.2f}" if "score" in entry else "" for entry in ordered]
     image = Image.fromarray(_with_masks(pixels, ordered, colours)).resize((width * scale, height * scale))
     labels = [f"{names[entry['category_id']]}{score}" for entry, score in zip(ordered, scores, strict=True)]
-    draw_boxes(image, scale * corners_of(ordered), colours, labels)
+    draw_boxes(image, scale * corners_of(ordered), colours, labels, letter_size=letter_size)
     return image
 
 

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scipy.special import stdtrit
+
+from aligndet_cli.artifacts.starts import Start, find_starts
 from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.published import Published, find_published
 from aligndet_cli.workspace import Artifact, Workspace
 
 METRICS = ("AP", "AP50", "AP75")
-_LABELS = {"scratch": "scratch", "backbone": "backbone only"}  # labels of runs that load no pre-trained detector
-_PRETRAINED = "AlignDet"
-_IMPORT = "import"
 
 
 @dataclass(frozen=True, order=True)
@@ -45,23 +45,17 @@ class Measured:
     """A fine-tuned and evaluated run.
 
     Attributes:
-        label: name of its start.
+        start: what it started from; its label names the row.
         pair: fold (None with all images) and seed; runs of two starts with the same pair are compared.
         numbers: metrics in 0..1 by name; None if a metric cannot be measured.
-        kind: `pretrain`, `backbone`, `scratch` or `import`.
-        is_labelled: True if the user chose the label.
-        weights: hash of the weights it started from.
         backbone_weights: hash and short name of its backbone's first weights; None if unknown.
     """
 
     setting: Setting
-    label: str
+    start: Start
     pair: tuple[int | None, int]
     numbers: dict[str, float | None]
     name: str
-    kind: str
-    is_labelled: bool
-    weights: str
     backbone_weights: tuple[str, str] | None
     finished: str
     published: Published | None
@@ -73,11 +67,13 @@ class Delta:
 
     Attributes:
         standard_error: None with a single pair.
+        interval: bounds that hold the true mean in 95 % of such comparisons (Student's t); None with a single pair.
         wins: number of pairs with a higher number than the baseline.
     """
 
     mean: float
     standard_error: float | None
+    interval: tuple[float, float] | None
     wins: int
     num_pairs: int
 
@@ -101,10 +97,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Row:
-    """Runs of one start in one setting."""
+    """Runs of one start in one setting.
+
+    Attributes:
+        kind, colour: see `Start`.
+    """
 
     setting: Setting
     label: str
+    kind: str
+    colour: str
     is_baseline: bool
     summaries: dict[str, Summary]
     published_in: str | None
@@ -122,7 +124,50 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"metrics": list(self.metrics), "rows": [asdict(row) for row in self.rows], "remarks": self.remarks}
+        rows = [asdict(row) for row in self.rows]
+        return {"headline": headline(self), "metrics": list(self.metrics), "rows": rows, "remarks": self.remarks}
+
+
+def headline(report: Report) -> str:
+    """Return one sentence that says what came out, or nothing if nothing was measured.
+
+    It is about the first metric, and about the pre-trained start, or the only one that can be compared.
+    """
+    metric = report.metrics[0]
+    bases = {row.setting: row.label for row in report.rows if row.is_baseline}
+    compared = [row for row in report.rows if metric in row.summaries and row.summaries[metric].delta is not None]
+    for row in (*(row for row in compared if row.kind == "pretrain"), *compared):
+        of_start = [
+            other for other in compared if (other.label, bases[other.setting]) == (row.label, bases[row.setting])
+        ]
+        return _sentence([other.summaries[metric].delta for other in of_start], metric, row.label, bases[row.setting])
+    for row in report.rows:
+        if metric in row.summaries:
+            return (
+                f"{row.label}: {100 * row.summaries[metric].mean:.1f} {metric}, and no other start to compare it with."
+            )
+    return ""
+
+
+def _sentence(deltas: Sequence[Delta | None], metric: str, label: str, base: str) -> str:
+    known = [delta for delta in deltas if delta is not None]
+    wins, pairs = sum(delta.wins for delta in known), sum(delta.num_pairs for delta in known)
+    if len(known) > 1:
+        low, high = (100 * bound(delta.mean for delta in known) for bound in (min, max))
+        return (
+            f"{label} {low:+.1f} to {high:+.1f} {metric} over {base} in {len(known)} settings, ahead in {wins} of "
+            f"{pairs} pairs."
+        )
+    [delta] = known
+    gain = f"{label} {100 * delta.mean:+.1f}"
+    if delta.interval is None or delta.standard_error is None:
+        return f"{gain} {metric} over {base}, 1 pair: a sign, not proof."
+    low, high = (100 * bound for bound in delta.interval)
+    doubt = " It could be chance." if low <= 0 <= high else ""
+    return (
+        f"{gain} ± {100 * delta.standard_error:.1f} {metric} over {base}, {pairs} pairs: 95 % interval {low:+.1f} to "
+        f"{high:+.1f}, ahead in {wins} of {pairs}.{doubt}"
+    )
 
 
 def collect_report(
@@ -163,7 +208,7 @@ def check_baseline(report: Report, baseline: str | None) -> None:
 def _rows_of(setting: Setting, runs: list[Measured], baseline: str | None, metrics: Sequence[str]) -> list[Row]:
     by_label: dict[str, dict[tuple[int | None, int], Measured]] = {}
     for run in runs:  # oldest first: of two with the same fold and seed the newer one counts
-        by_label.setdefault(run.label, {})[run.pair] = run
+        by_label.setdefault(run.start.label, {})[run.pair] = run
     base = _baseline_of(runs, baseline)
     labels = sorted(by_label, key=lambda label: label != base)
     most = max(map(len, by_label.values()))
@@ -176,22 +221,23 @@ def _rows_of(setting: Setting, runs: list[Measured], baseline: str | None, metri
         numbers, table = (one.numbers, one.source) if one is not None else ({}, None)
         found = {metric: _summary(own, others, metric, numbers.get(metric)) for metric in metrics}
         summaries = {metric: summary for metric, summary in found.items() if summary is not None}
-        num_all = sum(run.label == label for run in runs)
+        num_all = sum(run.start.label == label for run in runs)
         remark = _remark(own, others, missing=most - len(own), num_older=num_all - len(own))
         names = tuple(run.name for run in own.values())
-        rows.append(Row(setting, label, label == base, summaries, table, remark, names))
+        start = next(iter(own.values())).start
+        rows.append(Row(setting, label, start.kind, start.colour, label == base, summaries, table, remark, names))
     return rows
 
 
 def _baseline_of(runs: list[Measured], asked: str | None) -> str | None:
     """Return the label to compare with in one setting, or None."""
-    labels = {run.label for run in runs}
+    labels = {run.start.label for run in runs}
     if asked is not None:
         return asked if asked in labels else None
     for kind in ("backbone", "scratch"):
-        plain = [run.label for run in runs if run.kind == kind]
+        plain = [run.start for run in runs if run.start.kind == kind]
         if plain:
-            return _LABELS[kind] if _LABELS[kind] in plain else plain[0]
+            return next((start.label for start in plain if not start.is_labelled), plain[0].label)
     return None
 
 
@@ -209,10 +255,18 @@ def _summary(
     mean, std = _mean_and_std(list(values.values()))
     delta = None
     if differences:
-        mean_difference, deviation = _mean_and_std(differences)
-        error = None if deviation is None else deviation / math.sqrt(len(differences))
-        delta = Delta(mean_difference, error, sum(value > 0 for value in differences), len(differences))
+        delta = _delta(differences)
     return Summary(mean, std, len(values), delta, published)
+
+
+def _delta(differences: list[float]) -> Delta:
+    (mean, deviation), count = _mean_and_std(differences), len(differences)
+    wins = sum(value > 0 for value in differences)
+    if deviation is None:
+        return Delta(mean, None, None, wins, count)
+    error = deviation / math.sqrt(count)
+    half = float(stdtrit(count - 1, 0.975)) * error
+    return Delta(mean, error, (mean - half, mean + half), wins, count)
 
 
 def _mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -234,6 +288,7 @@ def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | Non
     """Return all evaluated runs, oldest first, and remarks on runs that were left out."""
     tuned = {artifact.content_hash: artifact for artifact in workspace.artifacts("finetune")}
     pretrained = {artifact.content_hash: artifact for artifact in workspace.artifacts("pretrain-box")}
+    starts = find_starts(workspace)
     found, gone = [], []
     for evaluation in workspace.artifacts("evaluate"):
         if names is not None and evaluation.name not in names:
@@ -242,18 +297,19 @@ def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | Non
         if run is None:
             gone.append(evaluation.name)
             continue
-        start = pretrained.get(run.manifest["inputs"]["weights"])
-        found.append(_measured(evaluation, run, start, metrics))
+        pretraining = pretrained.get(run.manifest["inputs"]["weights"])
+        found.append(_measured(evaluation, run, starts[run.content_hash], pretraining, metrics))
     remarks = [f"left out, the run they measured is gone or was made anew: {', '.join(gone)}"] if gone else []
-    return _told_apart(_apart_by_backbone(found), pretrained), remarks
+    return _apart_by_backbone(found), remarks
 
 
-def _measured(evaluation: Artifact, run: Artifact, start: Artifact | None, metrics: Sequence[str]) -> Measured:
+def _measured(
+    evaluation: Artifact, run: Artifact, start: Start, pretraining: Artifact | None, metrics: Sequence[str]
+) -> Measured:
     config, measured_with = run.config(), evaluation.config()
     is_imported = "training" not in config  # its training is unknown
     is_best = measured_with.get("weights") == "best"
     fraction = 100.0 if is_imported else float(config["fraction"])
-    kind = run.result["init"] if run.result["init"] in (*_LABELS, _IMPORT) else "pretrain"
     setting = Setting(
         detector=config["detector"]["family"],
         backbone=run.result.get("backbone") or config["backbone"]["name"],
@@ -270,21 +326,18 @@ def _measured(evaluation: Artifact, run: Artifact, start: Artifact | None, metri
     )
     return Measured(
         setting=setting,
-        label=config.get("label") or (run.name if is_imported else _LABELS.get(kind, _PRETRAINED)),
+        start=start,
         pair=(None if fraction == 100 else int(config["fold"]), int(config["seed"])),
         numbers=_numbers(evaluation, metrics),
         name=run.name,
-        kind=kind,
-        is_labelled=bool(config.get("label")),
-        weights=str(run.manifest["inputs"]["weights"]),
-        backbone_weights=_backbone_weights(run, kind, start),
+        backbone_weights=_backbone_weights(run, start.kind, pretraining),
         finished=str(evaluation.manifest["finished"]),
-        published=find_published(evaluation, run, start),
+        published=find_published(evaluation, run, pretraining),
     )
 
 
-def _backbone_weights(run: Artifact, kind: str, start: Artifact | None) -> tuple[str, str] | None:
-    source = run if kind == "backbone" else start
+def _backbone_weights(run: Artifact, kind: str, pretraining: Artifact | None) -> tuple[str, str] | None:
+    source = run if kind == "backbone" else pretraining
     key = "weights" if kind == "backbone" else "backbone weights"
     if source is None or key not in source.manifest["inputs"]:
         return None
@@ -297,7 +350,7 @@ def _apart_by_backbone(runs: list[Measured]) -> list[Measured]:
     found: dict[tuple[Any, ...], set[str]] = {}
     for run in runs:
         if run.backbone_weights is not None:
-            found.setdefault((run.setting, run.label, run.pair), set()).add(run.backbone_weights[0])
+            found.setdefault((run.setting, run.start.label, run.pair), set()).add(run.backbone_weights[0])
     mixed = {setting for (setting, _, _), hashes in found.items() if len(hashes) > 1}
     return [
         replace(run, setting=replace(run.setting, backbone=f"{run.setting.backbone}, {run.backbone_weights[1]}"))
@@ -305,18 +358,6 @@ def _apart_by_backbone(runs: list[Measured]) -> list[Measured]:
         else run
         for run in runs
     ]
-
-
-def _told_apart(runs: list[Measured], pretrained: dict[str, Artifact]) -> list[Measured]:
-    """Add the name of the pre-training run to labels that the user did not choose, if several runs share them."""
-    named = []
-    for run in runs:
-        rivals = {other.weights for other in runs if other.setting == run.setting and other.label == run.label}
-        if run.label == _PRETRAINED and not run.is_labelled and len(rivals) > 1:
-            known = pretrained.get(run.weights)
-            run = replace(run, label=f"{_PRETRAINED}, {known.name if known else run.weights[:6]}")
-        named.append(run)
-    return named
 
 
 def _numbers(evaluation: Artifact, metrics: Sequence[str]) -> dict[str, float | None]:

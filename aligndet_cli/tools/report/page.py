@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aligndet_cli.artifacts.starts import Start, find_starts
 from aligndet_cli.config import STAGES, flatten
 from aligndet_cli.data.dataset import class_labels
 from aligndet_cli.files import read_json
-from aligndet_cli.tools.report.collect import Report
+from aligndet_cli.tools.report.collect import Report, Row, headline
 from aligndet_cli.tools.report.commands import command_of
 from aligndet_cli.tools.report.pictures import Embedded, Picture, embed_all, find_pictures
-from aligndet_cli.tools.report.table import NUM_SETTING, cells_of
+from aligndet_cli.tools.report.table import SETTING_COLUMNS, remark_of, setting_cells, shown
 from aligndet_cli.tools.status import StatusRow, collect_status
 from aligndet_cli.workspace import Artifact, Workspace
 
@@ -20,11 +21,18 @@ _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 
 @dataclass(frozen=True)
 class Cell:
-    """Cell of a table: text, number to sort by in place of the text, and id of the run that it links to."""
+    """Cell of a table.
+
+    Attributes:
+        value: number to sort by in place of the text.
+        link: id of the run that it links to.
+        colour: of the start that it names.
+    """
 
     text: str
     value: float | None = None
     link: str | None = None
+    colour: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,37 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """Bar of the chart; numbers are shares of its width.
+
+    Attributes:
+        low, high: ends of the error bar; None with a single run.
+        told: the number in words.
+    """
+
+    label: str
+    colour: str
+    length: float
+    low: float | None
+    high: float | None
+    told: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Bar chart of the first metric: bars of the starts of each setting, by what sets it apart from the others."""
+
+    caption: str
+    groups: Sequence[tuple[str, Sequence[Bar]]]
+
+
+@dataclass(frozen=True)
 class RunPart:
     """Part of the page about one artifact.
 
     Attributes:
         name: id of the element.
+        start: what the run, or the measured run, started from.
         facts: names and values of results, times and hashes.
         settings: dotted paths and values of all settings.
         left_out: pictures that did not fit.
@@ -58,6 +92,7 @@ class RunPart:
     name: str
     stage: str
     title: str
+    start: Start | None
     facts: Sequence[tuple[str, str]]
     command: str | None
     tables: Sequence[Table]
@@ -71,6 +106,7 @@ class Page:
     """Whole page, in its order.
 
     Attributes:
+        headline: what came out, in one sentence; empty if nothing was measured.
         commands: commands of all artifacts, oldest first.
         pictures: pictures that belong to no single artifact.
         packages: names and versions of packages; several versions if artifacts were made with several.
@@ -79,6 +115,8 @@ class Page:
     title: str
     workspace: str
     data: str
+    headline: str
+    chart: Chart | None
     comparison: Table | None
     measured: Table | None
     artifacts: Table
@@ -92,7 +130,12 @@ class Page:
 def collect_page(workspace: Workspace, report: Report) -> Page:
     """Read all of a workspace but its comparison, which is the report."""
     artifacts = {f"{stage}/{found.name}": (stage, found) for stage in STAGES for found in workspace.artifacts(stage)}
-    pictures = {name: find_pictures(workspace, found.folder, stage) for name, (stage, found) in artifacts.items()}
+    starts = find_starts(workspace)
+    start_of = {name: _start_of(stage, found, starts) for name, (stage, found) in artifacts.items()}
+    labels = {name.removeprefix("evaluate/"): start.label for name, start in start_of.items() if start is not None}
+    pictures = {
+        name: find_pictures(workspace, found.folder, stage, labels) for name, (stage, found) in artifacts.items()
+    }
     general = find_pictures(workspace, workspace.root / "figures", "figures")
     general += find_pictures(workspace, workspace.root, "")
     newest_first = sorted(artifacts, key=lambda name: str(artifacts[name][1].manifest.get("finished")), reverse=True)
@@ -100,27 +143,30 @@ def collect_page(workspace: Workspace, report: Report) -> Page:
     made_in_order = [(*artifacts[name], name) for name in reversed(newest_first)]
     commands = {name: command_of(stage, found, str(workspace.root)) for stage, found, name in made_in_order}
 
-    def shown(of: Sequence[Picture]) -> list[Embedded]:
+    def embedded_of(of: Sequence[Picture]) -> list[Embedded]:
         return [embedded[picture.path] for picture in of if picture.path in embedded]
 
     return Page(
         title=f"aligndet: {workspace.root.resolve().name}",
         workspace=str(workspace.root),
         data=str((workspace.recall("data") or {}).get("root") or ""),
+        headline=headline(report),
+        chart=_chart(report),
         comparison=_comparison(report),
-        measured=_measured(workspace),
+        measured=_measured(workspace, start_of),
         artifacts=_artifact_table(collect_status(workspace), {name: found for name, (_, found) in artifacts.items()}),
         commands=[command for command in commands.values() if command is not None],
-        pictures=shown(general),
+        pictures=embedded_of(general),
         runs=[
             RunPart(
                 name=_id(name),
                 stage=stage,
                 title=found.name,
+                start=start_of[name],
                 facts=_facts(found),
                 command=commands[name],
                 tables=_class_tables(name, found) if stage == "evaluate" else [],
-                pictures=shown(pictures[name]),
+                pictures=embedded_of(pictures[name]),
                 settings=[(key, str(value)) for key, value in flatten(found.config()) if value is not None],
                 left_out=[picture.file for picture in pictures[name] if picture in left_out],
             )
@@ -131,27 +177,103 @@ def collect_page(workspace: Workspace, report: Report) -> Page:
     )
 
 
+def _start_of(stage: str, found: Artifact, starts: dict[str, Start]) -> Start | None:
+    run = {"finetune": found.content_hash, "evaluate": found.manifest["inputs"].get("weights")}.get(stage)
+    return starts.get(str(run))
+
+
+def _settings_apart(report: Report) -> tuple[list[int], str]:
+    """Return the places of `SETTING_COLUMNS` that differ between rows, and the others in words."""
+    lines = [setting_cells(row.setting) for row in report.rows]
+    apart = [place for place in range(len(SETTING_COLUMNS)) if len({line[place] for line in lines}) > 1]
+    equal = [text for place, text in enumerate(lines[0]) if place not in apart]
+    words = [f"{text} labelled" if text.endswith(")") else text for text in equal]
+    return apart, ", ".join(words)
+
+
 def _comparison(report: Report) -> Table | None:
+    """Return start, metric and difference first, then what sets the rows apart, then the other metrics."""
     if not report.rows:
         return None
-    header, *lines = cells_of(report)
-    numbers = frozenset(range(NUM_SETTING + 1, len(header) - (header[-1] == "remark")))
-    rows = [[Cell(text, _leading_number(text)) for text in line] for line in lines]
+    apart, equal = _settings_apart(report)
+    first, *others = report.metrics
+    header = ["start", first, f"Δ\u00a0{first}", "wins", *(SETTING_COLUMNS[place] for place in apart), "runs"]
+    for metric in others:
+        header += [metric, f"Δ\u00a0{metric}"]
+    header += [f"paper's {metric}" for metric in report.metrics]
+    words = {0, *range(4, 4 + len(apart))}
+    lines = []
+    for row in report.rows:
+        setting = setting_cells(row.setting)
+        value, delta, wins, _ = _numbers_of(row, first)
+        cells = [
+            value,
+            delta,
+            wins,
+            *(Cell(setting[place]) for place in apart),
+            Cell(str(len(row.runs)), len(row.runs)),
+        ]
+        for metric in others:
+            cells += _numbers_of(row, metric)[:2]
+        cells += [_numbers_of(row, metric)[3] for metric in report.metrics]
+        lines.append([Cell(row.label, colour=row.colour), *cells, Cell(remark_of(row))])
+    header.append("remark")
+    kept = [place for place in range(len(header)) if any(line[place].text for line in lines)]
+    numbers = {place for place in range(len(header) - 1) if place not in words}
     caption = (
-        "Evaluated runs by their start, in percent; ± is the standard deviation, of differences the standard error"
+        f"Evaluated runs by their start{f': {equal}' if equal else ''}. Numbers are percent; ± is the standard "
+        "deviation over runs, and of a difference (Δ) over pairs of equal seed and labels its standard error."
     )
-    return Table("comparison", caption, header, rows, numbers, report.remarks)
+    return Table(
+        "comparison",
+        caption,
+        [header[place] for place in kept],
+        [[line[place] for place in kept] for line in lines],
+        frozenset(kept.index(place) for place in numbers & set(kept)),
+        report.remarks,
+    )
 
 
-def _measured(workspace: Workspace) -> Table | None:
+def _numbers_of(row: Row, metric: str) -> list[Cell]:
+    """Return value, difference, wins and the paper's number; a number breaks before its error only."""
+    return [Cell(text.replace("± ", "±\u00a0"), _leading_number(text)) for text in shown(row.summaries.get(metric))]
+
+
+def _chart(report: Report) -> Chart | None:
+    metric = report.metrics[0]
+    rows = [row for row in report.rows if metric in row.summaries]
+    if not rows:
+        return None
+    apart, _ = _settings_apart(report)
+    ends = [(row.summaries[metric].mean + (row.summaries[metric].std or 0.0)) for row in rows]
+    full = max(ends) or 1.0
+    groups: dict[str, list[Bar]] = {}
+    for row in rows:
+        one = row.summaries[metric]
+        low, high = (None, None) if one.std is None else (max(one.mean - one.std, 0), one.mean + one.std)
+        value, delta, _, _ = shown(one)
+        told = f"{value} ({delta})" if delta else value
+        shares = (one.mean / full, None if low is None else low / full, None if high is None else high / full)
+        setting = setting_cells(row.setting)
+        group = groups.setdefault(", ".join(setting[place] for place in apart), [])
+        group.append(Bar(row.label, row.colour, *shares, told))
+    bases = dict.fromkeys(row.label for row in rows if row.is_baseline)
+    has_deltas = any(row.summaries[metric].delta for row in rows)
+    brackets = f"; in brackets the difference to {' or '.join(bases)}, ± its standard error" if has_deltas else ""
+    lines = "A line is one standard deviation over runs to both sides; a single run has none."
+    return Chart(f"{metric} in percent by start{brackets}. {lines}", list(groups.items()))
+
+
+def _measured(workspace: Workspace, start_of: dict[str, Start | None]) -> Table | None:
     rows = []
     for found in workspace.artifacts("evaluate"):
-        metrics = read_json(found.folder / "metrics.json")
-        link = _id(f"evaluate/{found.name}")
-        rows.append([Cell(found.name, link=link), *(_percent(metrics.get(name)) for name in _NUMBERS)])
-    caption = "COCO numbers of each evaluation, in percent (s, m, l: small, medium and large objects)"
-    header = ("evaluation", *_NUMBERS)
-    return Table("measured", caption, header, rows, frozenset(range(1, len(header)))) if rows else None
+        metrics, start = read_json(found.folder / "metrics.json"), start_of[f"evaluate/{found.name}"]
+        named = Cell(start.label, colour=start.colour) if start is not None else Cell("–")
+        numbers = [_percent(metrics.get(name)) for name in _NUMBERS]
+        rows.append([Cell(found.name, link=_id(f"evaluate/{found.name}")), named, *numbers])
+    caption = "COCO numbers of each evaluation, in percent; s, m and l are small, medium and large objects."
+    header = ("evaluation", "start", *_NUMBERS)
+    return Table("measured", caption, header, rows, frozenset(range(2, len(header)))) if rows else None
 
 
 def _class_tables(name: str, found: Artifact) -> list[Table]:
@@ -162,7 +284,19 @@ def _class_tables(name: str, found: Artifact) -> list[Table]:
         objects = Cell(str(entry["ground_truths"]), entry["ground_truths"])
         rows.append([Cell(labels[entry["category_id"]]), _percent(entry["AP"]), _percent(entry["AP50"]), objects])
     header = ("class", "AP", "AP50", "objects")
-    return [Table(f"classes-{_id(name)}", "Classes, in percent", header, rows, frozenset({1, 2, 3}))] if rows else []
+    return (
+        [
+            Table(
+                f"classes-{_id(name)}",
+                "AP and AP50 of each class, in percent, and the number of labelled objects.",
+                header,
+                rows,
+                frozenset({1, 2, 3}),
+            )
+        ]
+        if rows
+        else []
+    )
 
 
 def _artifact_table(rows: Sequence[StatusRow], artifacts: dict[str, Artifact]) -> Table:
@@ -175,14 +309,14 @@ def _artifact_table(rows: Sequence[StatusRow], artifacts: dict[str, Artifact]) -
         texts = (row.state, row.remark, made_from, content_hash, _time(row.finished))
         lines.append([Cell(name, link=_id(name) if manifest else None), *map(Cell, texts), Cell(*_duration(manifest))])
     header = ("artifact", "state", "result", "made from", "content hash", "finished (UTC)", "took")
-    caption = "What is in the workspace, and what it was made from"
+    caption = "What is in the workspace, and what it was made from."
     return Table("artifacts-table", caption, header, lines, frozenset({6}))
 
 
 def _facts(found: Artifact) -> list[tuple[str, str]]:
     manifest = found.manifest
     plain = {key: value for key, value in found.result.items() if isinstance(value, str | int | float)}
-    facts = [(key.replace("_", " "), _shown(value)) for key, value in plain.items()]
+    facts = [(key.replace("_", " "), _shown(key, value)) for key, value in plain.items()]
     facts += [(f"input: {key}", str(value)) for key, value in manifest["inputs"].items()]
     known = [key for key in ("content_hash", "config_hash", "seed") if key in manifest]
     facts += [(key.replace("_", " "), str(manifest[key])) for key in known]
@@ -212,7 +346,9 @@ def _leading_number(text: str) -> float | None:
         return None
 
 
-def _shown(value: Any) -> str:
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, float) and (key == "value" or key.removeprefix("mask_").startswith("AP")):
+        return f"{100 * value:.1f} %"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 

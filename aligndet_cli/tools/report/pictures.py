@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,30 +14,33 @@ BUDGET = 7_000_000  # characters of all pictures of a page, which must stay belo
 _MAX_WIDTH = 1400  # pixels: two columns of a wide screen
 _AS_IT_IS = 120_000  # bytes; smaller files are embedded unchanged
 _QUALITY = 80
+_WHITE = 0.5  # least share of white pixels of a plot
 _KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 _TITLES = {
-    "proposals/sheet": "Images with their proposals, coloured by size",
-    "proposals/count": "How many proposals the images have",
-    "proposals/size": "How large the proposals are",
-    "proposals/aspect": "How wide the proposals are for their height",
-    "proposals/recall": "How many labelled objects the proposals cover, by number of proposals and size of the object",
-    "cluster/sheet": "The largest clusters, each with the proposals nearest its centre",
-    "cluster/sizes": "How many proposals each cluster has",
-    "pretrain-box/views": "The two views of the first images, matching proposals in matching colours",
-    "pretrain-box/curves": "Losses, contrast accuracy, similarity and rank of the embeddings over the steps",
-    "pretrain-image/curves": "Losses and accuracies of the backbone's own training over the steps",
-    "finetune/curves": "Losses over the steps, and AP where it was measured on the way",
-    "evaluate/precision_recall": "Precision over recall, mean and most frequent classes",
-    "evaluate/per_class_ap": "AP and AP50 of each class",
-    "evaluate/errors": "Which errors cost how much AP50, over all and for each class",
-    "evaluate/confusion": "Which classes were found as which others, missed, or found where nothing is",
-    "evaluate/detections": "Ground truth beside detections",
-    "evaluate/best_and_worst": "The best and the worst images, ground truth beside detections",
-    "/views": "The two views of a few images as pretrain-box sees them, matching proposals in matching colours",
-    "figures/figure_4": "Embeddings of labelled objects before and after pre-training (t-SNE)",
-    "figures/figure_5": "Centres of predicted boxes with and without pre-training",
-    "figures/figure_7": "Fine-tuning losses, and AP where it was measured on the way, with and without pre-training",
-    "figures/figure_10": "Detections with and without pre-training",
+    "proposals/sheet": "Images with their proposals, coloured by size.",
+    "proposals/count": "How many proposals the images have.",
+    "proposals/size": "How large the proposals are.",
+    "proposals/aspect": "How wide the proposals are for their height.",
+    "proposals/recall": "How many labelled objects the proposals cover, by number of proposals and size of the object.",
+    "cluster/sheet": "The largest clusters, each with the proposals nearest its centre.",
+    "cluster/sizes": "How many proposals each cluster has.",
+    "pretrain-box/views": "The two views of the first images, matching proposals in matching colours.",
+    "pretrain-box/curves": "Losses, contrast accuracy, similarity and rank of the embeddings over the steps.",
+    "pretrain-image/curves": "Losses and accuracies of the backbone's own training over the steps.",
+    "finetune/curves": "Losses over the steps, and AP where it was measured on the way.",
+    "evaluate/precision_recall": "Precision over recall, mean and most frequent classes.",
+    "evaluate/per_class_ap": "AP and AP50 of each class.",
+    "evaluate/errors": "Which errors cost how much AP50, over all and for each class.",
+    "evaluate/confusion": "Which classes were found as which others, missed, or found where nothing is.",
+    "evaluate/detections": "Ground truth beside detections.",
+    "evaluate/best_and_worst": "The best and the worst images, ground truth beside detections.",
+    "evaluate/compare": "Precision over recall and errors: {this} against {other}.",
+    "evaluate/compare-training": "Fine-tuning losses, and AP where it was measured on the way: {this} against {other}.",
+    "/views": "The two views of a few images as pretrain-box sees them, matching proposals in matching colours.",
+    "figures/figure_4": "Embeddings of labelled objects before and after pre-training (t-SNE).",
+    "figures/figure_5": "Centres of predicted boxes with and without pre-training.",
+    "figures/figure_7": "Fine-tuning losses, and AP where it was measured on the way, with and without pre-training.",
+    "figures/figure_10": "Detections with and without pre-training.",
 }
 
 
@@ -57,23 +60,37 @@ class Picture:
 
 @dataclass(frozen=True)
 class Embedded:
-    """An embedded picture: `data:` address, and size in pixels of the image in it."""
+    """An embedded picture: `data:` address, and size in pixels of the image in it.
+
+    Attributes:
+        is_plot: True if most of it is white, so that it can be shown light on dark.
+    """
 
     picture: Picture
     address: str
     width: int
     height: int
+    is_plot: bool
 
 
-def find_pictures(workspace: Workspace, folder: Path, stage: str) -> list[Picture]:
-    """Return the pictures of an artifact, or of another folder of the workspace, sheets first."""
+def find_pictures(
+    workspace: Workspace, folder: Path, stage: str, labels: Mapping[str, str] | None = None
+) -> list[Picture]:
+    """Return the pictures of an artifact, or of another folder of the workspace, sheets first.
+
+    Args:
+        labels: starts of evaluations, by name.
+    """
     found = [
         file
         for place in (folder, folder / "plots")
         for file in sorted(place.glob("*"), key=_in_order)
         if file.suffix in _KINDS
     ]
-    return [Picture(file, str(file.relative_to(workspace.root)), _title(stage, file)) for file in found]
+    return [
+        Picture(file, str(file.relative_to(workspace.root)), _title(stage, file, folder.name, labels or {}))
+        for file in found
+    ]
 
 
 def _in_order(file: Path) -> tuple[str, int]:
@@ -111,6 +128,7 @@ def _embed(picture: Picture) -> Embedded | None:
         content = picture.path.read_bytes()
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
+            is_plot = image.convert("L").histogram()[-1] > _WHITE * width * height
             kind = _KINDS[picture.path.suffix]
             if len(content) > _AS_IT_IS:
                 scale = min(_MAX_WIDTH / width, 1)
@@ -121,9 +139,17 @@ def _embed(picture: Picture) -> Embedded | None:
                 content, kind = min((content, kind), (buffer.getvalue(), "image/webp"), key=lambda pair: len(pair[0]))
     except (OSError, UnidentifiedImageError):
         return None
-    return Embedded(picture, f"data:{kind};base64,{base64.b64encode(content).decode()}", width, height)
+    return Embedded(picture, f"data:{kind};base64,{base64.b64encode(content).decode()}", width, height, is_plot)
 
 
-def _title(stage: str, file: Path) -> str:
+def _title(stage: str, file: Path, run: str, labels: Mapping[str, str]) -> str:
+    if stage == "evaluate" and file.stem.startswith("compare-"):
+        other = file.stem.removeprefix("compare-")
+        is_training = other not in labels and other.endswith("-training")
+        other = other.removesuffix("-training") if is_training else other
+        this, that = labels.get(run, run), labels.get(other, other)
+        names = (this, that) if this != that else (run, other)
+        title = _TITLES["evaluate/compare-training" if is_training else "evaluate/compare"]
+        return title.format(this=names[0], other=names[1])
     words = file.stem.replace("_", " ").replace("-", " ")
-    return _TITLES.get(f"{stage}/{file.stem}", words[:1].upper() + words[1:])
+    return _TITLES.get(f"{stage}/{file.stem}", f"{words[:1].upper()}{words[1:]}.")

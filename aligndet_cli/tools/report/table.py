@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from aligndet_cli.tables import plain_table
-from aligndet_cli.tools.report.collect import Report, Row, Summary
+from aligndet_cli.tools.report.collect import Report, Row, Setting, Summary, headline
 
 FORMATS = ("table", "markdown", "csv", "json")
 
@@ -24,20 +24,20 @@ def terminal_table(report: Report) -> Table:
     for row, line in zip(report.rows, lines, strict=True):
         if previous is not None and row.setting != previous:
             table.add_section()
-        shown = [escape(cell) for cell in line]
+        cells = [escape(cell) for cell in line]
         if row.setting == previous:
-            shown[:NUM_SETTING] = [""] * NUM_SETTING
-        table.add_row(*shown)
+            cells[:NUM_SETTING] = [""] * NUM_SETTING
+        table.add_row(*cells)
         previous = row.setting
     return table
 
 
 def markdown(report: Report) -> str:
-    """Return a pipe table, and the remarks below it."""
+    """Return a pipe table, and below it what came out and the remarks."""
     header, *lines = cells_of(report)
     marks = ["---" if place < NUM_SETTING + 1 else "---:" for place in range(len(header))]
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, marks, *lines]]
-    return "\n".join([*rows, *(f"\n{remark}" for remark in report.remarks)]) + "\n"
+    return "\n".join([*rows, *(f"\n{remark}" for remark in (headline(report), *report.remarks) if remark)]) + "\n"
 
 
 def csv_text(report: Report) -> str:
@@ -66,34 +66,44 @@ def render(report: Report, form: str) -> str:
     console = Console(width=Console().width if sys.stdout.isatty() else 1000, file=io.StringIO())
     with console.capture() as captured:
         console.print(terminal_table(report))
-    return "\n".join([*(line.rstrip() for line in captured.get().splitlines()), *report.remarks])
+    table = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join([*table, "", *(line for line in (headline(report), *report.remarks) if line)])
 
 
-_SETTING_COLUMNS = ("detector", "backbone", "schedule", "data", "labelled")
-NUM_SETTING = len(_SETTING_COLUMNS)
+SETTING_COLUMNS = ("detector", "backbone", "schedule", "data", "labelled")
+NUM_SETTING = len(SETTING_COLUMNS)
 
 
 def cells_of(report: Report) -> list[list[str]]:
     """Return header and lines of the table; columns without any text are left out."""
     metric_columns = [title for metric in report.metrics for title in (metric, f"Δ {metric}", "wins", "paper")]
-    header = [*_SETTING_COLUMNS, "start", "n", *metric_columns, "remark"]
+    header = [*SETTING_COLUMNS, "start", "n", *metric_columns, "remark"]
     lines = [_line(row, report.metrics) for row in report.rows]
     kept = [place for place in range(len(header)) if place <= NUM_SETTING + 1 or any(line[place] for line in lines)]
     return [[line[place] for place in kept] for line in [header, *lines]]
 
 
-def _line(row: Row, metrics: tuple[str, ...]) -> list[str]:
-    setting = row.setting
+def setting_cells(setting: Setting) -> list[str]:
+    """Return the texts of `SETTING_COLUMNS`."""
     data = setting.data if setting.evaluated == "val" else f"{setting.data}, {setting.evaluated}"
     labelled = f"{setting.fraction:g} % ({setting.num_images})" if setting.num_images else "unknown"
-    cells = [setting.detector, setting.backbone, setting.schedule, data, labelled, row.label, str(len(row.runs))]
-    for metric in metrics:
-        cells += _shown(row.summaries.get(metric))
+    return [setting.detector, setting.backbone, setting.schedule, data, labelled]
+
+
+def remark_of(row: Row) -> str:
+    """Return the remark of a row, and the source of the paper's numbers."""
     source = f"paper: {row.published_in}" if row.published_in else ""
-    return [*cells, "; ".join(part for part in (row.remark, source) if part)]
+    return "; ".join(part for part in (row.remark, source) if part)
 
 
-def _shown(summary: Summary | None) -> tuple[str, str, str, str]:
+def _line(row: Row, metrics: tuple[str, ...]) -> list[str]:
+    cells = [*setting_cells(row.setting), row.label, str(len(row.runs))]
+    for metric in metrics:
+        cells += shown(row.summaries.get(metric))
+    return [*cells, remark_of(row)]
+
+
+def shown(summary: Summary | None) -> tuple[str, str, str, str]:
     """Return value, difference, wins and the paper's number, in percent."""
     if summary is None:
         return "", "", "", ""

@@ -38,6 +38,17 @@ def test_all_figures_of_a_pair_of_runs(pair: Path) -> None:
             assert np.asarray(image.convert("L")).std() > 5
 
 
+@pytest.mark.parametrize("kind", ["pdf", "svg"])
+def test_figures_for_print(pair: Path, tmp_path: Path, monkeypatch, kind: str) -> None:
+    monkeypatch.setattr(command, "_find_stages", _raise_gone)  # without figure 4, which takes a second
+    ran = aligndet("figures", "-w", pair, "-o", tmp_path, "--format", kind, "--json").json()
+    assert ran["files"] == [str(tmp_path / f"figure_{number}.{kind}") for number in (5, 7, 10)]
+    start = (tmp_path / f"figure_7.{kind}").read_bytes()[:5]
+    assert start == {"pdf": b"%PDF-", "svg": b"<?xml"}[kind]
+    no = aligndet("figures", "-w", pair, "--format", "pfd", code=2).error_line()
+    assert no == "error: --format pfd: is not a choice; did you mean 'pdf'?"
+
+
 def test_what_is_asked_for_must_be_there(pair: Path, chain: Path, tmp_path: Path) -> None:
     lone = aligndet("figures", "-w", chain, code=2).error_line()
     assert "no two evaluations of the same images, one of a pre-trained run and one without" in lone
@@ -57,7 +68,7 @@ def test_one_figure_that_fails_costs_no_other(pair: Path, tmp_path: Path, monkey
     monkeypatch.setattr(command, "_find_stages", _raise_gone)
     drawn = command.write_figures(Workspace(pair), folder=tmp_path)
     assert [file.name for file in drawn.files] == ["figure_5.png"]
-    assert "figure_7.png: RuntimeError('no room')" in drawn.not_drawn and caplog.text.count("not drawn") == 3
+    assert "figure_7: RuntimeError('no room')" in drawn.not_drawn and caplog.text.count("not drawn") == 3
 
 
 def _raise_gone(*_: object) -> None:

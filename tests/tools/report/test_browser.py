@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from aligndet_cli.tools.report.collect import collect_report
 from aligndet_cli.tools.report.html import write_page
@@ -15,7 +17,7 @@ from helpers.pages import NUM_PAIRS, make_workspace
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
-PHONE = 390  # pixels
+PHONE, PRINT = 390, 703  # pixels; the latter is A4 within its margins
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,39 @@ def test_fits_a_phone_and_loads_nothing_from_elsewhere(browser: Any, page_file: 
     assert said == [] and [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
 
 
+@pytest.mark.parametrize(
+    ("width", "scheme", "media"),
+    [(1280, "light", "screen"), (PHONE, "light", "screen"), (1280, "dark", "screen"), (PRINT, "light", "print")],
+    ids=["desk", "phone", "dark", "print"],
+)
+def test_no_table_is_wider_than_its_frame(browser: Any, page_file: Path, width: int, scheme: str, media: str) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(10_000)
+    page.goto(page_file.as_uri())
+    page.emulate_media(media=media)
+    page.locator("details").evaluate_all("all => all.forEach(details => { details.open = true; })")
+    frames = page.locator(".scroll, .chart")
+    sizes = frames.evaluate_all("all => all.map(frame => [frame.scrollWidth, frame.clientWidth])")
+    assert len(sizes) == 4 + 2 * NUM_PAIRS and [size for size in sizes if size[0] > size[1]] == []
+    cells = page.locator("main :is(td, th), .bar span")  # nothing sticks out of the page, and no text is cut off
+    ends = cells.evaluate_all("all => all.map(cell => cell.getBoundingClientRect().right)")
+    assert len(ends) > 100 and max(ends) <= width
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.close()
+
+
+def test_dark_pages_do_not_glare(browser: Any, page_file: Path, tmp_path: Path) -> None:
+    shares = {}
+    for scheme in ("light", "dark"):
+        page = browser.new_page(color_scheme=scheme)
+        page.goto(page_file.as_uri())
+        page.screenshot(path=tmp_path / f"{scheme}.png")
+        page.close()
+        with Image.open(tmp_path / f"{scheme}.png") as image:
+            shares[scheme] = (np.asarray(image.convert("L")) > 200).mean()
+    assert shares["light"] > 0.8 and shares["dark"] < 0.1
+
+
 def test_tables_sort_and_filter_and_commands_copy(browser: Any, page_file: Path) -> None:
     page = browser.new_page()
     page.set_default_timeout(10_000)
@@ -60,14 +95,14 @@ def test_tables_sort_and_filter_and_commands_copy(browser: Any, page_file: Path)
         return [rows.nth(row).locator("th, td").nth(place).inner_text() for row in range(rows.count())]
 
     heads = page.locator("#measured thead button")
-    heads.nth(1).click()
+    heads.nth(2).click()
     # 0.1, 0.2, 0.3 and 0.4 without, and each 0.0123 more with pre-training; the largest first.
     falling = ["41.2", "40.0", "31.2", "30.0", "21.2", "20.0", "11.2", "10.0"]
-    assert column(1) == falling
-    heads.nth(1).click()
-    assert column(1) == falling[::-1]
-    heads.nth(2).click()  # two values and six that were not measured
-    assert column(2)[:2] == ["31.2", "30.0"] and set(column(2)[2:]) == {"–"}
+    assert column(2) == falling
+    heads.nth(2).click()
+    assert column(2) == falling[::-1]
+    heads.nth(3).click()  # two values and six that were not measured
+    assert column(3)[:2] == ["31.2", "30.0"] and set(column(3)[2:]) == {"–"}
     heads.nth(0).click()
     names = [f"{start}-{place}-val" for start in ("backbone", "pretrain") for place in range(NUM_PAIRS)]
     assert column(0) == names

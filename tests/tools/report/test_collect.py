@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.tools.report.collect import Report, Row, collect_report
+from aligndet_cli.tools.report.collect import Report, Row, collect_report, headline
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import aligndet
 from helpers.reports import Tuned, add_evaluated, add_pretrained
@@ -52,6 +52,28 @@ def test_means_spreads_and_paired_differences(workspace: Path) -> None:
     assert (alone.mean, alone.std, alone.count) == (0.363, None, 1)
 
 
+def test_the_headline_says_how_sure_it_is(tmp_path: Path) -> None:
+    assert headline(collect_report(Workspace(tmp_path))) == ""
+    add_evaluated(tmp_path, Tuned("plain"), 0.35)
+    alone = "backbone only: 35.0 AP, and no other start to compare it with."
+    assert headline(collect_report(Workspace(tmp_path))) == alone
+    add_evaluated(tmp_path, Tuned("scratch", init="scratch", weights="none"), 0.1)
+    add_evaluated(tmp_path, Tuned("ours", init="pretrain", weights="own"), 0.388)
+    one = "AlignDet +3.8 AP over backbone only, 1 pair: a sign, not proof."
+    assert headline(collect_report(Workspace(tmp_path))) == one
+    for place, value in enumerate((0.34, 0.36), start=1):
+        add_evaluated(tmp_path, Tuned(f"plain-{place}", seed=place), value - 0.04)
+        add_evaluated(tmp_path, Tuned(f"ours-{place}", init="pretrain", weights="own", seed=place), value)
+    # 3.8, 4 and 4: mean 3.93, standard error 0.0667, times 4.3027 (two degrees of freedom): 0.287
+    several = "AlignDet +3.9 ± 0.1 AP over backbone only, 3 pairs: 95 % interval +3.6 to +4.2, ahead in 3 of 3."
+    assert headline(collect_report(Workspace(tmp_path))) == several
+    few = {"fraction": 1.0, "images": 1172, "steps": 12_000}
+    add_evaluated(tmp_path, Tuned("plain-few", **few), 0.08)
+    add_evaluated(tmp_path, Tuned("ours-few", init="pretrain", weights="own", **few), 0.07)
+    mixed = "AlignDet -1.0 to +3.9 AP over backbone only in 2 settings, ahead in 3 of 4 pairs."
+    assert headline(collect_report(Workspace(tmp_path))) == mixed
+
+
 def test_any_start_can_be_the_baseline(workspace: Path) -> None:
     rows = rows_of(collect_report(Workspace(workspace), baseline="AlignDet"))
     delta = rows[1, "backbone only"].summaries["AP"].delta
@@ -67,8 +89,8 @@ def test_of_two_runs_of_one_fold_and_seed_the_newer_counts(workspace: Path) -> N
 
 
 def test_other_data_steps_and_batches_are_other_settings(workspace: Path) -> None:
-    add_evaluated(workspace, Tuned("short", init="pretrain", steps=80_000), 0.1)
-    add_evaluated(workspace, Tuned("batch", init="pretrain", batch_size=8), 0.1)
+    add_evaluated(workspace, Tuned("short", init="pretrain", weights="own", steps=80_000), 0.1)
+    add_evaluated(workspace, Tuned("batch", init="pretrain", weights="own", batch_size=8), 0.1)
     rows = collect_report(Workspace(workspace)).rows
     schedules = [row.setting.schedule for row in rows if row.label == "AlignDet" and row.setting.fraction == 100]
     assert schedules == ["80000 steps", "90000 steps of 8"]
@@ -127,9 +149,12 @@ def test_other_metrics_are_read_from_the_evaluation(workspace: Path) -> None:
 
 def test_formats_of_the_command(workspace: Path, tmp_path: Path) -> None:
     words = ("report", "-w", workspace)
-    table = aligndet(*words).stdout.splitlines()
+    *table, empty, said = aligndet(*words).stdout.splitlines()
     assert [line.split()[0] for line in table] == ["detector", "retinanet", "AlignDet", "retinanet"]
     assert "8.5 ± 0.7" in table[1] and "+0.8 ± 1.2" in table[2] and "1 of 2" in table[2]
+    # Half the width of the interval is 12.706 standard errors of two pairs.
+    doubtful = "2 pairs: 95 % interval -15.1 to +16.6, ahead in 1 of 2. It could be chance."
+    assert (empty, said) == ("", f"AlignDet +0.8 ± 1.2 AP over backbone only, {doubtful}")
     markdown = aligndet(*words, "--format", "markdown", "--metric", "AP").stdout.splitlines()
     assert markdown[0] == (
         "| detector | backbone | schedule | data | labelled | start | n | AP | Δ AP | wins | paper | remark |"
@@ -143,6 +168,7 @@ def test_formats_of_the_command(workspace: Path, tmp_path: Path) -> None:
     header, first, *_ = (line.split(",") for line in file.read_text().splitlines())
     assert float(first[header.index("AP_mean")]) == pytest.approx(0.085) and len(first) == len(header)
     found = aligndet(*words, "--json").json()
+    assert found["headline"] == said
     assert [row["label"] for row in found["rows"]] == ["backbone only", "AlignDet", "backbone only"]
     assert aligndet(*words, "--format", "json").json() == found
 

@@ -1,0 +1,88 @@
+"""Starts of fine-tuned runs: one name and one colour in every table and picture of a workspace."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from aligndet_cli.plotting import COLOURS
+from aligndet_cli.workspace import Workspace
+
+IMPORT = "import"
+_LABELS = {"scratch": "scratch", "backbone": "backbone only"}  # of runs that load no pre-trained detector
+_PRETRAINED = "AlignDet"
+# The first start of a kind has its own colour, so that it is the same in most workspaces; the others share the rest.
+_COLOURS = {"backbone": COLOURS[0], "pretrain": COLOURS[1], "scratch": COLOURS[2]}
+_OTHER_COLOURS = COLOURS[3:]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that a fine-tuned run began with, as people call them.
+
+    Attributes:
+        run: name of the run.
+        label: the user's, or a usual one.
+        kind: `pretrain`, `backbone`, `scratch` or `import`.
+        weights: hash of the weights it started from.
+        is_labelled: True if the user chose the label.
+        colour: that of the label.
+    """
+
+    run: str
+    label: str
+    kind: str
+    weights: str
+    is_labelled: bool
+    colour: str = ""
+
+
+def find_starts(workspace: Workspace) -> dict[str, Start]:
+    """Return the start of each fine-tuned run by the run's content hash, oldest first.
+
+    Runs without a label that started from several pre-trainings are told apart by the names of these.
+    """
+    pretrained = {artifact.content_hash: artifact.name for artifact in workspace.artifacts("pretrain-box")}
+    found: dict[str, Start] = {}
+    rivals: dict[tuple[str, str], set[str]] = {}
+    groups: dict[str, tuple[str, str]] = {}
+    for run in workspace.artifacts("finetune"):
+        config, init = run.config(), run.result["init"]
+        kind = init if init in (*_LABELS, IMPORT) else "pretrain"
+        usual = run.name if "training" not in config else _LABELS.get(kind, _PRETRAINED)
+        weights, given = str(run.manifest["inputs"]["weights"]), config.get("label")
+        found[run.content_hash] = Start(run.name, given or usual, kind, weights, bool(given))
+        if kind == "pretrain" and not given:
+            groups[run.content_hash] = config["detector"]["family"], str(run.result.get("backbone"))
+            rivals.setdefault(groups[run.content_hash], set()).add(weights)
+    for key, group in groups.items():
+        if len(rivals[group]) > 1 and found[key].label == _PRETRAINED:
+            name = pretrained.get(found[key].weights, found[key].weights[:6])
+            found[key] = replace(found[key], label=f"{_PRETRAINED}, {name}")
+    return _coloured(found)
+
+
+def _coloured(starts: dict[str, Start]) -> dict[str, Start]:
+    """Add colours, in the order in which the starts were first used, so that a new one changes no other."""
+    own, others = dict(_COLOURS), 0
+    colours: dict[str, str] = {}
+    for start in starts.values():
+        if start.label not in colours:
+            colour = own.pop(start.kind, None)
+            if colour is None:
+                colour = _OTHER_COLOURS[others % len(_OTHER_COLOURS)]
+                others += 1
+            colours[start.label] = colour
+    return {key: replace(start, colour=colours[start.label]) for key, start in starts.items()}
+
+
+def tell_apart(starts: Sequence[Start]) -> dict[str, str]:
+    """Return the colours of runs in one picture by their names there: the labels, or where these are equal the runs'.
+
+    A colour that is taken in the picture is replaced by a free one.
+    """
+    labels = [start.label for start in starts]
+    colours: dict[str, str] = {}
+    for start in starts:
+        free = [colour for colour in (start.colour, *COLOURS) if colour not in colours.values()]
+        is_unique = start.label and labels.count(start.label) == 1
+        colours[start.label if is_unique else start.run] = free[0] if free else start.colour
+    return colours
