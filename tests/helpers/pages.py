@@ -93,6 +93,24 @@ def make_workspace(root: Path) -> Path:
     return root
 
 
+def make_large_study(root: Path) -> Path:
+    """Three detectors, two amounts of labels and four starts of long names, some of which the paper has."""
+    add_pretrained(root, "pre", content_hash="pre")
+    long = ("AlignDet, contrast only, three times as long", "from-scratch_with_a_long_name_without_spaces")
+    starts = (("backbone", "backbone only"), ("pretrain", "AlignDet"), ("pretrain", long[0]), ("scratch", long[1]))
+    for detector, backbone in (("retinanet", "resnet50"), ("faster-rcnn", "swin-small"), ("fcos", "mobilenet-v2")):
+        for fraction, steps in ((1.0, 12_000), (100.0, 90_000)):
+            for place, (init, label) in enumerate(starts):
+                value = 0.2 + fraction / 1000 + 0.01 * place
+                setting = {"fraction": fraction, "steps": steps, "images": int(117_266 * fraction / 100)}
+                for seed in range(2):
+                    name = f"{detector}-{place}-{fraction:g}-s{seed}"
+                    weights = "pre" if init == "pretrain" else "imagenet"
+                    run = Tuned(name, init, label, detector, backbone, weights=weights, seed=seed, **setting)
+                    add_evaluated(root, run, value + 0.01 * seed, value + 0.2, value - 0.05)
+    return root
+
+
 def _add_pictures_and_classes(folder: Path, value: float) -> None:
     file = folder / "metrics.json"
     classes = [

@@ -12,7 +12,7 @@ from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.collect import Report, Row, headline
 from aligndet_cli.tools.report.commands import command_of
 from aligndet_cli.tools.report.pictures import Embedded, Picture, embed_all, find_pictures
-from aligndet_cli.tools.report.table import SETTING_COLUMNS, remark_of, setting_cells, shown
+from aligndet_cli.tools.report.table import SETTING_COLUMNS, setting_cells, shown
 from aligndet_cli.tools.status import StatusRow, collect_status
 from aligndet_cli.workspace import Artifact, Workspace
 
@@ -186,9 +186,13 @@ def _settings_apart(report: Report) -> tuple[list[int], str]:
     """Return the places of `SETTING_COLUMNS` that differ between rows, and the others in words."""
     lines = [setting_cells(row.setting) for row in report.rows]
     apart = [place for place in range(len(SETTING_COLUMNS)) if len({line[place] for line in lines}) > 1]
-    equal = [text for place, text in enumerate(lines[0]) if place not in apart]
-    words = [f"{text} labelled" if text.endswith(")") else text for text in equal]
-    return apart, ", ".join(words)
+    forms = {"data": "on {}", "labelled": "{} labelled"}
+    equal = [
+        forms.get(title, "{}").format(text)
+        for place, (title, text) in enumerate(zip(SETTING_COLUMNS, lines[0], strict=True))
+        if place not in apart
+    ]
+    return apart, ", ".join(equal)
 
 
 def _comparison(report: Report) -> Table | None:
@@ -197,29 +201,17 @@ def _comparison(report: Report) -> Table | None:
         return None
     apart, equal = _settings_apart(report)
     first, *others = report.metrics
-    header = ["start", first, f"Δ\u00a0{first}", "wins", *(SETTING_COLUMNS[place] for place in apart), "runs"]
-    for metric in others:
-        header += [metric, f"Δ\u00a0{metric}"]
-    header += [f"paper's {metric}" for metric in report.metrics]
-    words = {0, *range(4, 4 + len(apart))}
+    header = ["start", first, f"Δ\u00a0{first}", "wins", "setting", "runs"]
+    header += [title for metric in others for title in (metric, f"Δ\u00a0{metric}")]
     lines = []
     for row in report.rows:
-        setting = setting_cells(row.setting)
-        value, delta, wins, _ = _numbers_of(row, first)
-        cells = [
-            value,
-            delta,
-            wins,
-            *(Cell(setting[place]) for place in apart),
-            Cell(str(len(row.runs)), len(row.runs)),
-        ]
-        for metric in others:
-            cells += _numbers_of(row, metric)[:2]
-        cells += [_numbers_of(row, metric)[3] for metric in report.metrics]
-        lines.append([Cell(row.label, colour=row.colour), *cells, Cell(remark_of(row))])
-    header.append("remark")
+        numbers = {metric: _numbers_of(row, metric) for metric in report.metrics}
+        cells = [*numbers[first], Cell(_setting_of(row, apart)), Cell(str(len(row.runs)), len(row.runs))]
+        cells += [cell for metric in others for cell in numbers[metric][:2]]
+        lines.append([Cell(row.label, colour=row.colour), *cells, Cell(_published(row)), Cell(row.remark)])
+    header += ["paper", "remark"]
     kept = [place for place in range(len(header)) if any(line[place].text for line in lines)]
-    numbers = {place for place in range(len(header) - 1) if place not in words}
+    words = {header.index(title) for title in ("start", "setting", "paper", "remark")}
     caption = (
         f"Evaluated runs by their start{f': {equal}' if equal else ''}. Numbers are percent; ± is the standard "
         "deviation over runs, and of a difference (Δ) over pairs of equal seed and labels its standard error."
@@ -229,14 +221,27 @@ def _comparison(report: Report) -> Table | None:
         caption,
         [header[place] for place in kept],
         [[line[place] for place in kept] for line in lines],
-        frozenset(kept.index(place) for place in numbers & set(kept)),
+        frozenset(place for place, column in enumerate(kept) if column not in words),
         report.remarks,
     )
 
 
+def _setting_of(row: Row, apart: Sequence[int]) -> str:
+    texts = setting_cells(row.setting)
+    return ", ".join(texts[place] for place in apart)
+
+
+def _published(row: Row) -> str:
+    """Return the paper's numbers of a row, in percent."""
+    found = {metric: one.published for metric, one in row.summaries.items() if one.published is not None}
+    numbers = ", ".join(f"{metric} {100 * value:.1f}" for metric, value in found.items())
+    return f"{numbers} ({row.published_in})" if numbers else ""
+
+
 def _numbers_of(row: Row, metric: str) -> list[Cell]:
-    """Return value, difference, wins and the paper's number; a number breaks before its error only."""
-    return [Cell(text.replace("± ", "±\u00a0"), _leading_number(text)) for text in shown(row.summaries.get(metric))]
+    """Return value, difference and wins; a number breaks before its error only."""
+    texts = shown(row.summaries.get(metric))[:3]
+    return [Cell(text.replace("± ", "±\u00a0"), _leading_number(text)) for text in texts]
 
 
 def _chart(report: Report) -> Chart | None:
@@ -251,12 +256,10 @@ def _chart(report: Report) -> Chart | None:
     for row in rows:
         one = row.summaries[metric]
         low, high = (None, None) if one.std is None else (max(one.mean - one.std, 0), one.mean + one.std)
-        value, delta, _, _ = shown(one)
+        value, delta = shown(one)[:2]
         told = f"{value} ({delta})" if delta else value
         shares = (one.mean / full, None if low is None else low / full, None if high is None else high / full)
-        setting = setting_cells(row.setting)
-        group = groups.setdefault(", ".join(setting[place] for place in apart), [])
-        group.append(Bar(row.label, row.colour, *shares, told))
+        groups.setdefault(_setting_of(row, apart), []).append(Bar(row.label, row.colour, *shares, told))
     bases = dict.fromkeys(row.label for row in rows if row.is_baseline)
     has_deltas = any(row.summaries[metric].delta for row in rows)
     brackets = f"; in brackets the difference to {' or '.join(bases)}, ± its standard error" if has_deltas else ""

@@ -90,17 +90,12 @@ def setting_cells(setting: Setting) -> list[str]:
     return [setting.detector, setting.backbone, setting.schedule, data, labelled]
 
 
-def remark_of(row: Row) -> str:
-    """Return the remark of a row, and the source of the paper's numbers."""
-    source = f"paper: {row.published_in}" if row.published_in else ""
-    return "; ".join(part for part in (row.remark, source) if part)
-
-
 def _line(row: Row, metrics: tuple[str, ...]) -> list[str]:
     cells = [*setting_cells(row.setting), row.label, str(len(row.runs))]
     for metric in metrics:
         cells += shown(row.summaries.get(metric))
-    return [*cells, remark_of(row)]
+    source = f"paper: {row.published_in}" if row.published_in else ""
+    return [*cells, "; ".join(part for part in (row.remark, source) if part)]
 
 
 def shown(summary: Summary | None) -> tuple[str, str, str, str]:

@@ -68,9 +68,8 @@ def test_tables_hold_what_was_measured(page, workspace):
     assert comparison[1][:7] == ["plain", "25.0 ±\xa012.9", "", "", "4", "30.0", ""]
     assert comparison[2][:7] == [HOSTILE, "26.2 ±\xa012.9", "+1.2 ±\xa00.0", "4 of 4", "4", "31.2", "+1.2"]
     [caption] = [caption for caption in tables if caption.startswith("Evaluated runs")]
-    assert caption.startswith(
-        "Evaluated runs by their start: retinanet, resnet50, 90000 steps, coco, 100 % (117266) lab"
-    )
+    equal = "retinanet, resnet50, 90000 steps, on coco, 100 % (117266) labelled"
+    assert caption.startswith(f"Evaluated runs by their start: {equal}. Numbers")
 
 
 def test_begins_with_what_came_out(page):
