@@ -3,6 +3,7 @@
 At full scale these ask for the paper's experiments and for no others, which is seen without running them.
 """
 
+import itertools
 import re
 from pathlib import Path
 
@@ -56,12 +57,13 @@ def test_table(script: str, shared_folder: Path, programs: Path) -> None:
     """Ends with a row for each fine-tuned run, all of them measured."""
     lines = run(script, cwd=shared_folder, programs=programs).splitlines()
     [top] = [place for place, line in enumerate(lines) if line.startswith("detector ")]
+    rows = list(itertools.takewhile(bool, lines[top + 1 :]))  # what came out is told below
     begin, end = lines[top].index(" start ") + 1, lines[top].index(" n ") + 1
     asked = []
     for runs in studies_of(script, shared_folder):
         asked += [one.config().to_json()["label"] for one in runs if one.stage == "finetune"]
-    assert sorted(line[begin:end].strip() for line in lines[top + 1 :]) == sorted(asked)
-    assert all(re.match(r"1 +\d+\.\d\b", line[end:]) for line in lines[top + 1 :])
+    assert sorted(line[begin:end].strip() for line in rows) == sorted(asked)
+    assert all(re.match(r"1 +\d+\.\d\b", line[end:]) for line in rows)
     assert (script == "table12.sh") == (top > 0)
     if script == "table12.sh":  # millions of parameters, images, steps and hours, beside the paper's
         assert [line.split()[0] for line in lines[1:top]] == ["pretrain-box", "finetune"]
