@@ -1,7 +1,7 @@
 """Commands that show results: status, studies, reports, figures, detections, the demo."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from aligndet_cli.flags import Given, control, own, setting, with_flags
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.launch import Shown
 from aligndet_cli.workspace import Workspace
+
+if TYPE_CHECKING:
+    from aligndet_cli.tools.study.command import StudyOutcome
 
 
 @with_flags((flags.WORKSPACE, flags.JSON), "status", None)
@@ -35,57 +38,128 @@ def status(_: None, given: Given) -> None:
 
 
 DEMO = (
+    own("--photos", Path, "Labelled data set to tell the story on (pictures that are drawn)."),
+    own("--backbone", str, "With --photos: backbone, see `aligndet ls backbones` (that of the weights)."),
+    own(
+        "--backbone-weights", str, "With --photos: file, DEFAULT or another of torchvision's (what torch's cache has)."
+    ),
+    control("--offline", bool, "With --photos: never download (off).", panel=flags.MACHINE),
     control("--workspace -w", Path, "Folder of pictures and artifacts (./demo)."),
     control("--seed", int, "Seed of the pictures and of all training (0)."),
     flags.JSON,
 )
+_PHOTO_FLAGS = ("backbone", "backbone_weights", "offline")
 
 
 @with_flags(DEMO, "demo", None)
-def demo(_: None, given: Given, *, seed: int = 0) -> None:
-    """Run all five stages on pictures drawn on the spot, with and without pre-training, in a few minutes."""
-    from aligndet_cli.tools.demo import run_demo
+def demo(_: None, given: Given, *, seed: int = 0, photos: Path | None = None, **chosen: Any) -> None:
+    """Run all stages, with and without pre-training, on pictures drawn on the spot, in a few minutes; or on photos."""
+    from aligndet_cli.tools.demo import run_demo, run_photo_demo
 
     with user_errors(given):
         check_seed(seed)
-        report = run_demo(given.control.workspace or Path("demo"), seed=seed)
+        _refuse_idle(_PHOTO_FLAGS if photos is None else (), chosen, "goes with --photos DATA")
+        folder = given.control.workspace or Path("demo")
+        if photos is None:
+            report = run_demo(folder, seed=seed)
+        else:
+            named = {"backbone": chosen.get("backbone"), "weights": chosen.get("backbone_weights")}
+            report = run_photo_demo(folder, photos, seed=seed, **named, offline=chosen.get("offline", False))
         if given.control.json:
             print_json({"command": "demo", "status": "done", "result": report.to_json()})
-        else:
-            terminal.console().print(report.table())
-            typer.echo(f"report with all pictures: {report.page}")
+            return
+        terminal.console().print(report.table())
+        if photos is not None:
+            typer.echo(f"one pair is no proof: `aligndet study --quick {photos}` has several, and says how sure it is")
+        typer.echo(f"report with all pictures: {report.page}")
+
+
+def _refuse_idle(names: tuple[str, ...], given: dict[str, Any], reason: str) -> None:
+    for name in names:
+        if name in given:
+            raise ConfigError(f"--{name.replace('_', '-')}: {reason}")
 
 
 STUDY = (
+    own("--quick", bool, "Plan a study of DATA for this machine, run it, and say whether pre-training pays (off)."),
+    own("--hours", float, "With --quick: time to plan for (1)."),
+    own(
+        "--detector",
+        str,
+        "With --quick: retinanet | fcos | faster-rcnn (retinanet).",
+        words="retinanet fcos faster-rcnn",
+    ),
+    own("--backbone", str, "With --quick: backbone, see `aligndet ls backbones` (that of the weights)."),
+    own("--backbone-weights", str, "With --quick: file, DEFAULT or another of torchvision's (what torch's cache has)."),
+    control("--offline", bool, "With --quick: never download (off).", panel=flags.MACHINE),
     control("--jobs -j", int, "Runs at a time (one per GPU, else one)."),
-    control("--dry-run -n", bool, "List the runs, and which are complete (off)."),
+    control("--dry-run -n", bool, "List the runs, and which are complete; with --quick, only plan (off)."),
     flags.WORKSPACE,
     flags.JSON,
     flags.PROGRESS,
     control("--verbose -v", bool, "Print the log of each run, too (off)."),
 )
+_QUICK_FLAGS = ("hours", "detector", "backbone", "backbone_weights", "offline")
 
 
-@with_flags(STUDY, "study", ("FILE", "TOML file of the starts to compare, and of detectors, fractions, folds, seeds."))
-def study(file: Path | None, given: Given, *, jobs: int | None = None) -> None:
-    """Run detectors, starts, labelled fractions, folds and seeds against each other, and report."""
+@with_flags(
+    STUDY,
+    "study",
+    ("FILE", "TOML file of the starts to compare, and of detectors, fractions, folds, seeds; with --quick, DATA."),
+)
+def study(file: Path | None, given: Given, *, jobs: int | None = None, quick: bool = False, **chosen: Any) -> None:
+    """Run detectors, starts, labelled fractions, folds and seeds against each other, and report.
+
+    With --quick, answer one question in a given time: does box-domain pre-training pay on DATA?
+    """
     from aligndet_cli.tools.report.table import render
     from aligndet_cli.tools.study.command import run_study
 
     asked = given.control
     with user_errors(given):
-        if file is None:
-            raise ConfigError("which study? name its file: `aligndet study FILE`")
+        _refuse_idle(() if quick else _QUICK_FLAGS, chosen, "goes with --quick; a study file says it itself")
         shown = Shown(terminal.progress_mode(asked.progress), asked.verbosity)
-        outcome = run_study(file, Workspace.locate(asked.workspace), jobs=jobs, dry_run=asked.dry_run, shown=shown)
+        place = Workspace.locate(asked.workspace)
+        if quick:
+            _study_quick(file, place, shown, given, jobs, chosen)
+            return
+        if file is None:
+            raise ConfigError("which study? name its file: `aligndet study FILE`, or `aligndet study --quick DATA`")
+        outcome = run_study(file, place, jobs=jobs, dry_run=asked.dry_run, shown=shown)
         if asked.json:
             print_json({"command": "study", **outcome.to_json()})
         else:
             typer.echo(outcome.listing() if outcome.report is None else render(outcome.report, "table"))
-        for state in outcome.failed:
-            typer.echo(f"failed: {state.stage}/{state.name}: {state.message}", err=True)
-        if outcome.failure is not None:
-            terminal.fail(str(outcome.failure), outcome.failure.exit_code, is_json=False)  # the result is out already
+        _tell_failures(outcome)
+
+
+def _study_quick(
+    data: Path | None, place: Workspace, shown: Shown, given: Given, jobs: int | None, chosen: dict[str, Any]
+) -> None:
+    from aligndet_cli.tools.report.table import render
+    from aligndet_cli.tools.study.quick.command import ask, run_quick
+
+    if data is None:
+        raise ConfigError("which data? name it: `aligndet study --quick DATA`")
+    offline = chosen.pop("offline", False)
+    is_dry = given.control.dry_run
+    outcome = run_quick(ask(data, **chosen), place, jobs=jobs, dry_run=is_dry, offline=offline, shown=shown)
+    if given.control.json:
+        print_json({"command": "study", **outcome.to_json()})
+    elif outcome.study.report is None:
+        typer.echo(f"dry run: {outcome.file} would be written, and {len(outcome.study.states)} runs started")
+    else:
+        typer.echo(render(outcome.study.report, "table"))
+        if outcome.page is not None:
+            typer.echo(f"page with all pictures: {outcome.page}")
+    _tell_failures(outcome.study)
+
+
+def _tell_failures(outcome: "StudyOutcome") -> None:
+    for state in outcome.failed:
+        typer.echo(f"failed: {state.stage}/{state.name}: {state.message}", err=True)
+    if outcome.failure is not None:
+        terminal.fail(str(outcome.failure), outcome.failure.exit_code, is_json=False)  # the result is out already
 
 
 REPORT = (

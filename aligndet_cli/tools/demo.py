@@ -1,5 +1,10 @@
-"""`aligndet demo`: run the whole method on drawn pictures, and measure the effect of box-domain pre-training."""
+"""`aligndet demo`: run the whole method, and measure the effect of box-domain pre-training.
 
+On drawn pictures, or on a labelled data set of the user's.
+"""
+
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +19,19 @@ from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.figures.command import write_figures
 from aligndet_cli.tools.report.collect import METRICS, collect_report
 from aligndet_cli.tools.report.html import write_page
+from aligndet_cli.tools.study.quick.backbone import find_backbone
+from aligndet_cli.tools.study.quick.data import open_labelled
+from aligndet_cli.tools.study.quick.fit import finetune_steps, fit_settings, is_gpu
 from aligndet_cli.workspace import Workspace
 
 LABELLED_PERCENT = 5  # of the training pictures; nobody has labelled the others
 STARTS = {"backbone only": "backbone", "with AlignDet pre-training": "pretrain"}
 FINETUNE_LR = {"backbone": 0.02, "pretrain": 0.03}  # half as much again after pre-training, as the paper does
+LABELLED_PHOTOS = 30  # of the user's, at least
+PHOTO_CLUSTERS = 16
+PHOTO_STEPS = 400  # of pre-training
+_DETECTOR = "retinanet"
+_Stage = Callable[..., Outcome]  # name of a stage and settings as after `--set` -> what came of it
 
 
 @dataclass(frozen=True)
@@ -104,11 +117,63 @@ def run_demo(folder: Path, *, seed: int, size: DemoSize = FULL_SIZE) -> DemoRepo
     numbers = (f"k={size.num_clusters}", f"pca_dim={size.num_clusters}", "short_side=160", "long_side=224")
     stage("cluster", *numbers, "backbone.name=resnet18")
     stage("pretrain-box", *size.model.split(), *size.pretrain.split())
+
+    def slim(name: str, *settings: str) -> Outcome:
+        return stage(name, *((*size.model.split(), *size.finetune.split()) if name == "finetune" else ()), *settings)
+
+    return _with_and_without(slim, workspace)
+
+
+def run_photo_demo(
+    folder: Path, data: Path, *, seed: int, backbone: str | None, weights: str | None, offline: bool = False
+) -> DemoReport:
+    """Tell the same story on a labelled data set: some 30 of its images keep their labels, the others lose them.
+
+    Backbone and settings are found as for `aligndet study --quick`.
+
+    Raises:
+        AlignDetError: no labels, no weights of a backbone, or any error of a stage.
+    """
+    photos = open_labelled(data)
+    workspace = Workspace(folder / f"photos-{data.absolute().name}-{seed}")
+    name, file = find_backbone(backbone, weights, workspace, offline=offline, is_gpu=is_gpu())
+    percent = min(math.ceil(100 * LABELLED_PHOTOS / photos.num_train), 100)
+    num_labelled = int(percent / 100 * photos.num_train)
+    logger.info(f"{photos.describe()}; {num_labelled} of them keep their labels")
+    logger.info(f"{_DETECTOR} on {name}, weights {file}")
+    tables = fit_settings(photos, _DETECTOR, name, file)
+    tables["pretrain-box"]["training.steps"] = PHOTO_STEPS
+    tables["finetune"] |= {"training.steps": finetune_steps(num_labelled), "fraction": float(percent)}
+    held_out = workspace.root / "held-out"
+    photos.write_held_out(held_out)
+    places = photos.held_out_settings(held_out)
+    model = {key: value for key, value in tables["common"].items() if not key.startswith("backbone.")}
+    network = {"backbone.name": name, "backbone.weights": str(file)}
+    views = tables["pretrain-box"]
+    sides = {"short_side": max(views["views.short_side"]), "long_side": views["views.long_side"]}
+    own = {
+        "proposals": tables.get("proposals", {}),
+        "cluster": {**network, **sides, "k": PHOTO_CLUSTERS, "pca_dim": PHOTO_CLUSTERS},
+        "pretrain-box": {**model, **network, **views},
+        "finetune": {**model, **network, **tables["finetune"]},
+        "evaluate": tables["evaluate"],
+    }
+
+    def stage(name: str, *settings: str) -> Outcome:
+        values = {**places.get("common", {}), **places.get(name, {}), **own[name], "data.root": data, "seed": seed}
+        return execute(Request(name, workspace, Sources(None, settings, {k: ("demo", v) for k, v in values.items()})))
+
+    for name in ("proposals", "cluster", "pretrain-box"):
+        stage(name)
+    return _with_and_without(stage, workspace)
+
+
+def _with_and_without(stage: _Stage, workspace: Workspace) -> DemoReport:
+    """Fine-tune and evaluate without and with the pre-training, draw the figures, and write the page."""
     metrics = []
     comparison: tuple[str, ...] = ()
     for label, init in STARTS.items():
-        settings = (f"init={init}", f"label={label}", f"training.lr={FINETUNE_LR[init]}")
-        run = stage("finetune", *size.model.split(), *size.finetune.split(), *settings).folder.name
+        run = stage("finetune", f"init={init}", f"label={label}", f"training.lr={FINETUNE_LR[init]}").folder.name
         evaluation = stage("evaluate", f"run={run}", "batch_size=8", *comparison)
         assert evaluation.artifact is not None, "a stage that is done has an artifact"
         metrics.append({key: float(evaluation.artifact.result[key] or 0.0) for key in METRICS})

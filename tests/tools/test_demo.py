@@ -2,7 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from aligndet_cli.tools import demo
 from aligndet_cli.tools.demo import DemoSize, run_demo
+from aligndet_cli.tools.study.quick import fit
+from helpers.commandline import aligndet
 
 SMALL = DemoSize(
     num_objects=24,
@@ -31,3 +34,40 @@ def test_demo_runs_all_stages_and_compares(tmp_path: Path) -> None:
     assert stages == {"pretrain-image", "proposals", "cluster", "pretrain-box", "finetune", "evaluate"}
     # Again: nothing is redone, the same table.
     assert run_demo(tmp_path, seed=0, size=SMALL).to_json() == numbers
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_the_same_story_on_photographs(
+    toy: Path, mobilenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "LABELLED_PHOTOS", 4)
+    monkeypatch.setattr(demo, "PHOTO_CLUSTERS", 3)
+    monkeypatch.setattr(demo, "PHOTO_STEPS", 2)
+    monkeypatch.setattr(demo, "finetune_steps", lambda _: 2)
+    monkeypatch.setattr(demo, "FINETUNE_LR", {"backbone": 0.001, "pretrain": 0.001})
+    monkeypatch.setattr(fit, "BATCH", 2)
+    words = ("demo", "--photos", toy, "--backbone-weights", mobilenet, "-w", tmp_path / "demo")
+    ran = aligndet(*words)
+    assert "13 images of 'train' to train on, 11 to measure on ('val'); 4 of them keep their labels" in ran.stderr
+    assert "with AlignDet pre-training" in ran.stdout and "one pair is no proof: `aligndet study --quick" in ran.stdout
+    workspace = tmp_path / "demo" / "photos-toy-0"
+    stages = {folder.parent.name for folder in workspace.glob("*/*") if folder.is_dir()}
+    assert stages == {"proposals", "cluster", "pretrain-box", "finetune", "evaluate"}
+    assert "plots/compare-" in (workspace / "report.html").read_text()
+    assert aligndet(*words).stdout == ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--backbone", "resnet18"), 2, "--backbone: goes with --photos DATA"),
+        (("--offline",), 2, "--offline: goes with --photos DATA"),
+        (("--photos", "nowhere"), 3, "nowhere: no such file or folder"),
+        (("--photos", "{toy}", "--backbone-weights", "gone.pth"), 4, "gone.pth: no such file"),
+    ],
+)
+def test_mistakes_are_one_line(toy: Path, tmp_path: Path, words: tuple[str, ...], code: int, said: str) -> None:
+    filled = [word.format(toy=toy) for word in words]
+    assert said in aligndet("demo", *filled, "-w", tmp_path / "demo", code=code).error_line()
+    assert not (tmp_path / "demo").exists()

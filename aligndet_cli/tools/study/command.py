@@ -15,7 +15,7 @@ from aligndet_cli.tools.report.collect import Report, collect_report
 from aligndet_cli.tools.study.board import Problem, RunState
 from aligndet_cli.tools.study.plan import plan_runs
 from aligndet_cli.tools.study.run import carry_out, look_up
-from aligndet_cli.tools.study.spec import load_study
+from aligndet_cli.tools.study.spec import StudyConfig, load_study
 from aligndet_cli.workspace import Workspace
 
 
@@ -61,8 +61,7 @@ def run_study(
         ConfigError: the study cannot be read, or contradicts itself.
         Preempted, KeyboardInterrupt: asked to stop; the same command goes on.
     """
-    if joined_world_size() is not None:
-        raise ConfigError("study: starts processes of its own; start it once, without torchrun or srun")
+    refuse_joining()
     study = load_study(file)
     runs = plan_runs(study, workspace)
     states = look_up(runs, workspace)
@@ -70,7 +69,7 @@ def run_study(
     num_complete = sum(state == "complete" for state in states.values())
     logger.info(f"{file}: {len(runs)} runs ({', '.join(counts)}), {num_complete} complete")
     if dry_run:
-        return StudyOutcome([RunState(run.stage, run.name, states[run.key]) for run in runs], None, None)
+        return list_runs(study, workspace)
     gpus = _gpus() if num_complete < len(runs) else ()
     jobs = len(gpus) or 1 if jobs is None else jobs
     if jobs < 1:
@@ -82,6 +81,19 @@ def run_study(
     names = {run.name for run in runs if run.stage == "evaluate"}
     report = collect_report(workspace, baseline=study.starts[0].label, names=names)
     return StudyOutcome(board.states(), report, _failure(board.states(), board.problems))
+
+
+def refuse_joining() -> None:
+    """Raise a ConfigError under torchrun or Slurm, where each process would start a study of its own."""
+    if joined_world_size() is not None:
+        raise ConfigError("study: starts processes of its own; start it once, without torchrun or srun")
+
+
+def list_runs(study: StudyConfig, workspace: Workspace) -> StudyOutcome:
+    """Return the runs of a study and their states; nothing runs."""
+    runs = plan_runs(study, workspace)
+    states = look_up(runs, workspace)
+    return StudyOutcome([RunState(run.stage, run.name, states[run.key]) for run in runs], None, None)
 
 
 def evaluations_of(files: Iterable[Path], workspace: Workspace) -> set[str]:

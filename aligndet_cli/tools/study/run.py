@@ -52,7 +52,7 @@ def carry_out(runs: list[StageRun], workspace: Workspace, *, jobs: int, gpus: tu
     _remember_data(runs, workspace)
     if jobs == 1:
         while (run := board.begin_next()) is not None:
-            with _quiet_stages(shown):
+            with quiet_stages(logging.WARNING if shown.verbosity <= 0 else logger.level):
                 problem = perform(Request(run.stage, workspace, run.sources, shown=shown))
             board.finish(run, problem)
     else:
@@ -73,12 +73,11 @@ def _remember_data(runs: list[StageRun], workspace: Workspace) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_stages(shown: Shown) -> Iterator[None]:
-    """Log warnings only, unless the user asked for more: the stages say too much to be read many times."""
-    level = logger.level
-    if shown.verbosity <= 0:
-        logger.setLevel(logging.WARNING)
+def quiet_stages(level: int) -> Iterator[None]:
+    """Log nothing below a level: the stages say too much to be read many times."""
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)

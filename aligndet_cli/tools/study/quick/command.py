@@ -1,0 +1,195 @@
+"""`aligndet study --quick`: from a data set to a verdict."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from aligndet_cli.config import validated
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.logs import logger
+from aligndet_cli.processes.launch import Shown
+from aligndet_cli.tools.report.collect import Report
+from aligndet_cli.tools.report.html import write_page
+from aligndet_cli.tools.study.command import StudyOutcome, list_runs, refuse_joining, run_study
+from aligndet_cli.tools.study.quick.backbone import find_backbone
+from aligndet_cli.tools.study.quick.budget import Costs, Size, choose_size
+from aligndet_cli.tools.study.quick.data import LabelledData, open_labelled
+from aligndet_cli.tools.study.quick.fit import PROPOSAL_IMAGES, TOPK, Tables, fit_settings, is_gpu, rates_of
+from aligndet_cli.tools.study.quick.plan import OURS, Asked, PlanFiles, QuickPlan, study_of
+from aligndet_cli.tools.study.quick.timing import time_stages
+from aligndet_cli.tools.study.quick.verdict import Verdict, verdicts_of
+from aligndet_cli.tools.study.spec import StudyConfig
+from aligndet_cli.workspace import Workspace
+
+DETECTOR = "retinanet"
+HOURS = 1.0
+
+
+@dataclass(frozen=True)
+class QuickOutcome:
+    """The outcome of a quick study.
+
+    Attributes:
+        study: of its runs.
+        page: None after a dry run.
+    """
+
+    plan: QuickPlan
+    file: Path
+    study: StudyOutcome
+    verdicts: list[Verdict] = field(default_factory=list)
+    page: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            **self.study.to_json(),
+            "plan": {**self.plan.lines, "seconds": round(self.plan.seconds)},
+            "study": str(self.file),
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "page": self.page and str(self.page),
+        }
+
+
+def ask(
+    data: Path,
+    *,
+    hours: float = HOURS,
+    detector: str | None = None,
+    backbone: str | None = None,
+    backbone_weights: str | None = None,
+) -> Asked:
+    """Return what was typed as a question, with files by their whole path.
+
+    Raises:
+        ConfigError: no time.
+    """
+    if not hours > 0 or math.isinf(hours):
+        raise ConfigError(f"--hours {hours:g}: should be greater than 0")
+    weights = backbone_weights
+    if weights is not None and Path(weights).is_file():
+        weights = str(Path(weights).absolute())
+    return Asked(str(data.absolute()), hours, detector, backbone, weights)
+
+
+def run_quick(
+    asked: Asked,
+    workspace: Workspace,
+    *,
+    jobs: int | None = None,
+    dry_run: bool = False,
+    offline: bool = False,
+    shown: Shown | None = None,
+) -> QuickOutcome:
+    """Plan a study for a data set and the time there is, run it, and tell whether pre-training pays.
+
+    The same call goes on with the plan it has made. A dry run measures and plans, and writes nothing.
+
+    Raises:
+        ConfigError: too little time, or a plan of something else is there.
+        DataError: no labelled images.
+        WeightsError: no weights of a backbone.
+        Preempted, KeyboardInterrupt: asked to stop.
+    """
+    refuse_joining()
+    files = PlanFiles(workspace)
+    known = files.read(asked)
+    plan, baseline = known or (_make_plan(asked, files, workspace, jobs=jobs or 1, offline=offline), None)
+    width = max(map(len, plan.lines))
+    for title, line in plan.lines.items():
+        logger.info(f"  {title:<{width}}  {line}")
+    if dry_run:
+        content = plan.content if baseline is None else plan.with_baseline(baseline)
+        return QuickOutcome(plan, files.study, list_runs(validated(StudyConfig, content, {}), workspace))
+    if known is None:
+        open_labelled(Path(asked.data)).write_held_out(files.held_out)
+        files.write(plan)
+    outcome = run_study(files.study, workspace, jobs=jobs, shown=shown)
+    if baseline is None and outcome.failure is None and outcome.report is not None:
+        baseline = _best(outcome.report, plan)
+        files.write(plan, baseline)
+        outcome = run_study(files.study, workspace, jobs=jobs, shown=shown)
+    assert outcome.report is not None, "a study that ran has a report"
+    verdicts = verdicts_of(outcome.report, OURS) if baseline is not None and outcome.failure is None else []
+    report = replace(outcome.report, remarks=[*(one.sentence() for one in verdicts), *outcome.report.remarks])
+    page = write_page(workspace, report) if report.rows else None
+    return QuickOutcome(plan, files.study, replace(outcome, report=report), verdicts, page)
+
+
+def _make_plan(asked: Asked, files: PlanFiles, workspace: Workspace, *, jobs: int, offline: bool) -> QuickPlan:
+    detector = asked.detector or DETECTOR
+    rates = rates_of(detector)
+    data = open_labelled(Path(asked.data))
+    name, weights = find_backbone(asked.backbone, asked.weights, workspace, offline=offline, is_gpu=is_gpu())
+    tables = fit_settings(data, detector, name, weights)
+    logger.info("measuring: a few real steps of every stage on this machine")
+    costs = time_stages(study_of(data.root, detector, Size((100,), 1, 1, 1, 1), tables), data)
+    num_proposal_images = min(data.num_train, PROPOSAL_IMAGES)
+    size, seconds = choose_size(
+        costs,
+        3600 * asked.hours,
+        num_images=data.num_train,
+        num_proposal_images=num_proposal_images,
+        num_rates=len(rates.plain),
+        jobs=jobs if is_gpu() else 1,
+    )
+    for table, added in data.held_out_settings(files.held_out).items():
+        tables[table] = {**tables.get(table, {}), **added}
+    lines = _describe(data, detector, tables, costs, size, seconds)
+    return QuickPlan(asked, lines, seconds, study_of(data.root, detector, size, tables))
+
+
+def _describe(
+    data: LabelledData, detector: str, tables: Tables, costs: Costs, size: Size, seconds: float
+) -> dict[str, str]:
+    common, tuned = tables["common"], tables["finetune"]
+    rates = rates_of(detector)
+    runs = size.num_finetunings(len(rates.plain))
+    per_run = costs.finetune_start + size.finetune_steps * costs.finetune_step + costs.evaluation
+    pretraining = costs.pretrain_start + size.pretrain_steps * costs.pretrain_step
+    num_proposals = min(data.num_train, PROPOSAL_IMAGES)
+    proposals = costs.proposals_start + num_proposals * costs.proposals_image
+    labels = " and ".join(f"{percent:g} %" for percent in size.fractions)
+    plain = ", ".join(f"{lr:g}" for lr in rates.plain)
+    tried = "seed 0" if size.rate_seeds == 1 else f"{size.rate_seeds} seeds"
+    return {
+        "data": data.describe(),
+        "detector": f"{detector} on {common['backbone.name']}, weights {common['backbone.weights']}",
+        "images": f"short side {tuned['resolution.short_side'][0]}, long side {tuned['resolution.long_side']} at most, "
+        f"{common['training.batch_size']} a step, {common['runtime.precision']}",
+        "proposals": f"{num_proposals} images without their labels: {_time(proposals)}",
+        "pre-training": f"{size.pretrain_steps} steps of {costs.pretrain_step:.2f} s, {TOPK} proposals an image: "
+        f"{_time(pretraining)}",
+        "fine-tuning": f"{runs} runs of {size.finetune_steps} steps of {costs.finetune_step:.2f} s, and their "
+        f"evaluation: {_time(runs * per_run)}",
+        "starts": f"AlignDet and the backbone only, with {labels} of the labels and {size.seeds} seeds; before, the "
+        f"best rate of the backbone only is found among {plain}, with {tried}",
+        "in all": f"about {_time(seconds)}",
+    }
+
+
+def _best(report: Report, plan: QuickPlan) -> str:
+    """Return the label of the baseline with the highest AP over its seeds."""
+    found = {
+        row.label: row.summaries["AP"].mean
+        for row in report.rows
+        if row.label in plan.baselines and "AP" in row.summaries
+    }
+    if not found:
+        raise ConfigError(
+            f"{plan.asked.data}: AP of no run can be measured: are there boxes in the images to measure on?"
+        )
+    told = ", ".join(f"{label}: AP {100 * value:.1f}" for label, value in found.items())
+    best = max(found, key=lambda label: found[label])
+    logger.info(f"best of its rates: {best} ({told})")
+    return best
+
+
+def _time(seconds: float) -> str:
+    """Return a time for people: rounded up, in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    if seconds < 5400:
+        return f"{-(-seconds // 60):.0f} min"
+    return f"{seconds / 3600:.1f} h"
