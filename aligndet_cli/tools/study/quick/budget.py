@@ -1,4 +1,4 @@
-"""How much of a study fits into a given time: fractions of the labels, seeds and steps. Free of torch."""
+"""Choose the parts of a study by the time there is: fractions of the labels, seeds and steps. Free of torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user asked for; None where nothing was said."""
+    """Words of the user; None where nothing was said."""
 
     data: str
     hours: float

@@ -17,7 +17,7 @@ _LEARNED = 0.02  # AP below which a detector has not learned anything
 
 @dataclass(frozen=True)
 class Verdict:
-    """What pre-training brings in one setting.
+    """Gain of pre-training in one setting, and the answer that follows.
 
     Attributes:
         labelled: number of labelled images.
