@@ -1,16 +1,12 @@
 """The answer of a study: the mean difference of its pairs with its 95 % interval, in one sentence."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
-
-from scipy.stats import t as student
 
 from aligndet_cli.tools.report.collect import Report, Row
 
 Answer = Literal["it pays", "it does not pay", "not decided"]
 
-LEVEL = 0.95
 _WORTH = 0.005  # AP in 0..1 that pays for nothing
 _LEARNED = 0.02  # AP below which a detector has not learned anything
 
@@ -22,8 +18,7 @@ class Verdict:
     Attributes:
         labelled: number of labelled images.
         fraction: percent of all.
-        difference, low, high: mean difference of AP in 0..1 and the ends of its interval, which is of Student's
-            distribution over pairs.
+        difference, low, high: mean difference of AP in 0..1 and the ends of its interval.
         baseline: label of the start that is compared with.
         reason: of "not decided".
     """
@@ -63,11 +58,10 @@ def verdicts_of(report: Report, label: str) -> list[Verdict]:
 
 def _verdict(row: Row, baseline: Row) -> Verdict | None:
     ours, plain = row.summaries.get("AP"), baseline.summaries.get("AP")
-    if ours is None or plain is None or ours.delta is None or ours.delta.standard_error is None:
+    if ours is None or plain is None or ours.delta is None or ours.delta.interval is None:
         return None
     delta = ours.delta
-    width = float(student.ppf((1 + LEVEL) / 2, delta.num_pairs - 1)) * ours.delta.standard_error
-    low, high = delta.mean - width, delta.mean + width
+    low, high = ours.delta.interval
     answer: Answer = "it pays" if low > 0 else "it does not pay" if high < _WORTH else "not decided"
     reason = "more seeds or labels" if answer == "not decided" else ""
     if max(ours.mean, plain.mean) < _LEARNED:
@@ -79,4 +73,4 @@ def _verdict(row: Row, baseline: Row) -> Verdict | None:
 
 
 def _points(value: float) -> str:
-    return f"{100 * value:+.1f}" if math.isfinite(value) else "?"
+    return f"{100 * value:+.1f}"
