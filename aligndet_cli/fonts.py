@@ -17,7 +17,7 @@ from PIL import ImageFont
 from aligndet_cli.logs import logger
 
 FONT_FILE = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-_LONGEST_NUMBERS = 24  # letters of a text in which numbers stand for some
+_MOST_ADDED = 24  # letters that numbers may add to a text
 
 
 def set_text(text: str) -> tuple[str, str]:
@@ -28,7 +28,7 @@ def set_text(text: str) -> tuple[str, str]:
     shown = "".join(letter if letter in known else ascii(letter)[1:-1] for letter in text)
     if shown != text:
         _warn_of_numbers(text)
-    longest = max(len(text), _LONGEST_NUMBERS)
+    longest = len(text) + _MOST_ADDED
     return file, shown if len(shown) <= longest else f"{shown[: longest - 11]}\u2026{shown[-10:]}"
 
 
@@ -45,7 +45,9 @@ def _warn_of_numbers(text: str) -> None:
     """Warn, once per process."""
     if not _warned:
         _warned.add(text)
-        logger.warning("no font here has all letters of %r: pictures show their numbers; install one that has", text)
+        logger.warning(
+            "no font here has all letters of %r: pictures show their numbers; install one, such as Noto Sans", text
+        )
 
 
 @cache

@@ -26,7 +26,7 @@ from aligndet_cli.plotting import (
 )
 
 MAX_BARS = 40
-_LONGEST_NAME = 30  # letters in a line
+_LONGEST_NAME, _LETTERS_PER_INCH = 30, 10  # letters in a line
 MAX_CLASS_CURVES = len(COLOURS)
 MAX_CONFUSION = 40  # classes; with more the picture cannot be read
 MAX_NUMBERED = 16  # most classes for which the cells of the confusion matrix have numbers
@@ -77,7 +77,7 @@ def draw_precision_recall(drawing: Drawing) -> Figure:
     _finish_curves(class_axes, f"IoU 0.5, {which} classes")
     if curves_of:  # not by the labels of the lines, of which Matplotlib leaves out those that begin with "_"
         class_axes.legend(curves_of.values(), curves_of.keys(), fontsize=SMALL)
-    figure.suptitle(f"Precision over recall - {drawing.title}")
+    _set_title(figure, f"Precision over recall - {drawing.title}")
     return figure
 
 
@@ -95,9 +95,10 @@ def draw_per_class(drawing: Drawing) -> Figure:
         axes.text(max(entry["AP"], entry["AP50"]) + 0.01, row, numbers, va="center", fontsize=SMALL)
     labels = _labels(per_class)
     names = [f"{labels[entry['category_id']]} ({entry['ground_truths']})" for entry in shown]
-    _finish_bars(axes, names, f"AP per class - {drawing.title}{left_out}", 1.16)
+    _finish_bars(axes, names, 1.16)
     axes.set_xlabel("AP / AP50; number of ground truths in brackets")
-    axes.legend(loc="lower right", fontsize=SMALL)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL)
+    _set_title(figure, f"AP per class - {drawing.title}{left_out}")
     return figure
 
 
@@ -109,7 +110,8 @@ def draw_errors(drawing: Drawing) -> Figure:
     labels = _labels(errors["per_class"], taken=("all classes",))
     rows += [(labels[entry["category_id"]], entry) for entry in shown]
     figure = new_figure(9, 1.9 + 0.34 * max(len(rows), 2))
-    draw_error_bars(figure.subplots(), rows, f"What AP50 loses to which errors - {drawing.title}{left_out}")
+    draw_error_bars(figure.subplots(), rows)
+    _set_title(figure, f"What AP50 loses to which errors - {drawing.title}{left_out}")
     return figure
 
 
@@ -125,7 +127,7 @@ def _best_classes(per_class: Sequence[Mapping[str, Any]], metric: str) -> tuple[
     return ranked[:MAX_BARS], f", best {MAX_BARS} of {len(ranked)} classes" if len(ranked) > MAX_BARS else ""
 
 
-def draw_error_bars(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]], title: str) -> None:
+def draw_error_bars(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]]) -> None:
     """Draw one stacked bar of `PARTS` per row."""
     for part, colour in zip(PARTS, _PART_COLOURS, strict=True):
         before = [sum(values[other] for other in PARTS[: PARTS.index(part)]) for _, values in rows]
@@ -136,7 +138,7 @@ def draw_error_bars(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]],
                 ink = "white" if part == "AP50" else "black"
                 place = (start + width / 2, row)
                 axes.text(*place, f"{width:.2f}", ha="center", va="center", fontsize=SMALL, color=ink)
-    _finish_bars(axes, [name for name, _ in rows], title, 1.0)
+    _finish_bars(axes, [name for name, _ in rows], 1.0)
     axes.set_xlabel("AP at IoU 0.5, and what it gains when the errors of a kind do not count")
     handles, names = axes.get_legend_handles_labels()
     axes.figure.legend(handles, names, loc="outside lower center", ncols=len(PARTS), fontsize=SMALL)
@@ -171,11 +173,8 @@ def draw_confusion(drawing: Drawing) -> Figure:
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=SMALL, color=ink)
     axes.set(xlabel="detected as", ylabel="ground truth")
     left_out = f"\n{len(shown)} most frequent of {len(categories)} classes" if len(shown) < len(categories) else ""
-    axes.set_title(
-        f"Confusions - {drawing.title}\nIoU {confusion['iou_threshold']:g}, score >= "
-        f"{confusion['score_threshold']:.2f} (best F1: {confusion['f1']:.2f}){left_out}",
-        fontsize=10,
-    )
+    thresholds = f"IoU {confusion['iou_threshold']:g}, score >= {confusion['score_threshold']:.2f}"
+    _set_title(figure, f"Confusions - {drawing.title}\n{thresholds} (best F1: {confusion['f1']:.2f}){left_out}")
     return figure
 
 
@@ -192,8 +191,9 @@ def draw_comparison(analyses: Mapping[str, Mapping[str, Any]], title: str, colou
     _finish_curves(curve_axes, "Precision over recall, mean over classes")
     rows = [(wrap(name, _LONGEST_NAME), analysis["errors"]) for name, analysis in analyses.items()]
     rows = [(name, errors) for name, errors in rows if errors["AP50"] is not None]
-    draw_error_bars(error_axes, rows, "What AP50 loses to which errors")
-    figure.suptitle(wrap(title, 120))
+    draw_error_bars(error_axes, rows)
+    error_axes.set_title("What AP50 loses to which errors")
+    _set_title(figure, title)
     return figure
 
 
@@ -203,10 +203,15 @@ def _finish_curves(axes: Axes, title: str) -> None:
     axes.set(xlim=(0, 1.01), ylim=(-0.02, 1.03))
 
 
-def _finish_bars(axes: Axes, names: Sequence[str], title: str, right: float) -> None:
+def _set_title(figure: Figure, title: str) -> None:
+    """Put a title above all axes, in lines that fit."""
+    length = int(_LETTERS_PER_INCH * figure.get_figwidth())
+    figure.suptitle("\n".join(wrap(line, length) for line in title.split("\n")), fontsize=11)
+
+
+def _finish_bars(axes: Axes, names: Sequence[str], right: float) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
     axes.set_xlim(0, right)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title)

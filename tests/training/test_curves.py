@@ -2,9 +2,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from aligndet_cli.plotting import REFERENCE
+from aligndet_cli.tools.figures.panels import PANEL, for_print
 from aligndet_cli.training.curves import MAX_POINTS, draw_runs, plot_comparison, plot_curves, read_log
+from helpers.texts import clashing_texts
 
 NUM_STEPS = 90_000
 
@@ -106,3 +109,15 @@ def test_losses_of_fine_tuning_come_first(tmp_path: Path) -> None:
     ]
     (tmp_path / "m").write_text('{"step": 5, "AP": 0.5}\n')
     assert list(panels_of(draw_runs({"": read_log(tmp_path / "m")}, limits={}))) == ["On the validation split"]
+
+
+@pytest.mark.parametrize("num_losses", [1, 5])
+def test_no_text_covers_another_on_screen_and_in_print(num_losses: int) -> None:
+    steps = np.arange(1.0, 30.0)
+    log = {f"loss_{name}": (steps, 1 / steps) for name in "abcde"[:num_losses]} | {"AP50": (steps, steps / 100)}
+    names = [f"retinanet-resnet50-three-times-as-long-f1-p10-s{seed}" for seed in range(2)]
+    logs = dict.fromkeys(names, log)
+    title = " against ".join(names)
+    assert clashing_texts(draw_runs(logs, limits={}, title=title)) == []
+    with for_print():
+        assert clashing_texts(draw_runs(logs, limits={}, title=title, panel=PANEL)) == []
