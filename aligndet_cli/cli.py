@@ -25,7 +25,7 @@ EXIT_CODES = {
     "3": "the data cannot be used",
     "4": "the weights or the model cannot be used",
     "6": "a gate was not passed (evaluate --fail-under, doctor --strict)",
-    "75": "stopped by SIGTERM or SIGUSR1 with everything saved",
+    "75": "stopped by SIGTERM, SIGUSR1 or SIGHUP with everything saved",
     "130": "stopped by Ctrl-C",
 }
 

@@ -290,6 +290,9 @@ def _settings(stage: str, sources: Sources) -> Iterator[tuple[str, Any, str]]:
         yield path, value, flag
 
 
+_LONGEST_TOML = 10**6  # bytes
+
+
 def read_toml(file: Path, title: str) -> dict[str, Any]:
     """Return the content of a TOML file, which messages call `title`.
 
@@ -297,7 +300,11 @@ def read_toml(file: Path, title: str) -> dict[str, Any]:
         ConfigError: not there, not readable, or not TOML.
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as handle:
+            content = handle.read(_LONGEST_TOML + 1)
+        if len(content) > _LONGEST_TOML:  # /dev/zero never ends
+            raise ConfigError(f"{title}: longer than {_LONGEST_TOML // 10**6} MB, so no file of settings")
+        return tomllib.loads(content.decode())
     except FileNotFoundError:
         raise ConfigError(f"{title}: no such file") from None
     except OSError as error:

@@ -92,12 +92,12 @@ class GateError(AlignDetError):
 
 
 class Preempted(AlignDetError):
-    """SIGTERM or SIGUSR1 arrived; everything is saved and the same command continues."""
+    """SIGTERM, SIGUSR1 or SIGHUP arrived; everything is saved and the same command continues."""
 
     exit_code = 75
 
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _NO_ACCESS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
 _NO_MORE = {errno.EAGAIN}  # of `fork` and of new threads
@@ -177,8 +177,10 @@ def _of_the_system(error: OSError, flags: Collection[str]) -> RunError | None:
         return None
     place = error.filename if error.filename not in (None, b"", "") else "a file or folder"
     told = f"{place}: {error.strerror}"
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return RunError(f"{told}; free some space, then run the same command again to continue")
+    if error.errno == errno.EFBIG:
+        return RunError(f"{told}; raise the limit on the size of files (ulimit -f), then run the same command again")
     if error.errno in _NO_ACCESS:
         places = [flag for flag in ("--workspace", "--output") if flag in flags]
         return RunError(f"{told}; choose a {' or '.join(places) or 'place'} that can be written, then run again")

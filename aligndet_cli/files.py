@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,7 +58,7 @@ def write_bytes(file: Path, *parts: bytes | memoryview) -> None:
         file = file.resolve()
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        with temporary.open("wb") as handle:
+        with naming(file), temporary.open("wb") as handle:
             handle.writelines(parts)
             handle.flush()
             os.fsync(handle.fileno())
@@ -65,6 +66,17 @@ def write_bytes(file: Path, *parts: bytes | memoryview) -> None:
     except OSError:  # a full disk needs the space
         with contextlib.suppress(OSError):
             temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Let an error of the system in the block name the file that is written: a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(file)
         raise
 
 
@@ -80,6 +92,19 @@ def check_output_file(file: Path) -> None:
         raise ConfigError(f"--output {file}: no such folder as {file.parent}")
     if (file.parent / "manifest.json").exists():
         raise ConfigError(f"--output {file}: {file.parent} is a finished run; name a file elsewhere")
+
+
+def check_parts(file: Path) -> None:
+    """Make sure that the parts of a zip archive, such as one of `torch.save`, have their checksums.
+
+    `torch.load` does not look: with one bit of a weight changed, it would load another weight.
+
+    Raises:
+        BadZipFile: one has not.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if (part := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{part} differs from its checksum")
 
 
 def hash_files(files: Sequence[Path]) -> str:

@@ -8,7 +8,7 @@ import contextlib
 import io
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,17 @@ def _make_readable(text: Text) -> None:
 
 
 @contextlib.contextmanager
-def never_failing(file: Path) -> Iterator[None]:
-    """Turn any error in the block into a warning that names the picture, so that it cannot cost a run its results."""
+def never_failing(file: Path, but: Collection[int] = ()) -> Iterator[None]:
+    """Turn any error in the block into a warning that names the picture, so that it cannot cost a run its results.
+
+    Args:
+        but: errors of the system, as numbers of `errno`, that are raised.
+    """
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in but:
+            raise
         logger.warning("%s was not drawn: %s: %s", file, type(error).__name__, error)
 
 

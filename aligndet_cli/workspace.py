@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from aligndet_cli.config import StageConfig, describe_differences, hash_json
 from aligndet_cli.errors import ChangedError, ConfigError, TakenError
-from aligndet_cli.files import hash_files, is_locked, is_still, read_json, refuse_newer, try_lock, write_json
+from aligndet_cli.files import hash_files, is_locked, is_still, naming, read_json, refuse_newer, try_lock, write_json
 
 # Format of artifacts with all their files, and of workspace.json. To be raised when a program of before would misread
 # them; older formats are read on.
@@ -115,9 +115,10 @@ class Output:
                 )
             if not is_still(self.partial / "lock", handle):
                 raise self.just_finished()
-            handle.truncate(0)
-            handle.write(f"pid {os.getpid()} on {platform.node()}")
-            handle.flush()
+            with naming(self.partial / "lock"):
+                handle.truncate(0)
+                handle.write(f"pid {os.getpid()} on {platform.node()}")
+                handle.flush()
             yield
 
     def just_finished(self) -> TakenError:

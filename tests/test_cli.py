@@ -57,6 +57,7 @@ def workspace(chain: Path, tmp_path: Path) -> Path:
         (["--num-workers", "-3"], "runtime.num_workers: should be greater than or equal to 0, or 'auto'"),
         (["--set", "training.checkpoint.every_steps=0"], "training.checkpoint.every_steps: should be greater than"),
         (["--lr", "nan"], "training.lr: should be a finite number"),
+        (["--lr", "1e300"], "training.lr: should be less than or equal to 1000000"),
         (["--epochs", "1", "--steps", "2"], "--epochs and --steps: give one of them"),
         (["--name", "../x"], "name: "),
         (["--name", "x" * 300], "name: String should have at most 128 characters"),
@@ -64,6 +65,7 @@ def workspace(chain: Path, tmp_path: Path) -> Path:
         (["--devices", "x"], "--devices x: write auto, a number, or a list like 0,1"),
         (["--devices", "2", "--accelerator", "cpu", "--batch-size", "3"], "--batch-size 3: must be a multiple of"),
         (["--config", "/nowhere.toml"], "--config /nowhere.toml: no such file"),
+        (["--config", "/dev/zero"], "--config /dev/zero: longer than 1 MB, so no file of settings"),
         (["--config", "/"], "--config /: cannot be read (Is a directory)"),
     ],
 )

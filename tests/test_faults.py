@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import pytest
 import torch
+from PIL import Image
 from torch._inductor.exc import InvalidCxxCompiler
 
 from aligndet_cli.cli import COMMANDS, EXIT_CODES
@@ -160,6 +161,21 @@ def test_no_image_is_left_out_because_no_file_can_be_opened(toy: Path, tmp_path:
     assert not (tmp_path / "proposals" / "train").exists()
 
 
+def test_a_full_disk_names_the_file_and_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, workspace: Path, toy: Path
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "config.json: No space left on device" in told_by([*words_of("proposals", workspace, toy), "--force"])
+        assert "report.csv: No space left on device" in told_by(words_of("report", workspace, toy))
+    monkeypatch.setattr(Image.Image, "save", full)
+    ran = aligndet("predict", toy / "val", "-w", workspace, "--output", workspace / "drawn", code=1)
+    assert ".jpg: No space left on device" in ran.error_line() and "was not drawn" not in ran.stderr
+
+
 def test_a_bug_of_ours_still_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for error in (ValueError("x"), RuntimeError("shapes do not match"), OSError(errno.EBADF, "Bad file descriptor")):
         monkeypatch.setattr(Workspace, "artifacts", raising(error))
@@ -179,6 +195,7 @@ OF_LIBRARIES = (
     (ImportError("libx.so: failed to map segment from shared object"), "out of CPU memory"),
     (ImportError("libx.so: cannot open shared object file: Too many open files"), "ulimit -n"),
     (RuntimeError("can't start new thread"), "ulimit -u"),
+    (OSError(errno.EFBIG, "File too large", "x"), "ulimit -f"),
     (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
     (RuntimeError("Could not determine home directory."), "set HOME"),
     (RuntimeError("cannot cache function 'f': no locator available for file 'x.py'"), "set NUMBA_CACHE_DIR"),

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from aligndet_cli.arrays import save_array
 from aligndet_cli.errors import DataError
+from aligndet_cli.files import naming
 
 STORE_FILES = ("boxes.npy", "offsets.npy", "image_ids.npy", "images.jsonl")
 
@@ -117,7 +118,7 @@ def write_store(folder: Path, images: Iterable[ImageProposals]) -> None:
     counts: list[int] = []
     image_ids: list[int] = []
     boxes_part, lines_part = folder / ".boxes.npy.tmp", folder / ".images.jsonl.tmp"
-    with boxes_part.open("wb") as boxes_file, lines_part.open("wb") as lines_file:
+    with naming(folder), boxes_part.open("wb") as boxes_file, lines_part.open("wb") as lines_file:
         header_length = _write_header(boxes_file, num_rows=0)
         for image in images:
             boxes_file.write(np.ascontiguousarray(image.boxes, dtype="<f4").tobytes())

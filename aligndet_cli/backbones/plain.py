@@ -109,6 +109,8 @@ def read_plain(file: Path, title: str) -> Any:
     Raises:
         WeightsError: the file is missing or damaged, or holds more than plain data; the message names it.
     """
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise WeightsError(f"{title}: a pipe or a device, which cannot be read twice; copy it into a file first")
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -159,7 +161,12 @@ def state_dicts(content: Any, depth: int = _DEPTH) -> Iterator[tuple[tuple[str, 
 
 
 def _is_weight(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor) and name != _COUNTER
+    return isinstance(name, str) and is_dense(value) and name != _COUNTER
+
+
+def is_dense(value: Any) -> bool:
+    """Return True for a tensor that is not sparse."""
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def bare_name(name: str) -> str:

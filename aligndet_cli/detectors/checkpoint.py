@@ -1,6 +1,7 @@
 """Write and read `weights.pt`: the tensors of a detector and the settings to build it again."""
 
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,11 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbone
-from aligndet_cli.backbones.plain import read_plain, require_finite
+from aligndet_cli.backbones.plain import is_dense, read_plain, require_finite
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.files import refuse_newer, write_bytes
+from aligndet_cli.files import check_parts, refuse_newer, write_bytes
 from aligndet_cli.training.best import FILE as BEST
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.training.recipe import RecipeName
@@ -122,13 +123,30 @@ def read_detector(file: Path) -> DetectorFile:
         )
     refuse_newer(file, content.get("format_version", 1), FORMAT_VERSION, WeightsError)
     try:
+        check_parts(file)
+    except zipfile.BadZipFile as error:
+        raise WeightsError(f"{file}: damaged ({error}); get it again, or run the stage that made it again") from None
+    try:
         found = _parsed(content)
-    except (KeyError, TypeError, ValueError):  # pydantic's errors are ValueErrors
+    except (AttributeError, KeyError, TypeError, ValueError):  # pydantic's errors are ValueErrors
         raise WeightsError(
             f"{file}: written by another version of aligndet, or by hand; use the version that wrote it"
         ) from None
     require_finite(found.state_dict.items(), str(file))
     return found
+
+
+def _resolution(pair: Sequence[int] | None) -> tuple[int, int] | None:
+    if not pair:
+        return None
+    short, long = pair
+    return int(short), int(long)
+
+
+def _tensors(part: Mapping[str, Any]) -> dict[str, Tensor]:
+    if not isinstance(part, Mapping) or not all(is_dense(value) for value in part.values()):
+        raise ValueError("no tensors")
+    return dict(part)
 
 
 def _parsed(content: Mapping[str, Any]) -> DetectorFile:
@@ -139,9 +157,9 @@ def _parsed(content: Mapping[str, Any]) -> DetectorFile:
         detector=adapter.validate_python(content["detector"]),
         backbone=BackboneConfig.model_validate(content["backbone"]),
         categories=tuple(Category(**category) for category in content["categories"]),
-        resolution=tuple(content["resolution"]) if content["resolution"] else None,
-        state_dict=content["state_dict"],
-        extra=content["extra"],
+        resolution=_resolution(content["resolution"]),
+        state_dict=_tensors(content["state_dict"]),
+        extra={name: _tensors(part) for name, part in content["extra"].items()},
         recipe=content.get("recipe"),
         backbone_training=WeightsTraining(**training) if training else None,
     )

@@ -28,7 +28,7 @@ from aligndet_cli.processes.signals import (
     SAME_REQUEST_S,
     Stopped,
     handled_by,
-    helpers_ignore_sigusr1,
+    helpers_ignore_stopping,
     ignore_stopping,
     is_ignored,
     note_handled,
@@ -144,7 +144,7 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    with helpers_ignore_sigusr1():
+    with helpers_ignore_stopping():
         multiprocessing.resource_tracker.ensure_running()
     with tempfile.TemporaryDirectory(prefix="aligndet-") as reports, _signals_passed_on() as received:
         config = LaunchConfig(

@@ -1,4 +1,4 @@
-"""Stop on SIGTERM, SIGUSR1 and Ctrl-C, and end worker processes with their parent.
+"""Stop on SIGTERM, SIGUSR1, SIGHUP (the terminal was closed) and Ctrl-C, and end worker processes with their parent.
 
 Loops collect the signal and check it once their work is saved (`stop_on_signal`); what they call and what may wait for
 long looks at it meanwhile (`look_at_signals`). Elsewhere, where there is nothing to save, a signal ends the command at
@@ -21,7 +21,7 @@ from aligndet_cli.errors import Preempted
 
 T = TypeVar("T")
 
-PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
+PREEMPTION = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _SIGNALS = (*PREEMPTION, signal.SIGINT)
 POLL_S = 0.5  # longest time in which a wait does not look at signals
 SAME_REQUEST_S = 1.0  # Slurm and `timeout` signal a process and its group: two signals, one request
@@ -100,7 +100,7 @@ class StopSignal:
         """Raise if a signal was received; to be called after saving.
 
         Raises:
-            Preempted: SIGTERM or SIGUSR1 was received.
+            Preempted: SIGTERM, SIGUSR1 or SIGHUP was received.
             KeyboardInterrupt: Ctrl-C was received.
         """
         self._raise("everything is saved: run the same command to continue")
@@ -118,7 +118,7 @@ class StopSignal:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[StopSignal]:
-    """Collect SIGTERM, SIGUSR1 and Ctrl-C while the block runs; outside of the main thread, collect nothing.
+    """Collect SIGTERM, SIGUSR1, SIGHUP and Ctrl-C while the block runs; outside of the main thread, collect nothing.
 
     A second signal stops at once, without saving.
     """
@@ -153,7 +153,7 @@ def look_at_signals(patience_s: float = 0.0) -> None:
         patience_s: seconds since the signal for which what is waited for may still come.
 
     Raises:
-        Preempted: SIGTERM or SIGUSR1 was received.
+        Preempted: SIGTERM, SIGUSR1 or SIGHUP was received.
         KeyboardInterrupt: Ctrl-C was received.
     """
     stop = _collector()
@@ -187,7 +187,7 @@ def _collector_of(number: int) -> StopSignal | None:
 
 
 def stop_at_once() -> None:
-    """Let SIGTERM and SIGUSR1 raise `Stopped`, once, outside of `stop_on_signal`.
+    """Let SIGTERM, SIGUSR1 and SIGHUP raise `Stopped`, once, outside of `stop_on_signal`.
 
     Every stage survives being killed; this way files are closed, too, and the message says how to continue.
     """
@@ -203,7 +203,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def ignore_stopping() -> None:
-    """Ignore SIGTERM and SIGUSR1: the process is about to end, and has an exit code already."""
+    """Ignore SIGTERM, SIGUSR1 and SIGHUP: the process is about to end, and has an exit code already."""
     for number in PREEMPTION:
         signal.signal(number, signal.SIG_IGN)
 
@@ -263,9 +263,9 @@ def _end_now(number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def helpers_ignore_sigusr1() -> Iterator[None]:
-    """Let programs started in the block ignore SIGUSR1. Python's resource trackers ignore only SIGTERM and SIGINT."""
-    with handled_by(signal.SIG_IGN, signal.SIGUSR1):  # new programs inherit ignored signals
+def helpers_ignore_stopping() -> Iterator[None]:
+    """Let programs started in the block ignore all stop signals; Python's resource trackers ignore only two of them."""
+    with handled_by(signal.SIG_IGN, signal.SIGUSR1, signal.SIGHUP):  # new programs inherit ignored signals
         yield
 
 
@@ -280,7 +280,7 @@ def no_signals() -> Iterator[None]:
 
 
 def leave_stopping_to_main_process() -> None:
-    """Ignore SIGTERM and SIGUSR1 in a worker process unless its parent sends them, and SIGINT always.
+    """Ignore SIGTERM, SIGUSR1 and SIGHUP in a worker process unless its parent sends them, and SIGINT always.
 
     Slurm and terminals signal all processes of a command, but the parent needs its workers until it has saved
     everything.

@@ -19,7 +19,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from aligndet_cli.errors import ConfigError, RunError
 from aligndet_cli.processes.ends import describe_end, starting_processes
-from aligndet_cli.processes.signals import end_with_parent, helpers_ignore_sigusr1, leave_stopping_to_main_process
+from aligndet_cli.processes.signals import end_with_parent, helpers_ignore_stopping, leave_stopping_to_main_process
 
 Backend = Literal["processes", "threads", "dask", "ray"]
 _JOBLIB_NAMES = {"processes": "loky", "threads": "threading", "dask": "dask", "ray": "ray"}
@@ -127,7 +127,7 @@ def _ready(workers: Workers) -> Iterator[int]:
         yield from _ray_jobs(workers)
     else:
         with starting_processes("use --num-workers 1"):
-            with helpers_ignore_sigusr1():
+            with helpers_ignore_stopping():
                 resource_tracker.ensure_running()
             yield workers.count or -1
 

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.errors import RunError
-from aligndet_cli.files import try_lock
+from aligndet_cli.files import naming, try_lock
 
 _HEADER = struct.Struct("<IIIIIQQ")
 _CHECKSUM_SIZE = 4
@@ -60,8 +60,8 @@ class ImageResult:
 class Journal:
     """File that finished images are appended to. Use `Journal.open`."""
 
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
+    def __init__(self, file: Path, handle: BinaryIO) -> None:
+        self._file, self._handle = file, handle
         self._synced = time.monotonic()
 
     @classmethod
@@ -76,7 +76,7 @@ class Journal:
             if not try_lock(handle, fcntl.LOCK_EX):
                 raise RunError(f"share {file.stem}: another aligndet process is working on it; wait for it")
             handle.truncate(_end_of_records(file))
-            journal = cls(handle)
+            journal = cls(file, handle)
             try:
                 yield journal
             finally:
@@ -84,10 +84,13 @@ class Journal:
 
     def append(self, result: ImageResult) -> None:
         """Write a finished image; from then on no crash of a process loses it."""
-        self._handle.write(_encode(result))
-        if time.monotonic() - self._synced >= _SYNC_SECONDS:
-            os.fsync(self._handle.fileno())
-            self._synced = time.monotonic()
+        with naming(self._file):
+            left = memoryview(_encode(result))
+            while left:  # the last bytes of a disk take a part of it
+                left = left[self._handle.write(left) :]
+            if time.monotonic() - self._synced >= _SYNC_SECONDS:
+                os.fsync(self._handle.fileno())
+                self._synced = time.monotonic()
 
 
 class Journals:

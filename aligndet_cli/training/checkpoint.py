@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.files import refuse_newer, write_bytes
+from aligndet_cli.files import check_parts, refuse_newer, write_bytes
 
 KEPT = 2
 # To be raised when the same settings would lead to other steps after a checkpoint; 2: batches of one orientation.
@@ -35,6 +35,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     if not files:
         return None
     try:
+        check_parts(files[-1])
         state = torch.load(files[-1], map_location="cpu", weights_only=True)
     except Exception as error:
         raise WeightsError(

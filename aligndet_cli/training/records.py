@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.files import write_bytes
+from aligndet_cli.files import naming, write_bytes
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.collectives import mean_over_ranks
 from aligndet_cli.processes.devices import Process
@@ -59,7 +59,8 @@ class Records:
                 self._skipped.add(file)
                 logger.warning(f"skipped {file}: {reason}")
                 (self.folder / "resume").mkdir(exist_ok=True)
-                with (self.folder / "resume" / f"skipped-rank{self.process.rank}.jsonl").open("a") as handle:
+                log = self.folder / "resume" / f"skipped-rank{self.process.rank}.jsonl"
+                with naming(log), log.open("a") as handle:
                     handle.write(json.dumps({"file": file, "reason": reason}) + "\n")
 
     def metrics(
@@ -94,7 +95,7 @@ class Records:
 
     def line(self, name: str, content: Mapping[str, Any]) -> None:
         """Append one JSON line to a log file, and give its numbers to the loggers."""
-        with (self.folder / name).open("a") as handle:
+        with naming(self.folder / name), (self.folder / name).open("a") as handle:
             handle.write(json.dumps(content) + "\n")
         numbers = {f"{Path(name).stem}/{key}": value for key, value in content.items() if key != "step"}
         self.loggers.log(content["step"], numbers)

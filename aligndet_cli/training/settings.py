@@ -16,6 +16,9 @@ from aligndet_cli.training.schedules import build_schedule
 AskedRecipe = Annotated[RecipeName | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 
 
+_MAX_RATE = 1e6  # far below where a step cannot be computed in 32 bits at all
+
+
 class TrainingConfig(Frozen):
     """Length and optimizer of a training stage; None takes the value of the detector's recipe."""
 
@@ -28,8 +31,10 @@ class TrainingConfig(Frozen):
     # A step with micro-batches equals one on as many devices. It equals one with the large batch only if all losses
     # are divided by equal counts; batch norm and the contrast's negatives always come from one micro-batch.
     accumulate: int = Field(1, ge=1, description="Micro-batches per step, computed one after the other.")
-    lr: float | None = Field(None, gt=0, description="Learning rate, used as it is (by recipe, scaled with the batch).")
-    weight_decay: float | None = Field(None, ge=0, description="Weight decay (by recipe).")
+    lr: float | None = Field(
+        None, gt=0, le=_MAX_RATE, description="Learning rate, used as it is (by recipe, scaled with the batch)."
+    )
+    weight_decay: float | None = Field(None, ge=0, le=_MAX_RATE, description="Weight decay (by recipe).")
     clip_norm: float | None = Field(None, gt=0, description="Norm to which larger gradients are scaled (by recipe).")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     logger: Annotated[tuple[LoggerName, ...], BeforeValidator(as_names)] = Field(

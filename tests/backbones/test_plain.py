@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import itertools
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -205,7 +206,42 @@ def test_files_that_are_none_say_what_to_do(
     assert "\n" not in str(caught.value) and caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("change", [{"detector": {"family": "new"}}, {"categories": [{}]}])
+@pytest.mark.parametrize("read", [read_backbone, read_checkpoint, read_detector])
+def test_a_pipe_that_nobody_writes_to_is_not_waited_for(read: object, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="a pipe or a device"):
+        read(tmp_path / "a.pth")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.parametrize("read", [read_backbone, read_checkpoint])
+def test_sparse_tensors_are_left_out(read: object, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(2).to_sparse()}}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match="no tensors in it"):
+        read(tmp_path / "a.pth")
+
+
+def test_a_changed_bit_of_a_detector_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    write_detector(file, detector_file("retinanet"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match="damaged .*differs from its checksum.*; get it again"):
+        read_detector(file)
+
+
+CHANGES = [
+    {"detector": {"family": "new"}},
+    {"categories": [{}]},
+    {"resolution": [64]},
+    {"state_dict": None},
+    {"state_dict": {"a": 1}},
+    {"extra": {"projector": [1]}},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_detectors_of_other_versions_are_one_line(change: dict, tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
     write_detector(file, detector_file("retinanet"))

@@ -203,7 +203,9 @@ def test_a_killed_worker_is_a_line(number: signal.Signals, toy: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
 def test_training_that_waits_for_images_saves_and_stops(
     workers: str, number: signal.Signals, expected: int, toy: Path, tmp_path: Path
 ) -> None:

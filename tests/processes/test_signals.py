@@ -17,7 +17,7 @@ from aligndet_cli.processes.signals import (
     stop_on_signal,
 )
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_outside_of_loops_a_signal_ends_the_command(number: signal.Signals) -> None:
     stop_at_once()
     with pytest.raises(Stopped, match=f"stopped by {number.name}; run the same command to continue"):
@@ -49,7 +49,7 @@ def test_no_except_clause_takes_it_for_a_failure() -> None:
             pytest.fail("taken for a failure")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_loops_save_first(number: signal.Signals) -> None:
     stop_at_once()
     saved = False
@@ -78,7 +78,7 @@ def test_workers_outlive_the_signal_that_all_processes_get_but_end_when_their_pa
         time.sleep(60)
         os._exit(1)
     time.sleep(0.3)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in SIGNALS:
         subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True)
     time.sleep(0.3)
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)

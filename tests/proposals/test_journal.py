@@ -1,4 +1,6 @@
+import errno
 import fcntl
+import io
 import struct
 
 import numpy as np
@@ -31,6 +33,24 @@ def test_what_was_appended_is_read_in_order_of_position(tmp_path):
         np.testing.assert_array_equal(read.boxes, expected.boxes)
         assert (read.position, read.size_hw, read.digest) == (expected.position, expected.size_hw, expected.digest)
         assert read.reason == expected.reason
+
+
+def test_the_last_bytes_of_a_disk_take_a_part_of_a_record_and_the_error_names_the_file(tmp_path, monkeypatch):
+    class Small(io.FileIO):
+        def write(self, data):
+            self.left = getattr(self, "left", 200)
+            if not self.left:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            part = bytes(data)[: min(7, self.left)]
+            self.left -= len(part)
+            return super().write(part)
+
+    file = tmp_path / "1-of-1.log"
+    monkeypatch.setattr(type(file), "open", lambda path, mode, buffering=-1: Small(path, mode.replace("b", "")))
+    with pytest.raises(OSError, match="1-of-1.log"):
+        write(file, found(0), found(1), found(2))
+    monkeypatch.undo()
+    assert [entry.position for entry in Journals(tmp_path, 3).in_order()] == [0, 1]
 
 
 def test_cut_anywhere_it_keeps_what_is_whole_and_goes_on(tmp_path):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.errors import ConfigError, Preempted, RunError
+from aligndet_cli.errors import ConfigError, Preempted, RunError, WeightsError
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.stage import find_stage
-from aligndet_cli.training.checkpoint import load_checkpoint
+from aligndet_cli.training.checkpoint import load_checkpoint, save_checkpoint
 from aligndet_cli.training.loop import (
     CheckpointConfig,
     Learner,
@@ -192,4 +192,13 @@ def test_what_is_kept_in_float32_has_its_gradients_in_float32_too() -> None:
 def test_a_run_of_another_version_is_not_continued(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "step-000000003.pt")  # the first version did not say that it was
     with pytest.raises(ConfigError, match="--no-resume begins again"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_changed_bit_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 3, {"model": {"weight": torch.ones(1000)}})
+    content = bytearray((tmp_path / "step-000000003.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "step-000000003.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match="cannot be read .*; delete it to go on from the one before"):
         load_checkpoint(tmp_path)

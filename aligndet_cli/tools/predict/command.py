@@ -25,7 +25,8 @@ from aligndet_cli.data.images import read_image
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
 from aligndet_cli.detectors.checkpoint import BEST, LoadedDetector, WeightsName, load_detector, weights_file
 from aligndet_cli.detectors.results import EvaluationBatch, forward_pass, predict_each
-from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.errors import NO_ROOM, ConfigError, DataError
+from aligndet_cli.files import naming
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
@@ -227,7 +228,8 @@ def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
         raise DataError(f"{image_set.root}: none of the {len(image_set)} images can be read; the first: {first}")
     logger.info(f"{len(found) / (time.monotonic() - started):.1f} images/s")
     content = _to_coco(image_set, sizes, found, categories)
-    (plan.folder / PREDICTIONS).write_text(json.dumps(content) + "\n")
+    with naming(plan.folder / PREDICTIONS):
+        (plan.folder / PREDICTIONS).write_text(json.dumps(content) + "\n")
     counts = Counter(pictures.labels[entry["category_id"]] for entries in found.values() for entry in entries)
     reasons = tuple((image_set.file_names[index], str(error)) for index, error in sorted(skipped.items()))
     return Predicted(folder, plan.weights, config.score, len(found), reasons, dict(counts.most_common()))
@@ -287,7 +289,7 @@ class _Pictures:
 
     def _draw(self, index: int, entries: Sequence[dict[str, Any]]) -> None:
         record, config = self.plan.image_set.record(index), self.plan.config
-        with never_failing(record.path):
+        with never_failing(record.path, but=NO_ROOM):  # none of the others could be drawn either
             pixels = read_image(record.path)
             if config.annotated:
                 _save(annotate(pixels, entries, self.categories), self.plan.folder / IMAGES / record.file_name)
@@ -312,7 +314,8 @@ def _save(image: Image.Image, file: Path) -> None:
     if file.suffix.lower() not in (".jpg", ".jpeg"):
         file = file.with_name(f"{file.name}.jpg")
     file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file, format="JPEG", quality=90)
+    with naming(file):
+        image.save(file, format="JPEG", quality=90)
 
 
 def _to_coco(
