@@ -8,6 +8,8 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.logs import ProgressMode, logger
 from aligndet_cli.processes.launchers import find_place, in_interactive_shell
 
+_MOST_PER_CPU = 16  # processes; more only wait for each other, and each takes a third of a gigabyte
+
 
 @dataclass(frozen=True)
 class Process:
@@ -73,7 +75,7 @@ def resolve_devices(runtime: RuntimeConfig) -> Devices:
 
     Raises:
         ConfigError: there are not enough GPUs, `--devices` is neither a number nor a list, or the launcher started
-            another number of processes.
+            another number of processes, or there are more processes than the machine can bear.
     """
     import torch
 
@@ -95,6 +97,7 @@ def resolve_devices(runtime: RuntimeConfig) -> Devices:
             per_node = numbers[0]
     if per_node < 1 or (kind == "cuda" and max(visible or (per_node - 1,)) >= num_gpus):
         raise ConfigError(f"--devices {runtime.devices}: this machine has {num_gpus} GPUs; 1 process at least")
+    _check_number(per_node, runtime)
     joined = joined_world_size()
     if joined is not None:
         return _joined_devices(runtime, joined, Devices(kind, per_node, runtime.num_nodes, visible))
@@ -103,6 +106,17 @@ def resolve_devices(runtime: RuntimeConfig) -> Devices:
     if runtime.num_nodes > 1:
         raise ConfigError("--num-nodes: start the command on every machine with torchrun or srun; it joins by itself")
     return Devices(kind, per_node, 1, visible, runtime.timeout_minutes)
+
+
+def _check_number(per_node: int, runtime: RuntimeConfig) -> None:
+    workers = 0 if runtime.num_workers == "auto" else runtime.num_workers
+    num_cpus = os.cpu_count() or 1
+    if per_node * (1 + workers) > _MOST_PER_CPU * num_cpus:
+        each = f" and --num-workers {workers}: {per_node * (1 + workers)} processes" if workers else ""
+        raise ConfigError(
+            f"--devices {runtime.devices}{each} on a machine of {num_cpus} CPUs; "
+            f"it bears {_MOST_PER_CPU * num_cpus} processes at most, and is fastest with as many as CPUs"
+        )
 
 
 def _joined_devices(runtime: RuntimeConfig, joined: int, asked: Devices) -> Devices:

@@ -11,6 +11,7 @@ from aligndet_cli.processes.slurm import is_batch_script, is_interactive_step, t
 
 _TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
+_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # of Open MPI, and of MPICH and Intel MPI
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,25 @@ def find_place(variables: Mapping[str, str]) -> Place | None:
     """Return the place of this process; None if it is the only one.
 
     Raises:
-        ConfigError: the variables are those of half a launcher.
+        ConfigError: the variables are those of half a launcher, or of mpirun, which tells no address to meet at.
     """
+    place = _by_torch_or_slurm(variables)
+    if place is None:
+        _refuse_mpi(variables)
+    return place
+
+
+def _refuse_mpi(variables: Mapping[str, str]) -> None:
+    """Refuse several processes of mpirun: each would take itself for the whole run."""
+    for name in _MPI[:1] if "SLURM_JOB_ID" in variables else _MPI:  # srun sets PMI_SIZE, too, also in a shell
+        if variables.get(name, "").isdigit() and int(variables[name]) > 1:
+            raise ConfigError(
+                f"{name}={variables[name]}: mpirun started {variables[name]} processes, which cannot join into one "
+                f"run; start one process with --devices {variables[name]}, or start them with torchrun or srun"
+            )
+
+
+def _by_torch_or_slurm(variables: Mapping[str, str]) -> Place | None:
     if "RANK" in variables or ("WORLD_SIZE" in variables and "SLURM_PROCID" not in variables):
         return _place_by(variables, variables, _TORCH)
     if "SLURM_PROCID" not in variables or is_batch_script(variables) or in_interactive_shell(variables):

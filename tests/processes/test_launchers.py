@@ -48,3 +48,16 @@ def test_whole_launchers_are_joined() -> None:
 @pytest.mark.parametrize("step", ["4294967290", "4294967291"])
 def test_special_steps_of_slurm_are_single_processes(step: str) -> None:
     assert find_place({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", **SLURM, "SLURM_STEP_ID": step}) is None
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_processes_of_mpirun_do_not_each_run_the_whole(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}=2: mpirun started 2 processes.*--devices 2"):
+        find_place({name: "2"})
+    assert find_place({name: "1"}) is None
+    assert find_place({name: "2", "RANK": "1", "WORLD_SIZE": "2", **TORCHRUN}) is not None
+
+
+def test_a_step_of_slurm_with_mpi_is_a_step_of_slurm() -> None:
+    shell = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", **SLURM, "SLURM_STEP_ID": "4294967290", "PMI_SIZE": "4"}
+    assert find_place(shell) is None
