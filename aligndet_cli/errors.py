@@ -46,6 +46,10 @@ class ConfigError(AlignDetError):
     exit_code = 2
 
 
+class MissingError(ConfigError):
+    """A file of an artifact is not there."""
+
+
 class ChangedError(ConfigError):
     """A run of that name is there, with other settings or inputs.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from aligndet_cli.errors import AlignDetError, ConfigError, RunError
+from aligndet_cli.errors import AlignDetError, ConfigError, MissingError, RunError
 
 _LOCK_TRIES = 5  # somebody who only looks whether a file is locked (`status`) has it for a moment
 
@@ -20,12 +20,13 @@ def read_json(file: Path) -> Any:
     """Return the parsed content of a JSON file of ours.
 
     Raises:
-        ConfigError: missing, or not readable as JSON.
+        MissingError: there is none.
+        ConfigError: not readable as JSON.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: missing; delete its folder and run the stage again") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(f"{file}: missing; delete its folder and run the stage again") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: damaged ({error}); delete its folder and run the stage again") from None
 
@@ -139,13 +140,13 @@ def try_lock(handle: IO[Any], kind: int) -> bool:
 
 def is_locked(file: Path) -> bool:
     """Return True if a live process holds a lock file."""
-    if not file.exists():
-        return False
-    with file.open() as handle:
-        try:
+    try:
+        with file.open() as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
     return False
 
 

@@ -8,7 +8,7 @@ import contextlib
 import io
 import textwrap
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from aligndet_cli.errors import NO_ROOM
 from aligndet_cli.files import write_bytes
 from aligndet_cli.fonts import FONT_FILE, set_text
 from aligndet_cli.logs import logger
@@ -88,16 +89,15 @@ def _make_readable(text: Text) -> None:
 
 
 @contextlib.contextmanager
-def never_failing(file: Path, but: Collection[int] = ()) -> Iterator[None]:
-    """Turn any error in the block into a warning that names the picture, so that it cannot cost a run its results.
+def never_failing(file: Path) -> Iterator[None]:
+    """Turn an error in the block into a warning that names the picture, so that it cannot cost a run its results.
 
-    Args:
-        but: errors of the system, as numbers of `errno`, that are raised.
+    A full disk is none of them: the run ends and can be continued, while a finished run would never get its picture.
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in but:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise
         logger.warning("%s was not drawn: %s: %s", file, type(error).__name__, error)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aligndet_cli.config import StageConfig, describe_differences, hash_json
-from aligndet_cli.errors import ChangedError, ConfigError, TakenError
+from aligndet_cli.errors import ChangedError, ConfigError, MissingError, TakenError
 from aligndet_cli.files import hash_files, is_locked, is_still, naming, read_json, refuse_newer, try_lock, write_json
 
 # Format of artifacts with all their files, and of workspace.json. To be raised when a program of before would misread
@@ -184,12 +184,20 @@ class Workspace:
 
     def artifacts(self, stage: str) -> list[Artifact]:
         """Return the finished artifacts of a stage, oldest first."""
-        found = [
-            Artifact(manifest.parent, read_manifest(manifest.parent))
-            for manifest in self.root.glob(f"{stage}/*/manifest.json")
-            if not manifest.parent.name.startswith(".")
-        ]
-        return sorted(found, key=lambda artifact: (artifact.manifest.get("finished", ""), artifact.name))
+        place = self.root / stage
+        names = {_replaced(one.name) or one.name for one in (place.iterdir() if place.is_dir() else [])}
+        found = [self._artifact(stage, name) for name in names if not name.startswith(".")]
+        there = (artifact for artifact in found if artifact is not None)
+        return sorted(there, key=lambda artifact: (artifact.manifest.get("finished", ""), artifact.name))
+
+    def _artifact(self, stage: str, name: str) -> Artifact | None:
+        """Return an artifact, None where there is none; while a redone one takes its place, it is still the old one."""
+        folder = self.root / stage / name
+        for place in (folder, _retired(folder), folder):
+            if place == folder or is_locked(self.partial(stage, name) / "lock"):
+                with contextlib.suppress(MissingError):
+                    return Artifact(folder, read_manifest(place))
+        return None
 
     def partial(self, stage: str, name: str) -> Path:
         """Return the hidden folder in which a run works before it is finished."""
@@ -294,7 +302,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of an artifact or of a partial one.
 
     Raises:
-        ConfigError: missing, damaged, or written by a newer version of the program.
+        MissingError: there is none.
+        ConfigError: damaged, or written by a newer version of the program.
     """
     manifest = dict(read_json(folder / "manifest.json"))
     refuse_newer(folder, manifest.get("format_version", 1), FORMAT_VERSION, ConfigError)
@@ -313,12 +322,22 @@ def _refuse_if_changed(folder: Path, config: StageConfig, inputs: Mapping[str, s
         raise ChangedError(f"{folder.parent / run_name(folder)} {state}", remedy, settings, changed, folder)
 
 
+def _retired(folder: Path) -> Path:
+    """Return the place of an artifact that a redone one replaces, until it is deleted."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _replaced(name: str) -> str | None:
+    """Return the name of the run that a folder made by `_retired` is of; None for other folders."""
+    return name[1:-4] if name.startswith(".") and name.endswith(".old") else None
+
+
 def _put_in_place(folder: Path, partial: Path) -> None:
     """Rename a finished partial folder to the artifact; an older artifact is deleted after that.
 
     The lock is removed last, so that no other process resumes a folder that is about to be renamed.
     """
-    retired = folder.with_name(f".{folder.name}.old")
+    retired = _retired(folder)
     shutil.rmtree(partial / "resume", ignore_errors=True)
     if folder.exists():
         shutil.rmtree(retired, ignore_errors=True)
@@ -334,11 +353,14 @@ def _clear_remains(folder: Path, retired: Path) -> None:
 
 def _finish_interrupted_completion(folder: Path, partial: Path) -> None:
     """Complete a `_put_in_place` during which the process was killed."""
-    retired = folder.with_name(f".{folder.name}.old")
-    manifest = partial / "manifest.json"
-    if manifest.exists() and "finished" in read_json(manifest) and not is_locked(partial / "lock"):
-        _put_in_place(folder, partial)
-    elif (folder / "lock").exists() and not is_locked(folder / "lock") or folder.exists() and retired.exists():
+    retired = _retired(folder)
+    with contextlib.suppress(MissingError, FileNotFoundError):  # its process has just completed it
+        if "finished" in read_json(partial / "manifest.json"):
+            with (partial / "lock").open() as handle:
+                if try_lock(handle, fcntl.LOCK_EX) and is_still(partial / "lock", handle):
+                    _put_in_place(folder, partial)
+                    return
+    if (folder / "lock").exists() and not is_locked(folder / "lock") or folder.exists() and retired.exists():
         _clear_remains(folder, retired)
 
 

@@ -1,3 +1,4 @@
+import errno
 import struct
 from pathlib import Path
 
@@ -14,6 +15,8 @@ def test_an_error_while_drawing_is_a_warning(caplog: pytest.LogCaptureFixture) -
     assert "plots/x.png was not drawn: ValueError: no such font" in caplog.text
     with pytest.raises(KeyboardInterrupt), never_failing(Path("x")):
         raise KeyboardInterrupt
+    with pytest.raises(OSError, match="No space"), never_failing(Path("x")):  # so that the run is continued
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:

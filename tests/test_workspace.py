@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aligndet_cli import workspace
 from aligndet_cli.config import StageConfig
 from aligndet_cli.errors import ChangedError, ConfigError, RunError
 from aligndet_cli.files import check_output_file, is_locked, read_json, write_bytes, write_json
-from aligndet_cli.workspace import Output, Workspace
+from aligndet_cli.workspace import Output, Workspace, read_manifest
 from helpers.commandline import files_of
 
 INPUTS = {"data": "abc"}
@@ -159,6 +161,72 @@ def test_a_finished_run_is_not_put_in_place_under_its_writer(tmp_path: Path) -> 
     assert output.folder.exists() and not output.partial.exists()
 
 
+def test_a_run_that_is_finished_meanwhile_is_not_put_in_place_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks of `plan` at the partial folder, the process that writes it completes it."""
+    finish(plan(tmp_path), "old")
+    output = plan(tmp_path, force=True)
+    with output.lock():
+        output.begin(StageConfig())
+        manifest = {**output.header, "finished": "now", "content_hash": "x", "result": {}}
+        write_json(output.partial / "manifest.json", manifest)
+
+        def complete_after(file: Path) -> Any:
+            content = read_json(file)
+            if output.partial.exists():
+                workspace._put_in_place(output.folder, output.partial)
+            return content
+
+        with monkeypatch.context() as patch:
+            patch.setattr(workspace, "read_json", complete_after)
+            assert plan(tmp_path).action == "complete"
+    assert read_json(output.folder / "manifest.json") == manifest
+
+
+def test_a_run_that_is_redone_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish(plan(tmp_path), "old")
+    seen = []
+
+    def looking(original):
+        def call(*args, **kwargs):
+            with monkeypatch.context() as patch:
+                patch.undo()
+                seen.append([artifact.name for artifact in Workspace(tmp_path).artifacts("proposals")])
+            return original(*args, **kwargs)
+
+        return call
+
+    output = plan(tmp_path, force=True)
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "rename"), (Path, "replace"), (Path, "unlink"), (shutil, "rmtree")):
+            patch.setattr(owner, name, looking(getattr(owner, name)))
+        finish(output, "new")
+    assert len(seen) > 6 and seen == [["a"]] * len(seen)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_run_that_is_redone_during_a_look_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Before look number `at` at a manifest the old run is moved away, before the next one the new one is there."""
+    finish(plan(tmp_path), "old")
+    output, looks = plan(tmp_path, force=True), itertools.count(1)
+    retired = output.folder.with_name(".a.old")
+
+    def move_and_read(folder: Path) -> dict[str, Any]:
+        look = next(looks)
+        if look == at:
+            output.folder.rename(retired)
+        elif look == at + 1:
+            output.partial.rename(output.folder)
+            shutil.rmtree(retired)
+        return read_manifest(folder)
+
+    with output.lock():
+        output.begin(StageConfig())
+        monkeypatch.setattr(workspace, "read_manifest", move_and_read)
+        assert [artifact.name for artifact in Workspace(tmp_path).artifacts("proposals")] == ["a"]
+
+
 def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.json"
     write_bytes(file, b"old")
@@ -182,8 +250,9 @@ def test_a_full_disk_keeps_no_half_file(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         write_bytes(tmp_path / "x", b"x")
+    assert caught.value.filename == str(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 

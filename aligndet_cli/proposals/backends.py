@@ -59,12 +59,15 @@ def choose_workers(
 
     Raises:
         ConfigError: settings that cannot take effect together, or a package that is not installed.
+        RunError: this machine lets joblib start no processes.
     """
     count = joblib.cpu_count() if num_workers == "auto" else max(1, num_workers)
     if scheduler is not None and backend not in _PACKAGES:
         raise ConfigError(f"--scheduler {scheduler}: no effect with --backend {backend}; use --backend dask or ray")
     if backend == "auto":
-        return Workers("threads" if count <= _MAX_AUTO_THREADS else "processes", count)
+        backend = "threads" if count <= _MAX_AUTO_THREADS else "processes"
+    if backend == "processes":
+        _refuse_without_semaphores()
     package = _PACKAGES.get(backend)
     if package is not None and importlib.util.find_spec(package) is None:
         raise ConfigError(f"--backend {backend}: needs a package that is not here: pip install 'aligndet[{backend}]'")
@@ -73,6 +76,15 @@ def choose_workers(
             raise ConfigError("--num-workers: no effect with --scheduler, whose cluster has its own number of workers")
         return Workers(backend, None, scheduler)
     return Workers(backend, count)
+
+
+def _refuse_without_semaphores() -> None:
+    """Refuse processes where joblib, when it was imported, could not make what they need."""
+    if "loky" not in joblib.parallel.BACKENDS:
+        raise RunError(
+            "joblib can start no processes here (/dev/shm is full or missing, or JOBLIB_MULTIPROCESSING is 0): "
+            "use --backend threads"
+        )
 
 
 @contextlib.contextmanager

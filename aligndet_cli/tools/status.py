@@ -1,5 +1,6 @@
 """Status of a workspace: finished, interrupted and running stages, and the artifacts they were made from."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from aligndet_cli.config import STAGES, WORKSPACE_WEIGHTS
+from aligndet_cli.errors import MissingError
 from aligndet_cli.files import is_locked, read_json
 from aligndet_cli.proposals.share import describe_shards
 from aligndet_cli.stage import Read, find_stage
 from aligndet_cli.tables import plain_table
 from aligndet_cli.workspace import Artifact, Workspace, run_name
 
+_LOOKS = 10
 _STATE_COLOURS = {"complete": "green", "stale": "yellow", "interrupted": "yellow", "running": "cyan"}
 
 
@@ -46,14 +49,24 @@ def status_table(rows: list[StatusRow]) -> Table:
 
 
 def collect_status(workspace: Workspace) -> list[StatusRow]:
-    """Return all runs of the workspace, stage by stage, oldest first."""
-    everything = {stage: workspace.artifacts(stage) for stage in STAGES}
+    """Return all runs of the workspace, stage by stage, oldest first, also while other commands make and redo them."""
+    for _ in range(_LOOKS):
+        with contextlib.suppress(MissingError):  # of a run that was redone meanwhile
+            return _look(workspace)
+    return _look(workspace)
+
+
+def _look(workspace: Workspace) -> list[StatusRow]:
+    # In this order, a run that is finished meanwhile is in one of the lists at least, and what it was made from too.
+    unfinished = {stage: [(_unfinished(stage, one), one) for one in workspace.partials(stage)] for stage in STAGES}
+    everything = {stage: workspace.artifacts(stage) for stage in reversed(STAGES)}
     known = {artifact.content_hash: f"{stage}/{artifact.name}" for stage in STAGES for artifact in everything[stage]}
     rows: list[StatusRow] = []
     for stage in STAGES:
         stale = {f"{row.stage}/{row.run}" for row in rows if row.state == "stale"}
         rows += [_finished(stage, artifact, known, stale) for artifact in everything[stage]]
-        rows += [_unfinished(stage, folder) for folder in workspace.partials(stage)]
+        names = {artifact.name for artifact in everything[stage]}
+        rows += [row for row, folder in unfinished[stage] if row and (folder.exists() or row.run not in names)]
     return rows
 
 
@@ -81,12 +94,17 @@ def _is_from_here(read: Read, artifact: Artifact) -> bool:
     return is_own and init in (None, "backbone") and artifact.manifest["inputs"].get(read.input) != "none"
 
 
-def _unfinished(stage: str, folder: Path) -> StatusRow:
+def _unfinished(stage: str, folder: Path) -> StatusRow | None:
+    """Return the state of a partial folder; None if it is finished by now, or nothing was begun in it."""
     journals = list(folder.glob("resume/*.log"))  # of shards, which share the lock
     is_running = any(map(is_locked, [folder / "lock", *journals]))
     shards = describe_shards(folder / "resume")
-    manifest = folder / "manifest.json"
-    started = str(read_json(manifest).get("started", "")) if manifest.exists() else ""
+    try:
+        started = str(read_json(folder / "manifest.json").get("started", ""))
+    except MissingError:
+        if not is_running:
+            return None
+        started = ""
     remark = f"started {started[:16]}" + (f"; {shards}" if shards else "")
     if not is_running:
         next_step = (

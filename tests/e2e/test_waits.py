@@ -109,7 +109,7 @@ class Started:
         assert text in self.output, self.output
 
     def has_ended(self) -> bool:
-        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return self.forks.has_ended(self.pid)
 
     def end(self) -> tuple[int, str]:
         """Exit code and last line of the command, whose only error it is; it is killed after the deadline."""
@@ -142,17 +142,32 @@ def last_checkpoint(workspace: Path) -> int:
     return max(int(file.stem.removeprefix("step-")) for file in files)
 
 
-@pytest.mark.parametrize("size", ["64m", "full"])
-def test_shared_memory_may_be_small_or_full(size: str, toy: Path, tmp_path: Path) -> None:
+def with_shared_memory(mount: str) -> tuple[str, ...]:
+    """Words that start a program with another /dev/shm."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
         pytest.skip("this sandbox does not let a process have mounts of its own")
-    mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm; "
-    if size == "full":
-        mount = "mount -t tmpfs -o size=64k tmpfs /dev/shm; head -c 64k /dev/zero > /dev/shm/full; "
-    prefix = ("unshare", "-m", "bash", "-c", mount + 'exec "$@"', "bash")
+    return ("unshare", "-m", "bash", "-c", mount + 'exec "$@"', "bash")
+
+
+SMALL_SHM = "mount -t tmpfs -o size=64m tmpfs /dev/shm; "
+FULL_SHM = "mount -t tmpfs -o size=64k tmpfs /dev/shm; head -c 64k /dev/zero > /dev/shm/full; "
+
+
+@pytest.mark.parametrize("mount", [SMALL_SHM, FULL_SHM], ids=["64m", "full"])
+def test_shared_memory_may_be_small_or_full(mount: str, toy: Path, tmp_path: Path) -> None:
+    prefix = with_shared_memory(mount)
     with command(*FINETUNE, toy, "-w", "ws", "--num-workers", "2", cwd=tmp_path, prefix=prefix) as process:
         code, line = ended(process)
     assert code == 0, line
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("processes", 1), ("threads", 0)])
+def test_proposals_with_full_shared_memory(backend: str, expected: int, toy: Path, tmp_path: Path) -> None:
+    words = ("proposals", toy, "-w", "ws", *CHAIN["proposals"], "--num-workers", "2", "--backend", backend)
+    with command(*words, cwd=tmp_path, prefix=with_shared_memory(FULL_SHM)) as process:
+        code, line = ended(process)
+    assert code == expected, line
+    assert line.startswith("error: joblib can start no processes here") == (expected == 1), line
 
 
 def test_the_temporary_folder_may_have_a_long_path(toy: Path, tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ class ForkServer:
         """Exit code of a command once it has ended; negative for a signal."""
         return int(self._ask({"wait": pid}))
 
+    def has_ended(self, pid: int) -> bool:
+        """True once a command that nobody has waited for is a zombie."""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
     def run(self, *words: str | Path, cwd: Path, die_at: int | None = None) -> int:
         """Start a command and wait for it."""
         return self.wait(self.start(*words, cwd=cwd, die_at=die_at))

@@ -65,9 +65,7 @@ def run_command(words: list[str]) -> NoReturn:
         main()
     except SystemExit as end:
         code = int(end.code or 0)
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined]  # ends the threads of pools, and waits for all others
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -2,6 +2,7 @@ import importlib.util
 import os
 import time
 
+import joblib
 import pytest
 
 from aligndet_cli.errors import ConfigError, RunError
@@ -71,6 +72,13 @@ def test_killed_worker_is_one_line():
         results_of(end_at_five, range(30), Workers("processes", 2)) as results,
     ):
         list(results)
+
+
+@pytest.mark.parametrize("backend", ["processes", "auto"])
+def test_processes_without_semaphores_are_one_line(backend, monkeypatch):
+    monkeypatch.delitem(joblib.parallel.BACKENDS, "loky")  # as joblib does where /dev/shm is full
+    with pytest.raises(RunError, match="/dev/shm is full .* use --backend threads"):
+        choose_workers(backend, None, 5)
 
 
 @needs("distributed")

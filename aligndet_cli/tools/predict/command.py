@@ -25,7 +25,7 @@ from aligndet_cli.data.images import read_image
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
 from aligndet_cli.detectors.checkpoint import BEST, LoadedDetector, WeightsName, load_detector, weights_file
 from aligndet_cli.detectors.results import EvaluationBatch, forward_pass, predict_each
-from aligndet_cli.errors import NO_ROOM, ConfigError, DataError
+from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import naming
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.plotting import never_failing
@@ -221,6 +221,7 @@ def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
             found[index] = [entry for entry in entries if entry["score"] >= config.score]
             pictures.draw(index, found[index])
             progress.advance()
+        pictures.finish()
     for error in skipped.values():
         logger.warning("left out: %s", error)
     if not found:
@@ -287,9 +288,14 @@ class _Pictures:
             if len(self.pending) > _DRAWN_AHEAD:
                 self.pending.pop(0).result()
 
+    def finish(self) -> None:
+        """Wait for all images."""
+        for drawn in self.pending:
+            drawn.result()
+
     def _draw(self, index: int, entries: Sequence[dict[str, Any]]) -> None:
         record, config = self.plan.image_set.record(index), self.plan.config
-        with never_failing(record.path, but=NO_ROOM):  # none of the others could be drawn either
+        with never_failing(record.path):
             pixels = read_image(record.path)
             if config.annotated:
                 _save(annotate(pixels, entries, self.categories), self.plan.folder / IMAGES / record.file_name)
