@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,7 +177,9 @@ class Workspace:
         if content.get(key) == value:
             return
         self.root.mkdir(parents=True, exist_ok=True)
-        write_json(self.root / "workspace.json", {**content, key: value})
+        own = self.root / f".workspace.{uuid.uuid4().hex}.json"  # several commands may do this at once
+        write_json(own, {**content, key: value})
+        own.replace(self.root / "workspace.json")
 
     def recall(self, key: str) -> Any:
         """Return the remembered value, or None."""

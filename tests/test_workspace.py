@@ -270,6 +270,20 @@ def test_output_files_are_checked_first(tmp_path: Path) -> None:
         read_json(tmp_path / "config.json")
 
 
+def test_two_commands_that_remember_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def another_first(number: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        Workspace(tmp_path).remember("data", "a longer place")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", another_first)
+    Workspace(tmp_path).remember("data", "place")
+    assert Workspace(tmp_path).recall("data") == "place"
+    assert [file.name for file in tmp_path.iterdir()] == ["workspace.json"]
+
+
 def test_damaged_memory_costs_only_itself(tmp_path: Path) -> None:
     (tmp_path / "workspace.json").write_text("{half")
     with pytest.raises(ConfigError, match=r"workspace\.json: damaged; delete this one file and name DATA again"):

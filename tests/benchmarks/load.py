@@ -3,10 +3,10 @@
     python tests/benchmarks/load.py --minutes 10
 
 On the toy set: studies, `predict` and `evaluate` one after another, each by processes of its own, and in this process
-`status` every 100 ms (or as fast as the machine can), all at the same time. A fault is an undocumented exit code, more than one line
-of error, a command that hangs, a status that cannot be parsed or in which a run vanishes or a finished one is no longer
-complete, a result that differs from that of the same command alone, and whatever is left behind. Exits 1 where there is
-any.
+`status` every 100 ms (or as fast as the machine can), all at the same time. A fault is an undocumented exit code, more
+than one line of error, a command that hangs, a status that cannot be parsed or in which a run vanishes or a finished
+one is no longer complete, a result that differs from that of the same command alone, and whatever is left behind. Exits
+1 where there is any.
 """
 
 import argparse
