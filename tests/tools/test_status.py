@@ -25,20 +25,27 @@ def begin(workspace: Workspace, stage: str, **inputs: str) -> Output:
     return output
 
 
-def test_a_run_that_is_finished_during_a_look_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("is_before", "expected"), [(True, "complete"), (False, "running")])
+def test_a_run_that_is_finished_during_a_look_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_before: bool, expected: str
+) -> None:
+    """Finished just before the look at finished runs, or just after it."""
     workspace = Workspace(tmp_path)
     output = begin(workspace, "proposals")
     assert states(workspace) == {"proposals/a": "interrupted"}
     with output.lock():
         assert states(workspace) == {"proposals/a": "running"}
 
-    def finish_first(self: Workspace, stage: str) -> list[Artifact]:
-        if output.partial.exists():
+    def finish_too(self: Workspace, stage: str) -> list[Artifact]:
+        before = ARTIFACTS(self, stage)
+        if stage == "proposals":
             output.complete({}, ["content"])
-        return ARTIFACTS(self, stage)
+        return ARTIFACTS(self, stage) if is_before else before
 
-    monkeypatch.setattr(Workspace, "artifacts", finish_first)
-    assert states(workspace) == {"proposals/a": "complete"}
+    monkeypatch.setattr(Workspace, "artifacts", finish_too)
+    with output.lock():
+        rows = collect_status(workspace)
+    assert [(f"{row.stage}/{row.run}", row.state) for row in rows] == [("proposals/a", expected)]
 
 
 def test_runs_that_are_made_during_a_look_are_not_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
