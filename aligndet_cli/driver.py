@@ -1,6 +1,7 @@
 """Carry out a stage: from a request to an artifact, in the same steps for all. Free of torch until a stage needs it."""
 
 import contextlib
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,7 @@ class Outcome:
         status: `done`, `already complete`, `dry run`, or `shard done` where other shards are missing.
         artifact: None where there is none yet: after a dry run, and while shards are missing.
         effective: the effective settings that were printed.
+        seconds: duration of the work; None where there was none to do.
         conclusion: extra output of every call, and the gate that was not passed, to be raised once the result is out.
         is_main: False on all but one process under torchrun or Slurm; only that one speaks.
     """
@@ -64,6 +66,7 @@ class Outcome:
     folder: Path
     artifact: Artifact | None
     effective: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
     conclusion: Conclusion = Conclusion()
     is_main: bool = True
 
@@ -92,14 +95,16 @@ def _execute(request: Request, stage: Stage, steps: Steps[ConfigT, PlanT]) -> Ou
         is_main = _is_main()
         if is_main:
             _say(stage.name, effective)
+        began = time.monotonic()
         status = _carry_out(request, plan, steps, devices, is_main)
+        seconds = time.monotonic() - began if status in ("done", "shard done") else None
     output, artifact, conclusion = plan.output, None, Conclusion()
     if is_main and status in ("done", "already complete"):
         artifact = Artifact(output.folder, read_json(output.folder / "manifest.json"))
         _remember_data(request.workspace, stage, config)
     if is_main and status != "dry run":
         conclusion = steps.conclude(plan)
-    return Outcome(status, output.action, output.folder, artifact, effective, conclusion, is_main)
+    return Outcome(status, output.action, output.folder, artifact, effective, seconds, conclusion, is_main)
 
 
 def _prepare(

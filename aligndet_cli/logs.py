@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
+from rich.text import Text
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -23,6 +24,7 @@ logger = logging.getLogger("aligndet")
 
 # Seconds between plain lines, in the first minute and later.
 _FIRST_MINUTE, _OFTEN, _SELDOM = 60.0, 5.0, 60.0
+_BAR, _WIDE = 20, 80  # columns of the bar, and of the narrowest terminal that has one
 
 
 def setup_logging(verbosity: int) -> None:
@@ -105,6 +107,8 @@ class Progress:
         unit: plural of one unit, e.g. `images`, `steps`.
         start: units done by an earlier, interrupted run; not counted in the speed.
         mode: see `resolve_progress_mode`; `none` shows nothing (also for ranks other than the main one).
+        first: name of the field that is shown before the speed; others follow, on a terminal as many as there is room
+            for.
     """
 
     def __init__(
@@ -115,26 +119,34 @@ class Progress:
         *,
         start: int = 0,
         mode: ProgressMode = "auto",
+        first: str = "",
     ) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self.start = start, start
         self.mode = resolve_progress_mode(mode, sys.stderr)
+        self.first = first
         self._bar: RichProgress | None = None
-        self._fields = ""
+        self._fields: dict[str, str] = {}
         self._shown = -1
 
     def __enter__(self) -> Self:
         self._began = self._last_line = time.monotonic()
         if self.mode == "bar":
+            console = Console(stderr=True)
+            whole = Column(no_wrap=True)
+            self._room = console.width - len(f"{self.title} {self.total}/{self.total} eta 0:00:00 ")
+            bar: tuple[ProgressColumn, ...] = ()
+            if console.width >= _WIDE:
+                bar = (BarColumn(bar_width=_BAR, table_column=Column(min_width=_BAR)),)
+                self._room -= _BAR + 1
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20, table_column=Column(min_width=20)),
-                MofNCompleteColumn(table_column=Column(no_wrap=True)),
-                TimeRemainingColumn(table_column=Column(no_wrap=True)),
-                # Cut this text, not the bar, if the line is too long.
+                TextColumn("{task.description}", table_column=whole),
+                *bar,
+                MofNCompleteColumn(table_column=whole),
+                _TimeLeft(table_column=whole),
                 TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             )
-            self._bar = RichProgress(*columns, console=Console(stderr=True), transient=False, expand=True)
+            self._bar = RichProgress(*columns, console=console, transient=False, expand=True)
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, text="")
             self._bar.start()
         return self
@@ -143,7 +155,7 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, text=self._text())
+            self._bar.update(self._task, completed=self.done, text=self._text(self._room))
             self._bar.stop()
         elif self.mode == "plain" and kind is None and self._shown != self.done:
             self._line()
@@ -152,9 +164,9 @@ class Progress:
         """Count `count` more units as done; `fields` are shown beside them (numbers with three digits)."""
         self.done += count
         if fields:
-            self._fields = "  ".join(f"{key} {_short(value)}" for key, value in fields.items())
+            self._fields = {key: f"{key} {_short(value)}" for key, value in fields.items()}
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, text=self._text())
+            self._bar.update(self._task, completed=self.done, text=self._text(self._room))
         elif self.mode == "plain" and self._is_due(time.monotonic()):
             self._line()
 
@@ -166,8 +178,17 @@ class Progress:
         """Units per second since this run began."""
         return (self.done - self.start) / max(time.monotonic() - self._began, 1e-9)
 
-    def _text(self) -> str:
-        return f"{self.rate:.3g} {self.unit}/s  {self._fields}"
+    def _text(self, room: int | None = None) -> str:
+        """Return speed and fields, as many of them whole as `room` characters hold; the first is always there."""
+        parts = [text for key, text in self._fields.items() if key == self.first]
+        parts.append(f"{self.rate:.3g} {self.unit}/s")
+        parts += [text for key, text in self._fields.items() if key != self.first]
+        text = parts[0]
+        for part in parts[1:]:
+            if room is not None and len(f"{text}  {part}") > room:
+                break
+            text += f"  {part}"
+        return text
 
     def _line(self) -> None:
         self._last_line, self._shown = time.monotonic(), self.done
@@ -177,8 +198,26 @@ class Progress:
         sys.stderr.flush()
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """Time left, said to be that."""
+
+    def render(self, task: Task) -> Text:
+        return Text("eta ") + super().render(task)
+
+
 def _short(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Format a duration in words: `0.4 s`, `36 s`, `4 min 10 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def clock(seconds: float) -> str:

@@ -6,7 +6,8 @@ of the folder in `config.STAGES` is all that the rest of the package knows.
 
 import functools
 import importlib
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -14,7 +15,7 @@ from aligndet_cli.config import StageConfig
 from aligndet_cli.errors import AlignDetError
 from aligndet_cli.flags import Flag
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.workspace import Output, Workspace
+from aligndet_cli.workspace import Artifact, Output, Workspace
 
 
 class Plan(Protocol):
@@ -50,9 +51,16 @@ class Prepare(Protocol[ConfigT_contra, PlanT_co]):
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Output after the stage's own result, of every call; `error`, such as a gate not passed, is raised after it."""
+    """Output after the stage's own result, of every call.
+
+    Attributes:
+        result: more of the result, for programs.
+        lines: the same, for people.
+        error: a gate that was not passed, to be raised after the output.
+    """
 
     result: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
     error: AlignDetError | None = None
 
 
@@ -102,6 +110,9 @@ class Stage:
     Attributes:
         name: of the command, of the folder in the workspace and, with underscores, of the package.
         data: help of the argument DATA.
+        headline: the number of an artifact that matters, in words.
+        look_at: files and folders of an artifact, the first to look at first; some may be missing.
+        go_on: the words of the next command, `finetune --detector detr`, without the workspace.
         purpose: which split of the data it takes by default.
         remembers_data: later stages find the data of this one: `always`, `never`, or `first`, if there was none before.
     """
@@ -111,6 +122,9 @@ class Stage:
     data: str
     examples: tuple[str, str, str]
     flags: tuple[Flag, ...]
+    headline: Callable[[Artifact], str]
+    look_at: tuple[str, ...]
+    go_on: Callable[[Artifact, Workspace], Sequence[str]]
     reads: tuple[Read, ...] = ()
     purpose: Literal["train", "val"] = "train"
     remembers_data: Literal["always", "first", "never"] = "first"
@@ -124,6 +138,32 @@ class Stage:
         """Import the functions of the stage, and torch with most of them."""
         steps: Steps[Any, Any] = importlib.import_module(f"{_package(self.name)}.stage").STEPS
         return steps
+
+
+DEFAULT_BACKBONE = "resnet50"
+
+
+def backbone_words(workspace: Workspace) -> list[str]:
+    """Return the flags with which `pretrain-box` finds a trained backbone: the workspace's own, or torchvision's."""
+    own = workspace.find("pretrain-image")
+    if own is None:
+        return ["--backbone-weights", "DEFAULT"]
+    name = str(own.config()["backbone"]["name"])
+    return [] if name == DEFAULT_BACKBONE else ["--backbone", name]
+
+
+def detector_words(artifact: Artifact) -> list[str]:
+    """Return the flag that names the detector of a run."""
+    return ["--detector", str(artifact.config()["detector"]["family"]).replace("_", "-")]
+
+
+def data_words(artifact: Artifact, workspace: Workspace) -> list[str]:
+    """Return the words with which `evaluate` finds the validation split of an artifact's data."""
+    data, known = artifact.config().get("data", {}), workspace.recall("data") or {}
+    if data.get("annotations") is not None:  # nothing tells where the others are
+        return ["--annotations", "FILE", "--images", "DIR"]
+    root = data.get("root")
+    return [] if root is None or root == known.get("root") else [shlex.quote(str(root))]
 
 
 @functools.cache

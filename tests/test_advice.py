@@ -46,6 +46,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "tools/conversion/exporting.py": ("export",),
     "tools/conversion/onnx_graph.py": ("export",),
     "workspace.py": STAGES,
+    "stage.py": ("pretrain-box",),  # words of the next command
     "driver.py": STAGES,
     "config.py": STAGES,
 }

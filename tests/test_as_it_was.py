@@ -94,9 +94,10 @@ def test_an_interrupted_run_continues_whatever_is_left_out(interrupted: Path, st
 def test_compare_and_fail_under_ask_for_no_batch_size(finished: Path, tmp_path: Path) -> None:
     finished = Path(shutil.copytree(finished, tmp_path / "w"))
     aligndet("evaluate", "-w", finished, "--batch-size", "2")
-    ran = aligndet("evaluate", "-w", finished, "--compare", "made", "--fail-under", "0", "--json")
+    aligndet("evaluate", "-w", finished, "--batch-size", "2", "--name", "other")
+    ran = aligndet("evaluate", "-w", finished, *NAME, "--compare", "other", "--fail-under", "0", "--json")
     assert ran.json()["status"] == "already complete" and "as in the finished run: batch_size=2\n" in ran.stderr
-    assert ran.json()["compare"]["with"] == "made"
+    assert ran.json()["compare"]["with"] == "other"
 
 
 def test_other_data_is_refused_and_not_taken_from_the_run(finished: Path, toy: Path, tmp_path: Path) -> None:

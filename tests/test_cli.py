@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -157,11 +158,72 @@ def test_fail_under_exits_6_with_the_result_on_stdout(workspace: Path) -> None:
     assert aligndet("evaluate", "-w", workspace, "--fail-under", "0").code == 0
 
 
-def test_comparison_is_part_of_the_result(workspace: Path) -> None:
-    ran = aligndet("evaluate", "-w", workspace, "--compare", "retinanet-resnet18", "--json")
-    assert ran.json()["compare"]["with"] == "retinanet-resnet18-val"
+def test_a_comparison_is_part_of_the_result_and_printed_once(workspace: Path) -> None:
+    aligndet("evaluate", "-w", workspace, "--name", "other")
+    ran = aligndet("evaluate", "-w", workspace, "--compare", "other", "--json")
+    assert ran.json()["compare"]["with"] == "other" and "against" not in ran.stderr
+    ran = aligndet("evaluate", "-w", workspace, "--compare", "other")
+    assert ran.stdout.count("against") == 1 and "against" not in ran.stderr and "compare" not in ran.stdout
+    ap = next(line.split() for line in ran.stdout.splitlines() if line.startswith("  AP  "))
+    compared = [line.split() for line in ran.stdout.partition("against")[2].splitlines()]
+    assert ["AP", ap[1], ap[1], "+0.0"] in compared  # in percent, as the result above
+    line = aligndet("evaluate", "-w", workspace, "--compare", "retinanet-resnet18", code=2).error_line()
+    assert "--compare retinanet-resnet18: is the run itself" in line
     line = aligndet("evaluate", "-w", workspace, "--compare", "nothing", code=2).error_line()
     assert "no run of that name; finetune runs here: retinanet-resnet18" in line
+
+
+def test_a_gate_in_percent_is_a_question(workspace: Path) -> None:
+    line = aligndet("evaluate", "-w", workspace, "--fail-under", "50", code=2).error_line()
+    assert "fail_under: should be 0 to 1 (did you mean 0.5?), got 50.0 (from --fail-under)" in line
+    assert "did you mean" not in aligndet("evaluate", "-w", workspace, "--fail-under", "500", code=2).error_line()
+
+
+def ending(ran: Ran) -> tuple[str, list[Path], list[str]]:
+    """The three lines at the end of a stage: the first, the files to look at, the words of the next command."""
+    took, look, go_on = ran.stderr.splitlines()[-3:]
+    assert look.startswith("look at: ") and go_on.startswith("next: aligndet ")
+    return took, [Path(file) for file in look.removeprefix("look at: ").split("  ")], go_on.split()[2:]
+
+
+def test_each_stage_says_how_it_went_and_how_to_go_on(workspace: Path, toy: Path) -> None:
+    """Every next command works as it is printed, where nothing in capitals is left to fill in."""
+    place, after = ["-w", str(workspace)], {}
+    expected = {
+        "proposals": ("boxes per image in 13 images", ["pretrain-box", "--backbone-weights", "DEFAULT"]),
+        "cluster": ("boxes in 4 clusters", ["pretrain-box", "--detector", "detr", "--backbone-weights", "DEFAULT"]),
+        "pretrain-box": ("too short, contrastive loss", ["finetune", "--detector", "retinanet"]),
+        "finetune": ("(at the start", ["evaluate"]),
+        "evaluate": (": AP ", ["predict", "IMAGES"]),
+    }
+    for stage, (number, words) in expected.items():
+        data = (toy,) if stage == "proposals" else ()
+        took, files, go_on = ending(aligndet(stage, *data, "-w", workspace, *CHAIN[stage]))
+        assert re.match(r"made \d{4}-\d\d-\d\d \d\d:\d\d UTC: ", took) and number in took, took
+        assert files and all(file.exists() for file in files)
+        assert go_on == [*words, *place]
+        after[stage] = go_on
+    for stage in ("pretrain-box", "finetune"):
+        aligndet(*after[stage], "--dry-run")
+    for silent in ("--json", "--quiet"):
+        assert "next: " not in aligndet("evaluate", "-w", workspace, silent).stderr
+    aligndet("evaluate", "-w", workspace, "--name", "other")
+    took, _, go_on = ending(aligndet("evaluate", "-w", workspace))
+    assert "--compare other" in " ".join(go_on)
+    aligndet(*go_on)
+    assert ending(aligndet("evaluate", "-w", workspace))[2] == ["report", "--html", *place]
+
+
+def test_the_next_command_names_data_that_the_workspace_does_not_remember(
+    workspace: Path, toy: Path, tmp_path: Path
+) -> None:
+    """Proposals of a folder without labels, then labels elsewhere."""
+    labelled = Path(shutil.copytree(toy, tmp_path / "my labels"))
+    words = (*CHAIN["finetune"], "--name", "elsewhere", "--init", "scratch", "--steps", "1")
+    ran = aligndet("finetune", labelled, "-w", workspace, *words)
+    took, _, go_on = ending(ran)
+    assert re.match(r"took (\d+ min )?[\d.]+ s: loss ", took)
+    assert shlex.split(" ".join(go_on)) == ["evaluate", str(labelled), "-w", str(workspace)]
 
 
 def test_an_export_that_fails_comes_after_the_result(workspace: Path, toy: Path, tmp_path: Path) -> None:

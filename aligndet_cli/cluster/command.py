@@ -1,7 +1,20 @@
 """The command `aligndet cluster`: help and flags."""
 
 from aligndet_cli.flags import BACKBONE, BACKBONE_WEIGHTS, CONTROL, DATA, DEVICES, setting
-from aligndet_cli.stage import Read, Stage
+from aligndet_cli.stage import Read, Stage, backbone_words
+from aligndet_cli.workspace import Artifact, Workspace
+
+
+def _headline(artifact: Artifact) -> str:
+    result = artifact.result
+    share = result.get("explained_by_clusters")  # clusters of a file have none
+    explained = "" if share is None else f" that explain {share:.1%} of the variance"
+    return f"{result['num_proposals']:,} boxes in {result['k']} clusters{explained}, {result['dead_clusters']} empty"
+
+
+def _go_on(_: Artifact, workspace: Workspace) -> list[str]:
+    return ["pretrain-box", "--detector", "detr", *backbone_words(workspace)]
+
 
 STAGE = Stage(
     name="cluster",
@@ -25,5 +38,8 @@ STAGE = Stage(
         *CONTROL,
         *DEVICES,
     ),
+    headline=_headline,
+    look_at=("sheet.jpg", "report.json"),
+    go_on=_go_on,
     reads=(Read("proposals", "proposals", "proposals"), Read("pretrain-image", "weights", "backbone.weights")),
 )

@@ -32,7 +32,11 @@ def status(_: None, given: Given) -> None:
         if given.control.json:
             print_json({"command": "status", "workspace": str(place.root), "runs": [vars(row) for row in rows]})
         elif rows:
-            terminal.console().print(status_table(rows))
+            console = terminal.console()
+            table, left_out = status_table(rows, console.width)
+            console.print(table)
+            if left_out:
+                logger.info(f"{' and '.join(left_out)}: in a wider terminal, or with --json")
         else:
             typer.echo(f"{place.root}: empty; start with `aligndet proposals DATA`")
 

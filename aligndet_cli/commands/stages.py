@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from aligndet_cli.commands.terminal import print_outcome, progress_mode, user_errors, with_data_root
+from aligndet_cli.commands.terminal import print_outcome, progress_mode, tell_ending, user_errors, with_data_root
 from aligndet_cli.config import Sources
 from aligndet_cli.driver import Request, execute
 from aligndet_cli.flags import Given, with_flags
@@ -31,6 +31,8 @@ def stage_command(stage: Stage) -> Callable[..., None]:
             outcome = execute(request)
             if outcome.is_main:
                 print_outcome(stage.name, outcome, control.json)
+            if outcome.is_main and not control.json:
+                tell_ending(stage, outcome, control.workspace)
         with user_errors(given, is_json=False):  # the result is out already
             if outcome.conclusion.error is not None:
                 raise outcome.conclusion.error

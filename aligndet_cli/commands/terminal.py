@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,14 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from aligndet_cli.config import flatten
 from aligndet_cli.driver import Outcome
 from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, RunError, as_user_error
 from aligndet_cli.flags import Given
-from aligndet_cli.logs import ProgressMode, logger, make_streams_sturdy, setup_logging
+from aligndet_cli.logs import ProgressMode, duration, logger, make_streams_sturdy, setup_logging
 from aligndet_cli.processes.signals import Stopped
+from aligndet_cli.stage import Stage
+from aligndet_cli.tables import rows_for_people
+from aligndet_cli.workspace import Workspace
 
 SCHEMA_VERSION = 1
 
@@ -160,15 +163,34 @@ def print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
         return
     prefix = "" if outcome.status == "done" else f"{outcome.status}: "
     typer.echo(f"{prefix}{outcome.folder}")
-    for key, value in flatten({**result, **outcome.conclusion.result}):
-        if value is not None and not isinstance(value, list | dict):
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            typer.echo(f"  {key.replace('_', ' '):<24} {shown}")
+    for name, text in rows_for_people(result):
+        typer.echo(f"  {name:<24} {text}")
+    for line in outcome.conclusion.lines:
+        typer.echo(line)
+
+
+def tell_ending(stage: Stage, outcome: Outcome, workspace: Path | None) -> None:
+    """Log what people want to know at the end of a stage: duration and result, what to look at, how to go on.
+
+    Args:
+        workspace: as it was typed, for the next command.
+    """
+    artifact = outcome.artifact
+    if artifact is None:
+        return
+    made = f"made {str(artifact.manifest['finished'])[:16].replace('T', ' ')} UTC"
+    took = made if outcome.seconds is None else f"took {duration(outcome.seconds)}"
+    files = [str(file) for name in stage.look_at if (file := artifact.folder / name).exists()]
+    place = () if workspace is None else ("-w", shlex.quote(str(workspace)))
+    words = stage.go_on(artifact, Workspace.locate(workspace))
+    logger.info(f"{took}: {stage.headline(artifact)}")
+    logger.info(f"look at: {'  '.join(files)}")
+    logger.info(f"next: {' '.join(['aligndet', *words, *place])}")
 
 
 def console() -> Console:
-    """Return a console for tables: as wide as the terminal, and wide enough not to wrap where there is none."""
-    return Console(width=None if sys.stdout.isatty() else 160)
+    """Return a console for tables: as wide as the terminal, and so wide that nothing wraps where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 1000)
 
 
 def answer(command: str, result: Answer, is_json: bool) -> None:

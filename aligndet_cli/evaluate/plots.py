@@ -24,6 +24,7 @@ from aligndet_cli.plotting import (
     shorten,
     wrap,
 )
+from aligndet_cli.tables import percent
 
 MAX_BARS = 40
 _LONGEST_NAME, _LETTERS_PER_INCH = 30, 10  # letters in a line
@@ -59,7 +60,7 @@ def draw_precision_recall(drawing: Drawing) -> Figure:
     mean_axes, class_axes = figure.subplots(1, 2)
     for (key, name), colour, dash in zip(CURVES.items(), COLOURS, DASHES, strict=False):
         if curves[key]:
-            label = f"{name}: AP {np.mean(curves[key]):.3f}"
+            label = f"{name}: AP {percent(float(np.mean(curves[key])))}"
             mean_axes.plot(curves["recall"], curves[key], dash, color=colour, linewidth=2, label=label)
     per_class = evaluation.metrics["per_class"]
     with_truth = [index for index, entry in enumerate(per_class) if entry["AP"] is not None]
@@ -69,7 +70,7 @@ def draw_precision_recall(drawing: Drawing) -> Figure:
     frequent = sorted(with_truth, key=lambda index: -per_class[index]["ground_truths"])[:MAX_CLASS_CURVES]
     for position, index in enumerate(frequent):
         curve = evaluation.precision[0][:, index]  # at IoU 0.5
-        label = f"{names[per_class[index]['category_id']]}: AP50 {curve.mean():.3f}"
+        label = f"{names[per_class[index]['category_id']]}: AP50 {percent(float(curve.mean()))}"
         style = DASHES[position % len(DASHES)]
         x = evaluation.recall_thresholds
         curves_of[label] = class_axes.plot(x, curve, style, color=COLOURS[position], linewidth=1.8)[0]
@@ -91,12 +92,13 @@ def draw_per_class(drawing: Drawing) -> Figure:
     axes.barh(rows - 0.2, [entry["AP50"] for entry in shown], 0.38, color=COLOURS[5], label="AP50")
     axes.barh(rows + 0.2, [entry["AP"] for entry in shown], 0.38, color=COLOURS[0], label="AP")
     for row, entry in enumerate(shown):
-        numbers = f"{entry['AP']:.3f} / {entry['AP50']:.3f}"
+        numbers = f"{percent(entry['AP'])} / {percent(entry['AP50'])}"
         axes.text(max(entry["AP"], entry["AP50"]) + 0.01, row, numbers, va="center", fontsize=SMALL)
     labels = _labels(per_class)
     names = [f"{labels[entry['category_id']]} ({entry['ground_truths']})" for entry in shown]
     _finish_bars(axes, names, 1.16)
-    axes.set_xlabel("AP / AP50; number of ground truths in brackets")
+    _count_in_percent(axes)
+    axes.set_xlabel("AP / AP50 in percent; number of ground truths in brackets")
     figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL)
     _set_title(figure, f"AP per class - {drawing.title}{left_out}")
     return figure
@@ -113,6 +115,11 @@ def draw_errors(drawing: Drawing) -> Figure:
     draw_error_bars(figure.subplots(), rows)
     _set_title(figure, f"What AP50 loses to which errors - {drawing.title}{left_out}")
     return figure
+
+
+def _count_in_percent(axes: Axes) -> None:
+    """Label the ticks of an axis from 0 to 1 as percent."""
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
 
 
 def _labels(per_class: Sequence[Mapping[str, Any]], taken: Sequence[str] = ()) -> dict[int, str]:
@@ -137,9 +144,10 @@ def draw_error_bars(axes: Axes, rows: Sequence[tuple[str, Mapping[str, float]]])
             if width >= 0.045:  # a number would be wider than a narrower bar
                 ink = "white" if part == "AP50" else "black"
                 place = (start + width / 2, row)
-                axes.text(*place, f"{width:.2f}", ha="center", va="center", fontsize=SMALL, color=ink)
+                axes.text(*place, f"{100 * width:.0f}", ha="center", va="center", fontsize=SMALL, color=ink)
     _finish_bars(axes, [name for name, _ in rows], 1.0)
-    axes.set_xlabel("AP at IoU 0.5, and what it gains when the errors of a kind do not count")
+    _count_in_percent(axes)
+    axes.set_xlabel("AP at IoU 0.5 in percent, and what it gains when the errors of a kind do not count")
     handles, names = axes.get_legend_handles_labels()
     axes.figure.legend(handles, names, loc="outside lower center", ncols=len(PARTS), fontsize=SMALL)
 
@@ -186,7 +194,7 @@ def draw_comparison(analyses: Mapping[str, Mapping[str, Any]], title: str, colou
         curves = analysis["precision_recall"]
         for key, dash in (("0.5", DASHES[0]), ("mean", DASHES[1])):
             if curves[key]:
-                label = f"{wrap(name, _LONGEST_NAME)}, {CURVES[key]}: {np.mean(curves[key]):.3f}"
+                label = f"{wrap(name, _LONGEST_NAME)}, {CURVES[key]}: {percent(float(np.mean(curves[key])))}"
                 curve_axes.plot(curves["recall"], curves[key], dash, color=colour, linewidth=2, label=label)
     _finish_curves(curve_axes, "Precision over recall, mean over classes")
     rows = [(wrap(name, _LONGEST_NAME), analysis["errors"]) for name, analysis in analyses.items()]

@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from aligndet_cli.artifacts.starts import Start, find_starts, tell_apart
 from aligndet_cli.config import StageConfig
@@ -29,6 +29,7 @@ from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.signals import stop_on_signal
 from aligndet_cli.stage import Conclusion, Steps
+from aligndet_cli.tables import percent
 from aligndet_cli.training.curves import plot_comparison
 from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Artifact, Output, Workspace
@@ -36,6 +37,12 @@ from aligndet_cli.workspace import Artifact, Output, Workspace
 # Images per chunk, the unit in which work is saved and given to processes: a crash loses at most a chunk, and a stop
 # waits for its end (some 16 s on a CPU at full size).
 CHUNK_IMAGES = 8
+
+
+def _refuse_percent(limit: Any) -> Any:
+    if isinstance(limit, int | float) and 1 < limit <= 100:
+        raise ValueError(f"should be 0 to 1 (did you mean {limit / 100:g}?)")
+    return limit
 
 
 class EvaluateConfig(StageConfig):
@@ -55,7 +62,9 @@ class EvaluateConfig(StageConfig):
     # the COCO numbers are always there
     metric: Literal["auto", "coco", "voc"] = Field("auto", description="Metric; auto is voc for VOC data, else coco.")
     compare: str | None = Field(None, description="Another evaluated run, to print the difference from it (none).")
-    fail_under: float | None = Field(None, ge=0, le=1, description="Exit with 6 if AP, 0 to 1, is lower (no limit).")
+    fail_under: Annotated[float | None, BeforeValidator(_refuse_percent)] = Field(
+        None, ge=0, le=1, description="Exit with 6 if AP, 0 to 1, is lower (no limit)."
+    )
     plots: bool = Field(True, description="Draw the plots of the result.")
 
 
@@ -118,7 +127,7 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         resolution=(config.short_side or loaded.resolution[0], config.long_side or loaded.resolution[1]),
         metric=choose_metric(config.metric, image_set),
         has_masks=loaded.has_masks,
-        other=_find_other(config, workspace, image_set) if config.compare is not None else None,
+        other=_find_other(config, workspace, image_set, name) if config.compare is not None else None,
     )
 
 
@@ -168,14 +177,14 @@ def conclude(plan: Plan) -> Conclusion:
     """
     metrics = read_json(plan.output.folder / "metrics.json")
     result: dict[str, Any] = {}
+    lines: tuple[str, ...] = ()
     if plan.other is not None:
         comparison = compare_runs(metrics, read_json(plan.other.folder / "metrics.json"))
         result["compare"] = {"with": plan.other.name, **comparison}
-        for line in _comparison_lines(plan, comparison):
-            logger.info(line)
+        lines = tuple(_comparison_lines(plan.output.folder.name, plan.other.name, comparison))
         if plan.config.plots:
             _draw_comparison(plan, plan.other)
-    return Conclusion(result, _failed_gate(plan, metrics))
+    return Conclusion(result, lines, _failed_gate(plan, metrics))
 
 
 def _failed_gate(plan: Plan, metrics: dict[str, Any]) -> GateError | None:
@@ -183,13 +192,19 @@ def _failed_gate(plan: Plan, metrics: dict[str, Any]) -> GateError | None:
     limit = plan.config.fail_under
     if limit is None or (value is not None and value >= limit):
         return None
-    return GateError(f"{plan.output.folder.name}: {name} is {_shown(value)}, below --fail-under {limit:g}")
+    return GateError(f"{plan.output.folder.name}: {name} is {_from_0_to_1(value)}, below --fail-under {limit:g}")
 
 
-def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSet) -> Artifact:
-    """Find the evaluation that `--compare` names, by its own name or by the name of its finetune run."""
+def _find_other(config: EvaluateConfig, workspace: Workspace, image_set: ImageSet, own: str) -> Artifact:
+    """Find the evaluation that `--compare` names, by its own name or by the name of its finetune run.
+
+    Args:
+        own: name of the evaluation that is to be compared with it.
+    """
     asked = str(config.compare)
     for name in (asked, f"{asked}{_suffix(config)}-{image_set.split}"):
+        if name == own:
+            raise ConfigError(f"--compare {asked}: is the run itself; name another, or another with --run")
         found = workspace.find("evaluate", name)
         if found is not None:
             if found.manifest["inputs"].get("data") != image_set.fingerprint:
@@ -267,7 +282,7 @@ def _finish(plan: Plan) -> None:
         metrics["weights"] = plan.config.weights
     metrics.update(measured.metrics)
     if plan.has_masks:
-        logger.info(f"masks: AP {_shown(metrics['segm']['AP'])}, AP50 {_shown(metrics['segm']['AP50'])}")
+        logger.info(f"masks: AP {percent(metrics['segm']['AP'])}, AP50 {percent(metrics['segm']['AP50'])}")
         without = metrics["segm"]["counts"]["ground_truths_without_mask"]
         if without:
             logger.info(f"masks: {without} of {metrics['counts']['ground_truths']} boxes have none that can be drawn")
@@ -300,7 +315,8 @@ def _draw_comparison(plan: Plan, other: Artifact) -> None:
             plot_comparison(logs, training, f"Fine-tuning, {title}", colours=colours)
 
 
-def _shown(value: float | None) -> str:
+def _from_0_to_1(value: float | None) -> str:
+    """Format a number as gates and files have it."""
     return "not measurable" if value is None else f"{value:.4f}"
 
 
@@ -331,15 +347,16 @@ def _result(metrics: dict[str, Any], metric: Metric) -> dict[str, Any]:
     }
 
 
-def _comparison_lines(plan: Plan, comparison: dict[str, Any]) -> Iterator[str]:
-    assert plan.other is not None
-    yield f"{plan.output.folder.name} against {plan.other.name}:"
+def _comparison_lines(name: str, other: str, comparison: dict[str, Any]) -> Iterator[str]:
+    yield f"{name} against {other}:"
+    yield f"  {'':<24} {'this':>6} {'other':>6} {'difference':>11}"
     rows = [(name, comparison[name]) for name in COCO_NUMBERS]
     rows += [(f"VOC {name}", entry) for name, entry in comparison.get("voc", {}).items()]
     rows += [(f"mask {name}", entry) for name, entry in comparison.get("segm", {}).items()]
-    for name, entry in rows:
+    for key, entry in rows:
         if entry["delta"] is not None:
-            yield f"  {name:<10} {entry['this']:.4f}  {entry['other']:.4f}  {entry['delta']:+.4f}"
+            this, those, delta = percent(entry["this"]), percent(entry["other"]), percent(entry["delta"], "+")
+            yield f"  {key:<24} {this:>6} {those:>6} {delta:>11}"
 
 
 STEPS = Steps[EvaluateConfig, Plan](EvaluateConfig, prepare, describe, run, conclude)

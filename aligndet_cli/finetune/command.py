@@ -1,8 +1,32 @@
 """The command `aligndet finetune`: help and flags."""
 
+import json
+
 from aligndet_cli import flags
 from aligndet_cli.flags import setting
-from aligndet_cli.stage import Read, Stage
+from aligndet_cli.stage import Read, Stage, data_words
+from aligndet_cli.tables import percent
+from aligndet_cli.workspace import Artifact, Workspace
+
+
+def _headline(artifact: Artifact) -> str:
+    best = artifact.result.get("best")
+    if best is not None:
+        return f"best {best['metric']} {percent(best['value'])} at step {best['step']}"
+    log = artifact.folder / "metrics.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []  # imported runs have none
+    losses = [
+        sum(value for name, value in json.loads(line).items() if name.startswith("loss_"))
+        for line in lines[:1] + lines[-1:]
+    ]
+    return f"loss {losses[1]:.3g} (at the start {losses[0]:.3g})" if losses else "imported"
+
+
+def _go_on(artifact: Artifact, workspace: Workspace) -> list[str]:
+    words = ["evaluate", *data_words(artifact, workspace)]
+    newest = workspace.find("finetune")
+    return words if newest is None or newest.name == artifact.name else [*words, "--run", artifact.name]
+
 
 STAGE = Stage(
     name="finetune",
@@ -36,5 +60,8 @@ STAGE = Stage(
         *flags.DEVICES,
         *flags.SPEED,
     ),
+    headline=_headline,
+    look_at=("plots/curves.png", "weights.pt", "best.pt"),
+    go_on=_go_on,
     reads=(Read("pretrain-box", "weights", "init"), Read("pretrain-image", "weights", "backbone.weights")),
 )

@@ -16,6 +16,7 @@ from aligndet_cli.logs import logger
 from aligndet_cli.metrics.measure import Metric, choose_metric, headline, measure
 from aligndet_cli.processes.collectives import any_rank, wait_for_all
 from aligndet_cli.processes.devices import Process
+from aligndet_cli.tables import percent
 from aligndet_cli.training.best import Best, BestWeights
 
 
@@ -78,7 +79,7 @@ class Measuring:
         metric = choose_metric("auto", self.images)
         metrics = measure(self.images, predictions, metric=metric, has_masks=self.has_masks).metrics
         numbers = _numbers(metrics, metric)
-        logger.info(f"step {done}: " + ", ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
+        logger.info(f"step {done}: " + ", ".join(f"{key} {percent(value)}" for key, value in numbers.items()))
         name, value = headline(metrics, metric)
         if value is not None:
             self.best.offer(Best(done, name, value), self.write)
@@ -94,7 +95,7 @@ class Measuring:
         if waited < self.patience:
             return False
         count = f"{waited} evaluation{'s' if waited > 1 else ''} without a better"
-        told = f"{best.metric} than {best.value:.4f} of step {best.step}" if best else "number"
+        told = f"{best.metric} than {percent(best.value)} of step {best.step}" if best else "number"
         logger.info(f"stopped early at step {done} of {self.num_steps}: {count} {told}")
         return True
 

@@ -2,7 +2,22 @@
 
 from aligndet_cli import flags
 from aligndet_cli.flags import setting
-from aligndet_cli.stage import Read, Stage
+from aligndet_cli.stage import Read, Stage, detector_words
+from aligndet_cli.workspace import Artifact, Workspace
+
+
+def _headline(artifact: Artifact) -> str:
+    result = artifact.result
+    if "chance" not in result:  # the contrastive task was off
+        return str(result["verdict"])
+    return f"{result['verdict']}, contrastive loss {result['loss_contrastive']:.2f} (by chance {result['chance']:.2f})"
+
+
+def _go_on(artifact: Artifact, workspace: Workspace) -> list[str]:
+    proposals = workspace.find("proposals")
+    is_labelled = proposals is not None and "recall_at_iou_0.5" in proposals.result
+    return ["finetune", *([] if is_labelled else ["DATA"]), *detector_words(artifact)]
+
 
 STAGE = Stage(
     name="pretrain-box",
@@ -32,6 +47,9 @@ STAGE = Stage(
         *flags.DEVICES,
         *flags.SPEED,
     ),
+    headline=_headline,
+    look_at=("plots/curves.png", "plots/views.jpg", "weights.pt"),
+    go_on=_go_on,
     reads=(
         Read("proposals", "proposals", "proposals"),
         Read("cluster", "clusters", "clusters"),

@@ -1,7 +1,20 @@
 """The command `aligndet proposals`: help and flags."""
 
 from aligndet_cli.flags import CONTROL, DATA, LAYOUTS, MACHINE, WORKERS, setting
-from aligndet_cli.stage import Stage
+from aligndet_cli.stage import Stage, backbone_words
+from aligndet_cli.workspace import Artifact, Workspace
+
+
+def _headline(artifact: Artifact) -> str:
+    result = artifact.result
+    recall = result.get("recall_at_iou_0.5")
+    found = "" if recall is None else f"; they cover {recall:.1%} of the labelled objects (IoU 0.5)"
+    return f"{result['proposals_per_image']:.1f} boxes per image in {result['images']:,} images{found}"
+
+
+def _go_on(_: Artifact, workspace: Workspace) -> list[str]:
+    return ["pretrain-box", *backbone_words(workspace)]
+
 
 STAGE = Stage(
     name="proposals",
@@ -30,5 +43,8 @@ STAGE = Stage(
         setting("--backend", "backend", MACHINE),
         setting("--scheduler", "scheduler", MACHINE),
     ),
+    headline=_headline,
+    look_at=("sheet.jpg", "plots"),
+    go_on=_go_on,
     remembers_data="always",
 )

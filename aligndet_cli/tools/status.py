@@ -3,7 +3,6 @@
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +17,7 @@ from aligndet_cli.workspace import Artifact, Workspace, run_name
 
 _LOOKS = 10
 _STATE_COLOURS = {"complete": "green", "stale": "yellow", "interrupted": "yellow", "running": "cyan"}
+_NARROWEST_RESULT, _GAP = 24, 2  # columns of text
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,35 @@ class StatusRow:
     remark: str
 
 
-def status_table(rows: list[StatusRow]) -> Table:
-    """Draw one line per run."""
-    table = plain_table("artifact", "state", "made from", "result")
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    for row in rows:
-        state = f"[{_STATE_COLOURS[row.state]}]{row.state}[/]"
-        table.add_row(f"{row.stage}/{row.run}", state, "\n".join(row.made_from), escape(row.remark))
-    return table
+def status_table(rows: list[StatusRow], width: int) -> tuple[Table, list[str]]:
+    """Draw one line per run, in so many columns of text; return the names of the columns that do not fit, too.
+
+    Names stay whole: the result goes first, then what a run was made from. A name that is too long is folded.
+    """
+    columns = {
+        "artifact": [escape(f"{row.stage}/{row.run}") for row in rows],
+        "state": [f"[{_STATE_COLOURS[row.state]}]{row.state}[/]" for row in rows],
+        "made from": [escape("\n".join(row.made_from)) for row in rows],
+        "result": [escape(row.remark) for row in rows],
+    }
+    needed = {
+        "artifact": max(len(f"{row.stage}/{row.run}") for row in rows),
+        "state": max(len(row.state) for row in rows),
+        "made from": max(len(name) for row in rows for name in (*row.made_from, "made from")),
+        "result": _NARROWEST_RESULT,
+    }
+    left_out: list[str] = []
+    for name in ("result", "made from"):
+        if sum(needed.values()) + _GAP * len(needed) > width:
+            left_out.insert(0, name)
+            del columns[name], needed[name]
+    table = plain_table(*columns)
+    for column, name in zip(table.columns, columns, strict=True):
+        if name != "result":
+            column.width = min(needed[name], max(width - needed["state"] - 2 * _GAP, 1))
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    return table, left_out
 
 
 def collect_status(workspace: Workspace) -> list[StatusRow]:
@@ -75,7 +96,7 @@ def _finished(stage: str, artifact: Artifact, known: dict[str, str], stale: set[
     made_from = tuple(known[content_hash] for content_hash in inputs.values() if content_hash in known)
     needed = [read.input for read in find_stage(stage).reads if _is_from_here(read, artifact)]
     gone = [name for name in needed if name in inputs and inputs[name] not in known]
-    remark, state = _summary(artifact.result), "complete"
+    remark, state = find_stage(stage).headline(artifact) if artifact.result else "", "complete"
     if gone:
         remark, state = f"{' and '.join(gone)} changed or gone since", "stale"
     elif old := [name for name in made_from if name in stale]:
@@ -112,9 +133,3 @@ def _unfinished(stage: str, folder: Path) -> StatusRow | None:
         )
         remark += f"; {next_step}"
     return StatusRow(stage, run_name(folder), "running" if is_running else "interrupted", (), "", remark)
-
-
-def _summary(result: dict[str, Any]) -> str:
-    plain = [key for key, value in result.items() if isinstance(value, int | float | str) and key != "explanation"]
-    numbers = {key: f"{result[key]:.4g}" if isinstance(result[key], float) else result[key] for key in plain[:3]}
-    return ", ".join(f"{key.replace('_', ' ')} {number}" for key, number in numbers.items())

@@ -119,7 +119,7 @@ def train(
     divergence = watch_divergence(learner, process, folder, settings.seed)
     total = settings.schedule.num_steps
     last_save, speed = time.monotonic(), Speed()
-    progress = Progress("training", total, "steps", start=start, mode=process.progress)
+    progress = Progress("training", total, "steps", start=start, mode=process.progress, first="loss")
     with stop_on_signal() as stop, progress, known_errors(process.flags):
         batches = batches_from(start)
         for step in range(start, total):

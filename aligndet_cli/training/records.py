@@ -86,7 +86,14 @@ class Records:
             self.line("speed.jsonl", {"step": done, **fields})
         short = {_SHOWN.get(name, name.removeprefix("loss_")): value for name, value in numbers.items()}
         short.pop("", None)
-        return {**short, "img/s": rate, "data-wait": f"{waiting:.0%}", "memory": f"{memory / 1e9:.2g} GB"}
+        total = sum(value for name, value in numbers.items() if name.startswith("loss_"))
+        return {
+            "loss": total,
+            **short,
+            "img/s": rate,
+            "data-wait": f"{waiting:.0%}",
+            "memory": f"{memory / 1e9:.2g} GB",
+        }
 
     def between(self, done: int, numbers: Mapping[str, float] | None) -> None:
         """Write the numbers that were found between two steps, if any, as a line of their own."""

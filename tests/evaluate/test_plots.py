@@ -166,7 +166,7 @@ def test_every_class_has_a_label_of_its_own_in_every_picture(tmp_path, monkeypat
     own = ["cat (id 1)", "cat (id 2)", *names[2:]]
     drawing = _drawing(tmp_path, 6, names, [])
     curves = draw_precision_recall(drawing).axes[1].get_legend().get_texts()
-    assert [text.get_text() for text in curves] == [f"{name}: AP50 0.000" for name in own]
+    assert [text.get_text() for text in curves] == [f"{name}: AP50 0.0" for name in own]
     bars = [label.get_text() for label in draw_per_class(drawing).axes[0].get_yticklabels()]
     assert sorted(bars) == sorted(f"{name} (1)" for name in own)
     rows = [label.get_text() for label in draw_errors(drawing).axes[0].get_yticklabels()]
