@@ -70,6 +70,11 @@ class Outcome:
     conclusion: Conclusion = Conclusion()
     is_main: bool = True
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """Summary of the artifact, and what `conclusion` adds to it; empty while there is none."""
+        return {**(self.artifact.result if self.artifact else {}), **self.conclusion.result}
+
 
 def execute(request: Request) -> Outcome:
     """Validate, decide, run.

@@ -9,6 +9,7 @@ import importlib
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from aligndet_cli.config import StageConfig
@@ -164,6 +165,18 @@ def data_words(artifact: Artifact, workspace: Workspace) -> list[str]:
         return ["--annotations", "FILE", "--images", "DIR"]
     root = data.get("root")
     return [] if root is None or root == known.get("root") else [shlex.quote(str(root))]
+
+
+class StagePackage(ModuleType):
+    """The package of a stage, which Python programs call as the stage itself: `aligndet_cli.finetune(config)`.
+
+    Once any part of it is imported, the import system puts the package in the place of a function of its name.
+    """
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        """Carry the stage out, see `api.stages.StageFunction`."""
+        functions = importlib.import_module("aligndet_cli.api.stages")
+        return getattr(functions, self.__name__.rpartition(".")[2])(*args, **settings)
 
 
 @functools.cache

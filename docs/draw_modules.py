@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent / "architecture.md"
 FLOORS = (
     ("__main__",),
     ("cli",),
-    ("commands",),
+    ("commands", "api"),
     ("tools",),
     ("driver",),
     tuple(stage.replace("-", "_") for stage in config.STAGES),

@@ -202,11 +202,13 @@ def _refuse_pipe(path: Path) -> None:
         raise DataError(f"{path}: is a pipe, not an image file")
 
 
-def _decode(image: Image.Image, content: bytes, path: Path) -> NDArray[np.uint8]:
-    """Return the pixels (H, W, 3) of an image that was opened from `content`, upright."""
+def upright_pixels(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    """Return the pixels of an opened image as (H, W, 3) uint8 RGB, upright; `path` only names it in errors.
+
+    Raises:
+        DataError: its file is damaged, or its pixels have no known range.
+    """
     orientation = _orientation(image)
-    if image.format in _JPEG_FORMATS and _has_lost_tail(content):
-        raise DataError(f"{path}: truncated or damaged image (zeros instead of its end); replace it or remove it")
     try:
         image.load()
     except _DECODER_ERRORS as error:
@@ -214,6 +216,13 @@ def _decode(image: Image.Image, content: bytes, path: Path) -> NDArray[np.uint8]
     if orientation in _TRANSPOSE:
         image = image.transpose(_TRANSPOSE[orientation])
     return _to_rgb(image, path)
+
+
+def _decode(image: Image.Image, content: bytes, path: Path) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, 3) of an image that was opened from `content`, upright."""
+    if image.format in _JPEG_FORMATS and _has_lost_tail(content):
+        raise DataError(f"{path}: truncated or damaged image (zeros instead of its end); replace it or remove it")
+    return upright_pixels(image, path)
 
 
 def _has_lost_tail(content: bytes) -> bool:

@@ -1,21 +1,31 @@
 """Start of a fine-tuning run: its weights, and the detector and backbone settings that follow from them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from aligndet_cli.backbones import RANDOM_WEIGHTS, BackboneConfig, BackboneWeights, WeightsTraining
+from aligndet_cli.backbones import (
+    RANDOM_WEIGHTS,
+    BackboneConfig,
+    BackboneWeights,
+    WeightsTraining,
+    load_backbone_weights,
+)
 from aligndet_cli.backbones.build import WEIGHTS_FILE
 from aligndet_cli.backbones.weights import find_backbone_weights, training_shown_by, weights_of
 from aligndet_cli.config import WORKSPACE_WEIGHTS
-from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
+from aligndet_cli.data.dataset import Category
+from aligndet_cli.detectors import Detector, DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import hash_files, read_json
 from aligndet_cli.finetune.config import FinetuneConfig
-from aligndet_cli.training.recipe import Freezing, Rates, Recipe
+from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
+from aligndet_cli.finetune.views import Resolution, resolve_resolution
+from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE, Freezing, Rates, Recipe
 from aligndet_cli.workspace import Artifact, Workspace
 
 LABELS = LabelFacts()  # all images of a data set with its own classes
@@ -77,6 +87,33 @@ def find_initial(config: FinetuneConfig, workspace: Workspace, labels: LabelFact
     if not file.is_file():
         raise ConfigError(f"--init {config.init}: write pretrain, backbone, scratch or the path of a weights.pt")
     return _resolved(config, labels, "file", file, hash_files([file]), str(file))
+
+
+def load_initial(
+    model: Detector, initial: Initial, config: FinetuneConfig, categories: Sequence[Category]
+) -> LoadReport | None:
+    """Fill a detector for these classes with its initial weights.
+
+    Returns:
+        The report, or None if only a backbone is loaded.
+
+    Raises:
+        WeightsError: too little of the source fits.
+    """
+    if initial.file is None:
+        load_backbone_weights(model.backbone, initial.weights.file)
+        return None
+    source = read_detector(initial.file)
+    restart = modules_to_restart(model, source, categories, keep_box_predictor=config.keep_box_predictor)
+    report = transfer(model, source.state_dict, modules=parse_modules(config.load_modules), restart=restart)
+    report.check(config.min_match, str(initial.file))
+    return report
+
+
+def resolution_of(initial: Initial, config: FinetuneConfig) -> Resolution:
+    """Return the resolution asked for, by default the recipe's for these backbone weights."""
+    scales = initial.recipe.short_sides or (SINGLE_SCALE if initial.training.is_supervised else MULTI_SCALE)
+    return resolve_resolution(config.resolution, initial.recipe.policy, scales)
 
 
 def _backbone_only(config: FinetuneConfig, workspace: Workspace, labels: LabelFacts) -> Initial:

@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from aligndet_cli.backbones import load_backbone_weights
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.folds import fraction_of
@@ -19,16 +18,16 @@ from aligndet_cli.data.open import open_images
 from aligndet_cli.data.stray import describe_stray_labels
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors import Detector, neck_norm_of
-from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, read_detector, write_detector
+from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import COCO_IMAGES, LabelFacts, images_of_an_epoch, weights_kind
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import write_json
 from aligndet_cli.finetune.config import FinetuneConfig
-from aligndet_cli.finetune.initial import Initial, find_initial
+from aligndet_cli.finetune.initial import Initial, find_initial, load_initial, resolution_of
 from aligndet_cli.finetune.measuring import Measuring
-from aligndet_cli.finetune.transfer import LoadReport, modules_to_restart, parse_modules, transfer
+from aligndet_cli.finetune.transfer import LoadReport, parse_modules
 from aligndet_cli.finetune.trial import largest_trial
-from aligndet_cli.finetune.views import LabelledViews, Resolution, build_views, resolve_resolution
+from aligndet_cli.finetune.views import LabelledViews, Resolution, build_views
 from aligndet_cli.logs import logger
 from aligndet_cli.metrics.measure import open_measured
 from aligndet_cli.processes.collectives import wait_for_all
@@ -40,7 +39,6 @@ from aligndet_cli.training.curves import plot_curves
 from aligndet_cli.training.learner import Trainable, build_learner, train_on
 from aligndet_cli.training.loggers import open_loggers
 from aligndet_cli.training.loop import Learner, LoopSettings
-from aligndet_cli.training.recipe import MULTI_SCALE, SINGLE_SCALE
 from aligndet_cli.training.records import merge_skipped
 from aligndet_cli.training.schedules import steps_per_epoch
 from aligndet_cli.training.settings import describe_settings, resolve_settings
@@ -83,8 +81,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     is_voc = {category.name for category in image_set.categories} == set(VOC_CLASSES)
     initial = find_initial(config, workspace, LabelFacts(is_voc, is_fraction=whole > len(indices)))
     name = _name(config, initial)
-    scales = initial.recipe.short_sides or (SINGLE_SCALE if initial.training.is_supervised else MULTI_SCALE)
-    resolution = resolve_resolution(config.resolution, initial.recipe.policy, scales)
+    resolution = resolution_of(initial, config)
     training, spares_memory = settle_batch_size(
         config.training,
         initial.rates,
@@ -205,7 +202,7 @@ def run(plan: Plan, process: Process) -> None:
     wait_for_all(process)
     torch.manual_seed(config.seed)
     views = _views(plan)
-    report = _load_weights(plan, views.model)
+    report = load_initial(views.model, plan.initial, config, plan.image_set.categories)
     if process.is_main and report is not None:
         write_json(folder / "load_report.json", report.to_json())
         for line in report.table():
@@ -249,23 +246,6 @@ def _build_learner(plan: Plan, views: LabelledViews, process: Process) -> tuple[
     if measuring is not None:
         learner = replace(learner, between=measuring.between, is_over=measuring.is_over)
     return learner, measuring, kept
-
-
-def _load_weights(plan: Plan, model: Detector) -> LoadReport | None:
-    """Fill a detector with its initial weights; return the report, or None if only a backbone is loaded.
-
-    Raises:
-        WeightsError: too little of the source fits.
-    """
-    config, initial = plan.config, plan.initial
-    if initial.file is None:
-        load_backbone_weights(model.backbone, initial.weights.file)
-        return None
-    source = read_detector(initial.file)
-    restart = modules_to_restart(model, source, plan.image_set.categories, keep_box_predictor=config.keep_box_predictor)
-    report = transfer(model, source.state_dict, modules=parse_modules(config.load_modules), restart=restart)
-    report.check(config.min_match, str(initial.file))
-    return report
 
 
 def _measuring(plan: Plan, model: Detector, process: Process) -> Measuring | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.logs import ProgressMode, logger
+from aligndet_cli.processes.callbacks import Callbacks
 from aligndet_cli.processes.launchers import find_place, in_interactive_shell
 
 _MOST_PER_CPU = 16  # processes; more only wait for each other, and each takes a third of a gigabyte
@@ -18,6 +19,7 @@ class Process:
     Attributes:
         device: torch device name, `cpu` or `cuda:<number>`.
         progress: display of progress; `none` on all but the main process.
+        callbacks: functions of the caller; none on all but the main process.
     """
 
     rank: int = 0
@@ -25,6 +27,7 @@ class Process:
     device: str = "cpu"
     progress: ProgressMode = "none"
     flags: frozenset[str] = frozenset()
+    callbacks: Callbacks = Callbacks()
 
     @property
     def is_main(self) -> bool:

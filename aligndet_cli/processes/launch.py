@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -18,8 +19,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from aligndet_cli.errors import ERROR_BY_EXIT_CODE, AlignDetError, Preempted, RunError, as_user_error, less_memory
+from aligndet_cli.errors import (
+    ERROR_BY_EXIT_CODE,
+    AlignDetError,
+    ConfigError,
+    Preempted,
+    RunError,
+    as_user_error,
+    less_memory,
+)
 from aligndet_cli.logs import ProgressMode, setup_logging
+from aligndet_cli.processes.callbacks import Callbacks
 from aligndet_cli.processes.devices import Devices, Process, joined_world_size, own_device
 from aligndet_cli.processes.ends import describe_end, starting_processes
 from aligndet_cli.processes.memory import keep_freed_memory
@@ -42,11 +52,15 @@ _FATAL = (signal.SIGHUP, signal.SIGQUIT)
 
 @dataclass(frozen=True)
 class Shown:
-    """Display settings of the command, and its flags, which messages may name; passed to spawned processes."""
+    """Display settings of the command, its flags, which messages may name, and a Python caller's functions.
+
+    All of it is passed to spawned processes, into which only functions of modules can go.
+    """
 
     progress: ProgressMode = "auto"
     verbosity: int = 0
     flags: frozenset[str] = frozenset()
+    callbacks: Callbacks = Callbacks()
 
 
 def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
@@ -61,7 +75,7 @@ def launch(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
         run_here(run, plan, _joined_process(devices, shown))
         return
     if devices.world_size == 1:
-        run_here(run, plan, Process(device=devices.first, progress=shown.progress, flags=shown.flags))
+        run_here(run, plan, Process(0, 1, devices.first, shown.progress, shown.flags, shown.callbacks))
         return
     _spawn(run, plan, devices, shown)
 
@@ -131,8 +145,8 @@ def _joined_process(devices: Devices, shown: Shown) -> Process:
     import torch.distributed as dist
 
     rank = dist.get_rank()
-    progress = shown.progress if rank == 0 else "none"
-    return Process(rank, dist.get_world_size(), own_device(devices), progress, shown.flags)
+    progress, callbacks = (shown.progress, shown.callbacks) if rank == 0 else ("none", Callbacks())
+    return Process(rank, dist.get_world_size(), own_device(devices), progress, shown.flags, callbacks)
 
 
 def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, shown: Shown) -> None:
@@ -140,6 +154,7 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    _check_callbacks(shown.callbacks)
     # torch logs many lines about a process that failed; ours is enough.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed", "torch.multiprocessing")):
@@ -163,6 +178,20 @@ def _spawn(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sho
                 elastic_launch(config, _worker)(run, plan, devices, shown, Path(reports))
         except (ChildFailedError, elastic_api.SignalException) as error:
             raise _root_cause(Path(reports), error, received, shown) from None
+
+
+def _check_callbacks(callbacks: Callbacks) -> None:
+    """Make sure that callbacks can go into another process.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        pickle.dumps(callbacks)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"callbacks: cannot go into another process ({error}); give functions of a module, or use --devices 1"
+        ) from None
 
 
 @contextlib.contextmanager

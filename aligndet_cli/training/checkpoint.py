@@ -15,12 +15,14 @@ KEPT = 2
 VERSION = 2
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after `step` finished steps, and delete all but the newest two checkpoints."""
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write the state after `step` finished steps, delete all but the newest two checkpoints, and return the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / f"step-{step:09d}.pt", serialise({"version": VERSION, **state}))
+    file = folder / f"step-{step:09d}.pt"
+    write_bytes(file, serialise({"version": VERSION, **state}))
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
         old.unlink()
+    return file
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:

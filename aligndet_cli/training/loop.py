@@ -131,6 +131,7 @@ def train(
             losses, shown = train_step(learner, samples, step, settings, divergence)
             learner.after_step(step)
             done = step + 1
+            process.callbacks.on_step(done, losses)
             told: dict[str, float | str] = {}
             if settings.is_logged(step):
                 divergence.check()
@@ -256,7 +257,7 @@ def _saved_if_stopped(
     except (Preempted, KeyboardInterrupt):
         if divergence.process.is_main and stop is not None and stop.num_seen == 1:
             divergence.check()
-            _save_alone(learner, folder, done)
+            _save_alone(learner, folder, done, divergence.process)
         raise
 
 
@@ -269,14 +270,14 @@ def _save_is_due(done: int, last_save: float, settings: LoopSettings, stop: Stop
 
 def _save(learner: Learner, folder: Path, done: int, process: Process) -> None:
     if process.is_main:
-        _save_alone(learner, folder, done)
+        _save_alone(learner, folder, done, process)
     wait_for_all(process)
 
 
-def _save_alone(learner: Learner, folder: Path, done: int) -> None:
+def _save_alone(learner: Learner, folder: Path, done: int, process: Process) -> None:
     state = {name: module.state_dict() for name, module in learner.state.items()}
     state |= {"optimizer": learner.optimizer.state_dict(), "scaler": learner.scaler.state_dict()}
-    save_checkpoint(folder / "resume", done, state)
+    process.callbacks.on_checkpoint(done, save_checkpoint(folder / "resume", done, state))
 
 
 def _restore(learner: Learner, folder: Path) -> int:

@@ -81,9 +81,11 @@ class Records:
         if self.process.is_main:
             scheduled = [group for group in optimizer.param_groups if not group.get("constant_lr")]
             lr = max(group["lr"] / group.get("lr_scale", 1.0) for group in scheduled)
-            self.line("metrics.jsonl", {"step": done, "lr": lr, **numbers})
+            numbers_and_lr = {"lr": lr, **numbers}
+            self.line("metrics.jsonl", {"step": done, **numbers_and_lr})
             fields = {"images_per_s": round(rate, 2), "data_wait": round(waiting, 3), "memory_mib": memory >> 20}
             self.line("speed.jsonl", {"step": done, **fields})
+            self.process.callbacks.on_log(done, {**numbers_and_lr, **fields})
         short = {_SHOWN.get(name, name.removeprefix("loss_")): value for name, value in numbers.items()}
         short.pop("", None)
         total = sum(value for name, value in numbers.items() if name.startswith("loss_"))
@@ -99,6 +101,7 @@ class Records:
         """Write the numbers that were found between two steps, if any, as a line of their own."""
         if numbers and self.process.is_main:
             self.line("metrics.jsonl", {"step": done, **numbers})
+            self.process.callbacks.on_evaluate(done, numbers)
 
     def line(self, name: str, content: Mapping[str, Any]) -> None:
         """Append one JSON line to a log file, and give its numbers to the loggers."""

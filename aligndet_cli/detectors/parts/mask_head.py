@@ -91,7 +91,18 @@ def draw_targets(positives: RoiSamples, targets: Sequence[BoxTargets], size: int
 
 
 def paste_mask(probabilities: Tensor, box: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """Resample the mask of one box to the pixels of an image.
+    """Resample the mask of one box to the pixels of an image; arguments as in `paste_probabilities`.
+
+    Returns:
+        (H, W) bool for a part of the image around the box, and that part's top left corner (y, x). The mask is False
+        everywhere else.
+    """
+    pasted, corner = paste_probabilities(probabilities, box, size_hw)
+    return pasted >= THRESHOLD, corner
+
+
+def paste_probabilities(probabilities: Tensor, box: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """Resample the mask of one box to the pixels of an image, as probabilities.
 
     Source: mmdetection `_do_paste_mask` with `skip_empty`.
 
@@ -101,16 +112,15 @@ def paste_mask(probabilities: Tensor, box: Tensor, size_hw: tuple[int, int]) -> 
         size_hw: height and width of the image in pixels.
 
     Returns:
-        (H, W) bool for a part of the image around the box, and that part's top left corner (y, x). The mask is False
-        everywhere else.
+        (H, W) for a part of the image around the box, and that part's top left corner (y, x). They are 0 elsewhere.
     """
     x1, y1, x2, y2 = box.tolist()
     left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)
     right, bottom = min(-int(-x2 // 1) + 1, size_hw[1]), min(-int(-y2 // 1) + 1, size_hw[0])
     if not (x2 > x1 and y2 > y1):
-        return probabilities.new_zeros(0, 0, dtype=torch.bool), (top, left)
+        return probabilities.new_zeros(0, 0), (top, left)
     y = (torch.arange(top, bottom, device=box.device) + 0.5 - box[1]) / (box[3] - box[1]) * 2 - 1
     x = (torch.arange(left, right, device=box.device) + 0.5 - box[0]) / (box[2] - box[0]) * 2 - 1
     grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)  # (h, w, 2)
     pasted = grid_sample(probabilities[None, None], grid[None].to(probabilities.dtype), align_corners=False)[0, 0]
-    return pasted >= THRESHOLD, (top, left)
+    return pasted, (top, left)
