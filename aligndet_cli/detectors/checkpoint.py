@@ -173,7 +173,10 @@ def load_detector(file: Path) -> LoadedDetector:
     """
     content = read_detector(file)
     if content.stage != "finetune" or content.resolution is None:
-        raise WeightsError(f"{file}: only pre-trained, it has no classes yet; run `aligndet finetune` first")
+        raise WeightsError(
+            f"{file}: only pre-trained, it has no classes yet; run `aligndet finetune` first, or in "
+            "Python aligndet_cli.load(file, num_classes=...), see docs/python.md"
+        )
     model = content.detector.build(build_backbone(content.backbone), len(content.categories))
     try:
         model.load_state_dict(content.state_dict)

@@ -106,7 +106,16 @@ class Detector(nn.Module, ABC):
         self.feature_dim = feature_dim
 
     def extract(self, images: ImageBatch) -> Features:
-        """Return the backbone's maps that the detector needs; the other levels are freed at once."""
+        """Return the backbone's maps that the detector needs; the other levels are freed at once.
+
+        Raises:
+            TypeError: it is no batch; a Python program has taken this module for one that takes images.
+        """
+        if not isinstance(images, ImageBatch):
+            raise TypeError(
+                f"a detector family takes an ImageBatch, not a {type(images).__name__}; aligndet_cli.load gives a "
+                "detector that takes images and torchvision's targets, see docs/python.md"
+            )
         height, width = images.pixels.shape[-2:]
         maps = self.backbone(images.pixels)
         return Features({level: maps[level] for level in self.levels}, images.sizes_hw, (height, width))

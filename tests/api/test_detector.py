@@ -77,7 +77,6 @@ def test_every_kind_of_image_gives_the_same(detector: aligndet.ImageDetector, ph
     pixels = read_image(photos[0])
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     kinds = [photos[0], str(photos[0]), pixels, Image.open(photos[0]), tensor, tensor.float() / 255]
-    (expected,) = detector.predict(photos[0])
     (expected,) = detector.predict(photos[0], score=0.0)
     assert len(expected["boxes"])
 
@@ -226,8 +225,9 @@ def test_short_sides_are_drawn_in_training(chain: Path) -> None:
     config = {"resolution": {"short_side": [64, 96], "long_side": 128}}
     detector = aligndet.load(chain / "pretrain-box" / "retinanet-resnet18", num_classes=2, config=config)
     seen: list[int] = []
-    detector.model.register_forward_pre_hook(lambda _, inputs: seen.append(min(inputs[0].sizes_hw[0])))
+    detector.model.register_forward_pre_hook(lambda _, inputs: seen.extend(map(min, inputs[0].sizes_hw)))
     for _ in range(12):
-        detector([torch.rand(3, 50, 60)], [{"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([1])}])
+        one = {"boxes": torch.tensor([[1.0, 2, 30, 40]]), "labels": torch.tensor([1])}
+        detector([torch.rand(3, 50, 60)] * 2, [one] * 2)
     assert set(seen) == {64, 96}
     assert detector.test_sides == (96, 128)
