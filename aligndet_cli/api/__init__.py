@@ -1,1 +1,1 @@
-"""What Python programs use: `import aligndet_cli as aligndet` has the names of this folder."""
+"""The door for Python programs: `import aligndet_cli as aligndet` has the names of this folder."""

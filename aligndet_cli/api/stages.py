@@ -74,27 +74,16 @@ class StageFunction(Generic[ConfigT]):
         """
         stage = find_stage(self.name)
         callbacks = callbacks_of(on_step=on_step, on_log=on_log, on_evaluate=on_evaluate, on_checkpoint=on_checkpoint)
-        file = Path(config) if isinstance(config, str | Path) else None
-        given = {} if config is None or isinstance(config, str | Path) else _in_config(config)
-        given |= _in_keywords(stage, settings)
-        if data is not None:
-            given["data.root"] = ("data", Path(data))
-        flags = frozenset(flag.word for flag in stage.flags)
         request = Request(
             stage=stage.name,
             workspace=Workspace.locate(None if workspace is None else Path(workspace)),
-            sources=Sources(file, (), given),
+            sources=_sources(stage, config, data, settings),
             resume=resume,
             force=force,
-            shown=Shown(progress, -1, flags, callbacks),
+            shown=Shown(progress, -1, frozenset(flag.word for flag in stage.flags), callbacks),
             as_it_was=True,
         )
-        with _known_errors(flags), _numerics_put_back():
-            _check_callbacks(stage, callbacks)
-            outcome = execute(request)
-        if outcome.conclusion.error is not None:
-            raise outcome.conclusion.error
-        return outcome
+        return _carry_out(stage, request)
 
 
 pretrain_image: "StageFunction[PretrainImageConfig]" = StageFunction("pretrain-image")
@@ -103,6 +92,26 @@ cluster: "StageFunction[ClusterConfig]" = StageFunction("cluster")
 pretrain_box: "StageFunction[PretrainBoxConfig]" = StageFunction("pretrain-box")
 finetune: "StageFunction[FinetuneConfig]" = StageFunction("finetune")
 evaluate: "StageFunction[EvaluateConfig]" = StageFunction("evaluate")
+
+
+def _carry_out(stage: Stage, request: Request) -> Outcome:
+    with _known_errors(request.shown.flags), _numerics_put_back():
+        if request.shown.callbacks != Callbacks() and stage.steps().rebuild is None:
+            raise ConfigError(f"{stage.name}: trains nothing, so no callback is ever called; leave them out")
+        outcome = execute(request)
+    if outcome.conclusion.error is not None:
+        raise outcome.conclusion.error
+    return outcome
+
+
+def _sources(stage: Stage, config: Any, data: str | Path | None, settings: Mapping[str, Any]) -> Sources:
+    """Return the settings of a call; keywords win over `config`."""
+    is_file = isinstance(config, str | Path)
+    given = {} if is_file or config is None else _in_config(config)
+    given |= _in_keywords(stage, settings)
+    if data is not None:
+        given["data.root"] = ("data", Path(data))
+    return Sources(Path(config) if is_file else None, (), given)
 
 
 def _in_config(config: StageConfig | Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -139,11 +148,6 @@ def _in_keywords(stage: Stage, settings: Mapping[str, Any]) -> dict[str, tuple[s
         is_list = known.get(paths[word], {}).get("kind") == "list" and not isinstance(value, list | tuple)
         given[paths[word]] = (word, [value] if is_list else value)
     return given
-
-
-def _check_callbacks(stage: Stage, callbacks: Callbacks) -> None:
-    if callbacks != Callbacks() and stage.steps().rebuild is None:
-        raise ConfigError(f"{stage.name}: trains nothing, so no callback is ever called; leave them out")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def train(
     progress = Progress("training", total, "steps", start=start, mode=process.progress, first="loss")
     with stop_on_signal() as stop, progress, known_errors(process.flags):
         batches = batches_from(start)
-        for step in range(start, total):
+        for step, done in pairwise(range(start, total + 1)):
             with _saved_if_stopped(learner, folder, step, divergence, stop if step > start else None):
                 samples = next_batch(batches, speed)
             record.skipped(samples)
@@ -130,7 +131,6 @@ def train(
                 _before_first(learner, len(samples), step, settings, process)
             losses, shown = train_step(learner, samples, step, settings, divergence)
             learner.after_step(step)
-            done = step + 1
             process.callbacks.on_step(done, losses)
             told: dict[str, float | str] = {}
             if settings.is_logged(step):
