@@ -1,7 +1,10 @@
 """The state of a study while its runs are carried out, one after another or side by side."""
 
+import contextlib
+import logging
 import time
 import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from aligndet_cli.driver import Request, execute
@@ -41,6 +44,7 @@ class Board:
     runs: dict[str, StageRun]
     complete: set[str]  # keys of the runs that were there already
     jobs: int  # runs at a time
+    expected: Mapping[str, float] = field(default_factory=dict)  # seconds of a run by stage, until one is finished
     done: set[str] = field(default_factory=set)
     problems: dict[str, Problem] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)  # that finished runs took, by stage
@@ -72,8 +76,8 @@ class Board:
                 self.problems[other.key] = Problem(problem.exit_code, f"not run: {failed[0]} failed", True)
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds left from the finished runs; None before the first one is finished."""
-        means = {stage: sum(times) / len(times) for stage, times in self.seconds.items()}
+        """Estimate the seconds left from the finished runs; None before the first one, if nothing was expected."""
+        means = {**self.expected, **{stage: sum(times) / len(times) for stage, times in self.seconds.items()}}
         if not means:
             return None
         guess = sum(means.values()) / len(means)
@@ -121,3 +125,22 @@ def perform(request: Request) -> Problem | None:
             return Problem(known.exit_code, str(known))
         logger.error(traceback.format_exc())
         return Problem(1, f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def warnings_once() -> Iterator[None]:
+    """Log each warning once: runs on the same images say the same."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if record.levelno != logging.WARNING or message not in said:
+            said.add(message)
+            return True
+        return False
+
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,20 @@ class StudyOutcome:
 
 
 def run_study(
-    file: Path, workspace: Workspace, *, jobs: int | None = None, dry_run: bool = False, shown: Shown | None = None
+    file: Path,
+    workspace: Workspace,
+    *,
+    jobs: int | None = None,
+    dry_run: bool = False,
+    shown: Shown | None = None,
+    expected: Mapping[str, float] | None = None,
 ) -> StudyOutcome:
     """Plan, run what is missing, and report.
 
     Args:
         jobs: runs at a time; None: one per GPU, else one.
         shown: output of single runs; progress "auto" shows it on a terminal only, and only if one runs at a time.
+        expected: seconds of a run by stage, where they are known.
 
     Raises:
         ConfigError: the study cannot be read, or contradicts itself.
@@ -77,7 +84,7 @@ def run_study(
     shown = shown or Shown("none")
     if shown.progress == "auto" and resolve_progress_mode("auto", sys.stderr) == "plain":
         shown = replace(shown, progress="none")
-    board = carry_out(runs, workspace, jobs=jobs, gpus=gpus, shown=shown)
+    board = carry_out(runs, workspace, jobs=jobs, gpus=gpus, shown=shown, expected=expected or {})
     names = {run.name for run in runs if run.stage == "evaluate"}
     report = collect_report(workspace, baseline=study.starts[0].label, names=names)
     return StudyOutcome(board.states(), report, _failure(board.states(), board.problems))

@@ -2,13 +2,13 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from aligndet_cli.driver import Request
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.launch import Shown
 from aligndet_cli.stage import find_stage
-from aligndet_cli.tools.study.board import Board, perform
+from aligndet_cli.tools.study.board import Board, perform, warnings_once
 from aligndet_cli.tools.study.plan import StageRun, finished
 from aligndet_cli.workspace import Workspace
 
@@ -35,26 +35,36 @@ def look_up(runs: list[StageRun], workspace: Workspace) -> dict[str, str]:
     return states
 
 
-def carry_out(runs: list[StageRun], workspace: Workspace, *, jobs: int, gpus: tuple[str, ...], shown: Shown) -> Board:
+def carry_out(
+    runs: list[StageRun],
+    workspace: Workspace,
+    *,
+    jobs: int,
+    gpus: tuple[str, ...],
+    shown: Shown,
+    expected: Mapping[str, float],
+) -> Board:
     """Do every run that is not complete; one that fails stops only those that need it.
 
     Args:
         gpus: names for CUDA_VISIBLE_DEVICES, shared out among the jobs. Empty: the CPU.
+        expected: seconds of a run by stage, where they are known before.
 
     Raises:
         Preempted, KeyboardInterrupt: asked to stop; the runs under way are saved.
     """
     states = look_up(runs, workspace)
     complete = {key for key, state in states.items() if state == "complete"}
-    board = Board({run.key: run for run in runs}, complete, jobs)
+    board = Board({run.key: run for run in runs}, complete, jobs, expected=expected)
     if len(board.complete) == len(runs):
         return board
     _remember_data(runs, workspace)
     if jobs == 1:
-        while (run := board.begin_next()) is not None:
-            with quiet_stages(logging.WARNING if shown.verbosity <= 0 else logger.level):
-                problem = perform(Request(run.stage, workspace, run.sources, shown=shown))
-            board.finish(run, problem)
+        with warnings_once():
+            while (run := board.begin_next()) is not None:
+                with quiet_stages(logging.WARNING if shown.verbosity <= 0 else logger.level):
+                    problem = perform(Request(run.stage, workspace, run.sources, shown=shown))
+                board.finish(run, problem)
     else:
         from aligndet_cli.tools.study.workers import carry_out_in_parallel
 

@@ -13,7 +13,7 @@ from aligndet_cli.errors import Preempted
 from aligndet_cli.logs import setup_logging
 from aligndet_cli.processes.launch import Shown
 from aligndet_cli.processes.signals import Stopped, end_with_parent, ignore_stopping, stop_at_once, stop_on_signal
-from aligndet_cli.tools.study.board import Board, Problem, perform
+from aligndet_cli.tools.study.board import Board, Problem, perform, warnings_once
 from aligndet_cli.tools.study.plan import StageRun
 from aligndet_cli.workspace import Workspace
 
@@ -112,8 +112,9 @@ def _work(connection: Connection, gpu: str | None, threads: int, verbosity: int)
 
         if gpu is None and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(threads)
-        while True:
-            connection.send(perform(connection.recv()))
+        with warnings_once():
+            while True:
+                connection.send(perform(connection.recv()))
     except (EOFError, BrokenPipeError, KeyboardInterrupt, Stopped, Preempted):
         return
     finally:

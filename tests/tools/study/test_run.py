@@ -6,6 +6,7 @@ import pytest
 
 from aligndet_cli.driver import Outcome, Request
 from aligndet_cli.errors import DataError, Preempted
+from aligndet_cli.logs import logger
 from aligndet_cli.stage import find_stage
 from aligndet_cli.tools.study import board as study_board
 from aligndet_cli.tools.study.board import Board
@@ -121,11 +122,13 @@ def test_proposals_of_other_commands_are_used(stages: FakeStages, study: Path, t
 
 
 def test_time_left_is_that_of_finished_runs_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock: Iterator[float] = iter([0.0, 10.0, 10.0, 10.0, 40.0, 40.0, 40.0, 40.0])
+    clock: Iterator[float] = iter([0.0, 0.0, 10.0, 10.0, 10.0, 40.0, 40.0, 40.0, 40.0])
     monkeypatch.setattr(study_board.time, "monotonic", lambda: next(clock))
     runs = [StageRun("finetune", name, {}, ()) for name in "abcd"] + [StageRun("evaluate", "a", {}, ())]
     board = Board({run.key: run for run in runs}, {"finetune/d"}, jobs=2)
     assert board.seconds_left() is None
+    known = Board(board.runs, {"finetune/d"}, jobs=2, expected={"finetune": 5.0, "evaluate": 1.0})
+    assert known.seconds_left() == (3 * 5 + 1) / 2
     for _ in range(2):  # 10 s and 30 s: 20 s on average
         run = board.begin_next()
         assert run is not None
@@ -133,6 +136,20 @@ def test_time_left_is_that_of_finished_runs_of_the_stage(monkeypatch: pytest.Mon
     board.begin_next()
     # Left are c, begun just now, and one of a stage that nothing is known of: 20 s each, by two jobs.
     assert board.seconds_left() == 20
+
+
+def test_a_warning_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with study_board.warnings_once():
+        for _ in range(2):
+            logger.warning("a box is odd")
+            logger.error("a run failed")
+    logger.warning("a box is odd")
+    assert [record.getMessage() for record in caplog.records] == [
+        "a box is odd",
+        "a run failed",
+        "a run failed",
+        "a box is odd",
+    ]
 
 
 @pytest.mark.e2e

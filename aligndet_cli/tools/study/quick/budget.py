@@ -43,12 +43,20 @@ class Size:
         """Return the number of runs of fine-tuning, if the baseline is tried at so many rates."""
         return 2 * self.seeds * len(self.fractions) + (num_rates - 1) * self.rate_seeds
 
+    def expected(self, costs: Costs, *, num_proposal_images: int) -> dict[str, float]:
+        """Return the seconds of a run of each stage."""
+        return {
+            "proposals": costs.proposals_start + num_proposal_images * costs.proposals_image,
+            "pretrain-box": costs.pretrain_start + self.pretrain_steps * costs.pretrain_step,
+            "finetune": costs.finetune_start + self.finetune_steps * costs.finetune_step,
+            "evaluate": costs.evaluation,
+        }
+
     def seconds(self, costs: Costs, *, num_proposal_images: int, num_rates: int, jobs: int) -> float:
         """Return how long the study takes with so many runs of fine-tuning at a time."""
-        before = costs.proposals_start + num_proposal_images * costs.proposals_image
-        before += costs.pretrain_start + self.pretrain_steps * costs.pretrain_step
-        run = costs.finetune_start + self.finetune_steps * costs.finetune_step + costs.evaluation
-        return before + self.num_finetunings(num_rates) * run / jobs
+        one = self.expected(costs, num_proposal_images=num_proposal_images)
+        tuning = self.num_finetunings(num_rates) * (one["finetune"] + one["evaluate"])
+        return one["proposals"] + one["pretrain-box"] + tuning / jobs
 
 
 @dataclass(frozen=True)

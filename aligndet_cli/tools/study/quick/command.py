@@ -1,6 +1,7 @@
 """`aligndet study --quick`: from a data set to a verdict."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,12 @@ def run_quick(
     if known is None:
         open_labelled(Path(asked.data)).write_held_out(files.held_out)
         files.write(plan)
-    outcome = run_study(files.study, workspace, jobs=jobs, shown=shown)
+        logger.info(f"the plan is {files.study}; stopped, the same command goes on with it")
+    outcome = run_study(files.study, workspace, jobs=jobs, shown=shown, expected=plan.expected)
     if baseline is None and outcome.failure is None and outcome.report is not None:
         baseline = _best(outcome.report, plan)
         files.write(plan, baseline)
-        outcome = run_study(files.study, workspace, jobs=jobs, shown=shown)
+        outcome = run_study(files.study, workspace, jobs=jobs, shown=shown, expected=plan.expected)
     assert outcome.report is not None, "a study that ran has a report"
     verdicts = verdicts_of(outcome.report, OURS) if baseline is not None and outcome.failure is None else []
     report = replace(outcome.report, remarks=[*(one.sentence() for one in verdicts), *outcome.report.remarks])
@@ -123,7 +125,7 @@ def _make_plan(asked: Asked, files: PlanFiles, workspace: Workspace, *, jobs: in
     data = open_labelled(Path(asked.data))
     name, weights = find_backbone(asked.backbone, asked.weights, workspace, offline=offline, is_gpu=is_gpu())
     tables = fit_settings(data, detector, name, weights)
-    logger.info("measuring: a few real steps of every stage on this machine")
+    logger.info("measuring: a few real steps of every stage on this machine, which takes about a minute")
     costs = time_stages(study_of(data.root, detector, Size((100,), 1, 1, 1, 1), tables), data)
     num_proposal_images = min(data.num_train, PROPOSAL_IMAGES)
     size, seconds = choose_size(
@@ -136,36 +138,34 @@ def _make_plan(asked: Asked, files: PlanFiles, workspace: Workspace, *, jobs: in
     )
     for table, added in data.held_out_settings(files.held_out).items():
         tables[table] = {**tables.get(table, {}), **added}
-    lines = _describe(data, detector, tables, costs, size, seconds)
-    return QuickPlan(asked, lines, seconds, study_of(data.root, detector, size, tables))
+    expected = size.expected(costs, num_proposal_images=num_proposal_images)
+    lines = _describe(data, detector, tables, size, costs, expected)
+    lines["in all"] = f"about {_time(seconds)}"
+    return QuickPlan(asked, lines, seconds, expected, study_of(data.root, detector, size, tables))
 
 
 def _describe(
-    data: LabelledData, detector: str, tables: Tables, costs: Costs, size: Size, seconds: float
+    data: LabelledData, detector: str, tables: Tables, size: Size, costs: Costs, expected: Mapping[str, float]
 ) -> dict[str, str]:
     common, tuned = tables["common"], tables["finetune"]
-    rates = rates_of(detector)
-    runs = size.num_finetunings(len(rates.plain))
-    per_run = costs.finetune_start + size.finetune_steps * costs.finetune_step + costs.evaluation
-    pretraining = costs.pretrain_start + size.pretrain_steps * costs.pretrain_step
-    num_proposals = min(data.num_train, PROPOSAL_IMAGES)
-    proposals = costs.proposals_start + num_proposals * costs.proposals_image
+    rates = rates_of(detector).plain
+    runs = size.num_finetunings(len(rates))
     labels = " and ".join(f"{percent:g} %" for percent in size.fractions)
-    plain = ", ".join(f"{lr:g}" for lr in rates.plain)
     tried = "seed 0" if size.rate_seeds == 1 else f"{size.rate_seeds} seeds"
+    tuning = runs * (expected["finetune"] + expected["evaluate"])
     return {
         "data": data.describe(),
         "detector": f"{detector} on {common['backbone.name']}, weights {common['backbone.weights']}",
         "images": f"short side {tuned['resolution.short_side'][0]}, long side {tuned['resolution.long_side']} at most, "
         f"{common['training.batch_size']} a step, {common['runtime.precision']}",
-        "proposals": f"{num_proposals} images without their labels: {_time(proposals)}",
+        "proposals": f"{min(data.num_train, PROPOSAL_IMAGES)} images without their labels: "
+        f"{_time(expected['proposals'])}",
         "pre-training": f"{size.pretrain_steps} steps of {costs.pretrain_step:.2f} s, {TOPK} proposals an image: "
-        f"{_time(pretraining)}",
+        f"{_time(expected['pretrain-box'])}",
         "fine-tuning": f"{runs} runs of {size.finetune_steps} steps of {costs.finetune_step:.2f} s, and their "
-        f"evaluation: {_time(runs * per_run)}",
-        "starts": f"AlignDet and the backbone only, with {labels} of the labels and {size.seeds} seeds; before, the "
-        f"best rate of the backbone only is found among {plain}, with {tried}",
-        "in all": f"about {_time(seconds)}",
+        f"evaluation: {_time(tuning)}",
+        "starts": f"first the backbone only at rates of {', '.join(f'{lr:g}' for lr in rates)}, with {tried}; then "
+        f"AlignDet and the best of these, with {labels} of the labels and {size.seeds} seeds",
     }
 
 

@@ -41,12 +41,14 @@ class QuickPlan:
     Attributes:
         lines: what will run and how long it takes, by title, for people.
         seconds: estimate of the whole.
+        expected: estimate of a run by stage.
         content: of the study file in which several rates of the baseline are compared.
     """
 
     asked: Asked
     lines: Mapping[str, str]
     seconds: float
+    expected: Mapping[str, float]
     content: Mapping[str, Any]
 
     @property
@@ -121,7 +123,7 @@ class PlanFiles:
         if not record.exists():
             raise ConfigError(f"{self.study}: is there and is no plan of this command; {again}")
         known = read_json(record)
-        plan = QuickPlan(Asked(**known["asked"]), known["lines"], known["seconds"], known["content"])
+        plan = QuickPlan(Asked(**known["asked"]), known["lines"], known["seconds"], known["expected"], known["content"])
         if plan.asked != asked:
             raise ConfigError(
                 f"{self.study}: is the plan of `{plan.asked.command()}`; delete it for another one, or use another "

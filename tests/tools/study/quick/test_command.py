@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,18 @@ def test_an_interrupted_study_goes_on_with_its_plan(
     assert "was changed since it was planned; run it with" in aligndet(*words, code=2).error_line()
     (tmp_path / "ws" / "quick.json").unlink()
     assert "is no plan of this command" in aligndet(*words, code=2).error_line()
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_images_that_are_held_out_go_through_all_stages(toy: Path, mobilenet: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy / "train", data / "train")
+    (data / "annotations").mkdir()
+    shutil.copy(toy / "annotations" / "instances_train.json", data / "annotations")
+    planned = aligndet(*words_of(data, mobilenet, tmp_path / "ws"), "--dry-run")
+    assert "11 images of 'train' to train on, 2 to measure on (drawn from 'train', the only split)" in planned.stderr
 
 
 @pytest.mark.parametrize(
