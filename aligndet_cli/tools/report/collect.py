@@ -116,11 +116,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Rows by setting, the baseline first, and remarks on runs that were left out."""
+    """Rows by setting, the baseline first, and remarks on runs that were left out.
+
+    Attributes:
+        answer: headline in place of the usual one, of a study that asked a question.
+    """
 
     rows: list[Row]
     metrics: tuple[str, ...]
     remarks: list[str] = field(default_factory=list)
+    answer: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -133,6 +138,8 @@ def headline(report: Report) -> str:
 
     It is about the first metric, and about the pre-trained start, or the only one that can be compared.
     """
+    if report.answer:
+        return report.answer
     metric = report.metrics[0]
     bases = {row.setting: row.label for row in report.rows if row.is_baseline}
     compared = [row for row in report.rows if metric in row.summaries and row.summaries[metric].delta is not None]

@@ -114,7 +114,7 @@ def run_quick(
         outcome = run_study(files.study, workspace, jobs=jobs, shown=shown, expected=plan.expected)
     assert outcome.report is not None, "a study that ran has a report"
     verdicts = verdicts_of(outcome.report, OURS) if baseline is not None and outcome.failure is None else []
-    report = replace(outcome.report, remarks=[*(one.sentence() for one in verdicts), *outcome.report.remarks])
+    report = replace(outcome.report, answer=" ".join(one.sentence() for one in verdicts))
     page = write_page(workspace, report) if report.rows else None
     return QuickOutcome(plan, files.study, replace(outcome, report=report), verdicts, page)
 

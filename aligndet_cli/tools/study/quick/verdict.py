@@ -38,7 +38,7 @@ class Verdict:
         images = f"all {self.labelled}" if self.fraction == 100 else f"{self.labelled} ({self.fraction:g} %)"
         numbers = f"{_points(self.difference)} AP, 95 % between {_points(self.low)} and {_points(self.high)}"
         answer = f"{self.answer}: {self.reason}" if self.reason else self.answer
-        return f"with {images} labelled images: {numbers}, {self.num_pairs} pairs against {self.baseline}: {answer}"
+        return f"With {images} labelled images: {numbers}, {self.num_pairs} pairs against {self.baseline}: {answer}."
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -23,12 +23,12 @@ def test_the_interval_is_students_over_pairs(tmp_path: Path) -> None:
     assert verdict.difference == pytest.approx(0.025)
     assert (verdict.low, verdict.high) == pytest.approx((0.025 - 0.012421, 0.025 + 0.012421), abs=1e-6)
     assert verdict.sentence() == (
-        "with all 131 labelled images: +2.5 AP, 95 % between +1.3 and +3.7, 3 pairs against backbone only, lr 0.02: "
-        "it pays"
+        "With all 131 labelled images: +2.5 AP, 95 % between +1.3 and +3.7, 3 pairs against backbone only, lr 0.02: "
+        "it pays."
     )
     assert verdict.to_json()["answer"] == "it pays"
     part = replace(verdict, fraction=20.0, labelled=26)
-    assert part.sentence().startswith("with 26 (20 %) labelled images: +2.5 AP")
+    assert part.sentence().startswith("With 26 (20 %) labelled images: +2.5 AP")
 
 
 @pytest.mark.parametrize(
