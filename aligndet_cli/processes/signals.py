@@ -123,17 +123,15 @@ def stop_on_signal() -> Iterator[StopSignal]:
     A second signal stops at once, without saving.
     """
     stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
     with handled_by(stop.remember, *_SIGNALS):
         yield stop
 
 
 @contextlib.contextmanager
 def handled_by(handler: "signal._HANDLER", *numbers: signal.Signals) -> Iterator[None]:
-    """Let a handler have those of the signals that are not ignored, while the block runs."""
-    previous = {number: signal.signal(number, handler) for number in numbers if not is_ignored(number)}
+    """Let a handler have those of the signals that are not ignored, while the block runs; in the main thread only."""
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, handler) for number in numbers if is_main and not is_ignored(number)}
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import torch
 
 import aligndet_cli as aligndet
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.detectors.checkpoint import read_detector, write_detector
+from aligndet_cli.detectors.checkpoint import load_detector, read_detector, write_detector
 from aligndet_cli.detectors.recipes import RCNN
 from helpers.small_detectors import SMALL, save_detector
 
@@ -174,3 +174,13 @@ def test_the_backbone_of_a_file_of_its_own(tmp_path: Path) -> None:
         aligndet.backbone(tmp_path / "mine.pt", "resnet50")
     with pytest.raises(aligndet.ConfigError, match="name"):
         aligndet.backbone(tmp_path / "mine.pt", "resnet99")
+
+
+def test_who_takes_the_inner_parts_is_told_of_the_api(chain: Path) -> None:
+    run = chain / "pretrain-box" / "retinanet-resnet18"
+    with pytest.raises(aligndet.WeightsError, match=r"in Python aligndet_cli\.load\("):
+        load_detector(run / "weights.pt")
+    family = aligndet.load(run, num_classes=3).model
+    for call in (family.detect, lambda images: family(images, [])):
+        with pytest.raises(TypeError, match=r"takes an ImageBatch, not a list; aligndet_cli\.load gives"):
+            call([torch.zeros(3, 64, 64)])  # type: ignore[arg-type]

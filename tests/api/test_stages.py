@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,12 @@ def test_callbacks_of_two_processes(toy: Path, chain: Path, tmp_path: Path, monk
     aligndet.finetune(config, tmp_path, **common, on_step=note_step)
     noted = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
     assert noted == [[done, "0", ["grad_norm", "loss_box_reg", "loss_cls"]] for done in (1, 2)]
+
+
+def test_a_stage_runs_in_a_thread(toy: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(aligndet.proposals, {"working_size": 96}, tmp_path, data=toy, num_workers=2, limit=3).result()
+    assert run.status == "done" and run.result["images"] == 3
 
 
 @pytest.mark.parametrize(
