@@ -57,7 +57,7 @@ for name in STAGES:
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "What came of it": (results.predict, results.status, results.report, results.figures, results.study, results.demo),
     "Data": (data.doctor, data.views, data.split, data.toy),
-    "Weights of other programs": (weights.import_weights, weights.export),
+    "Weights of other programs": (weights.import_weights, weights.export, weights.push),
     SETTINGS: (settings.bench, replay),
 }
 # Three of each command: the words that follow its name.
@@ -81,6 +81,11 @@ EXAMPLES = {
         "--to mmdet",
         "--run retinanet-resnet50 --to onnx --image-size 800x1344",
         "--run pretrain-box/retinanet-resnet50 --to torchvision",
+    ),
+    "push": (
+        "--to hub:me/cells",
+        "retinanet-resnet50 --to hub:me/cells --private",
+        "pretrain-box/retinanet-resnet50 --to hub:me/necks",
     ),
     "replay": ("", "finetune/retinanet-resnet50", "pretrain-box/fcos-resnet50 --accelerator cpu --json"),
     "bench": ("", "--detector detr --stage finetune", "coco/ --precision bf16-mixed --compile"),

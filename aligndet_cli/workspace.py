@@ -13,9 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from aligndet_cli import cards
 from aligndet_cli.config import StageConfig, describe_differences, hash_json
 from aligndet_cli.errors import ChangedError, ConfigError, MissingError, TakenError
-from aligndet_cli.files import hash_files, is_locked, is_still, naming, read_json, refuse_newer, try_lock, write_json
+from aligndet_cli.files import (
+    hash_files,
+    is_locked,
+    is_still,
+    naming,
+    read_json,
+    refuse_newer,
+    try_lock,
+    write_bytes,
+    write_json,
+)
 
 # Format of artifacts with all their files, and of workspace.json. To be raised when a program of before would misread
 # them; older formats are read on.
@@ -142,7 +153,7 @@ class Output:
     def complete(self, result: Mapping[str, Any], content: Sequence[str]) -> Artifact:
         """Turn the partial folder into the artifact, with a JSON summary of the result.
 
-        `content` names the files that later stages read; their bytes make the content hash.
+        `content` names the files that later stages read; their bytes make the content hash. Weights get a card.
         """
         manifest = {
             **self.header,
@@ -150,6 +161,9 @@ class Output:
             "finished": now(),
             "result": dict(result),
         }
+        if "weights.pt" in content:
+            text = cards.card(manifest, read_json(self.partial / "config.json"))
+            write_bytes(self.partial / cards.FILE, text.encode())
         write_json(self.partial / "manifest.json", manifest)
         _put_in_place(self.folder, self.partial)
         return Artifact(self.folder, manifest)

@@ -27,9 +27,9 @@ FLOORS = (
     ("artifacts",),
     ("data",),
     ("processes",),
-    ("plotting", "drawing", "tables", "flags", "arrays"),
+    ("plotting", "drawing", "tables", "flags", "arrays", "hub"),
     ("workspace", "fonts"),
-    ("config", "logs", "files"),
+    ("config", "logs", "files", "cards"),
     ("config_errors",),
     ("errors",),
 )

@@ -13,12 +13,13 @@ from aligndet_cli.backbones.weights import load_backbone_weights
 from aligndet_cli.config import assign, flatten, validated
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.voc import VOC_CLASSES
-from aligndet_cli.detectors.checkpoint import KIND, DetectorFile, WeightsName, read_detector, weights_file
+from aligndet_cli.detectors.checkpoint import BEST, KIND, DetectorFile, WeightsName, read_detector, weights_file
 from aligndet_cli.detectors.recipes import LabelFacts
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import read_json
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import find_initial, load_initial, resolution_of
+from aligndet_cli.hub import fetch_weights, is_on_hub
 from aligndet_cli.logs import logger
 from aligndet_cli.workspace import Workspace
 
@@ -44,7 +45,8 @@ def load(
 
     Args:
         run: a weights.pt, the folder of a run, or its name in the workspace, such as `retinanet-resnet50` or, if
-            several stages have a run of that name, `pretrain-box/retinanet-resnet50`.
+            several stages have a run of that name, `pretrain-box/retinanet-resnet50`; or `hub:OWNER/NAME`, weights of
+            the Hugging Face Hub, which are downloaded if they are not in its cache.
         num_classes: number of classes with background, as in torchvision: 91 for COCO, whose labels are 1 to 90.
         classes: names of the classes, with labels from 1 on, instead of `num_classes`.
         workspace: folder of the runs ($ALIGNDET_WORKSPACE, else ./workspace).
@@ -120,6 +122,8 @@ def find_weights(run: str | Path, workspace: Workspace, stages: Sequence[str], w
     Raises:
         ConfigError: there is none, or several runs have the name.
     """
+    if is_on_hub(run):
+        return fetch_weights(str(run), file="weights.pt" if which == "last" else BEST)
     path = Path(run)
     if path.is_file():
         return path

@@ -67,3 +67,23 @@ def export(
         place = Workspace.locate(given.control.workspace)
         exported = export_run(place, run, to, output, which=weights, image_size=image_size)
         answer("export", exported, given.control.json)
+
+
+PUSH = (
+    own("--to", str, "Place: hub:OWNER/NAME on the Hugging Face Hub."),
+    own("--private/--public", bool, "Make a new place private (public)."),
+    WORKSPACE,
+    JSON,
+)
+
+
+@with_flags(PUSH, "push", ("RUN", "Fine-tuned run, or pretrain-box/RUN, pretrain-image/RUN (the newest)."), str)
+def push(run: str | None, given: Given, *, to: str | None = None, private: bool = False) -> None:
+    """Put a run's weights on a hub, with a card that says what they are."""
+    from aligndet_cli.tools.push import push as put
+
+    with user_errors(given):
+        if to is None:
+            raise ConfigError("where? name the place: `aligndet push RUN --to hub:OWNER/NAME`")
+        pushed = put(Workspace.locate(given.control.workspace), run, to, is_private=private)
+        answer("push", pushed, given.control.json)
