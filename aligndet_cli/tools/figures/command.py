@@ -36,7 +36,7 @@ from aligndet_cli.training.curves import draw_runs, read_log
 from aligndet_cli.workspace import Workspace
 
 NUM_IMAGES = 4
-MIN_SCORE = 0.3  # of a detection that is shown
+MIN_SCORE = 0.3  # of a detection that is shown, at most
 DPI = 200  # of pixels, also of those in PDF and SVG
 
 
@@ -197,10 +197,12 @@ def _losses(subject: Subject) -> Figure:
 
 
 def _detections(subject: Subject) -> Figure:
-    """Draw figure 10."""
+    """Draw figure 10; of detectors that are less sure, also detections of lower scores, as they are best cut there."""
+    best = [one.best_threshold for one in subject.by_name.values()]
+    least = min(MIN_SCORE, *best)
     entries = {"ground truth": read_json(subject.ours.evaluation.folder / "ground_truth.json")["annotations"]}
     for name, one in subject.by_name.items():
-        entries[name] = [entry for entry in one.predictions if entry["score"] >= MIN_SCORE]
+        entries[name] = [entry for entry in one.predictions if entry["score"] >= least]
     rows = []
     for index in subject.indices:
         image_id, pixels = int(subject.image_set.image_ids[index]), _pixels(subject.image_set, index)
@@ -209,7 +211,7 @@ def _detections(subject: Subject) -> Figure:
             own = [_without_mask(entry) for entry in of_all if entry["image_id"] == image_id]
             row[f"{name}: {len(own)}"] = np.asarray(annotate(pixels, own, subject.image_set.categories, LETTER_SIZE))
         rows.append(row)
-    return draw_image_rows(rows, f"Detections of score >= {MIN_SCORE:g}, {subject.image_set.split}")
+    return draw_image_rows(rows, f"Detections of score >= {least:.2g}, {subject.image_set.split}")
 
 
 def _without_mask(entry: dict[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,20 @@ class Evaluated:
         return self.start.kind not in ("backbone", "scratch")
 
     @functools.cached_property
+    def pair(self) -> tuple[int, int]:
+        """Fold and seed, by which runs of two starts are compared."""
+        config = self.run.config()
+        return int(config.get("fold", 1)), int(config["seed"])
+
+    @functools.cached_property
     def predictions(self) -> list[dict[str, Any]]:
         """COCO results."""
         return list(read_json(self.evaluation.folder / "predictions.json"))
+
+    @property
+    def best_threshold(self) -> float:
+        """Score at which detections have the best F1."""
+        return float(read_json(self.evaluation.folder / "analysis.json")["confusion"]["score_threshold"])
 
 
 def find_runs(workspace: Workspace, run: str | None, compare: str | None) -> tuple[Evaluated, Evaluated]:
@@ -37,8 +48,8 @@ def find_runs(workspace: Workspace, run: str | None, compare: str | None) -> tup
 
     Args:
         run: name of the first; None: the newest pre-trained run that has a run to compare with.
-        compare: name of the second; None: the newest run of the same detector with the backbone alone, else from
-            scratch.
+        compare: name of the second; None: a run of the same detector with the backbone alone, else from scratch; of
+            these one of the same fold and seed, if there is any, and the newest.
 
     Returns:
         the run with pre-training, and the run without.
@@ -48,10 +59,12 @@ def find_runs(workspace: Workspace, run: str | None, compare: str | None) -> tup
     """
     known = _all_evaluated(workspace)
     mine = _named(known, run, workspace, "--run") if run else [one for one in known if one.is_pretrained]
-    plain = sorted((one for one in known if not one.is_pretrained), key=lambda one: one.start.kind == "backbone")
+    plain = [one for one in known if not one.is_pretrained]
     others = _named(known, compare, workspace, "--compare") if compare else plain
     for one in reversed(mine):
-        for other in reversed(others):
+        for other in reversed(
+            sorted(others, key=functools.partial(_likeness, one))
+        ):  # of equal ones, the newest is last
             if one is not other and _is_comparable(one, other, same_detector=compare is None):
                 return one, other
     raise ConfigError(
@@ -84,6 +97,10 @@ def _all_evaluated(workspace: Workspace) -> list[Evaluated]:
         if run is not None:
             found.append(Evaluated(run, evaluation, starts[run.content_hash]))
     return found
+
+
+def _likeness(one: Evaluated, plain: Evaluated) -> tuple[bool, bool]:
+    return plain.start.kind == "backbone", plain.pair == one.pair
 
 
 def _is_comparable(one: Evaluated, other: Evaluated, *, same_detector: bool) -> bool:
