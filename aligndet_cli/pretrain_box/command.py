@@ -9,7 +9,7 @@ from aligndet_cli.workspace import Artifact, Workspace
 def _headline(artifact: Artifact) -> str:
     result = artifact.result
     if "chance" not in result:  # the contrastive task was off
-        return str(result["verdict"])
+        return str(result.get("verdict", "imported"))
     return f"{result['verdict']}, contrastive loss {result['loss_contrastive']:.2f} (by chance {result['chance']:.2f})"
 
 

@@ -79,7 +79,13 @@ def read_page(file: Path) -> Seen:
 
 def make_workspace(root: Path) -> Path:
     """Four pairs of evaluated runs of two starts, one of a hostile name, with pictures and classes."""
-    put(root / "proposals" / "train", "boxes", {"data": {"root": "/data/a b"}}, {}, {"images": 8, "proposals": 99, "proposals_per_image": 12.4})
+    put(
+        root / "proposals" / "train",
+        "boxes",
+        {"data": {"root": "/data/a b"}},
+        {},
+        {"images": 8, "proposals": 99, "proposals_per_image": 12.4},
+    )
     add_pretrained(root, "pre", content_hash="pre")
     for place in range(NUM_PAIRS):
         for init, label in (("backbone", "plain"), ("pretrain", HOSTILE)):

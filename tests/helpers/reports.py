@@ -99,4 +99,10 @@ def add_pretrained(workspace: Path, name: str, *, content_hash: str, steps: int 
         "training": {"batch_size": 16},
         **changes,
     }
-    put(workspace / "pretrain-box" / name, content_hash, config, {}, {"steps": steps, "images": 117_266, "verdict": "healthy"})
+    put(
+        workspace / "pretrain-box" / name,
+        content_hash,
+        config,
+        {},
+        {"steps": steps, "images": 117_266, "verdict": "healthy"},
+    )

@@ -54,6 +54,7 @@ def test_pretrained_weights_are_found_by_finetune(chain: Path, toy: Path, tmp_pa
     assert ran["left_out"] == [] and ran["file"] == str(file)
     report = aligndet("import-weights", file, "-w", workspace, "--json").json()
     assert report["folder"] == str(workspace / "pretrain-box/retinanet-resnet18-mmdet")
+    assert "imported" in aligndet("status", "-w", workspace).stdout
     again, original = (
         read_detector(folder / "weights.pt") for folder in (workspace / "pretrain-box/retinanet-resnet18-mmdet", run)
     )
