@@ -4,16 +4,19 @@
     offsets.npy    (B + 1,) int64; boxes of image i are rows offsets[i]:offsets[i + 1]
     image_ids.npy  (B,) int64
     images.jsonl   one line per image, for people and for export: image_id, file_name, size_hw, count
+    origins.npy    (M, 2) float32, only for boxes of a pre-trained run: score (0 for boxes that were merged with them),
+                   and source (0 the run, 1 the merged proposals)
 
 `images.jsonl` is read only where names or sizes are needed: opening and drawing boxes never parse it.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,7 @@ from aligndet_cli.errors import DataError
 from aligndet_cli.files import naming
 
 STORE_FILES = ("boxes.npy", "offsets.npy", "image_ids.npy", "images.jsonl")
+ORIGINS = "origins.npy"
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,14 @@ class ImageProposals:
         file_name: relative to the image folder.
         size_hw: height and width in pixels after EXIF rotation.
         boxes: (N, 4) float32, xyxy, absolute pixels, best first.
+        origins: (N, 2) float32, as in `origins.npy`; None in a store without it.
     """
 
     image_id: int
     file_name: str
     size_hw: tuple[int, int]
     boxes: NDArray[np.float32]
+    origins: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,36 +119,65 @@ class ProposalStore:
                 yield ImageEntry(**{**entry, "size_hw": tuple(entry["size_hw"])})
 
 
-def write_store(folder: Path, images: Iterable[ImageProposals]) -> None:
-    """Write the four files of a store, one image at a time: memory does not grow with the number of boxes."""
+def write_store(folder: Path, images: Iterable[ImageProposals], *, with_origins: bool = False) -> None:
+    """Write the files of a store, one image at a time: memory does not grow with the number of boxes."""
     counts: list[int] = []
     image_ids: list[int] = []
-    boxes_part, lines_part = folder / ".boxes.npy.tmp", folder / ".images.jsonl.tmp"
-    with naming(folder), boxes_part.open("wb") as boxes_file, lines_part.open("wb") as lines_file:
-        header_length = _write_header(boxes_file, num_rows=0)
+    lines_part = folder / ".images.jsonl.tmp"
+    with naming(folder), contextlib.ExitStack() as stack:
+        boxes_file = stack.enter_context(_GrowingArray(folder / "boxes.npy", num_columns=4))
+        origins_file = stack.enter_context(_GrowingArray(folder / ORIGINS, num_columns=2)) if with_origins else None
+        lines_file = stack.enter_context(lines_part.open("wb"))
         for image in images:
-            boxes_file.write(np.ascontiguousarray(image.boxes, dtype="<f4").tobytes())
+            boxes_file.append(image.boxes)
+            if origins_file is not None:
+                assert image.origins is not None, "a store with origins is made of images with origins"
+                origins_file.append(image.origins)
             entry = ImageEntry(image.image_id, image.file_name, image.size_hw, len(image.boxes))
             lines_file.write((json.dumps(vars(entry)) + "\n").encode())
             counts.append(len(image.boxes))
             image_ids.append(image.image_id)
-        # The number of rows is known only now. numpy pads headers so that the first axis can grow in place.
-        boxes_file.seek(0)
-        if _write_header(boxes_file, num_rows=sum(counts)) != header_length:
-            raise AssertionError("the .npy header grew over the first boxes")
-        for handle in (boxes_file, lines_file):
-            handle.flush()
-            os.fsync(handle.fileno())
-    boxes_part.replace(folder / "boxes.npy")
+        lines_file.flush()
+        os.fsync(lines_file.fileno())
     lines_part.replace(folder / "images.jsonl")
     save_array(folder / "offsets.npy", np.cumsum([0, *counts], dtype=np.int64))
     save_array(folder / "image_ids.npy", np.array(image_ids, dtype=np.int64))
 
 
-def _write_header(handle: BinaryIO, num_rows: int) -> int:
-    header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, 4)}
-    np.lib.format.write_array_header_1_0(handle, header)
-    return handle.tell()
+class _GrowingArray:
+    """A float32 `.npy` file that rows are appended to; it is there once the block has ended without an error."""
+
+    def __init__(self, file: Path, num_columns: int) -> None:
+        self._file, self._part = file, file.with_name(f".{file.name}.tmp")
+        self._num_rows, self._num_columns = 0, num_columns
+
+    def __enter__(self) -> Self:
+        self._handle = self._part.open("wb")
+        self._header_length = self._write_header()
+        return self
+
+    def append(self, rows: NDArray[np.float32]) -> None:
+        """Append (N, columns) rows."""
+        self._handle.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())
+        self._num_rows += len(rows)
+
+    def __exit__(self, kind: type[BaseException] | None, *_details: object) -> None:
+        with self._handle as handle:
+            if kind is not None:
+                return
+            # The number of rows is known only now. numpy pads headers so that the first axis can grow in place.
+            handle.seek(0)
+            if self._write_header() != self._header_length:
+                raise AssertionError("the .npy header grew over the first rows")
+            handle.flush()
+            os.fsync(handle.fileno())
+        self._part.replace(self._file)
+
+    def _write_header(self) -> int:
+        shape = (self._num_rows, self._num_columns)
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._handle, header)
+        return self._handle.tell()
 
 
 def _load(file: Path, *, map_it: bool = False) -> NDArray:

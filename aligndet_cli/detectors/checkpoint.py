@@ -21,6 +21,8 @@ from aligndet_cli.training.recipe import RecipeName
 
 KIND = "aligndet-detector"
 FORMAT_VERSION = 1
+OBJECTNESS = "objectness"
+MAX_OBJECTS = 1000  # per image, of `load_finder`
 WeightsName = Literal["last", "best"]
 
 
@@ -32,7 +34,8 @@ class DetectorFile:
         stage: `pretrain-box` (`state_dict` then lacks the class predictor) or `finetune`.
         categories: the classes by class id; empty after pre-training.
         resolution: short and long side to test at, in pixels; None after pre-training.
-        extra: further state dicts by name (the projector of pre-training).
+        extra: further state dicts by name: the projector of pre-training, and `OBJECTNESS`, the class predictor that
+            tells objects from background, or clusters, if it was asked for.
         recipe: name of the training recipe; None if the file does not say.
         backbone_training: origin of the weights that the backbone started from; None if the file does not say.
     """
@@ -165,6 +168,31 @@ def _parsed(content: Mapping[str, Any]) -> DetectorFile:
     )
 
 
+def load_finder(file: Path) -> Detector:
+    """Build a pre-trained detector from its file, in evaluation mode on the CPU, to find objects of no class with.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or has no score for such objects.
+    """
+    content = read_detector(file)
+    predictor, num_classes = content.extra.get(OBJECTNESS), 1
+    if predictor is not None and content.detector.RECIPE.needs_clusters:
+        num_classes = len(predictor["bias"]) - 1  # "no object" is last
+    # All boxes with a score, however low: what uses them decides how many it takes.
+    config = content.detector.model_copy(update={"score_threshold": 0.0, "max_detections": MAX_OBJECTS})
+    model = config.build(build_backbone(content.backbone), num_classes)
+    if content.stage != "pretrain-box" or (predictor is None and not model.has_objectness):
+        raise WeightsError(
+            f"{file}: has no score for objects without classes; run `aligndet pretrain-box --objectness`, or pre-train "
+            "faster-rcnn, which has one in any case"
+        )
+    unused = model.state_dict().keys() - kept_state(model, "pretrain-box").keys()
+    state = {name: value for name, value in model.state_dict().items() if name in unused}
+    state |= content.state_dict | {f"class_predictor.{name}": value for name, value in (predictor or {}).items()}
+    _load_state(model, state, file, content)
+    return model.eval()
+
+
 def load_detector(file: Path) -> LoadedDetector:
     """Build a fine-tuned detector from its file.
 
@@ -178,11 +206,15 @@ def load_detector(file: Path) -> LoadedDetector:
             "Python aligndet_cli.load(file, num_classes=...), see docs/python.md"
         )
     model = content.detector.build(build_backbone(content.backbone), len(content.categories))
+    _load_state(model, content.state_dict, file, content)
+    return LoadedDetector(model.eval(), content.categories, content.resolution, content.detector.RECIPE.needs_masks)
+
+
+def _load_state(model: Detector, state: Mapping[str, Tensor], file: Path, content: DetectorFile) -> None:
     try:
-        model.load_state_dict(content.state_dict)
+        model.load_state_dict(state)
     except RuntimeError as error:
         detail = " ".join(str(error).split("\n")[1].split())
         raise WeightsError(
             f"{file}: its tensors are not those of its {content.detector.family} ({detail}); get it again"
         ) from None
-    return LoadedDetector(model.eval(), content.categories, content.resolution, content.detector.RECIPE.needs_masks)

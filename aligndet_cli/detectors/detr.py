@@ -122,6 +122,17 @@ class DETR(Detector):
         logits, boxes = self.predict(self.decode(self.extract(images))[-1:])
         return [self.postprocess(logits[0, i], boxes[0, i], size_hw) for i, size_hw in enumerate(images.sizes_hw)]
 
+    @torch.no_grad()
+    def find_objects(self, images: ImageBatch) -> list[Detections]:
+        """Return one box per query of each image, best first; its score is the probability that there is an object."""
+        logits, boxes = self.predict(self.decode(self.extract(images))[-1:])
+        scores = 1 - logits[0].softmax(dim=-1)[..., -1]  # (B, Q), "no object" is last
+        orders = scores.argsort(dim=1, descending=True, stable=True)
+        return [
+            Detections(to_corners(of_image[order], size_hw), score[order], torch.zeros_like(order))
+            for of_image, score, order, size_hw in zip(boxes[0], scores, orders, images.sizes_hw, strict=True)
+        ]
+
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
@@ -214,12 +225,17 @@ class DETR(Detector):
 
     def postprocess(self, logits: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> Detections:
         """Return the detections of one image, from its (Q, K + 1) logits and (Q, 4) relative boxes."""
-        height, width = size_hw
         scores, class_ids = logits.softmax(dim=-1)[:, :-1].max(dim=-1)
         order = scores.argsort(descending=True, stable=True)[: self.config.max_detections]
         order = order[scores[order] >= self.config.score_threshold]
-        corners = box_convert(boxes[order], "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
-        return Detections(clip_boxes_to_image(corners, size_hw), scores[order], class_ids[order])
+        return Detections(to_corners(boxes[order], size_hw), scores[order], class_ids[order])
+
+
+def to_corners(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Return (N, 4) xyxy boxes in pixels, clipped to the image, from (N, 4) relative centre, width and height."""
+    height, width = size_hw
+    corners = box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
+    return clip_boxes_to_image(corners, size_hw)
 
 
 def inside_cells(features: Features, cells: Tensor) -> Tensor:

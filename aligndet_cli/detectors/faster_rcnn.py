@@ -19,6 +19,7 @@ from aligndet_cli.detectors.parts.two_stage import (
     LEVELS,
     build_box_parts,
     detect_boxes,
+    find_boxes,
     pretext_candidates,
     train_boxes,
 )
@@ -49,6 +50,7 @@ class FasterRCNN(Detector):
     levels = LEVELS
     class_modules = ("class_predictor", "box_predictor")
     box_branch = ("rpn", "box_predictor")
+    has_objectness = True
     class_predictor: nn.Linear
 
     def __init__(self, config: FasterRCNNConfig, backbone: Backbone, num_classes: int) -> None:
@@ -67,6 +69,11 @@ class FasterRCNN(Detector):
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Return the detections of each image, best first."""
         return detect_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
+
+    @torch.no_grad()
+    def find_objects(self, images: ImageBatch) -> list[Detections]:
+        """Return the boxes of `parts.two_stage.find_boxes` of each image, best first."""
+        return find_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
 
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool

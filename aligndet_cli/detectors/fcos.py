@@ -162,11 +162,17 @@ class FCOS(Detector):
         sample = sample_positives_first(matched.flatten(), self.config.pretext_samples * len(matched))
         instance_ids = torch.stack([look_up(m, t.instance_ids) for m, t in zip(matched, proposals, strict=True)])
         num_points = matched.shape[1]
+        losses = {}
+        if with_losses:
+            losses = self.box_losses(pyramid, class_maps, matched, proposals)
+            if self.trains_objectness:
+                logits = [self.class_predictor(level) for level in class_maps]
+                losses["loss_objectness"] = self.class_loss(logits, matched, proposals)
         return BoxCandidates(
             features=gather_cells(class_maps, sample // num_points, sample % num_points),
             slots=torch.zeros_like(sample),
             instance_ids=instance_ids.flatten()[sample],
-            losses=self.box_losses(pyramid, class_maps, matched, proposals) if with_losses else {},
+            losses=losses,
         )
 
     def predict_centerness(self, class_maps: list[Tensor]) -> list[Tensor]:

@@ -90,6 +90,9 @@ class Detector(nn.Module, ABC):
         class_predictor: last classification layer, restarted by finetune; the pretext trains it if the recipe
             `needs_clusters`.
         feature_dim: C of `BoxCandidates.features`.
+        has_objectness: the pretext always trains a score of possible objects that needs no classes.
+        trains_objectness: the pretext trains `class_predictor` on "object or not", if not on clusters; for families
+            without `has_objectness`.
     """
 
     levels: ClassVar[tuple[str, ...]]
@@ -98,7 +101,9 @@ class Detector(nn.Module, ABC):
     fresh_modules: ClassVar[tuple[str, ...]] = ()
     class_branch: ClassVar[tuple[str, ...]] = ()
     box_branch: ClassVar[tuple[str, ...]]
+    has_objectness: ClassVar[bool] = False
     class_predictor: nn.Module
+    trains_objectness: bool = False
 
     def __init__(self, backbone: Backbone, feature_dim: int) -> None:
         super().__init__()
@@ -128,6 +133,13 @@ class Detector(nn.Module, ABC):
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Return the detections of each image, best first."""
 
+    def find_objects(self, images: ImageBatch) -> list[Detections]:
+        """Return possible objects of each image, of no class, best first, after pre-training with a score for them.
+
+        Families whose class predictor the pretext trains on "object or not" find them as they detect.
+        """
+        return self.detect(images)
+
     @abstractmethod
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
@@ -137,5 +149,5 @@ class Detector(nn.Module, ABC):
         Args:
             features: as from `extract`; they carry no gradient if the backbone is frozen.
             proposals: one per image, with `instance_ids`.
-            with_losses: also compute the box losses.
+            with_losses: also compute the box losses, and `loss_objectness` for `trains_objectness`.
         """

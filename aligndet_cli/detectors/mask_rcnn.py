@@ -22,6 +22,7 @@ from aligndet_cli.detectors.parts.two_stage import (
     LEVELS,
     build_box_parts,
     detect_boxes,
+    find_boxes,
     pretext_candidates,
     train_boxes,
 )
@@ -55,6 +56,7 @@ class MaskRCNN(Detector):
     class_modules = ("class_predictor", "box_predictor", "mask_predictor")
     fresh_modules = ("mask_head", "mask_predictor")
     box_branch = ("rpn", "box_predictor")
+    has_objectness = True
     class_predictor: nn.Linear
 
     def __init__(self, config: MaskRCNNConfig, backbone: Backbone, num_classes: int) -> None:
@@ -83,6 +85,11 @@ class MaskRCNN(Detector):
         logits = self.mask_logits(pyramid, rois, torch.cat([of_image.class_ids for of_image in found]))
         masks = logits.sigmoid().split([len(of_image.boxes) for of_image in found])
         return [replace(of_image, masks=of_masks) for of_image, of_masks in zip(found, masks, strict=True)]
+
+    @torch.no_grad()
+    def find_objects(self, images: ImageBatch) -> list[Detections]:
+        """Return the boxes of `parts.two_stage.find_boxes` of each image, best first."""
+        return find_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
 
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool

@@ -143,6 +143,9 @@ class RetinaNet(Detector):
         losses = {}
         if with_losses:
             losses["loss_box_reg"] = self.box_loss(self.predict_deltas(pyramid), anchors, matched, proposals)
+            if self.trains_objectness:
+                logits = [self.class_predictor(level) for level in class_maps]
+                losses["loss_objectness"] = self.class_loss(logits, matched, proposals)
         return BoxCandidates(
             features=gather_cells(class_maps, image_index, anchor_index // self.num_slots),
             slots=anchor_index % self.num_slots,

@@ -37,6 +37,7 @@ STAGE = Stage(
         setting("--temperature", "temperature"),
         setting("--momentum", "momentum"),
         setting("--tasks", "tasks"),
+        setting("--objectness/--no-objectness", "objectness"),
         setting("--freeze-backbone/--no-freeze-backbone", "freeze_backbone"),
         flags.RECIPE,
         *flags.TRAINING,

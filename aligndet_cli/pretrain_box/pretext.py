@@ -90,14 +90,14 @@ class BoxPretext(nn.Module):
         self.online = detector
         self.projector = Projector(detector.feature_dim, projector, embedding_dim, detector.num_slots)
         untrained = [*detector.fresh_modules]
-        if not recipe.needs_clusters or tasks == "contrastive":
+        if not (recipe.needs_clusters or detector.trains_objectness) or tasks == "contrastive":
             untrained += ["class_predictor"]
         if freeze_backbone:
             untrained += ["backbone"]
         if tasks == "contrastive":
             untrained += detector.box_branch
         if tasks == "regression":
-            untrained += detector.class_branch
+            untrained += () if detector.trains_objectness else detector.class_branch
             _freeze(self.projector)
         _freeze(*(detector.get_submodule(name) for name in untrained))
         # A memo entry makes deepcopy keep the frozen backbone shared instead of copying it.

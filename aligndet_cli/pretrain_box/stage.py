@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from aligndet_cli.artifacts.clusters import ClusterLabels
 from aligndet_cli.backbones import BackboneConfig, BackboneWeights, build_backbone
@@ -15,7 +16,7 @@ from aligndet_cli.config import Frozen, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import OnError, SampleStream
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, settle_neck_norm
-from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
+from aligndet_cli.detectors.checkpoint import OBJECTNESS, DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import RCNN, recipe_for, told_training, training_of_backbone, weights_kind
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError
@@ -72,6 +73,7 @@ class PretrainBoxConfig(StageConfig):
     momentum: float = Field(0.996, ge=0, le=1, description="Momentum of the averaged detector at first; it rises to 1.")
     tasks: Tasks = Field("both", description="Losses to train with.")
     freeze_backbone: bool = Field(True, description="Keep the backbone as it is.")
+    objectness: bool = Field(False, description="Train a score of objects without classes as well, to find boxes with.")
     limit_boxes: int | None = Field(None, ge=1, description="Draw images until they have N proposals (no limit).")
     recipe: AskedRecipe = Field(None, description="Recipe to train with (by detector, backbone and weights).")
     on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
@@ -109,6 +111,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     Raises:
         AlignDetError: anything that the user can put right.
     """
+    _check_objectness(config)
     devices = resolve_devices(config.runtime)
     data = open_proposal_data(workspace, config.proposals, config.data)
     image_set, artifact, indices = data.image_set, data.artifact, data.indices
@@ -141,6 +144,14 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     if config.freeze_backbone and output.action != "complete":
         require_trained(weights, config.backbone, "pretrain-box")
     return Plan(config, recipe, output, devices, settings, image_set, boxes, indices, artifact.name, weights)
+
+
+def _check_objectness(config: PretrainBoxConfig) -> None:
+    family = config.detector.family
+    if config.objectness and family in RCNN:
+        raise ConfigError(f"--objectness: no effect, {family} trains such a score in any case (its RPN); leave it out")
+    if config.objectness and config.tasks == "contrastive":
+        raise ConfigError("--objectness: no effect with --tasks contrastive, which trains no boxes; leave one out")
 
 
 def _trial(config: PretrainBoxConfig, rates: Rates, boxes: ProposalBoxes, num_images: int) -> Trial:
@@ -256,8 +267,10 @@ def build_pretext(config: PretrainBoxConfig, num_classes: int, weights: Path | N
     load_backbone_weights(backbone, weights)
     if not config.freeze_backbone and config.backbone.norm_eval == "auto":
         backbone.fix_norms()  # the authors' selfsup_*.py: BN in eval mode, scale and shift fixed
+    detector = pretrain_detector(config).build(backbone, num_classes)
+    detector.trains_objectness = config.objectness
     return BoxPretext(
-        pretrain_detector(config).build(backbone, num_classes),
+        detector,
         recipe=config.detector.RECIPE,
         embedding_dim=config.projector.embedding_dim,
         projector=config.projector.resolve(config.detector.RECIPE.projector),
@@ -282,7 +295,7 @@ def _finish(plan: Plan, pretext: BoxPretext) -> dict[str, Any]:
         categories=(),
         resolution=None,
         state_dict=kept_state(pretext.online, "pretrain-box"),
-        extra={"projector": pretext.projector.state_dict()},
+        extra=_extra_parts(config, pretext),
         recipe=plan.recipe.name,
         backbone_training=plan.weights.training,
     )
@@ -300,6 +313,14 @@ def _finish(plan: Plan, pretext: BoxPretext) -> dict[str, Any]:
         "trained_parameters": sum(p.numel() for p in pretext.parameters() if p.requires_grad),
         **health,
     }
+
+
+def _extra_parts(config: PretrainBoxConfig, pretext: BoxPretext) -> dict[str, dict[str, Tensor]]:
+    """Return the state dicts to save that are no part of the fine-tuned detector."""
+    parts = {"projector": pretext.projector.state_dict()}
+    if config.objectness:  # apart from the detector's weights, since fine-tuning restarts it
+        parts[OBJECTNESS] = pretext.online.class_predictor.state_dict()
+    return parts
 
 
 def _draw(plan: Plan) -> None:

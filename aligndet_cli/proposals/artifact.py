@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, ProposalStore, write_store
+import numpy as np
+
+from aligndet_cli.artifacts.proposals import ORIGINS, STORE_FILES, ImageProposals, ProposalStore, write_store
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.errors import DataError
 from aligndet_cli.files import write_bytes, write_json
@@ -13,19 +15,26 @@ from aligndet_cli.plotting import never_failing
 from aligndet_cli.proposals.journal import ImageResult, Journals
 from aligndet_cli.proposals.pictures import draw_histograms, draw_proposal_sheet, draw_recall
 from aligndet_cli.proposals.report import describe_store
+from aligndet_cli.proposals.rounds import FROM_RUN
 from aligndet_cli.workspace import Output
 
 
 def write_artifact(
     output: Output, journals: Journals, image_set: ImageSet, *, min_size: float, on_error: Literal["skip", "fail"]
 ) -> None:
-    """Write all files of the artifact and complete it.
+    """Write all files of the artifact and complete it; with origins if the journals have them.
 
     Raises:
         DataError: no image was readable, or one was left out and may not be.
     """
     digests, num_skipped = _write_store(output, journals, image_set, on_error)
-    output.complete(_write_report(output, image_set, min_size, digests, num_skipped), content=STORE_FILES)
+    result = _write_report(output, image_set, min_size, digests, num_skipped)
+    content = [*STORE_FILES]
+    if journals.with_origins:
+        is_of_run = np.load(output.partial / ORIGINS, mmap_mode="r")[:, 1] == FROM_RUN
+        result["proposals_of_run"] = int(is_of_run.sum())
+        content.append(ORIGINS)
+    output.complete(result, content)
 
 
 def skipped_error(image_set: ImageSet, result: ImageResult) -> DataError:
@@ -44,13 +53,13 @@ def _write_store(output: Output, journals: Journals, image_set: ImageSet, on_err
             image_id, name = int(image_set.image_ids[result.position]), image_set.file_names[result.position]
             if not result.reason:
                 digests.append(result.digest)
-                yield ImageProposals(image_id, name, result.size_hw, result.boxes)
+                yield ImageProposals(image_id, name, result.size_hw, result.boxes, result.origins)
             elif on_error == "fail":
                 raise skipped_error(image_set, result)
             else:
                 skipped.append({"image_id": image_id, "file": name, "reason": result.reason})
 
-    write_store(output.partial, all_images())
+    write_store(output.partial, all_images(), with_origins=journals.with_origins)
     lines = "".join(json.dumps(entry) + "\n" for entry in skipped)
     write_bytes(output.partial / "skipped.jsonl", lines.encode())
     if not digests:

@@ -23,7 +23,7 @@ STAGE = Stage(
     examples=(
         "aligndet proposals coco/",
         "aligndet proposals photos/ --mode quality --max-per-image 200",
-        "aligndet proposals coco/ --import proposals.json",
+        "aligndet proposals coco/ --from-run faster-rcnn-resnet50",
     ),
     flags=(
         setting("--mode", "mode"),
@@ -34,6 +34,8 @@ STAGE = Stage(
         setting("--nms", "nms"),
         setting("--max-per-image", "max_per_image"),
         setting("--import", "import_file"),
+        setting("--from-run", "from_run"),
+        setting("--merge", "merge"),
         setting("--export", "export_file"),
         setting("--on-error", "on_error"),
         *DATA,

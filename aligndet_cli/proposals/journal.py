@@ -9,6 +9,7 @@ Each writer has a file of its own, `<share>.log`, and holds its lock while it ru
     position     uint64, of the image in the data set
     digest       uint64, of the image file
     boxes        num_boxes x 4 float32, xyxy
+    origins      num_boxes x 2 float32, in the journals of boxes from a run; see `ImageResult`
     reason       UTF-8, why the image was left out; empty if it was not
 
 Everything from the first incomplete record on is ignored, and cut off before a writer appends.
@@ -48,6 +49,7 @@ class ImageResult:
         boxes: (N, 4) float32, xyxy, absolute pixels, best first.
         digest: hash of the bytes of the image file.
         reason: why the image was left out; empty if it was not.
+        origins: (N, 2) float32 score and source of boxes from a run, see `rounds.merge_boxes`; None for other boxes.
     """
 
     position: int
@@ -55,6 +57,7 @@ class ImageResult:
     boxes: NDArray[np.float32]
     digest: int
     reason: str = ""
+    origins: NDArray[np.float32] | None = None
 
 
 class Journal:
@@ -66,8 +69,11 @@ class Journal:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, file: Path) -> Iterator[Self]:
+    def open(cls, file: Path, *, with_origins: bool = False) -> Iterator[Self]:
         """Open a file for appending behind its last complete record; no other process can while the block lasts.
+
+        Args:
+            with_origins: its results have origins, unless they left the image out.
 
         Raises:
             RunError: another process writes it.
@@ -75,7 +81,7 @@ class Journal:
         with file.open("ab+", buffering=0) as handle:
             if not try_lock(handle, fcntl.LOCK_EX):
                 raise RunError(f"share {file.stem}: another aligndet process is working on it; wait for it")
-            handle.truncate(_end_of_records(file))
+            handle.truncate(_end_of_records(file, with_origins))
             journal = cls(file, handle)
             try:
                 yield journal
@@ -100,14 +106,15 @@ class Journals:
     with boxes is preferred to one that left it out.
     """
 
-    def __init__(self, folder: Path, num_images: int) -> None:
+    def __init__(self, folder: Path, num_images: int, *, with_origins: bool = False) -> None:
+        self.with_origins = with_origins
         self._files = sorted(folder.glob("*.log"))
         self._state = np.zeros(num_images, dtype=np.uint8)
         self._file = np.zeros(num_images, dtype=np.int32)
         self._offset = np.zeros(num_images, dtype=np.int64)
         for number, file in enumerate(self._files):
             with file.open("rb") as handle:
-                for offset, result in _whole_records(handle):
+                for offset, result in _whole_records(handle, with_origins):
                     state = _SKIPPED if result.reason else _USABLE
                     if state > self._state[result.position]:
                         self._state[result.position] = state
@@ -124,7 +131,7 @@ class Journals:
             for position in np.flatnonzero(self._state):
                 handle = handles[self._file[position]]
                 handle.seek(self._offset[position])
-                result = _read(handle)
+                result = _read(handle, self.with_origins)
                 assert result is not None, f"record of image {position} was whole and is not any more"
                 yield result
 
@@ -133,36 +140,41 @@ def _encode(result: ImageResult) -> bytes:
     reason = result.reason.encode()
     height, width = result.size_hw
     boxes = np.ascontiguousarray(result.boxes, dtype="<f4").tobytes()
+    if result.origins is not None:
+        boxes += np.ascontiguousarray(result.origins, dtype="<f4").tobytes()
     header = _HEADER.pack(0, len(result.boxes), len(reason), height, width, result.position, result.digest)
     rest = header[_CHECKSUM_SIZE:] + boxes + reason
     return struct.pack("<I", zlib.crc32(rest)) + rest
 
 
-def _read(handle: BinaryIO) -> ImageResult | None:
+def _read(handle: BinaryIO, with_origins: bool) -> ImageResult | None:
     """Read the record at the position of `handle`; None if it is incomplete."""
     header = handle.read(_HEADER.size)
     if len(header) < _HEADER.size:
         return None
     checksum, num_boxes, reason_size, height, width, position, digest = _HEADER.unpack(header)
-    boxes_size = 16 * num_boxes
+    boxes_size = (24 if with_origins else 16) * num_boxes
     if boxes_size + reason_size > os.fstat(handle.fileno()).st_size:  # no sense in asking for that much memory
         return None
     body = handle.read(boxes_size + reason_size)
     if len(body) < boxes_size + reason_size or zlib.crc32(body, zlib.crc32(header[_CHECKSUM_SIZE:])) != checksum:
         return None
     boxes = np.frombuffer(body, dtype="<f4", count=4 * num_boxes).reshape(-1, 4)
-    return ImageResult(position, (height, width), boxes, digest, body[boxes_size:].decode())
+    reason, origins = body[boxes_size:].decode(), None
+    if with_origins and not reason:
+        origins = np.frombuffer(body, dtype="<f4", count=2 * num_boxes, offset=16 * num_boxes).reshape(-1, 2)
+    return ImageResult(position, (height, width), boxes, digest, reason, origins)
 
 
-def _whole_records(handle: BinaryIO) -> Iterator[tuple[int, ImageResult]]:
+def _whole_records(handle: BinaryIO, with_origins: bool) -> Iterator[tuple[int, ImageResult]]:
     """Yield offset and content of the complete records, from the position of `handle` on."""
     offset = handle.tell()
-    while (result := _read(handle)) is not None:
+    while (result := _read(handle, with_origins)) is not None:
         yield offset, result
         offset = handle.tell()
 
 
-def _end_of_records(file: Path) -> int:
+def _end_of_records(file: Path, with_origins: bool) -> int:
     """Return the offset behind the last complete record."""
     with file.open("rb") as handle:
-        return max((handle.tell() for _ in _whole_records(handle)), default=0)
+        return max((handle.tell() for _ in _whole_records(handle, with_origins)), default=0)

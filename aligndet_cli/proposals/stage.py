@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,23 +23,27 @@ from aligndet_cli.processes.signals import interruptible, stop_on_signal
 from aligndet_cli.proposals.artifact import skipped_error, write_artifact
 from aligndet_cli.proposals.backends import Backend, Workers, choose_workers, results_of
 from aligndet_cli.proposals.filters import FilterRules
-from aligndet_cli.proposals.journal import Journal, Journals
+from aligndet_cli.proposals.journal import ImageResult, Journal, Journals
+from aligndet_cli.proposals.rounds import EarlierBoxes, Round, plan_round
 from aligndet_cli.proposals.selective_search import SearchMode, warm_up
 from aligndet_cli.proposals.share import Share, describe_missing
 from aligndet_cli.proposals.work import Job, find_boxes
 from aligndet_cli.stage import Conclusion, Steps
 from aligndet_cli.workspace import Output, Workspace
 
-# Settings that only selective search reads.
-_SEARCH_SETTINGS = ("mode", "working_size", "min_size", "max_ratio", "max_size", "nms")
+# Settings that only selective search reads, and those that the boxes of a run have to pass, too.
+_OF_SEARCH = ("mode", "working_size")
+_FILTERS = ("min_size", "max_ratio", "max_size", "nms")
 
 
 class ProposalsConfig(StageConfig):
     """Settings of the stage `proposals`."""
 
-    # The imported file is an input, hashed by content; the others do not change what is found.
+    # The first three are inputs, hashed by content; the others do not change what is found.
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
         "import_file",
+        "from_run",
+        "merge",
         "on_error",
         "shard",
         "backend",
@@ -52,6 +56,10 @@ class ProposalsConfig(StageConfig):
 
     source: Literal["selective-search", "ground-truth"] = Field("selective-search", description="Source of the boxes.")
     import_file: Path | None = Field(None, description="COCO json to take boxes from, instead of searching (none).")
+    from_run: str | None = Field(None, description="Pre-trained run that finds the boxes, by name (none).")
+    merge: str | None = Field(
+        None, description="Proposals to merge with those of the run, by name, or none (those it was trained on)."
+    )
     export_file: Path | None = Field(None, exclude=True, description="COCO json to write the boxes to as well (none).")
     mode: SearchMode = Field("fast", description="Variant of selective search.")
     # Memory grows with its fourth power to 0.4 GB.
@@ -77,14 +85,16 @@ class Plan:
     """Everything that `run` needs.
 
     Attributes:
-        given: boxes to take over; None if they are searched for.
+        given: boxes to take over, or to merge with those of a run; None if there are none.
+        round: the run that finds boxes; None without `from_run`.
         share: the images that this process does; all images unless `output.is_shared`.
     """
 
     config: ProposalsConfig
     output: Output
     image_set: ImageSet
-    given: GivenBoxes | None
+    given: GivenBoxes | EarlierBoxes | None
+    round: Round | None
     workers: Workers
     share: Share
 
@@ -114,20 +124,27 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
     if config.import_file is not None:
         inputs["import"] = hash_file(config.import_file)
     name = config.name or re.sub(r"[^A-Za-z0-9._-]+", "-", image_set.split).strip("-._") or "images"
+    of_run = None
+    if config.from_run is not None:
+        name = config.name or f"{name}-{config.from_run}"
+        of_run = plan_round(workspace, config.from_run, config.merge, image_set, name)
+        inputs |= of_run.inputs()
     output = workspace.plan_output("proposals", name, config, inputs, resume=resume, force=force)
-    given = None
+    given: GivenBoxes | EarlierBoxes | None = None
     if output.action == "complete":
         if config.on_error == "fail" and (output.folder / "skipped.jsonl").stat().st_size:
             raise DataError(
                 f"{output.folder / 'skipped.jsonl'}: lists images that the finished run skipped; "
                 "repair them and use --force, or leave out --on-error fail"
             )
+    elif of_run is not None:
+        given = of_run.boxes_for(image_set)
     elif config.import_file is not None:
         given = boxes_from_coco(config.import_file, image_set)
     elif config.source == "ground-truth":
         given = boxes_from_labels(image_set)
     output = replace(output, is_shared=config.shard is not None)
-    return Plan(config, output, image_set, given, workers, share)
+    return Plan(config, output, image_set, given, of_run, workers, share)
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -135,10 +152,12 @@ def describe(plan: Plan) -> dict[str, Any]:
     config, image_set = plan.config, plan.image_set
     shown: dict[str, Any] = {
         "data": f"{image_set.root} ({image_set.format}, split {image_set.split}, {len(image_set)} images)",
-        "source": f"import of {config.import_file}" if config.import_file else config.source,
+        "source": _describe_source(plan),
     }
-    if config.import_file is None and config.source == "selective-search":
-        shown |= {name: getattr(config, name) for name in _SEARCH_SETTINGS}
+    if plan.round is not None:
+        shown["resized to"] = "short side {}, long side {}".format(*plan.round.finder.resolution)
+    used = () if _takes_boxes(config) else _FILTERS if plan.round is not None else (*_OF_SEARCH, *_FILTERS)
+    shown |= {name: getattr(config, name) for name in used}
     if plan.output.is_shared:
         shown["shard"] = f"{plan.share.index} of {plan.share.count} ({plan.num_images} images)"
     return shown | {
@@ -196,14 +215,37 @@ def conclude(plan: Plan) -> Conclusion:
 def _check_settings(config: ProposalsConfig) -> None:
     if config.export_file is not None and config.export_file.is_dir():
         raise ConfigError(f"--export {config.export_file}: is a folder; name a file")
-    if config.import_file is not None and config.source != "selective-search":
-        raise ConfigError("--import and --source ground-truth exclude each other: leave one out")
-    if config.import_file is None and config.source == "selective-search":
+    sources = {
+        "--import": config.import_file is not None,
+        "--source ground-truth": config.source == "ground-truth",
+        "--from-run": config.from_run is not None,
+    }
+    given = [flag for flag, is_given in sources.items() if is_given]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude each other: leave {'one' if len(given) == 2 else 'two'} out")
+    if config.merge is not None and config.from_run is None:
+        raise ConfigError(f"--merge {config.merge}: no effect without --from-run, whose boxes are merged; leave it out")
+    if not given:
         return
-    idle = sorted(config.model_fields_set.intersection(_SEARCH_SETTINGS))
+    reason = (
+        f"{given[0]}, which takes boxes as they are" if _takes_boxes(config) else "--from-run, which does not search"
+    )
+    idle = sorted(config.model_fields_set.intersection((*_OF_SEARCH, *(_FILTERS if _takes_boxes(config) else ()))))
     if idle:
-        reason = "--import" if config.import_file is not None else "--source ground-truth"
-        raise ConfigError(f"{', '.join(idle)}: no effect with {reason}, which takes boxes as they are: leave it out")
+        raise ConfigError(f"{', '.join(idle)}: no effect with {reason}: leave it out")
+
+
+def _takes_boxes(config: ProposalsConfig) -> bool:
+    """Return True if boxes are taken as they are."""
+    return config.import_file is not None or config.source == "ground-truth"
+
+
+def _describe_source(plan: Plan) -> str:
+    if plan.round is not None:
+        earlier = plan.round.earlier
+        merged = f"merged with proposals/{earlier.name}" if earlier is not None else "merged with none"
+        return f"boxes of pretrain-box/{plan.round.finder.name}, {merged}"
+    return f"import of {plan.config.import_file}" if plan.config.import_file else plan.config.source
 
 
 def _describe_workers(plan: Plan) -> str:
@@ -220,20 +262,20 @@ def _resume_folder(plan: Plan) -> Path:
 
 
 def _journals(plan: Plan) -> Journals:
-    return Journals(_resume_folder(plan), len(plan.image_set))
+    return Journals(_resume_folder(plan), len(plan.image_set), with_origins=plan.round is not None)
 
 
 def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
     """Find the boxes of all images of the share that are not done yet, and save each result in the journal."""
     config, folder = plan.config, _resume_folder(plan)
     folder.mkdir(exist_ok=True)
-    rules = FilterRules(config.min_size, config.max_ratio, config.max_size, config.nms, config.max_per_image)
-    work = functools.partial(find_boxes, config.mode, config.working_size, rules)
-    with Journal.open(plan.share.journal_in(folder)) as journal, stop_on_signal() as stop_signal:
+    work = _work_of(plan)
+    own = Journal.open(plan.share.journal_in(folder), with_origins=plan.round is not None)
+    with own as journal, stop_on_signal() as stop_signal:
         # An earlier run may have skipped images that must not be skipped now.
         missing = plan.share.of(_journals(plan).missing(skipped_too=config.on_error == "fail"))
         num_done, num_skipped = plan.num_images - len(missing), 0
-        if len(missing) and plan.given is None:
+        if len(missing) and plan.given is None and plan.round is None:
             warm_up(config.mode)
         with (
             Progress("proposals", plan.num_images, "images", start=num_done, mode=progress_mode) as progress,
@@ -250,6 +292,17 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
             except RunError:  # workers died, perhaps of the signal that Slurm or `timeout` sends to all processes
                 stop_signal.raise_if_requested()
                 raise
+
+
+def _work_of(plan: Plan) -> Callable[[Job], ImageResult]:
+    """Return the function that finds the boxes of an image, for workers."""
+    config = plan.config
+    rules = FilterRules(config.min_size, config.max_ratio, config.max_size, config.nms, config.max_per_image)
+    if plan.round is None:
+        return functools.partial(find_boxes, config.mode, config.working_size, rules)
+    from aligndet_cli.proposals.learned import find_objects  # needs torch
+
+    return functools.partial(find_objects, plan.round.finder, rules)
 
 
 def _jobs(plan: Plan, positions: NDArray[np.int64]) -> Iterator[Job]:

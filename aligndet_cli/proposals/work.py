@@ -1,6 +1,8 @@
 """Proposals of one image, as a worker computes them. Apart from the stage, so that workers do not import matplotlib."""
 
+import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,7 @@ class Job:
     Attributes:
         position: in the data set.
         size_hw: size according to the labels, to be checked against the file; None if the labels have none.
-        boxes: (N, 4) float32 xyxy boxes to take over; None to search for them.
+        boxes: (N, 4) float32 xyxy boxes to take over, or to merge with those of a run; None to search for them.
     """
 
     position: int
@@ -34,9 +36,14 @@ class Job:
 
 def find_boxes(mode: SearchMode, working_size: int | None, rules: FilterRules, job: Job) -> ImageResult:
     """Return the proposals of an image, or the reason why it cannot be used; never raises a DataError."""
+    return result_of(job, functools.partial(_find_boxes, mode, working_size, rules))
+
+
+def result_of(job: Job, find: Callable[[Job], ImageResult]) -> ImageResult:
+    """Return what `find` returns, or a result with the reason why the image cannot be used."""
     cv2.setNumThreads(1)  # one worker per core already
     try:
-        return _find_boxes(mode, working_size, rules, job)
+        return find(job)
     except DataError as error:
         # Without the absolute path, so that the artifact does not depend on where the data lies.
         reason = str(error).removeprefix(f"{job.path}: ").replace(str(job.path), job.file_name)
@@ -52,11 +59,24 @@ def _find_boxes(mode: SearchMode, working_size: int | None, rules: FilterRules, 
         size_hw = image.shape[0], image.shape[1]
     else:
         image, size_hw = decode_reduced(content, job.path, needed)
-    if job.size_hw is not None and job.size_hw != size_hw:
-        raise DataError(f"{job.path}: {other_size(size_hw, job.size_hw)}")
+    require_size(job, size_hw)
     if job.boxes is None:
         boxes = filter_proposals(search(image, mode, working_size, size_hw), size_hw, rules)
     else:
         boxes = clip_to_image(job.boxes, size_hw)[: rules.max_per_image]
-    digest = hashlib.blake2b(content, digest_size=8).digest()
-    return ImageResult(job.position, size_hw, boxes, int.from_bytes(digest, "little"))
+    return ImageResult(job.position, size_hw, boxes, digest_of(content))
+
+
+def require_size(job: Job, size_hw: tuple[int, int]) -> None:
+    """Make sure that an image has the size that its labels say.
+
+    Raises:
+        DataError: it has another one.
+    """
+    if job.size_hw is not None and job.size_hw != size_hw:
+        raise DataError(f"{job.path}: {other_size(size_hw, job.size_hw)}")
+
+
+def digest_of(content: bytes) -> int:
+    """Return a 64-bit hash of the bytes of an image file."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

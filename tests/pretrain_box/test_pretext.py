@@ -19,9 +19,10 @@ from helpers.small_detectors import SMALL
 CPU = torch.device("cpu")
 
 
-def build(family: str, **settings: object) -> BoxPretext:
+def build(family: str, *, objectness: bool = False, **settings: object) -> BoxPretext:
     torch.manual_seed(0)
     detector = SMALL[family].build(build_backbone(BackboneConfig(name="resnet18")), 1)
+    detector.trains_objectness = objectness
     return BoxPretext(
         detector,
         recipe=SMALL[family].RECIPE,
@@ -119,6 +120,36 @@ def test_one_task_alone_trains_only_its_parts(family: str, tasks: str, has_contr
     sum(losses.values()).backward()
     for name, parameter in pretext.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def losses_of(pretext: BoxPretext) -> dict[str, Tensor]:
+    torch.manual_seed(1)  # candidates are sampled
+    losses: dict[str, Tensor] = pretext(*views((4, 3)))[0]
+    return losses
+
+
+@pytest.mark.parametrize("tasks", ["both", "regression"])
+@pytest.mark.parametrize("dense", ["retinanet", "fcos"])
+def test_objectness_is_one_more_loss_and_changes_no_other(dense: str, tasks: str) -> None:
+    plain, with_score = build(dense, tasks=tasks), build(dense, tasks=tasks, objectness=True)
+    losses, scored = losses_of(plain), losses_of(with_score)
+    assert scored.keys() - losses.keys() == {"loss_objectness"} and losses.keys() < scored.keys()
+    assert all(torch.equal(scored[name], loss) for name, loss in losses.items())
+    assert plain.state_dict().keys() == with_score.state_dict().keys()
+    assert not plain.online.class_predictor.weight.requires_grad
+    sum(scored.values()).backward()
+    for name, parameter in with_score.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    # The loss is that of fine-tuning on proposals of one class.
+    images, targets = views((4, 3))[0]
+    torch.testing.assert_close(scored["loss_objectness"], with_score.online(images, targets)["loss_cls"])
+    # Trained on nothing else, the score finds where the boxes are.
+    optimizer = torch.optim.SGD(with_score.online.class_predictor.parameters(), lr=0.02, momentum=0.9)
+    for _ in range(5):
+        optimizer.zero_grad()
+        losses_of(with_score)["loss_objectness"].backward()
+        optimizer.step()
+    assert losses_of(with_score)["loss_objectness"] < scored["loss_objectness"]
 
 
 def test_only_the_online_side_drops_out(family: str) -> None:

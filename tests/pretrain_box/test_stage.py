@@ -73,6 +73,14 @@ def test_recipe_is_shown_and_refused(workspace: Workspace) -> None:
         plan_of(workspace, recipe="swav")
 
 
+def test_objectness_where_it_has_no_effect(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError, match=r"--objectness: no effect, faster-rcnn trains such a score in any case"):
+        plan_of(workspace, detector={"family": "faster-rcnn"}, objectness=True)
+    with pytest.raises(ConfigError, match="--objectness: no effect with --tasks contrastive"):
+        plan_of(workspace, tasks="contrastive", objectness=True)
+    assert plan_of(workspace, objectness=True).config.objectness
+
+
 def trained(*modules: nn.Module) -> int:
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import io
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,21 @@ def test_the_last_bytes_of_a_disk_take_a_part_of_a_record_and_the_error_names_th
         write(file, found(0), found(1), found(2))
     monkeypatch.undo()
     assert [entry.position for entry in Journals(tmp_path, 3).in_order()] == [0, 1]
+
+
+def test_origins_are_kept_beside_the_boxes(tmp_path):
+    origins = np.arange(6, dtype=np.float32).reshape(3, 2)
+    with_boxes = replace(found(1), origins=origins)
+    with Journal.open(tmp_path / "1-of-1.log", with_origins=True) as journal:
+        for entry in (with_boxes, found(0, num_boxes=0, reason="broken")):
+            journal.append(entry)
+    size = (tmp_path / "1-of-1.log").stat().st_size
+    with Journal.open(tmp_path / "1-of-1.log", with_origins=True):  # finds nothing to cut off
+        assert (tmp_path / "1-of-1.log").stat().st_size == size
+    left_out, read = Journals(tmp_path, 2, with_origins=True).in_order()
+    np.testing.assert_array_equal(read.boxes, with_boxes.boxes)
+    np.testing.assert_array_equal(read.origins, origins)
+    assert (left_out.reason, left_out.origins) == ("broken", None)
 
 
 def test_cut_anywhere_it_keeps_what_is_whole_and_goes_on(tmp_path):

@@ -97,9 +97,15 @@ class RPN(nn.Module):
             "loss_rpn_box_reg": distance.abs().sum() / normaliser,
         }
 
-    @torch.no_grad()
     def propose(self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int) -> list[Tensor]:
-        """Return the proposals of each image: (P, 4) xyxy float32, best first, clipped to the image.
+        """Return the boxes of `propose_scored`."""
+        return [boxes for boxes, _ in self.propose_scored(output, sizes_hw, per_level)]
+
+    @torch.no_grad()
+    def propose_scored(
+        self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the proposals of each image, (P, 4) xyxy float32, best first, clipped to it, and (P,) scores in 0..1.
 
         Source: mmdetection `RPNHead.get_bboxes`; anchors outside the image take part.
 
@@ -127,8 +133,9 @@ class RPN(nn.Module):
             for score, delta, anchors, size_hw in zip(*columns, sizes_hw, strict=True)
         ]
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> Tensor:
+    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         has_area = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
         boxes, scores, levels = boxes[has_area], scores[has_area], levels[has_area]
         keep = batched_nms(boxes, scores, levels, self.config.rpn_nms_iou)
-        return boxes[keep[: self.config.max_proposals]]
+        keep = keep[: self.config.max_proposals]
+        return boxes[keep], scores[keep]

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchvision.ops import box_iou
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.data.batch import BoxTargets
@@ -27,6 +28,7 @@ from aligndet_cli.detectors.parts.sampling import Sampling
 
 LEVELS = ("c2", "c3", "c4", "c5")  # of the backbone; the neck makes P2..P6 of them
 DELTA_STD = (0.1, 0.1, 0.2, 0.2)  # RoIs are close to their boxes: unit of dx, dy, dw, dh
+AGREEING_IOU = 0.8  # of boxes that are the same but for a few pixels
 CLASS_STD, BOX_STD = 0.01, 0.001  # initial weights of the two predictors
 
 
@@ -107,6 +109,43 @@ def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[Size
             )
         )
     return found
+
+
+def find_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+    """Return the RPN's proposals of each image, refined by the box head of a single class.
+
+    The score of a box is its objectness times the share of all proposals that the head refines to the same box: places
+    that regression leads to from many sides are objects more often than those that score high in the RPN
+    (examples/second-round.md). Of boxes that overlap more than `nms_iou`, the best is kept.
+    """
+    config = model.config
+    proposals = model.rpn.propose_scored(model.rpn(pyramid), sizes_hw, config.test_proposals_per_level)
+    features = roi_features(model, pyramid, to_rois([boxes for boxes, _ in proposals]))  # (S, C)
+    deltas = model.box_predictor(features).float()  # (S, 4)
+    deltas = (deltas * deltas.new_tensor(DELTA_STD)).split([len(boxes) for boxes, _ in proposals])
+    found = []
+    for (boxes, scores), delta, size_hw in zip(proposals, deltas, sizes_hw, strict=True):
+        refined = decode_boxes(delta, boxes, size_hw)
+        found.append(
+            select_detections(
+                refined,
+                scores * agreement_of(refined),
+                torch.zeros_like(scores, dtype=torch.int64),
+                nms_iou=config.nms_iou,
+                max_detections=config.max_detections,
+            )
+        )
+    return found
+
+
+def agreement_of(boxes: Tensor) -> Tensor:
+    """Return (S,) in 0..1: the sum of each box's IoU with all that overlap it by `AGREEING_IOU` or more, by S.
+
+    Args:
+        boxes: (S, 4) xyxy.
+    """
+    iou = box_iou(boxes, boxes)
+    return torch.where(iou >= AGREEING_IOU, iou, 0).sum(dim=1) / max(len(boxes), 1)
 
 
 def pretext_candidates(
