@@ -4,7 +4,7 @@ On drawn pictures, or on a labelled data set of the user's.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from aligndet_cli.tools.report.collect import METRICS, collect_report
 from aligndet_cli.tools.report.html import write_page
 from aligndet_cli.tools.study.quick.backbone import find_backbone
 from aligndet_cli.tools.study.quick.data import open_labelled
-from aligndet_cli.tools.study.quick.fit import finetune_steps, fit_settings, is_gpu
+from aligndet_cli.tools.study.quick.fit import AFTER_PRETRAINING, finetune_steps, fit_settings, is_gpu
 from aligndet_cli.workspace import Workspace
 
 LABELLED_PERCENT = 5  # of the training pictures; nobody has labelled the others
@@ -30,6 +30,7 @@ FINETUNE_LR = {"backbone": 0.02, "pretrain": 0.03}  # half as much again after p
 LABELLED_PHOTOS = 30  # of the user's, at least
 PHOTO_CLUSTERS = 16
 PHOTO_STEPS = 400  # of pre-training
+PHOTO_LR = {"backbone": 0.01, "pretrain": 0.01 * AFTER_PRETRAINING}  # the middle one of a quick study's
 _DETECTOR = "retinanet"
 _Stage = Callable[..., Outcome]  # name of a stage and settings as after `--set` -> what came of it
 
@@ -121,7 +122,7 @@ def run_demo(folder: Path, *, seed: int, size: DemoSize = FULL_SIZE) -> DemoRepo
     def slim(name: str, *settings: str) -> Outcome:
         return stage(name, *((*size.model.split(), *size.finetune.split()) if name == "finetune" else ()), *settings)
 
-    return _with_and_without(slim, workspace)
+    return _with_and_without(slim, workspace, FINETUNE_LR)
 
 
 def run_photo_demo(
@@ -165,15 +166,19 @@ def run_photo_demo(
 
     for name in ("proposals", "cluster", "pretrain-box"):
         stage(name)
-    return _with_and_without(stage, workspace)
+    return _with_and_without(stage, workspace, PHOTO_LR)
 
 
-def _with_and_without(stage: _Stage, workspace: Workspace) -> DemoReport:
-    """Fine-tune and evaluate without and with the pre-training, draw the figures, and write the page."""
+def _with_and_without(stage: _Stage, workspace: Workspace, rates: Mapping[str, float]) -> DemoReport:
+    """Fine-tune and evaluate without and with the pre-training, draw the figures, and write the page.
+
+    Args:
+        rates: learning rates by start.
+    """
     metrics = []
     comparison: tuple[str, ...] = ()
     for label, init in STARTS.items():
-        run = stage("finetune", f"init={init}", f"label={label}", f"training.lr={FINETUNE_LR[init]}").folder.name
+        run = stage("finetune", f"init={init}", f"label={label}", f"training.lr={rates[init]}").folder.name
         evaluation = stage("evaluate", f"run={run}", "batch_size=8", *comparison)
         assert evaluation.artifact is not None, "a stage that is done has an artifact"
         metrics.append({key: float(evaluation.artifact.result[key] or 0.0) for key in METRICS})

@@ -45,7 +45,7 @@ def test_the_same_story_on_photographs(
     monkeypatch.setattr(demo, "PHOTO_CLUSTERS", 3)
     monkeypatch.setattr(demo, "PHOTO_STEPS", 2)
     monkeypatch.setattr(demo, "finetune_steps", lambda _: 2)
-    monkeypatch.setattr(demo, "FINETUNE_LR", {"backbone": 0.001, "pretrain": 0.001})
+    monkeypatch.setattr(demo, "PHOTO_LR", {"backbone": 0.001, "pretrain": 0.001})
     monkeypatch.setattr(fit, "BATCH", 2)
     words = ("demo", "--photos", toy, "--backbone-weights", mobilenet, "-w", tmp_path / "demo")
     ran = aligndet(*words)

@@ -1,7 +1,7 @@
 """`aligndet study --quick`: from a data set to a verdict."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from aligndet_cli.tools.study.quick.backbone import find_backbone
 from aligndet_cli.tools.study.quick.budget import Costs, Size, choose_size
 from aligndet_cli.tools.study.quick.data import LabelledData, open_labelled
 from aligndet_cli.tools.study.quick.fit import PROPOSAL_IMAGES, TOPK, Tables, fit_settings, is_gpu, rates_of
-from aligndet_cli.tools.study.quick.plan import OURS, Asked, PlanFiles, QuickPlan, study_of
+from aligndet_cli.tools.study.quick.plan import OURS, Asked, PlanFiles, QuickPlan, Search, content_of, label_of
 from aligndet_cli.tools.study.quick.timing import time_stages
 from aligndet_cli.tools.study.quick.verdict import Verdict, verdicts_of
 from aligndet_cli.tools.study.spec import StudyConfig
@@ -96,24 +96,26 @@ def run_quick(
     refuse_joining()
     files = PlanFiles(workspace)
     known = files.read(asked)
-    plan, baseline = known or (_make_plan(asked, files, workspace, jobs=jobs or 1, offline=offline), None)
+    plan = known[0] if known else _make_plan(asked, files, workspace, jobs=jobs or 1, offline=offline)
+    search = known[1] if known else Search(plan.rates)
     width = max(map(len, plan.lines))
     for title, line in plan.lines.items():
         logger.info(f"  {title:<{width}}  {line}")
     if dry_run:
-        content = plan.content if baseline is None else plan.with_baseline(baseline)
-        return QuickOutcome(plan, files.study, list_runs(validated(StudyConfig, content, {}), workspace))
+        return QuickOutcome(plan, files.study, list_runs(validated(StudyConfig, plan.study(search), {}), workspace))
     if known is None:
         open_labelled(Path(asked.data)).write_held_out(files.held_out)
-        files.write(plan)
+        files.write(plan, search)
         logger.info(f"the plan is {files.study}; stopped, the same command goes on with it")
     outcome = run_study(files.study, workspace, jobs=jobs, shown=shown, expected=plan.expected)
-    if baseline is None and outcome.failure is None and outcome.report is not None:
-        baseline = _best(outcome.report, plan)
-        files.write(plan, baseline)
+    while search.best is None and outcome.failure is None and outcome.report is not None:
+        search = search.after(_measured(outcome.report, search.rates, asked))
+        if search.best is not None:
+            logger.info(f"best: {label_of(search.best)}; now AlignDet, and the other seeds")
+        files.write(plan, search)
         outcome = run_study(files.study, workspace, jobs=jobs, shown=shown, expected=plan.expected)
     assert outcome.report is not None, "a study that ran has a report"
-    verdicts = verdicts_of(outcome.report, OURS) if baseline is not None and outcome.failure is None else []
+    verdicts = verdicts_of(outcome.report, OURS) if search.best is not None and outcome.failure is None else []
     report = replace(outcome.report, answer=" ".join(one.sentence() for one in verdicts))
     page = write_page(workspace, report) if report.rows else None
     return QuickOutcome(plan, files.study, replace(outcome, report=report), verdicts, page)
@@ -121,19 +123,19 @@ def run_quick(
 
 def _make_plan(asked: Asked, files: PlanFiles, workspace: Workspace, *, jobs: int, offline: bool) -> QuickPlan:
     detector = asked.detector or DETECTOR
-    rates = rates_of(detector)
+    rates = rates_of(detector).plain
     data = open_labelled(Path(asked.data))
     name, weights = find_backbone(asked.backbone, asked.weights, workspace, offline=offline, is_gpu=is_gpu())
     tables = fit_settings(data, detector, name, weights)
     logger.info("measuring: a few real steps of every stage on this machine, which takes about a minute")
-    costs = time_stages(study_of(data.root, detector, Size((100,), 1, 1, 1, 1), tables), data)
+    costs = time_stages(content_of(data.root, detector, Size((100,), 1, 1, 1, 1), tables), data)
     num_proposal_images = min(data.num_train, PROPOSAL_IMAGES)
     size, seconds = choose_size(
         costs,
         3600 * asked.hours,
         num_images=data.num_train,
         num_proposal_images=num_proposal_images,
-        num_rates=len(rates.plain),
+        num_rates=len(rates) + 1,  # one beyond
         jobs=jobs if is_gpu() else 1,
     )
     for table, added in data.held_out_settings(files.held_out).items():
@@ -141,7 +143,8 @@ def _make_plan(asked: Asked, files: PlanFiles, workspace: Workspace, *, jobs: in
     expected = size.expected(costs, num_proposal_images=num_proposal_images)
     lines = _describe(data, detector, tables, size, costs, expected)
     lines["in all"] = f"about {_time(seconds)}"
-    return QuickPlan(asked, lines, seconds, expected, study_of(data.root, detector, size, tables))
+    content = content_of(data.root, detector, size, tables)
+    return QuickPlan(asked, lines, seconds, expected, content, rates, size.rate_seeds)
 
 
 def _describe(
@@ -149,7 +152,7 @@ def _describe(
 ) -> dict[str, str]:
     common, tuned = tables["common"], tables["finetune"]
     rates = rates_of(detector).plain
-    runs = size.num_finetunings(len(rates))
+    runs = size.num_finetunings(len(rates) + 1)
     labels = " and ".join(f"{percent:g} %" for percent in size.fractions)
     tried = "seed 0" if size.rate_seeds == 1 else f"{size.rate_seeds} seeds"
     tuning = runs * (expected["finetune"] + expected["evaluate"])
@@ -162,28 +165,22 @@ def _describe(
         f"{_time(expected['proposals'])}",
         "pre-training": f"{size.pretrain_steps} steps of {costs.pretrain_step:.2f} s, {TOPK} proposals an image: "
         f"{_time(expected['pretrain-box'])}",
-        "fine-tuning": f"{runs} runs of {size.finetune_steps} steps of {costs.finetune_step:.2f} s, and their "
+        "fine-tuning": f"{runs} runs at most of {size.finetune_steps} steps of {costs.finetune_step:.2f} s, and their "
         f"evaluation: {_time(tuning)}",
-        "starts": f"first the backbone only at rates of {', '.join(f'{lr:g}' for lr in rates)}, with {tried}; then "
-        f"AlignDet and the best of these, with {labels} of the labels and {size.seeds} seeds",
+        "starts": f"first the backbone only at rates of {', '.join(f'{lr:g}' for lr in rates)}, and beyond if the best "
+        f"is at an end, with {tried}; then AlignDet and the best of these, with {labels} of the labels and "
+        f"{size.seeds} seeds",
     }
 
 
-def _best(report: Report, plan: QuickPlan) -> str:
-    """Return the label of the baseline with the highest AP over its seeds."""
-    found = {
-        row.label: row.summaries["AP"].mean
-        for row in report.rows
-        if row.label in plan.baselines and "AP" in row.summaries
-    }
+def _measured(report: Report, rates: Sequence[float], asked: Asked) -> dict[float, float]:
+    """Return the mean AP, 0 to 1, of the baseline at each rate, and tell it."""
+    means = {row.label: row.summaries["AP"].mean for row in report.rows if "AP" in row.summaries}
+    found = {rate: means[label_of(rate)] for rate in rates if label_of(rate) in means}
     if not found:
-        raise ConfigError(
-            f"{plan.asked.data}: AP of no run can be measured: are there boxes in the images to measure on?"
-        )
-    told = ", ".join(f"{label}: AP {100 * value:.1f}" for label, value in found.items())
-    best = max(found, key=lambda label: found[label])
-    logger.info(f"best of its rates: {best} ({told})")
-    return best
+        raise ConfigError(f"{asked.data}: AP of no run can be measured: are there boxes in the images to measure on?")
+    logger.info(", ".join(f"{label_of(rate)}: AP {100 * value:.1f}" for rate, value in found.items()))
+    return found
 
 
 def _time(seconds: float) -> str:

@@ -18,7 +18,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(budget, "finetune_steps", lambda _: 2)
     monkeypatch.setattr(timing, "_WARM_UP", 1)
     monkeypatch.setattr(timing, "_STEPS", 1)
-    monkeypatch.setitem(fit.RATES, "retinanet", DetectorRates(0.001, (0.001, 0.002, 0.004), 0.003))
+    monkeypatch.setitem(fit.RATES, "retinanet", DetectorRates(0.001, (0.001, 0.002, 0.004)))
     monkeypatch.setattr(fit, "BATCH", 2)
     monkeypatch.setattr(fit, "_SMALLEST_SIDE", 64)
     monkeypatch.setattr(fit, "_OBJECT_PX", 10)
@@ -41,15 +41,18 @@ def test_from_data_to_a_verdict(toy: Path, mobilenet: Path, tmp_path: Path) -> N
     ran = aligndet(*words, "--json")
     found = ran.json()
     assert found["status"] == "done" and {run["state"] for run in found["runs"]} <= {"done", "complete"}
-    # two seeds of two starts, and the two other rates of the baseline with the first seed
+    # Nothing is learned, so all rates are as good and the middle one is taken: two seeds of two starts, and the other
+    # two rates with the first seed.
     assert sum(run["stage"] == "finetune" for run in found["runs"]) == 6
     (verdict,) = found["verdicts"]
-    assert verdict["num_pairs"] == 2 and verdict["baseline"].startswith("backbone only, lr 0.00")
+    assert verdict["num_pairs"] == 2 and verdict["baseline"] == "backbone only, lr 0.002"
     assert verdict["sentence"] in Path(found["page"]).read_text().replace("&#39;", "'")
     # The plan is an ordinary study, whose baseline is the chosen one.
     study = load_study(tmp_path / "ws" / "quick.toml")
     assert [start.label for start in study.starts[:2]] == [verdict["baseline"], "AlignDet"]
     assert study.starts[0].seeds is None and all(start.seeds == (0,) for start in study.starts[2:])
+    plain, ours = (start.settings["finetune"]["training.lr"] for start in study.starts[:2])
+    assert ours == pytest.approx(1.5 * plain)
     assert "8 complete" not in aligndet("study", tmp_path / "ws" / "quick.toml", "-w", tmp_path / "ws", "-n").stdout
     # Again: nothing is measured, nothing is run, the same answer.
     again = aligndet(*words)
