@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aligndet_cli.api.stages import pretrain_box as pretrain_box
     from aligndet_cli.api.stages import pretrain_image as pretrain_image
     from aligndet_cli.api.stages import proposals as proposals
+    from aligndet_cli.cluster.config import ClusterConfig as ClusterConfig
     from aligndet_cli.driver import Outcome as Outcome
     from aligndet_cli.errors import AlignDetError as AlignDetError
     from aligndet_cli.errors import ConfigError as ConfigError
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from aligndet_cli.errors import Preempted as Preempted
     from aligndet_cli.errors import RunError as RunError
     from aligndet_cli.errors import WeightsError as WeightsError
+    from aligndet_cli.evaluate.stage import EvaluateConfig as EvaluateConfig
+    from aligndet_cli.finetune.config import FinetuneConfig as FinetuneConfig
+    from aligndet_cli.pretrain_box.stage import PretrainBoxConfig as PretrainBoxConfig
+    from aligndet_cli.pretrain_image.stage import PretrainImageConfig as PretrainImageConfig
+    from aligndet_cli.proposals.stage import ProposalsConfig as ProposalsConfig
 
 __version__ = "0.1.0"
 
@@ -35,6 +41,12 @@ _PLACES = {
     "backbone": "api.load",
     "load": "api.load",
     "Outcome": "driver",
+    "ClusterConfig": "cluster.config",
+    "EvaluateConfig": "evaluate.stage",
+    "FinetuneConfig": "finetune.config",
+    "PretrainBoxConfig": "pretrain_box.stage",
+    "PretrainImageConfig": "pretrain_image.stage",
+    "ProposalsConfig": "proposals.stage",
     "AlignDetError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",

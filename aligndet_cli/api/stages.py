@@ -19,7 +19,7 @@ from aligndet_cli.stage import Stage, find_stage
 from aligndet_cli.workspace import Workspace
 
 if TYPE_CHECKING:
-    from aligndet_cli.cluster.stage import ClusterConfig
+    from aligndet_cli.cluster.config import ClusterConfig
     from aligndet_cli.evaluate.stage import EvaluateConfig
     from aligndet_cli.finetune.config import FinetuneConfig
     from aligndet_cli.pretrain_box.stage import PretrainBoxConfig

@@ -78,6 +78,8 @@ detector = load("weights.pt", 91)
 assert_type(detector, ImageDetector)
 assert_type(detector.predict(Image.open("a.jpg")), list[dict[str, torch.Tensor]])
 assert_type(finetune({"training.steps": 3}, "workspace", force=True), Outcome)
+finetune(aligndet.FinetuneConfig.model_validate({"fraction": 10}), steps=3)
+finetune(aligndet.ProposalsConfig.model_validate({}))  # type: ignore[arg-type]
 assert_type(aligndet.evaluate().result, dict[str, Any])
 try:
     aligndet_cli.pretrain_box(on_step=lambda step, losses: print(step + 1, losses["loss_box_reg"]))
