@@ -65,18 +65,19 @@ def draw_bars(axes: Axes, rows: Sequence[dict[str, Any]], metrics: Sequence[str]
 
     A bar's line is one standard deviation over runs to both sides; the difference is followed by its standard error.
     """
-    settings = list(dict.fromkeys(labelled(row) for row in rows))
+    names = names_of([row["setting"] for row in rows])
+    settings = list(dict.fromkeys(names))
     groups = [(setting, metric) for setting in settings for metric in metrics]
     labels = list(dict.fromkeys(row["label"] for row in rows))
     width = 0.8 / len(labels)
-    for row in rows:
+    for row, setting in zip(rows, names, strict=True):
         for metric in metrics:
             one = row["summaries"].get(metric)
             if one is None:
                 continue
-            place = groups.index((labelled(row), metric)) + width * (labels.index(row["label"]) - (len(labels) - 1) / 2)
+            place = groups.index((setting, metric)) + width * (labels.index(row["label"]) - (len(labels) - 1) / 2)
             height, spread = 100 * one["mean"], 100 * (one["std"] or 0.0)
-            name = row["label"] if (labelled(row), metric) == groups[0] else None
+            name = row["label"] if (setting, metric) == groups[0] else None
             axes.bar(place, height, 0.92 * width, color=row["colour"], label=name)
             if spread:
                 axes.errorbar(place, height, spread, color="black", capsize=3, linewidth=1.2)
@@ -84,9 +85,9 @@ def draw_bars(axes: Axes, rows: Sequence[dict[str, Any]], metrics: Sequence[str]
                 axes.annotate(
                     told(one["delta"]), (place, height + spread), (0, 3), textcoords="offset points", **CENTRED
                 )
-    names = [f"{metric}\n{setting}" if len(settings) > 1 else metric for setting, metric in groups]
+    ticks = [f"{metric}\n{setting}" if len(settings) > 1 else metric for setting, metric in groups]
     finish_axes(axes, y="percent")
-    axes.set_xticks(range(len(groups)), names, fontsize=9)
+    axes.set_xticks(range(len(groups)), ticks, fontsize=9 if len(settings) == 1 else 7)
     axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
     axes.legend(fontsize=8, loc="upper left", frameon=False)
     axes.set_title(f"then {settings[0]}" if len(settings) == 1 else "then with labels", fontsize=10, loc="left")
@@ -95,9 +96,11 @@ def draw_bars(axes: Axes, rows: Sequence[dict[str, Any]], metrics: Sequence[str]
 CENTRED: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9, "fontweight": "bold"}
 
 
-def labelled(row: dict[str, Any]) -> str:
-    """Return how many images had labels, in words."""
-    return f"{row['setting']['num_images']} images labelled"
+def names_of(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Return how many images had labels, in words, and below it what else differs between the settings."""
+    keys = ("detector", "backbone", "schedule", "data", "evaluated")
+    apart = [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    return ["\n".join([f"{one['num_images']} images labelled", *(str(one[key]) for key in apart)]) for one in settings]
 
 
 def told(delta: dict[str, Any]) -> str:

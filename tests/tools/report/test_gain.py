@@ -33,4 +33,4 @@ def test_bars_are_the_numbers_of_the_report(chain: Path, tmp_path: Path) -> None
     # Four starts of 1 and 100 %, at AP and AP75; the first is 20.1 and 21.1, and the second 1 more.
     assert len(bars.patches) == 16 and bars.patches[0].get_height() == pytest.approx(20.6)
     assert bars.texts[0].get_text() == "+1.0\n± 0.0"
-    assert bars.get_xticklabels()[0].get_text() == "AP\n1172 images labelled"
+    assert bars.get_xticklabels()[0].get_text() == "AP\n1172 images labelled\n12000 steps"
