@@ -110,7 +110,7 @@ class ImageDetector(nn.Module):
         """
         if not 0 <= score <= 1 or batch_size < 1:
             raise ConfigError(f"score={score}, batch_size={batch_size}: write a score of 0 to 1, and 1 image at least")
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]  # of each: callers may keep norms fixed
         self.eval()
         try:
             found: list[dict[str, Tensor]] = []
@@ -121,7 +121,8 @@ class ImageDetector(nn.Module):
                     found.append({name: value.cpu() for name, value in one.items()})
             return found
         finally:
-            self.train(was_training)
+            for module, mode in modes:
+                module.training = mode
 
     def save(self, file: str | Path) -> None:
         """Write the detector as a fine-tuned `weights.pt`, for `load`, `aligndet predict --weights` and others.

@@ -113,7 +113,13 @@ def test_scores_and_batches(detector: aligndet.ImageDetector, photos: list[Path]
     (kept,) = detector.predict(photos[0], score=limit)
     assert len(kept["scores"]) == int((one_by_one[0]["scores"] >= limit).sum())
     assert detector.predict([]) == []
-    assert detector.training  # as before
+    modes = {name: module.training for name, module in detector.named_modules()}
+    detector.model.neck.eval()
+    detector.predict(photos[0])
+    assert {name for name, module in detector.named_modules() if module.training != modes[name]} == {
+        name for name in modes if name.startswith("model.neck")
+    }
+    detector.model.neck.train()
     with pytest.raises(aligndet.ConfigError, match="score=2"):
         detector.predict(photos[0], score=2)
 
