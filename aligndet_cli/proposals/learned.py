@@ -1,6 +1,8 @@
 """Boxes that a pre-trained run finds in one image, as a worker computes them. Apart, since it needs torch."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,17 @@ from aligndet_cli.proposals.filters import FilterRules, clip_to_image
 from aligndet_cli.proposals.journal import ImageResult
 from aligndet_cli.proposals.rounds import Finder, merge_boxes
 from aligndet_cli.proposals.work import Job, digest_of, require_size, result_of
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread until the block ends: workers of this process set that for all of it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def find_objects(finder: Finder, rules: FilterRules, job: Job) -> ImageResult:

@@ -1,5 +1,6 @@
 """`aligndet proposals`: images -> boxes of possible objects, by selective search, from labels or from a file."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -269,9 +270,8 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
     """Find the boxes of all images of the share that are not done yet, and save each result in the journal."""
     config, folder = plan.config, _resume_folder(plan)
     folder.mkdir(exist_ok=True)
-    work = _work_of(plan)
     own = Journal.open(plan.share.journal_in(folder), with_origins=plan.round is not None)
-    with own as journal, stop_on_signal() as stop_signal:
+    with own as journal, _work_of(plan) as work, stop_on_signal() as stop_signal:
         # An earlier run may have skipped images that must not be skipped now.
         missing = plan.share.of(_journals(plan).missing(skipped_too=config.on_error == "fail"))
         num_done, num_skipped = plan.num_images - len(missing), 0
@@ -294,15 +294,18 @@ def _find_missing(plan: Plan, progress_mode: ProgressMode) -> None:
                 raise
 
 
-def _work_of(plan: Plan) -> Callable[[Job], ImageResult]:
-    """Return the function that finds the boxes of an image, for workers."""
+@contextlib.contextmanager
+def _work_of(plan: Plan) -> Iterator[Callable[[Job], ImageResult]]:
+    """Yield the function that finds the boxes of an image, for workers that end before the block does."""
     config = plan.config
     rules = FilterRules(config.min_size, config.max_ratio, config.max_size, config.nms, config.max_per_image)
     if plan.round is None:
-        return functools.partial(find_boxes, config.mode, config.working_size, rules)
-    from aligndet_cli.proposals.learned import find_objects  # needs torch
+        yield functools.partial(find_boxes, config.mode, config.working_size, rules)
+        return
+    from aligndet_cli.proposals.learned import find_objects, one_thread  # needs torch
 
-    return functools.partial(find_objects, plan.round.finder, rules)
+    with one_thread():
+        yield functools.partial(find_objects, plan.round.finder, rules)
 
 
 def _jobs(plan: Plan, positions: NDArray[np.int64]) -> Iterator[Job]:

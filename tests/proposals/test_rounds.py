@@ -182,6 +182,16 @@ def test_kill_and_resume_gives_the_same_files(copies, make_round, contents_of) -
     assert contents_of(run_stage(config, killed)) == expected
 
 
+def test_the_number_of_threads_is_put_back(first_round: Workspace, make_round) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        run_stage(make_round(), first_round.root)  # one worker: this thread
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_unreadable_images_are_left_out(first_round: Workspace, root: Path, make_round) -> None:
     good = (root / "train2017" / "003.png").read_bytes()
     (root / "train2017" / "003.png").write_bytes(bytes(len(good)))
