@@ -79,7 +79,7 @@ EXAMPLES = {
     ),
     "export": (
         "--to mmdet",
-        "--run retinanet-resnet50 --to onnx --image-size 800x1344",
+        "--run retinanet-resnet50 --to onnx",
         "--run pretrain-box/retinanet-resnet50 --to torchvision",
     ),
     "push": (

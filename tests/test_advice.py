@@ -44,7 +44,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     ),
     "tools/conversion": ("import-weights",),
     "tools/conversion/exporting.py": ("export",),
-    "tools/conversion/onnx_graph.py": ("export",),
+    "tools/conversion/onnx_file.py": ("export",),
     "workspace.py": STAGES,
     "stage.py": ("pretrain-box",),  # words of the next command
     "driver.py": STAGES,

@@ -1,6 +1,7 @@
 """Weights from other programs, and for them."""
 
 from pathlib import Path
+from typing import Any
 
 from aligndet_cli.commands.terminal import answer, print_outcome, user_errors
 from aligndet_cli.errors import ConfigError
@@ -43,7 +44,8 @@ EXPORT = (
     own("--weights", str, "Weights of the run: last | best (last).", words="last best"),
     own("--to", str, "Program: mmdet | torchvision | onnx (mmdet).", words="mmdet torchvision onnx"),
     own("--output -o", Path, "File to write (RUN-PROGRAM here)."),
-    own("--image-size", str, "HEIGHTxWIDTH of the images, for onnx (800x1344)."),
+    own("--with-nms/--no-with-nms", bool, "Suppress overlapping boxes in the onnx file (on)."),
+    own("--image-size", str, "HEIGHTxWIDTH, for an onnx file that takes one image of it (any number and size)."),
     WORKSPACE,
     JSON,
 )
@@ -58,14 +60,14 @@ def export(
     weights: str = "last",
     to: str = "mmdet",
     output: Path | None = None,
-    image_size: str = "800x1344",
+    **for_onnx: Any,
 ) -> None:
     """Write a run's weights for another program."""
     from aligndet_cli.tools.conversion.exporting import export_run
 
     with user_errors(given):
         place = Workspace.locate(given.control.workspace)
-        exported = export_run(place, run, to, output, which=weights, image_size=image_size)
+        exported = export_run(place, run, to, output, which=weights, **for_onnx)
         answer("export", exported, given.control.json)
 
 

@@ -163,7 +163,10 @@ class DETR(Detector):
     def decode(self, features: Features) -> Tensor:
         """Return the state of each query after each decoder layer: (L, B, Q, C)."""
         cells = self.neck(features.maps["c5"])  # (B, C, H, W)
-        is_inside = inside_cells(features, cells)
+        return self.attend(cells, inside_cells(cells, send(features.sizes_hw, cells.device), features.batch_hw))
+
+    def attend(self, cells: Tensor, is_inside: Tensor) -> Tensor:
+        """Return (L, B, Q, C) as `decode`, from the neck's (B, C, H, W) map and (B, H, W) bool, False on padding."""
         position = encode_position(is_inside, self.feature_dim)  # (B, H, W, C)
         return self.transformer(
             cells.flatten(2).transpose(1, 2), position.flatten(1, 2), ~is_inside.flatten(1), self.query_embedding.weight
@@ -238,14 +241,18 @@ def to_corners(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return clip_boxes_to_image(corners, size_hw)
 
 
-def inside_cells(features: Features, cells: Tensor) -> Tensor:
+def inside_cells(cells: Tensor, sizes: Tensor, batch_hw: tuple[int, int]) -> Tensor:
     """Return (B, H, W) bool: True where the top left pixel of a cell of a (B, C, H, W) map is not padding.
 
     Source: nearest interpolation of a mask of pixels, as in the official code.
+
+    Args:
+        cells: the map.
+        sizes: (B, 2) height and width of each image in pixels, without padding.
+        batch_hw: height and width of the padded batch in pixels.
     """
     rows, columns = (
         torch.arange(count, device=cells.device) * side // count
-        for count, side in zip(cells.shape[-2:], features.batch_hw, strict=True)
+        for count, side in zip(cells.shape[-2:], batch_hw, strict=True)
     )
-    sizes = send(features.sizes_hw, cells.device)
     return (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]

@@ -126,7 +126,7 @@ def test_outputs_matching_and_losses_are_facebooks(
     assert_close(features.maps["c5"][:, :6, :4, :4], stored["c5/0/slice"])
     assert_sums(features.maps["c5"], stored["c5/0/checksum"])
 
-    is_inside = inside_cells(features, features.maps["c5"])
+    is_inside = inside_cells(features.maps["c5"], torch.tensor(features.sizes_hw), features.batch_hw)
     assert np.array_equal(~is_inside, stored["feat_mask"])
     position = encode_position(is_inside, 256).permute(0, 3, 1, 2)
     assert_close(position[:, :6, :4, :4], stored["pos/0/slice"])

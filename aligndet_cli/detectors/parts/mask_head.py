@@ -49,7 +49,7 @@ def predict_masks(predictor: nn.Conv2d, features: Tensor, class_ids: Tensor) -> 
     assert predictor.bias is not None
     weights = predictor.weight.flatten(1)[class_ids]  # (S, C)
     logits = torch.bmm(weights[:, None], features.flatten(2)).float() + predictor.bias[class_ids, None, None]
-    return logits.view(len(features), *features.shape[2:])
+    return logits.view(features.shape[0], *features.shape[2:])
 
 
 def mask_loss(logits: Tensor, true_masks: Tensor, is_known: Tensor) -> Tensor:

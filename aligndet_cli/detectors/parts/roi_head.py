@@ -109,8 +109,7 @@ def pool_rois(pyramid: Sequence[Tensor], rois: Tensor, size: int, config: RCNNCo
     Returns:
         (S, C, size, size) float32 features, and (S,) int64: the row of each RoI in them.
     """
-    sides = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
-    level = (sides / FINEST_SCALE + 1e-6).log2().floor().clamp(0, len(POOLED_STRIDES) - 1).long()
+    level = level_of(rois)
     order = level.argsort(stable=True)
     parts = rois[order].split(torch.bincount(level, minlength=len(POOLED_STRIDES)).tolist())
     pooled = [
@@ -118,6 +117,12 @@ def pool_rois(pyramid: Sequence[Tensor], rois: Tensor, size: int, config: RCNNCo
         for maps, part, stride in zip(pyramid, parts, POOLED_STRIDES, strict=False)
     ]
     return torch.cat(pooled), order.argsort()
+
+
+def level_of(rois: Tensor) -> Tensor:
+    """Return (S,) int64: the level, 0 for P2 to 3 for P5, that fits the size of each RoI (S, 5)."""
+    sides = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
+    return (sides / FINEST_SCALE + 1e-6).log2().floor().clamp(0, len(POOLED_STRIDES) - 1).long()
 
 
 def kaiming_convs(module: nn.Module) -> None:

@@ -114,24 +114,36 @@ class RPN(nn.Module):
             sizes_hw: height and width of each image in pixels, without padding.
             per_level: number of best boxes of each level that enter the suppression.
         """
+        scores, deltas, anchors, levels = self.best(output, per_level)
+        return [
+            self._suppress(decode_boxes(delta, of_image, size_hw), score, levels)
+            for score, delta, of_image, size_hw in zip(scores, deltas, anchors, sizes_hw, strict=True)
+        ]
+
+    def best(self, output: RPNOutput, per_level: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what the best P anchors say, levels from fine to coarse, each level's best first.
+
+        Args:
+            output: as from `forward`.
+            per_level: largest number of anchors of a level.
+
+        Returns:
+            (B, P) scores in 0..1, (B, P, 4) offsets, (B, P, 4) xyxy anchors, and (P,) int64 levels.
+        """
         logits, deltas = output
         num = self.anchors.num_per_cell
         levels = self.anchors(grids_of(logits)).split([level[0].numel() for level in logits])
         scores, picked_deltas, picked_anchors, level_index = [], [], [], []
         for index, (level_logits, level_deltas, anchors) in enumerate(zip(logits, deltas, levels, strict=True)):
             by_anchor = level_logits.float().sigmoid().permute(0, 2, 3, 1).flatten(1)  # (B, H*W*A)
-            score, place = by_anchor.topk(min(per_level, by_anchor.shape[1]))  # (B, P)
+            score, place = by_anchor.topk(torch.sym_min(per_level, by_anchor.shape[1]))  # (B, P)
             cells = level_deltas.unflatten(1, (num, 4)).flatten(3)  # (B, A, 4, H*W)
-            image = torch.arange(len(cells), device=cells.device)[:, None]
+            image = torch.arange(cells.shape[0], device=cells.device)[:, None]
             scores.append(score)
             picked_deltas.append(cells[image, place % num, :, place // num].float())  # (B, P, 4)
             picked_anchors.append(anchors[place])
             level_index.append(torch.full_like(score[0], index, dtype=torch.int64))
-        columns = (torch.cat(scores, 1), torch.cat(picked_deltas, 1), torch.cat(picked_anchors, 1))
-        return [
-            self._suppress(decode_boxes(delta, anchors, size_hw), score, torch.cat(level_index))
-            for score, delta, anchors, size_hw in zip(*columns, sizes_hw, strict=True)
-        ]
+        return torch.cat(scores, 1), torch.cat(picked_deltas, 1), torch.cat(picked_anchors, 1), torch.cat(level_index)
 
     def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         has_area = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)

@@ -102,7 +102,7 @@ class Decoder(nn.Module):
 
     def forward(self, queries: Tensor, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
         """Return the (L, B, Q, C) states of the (Q, C) queries after each layer, from (B, S, C) encoded cells."""
-        placed, found = cells + position, queries.new_zeros(len(cells), *queries.shape)
+        placed, found = cells + position, queries.new_zeros(cells.shape[0], *queries.shape)
         outputs = []
         for layer in self.layers:
             found = layer(found, queries, cells, placed, is_padding)

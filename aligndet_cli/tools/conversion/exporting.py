@@ -4,21 +4,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from torch import Tensor
 
 from aligndet_cli import __version__
+from aligndet_cli.config import DataConfig
 from aligndet_cli.data.batch import PAD_DIVISOR
 from aligndet_cli.detectors.checkpoint import DetectorFile, WeightsName, load_detector, read_detector, weights_file
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import check_output_file, write_bytes
+from aligndet_cli.logs import logger
 from aligndet_cli.tools.conversion import mmdet, torchvision_names
 from aligndet_cli.tools.conversion.convert import OWN_META, PROJECTOR
 from aligndet_cli.tools.conversion.mmdet import to_mmdet
 from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
 from aligndet_cli.training.checkpoint import serialise
 from aligndet_cli.workspace import Artifact, Workspace
+
+_FEW = 10  # detections of a comparison
+
+if TYPE_CHECKING:
+    from aligndet_cli.tools.conversion.onnx_check import Comparison
 
 EXPORTABLE = ("finetune", "pretrain-box")
 SUFFIXES = {"mmdet": ".pth", "torchvision": ".pth", "onnx": ".onnx"}
@@ -31,12 +38,16 @@ class Exported:
     Attributes:
         left_out: names of our tensors that have no place in the other program.
         usage: a sentence on how to load the file.
+        comparison: detections of the file and ours, for ONNX.
+        compared_in: the images of the comparison.
     """
 
     file: Path
     num_tensors: int
     left_out: list[str]
     usage: str
+    comparison: "Comparison | None" = None
+    compared_in: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -46,6 +57,7 @@ class Exported:
             "written": self.num_tensors - len(self.left_out),
             "left_out": self.left_out,
             "usage": self.usage,
+            **({} if self.comparison is None else {"comparison": {**vars(self.comparison), "in": self.compared_in}}),
         }
 
     def lines(self) -> list[str]:
@@ -54,6 +66,8 @@ class Exported:
         if self.left_out:
             modules = sorted({name.rpartition(".")[0].rpartition(".")[0] or name for name in self.left_out})
             lines.append(f"  left out: {', '.join(modules)}")
+        if self.comparison is not None:
+            lines.append(f"  same as ours in {self.compared_in}: {self.comparison}")
         return [*lines, f"  {self.usage}"]
 
 
@@ -64,7 +78,8 @@ def export_run(
     file: Path | None,
     *,
     which: str = "last",
-    image_size: str = "800x1344",
+    image_size: str | None = None,
+    with_nms: bool | None = None,
 ) -> Exported:
     """Write a run of `finetune` or `pretrain-box` for another program.
 
@@ -73,14 +88,19 @@ def export_run(
         target: `mmdet`, `torchvision` or `onnx`.
         file: None: `<run>-<target>` in the current folder.
         which: `last` or `best` weights of a fine-tuned run.
-        image_size: height and width of the images, for ONNX.
+        image_size: height and width of the only image that an ONNX file takes; None: any number of any size.
+        with_nms: suppress overlapping boxes in the ONNX file (None: yes).
 
     Raises:
-        ConfigError: no such run or target, or the file cannot be written.
+        ConfigError: no such run or target, an option of another target, or the file cannot be written.
         WeightsError: the other program has no such detector.
+        RunError: the ONNX file finds something else than we do.
     """
     if target not in SUFFIXES:
         raise ConfigError(f"--to {target}: write one of {', '.join(SUFFIXES)}")
+    for flag, value in (("--image-size", image_size), ("--with-nms", with_nms)):
+        if target != "onnx" and value is not None:
+            raise ConfigError(f"{flag}: only --to onnx has a choice there; leave it out")
     if which not in get_args(WeightsName):
         raise ConfigError(f"--weights {which}: write last or best")
     artifact = _find_run(workspace, run)
@@ -89,10 +109,7 @@ def export_run(
     file = file or Path(f"{artifact.name}{best}-{target}{SUFFIXES[target]}")
     check_output_file(file)
     if target == "onnx":
-        from aligndet_cli.tools.conversion.onnx_graph import export_onnx
-
-        usage = export_onnx(load_detector(weights), file, _parse_size(image_size))
-        return Exported(file, len(read_detector(weights).state_dict), [], usage)
+        return _export_onnx(artifact, weights, file, image_size, with_nms is not False)
     content = read_detector(weights)
     if not content.backbone.name.startswith("resnet"):
         raise WeightsError(
@@ -109,6 +126,26 @@ def export_run(
         usage = "mmdetection 2.x: load_from, or init_detector with the config of this detector"
     write_bytes(file, serialise(saved))
     return Exported(file, len(content.state_dict), left_out, usage)
+
+
+def _export_onnx(artifact: Artifact, weights: Path, file: Path, image_size: str | None, with_nms: bool) -> Exported:
+    from aligndet_cli.tools.conversion import onnx_file
+
+    options = onnx_file.OnnxOptions(with_nms, None if image_size is None else _parse_size(image_size))
+    content = read_detector(weights)
+    options.check(content.detector.family)
+    detector = load_detector(weights)
+    images, origin = onnx_file.comparison_images(_data_of(artifact))
+    usage, comparison = onnx_file.export_onnx(detector, file, options, images)
+    if comparison.num_detections < _FEW:
+        logger.warning(f"the comparison says little: only {comparison.num_detections} detections in {origin}")
+    return Exported(file, len(content.state_dict), [], usage, comparison, origin)
+
+
+def _data_of(artifact: Artifact) -> DataConfig | None:
+    """Return the data that a run was trained on; None if it does not say."""
+    found = artifact.config().get("data") if (artifact.folder / "config.json").exists() else None
+    return None if found is None else DataConfig.model_validate(found)
 
 
 def mmdet_checkpoint(content: DetectorFile) -> tuple[dict[str, Any], list[str]]:

@@ -1,126 +1,253 @@
-"""Detectors as ONNX graphs: the network and the decoding of its boxes, for one image of a fixed size.
+"""Detectors as graphs that can be exported: from pixels to detections, for any number of images of any size.
 
-The graph does not choose boxes or suppress overlapping ones, since their number depends on the image.
+They compute what `Detector.detect` does, in tensors of one shape for all images where that has lists.
 """
 
-import logging
-from importlib.util import find_spec
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert, clip_boxes_to_image
+from torchvision.ops import box_convert, roi_align
 
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.detectors import Detector
-from aligndet_cli.detectors.checkpoint import LoadedDetector
-from aligndet_cli.detectors.detr import DETR
+from aligndet_cli.detectors.detr import DETR, inside_cells
+from aligndet_cli.detectors.faster_rcnn import FasterRCNN
 from aligndet_cli.detectors.fcos import FCOS
+from aligndet_cli.detectors.mask_rcnn import MaskRCNN
 from aligndet_cli.detectors.parts.box_coder import decode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
+from aligndet_cli.detectors.parts.mask_head import predict_masks
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
+from aligndet_cli.detectors.parts.roi_head import POOLED_STRIDES, level_of
+from aligndet_cli.detectors.parts.two_stage import DELTA_STD
 from aligndet_cli.detectors.retinanet import RetinaNet
-from aligndet_cli.errors import ConfigError, WeightsError
+from aligndet_cli.tools.conversion.onnx_nms import by_group, not_suppressed
 
-PACKAGES = ("onnx", "onnxscript")
+WithNMS = RetinaNet | FCOS | FasterRCNN | MaskRCNN
+
+
+class Found(NamedTuple):
+    """N boxes of each image of a batch; rows of score 0 hold nothing.
+
+    Attributes:
+        boxes: (B, N, 4) xyxy in pixels of the batch.
+        scores: (B, N) in 0..1.
+        class_ids: (B, N) int64.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    class_ids: Tensor
+
+    def best(self, count: int) -> "Found":
+        """Return the best of each image, best first: `count` rows."""
+        scores, place = _top(self.scores, count)
+        return Found(_pick(self.boxes, place), scores, self.class_ids.gather(1, place))
 
 
 class Graph(nn.Module):
-    """Network from pixels to the boxes and scores of all N anchors, points or queries of one image.
+    """A detector's `detect`, from tensors to tensors.
 
-    Raises:
-        WeightsError: a two-stage detector, whose number of boxes depends on the image.
+    Args:
+        num_classes: K.
+        with_nms: suppress overlapping boxes and keep the best; without, leave that to whoever runs the graph.
     """
 
-    def __init__(self, model: Detector, size_hw: tuple[int, int]) -> None:
+    def __init__(self, model: Detector, num_classes: int, *, with_nms: bool) -> None:
         super().__init__()
-        if not isinstance(model, RetinaNet | FCOS | DETR):
-            raise WeightsError(
-                "--to onnx: the number of boxes that an R-CNN looks at changes from image to image, and ONNX has no "
-                "place for that; export it --to torchvision or mmdet"
-            )
-        self.model: RetinaNet | FCOS | DETR = model
-        self.size_hw = size_hw
+        self.model = model
+        self.num_classes = num_classes
+        self.with_nms = with_nms
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return boxes and scores.
+    def forward(self, pixels: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Return the detections of each image, best first; without NMS, in any order.
 
         Args:
-            pixels: (1, 3, H, W) ImageNet-normalised RGB.
+            pixels: (B, 3, H, W) ImageNet-normalised RGB, padded with zeros at the bottom and right.
+            sizes: (B, 2) int64 height and width of each image in pixels, without padding.
 
         Returns:
-            (N, 4) boxes, xyxy in pixels, and (N, K) scores in 0..1; scores not above the detector's threshold are 0.
+            Boxes, scores and class ids as in `Found`, and the (B, N, M, M) masks of Mask R-CNN, see `Detections`.
         """
-        images = ImageBatch(pixels, (self.size_hw,))
-        if isinstance(self.model, RetinaNet):
-            return _run_retinanet(self.model, images)
-        return _run_fcos(self.model, images) if isinstance(self.model, FCOS) else _run_detr(self.model, images)
+        model = self.model
+        maps = model.extract(ImageBatch(pixels, ())).maps
+        if isinstance(model, DETR):
+            return _run_detr(model, maps, sizes, (pixels.shape[-2], pixels.shape[-1]))
+        if isinstance(model, RetinaNet):
+            boxes, scores, class_ids = self._finish(_run_retinanet(model, maps, sizes), model)
+            return _clip(boxes, sizes) if self.with_nms else boxes, scores, class_ids
+        if isinstance(model, FCOS):
+            return self._finish(_run_fcos(model, maps, sizes), model)
+        assert isinstance(model, FasterRCNN | MaskRCNN)
+        pyramid = model.neck(maps)
+        found = self._finish(_run_two_stage(model, pyramid, sizes, self.num_classes), model)
+        return (*found, _run_masks(model, pyramid, found)) if isinstance(model, MaskRCNN) else found
+
+    def _finish(self, found: Found, model: WithNMS) -> Found:
+        """Suppress boxes and keep the best; without NMS, leave everything as it is."""
+        if not self.with_nms:
+            return found
+        config = model.config
+        if isinstance(config, RCNNConfig):
+            boxes = found.boxes.unflatten(1, (self.num_classes, -1)).flatten(0, 1)  # (B*K, P, 4)
+            scores = found.scores.unflatten(1, (self.num_classes, -1)).flatten(0, 1)
+            kept = not_suppressed(boxes, scores[:, None], config.nms_iou).view_as(found.scores)
+        else:
+            scores = by_group(found.scores, found.class_ids, self.num_classes)  # (B, K, N)
+            kept = not_suppressed(found.boxes, scores, config.nms_iou).any(dim=1)
+        return found._replace(scores=torch.where(kept, found.scores, 0.0)).best(config.max_detections)
 
 
-def export_onnx(detector: LoadedDetector, file: Path, size_hw: tuple[int, int]) -> str:
-    """Write a detector as an ONNX file, and return a sentence on its use.
-
-    Raises:
-        ConfigError: packages are missing.
-        WeightsError: a two-stage detector.
-    """
-    missing = [package for package in PACKAGES if find_spec(package) is None]
-    if missing:
-        raise ConfigError(f"--to onnx: {' and '.join(missing)} not installed; run pip install 'aligndet[onnx]'")
-    graph = Graph(detector.model, size_hw)
-    temporary = file.with_name(f".{file.name}.tmp")
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every operation that it does not fold
-    torch.onnx.export(
-        graph.eval(),
-        (torch.zeros(1, 3, *size_hw),),
-        temporary,
-        input_names=["pixels"],
-        output_names=["boxes", "scores"],
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    temporary.replace(file)
-    return (
-        f"onnx: pixels (1, 3, {size_hw[0]}, {size_hw[1]}) normalised RGB -> boxes (N, 4) xyxy, scores (N, "
-        f"{len(detector.categories)}); keep scores above 0, {_remaining(graph.model)}"
-    )
+def _run_detr(model: DETR, maps: dict[str, Tensor], sizes: Tensor, batch_hw: tuple[int, int]) -> Found:
+    cells = model.neck(maps["c5"])
+    logits, boxes = model.predict(model.attend(cells, inside_cells(cells, sizes, batch_hw))[-1:])
+    scores, class_ids = logits[0].softmax(dim=-1)[..., :-1].max(dim=-1)  # (B, Q)
+    scores = torch.where(scores >= model.config.score_threshold, scores, 0.0)
+    corners = _clip(box_convert(boxes[0], "cxcywh", "xyxy") * _limits(sizes), sizes)
+    return Found(corners, scores, class_ids).best(model.config.max_detections)
 
 
-def _remaining(model: RetinaNet | FCOS | DETR) -> str:
-    if isinstance(model, DETR):
-        return "the best class of each box"
-    config = model.config
-    return f"then suppress boxes of a class at IoU {config.nms_iou:g} and take the best {config.max_detections}"
+def _run_retinanet(model: RetinaNet, maps: dict[str, Tensor], sizes: Tensor) -> Found:
+    """Return the best boxes of each level, not clipped if suppression comes before that."""
+    config, pyramid = model.config, model.neck(maps)
+    anchors = model.anchors(grids_of(pyramid))
+    levels, start = [], 0
+    for logits, deltas in zip(model.predict_logits(pyramid), model.predict_deltas(pyramid), strict=True):
+        all_scores = _rows(logits, model.num_slots).sigmoid()  # (B, H*W*A, K)
+        scores, place, class_ids = _above(all_scores, config.score_threshold, config.detections_per_level)
+        picked = _pick(_rows(deltas, model.num_slots), place)
+        levels.append(Found(_decode(picked, anchors[start + place]), scores, class_ids))
+        start += all_scores.shape[1]
+    found = _join(levels)
+    return found._replace(boxes=_clip(found.boxes, sizes)) if config.clip_before_nms else found
 
 
-def _run_retinanet(model: RetinaNet, images: ImageBatch) -> tuple[Tensor, Tensor]:
-    pyramid = model.neck(model.extract(images).maps)
-    scores = torch.cat([_rows(level, model.num_slots) for level in model.predict_logits(pyramid)]).sigmoid()
-    deltas = torch.cat([_rows(level, model.num_slots) for level in model.predict_deltas(pyramid)])
-    boxes = decode_boxes(deltas, model.anchors(grids_of(pyramid)), images.sizes_hw[0])
-    return boxes, torch.where(scores > model.config.score_threshold, scores, 0.0)
-
-
-def _run_fcos(model: FCOS, images: ImageBatch) -> tuple[Tensor, Tensor]:
-    pyramid = model.neck(model.extract(images).maps)
+def _run_fcos(model: FCOS, maps: dict[str, Tensor], sizes: Tensor) -> Found:
+    """Return the best boxes of each level."""
+    config, pyramid = model.config, model.neck(maps)
     class_maps = [model.head.class_tower(level) for level in pyramid]
-    scores = torch.cat([_rows(model.class_predictor(level), 1) for level in class_maps]).sigmoid()
-    centerness = torch.cat([_rows(level, 1) for level in model.predict_centerness(class_maps)]).sigmoid()
-    sides = torch.cat([_rows(level, 1) for level in model.predict_log_sides(pyramid)]).exp()
     points = model.points(grids_of(pyramid))
-    boxes = torch.cat([points - sides[:, :2], points + sides[:, 2:]], dim=1)
-    kept = torch.where(scores > model.config.score_threshold, scores * centerness, 0.0)
-    return clip_boxes_to_image(boxes, images.sizes_hw[0]), kept
+    outputs = zip(class_maps, model.predict_centerness(class_maps), model.predict_log_sides(pyramid), strict=True)
+    levels, start = [], 0
+    for class_map, centerness, log_sides in outputs:
+        all_scores = _rows(model.class_predictor(class_map), 1).sigmoid()  # (B, H*W, K)
+        scores, place, class_ids = _above(all_scores, config.score_threshold, config.detections_per_level)
+        sides = _pick(_rows(log_sides, 1), place).exp()
+        at = points[start + place]  # (B, S, 2)
+        corners = torch.cat([at - sides[..., :2], at + sides[..., 2:]], dim=2)
+        weights = centerness.flatten(1).gather(1, place).sigmoid()
+        levels.append(Found(_clip(corners, sizes), scores * weights, class_ids))
+        start += all_scores.shape[1]
+    return _join(levels)
 
 
-def _run_detr(model: DETR, images: ImageBatch) -> tuple[Tensor, Tensor]:
-    logits, boxes = model.predict(model.decode(model.extract(images))[-1:])
-    height, width = images.sizes_hw[0]
-    corners = box_convert(boxes[0, 0], "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
-    scores = logits[0, 0].softmax(dim=-1)[:, :-1]
-    return clip_boxes_to_image(corners, images.sizes_hw[0]), scores
+def _run_two_stage(model: FasterRCNN | MaskRCNN, pyramid: list[Tensor], sizes: Tensor, num_classes: int) -> Found:
+    """Return the boxes of each class, K * P in all: those of P proposals for the first class, then for the next."""
+    config, proposals = model.config, _propose(model, pyramid, sizes)
+    pooled, place = _pool(pyramid, proposals, model.head.pool_size, config)
+    features = model.head(pooled)  # (S, C)
+    scores = model.class_predictor(features).softmax(dim=1)[:, :-1]  # (S, K)
+    deltas = model.box_predictor(features).unflatten(1, (num_classes, 4)) * features.new_tensor(DELTA_STD)
+    rois = proposals.boxes.flatten(0, 1)[place]  # (S, 4)
+    decoded = _decode(deltas, rois[:, None].expand_as(deltas))
+    by_class = (0, 2, 1)  # (B, P, K) to (B, K, P)
+    boxes = _put(decoded.flatten(1), place, proposals).unflatten(2, (num_classes, 4)).permute(*by_class, 3)
+    boxes = _clip(boxes.flatten(1, 2), sizes)
+    scores = _put(scores, place, proposals).permute(by_class).flatten(1)
+    is_kept = (scores > config.score_threshold) & (boxes[..., 2:] - boxes[..., :2] >= config.min_box_side).all(dim=2)
+    class_ids = torch.arange(num_classes, device=scores.device)[:, None].expand(-1, proposals.scores.shape[1])
+    return Found(boxes, torch.where(is_kept, scores, 0.0), class_ids.flatten().expand_as(scores))
+
+
+def _propose(model: FasterRCNN | MaskRCNN, pyramid: list[Tensor], sizes: Tensor) -> Found:
+    """Return the proposals of each image, best first."""
+    config, rpn = model.config, model.rpn
+    scores, deltas, anchors, levels = rpn.best(rpn(pyramid), config.test_proposals_per_level)
+    boxes = _clip(_decode(deltas, anchors), sizes)
+    scores = torch.where((boxes[..., 2:] > boxes[..., :2]).all(dim=2), scores, 0.0)
+    kept = not_suppressed(boxes, by_group(scores, levels, len(pyramid)), config.rpn_nms_iou).any(dim=1)
+    return Found(boxes, torch.where(kept, scores, 0.0), torch.zeros_like(scores).long()).best(config.max_proposals)
+
+
+def _pool(pyramid: list[Tensor], found: Found, size: int, config: RCNNConfig) -> tuple[Tensor, Tensor]:
+    """Pool the features of boxes that are there, each from the level that fits its size; see `pool_rois`.
+
+    Returns:
+        (S, C, size, size) features, and (S,) int64: their places among the B * N boxes.
+    """
+    images = torch.arange(found.boxes.shape[0], device=found.boxes.device)[:, None, None]
+    rois = torch.cat([images.expand_as(found.boxes)[..., :1].to(found.boxes.dtype), found.boxes], dim=2).flatten(0, 1)
+    level = torch.where(found.scores.flatten() > 0, level_of(rois), -1)
+    places = [(level == index).nonzero().squeeze(1) for index in range(len(POOLED_STRIDES))]
+    pooled = [
+        roi_align(maps, rois[place], size, 1 / stride, config.roi_sampling_ratio, config.roi_aligned)
+        for maps, place, stride in zip(pyramid, places, POOLED_STRIDES, strict=False)
+    ]
+    return torch.cat(pooled), torch.cat(places)
+
+
+def _run_masks(model: MaskRCNN, pyramid: list[Tensor], found: Found) -> Tensor:
+    """Return (B, N, M, M) masks in 0..1; 0 where no box is."""
+    pooled, place = _pool(pyramid, found, model.mask_head.pool_size, model.config)
+    logits = predict_masks(model.mask_predictor, model.mask_head(pooled), found.class_ids.flatten()[place])
+    side = 2 * model.mask_head.pool_size
+    return _put(logits.sigmoid().flatten(1), place, found).unflatten(2, (side, side))
+
+
+def _above(scores: Tensor, threshold: float, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best scores of a level, 0 if not above the threshold, with their places and class ids, (B, S) each.
+
+    Args:
+        scores: (B, N, K) in 0..1.
+        threshold: the limit.
+        count: S.
+    """
+    num_classes = scores.shape[2]
+    best, place = _top(scores.flatten(1), count)
+    return torch.where(best > threshold, best, 0.0), place // num_classes, place % num_classes
+
+
+def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the best scores and their places, (B, S) each, of (B, N) scores; S = `count`, and if N is less, 0 follow.
+
+    A fixed number of rows lets graphs be traced in half the time.
+    """
+    best, place = torch.cat([scores, scores.new_zeros(scores.shape[0], count)], dim=1).topk(count)
+    return best, torch.where(best > 0, place, 0)
+
+
+def _decode(deltas: Tensor, references: Tensor) -> Tensor:
+    """Return boxes at offsets from references, all of one shape (..., 4), not clipped."""
+    return decode_boxes(deltas.reshape(-1, 4), references.reshape(-1, 4), None).view_as(deltas)
+
+
+def _limits(sizes: Tensor) -> Tensor:
+    """Return (B, 1, 4) float32 width, height, width, height, from (B, 2) height and width."""
+    return sizes.float().flip(1).repeat(1, 2)[:, None]
+
+
+def _clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Clip (B, N, 4) xyxy boxes to images of (B, 2) height and width."""
+    return torch.minimum(boxes.clamp(min=0), _limits(sizes))
+
+
+def _join(levels: list[Found]) -> Found:
+    """Return the boxes of all levels, one level after the other."""
+    return Found(*(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)))
 
 
 def _rows(level: Tensor, num_slots: int) -> Tensor:
-    """Reshape (1, A*V, H, W) to (H*W*A, V), in the order of rows, columns and slots."""
-    return level[0].unflatten(0, (num_slots, -1)).permute(2, 3, 0, 1).flatten(0, 2)
+    """Rearrange (B, A*V, H, W) to (B, H*W*A, V), in the order of rows, columns and slots."""
+    return level.unflatten(1, (num_slots, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+
+
+def _pick(values: Tensor, place: Tensor) -> Tensor:
+    """Return rows of (B, N, V) values, at places (B, S) of their image: (B, S, V)."""
+    return values.gather(1, place[..., None].expand(-1, -1, values.shape[2]))
+
+
+def _put(values: Tensor, place: Tensor, found: Found) -> Tensor:
+    """Return (B, N, V), 0 but for the (S, V) values at their places (S,) among the B * N boxes."""
+    empty = values.new_zeros(found.scores.numel(), values.shape[1])
+    return empty.index_put((place,), values).view(*found.scores.shape, -1)

@@ -1,7 +1,6 @@
 """Exported modules compute what ours do."""
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +15,8 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from aligndet_cli.data.batch import ImageBatch
-from aligndet_cli.detectors.checkpoint import LoadedDetector
-from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.tools.conversion import onnx_graph
 from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
-from helpers.small_detectors import CATEGORIES, CONFIGS, build, detector_file
+from helpers.small_detectors import CONFIGS, build, detector_file
 
 SIZE_HW = (64, 96)
 PIXELS = torch.randn(1, 3, *SIZE_HW, generator=torch.Generator().manual_seed(3))
@@ -106,41 +102,3 @@ def test_torchvision_has_no_detr() -> None:
     tensors, left_out, usage = to_torchvision(detector_file("detr"))
     assert "no DETR" in usage and all(name.startswith("backbone.body.") for name in tensors)
     assert len(tensors) + len(left_out) == len(detector_file("detr").state_dict)
-
-
-# ---- ONNX ----
-
-
-@pytest.mark.parametrize("family", ["retinanet", "fcos", "detr"])
-def test_graph_has_the_detections(family: str) -> None:
-    model = build(family)
-    model.config = model.config.model_copy(update={"score_threshold": 0.0})
-    boxes, scores = onnx_graph.Graph(model, SIZE_HW)(PIXELS)
-    (found,) = model.detect(ImageBatch(PIXELS, (SIZE_HW,)))
-    assert len(found.boxes) > 3
-    for box, score, class_id in zip(found.boxes, found.scores, found.class_ids, strict=True):
-        row = (boxes - box).abs().sum(dim=1).argmin()
-        torch.testing.assert_close(boxes[row], box)
-        torch.testing.assert_close(scores[row, class_id], score)
-
-
-def test_two_stages_and_missing_packages_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WeightsError, match="--to onnx: the number of boxes .* changes"):
-        onnx_graph.Graph(build("faster-rcnn"), SIZE_HW)
-    monkeypatch.setattr(onnx_graph, "PACKAGES", ("no_such_package",))
-    detector = LoadedDetector(build("fcos"), CATEGORIES, SIZE_HW, has_masks=False)
-    with pytest.raises(ConfigError, match=r"no_such_package not installed; run pip install 'aligndet\[onnx\]'"):
-        onnx_graph.export_onnx(detector, tmp_path / "x.onnx", SIZE_HW)
-
-
-@pytest.mark.parametrize("family", ["retinanet", "fcos", "detr"])
-def test_onnx_runtime_computes_the_same(family: str, tmp_path: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime")
-    file, model = tmp_path / "model.onnx", build(family)
-    usage = onnx_graph.export_onnx(LoadedDetector(model, CATEGORIES, SIZE_HW, has_masks=False), file, SIZE_HW)
-    assert "scores (N, 3)" in usage
-    found = runtime.InferenceSession(str(file)).run(None, {"pixels": PIXELS.numpy()})
-    with torch.no_grad():
-        expected = onnx_graph.Graph(model, SIZE_HW)(PIXELS)
-    for theirs, ours, tolerance in zip(found, expected, (1e-3, 1e-5), strict=True):
-        torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=0, atol=tolerance)
