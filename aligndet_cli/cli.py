@@ -62,7 +62,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
 }
 # Three of each command: the words that follow its name.
 EXAMPLES = {
-    "predict": ("photos/", "'photos/*.jpg' --score 0.5 --save-crops", "a.jpg --weights weights.pt"),
+    "predict": ("photos/", "'photos/*.jpg' --score 0.5 --save-crops", "clip.mp4 --every 5 --csv --weights weights.pt"),
     "status": ("", "-w experiments/", "--json"),
     "report": ("", "--html", "--format csv --output results.csv"),
     "figures": ("", "--run retinanet-resnet50", "--output figures/"),

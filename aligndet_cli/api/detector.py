@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from aligndet_cli.api.images import AnyImage, as_pixels, one_by_one
 from aligndet_cli.data.dataset import Category
+from aligndet_cli.data.loaders import batch_of
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.data.transforms import ViewParams, make_batch, normalise, pad_to_batch, resize, resized_hw
+from aligndet_cli.data.transforms import ViewParams, make_batch
 from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.interface import Detections
@@ -185,14 +186,8 @@ class ImageDetector(nn.Module):
         """Return the detections in (3, H, W) uint8 images on the device, as `evaluate` finds them."""
         if not images:
             return []
-        sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         with torch.autocast(self.device.type, enabled=False):
-            batch = pad_to_batch(
-                [
-                    normalise(resize(image, resized_hw(size, *self.test_sides)))
-                    for image, size in zip(images, sizes, strict=True)
-                ]
-            )
+            batch, sizes = batch_of(images, self.test_sides, self.device)
         return [
             self._in_pixels_of_the_original(found, view_hw, size_hw, score)
             for found, view_hw, size_hw in zip(self.model.detect(batch), batch.sizes_hw, sizes, strict=True)

@@ -255,6 +255,10 @@ PREDICT = (
     setting("--output -o", "output"),
     setting("--annotated/--no-annotated", "annotated"),
     setting("--save-crops", "save_crops"),
+    setting("--save-txt", "save_txt"),
+    setting("--save-conf", "save_conf"),
+    setting("--csv", "csv"),
+    setting("--every", "every"),
     flags.WORKSPACE,
     flags.FORCE,
     flags.JSON,
@@ -266,9 +270,11 @@ PREDICT = (
 )
 
 
-@with_flags(PREDICT, "predict", ("IMAGES", "Image files, folders, or patterns such as 'photos/*.jpg'."), list[str])
+@with_flags(
+    PREDICT, "predict", ("IMAGES", "Images and videos: files, folders, or patterns such as 'photos/*.jpg'."), list[str]
+)
 def predict(images: list[str] | None, given: Given) -> None:
-    """Detect in any images with a fine-tuned run, and draw what was found."""
+    """Detect in any images and videos with a fine-tuned run, and draw what was found."""
     from aligndet_cli.tools.predict.command import PredictConfig, predict_files
 
     asked = given.control

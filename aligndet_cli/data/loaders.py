@@ -270,13 +270,25 @@ def evaluation_batches(
         chunk = [index for index in chunk if index not in errors]
         if not chunk:
             continue
-        images = [item for item in loaded if isinstance(item, Tensor)]
-        sizes_hw = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        resized = [
-            normalise(resize(image.to(device), resized_hw(size_hw, *resolution)))
-            for image, size_hw in zip(images, sizes_hw, strict=True)
-        ]
-        yield chunk, pad_to_batch(resized), sizes_hw
+        yield (chunk, *batch_of([item for item in loaded if isinstance(item, Tensor)], resolution, device))
+
+
+def batch_of(
+    images: Sequence[Tensor], resolution: tuple[int, int], device: torch.device
+) -> tuple[ImageBatch, list[tuple[int, int]]]:
+    """Return images (3, H, W) uint8 as a batch to detect in, and the original (height, width) of each.
+
+    Args:
+        images: of any sizes, on any device.
+        resolution: short and long side that they are resized to.
+        device: device of the batch.
+    """
+    sizes_hw = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    resized = [
+        normalise(resize(image.to(device), resized_hw(size_hw, *resolution)))
+        for image, size_hw in zip(images, sizes_hw, strict=True)
+    ]
+    return pad_to_batch(resized), sizes_hw
 
 
 def _images_at(image_set: ImageSet, indices: list[int]) -> list[Tensor | DataError]:

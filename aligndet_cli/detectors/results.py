@@ -56,14 +56,23 @@ def predict_each(
         batches: with positions in `image_set`.
         categories: the model's, by class id.
     """
+    for index, found in entries_of_each(model, batches, categories):
+        image_id = int(image_set.image_ids[index])
+        yield index, [{"image_id": image_id, **entry} for entry in found]
+
+
+@torch.inference_mode()
+def entries_of_each(
+    model: Detector, batches: Iterable[EvaluationBatch], categories: Sequence[Category]
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Yield `(index, COCO results without image id)`, as `predict_each`; the batches may be of any images."""
     unused = {category.category_id for category in categories if category.is_unused}
     for indices, images, original_sizes in batches:
         for index, detections, view_hw, size_hw in zip(
             indices, model.detect(images), images.sizes_hw, original_sizes, strict=True
         ):
             found = detections_to_coco(detections, view_hw, size_hw, categories)
-            image_id = int(image_set.image_ids[index])
-            yield index, [{"image_id": image_id, **entry} for entry in found if entry["category_id"] not in unused]
+            yield index, [entry for entry in found if entry["category_id"] not in unused]
 
 
 def detections_to_coco(

@@ -1,4 +1,4 @@
-"""`aligndet predict`: detect in any images, and write annotated images and a COCO json."""
+"""`aligndet predict`: detect in any images and videos; write annotated copies, a COCO json, YOLO's files, a table."""
 
 import itertools
 import json
@@ -11,20 +11,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import Category, ImageSet, class_labels, one_line
 from aligndet_cli.data.images import read_image
-from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
+from aligndet_cli.data.loaders import batch_of, evaluation_batches, resolve_workers
 from aligndet_cli.detectors.checkpoint import BEST, LoadedDetector, WeightsName, load_detector, weights_file
-from aligndet_cli.detectors.results import EvaluationBatch, forward_pass, predict_each
+from aligndet_cli.detectors.results import EvaluationBatch, entries_of_each, forward_pass, predict_each
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import naming
 from aligndet_cli.logs import Progress, logger
@@ -32,11 +33,14 @@ from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.tools.predict.annotate import annotate
-from aligndet_cli.tools.predict.images import find_images
+from aligndet_cli.tools.predict.exchange import LABELS, NAMES, TABLE, label_file, write_table, write_yolo
+from aligndet_cli.tools.predict.images import Inputs, find_inputs
+from aligndet_cli.tools.predict.videos import VideoReader, VideoWriter
 from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Workspace
 
 PREDICTIONS, IMAGES, CROPS = "predictions.json", "images", "crops"
+_WRITTEN = (PREDICTIONS, IMAGES, CROPS, LABELS, NAMES, TABLE)
 _LONGEST_FOLDER = 55  # letters of a class name, each of 4 bytes at most, before an id that makes it unique
 _DRAWN_AHEAD = 8  # images that may wait to be drawn while detection goes on
 
@@ -55,10 +59,20 @@ class PredictConfig(StageConfig):
     )
     annotated: bool = Field(True, description="Draw what was found into copies of the images.")
     save_crops: bool = Field(False, description="Also cut out what was found, one folder per class.")
+    save_txt: bool = Field(False, description="Also write the boxes as YOLO's text files, without scores.")
+    save_conf: bool = Field(False, description="Add the scores to these text files; needs save_txt.")
+    csv: bool = Field(False, description="Also write one table of all boxes, detections.csv.")
+    every: int = Field(1, ge=1, description="Take every Nth frame of videos.")
     # as in evaluate: what is found in an image depends on nothing but the image
     batch_size: int = Field(1, ge=1, description="Images per forward pass.")
     short_side: int | None = Field(None, ge=32, description="Short side of resized images in pixels (the run's).")
     long_side: int | None = Field(None, ge=32, description="Largest long side in pixels (the run's).")
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if self.save_conf and not self.save_txt:
+            raise ValueError("save_conf: scores are added to the files of save_txt; ask for both")
+        return self
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,8 @@ class Predicted:
 
     Attributes:
         num_images: number of readable images.
-        skipped: file and reason of each image that could not be read.
+        num_frames: number of frames of videos.
+        skipped: file and reason of each image or video that could not be read, or not to its end.
         per_class: number of detections by label of the class (see `class_labels`), the largest first.
     """
 
@@ -75,18 +90,20 @@ class Predicted:
     weights: Path
     score: float
     num_images: int
+    num_frames: int
     skipped: tuple[tuple[str, str], ...]
     per_class: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        files = [self.folder / name for name in (PREDICTIONS, IMAGES, CROPS)]
+        files = [self.folder / name for name in _WRITTEN]
         return {
             "status": "done",
             "folder": str(self.folder),
             "weights": str(self.weights),
             "score": self.score,
             "images": self.num_images,
+            "frames": self.num_frames,
             "skipped": [{"file": file, "reason": reason} for file, reason in self.skipped],
             "detections": sum(self.per_class.values()),
             "per_class": self.per_class,
@@ -98,8 +115,10 @@ class Predicted:
         skipped = f", {len(self.skipped)} unreadable" if self.skipped else ""
         total = sum(self.per_class.values())
         width = max((len(name) for name in self.per_class), default=0)
+        places = [f"{self.num_images} images"] if self.num_images or not self.num_frames else []
+        places += [f"{self.num_frames} frames"] if self.num_frames else []
         return [
-            f"{total} detections of score >= {self.score:g} in {self.num_images} images{skipped}",
+            f"{total} detections of score >= {self.score:g} in {' and '.join(places)}{skipped}",
             *(f"  {name:<{width}}  {count}" for name, count in self.per_class.items()),
             *self.to_json()["written"],
         ]
@@ -111,8 +130,13 @@ class _Plan:
 
     config: PredictConfig
     weights: Path
-    image_set: ImageSet
+    inputs: Inputs
     folder: Path
+
+    @property
+    def image_set(self) -> ImageSet:
+        """The images."""
+        return self.inputs.images
 
 
 def predict_files(
@@ -134,12 +158,14 @@ def predict_files(
     is_numbered = config.output is None and not force
     folder = next(filter(_is_free, _numbered(asked))) if is_numbered else asked
     _check_output(folder, force=force)
-    image_set = find_images(words, leave_out=_earlier(asked) if is_numbered else [folder])
-    logger.info(f"{len(image_set)} images, results to {folder}")
+    inputs = find_inputs(words, leave_out=_earlier(asked) if is_numbered else [folder])
+    _check_inputs(inputs, config)
+    videos = f"{len(inputs.videos)} videos, " if inputs.videos else ""
+    logger.info(f"{len(inputs.images)} images, {videos}results to {folder}")
     results: list[Predicted] = []
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
-        plan = _Plan(config, weights, image_set, Path(partial))
+        plan = _Plan(config, weights, inputs, Path(partial))
         devices = Devices(kind=resolve_devices(config.runtime).kind)
         launch(lambda plan, process: results.append(_run(plan, process, folder)), plan, devices, shown)
         if is_numbered:
@@ -187,6 +213,18 @@ def _find_weights(config: PredictConfig, workspace: Workspace) -> tuple[Path, st
     return file, {"weights.pt": folder, BEST: f"{folder}-best"}.get(file.name, file.stem)
 
 
+def _check_inputs(inputs: Inputs, config: PredictConfig) -> None:
+    """Make sure that the settings fit the images and videos."""
+    if config.every > 1 and not inputs.videos:
+        raise ConfigError("--every: takes frames of videos, and there are only images; leave it out")
+    if config.save_txt:
+        seen: dict[str, str] = {}
+        for name in inputs.images.file_names:
+            other = seen.setdefault(label_file(name), name)
+            if other != name:
+                raise ConfigError(f"--save-txt: {other} and {name} would share one text file; rename one of them")
+
+
 def _check_output(folder: Path, *, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder}: is a file; name a folder")
@@ -201,8 +239,11 @@ def _check_output(folder: Path, *, force: bool) -> None:
 def _put_in_place(partial: Path, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / PREDICTIONS).unlink(missing_ok=True)
-    for name in (IMAGES, CROPS, PREDICTIONS):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in reversed(_WRITTEN):  # the one that shows that all is there comes last
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name, ignore_errors=True)
+        else:
+            (folder / name).unlink(missing_ok=True)
         if (partial / name).exists():
             (partial / name).rename(folder / name)
 
@@ -212,28 +253,85 @@ def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
     loaded = load_detector(plan.weights)
     categories = [category for category in loaded.categories if not category.is_unused]
     sizes: dict[int, tuple[int, int]] = {}
-    skipped: dict[int, DataError] = {}
-    found: dict[int, list[dict[str, Any]]] = {}
-    started, progress = time.monotonic(), Progress("predict", len(image_set), mode=process.progress)
-    with progress, ThreadPoolExecutor(max_workers=2) as pool:
+    unreadable: dict[int, DataError] = {}
+    results = _Results(categories)
+    skipped: list[tuple[str, str]] = []
+    readers, started = _open_videos(plan, skipped), time.monotonic()
+    total = len(image_set) + sum(-(-reader.num_frames // config.every) for reader in readers.values())
+    with Progress("predict", total, mode=process.progress) as progress, ThreadPoolExecutor(max_workers=2) as pool:
         pictures = _Pictures(plan, categories, pool)
-        for index, entries in _detections(plan, loaded, process, sizes, skipped):
-            found[index] = [entry for entry in entries if entry["score"] >= config.score]
-            pictures.draw(index, found[index])
+        for index, entries in _detections(plan, loaded, process, sizes, unreadable):
+            found = [entry for entry in entries if entry["score"] >= config.score]
+            image = {"id": int(image_set.image_ids[index]), "file_name": image_set.file_names[index]}
+            results.add(image, sizes[index], found)
+            pictures.draw(index, found)
             progress.advance()
         pictures.finish()
-    for error in skipped.values():
-        logger.warning("left out: %s", error)
-    if not found:
-        first = skipped[min(skipped)]
-        raise DataError(f"{image_set.root}: none of the {len(image_set)} images can be read; the first: {first}")
-    logger.info(f"{len(found) / (time.monotonic() - started):.1f} images/s")
-    content = _to_coco(image_set, sizes, found, categories)
+        for name, reader in readers.items():
+            _detect_in_video(plan, loaded, process, _Film(name, reader, results, pictures, progress))
+            if reader.num_read < reader.num_frames:
+                lost = reader.num_frames - reader.num_read
+                skipped.append((name, f"{reader.path}: {lost} of {reader.num_frames} frames cannot be read"))
+    skipped = [(image_set.file_names[index], str(error)) for index, error in sorted(unreadable.items())] + skipped
+    for _, reason in skipped:
+        logger.warning("left out: %s", reason)
+    if not results.images:
+        count = len(image_set) + len(plan.inputs.videos)
+        raise DataError(f"{image_set.root}: none of the {count} images can be read; the first: {skipped[0][1]}")
+    logger.info(f"{len(results.images) / (time.monotonic() - started):.1f} images/s")
+    _write(plan, results.content())
+    counts = Counter(pictures.labels[entry["category_id"]] for entry in results.annotations)
+    num_images = len(results.images) - results.num_frames
+    per_class = dict(counts.most_common())
+    return Predicted(folder, plan.weights, config.score, num_images, results.num_frames, tuple(skipped), per_class)
+
+
+def _open_videos(plan: _Plan, skipped: list[tuple[str, str]]) -> dict[str, VideoReader]:
+    """Return readers by name; videos that cannot be opened are added to `skipped`."""
+    readers = {}
+    for name in plan.inputs.videos:
+        try:
+            readers[name] = VideoReader(plan.image_set.images_dir / name)
+        except DataError as error:
+            skipped.append((name, str(error)))
+    return readers
+
+
+def _write(plan: _Plan, content: dict[str, Any]) -> None:
+    """Write everything but pictures."""
     with naming(plan.folder / PREDICTIONS):
         (plan.folder / PREDICTIONS).write_text(json.dumps(content) + "\n")
-    counts = Counter(pictures.labels[entry["category_id"]] for entries in found.values() for entry in entries)
-    reasons = tuple((image_set.file_names[index], str(error)) for index, error in sorted(skipped.items()))
-    return Predicted(folder, plan.weights, config.score, len(found), reasons, dict(counts.most_common()))
+    if plan.config.save_txt:
+        with naming(plan.folder / LABELS):
+            write_yolo(content, plan.folder, with_scores=plan.config.save_conf)
+    if plan.config.csv:
+        with naming(plan.folder / TABLE):
+            write_table(content, plan.folder / TABLE)
+
+
+class _Results:
+    """Images and annotations of a COCO json whose annotations have a `score`, to look at or to label further."""
+
+    def __init__(self, categories: Sequence[Category]) -> None:
+        self.categories = categories
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.num_frames = 0
+
+    def add(self, image: dict[str, Any], size_hw: tuple[int, int], entries: Sequence[dict[str, Any]]) -> None:
+        """Add an image, of which all but its size is given, and what was found in it."""
+        self.images.append({**image, "height": size_hw[0], "width": size_hw[1]})
+        self.num_frames += "frame" in image
+        for entry in entries:
+            mask = entry.get("segmentation")
+            area = float(coco_mask.area(mask)) if mask else round(entry["bbox"][2] * entry["bbox"][3], 3)
+            number = len(self.annotations) + 1
+            self.annotations.append({"id": number, "image_id": image["id"], **entry, "area": area, "iscrowd": 0})
+
+    def content(self) -> dict[str, Any]:
+        """Return the COCO json."""
+        classes = [{"id": category.category_id, "name": category.name} for category in self.categories]
+        return {"images": self.images, "categories": classes, "annotations": self.annotations}
 
 
 def _detections(
@@ -260,7 +358,7 @@ def _detections(
         plan.image_set,
         indices=range(len(plan.image_set)),
         batch_size=config.batch_size,
-        resolution=(config.short_side or loaded.resolution[0], config.long_side or loaded.resolution[1]),
+        resolution=_resolution(config, loaded),
         num_workers=resolve_workers(config.runtime.num_workers, process),
         device=device,
         skipped=skipped,
@@ -269,6 +367,53 @@ def _detections(
         model = loaded.model.eval()
         place(model, process)
         yield from predict_each(model, noting_sizes(batches), plan.image_set, loaded.categories)
+
+
+def _resolution(config: PredictConfig, loaded: LoadedDetector) -> tuple[int, int]:
+    return config.short_side or loaded.resolution[0], config.long_side or loaded.resolution[1]
+
+
+@dataclass(frozen=True)
+class _Film:
+    """A video that is looked at, and where its results go."""
+
+    name: str
+    reader: VideoReader
+    results: _Results
+    pictures: "_Pictures"
+    progress: Progress
+
+
+def _detect_in_video(plan: _Plan, loaded: LoadedDetector, process: Process, film: _Film) -> None:
+    """Detect in the frames of a video; a batch of them is in memory at a time."""
+    config, device = plan.config, torch.device(process.device)
+    waiting: dict[int, NDArray[np.uint8]] = {}
+
+    def batches() -> Iterator[EvaluationBatch]:
+        frames = film.reader.frames(config.every)
+        while chunk := list(itertools.islice(frames, config.batch_size)):
+            waiting.update(chunk)
+            tensors = [torch.from_numpy(pixels).permute(2, 0, 1) for _, pixels in chunk]
+            yield ([number for number, _ in chunk], *batch_of(tensors, _resolution(config, loaded), device))
+
+    writer = VideoWriter(plan.folder / IMAGES / film.name, film.reader.fps / config.every)
+    try:
+        with forward_pass(device, config.runtime.precision):
+            model = loaded.model.eval()
+            place(model, process)
+            for number, entries in entries_of_each(model, batches(), loaded.categories):
+                pixels = waiting.pop(number)
+                found = [entry for entry in entries if entry["score"] >= config.score]
+                frame = {"file_name": f"{film.name}/{number:06d}.jpg", "video": film.name, "frame": number}
+                image = {"id": len(plan.image_set) + film.results.num_frames + 1, **frame}
+                film.results.add(image, (pixels.shape[0], pixels.shape[1]), found)
+                if config.annotated:
+                    writer.write(number, annotate(pixels, found, film.pictures.categories))
+                if config.save_crops:
+                    film.pictures.cut_out(pixels, found, str(frame["file_name"]))
+                film.progress.advance()
+    finally:
+        writer.close()
 
 
 class _Pictures:
@@ -300,10 +445,14 @@ class _Pictures:
             if config.annotated:
                 _save(annotate(pixels, entries, self.categories), self.plan.folder / IMAGES / record.file_name)
             if config.save_crops:
-                for number, entry in enumerate(entries, start=1):
-                    self._save_crop(pixels, entry, f"{record.file_name}-{number}")
+                self.cut_out(pixels, entries, record.file_name)
 
-    def _save_crop(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], entry: dict[str, Any], name: str) -> None:
+    def cut_out(self, pixels: NDArray[np.uint8], entries: Sequence[dict[str, Any]], file_name: str) -> None:
+        """Write what was found in an image, one file for each."""
+        for number, entry in enumerate(entries, start=1):
+            self._save_crop(pixels, entry, f"{file_name}-{number}")
+
+    def _save_crop(self, pixels: NDArray[np.uint8], entry: dict[str, Any], name: str) -> None:
         x, y, width, height = entry["bbox"]
         left, top = int(x), int(y)
         crop = pixels[top : max(int(np.ceil(y + height)), top + 1), left : max(int(np.ceil(x + width)), left + 1)]
@@ -322,31 +471,3 @@ def _save(image: Image.Image, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with naming(file):
         image.save(file, format="JPEG", quality=90)
-
-
-def _to_coco(
-    image_set: ImageSet,
-    sizes: dict[int, tuple[int, int]],
-    found: dict[int, list[dict[str, Any]]],
-    categories: Sequence[Category],
-) -> dict[str, Any]:
-    """Return a COCO json dict whose annotations have a `score`, to look at or to start labelling from."""
-    annotations: list[dict[str, Any]] = []
-    for index in sorted(found):
-        for entry in found[index]:
-            mask = entry.get("segmentation")
-            area = float(coco_mask.area(mask)) if mask else round(entry["bbox"][2] * entry["bbox"][3], 3)
-            annotations.append({"id": len(annotations) + 1, **entry, "area": area, "iscrowd": 0})
-    return {
-        "images": [
-            {
-                "id": int(image_set.image_ids[index]),
-                "file_name": image_set.file_names[index],
-                "height": sizes[index][0],
-                "width": sizes[index][1],
-            }
-            for index in sorted(found)
-        ],
-        "categories": [{"id": category.category_id, "name": category.name} for category in categories],
-        "annotations": annotations,
-    }

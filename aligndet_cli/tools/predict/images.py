@@ -1,9 +1,10 @@
-"""Images named by the words of a command line. Free of torch."""
+"""Images and videos named by the words of a command line. Free of torch."""
 
 import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,19 +14,32 @@ from aligndet_cli.data.images import is_image_file
 from aligndet_cli.data.listing import list_images, report_unreadable_kinds, without_readable_twins
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
+from aligndet_cli.tools.predict.videos import VIDEO_SUFFIXES
 
 
-def find_images(words: Sequence[str], leave_out: Sequence[Path]) -> ImageSet:
-    """Return all images that the words name, each once, in the order of the words.
+class Inputs(NamedTuple):
+    """What to detect in.
 
-    Ids are 1, 2 and so on. File names are relative to the innermost folder that holds all images.
+    Attributes:
+        images: with ids 1, 2 and so on; there may be none.
+        videos: names as those of the images, relative to `images.images_dir`.
+    """
+
+    images: ImageSet
+    videos: tuple[str, ...]
+
+
+def find_inputs(words: Sequence[str], leave_out: Sequence[Path]) -> Inputs:
+    """Return all images and videos that the words name, each once, in the order of the words.
+
+    File names are relative to the innermost folder that holds all of them.
 
     Args:
         words: files, folders with all below them, and glob patterns (`**` for any folders).
         leave_out: folders to ignore: earlier calls may have written pictures into them.
 
     Raises:
-        DataError: a word names no image.
+        DataError: a word names no image and no video.
     """
     paths: dict[str, None] = {}
     findings = Findings(is_strict=False)
@@ -41,7 +55,13 @@ def find_images(words: Sequence[str], leave_out: Sequence[Path]) -> ImageSet:
     for item in findings.items:
         logger.warning(item.message)
     folder = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))  # noqa: PTH120
-    return _image_set(folder, [Path(path).relative_to(folder).as_posix() for path in paths])
+    names = [Path(path).relative_to(folder).as_posix() for path in paths]
+    videos = tuple(name for name in names if _is_video(Path(name)))
+    return Inputs(_image_set(folder, [name for name in names if name not in set(videos)]), videos)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _matches(word: str, findings: Findings) -> list[Path]:
@@ -49,14 +69,26 @@ def _matches(word: str, findings: Findings) -> list[Path]:
         return []
     path = Path(word)
     if path.is_dir():
-        return [path / name for name in list_images(path, findings)]
+        return _inside(path, findings)
     if path.exists():
         return [path]  # any name is fine: reading tells if it is an image
     found = [Path(name) for name in sorted(glob.glob(word, recursive=True))]  # noqa: PTH207  # absolute patterns too
     folders = {match for match in found if match.is_dir()}
-    below = [folder / name for folder in folders if "**" not in word for name in list_images(folder, findings)]
+    below = [file for folder in folders if "**" not in word for file in _inside(folder, findings)]
     report_unreadable_kinds(map(Path, without_readable_twins(map(str, found))), findings)
-    return sorted([match for match in found if match not in folders and is_image_file(match.name)] + below)
+    is_wanted = [match not in folders and (is_image_file(match.name) or _is_video(match)) for match in found]
+    return sorted([match for match, wanted in zip(found, is_wanted, strict=True) if wanted] + below)
+
+
+def _inside(folder: Path, findings: Findings) -> list[Path]:
+    """Return the images below a folder, then the videos."""
+    images = [folder / name for name in list_images(folder, findings)]
+    videos = sorted(path for path in folder.rglob("*") if _is_video(path) and path.is_file())
+    return images + [path for path in videos if not _is_hidden(path.relative_to(folder))]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _image_set(folder: Path, file_names: list[str]) -> ImageSet:

@@ -12,7 +12,9 @@ from aligndet_cli.config import DataConfig
 from aligndet_cli.data.open import open_images
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.files import write_json
+from aligndet_cli.tools.predict.videos import VideoReader
 from helpers.commandline import aligndet
+from helpers.films import film
 from helpers.small_detectors import save_detector
 
 
@@ -166,3 +168,64 @@ def test_every_call_without_output_has_a_folder_of_its_own(workspace, odd, tmp_p
     ran = aligndet(*words, odd / "P.png", "--force").json()
     assert Path(ran["folder"]) == folders[0]
     assert not list((root / "predict").glob(".*"))
+
+
+def test_videos_text_files_and_a_table(workspace, odd, tmp_path):
+    film(odd / "clip.mp4.avi", 7, (60, 40))
+    (odd / "broken.mp4").write_bytes(b"no video")
+    whole = film(odd / "cut.avi", 9, (60, 40)).read_bytes()
+    (odd / "cut.avi").write_bytes(whole[: len(whole) * 8 // 10])
+    out = tmp_path / "out"
+    words = ("predict", odd, "-w", workspace, "-o", out, "--score", "0", "--every", "3", "--batch-size", "2")
+    ran = aligndet(*words, "--save-txt", "--save-conf", "--csv", "--save-crops")
+    frames = len([name for name in (out / "labels" / "cut.avi").iterdir()])
+    assert 0 < frames < 3
+    total = 7 * (5 + 3 + frames)
+    assert ran.stdout.startswith(
+        f"{total} detections of score >= 0 in 5 images and {3 + frames} frames, 3 unreadable\n"
+    )
+    assert f"{odd / 'broken.mp4'}: not a video that can be read" in ran.stderr
+    assert "of 9 frames cannot be read" in ran.stderr
+    content = json.loads((out / "predictions.json").read_text())
+    clip = [image for image in content["images"] if image.get("video") == "clip.mp4.avi"]
+    assert [(image["file_name"], image["frame"]) for image in clip] == [
+        (f"clip.mp4.avi/{number:06d}.jpg", number) for number in (0, 3, 6)
+    ]
+    ids = [image["id"] for image in content["images"]]
+    assert len(set(ids)) == len(ids) and {entry["image_id"] for entry in content["annotations"]} == set(ids)
+    assert (out / "images" / "clip.mp4.avi.mp4").stat().st_size > 0 and (out / "images" / "cut.avi.mp4").exists()
+    assert any("clip.mp4.avi" in path.parts for path in _files(out / "crops"))
+    rows = (out / "detections.csv").read_text().splitlines()
+    assert len(rows) == 1 + total and sum(row.startswith("clip.mp4.avi,6,") for row in rows) == 7
+    lines = (out / "labels" / "clip.mp4.avi" / "000003.txt").read_text().splitlines()
+    assert len(lines) == 7 and {len(line.split()) for line in lines} == {6}
+    assert "disc" in (out / "names.yaml").read_text()
+    aligndet(*words, "--force", "--no-annotated")
+    assert [path.name for path in out.iterdir()] == ["predictions.json"]
+
+
+def test_a_frame_is_an_image(workspace, tmp_path):
+    """What is found in a frame is what is found in the same pixels as an image."""
+    clip = film(tmp_path / "clip.avi", 2, (60, 40))
+    (_, pixels), _ = VideoReader(clip).frames(1)
+    Image.fromarray(pixels).save(tmp_path / "frame.png")
+    aligndet("predict", clip, tmp_path / "frame.png", "-w", workspace, "-o", tmp_path / "out", "--score", "0")
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    of_image, of_frame, _ = (
+        [(entry["bbox"], entry["score"]) for entry in content["annotations"] if entry["image_id"] == image["id"]]
+        for image in content["images"]
+    )
+    assert of_image == of_frame and len(of_image) == 7
+
+
+def test_settings_without_effect_and_files_of_one_name_are_refused(workspace, odd, tmp_path):
+    words = ("predict", odd / "L.png", "-w", workspace, "-o", tmp_path / "out")
+    assert "--every: takes frames of videos" in aligndet(*words, "--every", "2", code=2).error_line()
+    assert "ask for both" in aligndet(*words, "--save-conf", code=2).error_line()
+    shutil.copy(odd / "L.png", odd / "L.bmp")
+    line = aligndet("predict", odd, *words[2:], "--save-txt", code=2).error_line()
+    assert "L.bmp and L.png would share one text file" in line or "L.png and L.bmp" in line
+    (tmp_path / "x.mp4").write_bytes(b"no video")
+    line = aligndet("predict", tmp_path / "x.mp4", *words[2:], code=3).error_line()
+    assert "none of the 1 images can be read; the first" in line and "x.mp4: not a video" in line
+    assert not (tmp_path / "out").exists()

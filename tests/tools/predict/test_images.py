@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from aligndet_cli.errors import DataError
-from aligndet_cli.tools.predict.images import find_images
+from aligndet_cli.tools.predict.images import find_inputs
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def photos(tmp_path: Path) -> Path:
 )
 def test_words_name_images(photos, monkeypatch, words, expected):
     monkeypatch.chdir(photos)
-    found = find_images(words, leave_out=[Path("out")])
+    found = find_inputs(words, leave_out=[Path("out")]).images
     assert found.file_names == expected
     assert [found.record(index).path.exists() for index in range(len(found))] == [True] * len(expected)
     assert found.image_ids.tolist() == list(range(1, len(expected) + 1))
@@ -39,7 +39,7 @@ def test_words_name_images(photos, monkeypatch, words, expected):
 def test_a_word_without_images_is_named(photos, monkeypatch, word):
     monkeypatch.chdir(photos)
     with pytest.raises(DataError) as caught:
-        find_images(["a.jpg", word], leave_out=[Path("out")])
+        find_inputs(["a.jpg", word], leave_out=[Path("out")])
     assert str(caught.value).startswith(f"{word}: no images there")
 
 
@@ -47,10 +47,10 @@ def test_unreadable_kinds_are_said(photos, monkeypatch, caplog):
     monkeypatch.chdir(photos)
     for name in ("d.heic", "deep/e.dng", "a.npy"):  # a.jpg is there
         (photos / name).touch()
-    find_images(["."], leave_out=[Path("out")])
+    find_inputs(["."], leave_out=[Path("out")])
     assert "2 files are left out: .heic (1), .dng (1), first d.heic; convert them to JPEG" in caplog.text
     caplog.clear()
-    find_images(["*"], leave_out=[Path("out")])
+    find_inputs(["*"], leave_out=[Path("out")])
     assert "1 file is left out: .heic (1), first d.heic" in caplog.text and ".dng (1), first deep/e.dng" in caplog.text
     with pytest.raises(DataError, match=r"^\*\.heic: no images there; 1 file is left out"):
-        find_images(["*.heic"], leave_out=[Path("out")])
+        find_inputs(["*.heic"], leave_out=[Path("out")])
