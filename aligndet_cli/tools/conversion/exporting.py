@@ -110,6 +110,10 @@ def export_run(
     check_output_file(file)
     if target == "onnx":
         return _export_onnx(artifact, weights, file, image_size, with_nms is not False)
+    return _export_tensors(weights, file, target)
+
+
+def _export_tensors(weights: Path, file: Path, target: str) -> Exported:
     content = read_detector(weights)
     if not content.backbone.name.startswith("resnet"):
         raise WeightsError(

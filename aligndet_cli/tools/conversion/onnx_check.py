@@ -26,7 +26,7 @@ _OTHER_CLASS = 1e9  # in tolerances
 
 
 class Session(Protocol):
-    """What we use of onnxruntime's session."""
+    """Session of onnxruntime, as far as it is used here."""
 
     def run(self, names: None, inputs: dict[str, NDArray[Any]], /) -> list[NDArray[Any]]:
         """Return all outputs."""

@@ -36,7 +36,7 @@ _OUTPUTS = ("boxes", "scores", "class_ids", "masks")
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """How to export.
+    """Choices of an export.
 
     Attributes:
         with_nms: see `Graph`.

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast, get_args
@@ -16,33 +16,28 @@ from typing import Any, Self, cast, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from pycocotools import mask as coco_mask
 from pydantic import Field, model_validator
 
 from aligndet_cli.config import StageConfig
-from aligndet_cli.data.dataset import Category, ImageSet, class_labels, one_line
-from aligndet_cli.data.images import read_image
+from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import batch_of, evaluation_batches, resolve_workers
 from aligndet_cli.detectors.checkpoint import BEST, LoadedDetector, WeightsName, load_detector, weights_file
 from aligndet_cli.detectors.results import EvaluationBatch, entries_of_each, forward_pass, predict_each
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import naming
 from aligndet_cli.logs import Progress, logger
-from aligndet_cli.plotting import never_failing
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.tools.predict.annotate import annotate
-from aligndet_cli.tools.predict.exchange import LABELS, NAMES, TABLE, label_file, write_table, write_yolo
+from aligndet_cli.tools.predict.exchange import LABELS, NAMES, TABLE, Results, label_file, write_table, write_yolo
 from aligndet_cli.tools.predict.images import Inputs, find_inputs
+from aligndet_cli.tools.predict.pictures import CROPS, IMAGES, Pictures
 from aligndet_cli.tools.predict.videos import VideoReader, VideoWriter
 from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Workspace
 
-PREDICTIONS, IMAGES, CROPS = "predictions.json", "images", "crops"
+PREDICTIONS = "predictions.json"
 _WRITTEN = (PREDICTIONS, IMAGES, CROPS, LABELS, NAMES, TABLE)
-_LONGEST_FOLDER = 55  # letters of a class name, each of 4 bytes at most, before an id that makes it unique
-_DRAWN_AHEAD = 8  # images that may wait to be drawn while detection goes on
 
 
 class PredictConfig(StageConfig):
@@ -254,12 +249,14 @@ def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
     categories = [category for category in loaded.categories if not category.is_unused]
     sizes: dict[int, tuple[int, int]] = {}
     unreadable: dict[int, DataError] = {}
-    results = _Results(categories)
+    results = Results(categories)
     skipped: list[tuple[str, str]] = []
     readers, started = _open_videos(plan, skipped), time.monotonic()
     total = len(image_set) + sum(-(-reader.num_frames // config.every) for reader in readers.values())
     with Progress("predict", total, mode=process.progress) as progress, ThreadPoolExecutor(max_workers=2) as pool:
-        pictures = _Pictures(plan, categories, pool)
+        pictures = Pictures(
+            plan.image_set, plan.folder, categories, pool, annotated=config.annotated, save_crops=config.save_crops
+        )
         for index, entries in _detections(plan, loaded, process, sizes, unreadable):
             found = [entry for entry in entries if entry["score"] >= config.score]
             image = {"id": int(image_set.image_ids[index]), "file_name": image_set.file_names[index]}
@@ -309,31 +306,6 @@ def _write(plan: _Plan, content: dict[str, Any]) -> None:
             write_table(content, plan.folder / TABLE)
 
 
-class _Results:
-    """Images and annotations of a COCO json whose annotations have a `score`, to look at or to label further."""
-
-    def __init__(self, categories: Sequence[Category]) -> None:
-        self.categories = categories
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self.num_frames = 0
-
-    def add(self, image: dict[str, Any], size_hw: tuple[int, int], entries: Sequence[dict[str, Any]]) -> None:
-        """Add an image, of which all but its size is given, and what was found in it."""
-        self.images.append({**image, "height": size_hw[0], "width": size_hw[1]})
-        self.num_frames += "frame" in image
-        for entry in entries:
-            mask = entry.get("segmentation")
-            area = float(coco_mask.area(mask)) if mask else round(entry["bbox"][2] * entry["bbox"][3], 3)
-            number = len(self.annotations) + 1
-            self.annotations.append({"id": number, "image_id": image["id"], **entry, "area": area, "iscrowd": 0})
-
-    def content(self) -> dict[str, Any]:
-        """Return the COCO json."""
-        classes = [{"id": category.category_id, "name": category.name} for category in self.categories]
-        return {"images": self.images, "categories": classes, "annotations": self.annotations}
-
-
 def _detections(
     plan: _Plan,
     loaded: LoadedDetector,
@@ -379,8 +351,8 @@ class _Film:
 
     name: str
     reader: VideoReader
-    results: _Results
-    pictures: "_Pictures"
+    results: Results
+    pictures: Pictures
     progress: Progress
 
 
@@ -414,60 +386,3 @@ def _detect_in_video(plan: _Plan, loaded: LoadedDetector, process: Process, film
                 film.progress.advance()
     finally:
         writer.close()
-
-
-class _Pictures:
-    """Draws images in other threads while detection goes on."""
-
-    def __init__(self, plan: _Plan, categories: Sequence[Category], pool: ThreadPoolExecutor) -> None:
-        self.plan, self.categories, self.pool = plan, categories, pool
-        self.labels = class_labels({category.category_id: category.name for category in categories})
-        self.folders = class_labels({category.category_id: _folder_name(category.name) for category in categories})
-        self.pending: list[Future[None]] = []
-
-    def draw(self, index: int, entries: Sequence[dict[str, Any]]) -> None:
-        """Draw an image soon; wait first if too many images are waiting."""
-        config = self.plan.config
-        if config.annotated or (config.save_crops and entries):
-            self.pending.append(self.pool.submit(self._draw, index, entries))
-            if len(self.pending) > _DRAWN_AHEAD:
-                self.pending.pop(0).result()
-
-    def finish(self) -> None:
-        """Wait for all images."""
-        for drawn in self.pending:
-            drawn.result()
-
-    def _draw(self, index: int, entries: Sequence[dict[str, Any]]) -> None:
-        record, config = self.plan.image_set.record(index), self.plan.config
-        with never_failing(record.path):
-            pixels = read_image(record.path)
-            if config.annotated:
-                _save(annotate(pixels, entries, self.categories), self.plan.folder / IMAGES / record.file_name)
-            if config.save_crops:
-                self.cut_out(pixels, entries, record.file_name)
-
-    def cut_out(self, pixels: NDArray[np.uint8], entries: Sequence[dict[str, Any]], file_name: str) -> None:
-        """Write what was found in an image, one file for each."""
-        for number, entry in enumerate(entries, start=1):
-            self._save_crop(pixels, entry, f"{file_name}-{number}")
-
-    def _save_crop(self, pixels: NDArray[np.uint8], entry: dict[str, Any], name: str) -> None:
-        x, y, width, height = entry["bbox"]
-        left, top = int(x), int(y)
-        crop = pixels[top : max(int(np.ceil(y + height)), top + 1), left : max(int(np.ceil(x + width)), left + 1)]
-        if crop.size:  # a box may be nothing but the border
-            _save(Image.fromarray(crop), self.plan.folder / CROPS / self.folders[entry["category_id"]] / name)
-
-
-def _folder_name(name: str) -> str:
-    return one_line(name).replace("/", "_").strip(". ")[:_LONGEST_FOLDER].strip(". ") or "_"
-
-
-def _save(image: Image.Image, file: Path) -> None:
-    """Write a JPEG: `a.jpg` stays `a.jpg`, `a.png` becomes `a.png.jpg`, so that neither replaces the other."""
-    if file.suffix.lower() not in (".jpg", ".jpeg"):
-        file = file.with_name(f"{file.name}.jpg")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with naming(file):
-        image.save(file, format="JPEG", quality=90)

@@ -1,14 +1,42 @@
-"""Detections in the formats of other programs: YOLO's text files, and one table."""
+"""Detections as a COCO json, and in the formats of other programs: YOLO's text files, and one table."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
+from pycocotools import mask as coco_mask
+
+from aligndet_cli.data.dataset import Category
 
 LABELS, NAMES, TABLE = "labels", "names.yaml", "detections.csv"
 _COLUMNS = ("file", "frame", "class", "score", "x1", "y1", "x2", "y2")
+
+
+class Results:
+    """Images and annotations of a COCO json whose annotations have a `score`, to look at or to label further."""
+
+    def __init__(self, categories: Sequence[Category]) -> None:
+        self.categories = categories
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.num_frames = 0
+
+    def add(self, image: dict[str, Any], size_hw: tuple[int, int], entries: Sequence[dict[str, Any]]) -> None:
+        """Add an image, of which all but its size is given, and what was found in it."""
+        self.images.append({**image, "height": size_hw[0], "width": size_hw[1]})
+        self.num_frames += "frame" in image
+        for entry in entries:
+            mask = entry.get("segmentation")
+            area = float(coco_mask.area(mask)) if mask else round(entry["bbox"][2] * entry["bbox"][3], 3)
+            number = len(self.annotations) + 1
+            self.annotations.append({"id": number, "image_id": image["id"], **entry, "area": area, "iscrowd": 0})
+
+    def content(self) -> dict[str, Any]:
+        """Return the COCO json."""
+        classes = [{"id": category.category_id, "name": category.name} for category in self.categories]
+        return {"images": self.images, "categories": classes, "annotations": self.annotations}
 
 
 def label_file(file_name: str) -> str:

@@ -18,7 +18,7 @@ from aligndet_cli.tools.predict.videos import VIDEO_SUFFIXES
 
 
 class Inputs(NamedTuple):
-    """What to detect in.
+    """Images and videos to detect in.
 
     Attributes:
         images: with ids 1, 2 and so on; there may be none.
