@@ -46,8 +46,8 @@ class OnnxOptions:
     with_nms: bool = True
     size_hw: tuple[int, int] | None = None
 
-    def check(self, family: str) -> None:
-        """Make sure that a family can be exported so.
+    def check(self, family: str, backbone: str) -> None:
+        """Make sure that a family with a backbone can be exported so.
 
         Raises:
             ConfigError: it cannot, or packages are missing.
@@ -55,6 +55,11 @@ class OnnxOptions:
         missing = [package for package in PACKAGES if find_spec(package) is None]
         if missing:
             raise ConfigError(f"--to onnx: {' and '.join(missing)} not installed; run pip install 'aligndet[onnx]'")
+        if self.size_hw is None and backbone.startswith("swin"):
+            raise ConfigError(
+                f"--to onnx: the windows of {backbone} change with the size of images; name one size by "
+                "--image-size HEIGHTxWIDTH"
+            )
         if not self.with_nms and family == "detr":
             raise ConfigError("--no-with-nms: detr has no NMS; leave it out")
         if not self.with_nms and family == "mask-rcnn":

@@ -221,12 +221,15 @@ def test_what_cannot_be_is_said_at_once(workspace: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(onnx_file, "PACKAGES", ())
     for family, said in (("detr", "has no NMS"), ("mask-rcnn", "masks are made of the boxes that NMS leaves")):
         with pytest.raises(ConfigError, match=said):
-            OnnxOptions(with_nms=False).check(family)
+            OnnxOptions(with_nms=False).check(family, "resnet18")
+    with pytest.raises(ConfigError, match="windows of swin_t .* --image-size HEIGHTxWIDTH"):
+        OnnxOptions().check("fcos", "swin_t")
+    OnnxOptions(size_hw=(320, 512)).check("fcos", "swin_t")
     export = ("export", "-w", workspace, "-o", tmp_path / "x")
     for flag in (("--no-with-nms",), ("--with-nms",), ("--image-size", "64x96")):
         assert "only --to onnx has a choice there" in aligndet(*export, "--to", "mmdet", *flag, code=2).error_line()
     assert "write HEIGHTxWIDTH" in aligndet(*export, "--to", "onnx", "--image-size", "64", code=2).error_line()
     monkeypatch.setattr(onnx_file, "PACKAGES", ("no_such_package",))
     with pytest.raises(ConfigError, match=r"no_such_package not installed; run pip install 'aligndet\[onnx\]'"):
-        OnnxOptions().check("fcos")
+        OnnxOptions().check("fcos", "resnet18")
     assert not (tmp_path / "x").exists()
