@@ -55,7 +55,7 @@ def _refuse_mpi(variables: Mapping[str, str]) -> None:
         if variables.get(name, "").isdigit() and int(variables[name]) > 1:
             raise ConfigError(
                 f"{name}={variables[name]}: mpirun started {variables[name]} processes, which cannot join into one "
-                f"run; start one process with --devices {variables[name]}, or start them with torchrun or srun"
+                "run; start the command without mpirun, or with torchrun or srun"
             )
 
 

@@ -87,7 +87,7 @@ def plan_round(workspace: Workspace, run: str, merge: str | None, image_set: Ima
     settings = artifact.config()
     if settings.get("tasks") == "contrastive":
         raise ConfigError(
-            f"--from-run {run}: was pre-trained with --tasks contrastive, so its boxes are random; name another run"
+            f"--from-run {run}: was pre-trained on contrast alone, so its boxes are random; name another run"
         )
     from aligndet_cli.detectors.checkpoint import load_finder
 
