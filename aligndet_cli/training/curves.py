@@ -18,6 +18,7 @@ _PANEL = (4.8, 3.5)  # inches
 _MAX_COLUMNS = 3
 _CONTRAST_LOSS = "loss_contrastive"
 _Panel = tuple[str, str, tuple[str, ...]]  # title, label, numbers
+_PERCENT = "AP in percent"
 # Numbers of similar size and meaning share a panel. Losses are not listed: their names begin with `loss_`.
 _PANELS: tuple[_Panel, ...] = (
     ("Contrastive loss", "loss", (_CONTRAST_LOSS,)),
@@ -27,7 +28,7 @@ _PANELS: tuple[_Panel, ...] = (
     ("Embedding rank", "directions used", ("embedding_rank",)),
     ("Embedding spread", "1 = even over the sphere", ("embedding_spread",)),
     ("Accuracy", "share", ("accuracy",)),
-    ("On the validation split", "AP", ("AP", "AP50", "AP75")),
+    ("On the validation split", _PERCENT, ("AP", "AP50", "AP75")),
 )
 _ACCURACIES = ("contrast_accuracy", "accuracy")
 _CHANCE, _ACCURACY_BY_CHANCE = "chance", "accuracy_by_chance"
@@ -103,7 +104,9 @@ def draw_runs(
                 colour = colours[(key_place if len(runs) == 1 else run_place) % len(colours)]
                 shown = wrap(name, 30) or _name_of(key)
                 dash = DASHES[run_place % 2]
-                _draw_curve(axes, *log[key], color=colour, linestyle=dash, label=shown)
+                steps, values = log[key]
+                unit = 100 if label == _PERCENT else 1
+                _draw_curve(axes, steps, unit * values, color=colour, linestyle=dash, label=shown)
             if len(runs) == 1 and (chance := _chance_of(keys, log)) is not None:
                 _draw_curve(axes, *log[chance], color=REFERENCE, linestyle="--", label="by chance")
         for key in keys:
@@ -127,7 +130,7 @@ def _panels_of(keys: set[str], *, split: bool) -> list[_Panel]:
         return kept
     singles: list[_Panel] = [(_name_of(key), "loss", (key,)) for key in losses]
     for title, label, known in kept:
-        singles += [(key if label == "AP" else title, label, (key,)) for key in known]
+        singles += [(key if label == _PERCENT else title, label, (key,)) for key in known]
     return singles
 
 

@@ -89,7 +89,7 @@ def test_runs_differ_in_more_than_colour(tmp_path: Path) -> None:
         assert len({line.get_linestyle() for line in axes.lines}) == 2
         assert [line.get_color() for line in axes.lines] == colours
         assert axes.get_xlim() == (0, 1.02 * 9)
-    assert [line.get_ydata().tolist() for line in panels["AP"].lines] == [[0.25], [0.5]]
+    assert [line.get_ydata().tolist() for line in panels["AP"].lines] == [[25.0], [50.0]]
 
 
 def test_errors_are_warnings(tmp_path: Path, caplog) -> None:
