@@ -58,7 +58,7 @@ def workspace(chain: Path, tmp_path: Path) -> Path:
         (["--num-workers", "-3"], "runtime.num_workers: should be greater than or equal to 0, or 'auto'"),
         (["--set", "training.checkpoint.every_steps=0"], "training.checkpoint.every_steps: should be greater than"),
         (["--lr", "nan"], "training.lr: should be a finite number"),
-        (["--lr", "1e300"], "training.lr: should be less than or equal to 1000000"),
+        (["--lr", "1e300"], "training.lr: should be less than or equal to 1e+30"),
         (["--epochs", "1", "--steps", "2"], "--epochs and --steps: give one of them"),
         (["--name", "../x"], "name: "),
         (["--name", "x" * 300], "name: String should have at most 128 characters"),

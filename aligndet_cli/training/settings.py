@@ -16,7 +16,7 @@ from aligndet_cli.training.schedules import build_schedule
 AskedRecipe = Annotated[RecipeName | None, BeforeValidator(lambda value: None if value == "auto" else value)]
 
 
-_MAX_RATE = 1e6  # far below where a step cannot be computed in 32 bits at all
+_MAX_RATE = 1e30  # beyond it a step cannot be computed in 32 bits at all
 
 
 class TrainingConfig(Frozen):

@@ -331,6 +331,6 @@ def test_files_may_not_grow(stage: str, chain: Path, tmp_path: Path) -> None:
         ran = aligndet(stage, "-w", workspace, *CHAIN[stage], "--name", "other", code=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "File too large; free some space, then run the same command again" in ran.error_line()
+    assert "File too large; raise the limit on the size of files (ulimit -f), then run the same" in ran.error_line()
     aligndet(stage, "-w", workspace, *CHAIN[stage], "--name", "other")
     assert files_of(workspace / stage / "other").keys() == files_of(next((chain / stage).iterdir())).keys()

@@ -1,5 +1,6 @@
 """Run an exported file, and compare its detections with ours."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.detectors.detr import DETR
@@ -20,8 +21,7 @@ from aligndet_cli.tools.conversion.onnx_graph import WithNMS
 BOX_TOLERANCE = 0.1  # pixels
 SCORE_TOLERANCE = 1e-4
 MASK_TOLERANCE = 1e-2  # of probabilities
-
-
+_MOST_TIED = 0.1  # of the detections; where more have no counterpart, it is not for equal scores
 _OTHER_CLASS = 1e9  # in tolerances
 
 
@@ -41,7 +41,7 @@ class Comparison:
         boxes_px, scores, masks: largest differences of these pairs; masks are None without any.
         num_swapped: detections that stand behind one whose score is equal within the tolerance; more is a mistake.
         num_at_limit: detections that only one of the two has, because their score is just at the threshold, or the
-            last of a full list.
+            last of a full list, or because each has another one of two that overlap, whose scores are equal.
         mistakes: a sentence for each detection that differs by more.
     """
 
@@ -79,7 +79,8 @@ def compare(model: WithNMS | DETR, session: Session, batches: Sequence[ImageBatc
     """
     pairs = _detect_twice(model, session, batches, with_nms=with_nms)
     limit = model.config.max_detections
-    parts = [_compare_image(*pair, limit, f"image {number}") for number, pair in enumerate(pairs, start=1)]
+    nms_iou = None if isinstance(model, DETR) else model.config.nms_iou
+    parts = [_compare_image(*pair, limit, nms_iou, f"image {number}") for number, pair in enumerate(pairs, start=1)]
     masks = [part.masks for part in parts if part.masks is not None]
     return Comparison(
         num_images=len(parts),
@@ -120,10 +121,15 @@ def _suppress(model: WithNMS | DETR, found: Detections, size_hw: tuple[int, int]
     return replace(kept, boxes=clip_boxes_to_image(kept.boxes, size_hw))
 
 
-def _compare_image(ours: Detections, theirs: Detections, max_detections: int, name: str) -> Comparison:
+def _compare_image(
+    ours: Detections, theirs: Detections, max_detections: int, nms_iou: float | None, name: str
+) -> Comparison:
     """Compare the detections of one image.
 
     Each detection of one belongs to one of the other, so that they differ least in all.
+
+    Args:
+        nms_iou: IoU above which the worse of two is dropped; None without NMS.
     """
     boxes = (ours.boxes[:, None] - theirs.boxes).abs().amax(dim=2)  # (N, M) pixels
     scores = (ours.scores[:, None] - theirs.scores).abs()
@@ -134,8 +140,19 @@ def _compare_image(ours: Detections, theirs: Detections, max_detections: int, na
     row, column = row[is_equal], column[is_equal]
     limits = [found.scores[-1].item() for found in (ours, theirs) if len(found.scores) == max_detections]
     limit = max(limits, default=0.0) + SCORE_TOLERANCE
-    lone = [*_lone(ours, row, "ours"), *_lone(theirs, column, "the file's")]
-    mistakes = [f"{name}: {whose} of score {score:.5f} has no counterpart" for score, whose in lone if score > limit]
+    lone, their_lone = _others(len(ours.scores), row), _others(len(theirs.scores), column)
+    tied = (costs < _OTHER_CLASS) & (scores <= SCORE_TOLERANCE)
+    tied &= box_iou(ours.boxes, theirs.boxes) > (1 if nms_iou is None else nms_iou)
+    tied = tied[lone][:, their_lone] & (len(lone) <= _MOST_TIED * len(row))
+    alone = [
+        *zip(ours.scores[lone].tolist(), tied.any(dim=1).tolist(), itertools.repeat("ours")),
+        *zip(theirs.scores[their_lone].tolist(), tied.any(dim=0).tolist(), itertools.repeat("the file's")),
+    ]
+    mistakes = [
+        f"{name}: {whose} of score {score:.5f} has no counterpart"
+        for score, is_tied, whose in alone
+        if score > limit and not is_tied
+    ]
     in_their_order = ours.scores[row[column.argsort()]]
     num_swapped = int((row[column.argsort()].diff() < 0).sum())
     if len(in_their_order) and (in_their_order.diff() > 2 * SCORE_TOLERANCE).any():
@@ -152,15 +169,14 @@ def _compare_image(ours: Detections, theirs: Detections, max_detections: int, na
         scores=_largest(scores[row, column]),
         masks=masks,
         num_swapped=num_swapped,
-        num_at_limit=sum(score <= limit for score, _ in lone),
+        num_at_limit=sum(score <= limit or is_tied for score, is_tied, _ in alone),
         mistakes=tuple(mistakes),
     )
 
 
-def _lone(found: Detections, paired: Tensor, whose: str) -> list[tuple[float, str]]:
-    """Return score and owner of detections without a counterpart."""
-    is_lone = torch.ones_like(found.scores, dtype=torch.bool).index_fill(0, paired, value=False)
-    return [(score, whose) for score in found.scores[is_lone].tolist()]
+def _others(count: int, paired: Tensor) -> Tensor:
+    """Return the numbers below `count` that are not in `paired`."""
+    return torch.ones(count, dtype=torch.bool).index_fill(0, paired, value=False).nonzero()[:, 0]
 
 
 def _largest(values: Tensor) -> float:

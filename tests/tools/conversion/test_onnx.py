@@ -127,6 +127,22 @@ def test_last_detections_of_equal_score_may_be_others() -> None:
     assert str(found).endswith("in the same order, 6 at the limit in one of them only")
 
 
+@pytest.mark.parametrize(("moved_px", "num_mistakes"), [(15, 0), (70, 4)])
+def test_nms_may_choose_the_other_of_two_with_equal_scores(moved_px: int, num_mistakes: int) -> None:
+    """A box in the place of one that overlaps it may be the other of two; one beside it is a mistake."""
+    model = detector("retinanet").model
+
+    def change(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        outputs[0][0, 0, [0, 2]] += moved_px
+        return outputs
+
+    with torch.no_grad():
+        first = model.detect(BATCHES[0])[0].boxes[0]
+    assert 60 < first[2] - first[0] < 120
+    found = compare(model, InPyTorch(Graph(model, 3, with_nms=True), change), BATCHES, with_nms=True)
+    assert len(found.mistakes) == num_mistakes and found.num_at_limit == 4 - num_mistakes
+
+
 def test_images_are_from_the_data_or_drawn(toy: Path, tmp_path: Path) -> None:
     images, origin = comparison_images(DataConfig(root=toy))
     assert len(images) == 3 and origin == f"3 images of {toy}"
@@ -146,7 +162,7 @@ def test_onnxruntime_finds_what_we_find(family: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     loaded, file = detector(family), tmp_path / "model.onnx"
     usage, found = export_onnx(loaded, file, OnnxOptions(), IMAGES)
-    assert found.num_detections > 60 and found.num_at_limit == 0
+    assert found.num_detections > 60 and found.num_at_limit <= 2  # scores may be equal
     outputs = "boxes, scores, class_ids" + (", masks" if family == "mask-rcnn" else "")
     assert usage == f"onnxruntime: pixels (B, 3, H, W) and sizes (B, 2) to {outputs}"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
