@@ -39,11 +39,23 @@ WORDS: dict[str, tuple[str, ...]] = {
     "toy": ("{w}/pictures", "--train", "1", "--val", "1"),
     "import-weights": ("{w}/finetune/retinanet-resnet18/weights.pt",),
     "export": ("--to", "torchvision", "--output", "{w}/out.pth"),
+    "push": ("retinanet-resnet18", "--to", "hub:somebody/something"),  # which is offline here
     "bench": ("{data}", *TINY, *NECK, "--stage", "finetune"),
     "replay": ("retinanet-resnet18",),  # which did not diverge
 }
 WITHOUT_WORKSPACE = {"split", "toy", "bench"}
-WITH_WORKSPACE = {"status", "report", "figures", "study", "export", "import-weights", "evaluate", "predict", "replay"}
+WITH_WORKSPACE = {
+    "status",
+    "report",
+    "figures",
+    "study",
+    "export",
+    "import-weights",
+    "evaluate",
+    "predict",
+    "replay",
+    "push",
+}
 DAMAGED = {"EACCES", "EIO"}  # an image with these may be left out, with a warning
 OFF = ("0", "false", "no", "Off", "")
 STUDY = """
