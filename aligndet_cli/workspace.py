@@ -245,6 +245,17 @@ class Workspace:
         words = f"{stage} DATA" if stage in _FROM_IMAGES else stage
         raise ConfigError(f"{place} not found: run `aligndet {words}` first")
 
+    def require_of(self, stages: Sequence[str], run: str | None, advice: str) -> Artifact:
+        """Return the artifact of a run that is named `STAGE/NAME`, or of the first stage `NAME`; None: its newest.
+
+        Raises:
+            ConfigError: not found, or of none of the stages; the message is `advice` then.
+        """
+        stage, _, name = (run or "").rpartition("/")
+        if stage not in ("", *stages):
+            raise ConfigError(advice)
+        return self.require(stage or stages[0], name or None)
+
     def begun(self, stage: str, name: str, *, resume: bool = True, force: bool = False) -> Path | None:
         """Return the folder of the run that is complete or would be continued, see `plan_output`; None: it begins."""
         candidates = [] if force else [self.root / stage / name, *([self.partial(stage, name)] if resume else [])]

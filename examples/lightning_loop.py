@@ -3,15 +3,12 @@
 python examples/lightning_loop.py workspace/pretrain-box/retinanet-resnet50 coco/ --split train2017
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from torch.optim.lr_scheduler import LinearLR
-from torch.utils.data import DataLoader
-from torchvision_loop import collate, labelled_images
+from torchvision_loop import load, read_words
 
 import aligndet_cli as aligndet
 
@@ -40,20 +37,8 @@ class Finetuning(lightning.LightningModule):
 
 def main() -> None:
     """Read the words of the command line, train, and save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="weights.pt or folder of a run of pretrain-box")
-    parser.add_argument("coco", type=Path, help="COCO root")
-    parser.add_argument("--split", default="train2017")
-    parser.add_argument("--num-classes", type=int, default=91, help="with background; labels are category ids")
-    parser.add_argument("--short-side", type=int, nargs="+", help="by recipe")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("weights.pt"))
-    asked = parser.parse_args()
-    config = {"resolution.short_side": asked.short_side} if asked.short_side else {}
-    detector = aligndet.load(asked.run, num_classes=asked.num_classes, config=config)
-    images = labelled_images(asked.coco, asked.split)
-    loader = DataLoader(images, asked.batch_size, shuffle=True, drop_last=True, collate_fn=collate)
+    asked = read_words(__doc__.splitlines()[0])
+    detector, loader = load(asked)
     trainer = lightning.Trainer(max_epochs=asked.epochs, logger=False, enable_checkpointing=False)
     trainer.fit(Finetuning(detector, asked.batch_size), loader)
     told = ", ".join(f"{name} {float(value):.3f}" for name, value in trainer.logged_metrics.items())

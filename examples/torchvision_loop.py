@@ -67,9 +67,9 @@ def collate(batch: list[tuple[Any, Any]]) -> tuple[Any, ...]:
     return tuple(zip(*batch, strict=True))
 
 
-def main() -> None:
-    """Read the words of the command line, train, and save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_words(description: str) -> argparse.Namespace:
+    """Return the words of the command line."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("run", help="weights.pt or folder of a run of pretrain-box")
     parser.add_argument("coco", type=Path, help="COCO root")
     parser.add_argument("--split", default="train2017")
@@ -78,15 +78,26 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("weights.pt"))
-    asked = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+def load(asked: argparse.Namespace) -> tuple[aligndet.ImageDetector, DataLoader[Any]]:
+    """Return the detector and the batches that the words ask for."""
     config = {"resolution.short_side": asked.short_side} if asked.short_side else {}
-    detector = aligndet.load(asked.run, num_classes=asked.num_classes, config=config).to(device)
+    detector = aligndet.load(asked.run, num_classes=asked.num_classes, config=config)
+    images = labelled_images(asked.coco, asked.split)
+    return detector, DataLoader(images, asked.batch_size, shuffle=True, drop_last=True, collate_fn=collate)
+
+
+def main() -> None:
+    """Read the words of the command line, train, and save."""
+    asked = read_words(__doc__.splitlines()[0])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    detector, loader = load(asked)
+    detector.to(device)
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     rate = 0.015 * asked.batch_size / 16  # RetinaNet's after pre-training
     optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=5e-5)
-    images = labelled_images(asked.coco, asked.split)
-    loader = DataLoader(images, asked.batch_size, shuffle=True, drop_last=True, collate_fn=collate)
     drops = torch.optim.lr_scheduler.MultiStepLR(
         optimizer, [round(asked.epochs * 2 / 3), round(asked.epochs * 11 / 12)]
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aligndet_cli.data.coco_layouts import first_images
+from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.images import is_image_file
 from aligndet_cli.data.layouts import find_loose_splits
 from aligndet_cli.data.yolo_layouts import class_lists
@@ -12,6 +13,22 @@ from aligndet_cli.errors import DataError
 
 _MOST_NAMED = 3
 _MOST_FILES = 100_000  # that are looked at
+
+
+def require_boxes(image_set: ImageSet, reason: str) -> None:
+    """Make sure that images have labels with boxes to train on.
+
+    Args:
+        reason: why labels are needed, where no stray ones explain it.
+
+    Raises:
+        DataError: they have none, or no box that can be trained on.
+    """
+    if not image_set.has_labels:
+        advice = describe_stray_labels(image_set.root) or reason
+        raise DataError(f"{image_set.root}: no labels for split '{image_set.split}'; {advice}")
+    if lack := image_set.lack_of_boxes():
+        raise DataError(lack)
 
 
 def describe_stray_labels(root: Path) -> str:

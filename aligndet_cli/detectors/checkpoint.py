@@ -60,6 +60,10 @@ class LoadedDetector:
     resolution: tuple[int, int]
     has_masks: bool  # its detections have masks
 
+    def sides(self, short_side: int | None, long_side: int | None) -> tuple[int, int]:
+        """Return the short and long side in pixels to test at: what was asked for, else the detector's own."""
+        return short_side or self.resolution[0], long_side or self.resolution[1]
+
 
 def weights_file(run: Path, which: WeightsName) -> Path:
     """Return the file of a run's last or best weights.

@@ -15,7 +15,7 @@ from aligndet_cli.data.folds import fraction_of
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
-from aligndet_cli.data.stray import describe_stray_labels
+from aligndet_cli.data.stray import require_boxes
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors import Detector, neck_norm_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
@@ -128,11 +128,7 @@ def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageS
     """Return the labelled images, the indices of the fraction to train on, and masks if the detector needs them."""
     needs_masks = config.detector.RECIPE.needs_masks
     image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
-    if not image_set.has_labels:
-        advice = describe_stray_labels(image_set.root) or "finetune needs labelled images"
-        raise DataError(f"{image_set.root}: no labels for split '{image_set.split}'; {advice}")
-    if lack := image_set.lack_of_boxes():
-        raise DataError(lack)
+    require_boxes(image_set, "finetune needs labelled images")
     indices = fraction_of(len(image_set), config.fraction, config.fold)
     masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
     return replace(image_set, segmentations=None), indices, masks

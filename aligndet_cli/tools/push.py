@@ -42,19 +42,13 @@ def push(workspace: Workspace, run: str | None, target: str, *, is_private: bool
     """
     if not hub.is_on_hub(target):
         raise ConfigError(f"--to {target}: write hub:OWNER/NAME")
-    artifact = _find(workspace, run)
+    advice = f"{run}: write the name of a finetune run, pretrain-box/NAME or pretrain-image/NAME"
+    artifact = workspace.require_of(STAGES, run, advice)
     files: dict[str, Path | bytes] = {name: file for name in _FILES if (file := artifact.folder / name).exists()}
     text = cards.card(artifact.manifest, artifact.config(), _measured(workspace, artifact))
     files[cards.FILE] = text.encode()
     message = f"aligndet {artifact.manifest['packages'].get('aligndet', '')}: {artifact.name}"
     return Pushed(hub.push_files(target, files, message, is_private=is_private), tuple(files))
-
-
-def _find(workspace: Workspace, run: str | None) -> Artifact:
-    stage, _, name = (run or "finetune/").rpartition("/")
-    if (stage or "finetune") not in STAGES:
-        raise ConfigError(f"{run}: write the name of a finetune run, pretrain-box/NAME or pretrain-image/NAME")
-    return workspace.require(stage or "finetune", name or None)
 
 
 def _measured(workspace: Workspace, artifact: Artifact) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import DataConfig, RuntimeConfig
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.dataset import Category
-from aligndet_cli.detectors.checkpoint import load_detector
+from aligndet_cli.detectors.checkpoint import LoadedDetector, load_detector
 from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import ConfigError, DataError
@@ -67,8 +67,8 @@ class ColourDetector(nn.Module):
 
 
 @dataclass(frozen=True)
-class Loaded:
-    model: nn.Module
+class Loaded(LoadedDetector):
+    model: Any
     categories: tuple[Category, ...] = CATEGORIES
     resolution: tuple[int, int] = (64, 96)  # the size of the images: nothing is resized
     has_masks: bool = False

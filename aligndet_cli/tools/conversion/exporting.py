@@ -103,7 +103,9 @@ def export_run(
             raise ConfigError(f"{flag}: only --to onnx has a choice there; leave it out")
     if which not in get_args(WeightsName):
         raise ConfigError(f"--weights {which}: write last or best")
-    artifact = _find_run(workspace, run)
+    artifact = workspace.require_of(
+        EXPORTABLE, run, f"--run {run}: write the name of a finetune run, or pretrain-box/NAME"
+    )
     weights = weights_file(artifact.folder, cast(WeightsName, which))
     best = "-best" if which == "best" else ""
     file = file or Path(f"{artifact.name}{best}-{target}{SUFFIXES[target]}")
@@ -195,10 +197,3 @@ def _parse_size(text: str) -> tuple[int, int]:
     if not all(side and side % PAD_DIVISOR == 0 for side in size):
         raise ConfigError(f"--image-size {text}: write HEIGHTxWIDTH, both multiples of {PAD_DIVISOR}, as 800x1344")
     return size
-
-
-def _find_run(workspace: Workspace, run: str | None) -> Artifact:
-    stage, _, name = (run or "").rpartition("/")
-    if stage not in ("", *EXPORTABLE):
-        raise ConfigError(f"--run {run}: write the name of a finetune run, or pretrain-box/NAME")
-    return workspace.require(stage or "finetune", name or None)

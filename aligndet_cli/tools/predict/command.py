@@ -330,7 +330,7 @@ def _detections(
         plan.image_set,
         indices=range(len(plan.image_set)),
         batch_size=config.batch_size,
-        resolution=_resolution(config, loaded),
+        resolution=loaded.sides(config.short_side, config.long_side),
         num_workers=resolve_workers(config.runtime.num_workers, process),
         device=device,
         skipped=skipped,
@@ -339,10 +339,6 @@ def _detections(
         model = loaded.model.eval()
         place(model, process)
         yield from predict_each(model, noting_sizes(batches), plan.image_set, loaded.categories)
-
-
-def _resolution(config: PredictConfig, loaded: LoadedDetector) -> tuple[int, int]:
-    return config.short_side or loaded.resolution[0], config.long_side or loaded.resolution[1]
 
 
 @dataclass(frozen=True)
@@ -359,6 +355,7 @@ class _Film:
 def _detect_in_video(plan: _Plan, loaded: LoadedDetector, process: Process, film: _Film) -> None:
     """Detect in the frames of a video; a batch of them is in memory at a time."""
     config, device = plan.config, torch.device(process.device)
+    sides = loaded.sides(config.short_side, config.long_side)
     waiting: dict[int, NDArray[np.uint8]] = {}
 
     def batches() -> Iterator[EvaluationBatch]:
@@ -366,7 +363,7 @@ def _detect_in_video(plan: _Plan, loaded: LoadedDetector, process: Process, film
         while chunk := list(itertools.islice(frames, config.batch_size)):
             waiting.update(chunk)
             tensors = [torch.from_numpy(pixels).permute(2, 0, 1) for _, pixels in chunk]
-            yield ([number for number, _ in chunk], *batch_of(tensors, _resolution(config, loaded), device))
+            yield ([number for number, _ in chunk], *batch_of(tensors, sides, device))
 
     writer = VideoWriter(plan.folder / IMAGES / film.name, film.reader.fps / config.every)
     try:

@@ -90,6 +90,11 @@ def _save(image: Image.Image, file: Path) -> None:
     """Write a JPEG: `a.jpg` stays `a.jpg`, `a.png` becomes `a.png.jpg`, so that neither replaces the other."""
     if file.suffix.lower() not in (".jpg", ".jpeg"):
         file = file.with_name(f"{file.name}.jpg")
+    save_jpeg(image, file)
+
+
+def save_jpeg(image: Image.Image, file: Path) -> None:
+    """Write a JPEG, and the folders it is in."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with naming(file):
         image.save(file, format="JPEG", quality=90)

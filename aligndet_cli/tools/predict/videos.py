@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aligndet_cli.errors import DataError
-from aligndet_cli.files import naming
 from aligndet_cli.logs import logger
+from aligndet_cli.tools.predict.pictures import save_jpeg
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 _CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # the first that this machine's OpenCV can write
@@ -80,10 +80,7 @@ class VideoWriter:
         if self._writer:
             self._writer.write(np.asarray(image)[:, :, ::-1])
             return
-        picture = self.file / f"{number:06d}.jpg"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        with naming(picture):
-            image.save(picture, format="JPEG", quality=90)
+        save_jpeg(image, self.file / f"{number:06d}.jpg")
 
     def close(self) -> None:
         """Finish the file."""

@@ -14,7 +14,7 @@ from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.findings import counted
 from aligndet_cli.data.open import locate_data, open_images
 from aligndet_cli.data.splits import choose_split
-from aligndet_cli.data.stray import describe_stray_labels
+from aligndet_cli.data.stray import require_boxes
 from aligndet_cli.errors import DataError
 from aligndet_cli.files import write_bytes
 
@@ -130,11 +130,7 @@ def open_labelled(root: Path) -> LabelledData:
         DataError: nothing there, no labels, or too few images.
     """
     train = open_images(DataConfig(root=root), purpose="train", with_truths=True)
-    if not train.has_labels:
-        advice = describe_stray_labels(train.root) or "a study compares detectors, which need labelled images"
-        raise DataError(f"{train.root}: no labels for split '{train.split}'; {advice}")
-    if lack := train.lack_of_boxes():
-        raise DataError(lack)
+    require_boxes(train, "a study compares detectors, which need labelled images")
     data = LabelledData(root, replace(train, segmentations=None), _open_measured(root))
     if data.num_train + data.num_val < _FEWEST:
         raise DataError(f"{root}: {counted(len(train), 'labelled image')}; a study needs {_FEWEST} at least")
