@@ -45,6 +45,8 @@ def _readable_line(path: str, item: Any, where: str, config_class: type[BaseMode
     if item["type"] in ("model_type", "model_attributes_type"):
         return f"{path}: is a group of settings, set them one by one as {path}.KEY, got {item['input']!r}{where}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if item["type"] == "less_than_equal" and isinstance(bound := item["ctx"]["le"], float):
+        message = f"should be less than or equal to {bound:g}"  # some releases of pydantic write 30 zeros
     return f"{path or config_class.__name__}: {message}, got {item['input']!r}{where}"
 
 

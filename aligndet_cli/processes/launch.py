@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from aligndet_cli.errors import (
     ERROR_BY_EXIT_CODE,
@@ -47,6 +47,7 @@ from aligndet_cli.processes.signals import (
 
 PlanT = TypeVar("PlanT")
 _INTERRUPTED = 130  # exit code after Ctrl-C
+_NOTICE_S = 10.0  # the launcher looks at its processes every 0.1 s, unless the machine is very busy
 _FATAL = (signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -241,7 +242,9 @@ def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sh
         finally:
             ignore_stopping()  # when one has failed, the launcher sends SIGTERM to the others
     except LostPartner:
-        sys.exit(RunError.exit_code)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_NOTICE_S)  # the launcher tells of the end that it sees first, then ends the others
+        _end_worker(RunError.exit_code)
     except KeyboardInterrupt:  # from the terminal, or because the command itself was killed
         os._exit(_INTERRUPTED)  # at once: the signal may come twice, from the terminal and from the launcher
     except Stopped as stop:
@@ -258,7 +261,18 @@ def _worker(run: Callable[[Any, Process], None], plan: Any, devices: Devices, sh
 def _report(reports: Path, rank: int, error: AlignDetError) -> None:
     with contextlib.suppress(FileNotFoundError):  # the command is gone already
         (reports / f"{rank}.json").write_text(json.dumps({"exit_code": error.exit_code, "message": str(error)}))
-    sys.exit(error.exit_code)
+    _end_worker(error.exit_code)
+
+
+def _end_worker(exit_code: int) -> NoReturn:
+    """End this process without taking its group down: threads of gloo that lost a partner may abort in that."""
+    for helper in multiprocessing.active_children():
+        helper.terminate()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(exit_code)
 
 
 def _root_cause(reports: Path, error: BaseException, received: list[str], shown: Shown) -> BaseException:
