@@ -4,9 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import pad, relu
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
@@ -78,8 +79,17 @@ class ExtraLevels(ExtraFPNBlock):
             x: the backbone's maps, (B, C, H, W) each.
             names: one per map of `results`.
         """
-        p6 = self.p6(results[-1] if self.from_output else x[-1])
-        return [*results, p6, self.p7(relu(p6) if self.has_relu else p6)], [*names, "p6", "p7"]
+        p6 = self.p6(_not_one_wide(results[-1] if self.from_output else x[-1]))
+        return [*results, p6, self.p7(_not_one_wide(relu(p6) if self.has_relu else p6))], [*names, "p6", "p7"]
+
+
+def _not_one_wide(x: Tensor) -> Tensor:
+    """Give a map (B, C, H, 1) a second column, zeros: a convolution of stride 2 takes it for padding.
+
+    Torch (2.14, bfloat16 on the CPU) would fill gradients of the weights from uninitialized memory. Such maps come from
+    images of at most 64 pixels.
+    """
+    return pad(x, (0, 1)) if torch.is_autocast_enabled("cpu") and x.shape[-1] == 1 else x
 
 
 class FPN(nn.Module):

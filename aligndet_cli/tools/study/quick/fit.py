@@ -83,7 +83,7 @@ def fit_settings(data: LabelledData, detector: str, backbone: str, weights: Path
             "detector.head_norm": "group",
             "detector.head_convs": 2,
             "training.batch_size": min(BATCH, data.num_train),
-            "runtime.precision": _precision(short),
+            "runtime.precision": _precision(),
         },
         "proposals": {},
         "pretrain-box": {
@@ -128,13 +128,10 @@ def finetune_steps(num_images: int) -> int:
     return max(round(2 * math.sqrt(num_images)) * 10, 100)
 
 
-def _precision(short: int) -> str:
-    """Return bf16 where the device computes with it, and the coarsest feature maps have more than one pixel.
-
-    From one pixel, a convolution with steps of two has gradients that are no numbers (oneDNN on a CPU, torch 2.14).
-    """
+def _precision() -> str:
+    """Return bf16 where the device computes with it."""
     if is_gpu():
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     known = torch.cpu.get_capabilities()
     has_bf16 = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-    return "bf16-mixed" if has_bf16 and short - _STEP > 2 * _STEP else "32-true"
+    return "bf16-mixed" if has_bf16 else "32-true"
