@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from aligndet_cli.backbones.convnext import build_convnext
+from aligndet_cli.backbones.efficientnet import build_efficientnet
 from aligndet_cli.backbones.interface import Backbone, Family
 from aligndet_cli.backbones.mobilenet import build_mobilenet
 from aligndet_cli.backbones.resnet import build_resnet
@@ -16,17 +18,47 @@ NAMES: dict[Family, tuple[str, ...]] = {
     "resnet": ("resnet18", "resnet34", "resnet50", "resnet101"),
     "mobilenet": ("mobilenet_v2",),
     "swin": ("swin_t", "swin_s", "swin_b", "swin_l"),
+    "convnext": ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large"),
+    "efficientnet": (
+        *(f"efficientnet_b{size}" for size in range(8)),
+        *(f"efficientnet_v2_{size}" for size in ("s", "m", "l")),
+    ),
 }
 FAMILIES = {name: family for family, names in NAMES.items() for name in names}
 WEIGHTS_FILE = FileOr((*WORKSPACE_WEIGHTS, NO_WEIGHTS))
-SWIN_DROP_PATH = 0.2  # docs/paper.md §5.2
+# Rates of drop path. Source: docs/paper.md §5.2; the ConvNeXt authors' detectors; EfficientDet.
+_DROP_PATH: dict[Family, float] = {"swin": 0.2, "convnext": 0.7, "efficientnet": 0.2}
+_OTHER_DROP_PATH = {"convnext_tiny": 0.4, "convnext_small": 0.6, "efficientnet_b0": 0.0}
 
 
 class BackboneConfig(Frozen):
     """Choose a backbone, where its weights come from, and what of it stays fixed while training."""
 
     name: Literal[
-        "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2", "swin_t", "swin_s", "swin_b", "swin_l"
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "mobilenet_v2",
+        "swin_t",
+        "swin_s",
+        "swin_b",
+        "swin_l",
+        "convnext_tiny",
+        "convnext_small",
+        "convnext_base",
+        "convnext_large",
+        "efficientnet_b0",
+        "efficientnet_b1",
+        "efficientnet_b2",
+        "efficientnet_b3",
+        "efficientnet_b4",
+        "efficientnet_b5",
+        "efficientnet_b6",
+        "efficientnet_b7",
+        "efficientnet_v2_s",
+        "efficientnet_v2_m",
+        "efficientnet_v2_l",
     ] = Field("resnet50", description="Network that makes features of an image.")
     # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a weights file, or
     # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
@@ -48,9 +80,9 @@ class BackboneConfig(Frozen):
     # ResNet-50 and 101 only: where stages begin, the 1x1 convolution makes steps of two and not the 3x3 one, as in the
     # first ("caffe") weights, which detectron2 starts from; import-weights sets this for theirs.
     stride_in_1x1: bool = Field(False, description="Stride in the 1x1 convolutions, as caffe's ResNet-50 and 101.")
-    # For each image by itself; docs/paper.md §5.2.
+    # For each image by itself.
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
-        "auto", description="Rate at which Swin's last block is left out in training; auto is 0.2."
+        "auto", description="Rate at which the last block is left out in training; auto is that of its paper."
     )
 
     @property
@@ -70,9 +102,16 @@ class BackboneConfig(Frozen):
     @classmethod
     def _check_drop_path(cls, drop_path: float | str, info: ValidationInfo) -> float | str:
         name = info.data.get("name")
-        if drop_path != "auto" and name is not None and FAMILIES[name] != "swin":
-            raise ValueError(f"only Swin has it, not {name}; leave it out, or name a Swin with --backbone")
+        if drop_path != "auto" and name is not None and FAMILIES[name] not in _DROP_PATH:
+            raise ValueError(
+                f"only Swin, ConvNeXt and EfficientNet have it, not {name}; leave it out, or name one with --backbone"
+            )
         return drop_path
+
+    @property
+    def drop_path_rate(self) -> float:
+        """The rate of drop path of a family that has it, with the family's own in place of "auto"."""
+        return _OTHER_DROP_PATH.get(self.name, _DROP_PATH[self.family]) if self.drop_path == "auto" else self.drop_path
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
@@ -88,7 +127,11 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 
 def _build(config: BackboneConfig) -> Backbone:
     if config.family == "swin":
-        return build_swin(config.name, drop_path=SWIN_DROP_PATH if config.drop_path == "auto" else config.drop_path)
+        return build_swin(config.name, drop_path=config.drop_path_rate)
+    if config.family == "convnext":
+        return build_convnext(config.name, drop_path=config.drop_path_rate)
+    if config.family == "efficientnet":
+        return build_efficientnet(config.name, drop_path=config.drop_path_rate)
     if config.family == "mobilenet":
         return build_mobilenet()
     return build_resnet(config.name, stride_in_1x1=config.stride_in_1x1)

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Family = Literal["resnet", "mobilenet", "swin"]
+Family = Literal["resnet", "mobilenet", "swin", "convnext", "efficientnet"]
+STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 
 
 class Backbone(nn.Module, ABC):
@@ -106,3 +108,23 @@ class Backbone(nn.Module, ABC):
 
     def _idle_parts(self) -> list[nn.Module]:
         return [part for level in self.channels if level not in self._levels for part in self.only_for(level)]
+
+
+def pad_to_strides(pixels: Tensor) -> Tensor:
+    """Pad images (B, 3, H, W) with zeros at the bottom and the right, up to multiples of the largest stride.
+
+    For networks that cut their input into whole patches, and would lose a part of other sizes.
+    """
+    height, width = pixels.shape[-2:]
+    largest = max(STRIDES.values())
+    if height % largest == 0 and width % largest == 0:
+        return pixels
+    return pad(pixels, (0, -width % largest, 0, -height % largest))
+
+
+def crop_maps(maps: dict[str, Tensor], pixels: Tensor) -> dict[str, Tensor]:
+    """Cut the maps of padded images to the size that images (B, 3, H, W) need, rounded up."""
+    height, width = pixels.shape[-2:]
+    return {
+        level: one[..., : -(-height // STRIDES[level]), : -(-width // STRIDES[level])] for level, one in maps.items()
+    }

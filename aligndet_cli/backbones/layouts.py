@@ -39,7 +39,7 @@ class Naming:
     Attributes:
         marker: name of a tensor that every network with this naming has.
         rules: (pattern of a whole name, torchvision's name); other names are not part of the backbone.
-        reorder: `(torchvision's name, tensor)` -> tensor of the same shape with its values in torchvision's order.
+        reorder: `(torchvision's name, tensor)` -> tensor with its values in torchvision's order and shape.
     """
 
     name: str
@@ -73,9 +73,12 @@ class FoundBackbone:
 
 
 IMAGENET_CLASSES = 1000
-# The last layer of image classifiers: torchvision's and timm's ResNet, their MobileNets, Swin in the official code and
-# torchvision, in timm, in mmpretrain. Projections of self-supervised methods have prefixes of their own.
-CLASSIFIERS = ("fc.weight", "classifier.1.weight", "classifier.weight", "head.weight", "head.fc.weight")
+# The last layer of image classifiers: torchvision's and timm's ResNet, their MobileNets, torchvision's ConvNeXt; Swin
+# and ConvNeXt in the official code, in timm and mmpretrain. Projections of self-supervised methods have other prefixes.
+CLASSIFIERS = (
+    *("fc.weight", "classifier.1.weight", "classifier.weight", "classifier.2.weight"),
+    *("head.weight", "head.fc.weight"),
+)
 
 
 # The first that fits wins. Each names the network that its method recommends: of DINO and SlotCon the momentum network
@@ -204,9 +207,34 @@ def _mobilenet_rules() -> tuple[tuple[str, str], ...]:
     return (*rules, (r"conv2\.conv\.(\w+)", r"features.18.0.\1"), (r"conv2\.bn\.(\w+)", r"features.18.1.\1"))
 
 
+def _convnext_rules(steps: tuple[str, str], block: str, names: tuple[str, str, str]) -> tuple[tuple[str, str], ...]:
+    """Return the rules of a library that calls the stages of a ConvNeXt `stages`.0 to `stages`.3.
+
+    Args:
+        steps: patterns of the stem, and of the steps between stages; here and in `block`, # is the stage's number.
+        block: pattern of a block, whose group is its number in its stage.
+        names: of the convolution of a block, and of its two linear layers.
+    """
+    stem, step = steps
+    rules = [(rf"{stem}\.([01]\.\w+)", r"features.0.\1"), (r"(norm[0123]\.\w+)", r"\1")]
+    for i in range(4):
+        old, new = block.replace("#", str(i)), rf"features.{2 * i + 1}.\1"
+        rules += [(rf"{step.replace('#', str(i))}\.([01]\.\w+)", rf"features.{2 * i}.\1")] if i else []
+        rules.append((rf"{old}\.gamma", rf"{new}.layer_scale"))
+        for name, place in zip((names[0], "norm", *names[1:]), (0, 2, 3, 5), strict=True):
+            rules.append((rf"{old}\.{name}\.(\w+)", rf"{new}.block.{place}.\2"))
+    return tuple(rules)
+
+
+def _layer_scale(name: str, value: Tensor) -> Tensor:
+    """Give ConvNeXt's layer scale (C,) torchvision's shape (C, 1, 1); return other tensors unchanged."""
+    return value.reshape(-1, 1, 1) if name.endswith(".layer_scale") else value
+
+
 # lightly and BYOL-PyTorch number the children of torchvision's ResNet.
 _NUMBERED = (("0", "conv1"), ("1", "bn1"), *((f"{i + 3}", f"layer{i}") for i in range(1, 5)))
 _OFFICIAL_MLP = (r"mlp\.fc1", r"mlp\.fc2")
+_DOWNSAMPLE_LAYERS = (r"downsample_layers\.0", r"downsample_layers\.#")
 
 # The first naming whose marker is there wins; timm's Swin also has the markers of the official code.
 NAMINGS = (
@@ -234,4 +262,34 @@ NAMINGS = (
         _swin_rules("stages", "projection", r"attn\.w_msa", (r"ffn\.layers\.0\.0", r"ffn\.layers\.1")),
         reorder=_unfolded_to_concatenated,
     ),
+    Naming("torchvision", "convnext", "features.1.0.layer_scale", ((r"(?:features|norm[0123])\..+", r"\g<0>"),)),
+    Naming(
+        "timm",
+        "convnext",
+        "stages.0.blocks.0.conv_dw.weight",
+        _convnext_rules(
+            ("stem", r"stages\.#\.downsample"),
+            r"stages\.#\.blocks\.(\d+)",
+            ("conv_dw", r"mlp\.fc1", r"mlp\.fc2"),
+        ),
+        reorder=_layer_scale,
+    ),
+    Naming(
+        "official ConvNeXt",
+        "convnext",
+        "stages.0.0.dwconv.weight",
+        _convnext_rules(_DOWNSAMPLE_LAYERS, r"stages\.#\.(\d+)", ("dwconv", "pwconv1", "pwconv2")),
+        reorder=_layer_scale,
+    ),
+    Naming(
+        "mmdetection",
+        "convnext",
+        "stages.0.0.depthwise_conv.weight",
+        _convnext_rules(
+            _DOWNSAMPLE_LAYERS, r"stages\.#\.(\d+)", ("depthwise_conv", "pointwise_conv1", "pointwise_conv2")
+        ),
+        reorder=_layer_scale,
+    ),
+    # Other libraries name EfficientNets in ways that do not tell how they pad, so only torchvision's are taken.
+    Naming("torchvision", "efficientnet", "features.1.0.block.0.0.weight", ((r"features\..+", r"\g<0>"),)),
 )

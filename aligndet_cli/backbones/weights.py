@@ -191,8 +191,8 @@ def read_backbone(file: Path) -> FoundBackbone:
         if name is None:
             raise WeightsError(f"{title}: no tensors in it; save the model's state_dict() with torch.save")
         raise WeightsError(
-            f"{title}: no ResNet, MobileNet v2 or Swin in a layout that is known (first key: '{name}'); "
-            "use a file of one of them, or rename its tensors as torchvision does"
+            f"{title}: no backbone in a layout that is known (first key: '{name}'); use a file of one "
+            "that `aligndet ls backbones` lists, or rename its tensors as torchvision does"
         )
     require_finite(found.tensors.items(), title)
     return found

@@ -59,8 +59,9 @@ def list_backbones() -> None:
     """List the backbones, and the torchvision weights there are for them."""
     from aligndet_cli.backbones import FAMILIES, torchvision_weights
 
+    width = max(map(len, FAMILIES))
     for name in FAMILIES:
-        typer.echo(f"{name:<12} {', '.join(torchvision_weights(name)) or 'none, give a file'}")
+        typer.echo(f"{name:<{width}} {', '.join(torchvision_weights(name)) or 'none, give a file'}")
 
 
 SHOW = (

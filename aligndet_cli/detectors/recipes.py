@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from aligndet_cli.backbones import BackboneConfig, MethodName, WeightsTraining
+from aligndet_cli.backbones import BackboneConfig, Family, MethodName, WeightsTraining
 from aligndet_cli.backbones.weights import training_shown_by
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError
@@ -79,6 +79,20 @@ def _swin(recipe: Recipe) -> Recipe:
     )
 
 
+def _convnext(recipe: Recipe) -> Recipe:
+    """Change a recipe for ConvNeXt, whose authors train detectors as Swin's do, and decay no biases.
+
+    Source: their mask_rcnn_convnext_tiny_patch4_window7_mstrain_480-800_adamw_3x_coco_in1k.py. Its rate also falls from
+    stage to stage towards the stem, by 0.95 each time; ours does not.
+    """
+    swin = _swin(recipe)
+    pretrain, finetune, plain = (
+        replace(rates, origin=rates.origin.replace("Swin", "ConvNeXt"), bias_decay_scale=0.0)
+        for rates in (swin.pretrain, swin.finetune, swin.plain)
+    )
+    return replace(swin, pretrain=pretrain, finetune=finetune, plain=plain)
+
+
 def _simmim(recipe: Recipe) -> Recipe:
     """Change a recipe for SimMIM's Swin.
 
@@ -104,7 +118,9 @@ _VARIANTS: dict[RecipeName, tuple[Callable[[Recipe], Recipe], tuple[str, ...]]] 
     "swav": (_swav, RCNN),
     "swin": (_swin, ("fcos", "retinanet", *RCNN)),
     "simmim": (_simmim, RCNN),
+    "convnext": (_convnext, ("fcos", "retinanet", *RCNN)),
 }
+_OF_BACKBONE: dict[Family, RecipeName] = {"swin": "swin", "convnext": "convnext"}
 
 
 def recipe_for(
@@ -117,8 +133,9 @@ def recipe_for(
     """
     name = asked or _fitting(detector.family, backbone, training)
     recipe = detector.RECIPE
-    if backbone.family == "mobilenet" and recipe.freezing is None:
-        # other_backbones/finetune/mask_rcnn_mbv2_fpn_1x_coco.py: mmdetection's MobileNetV2 freezes nothing
+    if backbone.family in ("mobilenet", "efficientnet") and recipe.freezing is None:
+        # other_backbones/finetune/mask_rcnn_mbv2_fpn_1x_coco.py: mmdetection's MobileNetV2 freezes nothing; so does its
+        # RetinaNet on EfficientNet
         recipe = replace(recipe, freezing=Freezing(-1, norm_eval=False))
     if name == "default":
         return recipe
@@ -203,6 +220,6 @@ def _fitting(family: str, backbone: BackboneConfig, training: WeightsTraining) -
         name = SELF_SUPERVISED
     if backbone.family != "resnet" and name != "simmim":
         name = "default"
-    if backbone.family == "swin" and (name == "default" or family not in RCNN):
-        name = "swin"
+    if backbone.family in _OF_BACKBONE and (name == "default" or family not in RCNN):
+        name = _OF_BACKBONE[backbone.family]
     return name if name != "default" and family in _VARIANTS[name][1] else "default"

@@ -8,7 +8,8 @@ from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import Rates
 
 SGD_MOMENTUM = 0.9  # the authors' schedule_1x.py
-UNDECAYED = ("relative_position_bias_table",)  # torchvision's name in Swin; without decay if norms have none
+# Without decay if norms have none; torchvision's names in Swin and ConvNeXt.
+UNDECAYED = ("relative_position_bias_table", "layer_scale")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import mobilenet_v2
+from torchvision.models import get_model
 from torchvision.models.swin_transformer import SwinTransformer
 
 from aligndet_cli.backbones import Backbone, BackboneConfig, build_backbone
@@ -14,7 +14,7 @@ from helpers.commandline import CHAIN, NECK, RESOLUTION, aligndet
 from helpers.small_detectors import SMALL
 
 
-@pytest.fixture(scope="module", params=["mobilenet_v2", "swin_t"])
+@pytest.fixture(scope="module", params=["mobilenet_v2", "swin_t", "convnext_tiny", "efficientnet_b0"])
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     torch.manual_seed(0)
     return build_backbone(BackboneConfig(name=request.param))
@@ -33,7 +33,7 @@ def test_losses_reach_every_trainable_parameter(backbone: Backbone, family: str)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "swin_t"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "swin_t", "convnext_tiny"])
 def test_the_commands_run_on_every_family(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -46,12 +46,13 @@ def test_the_commands_run_on_every_family(
     aligndet("pretrain-image", toy, *words, "--method", "moco-v2", "--set", "image_size=32")
     weights = torch.load(workspace / "pretrain-image" / f"moco-v2-{name}" / "weights.pt", weights_only=True)
     reference = (
-        mobilenet_v2()
-        if name == "mobilenet_v2"
-        else SwinTransformer([4, 4], size.width, list(size.depths), list(size.num_heads), [7, 7])
+        SwinTransformer([4, 4], size.width, list(size.depths), list(size.num_heads), [7, 7])
+        if name == "swin_t"
+        else get_model(name)
     )
     missing, unexpected = reference.load_state_dict(weights, strict=False)
-    assert unexpected == [] and len(missing) == 2  # the classifier's
+    # the classifier's, and of ConvNeXt the norm before it
+    assert unexpected == [] and len(missing) == (4 if name == "convnext_tiny" else 2)
     detector = ("--detector", "retinanet", *NECK, *RESOLUTION)
     aligndet("pretrain-box", *words, *detector, "--backbone-weights", "workspace")
     ran = aligndet("finetune", *words, *detector, "--json").json()

@@ -35,6 +35,20 @@ TABLE = [
     (MaskRCNNConfig(), "resnet50", "SwAV", "swav", [(0.02, 1e-4, *SGD), (0.03, 5e-6, *SGD), (0.02, 1e-4, *SGD)]),
     (MaskRCNNConfig(), "swin_t", None, "swin", [(1e-4, 5e-2, *ADAMW), (1e-4, 2e-2, *ADAMW), (1e-4, 5e-2, *ADAMW)]),
     (
+        RetinaNetConfig(),
+        "efficientnet_b0",
+        None,
+        "default",
+        [(0.01, 1e-4, *SGD), (0.015, 5e-5, *SGD), (0.01, 1e-4, *SGD)],
+    ),
+    (
+        RetinaNetConfig(),
+        "convnext_tiny",
+        "official ConvNeXt",
+        "convnext",
+        [(1e-4, 5e-2, *ADAMW), (1e-4, 2e-2, *ADAMW), (1e-4, 5e-2, *ADAMW)],
+    ),
+    (
         MaskRCNNConfig(),
         "swin_b",
         "SimMIM",
@@ -78,8 +92,13 @@ def test_rates(detector: DetectorConfig, backbone_name: str, layout: str | None,
     assert recipe.name == name
     assert [numbers(rates) for rates in every(recipe)] == rows
     assert recipe.norms_in_heads == (name in ("moco-v2", "pixpro", "swav"))
-    assert {rates.decays_norms for rates in every(recipe)} == {name not in ("swin", "simmim")}
-    policy = {"swin": "detr", "simmim": "lsj"}.get(name, "detr" if detector.family == "detr" else "resize")
+    assert {rates.decays_norms for rates in every(recipe)} == {name not in ("swin", "simmim", "convnext")}
+    assert {rates.bias_decay_scale for rates in every(recipe)} == {
+        0.0 if name == "convnext" else 1.0
+    } or name == "default"
+    policy = {"swin": "detr", "simmim": "lsj", "convnext": "detr"}.get(
+        name, "detr" if detector.family == "detr" else "resize"
+    )
     assert recipe.policy == policy
 
 

@@ -1,4 +1,4 @@
-"""Backbones of mmdetection's detectors whose tensors have other names than ours: MobileNet v2 and Swin."""
+"""Backbones of mmdetection's detectors whose tensors have other names than ours: all but ResNets."""
 
 from collections.abc import Mapping
 

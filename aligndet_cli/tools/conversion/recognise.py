@@ -74,14 +74,12 @@ def _backbone_of(tensors: Mapping[str, Tensor], file: Path) -> str:
     name = _RESNETS.get((blocks, "backbone.layer1.0.conv3.weight" in tensors))
     if name is None:
         example = next((key for key in tensors if key.startswith("backbone.")), "none")
-        raise WeightsError(
-            f"{file}: its backbone is not a ResNet-18, 34, 50 or 101, MobileNet v2 or Swin (first key: '{example}')"
-        )
+        raise WeightsError(f"{file}: its backbone is none that `aligndet ls backbones` lists (first key: '{example}')")
     return name
 
 
 def _by_features(tensors: Mapping[str, Tensor], file: Path) -> str:
-    """Return the name of the MobileNet or Swin that has features of these shapes."""
+    """Return the name of the backbone that has `features` of these shapes."""
     given = {name: t.shape for name, t in tensors.items() if name.startswith("backbone.features.")}
     for name, family in FAMILIES.items():
         if family != "resnet":
@@ -93,7 +91,9 @@ def _by_features(tensors: Mapping[str, Tensor], file: Path) -> str:
                 if n.endswith(".weight") and "features" in n
             ):
                 return name
-    raise WeightsError(f"{file}: its backbone has the names of a Swin or MobileNet v2, but the shapes of none of ours")
+    raise WeightsError(
+        f"{file}: its backbone has names of torchvision's, but the shapes of none that `aligndet ls backbones` lists"
+    )
 
 
 def _of_pyramid(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

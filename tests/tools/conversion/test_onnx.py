@@ -42,9 +42,10 @@ FAMILIES = sorted(NARROW)
 
 
 @functools.cache
-def detector(family: str) -> LoadedDetector:
+def detector(family: str, backbone: str = "resnet18") -> LoadedDetector:
     torch.manual_seed(2)
-    model = NARROW[family].build(build_backbone(BackboneConfig(name="resnet18")), len(CATEGORIES)).eval()
+    config = BackboneConfig.model_validate({"name": backbone})
+    model = NARROW[family].build(build_backbone(config), len(CATEGORIES)).eval()
     return LoadedDetector(let_find_much(model, BATCHES[0]), CATEGORIES, RESOLUTION, has_masks=family == "mask-rcnn")
 
 
@@ -173,6 +174,15 @@ def test_onnxruntime_finds_what_we_find(family: str, tmp_path: Path) -> None:
         for side in (32, 64):
             batch = ImageBatch(torch.zeros(1, 3, side, side), ((side, side),))
             assert compare(loaded.model, session, [batch], with_nms=True).mistakes == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "convnext_tiny", "efficientnet_b0"])
+def test_backbones_of_other_families_take_images_of_any_size(backbone: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    usage, found = export_onnx(detector("retinanet", backbone), tmp_path / "model.onnx", OnnxOptions(), IMAGES)
+    assert usage.startswith("onnxruntime: pixels (B, 3, H, W)") and found.mistakes == ()
+    assert found.num_images == 3 and found.num_detections > 60
 
 
 @pytest.fixture

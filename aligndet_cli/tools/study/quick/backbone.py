@@ -56,8 +56,8 @@ def _in_cache(names: list[str]) -> tuple[str, Path]:
                 return name, file.absolute()
     place = Path(torch.hub.get_dir()) / "checkpoints"
     raise WeightsError(
-        f"{place}: no weights of {', '.join(names)}: give --backbone-weights FILE (a ResNet, MobileNet v2 or Swin "
-        "in any published layout), or DEFAULT, which downloads torchvision's"
+        f"{place}: no weights of {', '.join(names)}: give --backbone-weights FILE (of one that "
+        "`aligndet ls backbones` lists, in any published layout), or DEFAULT, which downloads torchvision's"
     )
 
 
