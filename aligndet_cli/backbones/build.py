@@ -6,6 +6,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from aligndet_cli.backbones.convnext import build_convnext
 from aligndet_cli.backbones.efficientnet import build_efficientnet
+from aligndet_cli.backbones.efficientnet_lite import SIZES as LITE_SIZES
+from aligndet_cli.backbones.efficientnet_lite import build_efficientnet_lite
 from aligndet_cli.backbones.interface import Backbone, Family
 from aligndet_cli.backbones.mobilenet import build_mobilenet
 from aligndet_cli.backbones.resnet import build_resnet
@@ -23,11 +25,12 @@ NAMES: dict[Family, tuple[str, ...]] = {
         *(f"efficientnet_b{size}" for size in range(8)),
         *(f"efficientnet_v2_{size}" for size in ("s", "m", "l")),
     ),
+    "efficientnet-lite": tuple(LITE_SIZES),
 }
 FAMILIES = {name: family for family, names in NAMES.items() for name in names}
 WEIGHTS_FILE = FileOr((*WORKSPACE_WEIGHTS, NO_WEIGHTS))
 # Rates of drop path. Source: docs/paper.md §5.2; the ConvNeXt authors' detectors; EfficientDet.
-_DROP_PATH: dict[Family, float] = {"swin": 0.2, "convnext": 0.7, "efficientnet": 0.2}
+_DROP_PATH: dict[Family, float] = {"swin": 0.2, "convnext": 0.7, "efficientnet": 0.2, "efficientnet-lite": 0.0}
 _OTHER_DROP_PATH = {"convnext_tiny": 0.4, "convnext_small": 0.6, "efficientnet_b0": 0.0}
 
 
@@ -59,6 +62,9 @@ class BackboneConfig(Frozen):
         "efficientnet_v2_s",
         "efficientnet_v2_m",
         "efficientnet_v2_l",
+        "efficientnet_lite0",
+        "efficientnet_lite1",
+        "efficientnet_lite2",
     ] = Field("resnet50", description="Network that makes features of an image.")
     # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a weights file, or
     # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
@@ -132,6 +138,8 @@ def _build(config: BackboneConfig) -> Backbone:
         return build_convnext(config.name, drop_path=config.drop_path_rate)
     if config.family == "efficientnet":
         return build_efficientnet(config.name, drop_path=config.drop_path_rate)
+    if config.family == "efficientnet-lite":
+        return build_efficientnet_lite(config.name, drop_path=config.drop_path_rate)
     if config.family == "mobilenet":
         return build_mobilenet()
     return build_resnet(config.name, stride_in_1x1=config.stride_in_1x1)

@@ -5,12 +5,13 @@ sees.
 """
 
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torchvision.models import EfficientNet as TorchvisionEfficientNet
 from torchvision.models import get_model
 
-from aligndet_cli.backbones.interface import Backbone
+from aligndet_cli.backbones.interface import Backbone, Family
 
 
 class EfficientNet(Backbone):
@@ -19,7 +20,7 @@ class EfficientNet(Backbone):
     A level is the last map at its stride: of B0 the blocks of 24, 40 and 112 channels, and the last convolution.
     """
 
-    family = "efficientnet"
+    family: ClassVar[Family] = "efficientnet"
     classifier = "classifier.1"
 
     def __init__(self, body: TorchvisionEfficientNet, name: str) -> None:
@@ -37,7 +38,7 @@ class EfficientNet(Backbone):
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return the maps of the four stages (B, C, H, W) by level; see `Backbone.forward`."""
         maps = {}
-        last = self.features[0](pixels)
+        last = self.features[0](self.own_input(pixels))
         for level, (start, end) in zip(self.channels, pairwise(self._ends), strict=True):
             last = self.features[start:end](last)
             maps[level] = last

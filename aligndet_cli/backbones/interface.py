@@ -4,16 +4,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Family = Literal["resnet", "mobilenet", "swin", "convnext", "efficientnet"]
+from aligndet_cli.data.transforms import MEAN, STD
+
+Family = Literal["resnet", "mobilenet", "swin", "convnext", "efficientnet", "efficientnet-lite"]
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 
 
 class Backbone(nn.Module, ABC):
-    """Body of a torchvision classifier, whose parts keep torchvision's names.
+    """Body of an image classifier, whose parts keep torchvision's names if it is there.
+
+    All take images that are normalised with ImageNet's mean and deviation, which batches are. A network that was
+    trained with others has them as buffers, `mean` and `std`, and changes the images itself; so they are in its state
+    dict, and in every file of a detector.
 
     Attributes:
         name: torchvision's name, e.g. `resnet50`.
@@ -27,6 +34,8 @@ class Backbone(nn.Module, ABC):
     family: ClassVar[Family]
     classifier: ClassVar[str]
     additions: ClassVar[tuple[str, ...]] = ()
+    mean: Tensor | None
+    std: Tensor | None
 
     def __init__(self, name: str, channels: dict[str, int]) -> None:
         super().__init__()
@@ -35,6 +44,21 @@ class Backbone(nn.Module, ABC):
         self._levels = tuple(channels)
         self._frozen_stages = -1
         self._norm_eval = False
+        self.register_buffer("mean", None)
+        self.register_buffer("std", None)
+
+    def set_input(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the mean and deviation that the network was trained with, of RGB in 0..1; ImageNet's need nothing."""
+        if (tuple(mean), tuple(std)) != (MEAN, STD):
+            self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+
+    def own_input(self, pixels: Tensor) -> Tensor:
+        """Return images (B, 3, H, W), ImageNet-normalised RGB, with the mean and deviation of the network."""
+        if self.mean is None or self.std is None:
+            return pixels
+        mean, std = pixels.new_tensor(MEAN), pixels.new_tensor(STD)
+        scale, shift = std / self.std, (mean - self.mean) / self.std
+        return torch.addcmul(shift.view(-1, 1, 1), pixels, scale.view(-1, 1, 1))
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -99,7 +123,8 @@ class Backbone(nn.Module, ABC):
 
     def torchvision_state(self) -> dict[str, Tensor]:
         """Return the state dict without our additions: torchvision's network has all of its keys."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(self.additions)}
+        own = (*self.additions, "mean", "std")
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(own)}
 
     def _frozen_parts(self) -> list[nn.Module]:
         frozen = self.stages()[: max(self._frozen_stages, 0)]

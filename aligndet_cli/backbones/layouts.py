@@ -39,6 +39,8 @@ class Naming:
     Attributes:
         marker: name of a tensor that every network with this naming has.
         rules: (pattern of a whole name, torchvision's name); other names are not part of the backbone.
+        absent: name of a tensor that only a network that is not this family has; "" = none.
+        prepare: changes the names of all tensors before the rules.
         reorder: `(torchvision's name, tensor)` -> tensor with its values in torchvision's order and shape.
     """
 
@@ -46,6 +48,8 @@ class Naming:
     family: Family
     marker: str
     rules: tuple[tuple[str, str], ...]
+    absent: str = ""
+    prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors
     reorder: Callable[[str, Tensor], Tensor] = lambda name, value: value
 
 
@@ -73,11 +77,12 @@ class FoundBackbone:
 
 
 IMAGENET_CLASSES = 1000
-# The last layer of image classifiers: torchvision's and timm's ResNet, their MobileNets, torchvision's ConvNeXt; Swin
-# and ConvNeXt in the official code, in timm and mmpretrain. Projections of self-supervised methods have other prefixes.
+# The last layer of image classifiers: torchvision's and timm's ResNet, their MobileNets, torchvision's ConvNeXt; the
+# official Swin and ConvNeXt, timm and mmpretrain; EfficientNet-Lite. Projections of self-supervised methods have other
+# prefixes.
 CLASSIFIERS = (
     *("fc.weight", "classifier.1.weight", "classifier.weight", "classifier.2.weight"),
-    *("head.weight", "head.fc.weight"),
+    *("head.weight", "head.fc.weight", "_fc.weight"),
 )
 
 
@@ -123,7 +128,7 @@ def recognise(content: Mapping[str, object]) -> FoundBackbone | None:
 def _named(layout: Layout, tensors: Tensors) -> FoundBackbone | None:
     if layout.beside and not any(name.startswith(layout.beside) for name in tensors):
         return None
-    naming = next((naming for naming in NAMINGS if layout.prefix + naming.marker in tensors), None)
+    naming = next((naming for naming in NAMINGS if _fits(naming, layout.prefix, tensors)), None)
     if naming is None:
         return None
     own = {name.removeprefix(layout.prefix): t for name, t in tensors.items() if name.startswith(layout.prefix)}
@@ -132,10 +137,14 @@ def _named(layout: Layout, tensors: Tensors) -> FoundBackbone | None:
     return FoundBackbone(layout.name or naming.name, naming.family, backbone, len(tensors) - len(backbone), num_classes)
 
 
+def _fits(naming: Naming, prefix: str, tensors: Tensors) -> bool:
+    return prefix + naming.marker in tensors and not (naming.absent and prefix + naming.absent in tensors)
+
+
 def rename_tensors(naming: Naming, tensors: Tensors) -> Tensors:
     """Return the state dict of the backbone under torchvision's names, without all other tensors."""
     renamed = {}
-    for name, value in tensors.items():
+    for name, value in naming.prepare(tensors).items():
         for pattern, new_name in naming.rules:
             match = re.fullmatch(pattern, name)
             if match:
@@ -231,8 +240,42 @@ def _layer_scale(name: str, value: Tensor) -> Tensor:
     return value.reshape(-1, 1, 1) if name.endswith(".layer_scale") else value
 
 
+def _in_rows(tensors: Tensors) -> Tensors:
+    """Rename the blocks of an EfficientNet, `_blocks.N.`, to `rows.R.B.`: a row ends where their width changes."""
+    places, width, row, number = {}, 0, 0, 0
+    for block in range(len(tensors)):
+        last = tensors.get(f"_blocks.{block}._project_conv.weight")
+        if last is None:
+            break
+        row, number = (row, number + 1) if len(last) == width else (row + 1, 0)
+        places[f"_blocks.{block}"], width = f"rows.{row}.{number}", len(last)
+
+    def renamed(name: str) -> str:
+        block = ".".join(name.split(".")[:2])
+        return places[block] + name.removeprefix(block) if block in places else name
+
+    return {renamed(name): value for name, value in tensors.items()}
+
+
+def _lite_rules() -> tuple[tuple[str, str], ...]:
+    """Return the rules of the names of lukemelas' EfficientNet-PyTorch, with rows, for EfficientNet-Lite."""
+    rules = [
+        (r"_conv_stem\.(\w+)", r"features.0.0.\1"),
+        (r"_bn0\.(\w+)", r"features.0.1.\1"),
+        (r"_conv_head\.(\w+)", r"features.8.0.\1"),
+        (r"_bn1\.(\w+)", r"features.8.1.\1"),
+    ]
+    parts = ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
+    for rows, places in ("1", (0, 0, 2)), ("[2-7]", (0, 1, 3)):  # the first row has no expansion
+        for names, place in zip(parts, places, strict=True):
+            old, new = rf"rows\.({rows})\.(\d+)", rf"features.\1.\2.block.{place}"
+            rules += [(rf"{old}\.{name}\.(\w+)", rf"{new}.{index}.\3") for index, name in enumerate(names)]
+    return tuple(rules)
+
+
 # lightly and BYOL-PyTorch number the children of torchvision's ResNet.
 _NUMBERED = (("0", "conv1"), ("1", "bn1"), *((f"{i + 3}", f"layer{i}") for i in range(1, 5)))
+_AS_IT_IS = ((r"features\..+", r"\g<0>"),)
 _OFFICIAL_MLP = (r"mlp\.fc1", r"mlp\.fc2")
 _DOWNSAMPLE_LAYERS = (r"downsample_layers\.0", r"downsample_layers\.#")
 
@@ -240,7 +283,7 @@ _DOWNSAMPLE_LAYERS = (r"downsample_layers\.0", r"downsample_layers\.#")
 NAMINGS = (
     Naming("torchvision", "resnet", "conv1.weight", ((r"(?:conv1|bn1|layer\d+)\..+", r"\g<0>"),)),
     Naming("lightly", "resnet", "4.0.conv1.weight", tuple((rf"{old}\.(.+)", rf"{new}.\1") for old, new in _NUMBERED)),
-    Naming("torchvision", "mobilenet", "features.1.conv.0.0.weight", ((r"features\..+", r"\g<0>"),)),
+    Naming("torchvision", "mobilenet", "features.1.conv.0.0.weight", _AS_IT_IS),
     Naming("mmdetection", "mobilenet", "layer1.0.depthwise_conv.conv.weight", _mobilenet_rules()),
     Naming("torchvision", "swin", "features.1.0.attn.qkv.weight", ((r"(?:features|norm[012]?)\..+", r"\g<0>"),)),
     Naming(
@@ -290,6 +333,17 @@ NAMINGS = (
         ),
         reorder=_layer_scale,
     ),
-    # Other libraries name EfficientNets in ways that do not tell how they pad, so only torchvision's are taken.
-    Naming("torchvision", "efficientnet", "features.1.0.block.0.0.weight", ((r"features\..+", r"\g<0>"),)),
+    # Other libraries name EfficientNets in ways that do not tell how they pad, so only torchvision's are taken. B0 to
+    # B7 squeeze in the first row; V2 has one convolution in its blocks there, Lite two.
+    Naming("torchvision", "efficientnet", "features.1.0.block.1.fc1.weight", _AS_IT_IS),
+    Naming("AlignDet's own", "efficientnet-lite", "features.1.0.block.2.0.weight", _AS_IT_IS),
+    Naming("torchvision", "efficientnet", "features.1.0.block.0.0.weight", _AS_IT_IS),
+    Naming(
+        "original EfficientNet-Lite",
+        "efficientnet-lite",
+        "_blocks.0._depthwise_conv.weight",
+        _lite_rules(),
+        absent="_blocks.0._se_reduce.weight",
+        prepare=_in_rows,
+    ),
 )

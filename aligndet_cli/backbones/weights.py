@@ -23,6 +23,7 @@ from aligndet_cli.workspace import Artifact, Workspace
 
 # Tensors that follow from the structure, or are unused with a fixed momentum; files of old versions lack them.
 DERIVED = ("num_batches_tracked", "relative_position_index")
+INPUT = ("mean", "std")  # of the network's images, which it has from its name
 BIAS_TABLE = "relative_position_bias_table"
 
 
@@ -224,7 +225,11 @@ def _fit(backbone: Backbone, found: FoundBackbone, source: Path) -> dict[str, Te
         )
     wanted = backbone.state_dict()
     given = {name: _resize_table(name, value, wanted.get(name)) for name, value in found.tensors.items()}
-    needed = [name for name in wanted if not name.endswith(DERIVED) and not name.startswith(backbone.additions)]
+    needed = [
+        name
+        for name in wanted
+        if not name.endswith(DERIVED) and not name.startswith(backbone.additions) and name not in INPUT
+    ]
     missing = [name for name in needed if name not in given]
     reshaped = [
         f"{name} {tuple(value.shape)} instead of {tuple(wanted[name].shape)}"

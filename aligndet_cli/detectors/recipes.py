@@ -133,7 +133,7 @@ def recipe_for(
     """
     name = asked or _fitting(detector.family, backbone, training)
     recipe = detector.RECIPE
-    if backbone.family in ("mobilenet", "efficientnet") and recipe.freezing is None:
+    if backbone.family in ("mobilenet", "efficientnet", "efficientnet-lite") and recipe.freezing is None:
         # other_backbones/finetune/mask_rcnn_mbv2_fpn_1x_coco.py: mmdetection's MobileNetV2 freezes nothing; so does its
         # RetinaNet on EfficientNet
         recipe = replace(recipe, freezing=Freezing(-1, norm_eval=False))

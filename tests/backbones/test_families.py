@@ -41,7 +41,11 @@ CHANNELS = {
     "efficientnet_v2_s": (48, 64, 160, 1280),
     "efficientnet_v2_m": (48, 80, 176, 1280),
     "efficientnet_v2_l": (64, 96, 224, 1280),
+    "efficientnet_lite0": (24, 40, 112, 1280),
+    "efficientnet_lite1": (24, 40, 112, 1280),
+    "efficientnet_lite2": (24, 48, 120, 1280),
 }
+NOT_OF_TORCHVISION = {"swin_l", "efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"}
 ADDED = ("norm0.", "norm1.", "norm2.")  # of Swin
 
 
@@ -73,7 +77,7 @@ def test_every_name_is_here() -> None:
     assert {name for name, family in FAMILIES.items() if family != "resnet"} == set(CHANNELS)
 
 
-@pytest.mark.parametrize("name", sorted(CHANNELS.keys() - {"swin_l"}))
+@pytest.mark.parametrize("name", sorted(CHANNELS.keys() - NOT_OF_TORCHVISION))
 def test_keys_are_torchvisions_without_the_classifier(name: str) -> None:
     with torch.device("meta"):
         backbone, reference = on_meta(name), get_model(name)
@@ -86,6 +90,13 @@ def test_keys_are_torchvisions_without_the_classifier(name: str) -> None:
     assert {key.split(".")[0] + "." for key in added} == (
         {"swin": set(ADDED), "convnext": {*ADDED, "norm3."}}.get(backbone.family, set())
     )
+
+
+# of timm's tf_efficientnet_lite0, 1 and 2
+@pytest.mark.parametrize(("size", "parameters"), [(0, 4_652_008), (1, 5_416_680), (2, 6_092_072)])
+def test_lite_has_the_published_size(size: int, parameters: int) -> None:
+    body = sum(parameter.numel() for parameter in on_meta(f"efficientnet_lite{size}").parameters())
+    assert body + 1000 * (1280 + 1) == parameters  # with the classifier
 
 
 def test_swin_l_has_the_published_size() -> None:
@@ -159,7 +170,7 @@ def test_swin_pads_the_image_with_zeros_at_the_bottom_and_the_right() -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "swin", "convnext", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "swin", "convnext", "efficientnet_b0", "efficientnet_lite0"])
 def test_channels_last_and_copies_change_nothing(name: str) -> None:
     backbone, pixels = build(name).eval(), torch.randn(2, 3, 64, 96)
     other = copy.deepcopy(backbone).to(memory_format=torch.channels_last)
@@ -186,6 +197,7 @@ FROZEN = {
     ("efficientnet_b0", 0): ("features.0.",),
     ("efficientnet_b0", 1): ("features.0.", "features.1.", "features.2."),
     ("efficientnet_b0", 4): ("features.",),
+    ("efficientnet_lite0", 1): ("features.0.", "features.1.", "features.2."),
 }
 
 

@@ -14,7 +14,9 @@ from helpers.commandline import CHAIN, NECK, RESOLUTION, aligndet
 from helpers.small_detectors import SMALL
 
 
-@pytest.fixture(scope="module", params=["mobilenet_v2", "swin_t", "convnext_tiny", "efficientnet_b0"])
+@pytest.fixture(
+    scope="module", params=["mobilenet_v2", "swin_t", "convnext_tiny", "efficientnet_b0", "efficientnet_lite0"]
+)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     torch.manual_seed(0)
     return build_backbone(BackboneConfig(name=request.param))

@@ -177,7 +177,7 @@ def test_onnxruntime_finds_what_we_find(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["mobilenet_v2", "convnext_tiny", "efficientnet_b0"])
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "convnext_tiny", "efficientnet_b0", "efficientnet_lite0"])
 def test_backbones_of_other_families_take_images_of_any_size(backbone: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     usage, found = export_onnx(detector("retinanet", backbone), tmp_path / "model.onnx", OnnxOptions(), IMAGES)
