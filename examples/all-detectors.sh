@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All detectors of the paper through all five stages, on one set of proposals and clusters.
+# All detectors through all five stages, on one set of proposals and clusters.
 #
 #   examples/all-detectors.sh path/to/coco [backbone weights]
 #
@@ -24,7 +24,7 @@ fi
 
 aligndet proposals "$data" "${limit[@]}"
 aligndet cluster "${backbone[@]}" "${clusters[@]}"
-for detector in fcos retinanet faster-rcnn mask-rcnn detr; do
+for detector in fcos retinanet faster-rcnn mask-rcnn cascade-rcnn cascade-mask-rcnn detr; do
   model=(--detector "$detector" "${backbone[@]}")
   if [[ -n "${SMOKE:-}" && $detector != detr ]]; then
     model+=(--set detector.neck_channels=64 --set detector.head_convs=1)

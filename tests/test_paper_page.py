@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from aligndet_cli.backbones import BackboneConfig, WeightsTraining
+from aligndet_cli.detectors.cascade_rcnn import CascadeMaskRCNNConfig, CascadeRCNNConfig
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
@@ -80,7 +81,8 @@ def test_schedules() -> None:
 def test_proposals_and_projectors() -> None:
     assert [FCOSConfig.RECIPE.topk, FasterRCNNConfig.RECIPE.topk] == [70, 70]  # §2.6
     assert [RetinaNetConfig.RECIPE.topk, DETRConfig.RECIPE.topk] == [50, 50]
-    configs = ((RetinaNetConfig, FCOSConfig), (FasterRCNNConfig, MaskRCNNConfig), (DETRConfig,))
+    rcnn = (FasterRCNNConfig, MaskRCNNConfig, CascadeRCNNConfig, CascadeMaskRCNNConfig)
+    configs = ((RetinaNetConfig, FCOSConfig), rcnn, (DETRConfig,))
     for (_, width, start), families in zip(rows_of("4.7"), configs, strict=True):
         for config in families:
             projector = config.RECIPE.projector

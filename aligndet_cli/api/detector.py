@@ -63,8 +63,8 @@ class ImageDetector(nn.Module):
 
         Args:
             images: (3, H, W) each, float in 0..1 or uint8, RGB, of any sizes.
-            targets: for each image `boxes` (N, 4) xyxy in pixels, `labels` (N,) int64 and, for Mask R-CNN, `masks`
-                (N, H, W). Other entries are ignored, and all of it in evaluation mode.
+            targets: for each image `boxes` (N, 4) xyxy in pixels, `labels` (N,) int64 and, for detectors with masks,
+                `masks` (N, H, W). Other entries are ignored, and all of it in evaluation mode.
 
         Returns:
             Scalar losses, already weighted; or see `predict`, without a limit of the score, on the detector's device.

@@ -1,7 +1,7 @@
 """Faster R-CNN on a feature pyramid, with mmdetection's defaults and AlignDet's 4conv1fc head.
 
 Source: Ren et al., NIPS 2015; Lin et al., CVPR 2017; mmdetection `faster_rcnn_r50_fpn`, which AlignDet's configs build
-on. Code shared with Mask R-CNN is in `parts/two_stage.py`.
+on. Code shared with the other R-CNN families is in `parts/two_stage.py`.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
-from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
+from aligndet_cli.detectors.parts.rcnn_config import OneHeadConfig, RCNNConfig
 from aligndet_cli.detectors.parts.two_stage import (
     LEVELS,
-    build_box_parts,
+    build_head,
+    build_pyramid_and_rpn,
     detect_boxes,
     find_boxes,
     pretext_candidates,
@@ -25,7 +26,7 @@ from aligndet_cli.detectors.parts.two_stage import (
 )
 
 
-class FasterRCNNConfig(RCNNConfig):
+class FasterRCNNConfig(OneHeadConfig):
     """Faster R-CNN."""
 
     family: Literal["faster-rcnn"] = Field("faster-rcnn", description="Detector family.")
@@ -56,8 +57,8 @@ class FasterRCNN(Detector):
     def __init__(self, config: FasterRCNNConfig, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, feature_dim=config.head_features)
         self.config: RCNNConfig = config
-        parts = build_box_parts(config, backbone, num_classes)
-        self.neck, self.rpn, self.head, self.class_predictor, self.box_predictor = parts
+        self.neck, self.rpn = build_pyramid_and_rpn(config, backbone)
+        self.head, self.class_predictor, self.box_predictor = build_head(config, num_classes, num_classes * 4)
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""

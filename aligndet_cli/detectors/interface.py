@@ -66,12 +66,14 @@ class BoxCandidates:
         slots: (S,) int64, number of the candidate among those at one location (RetinaNet: anchor 0..8; others: 0).
         instance_ids: (S,) int64, id of the matched proposal, unique in the batch; -1 = background.
         losses: scalar losses of this view by name; empty when not asked for.
+        num_per_head: number of candidates of each head, whose candidates stand in this order; empty if all are of one.
     """
 
     features: Tensor
     slots: Tensor
     instance_ids: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
+    num_per_head: tuple[int, ...] = ()
 
 
 class Detector(nn.Module, ABC):
@@ -90,6 +92,7 @@ class Detector(nn.Module, ABC):
         class_predictor: last classification layer, restarted by finetune; the pretext trains it if the recipe
             `needs_clusters`.
         feature_dim: C of `BoxCandidates.features`.
+        head_weights: weight in the contrastive loss of each head that has candidates, and a projector, of its own.
         has_objectness: the pretext always trains a score of possible objects that needs no classes.
         trains_objectness: the pretext trains `class_predictor` on "object or not", if not on clusters; for families
             without `has_objectness`.
@@ -104,6 +107,7 @@ class Detector(nn.Module, ABC):
     has_objectness: ClassVar[bool] = False
     class_predictor: nn.Module
     trains_objectness: bool = False
+    head_weights: tuple[float, ...] = (1.0,)
 
     def __init__(self, backbone: Backbone, feature_dim: int) -> None:
         super().__init__()

@@ -18,8 +18,7 @@ from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import Detector, DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
-from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
-from aligndet_cli.detectors.recipes import RCNN, LabelFacts, fit_to_labels, recipe_for, told_training
+from aligndet_cli.detectors.recipes import TWINS, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import hash_files, read_json
 from aligndet_cli.finetune.config import FinetuneConfig
@@ -166,7 +165,7 @@ def _pretrained_run(config: FinetuneConfig, workspace: Workspace) -> Artifact:
 def _newest_fitting(config: FinetuneConfig, workspace: Workspace) -> Artifact | None:
     """Return the newest pre-trained run of the family, and of the same backbone if one was named.
 
-    If there is none, Faster and Mask R-CNN take each other's, as the authors' Faster R-CNN does.
+    If there is none, Faster and Mask R-CNN take each other's, as the authors' Faster R-CNN does; so do the cascades.
     """
     for families in ({config.detector.family}, _interchangeable(config.detector.family)):
         for run in reversed(workspace.artifacts("pretrain-box")):
@@ -178,8 +177,8 @@ def _newest_fitting(config: FinetuneConfig, workspace: Workspace) -> Artifact | 
 
 
 def _interchangeable(family: str) -> set[str]:
-    """Return the families with the same pre-training: for Mask R-CNN it leaves the mask head alone."""
-    return set(RCNN) if family in RCNN else {family}
+    """Return the families with the same pre-training."""
+    return next((set(pair) for pair in TWINS if family in pair), {family})
 
 
 def _is_backbone_chosen(config: FinetuneConfig) -> bool:
@@ -310,5 +309,5 @@ def _as_family(detector: DetectorConfig, wanted: DetectorConfig) -> DetectorConf
     """Return the settings of a detector for another family with the same pre-training."""
     if detector.family == wanted.family:
         return detector
-    shared = {name: value for name, value in detector.model_dump().items() if name in RCNNConfig.model_fields}
-    return type(wanted).model_validate(shared)
+    fields = type(wanted).model_fields.keys() - {"family"}
+    return type(wanted).model_validate({n: value for n, value in detector.model_dump().items() if n in fields})

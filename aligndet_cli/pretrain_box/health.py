@@ -1,16 +1,19 @@
 """One-word verdict on a pre-training run, from its log."""
 
+import itertools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligndet_cli.training.embeddings import MIN_LINES, MIN_RANK, MIN_RANK_SHARE, MIN_SPREAD
+from aligndet_cli.training.embeddings import HEAD_PREFIX, MIN_LINES, MIN_RANK, MIN_RANK_SHARE, MIN_SPREAD
 
 # Least gain of the loss since the start, as a share of the chance level; noise between logged steps is a third of it.
 MIN_GAIN = 0.005
 # Least share of boxes whose instance is in the other view too; with fewer, views are hardly compared with each other.
 MIN_COUNTERPARTS = 0.9
 
+_WORSE = ("healthy", "few counterparts", "too short", "not learning", "collapsed")  # from good to bad
 _SIMILARITIES = ("positive_similarity", "negative_similarity")
 _NUMBERS = ("loss_contrastive", "chance", *_SIMILARITIES, "embedding_spread", "embedding_rank")
 
@@ -18,9 +21,11 @@ _NUMBERS = ("loss_contrastive", "chance", *_SIMILARITIES, "embedding_spread", "e
 def judge(metrics: Path) -> dict[str, Any]:
     """Judge a run by the last fifth of its `metrics.jsonl`, against its first logged step.
 
+    Where several heads have a contrast each, every one is judged, and the worst verdict is the run's.
+
     Returns:
         `verdict` (`healthy`, `collapsed`, `not learning`, `few counterparts`, `too short` or `no contrast`), one
-        sentence of `explanation`, and the means of the last fifth.
+        sentence of `explanation`, and the means of the last fifth; with several heads also `verdicts`, head by head.
     """
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     lines = [line for line in lines if "loss_contrastive" in line]
@@ -30,17 +35,39 @@ def judge(metrics: Path) -> dict[str, Any]:
     # `counterparts` is not in the logs of old versions.
     names = [*_NUMBERS, *(["counterparts"] if all("counterparts" in line for line in last) else [])]
     means = {name: sum(line[name] for line in last) / len(last) for name in names}
-    verdict, explanation = _verdict(lines[0], means, len(lines))
+    heads = [_judge_head(lines, last, names, prefix) for prefix in _prefixes(lines[0])]
+    worst = max(range(len(heads)), key=lambda number: _WORSE.index(heads[number][0]))
+    verdict, explanation = heads[worst]
+    verdicts = {} if len(heads) == 1 else {"verdicts": [of_head for of_head, _ in heads]}
+    if verdicts:
+        explanation = f"head {worst + 1} of {len(heads)}: {explanation}"
+    if "loss_box_reg" in lines[0]:  # no part of the verdict: in an R-CNN it rises as its proposals get better
+        boxes = sum(line["loss_box_reg"] for line in last) / len(last)
+        explanation += f"; box regression loss {boxes:.2f} (at the start {lines[0]['loss_box_reg']:.2f})"
+    rounded = {key: round(value, 4) for key, value in means.items()}
+    return {"verdict": verdict, "explanation": explanation, **verdicts, **rounded}
+
+
+def _prefixes(line: Mapping[str, float]) -> list[str]:
+    """Return what the names of each head's numbers begin with; a single head's have nothing before them."""
+    of_heads = (f"{HEAD_PREFIX}{number}_" for number in itertools.count(1))
+    return list(itertools.takewhile(lambda prefix: f"{prefix}chance" in line, of_heads)) or [""]
+
+
+def _judge_head(
+    lines: Sequence[Mapping[str, float]], last: Sequence[Mapping[str, float]], names: Sequence[str], prefix: str
+) -> tuple[str, str]:
+    """Return the verdict on one head and its explanation; arguments as in `judge`."""
+    first = {name: lines[0][f"{prefix}{name}"] for name in _NUMBERS}
+    means = {name: sum(line[f"{prefix}{name}"] for line in last) / len(last) for name in names}
+    verdict, explanation = _verdict(first, means, len(lines))
     if means.get("counterparts", 1.0) < MIN_COUNTERPARTS:
         verdict = "few counterparts" if verdict == "healthy" else verdict
         explanation += (
             f"; only {means['counterparts']:.0%} of the boxes meet theirs in the other view: lower --topk, or raise "
-            "detector.pretext_samples (R-CNN: detector.pretext_roi_samples)"
+            "detector.pretext_samples (R-CNN: detector.pretext_roi_samples; cascades: detector.roi_samples)"
         )
-    if "loss_box_reg" in lines[0]:  # no part of the verdict: in an R-CNN it rises as its proposals get better
-        boxes = sum(line["loss_box_reg"] for line in last) / len(last)
-        explanation += f"; box regression loss {boxes:.2f} (at the start {lines[0]['loss_box_reg']:.2f})"
-    return {"verdict": verdict, "explanation": explanation, **{key: round(value, 4) for key, value in means.items()}}
+    return verdict, explanation
 
 
 def rank_level(metrics: Path) -> dict[str, tuple[float, str]]:
@@ -50,11 +77,11 @@ def rank_level(metrics: Path) -> dict[str, tuple[float, str]]:
     return {"embedding_rank": (_rank_limit(first), "collapsed below")} if "embedding_rank" in first else {}
 
 
-def _rank_limit(first: dict[str, float]) -> float:
+def _rank_limit(first: Mapping[str, float]) -> float:
     return max(MIN_RANK, MIN_RANK_SHARE * first["embedding_rank"])
 
 
-def _verdict(first: dict[str, float], means: dict[str, float], num_lines: int) -> tuple[str, str]:
+def _verdict(first: Mapping[str, float], means: Mapping[str, float], num_lines: int) -> tuple[str, str]:
     loss, chance = means["loss_contrastive"], means["chance"]
     rank, spread = means["embedding_rank"], means["embedding_spread"]
     facts = (

@@ -11,9 +11,9 @@ from torchvision.ops import StochasticDepth
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import Detector
-from aligndet_cli.detectors.interface import Features
+from aligndet_cli.detectors.interface import BoxCandidates, Features
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
-from aligndet_cli.training.embeddings import embedding_health
+from aligndet_cli.training.embeddings import HEAD_PREFIX, embedding_health
 from aligndet_cli.training.recipe import ProjectorRecipe, Recipe
 
 Tasks = Literal["both", "contrastive", "regression"]
@@ -88,7 +88,10 @@ class BoxPretext(nn.Module):
         self.temperature, self.tasks, self.freeze_backbone = temperature, tasks, freeze_backbone
         self.momentum_follows = recipe.momentum_follows
         self.online = detector
-        self.projector = Projector(detector.feature_dim, projector, embedding_dim, detector.num_slots)
+        projectors = [
+            Projector(detector.feature_dim, projector, embedding_dim, detector.num_slots) for _ in detector.head_weights
+        ]
+        self.projector = projectors[0] if len(projectors) == 1 else nn.ModuleList(projectors)
         untrained = [*detector.fresh_modules]
         if not (recipe.needs_clusters or detector.trains_objectness) or tasks == "contrastive":
             untrained += ["class_predictor"]
@@ -132,6 +135,8 @@ class BoxPretext(nn.Module):
             momentum_view: the same images and proposals in view 2.
             with_health: also return spread and effective rank of the online embeddings.
 
+        With several heads, each has a contrast of its own; the loss is their sum by `Detector.head_weights`.
+
         Source: Algorithm 1; view 1 always goes through the online side, as in the official code.
         """
         (online_images, proposals), (momentum_images, momentum_proposals) = online_view, momentum_view
@@ -142,16 +147,19 @@ class BoxPretext(nn.Module):
         # The momentum side comes first, so that its memory is free again when the online side keeps its activations.
         with torch.no_grad():
             momentum = self.momentum.box_candidates(momentum_features, momentum_proposals, with_losses=False)
-            momentum_embeddings = self.momentum_projector(momentum.features, momentum.slots)  # (S2, D)
+            keys = embed(self.momentum_projector, momentum)
         online = self.online.box_candidates(features, proposals, with_losses=self.tasks == "both")
-        embeddings = self.projector(online.features, online.slots)  # (S1, D)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            ids, momentum_ids = online.instance_ids, momentum.instance_ids
-            contrast = contrastive_loss(
-                embeddings, ids, momentum_embeddings, momentum_ids, temperature=self.temperature
-            )
-        health = embedding_health(embeddings.detach()) if with_health else {}
-        return {"loss_contrastive": contrast.loss, **online.losses}, contrast.shown() | health
+        queries = embed(self.projector, online)
+        with torch.autocast(online.features.device.type, enabled=False):
+            contrasts = [
+                contrastive_loss(*query, *key, temperature=self.temperature)
+                for query, key in zip(queries, keys, strict=True)
+            ]
+        healths = [embedding_health(embeddings.detach()) if with_health else {} for embeddings, _ in queries]
+        shown = [contrast.shown() | health for contrast, health in zip(contrasts, healths, strict=True)]
+        losses = [contrast.loss for contrast in contrasts]
+        loss, numbers = _of_all_heads(losses, shown, self.online.head_weights)
+        return {"loss_contrastive": loss, **online.losses}, numbers
 
     @torch.no_grad()
     def update_momentum(self, coefficient: float) -> None:
@@ -182,6 +190,42 @@ class BoxPretext(nn.Module):
         # Not inference mode, since the neck saves these maps for its weight gradients.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
             return self.online.extract(images)
+
+
+def embed(projector: nn.Module, candidates: BoxCandidates) -> list[tuple[Tensor, Tensor]]:
+    """Return the (S, D) embeddings and (S,) instance ids of the candidates of each head.
+
+    Args:
+        projector: a `Projector`, or the list of those of several heads.
+        candidates: of one view.
+    """
+    projectors = projector if isinstance(projector, nn.ModuleList) else [projector]
+    counts = candidates.num_per_head or (len(candidates.features),)
+    parts = (part.split(counts) for part in (candidates.features, candidates.slots, candidates.instance_ids))
+    return [(of_head(features, slots), ids) for of_head, features, slots, ids in zip(projectors, *parts, strict=True)]
+
+
+def _of_all_heads(
+    losses: Sequence[Tensor], shown: Sequence[dict[str, Tensor]], weights: Sequence[float]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the weighted sum of the heads' losses, and numbers to log: their means, and with a prefix those of a head.
+
+    The chance level is summed as the losses are.
+    """
+    if len(losses) == 1:
+        return losses[0], shown[0]
+    shares = losses[0].new_tensor(weights)
+    means = {
+        name: (torch.stack([numbers[name].float() for numbers in shown]) * shares).sum()
+        / (1.0 if name == "chance" else sum(weights))
+        for name in shown[0]
+    }
+    of_heads = {
+        f"{HEAD_PREFIX}{number}_{name}": value
+        for number, (loss, numbers) in enumerate(zip(losses, shown, strict=True), start=1)
+        for name, value in {"loss_contrastive": loss.detach(), **numbers}.items()
+    }
+    return (torch.stack(list(losses)) * shares).sum(), means | of_heads
 
 
 def _freeze(*modules: nn.Module) -> None:

@@ -10,6 +10,7 @@ MIN_RANK_SHARE = 0.1  # effective rank as a share of that at the start
 MIN_RANK = 4.0
 MIN_SPREAD = 0.1
 MIN_LINES = 4  # logged steps for a verdict
+HEAD_PREFIX = "head"  # of numbers of one of several heads, as in `head2_embedding_rank`
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from aligndet_cli.processes.collectives import mean_over_ranks
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.memory import peak_resident
 from aligndet_cli.training.divergence import FILE as DIVERGED
+from aligndet_cli.training.embeddings import HEAD_PREFIX
 from aligndet_cli.training.loggers import Loggers
 
 # Short names for the progress display; numbers with an empty name are in metrics.jsonl only.
@@ -86,7 +87,7 @@ class Records:
             fields = {"images_per_s": round(rate, 2), "data_wait": round(waiting, 3), "memory_mib": memory >> 20}
             self.line("speed.jsonl", {"step": done, **fields})
             self.process.callbacks.on_log(done, {**numbers_and_lr, **fields})
-        short = {_SHOWN.get(name, name.removeprefix("loss_")): value for name, value in numbers.items()}
+        short = {_short_name(name): value for name, value in numbers.items()}
         short.pop("", None)
         total = sum(value for name, value in numbers.items() if name.startswith("loss_"))
         return {
@@ -109,6 +110,11 @@ class Records:
             handle.write(json.dumps(content) + "\n")
         numbers = {f"{Path(name).stem}/{key}": value for key, value in content.items() if key != "step"}
         self.loggers.log(content["step"], numbers)
+
+
+def _short_name(name: str) -> str:
+    """Return the name of a number on the progress display; "" if it is in metrics.jsonl only."""
+    return "" if name.startswith(HEAD_PREFIX) else _SHOWN.get(name, name.removeprefix("loss_"))
 
 
 def merge_skipped(folder: Path) -> None:

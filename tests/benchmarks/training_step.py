@@ -7,7 +7,8 @@ losses, backward, optimizer, momentum update), taken in turns in one process; th
 turns. Memory is the peak of a process of its own for each side.
 
 The sides: `pretrain` and `finetune` as the stages do them by default; `equal` is `finetune` with the layers of `plain`,
-a torchvision detector with a minimal loop (no norm in the neck, no weight decay groups). torchvision has no DETR.
+a torchvision detector with a minimal loop (no norm in the neck, no weight decay groups). torchvision has no DETR and no
+cascade.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def build_step(side: str, family: str, backbone: str) -> Step:
         [(HEIGHT, WIDTH)],
         num_boxes=NUM_BOXES,
         num_classes=NUM_CLASSES,
-        with_masks=family == "mask-rcnn",
+        with_masks=family in ("mask-rcnn", "cascade-mask-rcnn"),
     )
     training, process = TrainingConfig(batch_size=NUM_IMAGES), Process()
     settings = {"detector": {"family": family}, "backbone": BackboneConfig(name=backbone), "training": training}
@@ -141,7 +142,8 @@ def build_torchvision(family: str, body: nn.Module) -> nn.Module:
 
 def sides_of(family: str, wanted: list[str]) -> list[str]:
     """Those there are."""
-    return [side for side in SIDES if side in wanted and (family != "detr" or side in SIDES[:2])]
+    has_plain = family != "detr" and not family.startswith("cascade")
+    return [side for side in SIDES if side in wanted and (has_plain or side in SIDES[:2])]
 
 
 def take_times(family: str, backbone: str, sides: list[str], rounds: int) -> dict[str, list[float]]:
@@ -186,7 +188,7 @@ def compare(family: str, args: argparse.Namespace) -> None:
             ratio = f"{statistics.median(turns):.2f} x {other} in time ({min(turns):.2f}..{max(turns):.2f})"
             ratio += f", {memory[side] / memory[other]:.2f} x in memory"
         median = statistics.median(seconds[side])
-        sys.stdout.write(f"{family:<12} {side:<9} {median:6.2f} CPU-s {memory[side]:6.2f} GB  {ratio}\n")
+        sys.stdout.write(f"{family:<17} {side:<9} {median:6.2f} CPU-s {memory[side]:6.2f} GB  {ratio}\n")
         sys.stdout.flush()
 
 

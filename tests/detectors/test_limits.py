@@ -228,7 +228,7 @@ def rcnn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
         small = {"neck_channels": 32, "head_convs": 1, "head_features": 32, "pool_size": 2}
         model = build(request.param.model_validate({**small, **settings}), num_classes)
         boxes = torch.tensor([box for box, _ in rois], dtype=torch.float32)
-        monkeypatch.setattr(model.rpn, "propose", lambda output, sizes_hw, per_level: [boxes])
+        monkeypatch.setattr(model.rpn, "propose", lambda output, sizes_hw, per_level, count: [boxes])
         model.class_predictor = Fixed(torch.tensor([logits for _, logits in rois]))
         model.box_predictor = Fixed(torch.zeros(len(rois), 4 * num_classes))
         (found,) = model.detect(ImageBatch(torch.zeros(1, 3, 416, 608), (SIZE_HW,)))

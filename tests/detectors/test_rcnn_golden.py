@@ -22,9 +22,9 @@ from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.parts.box_coder import encode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
 from aligndet_cli.detectors.parts.mask_head import paste_mask
+from aligndet_cli.detectors.parts.rcnn_config import DELTA_STDS
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, pool_rois, sample_rois
 from aligndet_cli.detectors.parts.sampling import Sampling
-from aligndet_cli.detectors.parts.two_stage import DELTA_STD
 from aligndet_cli.tools.conversion import mmdet
 from aligndet_cli.tools.conversion.rules import translate
 from helpers.golden import (
@@ -67,7 +67,7 @@ def true_deltas(samples: RoiSamples, targets: list[BoxTargets]) -> np.ndarray:
     """(P, 4) what the box predictor should say about the positive RoIs."""
     positives = samples.positives()
     boxes = torch.cat([t.boxes[m] for m, t in zip(positives.matched, targets, strict=True)])
-    return (encode_boxes(boxes, torch.cat(positives.boxes)) / torch.tensor(DELTA_STD)).numpy()
+    return (encode_boxes(boxes, torch.cat(positives.boxes)) / torch.tensor(DELTA_STDS[0])).numpy()
 
 
 def assert_proposals_equal(proposals: list[Tensor], stored: dict[str, np.ndarray], prefix: str) -> None:
@@ -97,7 +97,7 @@ class View:
         self.pyramid = self.model.neck(features.maps)
         output = self.model.rpn(self.pyramid)
         self.anchors, self.matched = self.model.rpn.assign(grids_of(output[0]), images.sizes_hw, self.targets)
-        self.proposals = self.model.rpn.propose(output, images.sizes_hw, 2000)
+        self.proposals = self.model.rpn.propose(output, images.sizes_hw, 2000, 1000)
         sampling = Sampling(self.model.config.pretext_roi_samples, 1.0)
         self.samples = sample_rois(
             self.proposals, self.targets, positive_iou=0.5, sampling=sampling, only_positives=True
@@ -281,9 +281,9 @@ def test_supervised_assignment_is_identical(
         pyramid = model.neck(model.extract(images).maps)
         output = model.rpn(pyramid)
     assert_maps_equal(pyramid, stored, f"{case.partition('_')[0]}/fpn")
-    assert_proposals_equal(model.rpn.propose(output, images.sizes_hw, 1000), stored, f"{case.partition('_')[0]}/")
+    assert_proposals_equal(model.rpn.propose(output, images.sizes_hw, 1000, 1000), stored, f"{case.partition('_')[0]}/")
     samples = sample_rois(
-        model.rpn.propose(output, images.sizes_hw, 2000),
+        model.rpn.propose(output, images.sizes_hw, 2000, 1000),
         targets,
         positive_iou=0.5,
         sampling=Sampling(model.config.roi_samples, model.config.roi_positive_fraction),

@@ -5,6 +5,7 @@ import pytest
 from aligndet_cli.backbones import BackboneConfig, WeightsTraining
 from aligndet_cli.backbones.layouts import LAYOUTS, NAMINGS
 from aligndet_cli.detectors import DETECTORS, DetectorConfig
+from aligndet_cli.detectors.cascade_rcnn import CascadeMaskRCNNConfig, CascadeRCNNConfig
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
@@ -132,9 +133,12 @@ def test_projectors() -> None:
         "fcos": ProjectorRecipe(256, "normal"),
         "faster-rcnn": rcnn,
         "mask-rcnn": rcnn,
+        "cascade-rcnn": rcnn,
+        "cascade-mask-rcnn": rcnn,
         "detr": ProjectorRecipe(256, "torch"),
     }
-    configs = (RetinaNetConfig(), FCOSConfig(), FasterRCNNConfig(), MaskRCNNConfig(), DETRConfig())
+    cascades = (CascadeRCNNConfig(), CascadeMaskRCNNConfig())
+    configs = (RetinaNetConfig(), FCOSConfig(), FasterRCNNConfig(), MaskRCNNConfig(), *cascades, DETRConfig())
     assert {config.family: config.RECIPE.projector for config in configs} == expected
     assert set(expected) == set(DETECTORS)
 
@@ -199,7 +203,8 @@ def test_what_is_asked_for_wins() -> None:
     resnet, swav = backbone("resnet50"), WeightsTraining("SwAV")
     assert recipe_for(MaskRCNNConfig(), resnet, swav, asked="default") == MaskRCNNConfig().RECIPE
     assert recipe_for(MaskRCNNConfig(), resnet, WeightsTraining(), asked="swav").finetune.weight_decay == 5e-6
-    with pytest.raises(ConfigError, match=r"--recipe swav: is for faster-rcnn, mask-rcnn, not for fcos; use default"):
+    families = "faster-rcnn, mask-rcnn, cascade-rcnn, cascade-mask-rcnn"
+    with pytest.raises(ConfigError, match=f"--recipe swav: is for {families}, not for fcos; use default"):
         recipe_for(FCOSConfig(), resnet, WeightsTraining(), asked="swav")
 
 

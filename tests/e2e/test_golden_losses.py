@@ -25,6 +25,7 @@ RATE = ("--lr", "1e-4")
 CERTAIN = {
     "faster-rcnn": ("rpn_samples=9999", "roi_samples=9999"),
     "mask-rcnn": ("rpn_samples=9999", "roi_samples=9999"),
+    "cascade-mask-rcnn": ("rpn_samples=9999", "roi_samples=9999"),
     "detr": ("dropout=0",),
 }
 

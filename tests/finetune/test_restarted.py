@@ -30,8 +30,13 @@ THREE_LEVELS = [f"{kind}_blocks.{level}" for kind in ("inner", "layer") for leve
 FOUR_LEVELS = [f"{kind}_blocks.{level}" for kind in ("inner", "layer") for level in range(4)]
 EXTRA = ("extra_blocks.p6", "extra_blocks.p7")
 BOXES_OF_CLASSES = {*tensors("class_predictor"), *tensors("box_predictor")}
+CLASSES_OF_CASCADE = {name for head in range(3) for name in tensors(f"class_predictor.{head}")}
 MASKS = {f"mask_head.{layer}.{part}" for layer in ("convs.0.0", "upsample") for part in ("weight", "bias")}
+MASKS_OF_CASCADE = {name.replace("mask_head.", f"mask_head.{head}.") for head in range(3) for name in MASKS}
+MASKS_OF_CASCADE |= {name for head in range(3) for name in tensors(f"mask_predictor.{head}")}
 RESTARTED = {
+    "cascade-mask-rcnn": CLASSES_OF_CASCADE | neck_norms(*FOUR_LEVELS) | MASKS_OF_CASCADE,
+    "cascade-rcnn": CLASSES_OF_CASCADE | neck_norms(*FOUR_LEVELS),  # boxes are class-agnostic
     "detr": tensors("class_predictor"),
     "faster-rcnn": BOXES_OF_CLASSES | neck_norms(*FOUR_LEVELS),
     "fcos": tensors("class_predictor") | neck_norms(*THREE_LEVELS, *EXTRA),

@@ -15,6 +15,8 @@ NARROW: dict[str, tuple[str, ...]] = {
     "fcos": ("neck_channels=64", "head_convs=1"),  # its norms are of 32 groups
     "faster-rcnn": ("neck_channels=16", "head_convs=1", "head_features=32"),
     "mask-rcnn": ("neck_channels=16", "head_convs=1", "head_features=32", "mask_convs=1"),
+    # Cascade R-CNN is this one without masks.
+    "cascade-mask-rcnn": ("neck_channels=16", "head_convs=1", "head_features=32", "mask_convs=1"),
     "detr": ("hidden_dim=32", "num_heads=4", "encoder_layers=1", "decoder_layers=2", "feedforward_dim=64"),
 }
 

@@ -9,6 +9,7 @@ import torch
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import Detector, DetectorConfig
+from aligndet_cli.detectors.cascade_rcnn import CascadeMaskRCNNConfig, CascadeRCNNConfig
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
@@ -19,6 +20,8 @@ from aligndet_cli.training.recipe import RecipeName
 
 # One narrow configuration of each family, for the tests that every family has to pass; all else is as by default.
 NARROW: dict[str, DetectorConfig] = {
+    "cascade-mask-rcnn": CascadeMaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1),
+    "cascade-rcnn": CascadeRCNNConfig(neck_channels=32, head_convs=1, head_features=64),
     "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64),
     "faster-rcnn": FasterRCNNConfig(neck_channels=32, head_convs=1, head_features=64),
     "fcos": FCOSConfig(neck_channels=64, head_convs=1),
@@ -44,6 +47,10 @@ CONFIGS: dict[str, DetectorConfig] = {
     "fcos": FCOSConfig(neck_channels=64, head_convs=1, neck_norm="none"),
     "faster-rcnn": FasterRCNNConfig(**RCNN, head_convs=0, head_fcs=2, neck_norm="none"),
     "mask-rcnn": MaskRCNNConfig(**RCNN, head_convs=3, head_norm="batch", mask_convs=2, neck_norm="batch"),
+    "cascade-rcnn": CascadeRCNNConfig(**RCNN, head_convs=0, head_fcs=2, neck_norm="none"),
+    "cascade-mask-rcnn": CascadeMaskRCNNConfig(
+        **RCNN, head_convs=3, head_norm="batch", mask_convs=2, neck_norm="batch"
+    ),
     "detr": DETRConfig(
         num_queries=7, hidden_dim=16, num_heads=8, encoder_layers=1, decoder_layers=2, feedforward_dim=24
     ),

@@ -1,5 +1,6 @@
 """Detectors that find a lot, without having been trained."""
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -32,8 +33,9 @@ def let_find_much(model: Detector, images: ImageBatch) -> Detector:
             module.train()
     model.extract(images)
     model.eval()
-    has_softmax = isinstance(model.class_predictor, nn.Linear)
-    for name, module in model.named_modules():
+    has_softmax = any(isinstance(module, nn.Linear) for module in model.class_predictor.modules())
+    for full_name, module in model.named_modules():
+        name = re.sub(r"\.\d+$", "", full_name)  # the same for all heads of a cascade
         wanted = (_SHARED if has_softmax else {}).get(name, _OUTPUTS.get(name))
         if wanted is not None and isinstance(module, nn.Conv2d | nn.Linear):
             _rescale(module, wanted, lambda: model.detect(images))

@@ -74,6 +74,37 @@ def test_numbers_are_those_of_the_last_fifth(tmp_path: Path) -> None:
     assert "5.00" in found["explanation"] and "8.30" in found["explanation"]
 
 
+def with_heads(file: Path, *others: Path) -> Path:
+    """The numbers of several logs as those of the heads of one run, and the first one's as their means."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for number, other in enumerate((file, *others), start=1):
+        for row, line in zip(rows, other.read_text().splitlines(), strict=True):
+            row.update({f"head{number}_{name}": value for name, value in json.loads(line).items()})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_the_worst_head_decides(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    healthy = log(folders[0], [8.2, 7.0, 5.0, 3.0], [150, 140, 130, 120])
+    still = log(folders[1], [8.2, 8.2, 8.2, 8.17], [150] * 4)
+    collapsed = log(folders[2], [8.2, 7.0, 5.0, 4.0], [20, 15, 9, 3.5])
+    found = judge(with_heads(healthy, still, collapsed))
+    assert found["verdict"] == "collapsed" and found["loss_contrastive"] == 3.0
+    assert found["verdicts"] == ["healthy", "not learning", "collapsed"]
+    assert found["explanation"].startswith("head 3 of 3: contrastive loss 4.00")
+
+
+def test_heads_that_are_all_healthy(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = log(tmp_path / "other", [8.2, 7.0, 5.0, 4.0], [150] * 4)
+    found = judge(with_heads(log(tmp_path, [8.2, 7.0, 5.0, 3.0], [150] * 4), other))
+    assert (found["verdict"], found["verdicts"]) == ("healthy", ["healthy", "healthy"])
+    assert found["explanation"].startswith("head 1 of 2: contrastive loss 3.00")
+
+
 def test_regression_alone_has_no_contrast_to_judge(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"step": 1, "loss_box_reg": 1.0}) + "\n")

@@ -32,7 +32,7 @@ def gradients(family: str, samples: list[Sample], accumulate: int) -> tuple[Tens
 @pytest.mark.parametrize("family", sorted(DETECTORS))
 def test_equal_micro_batches_are_the_large_batch(family: str) -> None:
     """Two images twice: each half has as many positives as the other, so the mean of the halves is the whole."""
-    pair = draw_samples(2, [(64, 96)], num_boxes=4, num_classes=3, with_masks=family == "mask-rcnn")
+    pair = draw_samples(2, [(64, 96)], num_boxes=4, num_classes=3, with_masks=SMALL[family].RECIPE.needs_masks)
     whole, whole_losses = gradients(family, pair * 2, accumulate=1)
     halves, losses = gradients(family, pair * 2, accumulate=2)
     assert losses == pytest.approx(whole_losses, rel=1e-4)
@@ -42,7 +42,7 @@ def test_equal_micro_batches_are_the_large_batch(family: str) -> None:
 @pytest.mark.parametrize("family", sorted(DETECTORS))
 def test_other_micro_batches_are_averaged(family: str) -> None:
     """Exactly what two processes with a half each would do."""
-    samples = draw_samples(4, [(64, 96)], num_boxes=4, num_classes=3, with_masks=family == "mask-rcnn")
+    samples = draw_samples(4, [(64, 96)], num_boxes=4, num_classes=3, with_masks=SMALL[family].RECIPE.needs_masks)
     both, losses = gradients(family, samples, accumulate=2)
     (first, first_losses), (second, second_losses) = (
         gradients(family, samples[part], 1) for part in (slice(2), slice(2, 4))

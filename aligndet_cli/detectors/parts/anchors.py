@@ -82,6 +82,7 @@ class AnchorGrid(nn.Module):
         positive_iou: float,
         negative_iou: float,
         min_claim_iou: float,
+        within_image: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Match each anchor to a box of its image.
 
@@ -90,6 +91,7 @@ class AnchorGrid(nn.Module):
             sizes_hw: height and width of each image in pixels, without padding.
             targets: boxes of each image.
             positive_iou, negative_iou, min_claim_iou: see `match_by_iou`.
+            within_image: ignore anchors that cross the border of the image (mmdetection's `allowed_border=0`).
 
         Returns:
             (A, 4) xyxy anchors, the same for all images, and (B, A) int64: index of the box in its image,
@@ -103,7 +105,7 @@ class AnchorGrid(nn.Module):
                 positive_iou=positive_iou,
                 negative_iou=negative_iou,
                 min_claim_iou=min_claim_iou,
-                valid=self.inside(grids_hw, size_hw),
+                valid=self.inside(grids_hw, size_hw) & (not within_image or _lies_within(anchors, size_hw)),
             )
             for of_image, size_hw in zip(targets, sizes_hw, strict=True)
         ]
@@ -125,6 +127,15 @@ class AnchorGrid(nn.Module):
             column = torch.arange(columns, device=self.bases.device) < ceil(width / stride)
             levels.append((row[:, None] & column).flatten())
         return torch.cat(levels).repeat_interleave(self.num_per_cell)
+
+
+def _lies_within(boxes: Tensor, size_hw: SizeHW) -> Tensor:
+    """Return (A,) bool: True for (A, 4) xyxy boxes that end before the border of an image.
+
+    Source: mmdetection `anchor_inside_flags`; a box that ends on the right or bottom border crosses it.
+    """
+    height, width = size_hw
+    return (boxes[:, :2] >= 0).all(dim=1) & (boxes[:, 2] < width) & (boxes[:, 3] < height)
 
 
 def base_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float]) -> Tensor:

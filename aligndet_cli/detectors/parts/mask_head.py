@@ -1,6 +1,7 @@
-"""Mask head of Mask R-CNN: predict masks in a small grid, make its targets, and paste masks into images."""
+"""Mask heads of R-CNNs: predict masks in a small grid, make their targets, and paste masks into images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +9,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample
 from torchvision.ops import roi_align
 
 from aligndet_cli.data.batch import BoxTargets
+from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.parts.fpn import NormName, conv_tower
-from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
+from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs, pool_rois, to_rois
 
 THRESHOLD = 0.5
 
@@ -36,6 +39,49 @@ class MaskHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         """Turn (S, C, size, size) pooled RoIs into (S, C, 2 * size, 2 * size)."""
         return self.upsample(self.convs(pooled)).relu()
+
+
+@dataclass(frozen=True)
+class MaskBranch:
+    """A mask head, and a 1x1 convolution from its (S, C, M, M) features to K masks; `config` is for pooling RoIs."""
+
+    head: MaskHead
+    predictor: nn.Conv2d
+    config: RCNNConfig
+
+    def logits(self, pyramid: Sequence[Tensor], rois: Tensor, class_ids: Tensor) -> Tensor:
+        """Return (S, M, M) logits of the mask of the class (S,) of each RoI (S, 5); `pyramid` as in `pool_rois`."""
+        pooled, row = pool_rois(pyramid, rois, self.head.pool_size, self.config)
+        by_level = torch.empty_like(class_ids).index_put((row,), class_ids)
+        return predict_masks(self.predictor, self.head(pooled), by_level)[row]
+
+
+def build_mask_predictor(channels: int, num_classes: int) -> nn.Conv2d:
+    """Build the predictor of a `MaskBranch` with fresh weights."""
+    predictor = nn.Conv2d(channels, num_classes, 1)
+    kaiming_convs(predictor)
+    return predictor
+
+
+def train_masks(
+    branch: MaskBranch, pyramid: Sequence[Tensor], positives: RoiSamples, targets: Sequence[BoxTargets]
+) -> Tensor:
+    """Return the scalar `loss_mask` of the positive RoIs on P2..P5, (B, C, H, W) each."""
+    pairs = zip(positives.matched, targets, strict=True)
+    class_ids = torch.cat([of_image.class_ids[matched] for matched, of_image in pairs])
+    logits = branch.logits(pyramid, positives.rois(), class_ids)
+    return mask_loss(logits, *draw_targets(positives, targets, logits.shape[-1]))
+
+
+def add_masks(
+    branches: Sequence[MaskBranch], pyramid: Sequence[Tensor], found: Sequence[Detections]
+) -> list[Detections]:
+    """Return the detections of each image with masks, the mean of those of all branches."""
+    rois = to_rois([of_image.boxes for of_image in found])
+    class_ids = torch.cat([of_image.class_ids for of_image in found])
+    by_branch = [branch.logits(pyramid, rois, class_ids).sigmoid() for branch in branches]
+    masks = torch.stack(by_branch).mean(dim=0).split([len(of_image.boxes) for of_image in found])
+    return [replace(of_image, masks=of_masks) for of_image, of_masks in zip(found, masks, strict=True)]
 
 
 def predict_masks(predictor: nn.Conv2d, features: Tensor, class_ids: Tensor) -> Tensor:

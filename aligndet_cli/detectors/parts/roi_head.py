@@ -1,5 +1,6 @@
 """RoIs: sample them for training, pool their features from the pyramid, and run the box head on those."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,10 +26,12 @@ class RoiSamples:
     Attributes:
         boxes: (S, 4) xyxy each.
         matched: (S,) int64 each, index of the matched box of the image, or `BACKGROUND`.
+        is_box: (S,) bool each, True for RoIs that are the boxes themselves and no proposals.
     """
 
     boxes: list[Tensor]
     matched: list[Tensor]
+    is_box: list[Tensor]
 
     def rois(self) -> Tensor:
         """Return the RoIs of the whole batch: (S, 5) image index and xyxy."""
@@ -40,6 +43,7 @@ class RoiSamples:
         return RoiSamples(
             [boxes[k] for boxes, k in zip(self.boxes, kept, strict=True)],
             [matched[k] for matched, k in zip(self.matched, kept, strict=True)],
+            [is_box[k] for is_box, k in zip(self.is_box, kept, strict=True)],
         )
 
 
@@ -51,11 +55,11 @@ def sample_rois(
     positive_iou: float,
     sampling: Sampling,
     only_positives: bool,
+    claims: bool = True,
 ) -> RoiSamples:
     """Sample RoIs to train on, from the true boxes and the proposals.
 
-    Source: mmdetection `MaxIoUAssigner` (low-quality matches from `positive_iou` on: a box gets its best proposal
-    even if that overlaps another box more) and `RandomSampler` with `add_gt_as_proposals`.
+    Source: mmdetection `MaxIoUAssigner` and `RandomSampler` with `add_gt_as_proposals`.
 
     Args:
         proposals: (P, 4) xyxy per image.
@@ -64,15 +68,17 @@ def sample_rois(
         sampling: numbers for one image.
         only_positives: leave out background; of several equally good proposals a box then claims just one, as in the
             official pre-training.
+        claims: a box gets its best proposal, from `positive_iou` on, even if that overlaps another box more
+            (mmdetection's low-quality matches).
     """
-    all_boxes, all_matched = [], []
+    all_boxes, all_matched, all_is_box = [], [], []
     for of_image, proposed in zip(targets, proposals, strict=True):
         matched = match_by_iou(
             proposed,
             of_image.boxes,
             positive_iou=positive_iou,
             negative_iou=positive_iou,
-            min_claim_iou=positive_iou,
+            min_claim_iou=positive_iou if claims else math.inf,
             valid=proposed.new_ones(len(proposed), dtype=torch.bool),
             claims_all_ties=not only_positives,
         )
@@ -83,7 +89,8 @@ def sample_rois(
         chosen = sample_positives_first(matched, sampling.num_samples, positive_fraction=sampling.positive_fraction)
         all_boxes.append(boxes[chosen])
         all_matched.append(matched[chosen])
-    return RoiSamples(all_boxes, all_matched)
+        all_is_box.append(chosen < len(own))
+    return RoiSamples(all_boxes, all_matched, all_is_box)
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:

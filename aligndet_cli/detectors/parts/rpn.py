@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from torchvision.ops import batched_nms
 
 from aligndet_cli.data.batch import BoxTargets
@@ -61,6 +61,7 @@ class RPN(nn.Module):
             positive_iou=self.config.rpn_positive_iou,
             negative_iou=self.config.rpn_negative_iou,
             min_claim_iou=self.config.rpn_claim_iou,
+            within_image=self.config.ANCHORS_INSIDE,
         )
 
     def losses(
@@ -90,20 +91,26 @@ class RPN(nn.Module):
         scores = gather_slots(logits, image_index, anchor_index, num).squeeze(1)
         image_index, anchor_index = image_index[is_object], anchor_index[is_object]
         boxes = matched_boxes(targets, matched, image_index, anchor_index)  # (P, 4)
-        distance = gather_slots(deltas, image_index, anchor_index, num) - encode_boxes(boxes, anchors[anchor_index])
+        predicted = gather_slots(deltas, image_index, anchor_index, num)
+        distance = smooth_l1_loss(
+            predicted.float(),
+            encode_boxes(boxes, anchors[anchor_index]),
+            reduction="sum",
+            beta=self.config.RPN_BOX_BETA,
+        )
         return {
             "loss_objectness": binary_cross_entropy_with_logits(scores, is_object.float(), reduction="sum")
             / normaliser,
-            "loss_rpn_box_reg": distance.abs().sum() / normaliser,
+            "loss_rpn_box_reg": distance / normaliser,
         }
 
-    def propose(self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int) -> list[Tensor]:
+    def propose(self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int, count: int) -> list[Tensor]:
         """Return the boxes of `propose_scored`."""
-        return [boxes for boxes, _ in self.propose_scored(output, sizes_hw, per_level)]
+        return [boxes for boxes, _ in self.propose_scored(output, sizes_hw, per_level, count)]
 
     @torch.no_grad()
     def propose_scored(
-        self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int
+        self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int, count: int
     ) -> list[tuple[Tensor, Tensor]]:
         """Return the proposals of each image, (P, 4) xyxy float32, best first, clipped to it, and (P,) scores in 0..1.
 
@@ -113,10 +120,11 @@ class RPN(nn.Module):
             output: as from `forward`.
             sizes_hw: height and width of each image in pixels, without padding.
             per_level: number of best boxes of each level that enter the suppression.
+            count: number of best boxes to keep after it.
         """
         scores, deltas, anchors, levels = self.best(output, per_level)
         return [
-            self._suppress(decode_boxes(delta, of_image, size_hw), score, levels)
+            self._suppress(decode_boxes(delta, of_image, size_hw), score, levels, count)
             for score, delta, of_image, size_hw in zip(scores, deltas, anchors, sizes_hw, strict=True)
         ]
 
@@ -145,9 +153,8 @@ class RPN(nn.Module):
             level_index.append(torch.full_like(score[0], index, dtype=torch.int64))
         return torch.cat(scores, 1), torch.cat(picked_deltas, 1), torch.cat(picked_anchors, 1), torch.cat(level_index)
 
-    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         has_area = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
         boxes, scores, levels = boxes[has_area], scores[has_area], levels[has_area]
-        keep = batched_nms(boxes, scores, levels, self.config.rpn_nms_iou)
-        keep = keep[: self.config.max_proposals]
+        keep = batched_nms(boxes, scores, levels, self.config.rpn_nms_iou)[:count]
         return boxes[keep], scores[keep]

@@ -1,15 +1,18 @@
-"""Losses, detections and pretext candidates that Faster and Mask R-CNN share: proposals, then classes and boxes.
+"""Losses, detections and pretext candidates that the R-CNN families share: proposals, then one head or several.
 
-Source: mmdetection `TwoStageDetector`, `StandardRoIHead` and `BBoxHead`; the authors'
-`_base_/models/selfsup_mask_rcnn_r50_fpn.py`.
+Each head classifies RoIs and refines them; in a cascade, the next head works on what the one before has refined.
+
+Source: mmdetection `TwoStageDetector`, `StandardRoIHead`, `CascadeRoIHead` and `BBoxHead`; the authors'
+`_base_/models/selfsup_mask_rcnn_r50_fpn.py` and `AlignDet/models/roi_heads/htc_roi_head.py`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, smooth_l1_loss
 from torchvision.ops import box_iou
 
 from aligndet_cli.backbones import Backbone
@@ -21,13 +24,11 @@ from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.fpn import FPN
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.postprocess import select_detections
-from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
+from aligndet_cli.detectors.parts.rcnn_config import HeadRules, RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import BoxHead, RoiSamples, pool_rois, sample_rois, to_rois
 from aligndet_cli.detectors.parts.rpn import RPN
-from aligndet_cli.detectors.parts.sampling import Sampling
 
 LEVELS = ("c2", "c3", "c4", "c5")  # of the backbone; the neck makes P2..P6 of them
-DELTA_STD = (0.1, 0.1, 0.2, 0.2)  # RoIs are close to their boxes: unit of dx, dy, dw, dh
 AGREEING_IOU = 0.8  # of boxes that are the same but for a few pixels
 CLASS_STD, BOX_STD = 0.01, 0.001  # initial weights of the two predictors
 
@@ -37,67 +38,125 @@ class TwoStage(Protocol):
 
     Attributes:
         class_predictor: (S, C) features to (S, K + 1) logits, background last.
-        box_predictor: (S, C) features to (S, K * 4) offsets, class * 4 + (dx, dy, dw, dh).
+        box_predictor: (S, C) features to (S, K * 4) offsets, class * 4 + (dx, dy, dw, dh); or (S, 4) for all classes.
     """
 
     config: RCNNConfig
     neck: FPN
     rpn: RPN
-    head: BoxHead
-    class_predictor: nn.Linear
-    box_predictor: nn.Linear
+
+    @property
+    def head(self) -> nn.Module:
+        """A `BoxHead`, or the list of those of a cascade; the two predictors likewise."""
+
+    @property
+    def class_predictor(self) -> nn.Module: ...  # noqa: D102
+
+    @property
+    def box_predictor(self) -> nn.Module: ...  # noqa: D102
 
 
-def build_box_parts(
-    config: RCNNConfig, backbone: Backbone, num_classes: int
-) -> tuple[FPN, RPN, BoxHead, nn.Linear, nn.Linear]:
-    """Build neck, RPN, head, class predictor and box predictor with fresh weights.
+@dataclass(frozen=True)
+class RoiHead:
+    """One head with its predictors, and the rules that it is trained by; see `TwoStage`."""
 
-    The RPN proposes boxes on P2..P6, and the head classifies and refines them on P2..P5.
+    layers: nn.Module
+    class_predictor: nn.Module
+    box_predictor: nn.Module
+    rules: HeadRules
+
+    def offsets(self, features: Tensor) -> Tensor:
+        """Return (S, K, 4) offsets for `decode_boxes`, or (S, 1, 4) for all classes, from (S, C) features."""
+        predicted: Tensor = self.box_predictor(features).float().unflatten(1, (-1, 4))
+        return predicted * predicted.new_tensor(self.rules.delta_std)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a head was trained on: its RoIs, and their (S, C) features."""
+
+    head: RoiHead
+    samples: RoiSamples
+    features: Tensor
+
+    @torch.no_grad()
+    def refine(self, sizes_hw: Sequence[SizeHW]) -> list[Tensor]:
+        """Return the boxes that a class-agnostic head makes of its RoIs, (P, 4) per image, without the true boxes."""
+        counts = [len(boxes) for boxes in self.samples.boxes]
+        offsets = self.head.offsets(self.features).squeeze(1).split(counts)
+        pairs = zip(offsets, self.samples.boxes, self.samples.is_box, sizes_hw, strict=True)
+        return [decode_boxes(offset, boxes, size_hw)[~is_box] for offset, boxes, is_box, size_hw in pairs]
+
+
+def heads_of(model: TwoStage) -> list[RoiHead]:
+    """Return the heads of a detector, first one first."""
+    parts = model.head, model.class_predictor, model.box_predictor
+    lists = [part if isinstance(part, nn.ModuleList) else [part] for part in parts]
+    return [RoiHead(*parts) for parts in zip(*lists, model.config.head_rules(), strict=True)]
+
+
+def build_pyramid_and_rpn(config: RCNNConfig, backbone: Backbone) -> tuple[FPN, RPN]:
+    """Build neck and RPN with fresh weights. The RPN proposes boxes on P2..P6; heads work on P2..P5."""
+    return FPN(backbone.use_levels(LEVELS), config.neck_channels, config.neck_norm, extra_levels="pooled"), RPN(config)
+
+
+def build_head(config: RCNNConfig, num_classes: int, num_offsets: int) -> tuple[BoxHead, nn.Linear, nn.Linear]:
+    """Build a head, its class predictor and its box predictor with fresh weights.
+
+    Args:
+        num_offsets: 4 for each class that has a box of its own, or 4 in all.
     """
-    neck = FPN(backbone.use_levels(LEVELS), config.neck_channels, config.neck_norm, extra_levels="pooled")
-    rpn, head = RPN(config), BoxHead(config)
-    predictors = nn.Linear(config.head_features, num_classes + 1), nn.Linear(config.head_features, num_classes * 4)
+    head = BoxHead(config)
+    predictors = nn.Linear(config.head_features, num_classes + 1), nn.Linear(config.head_features, num_offsets)
     for predictor, std in zip(predictors, (CLASS_STD, BOX_STD), strict=True):
         nn.init.normal_(predictor.weight, std=std)
         nn.init.zeros_(predictor.bias)
-    return neck, rpn, head, *predictors
+    return head, *predictors
 
 
 def train_boxes(
     model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
-) -> tuple[dict[str, Tensor], RoiSamples]:
-    """Return the scalar losses of `FasterRCNN.forward` on P2..P6, (B, C, H, W) each, and the RoIs they used."""
+) -> tuple[dict[str, Tensor], list[Trained]]:
+    """Return the scalar losses of `FasterRCNN.forward` on P2..P6, (B, C, H, W) each, and what each head worked on.
+
+    `loss_cls` and `loss_box_reg` are sums over the heads, with their weights.
+    """
     config = model.config
+    anchors, rois = config.sampling()
     output = model.rpn(pyramid)
-    rpn_sampling = Sampling(config.rpn_samples, config.rpn_positive_fraction)
-    losses = model.rpn.losses(output, sizes_hw, targets, rpn_sampling)
-    samples = sample_rois(
-        model.rpn.propose(output, sizes_hw, config.train_proposals_per_level),
-        targets,
-        positive_iou=config.roi_positive_iou,
-        sampling=Sampling(config.roi_samples, config.roi_positive_fraction),
-        only_positives=False,
-    )
-    features = roi_features(model, pyramid, samples.rois())  # (S, C)
-    losses["loss_cls"] = class_loss(model.class_predictor(features), samples, targets)
-    losses["loss_box_reg"] = box_loss(model.box_predictor, features, samples, targets)
-    return losses, samples
+    losses = model.rpn.losses(output, sizes_hw, targets, anchors)
+    proposals = model.rpn.propose(output, sizes_hw, config.train_proposals_per_level, config.train_proposals)
+    trained: list[Trained] = []
+    for head in heads_of(model):
+        if trained:
+            proposals = trained[-1].refine(sizes_hw)
+        samples = sample_rois(
+            proposals,
+            targets,
+            positive_iou=head.rules.positive_iou,
+            sampling=rois,
+            only_positives=False,
+            claims=head.rules.claims,
+        )
+        trained.append(Trained(head, samples, roi_features(head, config, pyramid, samples.rois())))
+    losses["loss_cls"] = total([class_loss(one, targets) for one in trained])
+    losses["loss_box_reg"] = total([box_loss(one, targets) for one in trained])
+    return losses, trained
 
 
 def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
-    """Return the detections of each image, without masks, from P2..P6, (B, C, H, W) each."""
+    """Return the detections of each image, without masks, from P2..P6, (B, C, H, W) each.
+
+    Scores are the softmax of the heads' mean logits; boxes are the last head's.
+    """
     config = model.config
-    proposals = model.rpn.propose(model.rpn(pyramid), sizes_hw, config.test_proposals_per_level)
-    features = roi_features(model, pyramid, to_rois(proposals))  # (S, C)
-    counts = [len(boxes) for boxes in proposals]
-    scores = model.class_predictor(features).float().softmax(dim=1)[:, :-1].split(counts)  # (S, K) per image
-    deltas = model.box_predictor(features).float().unflatten(1, (-1, 4)).split(counts)  # (S, K, 4) per image
+    proposals = model.rpn.propose(model.rpn(pyramid), sizes_hw, config.test_proposals_per_level, config.max_proposals)
     found = []
-    for boxes, score, delta, size_hw in zip(proposals, scores, deltas, sizes_hw, strict=True):
-        roi, class_ids = (score > config.score_threshold).nonzero(as_tuple=True)
-        chosen = delta[roi, class_ids] * delta.new_tensor(DELTA_STD)
-        decoded, of_class = decode_boxes(chosen, boxes[roi], size_hw), score[roi, class_ids]
+    for logits, offsets, boxes, size_hw in zip(*run_heads(model, pyramid, sizes_hw, proposals), sizes_hw, strict=True):
+        scores = logits.softmax(dim=1)[:, :-1]  # (P, K)
+        roi, class_ids = (scores > config.score_threshold).nonzero(as_tuple=True)
+        chosen = offsets.expand(-1, scores.shape[1], -1)[roi, class_ids]
+        decoded, of_class = decode_boxes(chosen, boxes[roi], size_hw), scores[roi, class_ids]
         is_kept = (decoded[:, 2:] - decoded[:, :2] >= config.min_box_side).all(dim=1)
         found.append(
             select_detections(
@@ -111,31 +170,64 @@ def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[Size
     return found
 
 
-def find_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
-    """Return the RPN's proposals of each image, refined by the box head of a single class.
+def run_heads(
+    model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], proposals: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Run all heads, each on the boxes that the one before has refined.
 
-    The score of a box is its objectness times the share of all proposals that the head refines to the same box: places
+    Args:
+        pyramid: P2..P6, (B, C, H, W) each.
+        sizes_hw: height and width of each image in pixels, without padding.
+        proposals: (P, 4) xyxy per image.
+
+    Returns:
+        For each image: (P, K + 1) float32 logits, the mean of the heads'; the last head's `RoiHead.offsets`; and the
+        (P, 4) xyxy boxes that they refine.
+    """
+    counts = [len(boxes) for boxes in proposals]
+    logits: list[Tensor] = []
+    offsets: list[Tensor] = []
+    for head in heads_of(model):
+        if logits:
+            pairs = zip(offsets, proposals, sizes_hw, strict=True)
+            proposals = [decode_boxes(offset.squeeze(1), boxes, size_hw) for offset, boxes, size_hw in pairs]
+        features = roi_features(head, model.config, pyramid, to_rois(proposals))  # (S, C)
+        logits.append(head.class_predictor(features).float())
+        offsets = list(head.offsets(features).split(counts))
+    mean = torch.stack(logits).mean(dim=0) if len(logits) > 1 else logits[0]
+    return list(mean.split(counts)), offsets, proposals
+
+
+def find_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+    """Return the RPN's proposals of each image, refined by the heads of a single class.
+
+    The score of a box is its objectness times the share of all proposals that the heads refine to the same box: places
     that regression leads to from many sides are objects more often than those that score high in the RPN
     (examples/second-round.md). Of boxes that overlap more than `nms_iou`, the best is kept.
     """
     config = model.config
-    proposals = model.rpn.propose_scored(model.rpn(pyramid), sizes_hw, config.test_proposals_per_level)
-    features = roi_features(model, pyramid, to_rois([boxes for boxes, _ in proposals]))  # (S, C)
-    deltas = model.box_predictor(features).float()  # (S, 4)
-    deltas = (deltas * deltas.new_tensor(DELTA_STD)).split([len(boxes) for boxes, _ in proposals])
-    found = []
-    for (boxes, scores), delta, size_hw in zip(proposals, deltas, sizes_hw, strict=True):
-        refined = decode_boxes(delta, boxes, size_hw)
-        found.append(
-            select_detections(
-                refined,
-                scores * agreement_of(refined),
-                torch.zeros_like(scores, dtype=torch.int64),
-                nms_iou=config.nms_iou,
-                max_detections=config.max_detections,
-            )
+    proposed = model.rpn.propose_scored(
+        model.rpn(pyramid), sizes_hw, config.test_proposals_per_level, config.max_proposals
+    )
+    refined = refine_boxes(model, pyramid, sizes_hw, [boxes for boxes, _ in proposed])
+    return [
+        select_detections(
+            boxes,
+            scores * agreement_of(boxes),
+            torch.zeros_like(scores, dtype=torch.int64),
+            nms_iou=config.nms_iou,
+            max_detections=config.max_detections,
         )
-    return found
+        for boxes, (_, scores) in zip(refined, proposed, strict=True)
+    ]
+
+
+def refine_boxes(
+    model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], proposals: list[Tensor]
+) -> list[Tensor]:
+    """Return (P, 4) xyxy per image: what the heads of a single class make of proposals; arguments as in `run_heads`."""
+    _, offsets, boxes = run_heads(model, pyramid, sizes_hw, proposals)
+    return [decode_boxes(*of_image) for of_image in zip([o[:, 0] for o in offsets], boxes, sizes_hw, strict=True)]
 
 
 def agreement_of(boxes: Tensor) -> Tensor:
@@ -151,65 +243,83 @@ def agreement_of(boxes: Tensor) -> Tensor:
 def pretext_candidates(
     model: TwoStage, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
 ) -> BoxCandidates:
-    """Return the proposals and RoIs that overlap them, image by image, without background.
+    """Return the proposals and RoIs that each head samples, head by head and there image by image.
 
-    The losses are `loss_objectness`, `loss_rpn_box_reg` and `loss_box_reg`; arguments as in `Detector`.
+    The losses are `loss_objectness`, `loss_rpn_box_reg` and `loss_box_reg`; arguments as in `Detector`. All heads
+    sample from the same proposals of the RPN, by their own limits of IoU: what a head refines does not reach the next.
 
-    Source: the authors' `_base_/models/selfsup_mask_rcnn_r50_fpn.py`. There the box predictor has rows for every
-    instance id; here all are of class "object" (docs/differences.md 13).
+    Source: the authors' `_base_/models/selfsup_mask_rcnn_r50_fpn.py`, and `AlignDet/models/roi_heads/htc_roi_head.py`
+    for three heads, where `interleaved` leaves refinement to a mask head that is not there. There the box predictor of
+    Faster and Mask R-CNN has rows for every instance id; here all are of class "object" (docs/differences.md 13).
     """
-    config = model.config
+    config, sampling = model.config, model.config.pretext_sampling()
     pyramid = model.neck(features.maps)
     losses: dict[str, Tensor] = {}
     with torch.set_grad_enabled(with_losses and torch.is_grad_enabled()):
         output = model.rpn(pyramid)
     if with_losses:
-        losses = model.rpn.losses(output, features.sizes_hw, proposals, Sampling(config.pretext_rpn_samples, 1.0))
-    samples = sample_rois(
-        model.rpn.propose(output, features.sizes_hw, config.train_proposals_per_level),
-        proposals,
-        positive_iou=config.roi_positive_iou,
-        sampling=Sampling(config.pretext_roi_samples, 1.0),
-        only_positives=True,
-    )
-    pooled = roi_features(model, pyramid, samples.rois())  # (S, C)
+        losses = model.rpn.losses(output, features.sizes_hw, proposals, sampling.anchors)
+    rpn_boxes = model.rpn.propose(output, features.sizes_hw, config.train_proposals_per_level, config.train_proposals)
+    trained, ids = [], []
+    for head in heads_of(model):
+        samples = sample_rois(
+            rpn_boxes,
+            proposals,
+            positive_iou=head.rules.positive_iou,
+            sampling=sampling.rois,
+            only_positives=sampling.only_positives,
+            claims=head.rules.claims,
+        )
+        trained.append(Trained(head, samples, roi_features(head, config, pyramid, samples.rois())))
+        ids += [look_up(m, t.instance_ids) for m, t in zip(samples.matched, proposals, strict=True)]
     if with_losses:
-        losses["loss_box_reg"] = box_loss(model.box_predictor, pooled, samples, proposals)
-    ids = [look_up(m, t.instance_ids) for m, t in zip(samples.matched, proposals, strict=True)]
+        losses["loss_box_reg"] = total([box_loss(one, proposals) for one in trained])
     instance_ids = torch.cat(ids)
-    return BoxCandidates(pooled, torch.zeros_like(instance_ids), instance_ids, losses)
+    return BoxCandidates(
+        torch.cat([one.features for one in trained]),
+        torch.zeros_like(instance_ids),
+        instance_ids,
+        losses,
+        tuple(len(one.features) for one in trained),
+    )
 
 
-def roi_features(model: TwoStage, pyramid: list[Tensor], rois: Tensor) -> Tensor:
-    """Return (S, C) features of (S, 5) RoIs on P2..P5, (B, C, H, W) each, for the predictors."""
-    pooled, row = pool_rois(pyramid, rois, model.head.pool_size, model.config)
-    features: Tensor = model.head(pooled)
+def roi_features(head: RoiHead, config: RCNNConfig, pyramid: list[Tensor], rois: Tensor) -> Tensor:
+    """Return (S, C) features of (S, 5) RoIs on P2..P5, (B, C, H, W) each, for the predictors of a head."""
+    pooled, row = pool_rois(pyramid, rois, config.pool_size, config)
+    features: Tensor = head.layers(pooled)
     return features[row]
 
 
-def class_loss(logits: Tensor, samples: RoiSamples, targets: Sequence[BoxTargets]) -> Tensor:
-    """Return the scalar mean cross-entropy of (S, K + 1) logits."""
-    class_ids = torch.cat([look_up(m, t.class_ids) for m, t in zip(samples.matched, targets, strict=True)])
-    background = logits.shape[1] - 1
-    class_ids = torch.where(class_ids >= 0, class_ids, background)
-    return cross_entropy(logits.float(), class_ids, reduction="sum") / max(len(logits), 1)
+def class_loss(trained: Trained, targets: Sequence[BoxTargets]) -> Tensor:
+    """Return the scalar mean cross-entropy of a head, times its weight."""
+    matches = zip(trained.samples.matched, targets, strict=True)
+    class_ids = torch.cat([look_up(matched, of_image.class_ids) for matched, of_image in matches])
+    logits = trained.head.class_predictor(trained.features).float()  # (S, K + 1)
+    class_ids = torch.where(class_ids >= 0, class_ids, logits.shape[1] - 1)
+    return trained.head.rules.weight * cross_entropy(logits, class_ids, reduction="sum") / max(len(logits), 1)
 
 
-def box_loss(predictor: nn.Linear, features: Tensor, samples: RoiSamples, targets: Sequence[BoxTargets]) -> Tensor:
-    """Return the scalar L1 distance of predicted and true offsets of positive RoIs, per sampled RoI; 0 without any.
+def box_loss(trained: Trained, targets: Sequence[BoxTargets]) -> Tensor:
+    """Return the scalar distance of predicted and true offsets of positive RoIs, per sampled RoI, times the weight.
 
-    Args:
-        predictor: see `TwoStage.box_predictor`.
-        features: (S, C) of the RoIs.
-        samples: the S RoIs.
-        targets: boxes of each image; their class picks the offsets.
+    It is 0 without positive RoIs. Of the boxes of several classes, that of the true class is trained.
     """
-    is_positive = torch.cat(samples.matched) >= 0
-    positives = samples.positives()
+    head, rules, features = trained.head, trained.head.rules, trained.features
+    is_positive = torch.cat(trained.samples.matched) >= 0
+    positives = trained.samples.positives()
     pairs = list(zip(positives.matched, targets, strict=True))
     boxes = torch.cat([of_image.boxes[matched] for matched, of_image in pairs])  # (P, 4)
+    predicted = head.box_predictor(features[is_positive]).unflatten(1, (-1, 4))  # (P, K or 1, 4)
     class_ids = torch.cat([of_image.class_ids[matched] for matched, of_image in pairs])
-    by_class = predictor(features[is_positive]).unflatten(1, (-1, 4))  # (P, K, 4)
-    predicted = by_class[torch.arange(len(by_class), device=by_class.device), class_ids].float()
-    true = encode_boxes(boxes, torch.cat(positives.boxes)) / send(DELTA_STD, boxes.device)
-    return (predicted - true).abs().sum() / max(len(features), 1)
+    if predicted.shape[1] == 1:
+        class_ids = torch.zeros_like(class_ids)
+    predicted = predicted[torch.arange(len(predicted), device=predicted.device), class_ids].float()
+    true = encode_boxes(boxes, torch.cat(positives.boxes)) / send(rules.delta_std, boxes.device)
+    distance = smooth_l1_loss(predicted, true, reduction="sum", beta=rules.box_beta)
+    return rules.weight * distance / max(len(features), 1)
+
+
+def total(losses: Sequence[Tensor]) -> Tensor:
+    """Return the scalar sum of one loss or more."""
+    return torch.stack(list(losses)).sum()

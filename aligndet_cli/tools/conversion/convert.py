@@ -172,7 +172,8 @@ def _family_of(tensors: Mapping[str, Tensor], checkpoint: Checkpoint, asked: str
 
 
 def _is_pretrained(tensors: Mapping[str, Tensor]) -> bool:
-    return "class_predictor.bias" not in tensors or any(name.startswith(PROJECTOR) for name in tensors)
+    has_classes = "class_predictor.bias" in tensors or "class_predictor.0.bias" in tensors
+    return not has_classes or any(name.startswith(PROJECTOR) for name in tensors)
 
 
 def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:

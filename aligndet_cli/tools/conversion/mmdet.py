@@ -35,20 +35,36 @@ _DENSE = (
     *_blocks("bbox_head.cls_convs.#", "head.class_tower.#"),
     *_blocks("bbox_head.reg_convs.#", "head.box_tower.#"),
 )
-_FASTER_RCNN = (
-    *_BACKBONE,
-    *_NECK,
-    ("rpn_head.rpn_conv.*", "rpn.conv.*"),
-    ("rpn_head.rpn_cls.*", "rpn.objectness.*"),
-    ("rpn_head.rpn_reg.*", "rpn.deltas.*"),
-    *_blocks("roi_head.bbox_head.shared_convs.#", "head.convs.#"),
-    ("roi_head.bbox_head.shared_fcs.0.*", "head.fc.*"),
-    ("roi_head.bbox_head.shared_fcs.1.*", "head.extra_fcs.0.*"),
-    ("roi_head.bbox_head.fc_cls.0.*", "projector.hidden.*"),
-    ("roi_head.bbox_head.fc_cls.2.*", "projector.output.*"),
-    ("roi_head.bbox_head.fc_cls.*", "class_predictor.*"),
-    ("roi_head.bbox_head.fc_reg.*", "box_predictor.*"),
-)
+
+
+def _rcnn(number: str) -> tuple[Rule, ...]:
+    """Return the rules of an R-CNN without masks, whose heads' names have a number behind them or, with "", none."""
+    theirs = f"roi_head.bbox_head{number}"
+    return (
+        *_BACKBONE,
+        *_NECK,
+        ("rpn_head.rpn_conv.*", "rpn.conv.*"),
+        ("rpn_head.rpn_cls.*", "rpn.objectness.*"),
+        ("rpn_head.rpn_reg.*", "rpn.deltas.*"),
+        *_blocks(f"{theirs}.shared_convs.#", f"head{number}.convs.#"),
+        (f"{theirs}.shared_fcs.0.*", f"head{number}.fc.*"),
+        (f"{theirs}.shared_fcs.1.*", f"head{number}.extra_fcs.0.*"),
+        (f"{theirs}.fc_cls.0.*", f"projector{number}.hidden.*"),
+        (f"{theirs}.fc_cls.2.*", f"projector{number}.output.*"),
+        (f"{theirs}.fc_cls.*", f"class_predictor{number}.*"),
+        (f"{theirs}.fc_reg.*", f"box_predictor{number}.*"),
+    )
+
+
+def _masks(number: str) -> tuple[Rule, ...]:
+    """Return the rules of the mask heads; `number` as in `_rcnn`."""
+    return (
+        *_blocks(f"roi_head.mask_head{number}.convs.#", f"mask_head{number}.convs.#"),
+        (f"roi_head.mask_head{number}.upsample.*", f"mask_head{number}.upsample.*"),
+        (f"roi_head.mask_head{number}.conv_logits.*", f"mask_predictor{number}.*"),
+    )
+
+
 _DETR = (
     *_BACKBONE,
     ("bbox_head.input_proj.*", "neck.*"),
@@ -91,17 +107,16 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ("bbox_head.conv_centerness.*", "box_predictor.centerness.*"),
         ("bbox_head.scales.#.scale", "head.scales.factors.#"),  # a tensor per level; ours is one (L,) tensor
     ),
-    "faster-rcnn": _FASTER_RCNN,
-    "mask-rcnn": (
-        *_FASTER_RCNN,
-        *_blocks("roi_head.mask_head.convs.#", "mask_head.convs.#"),
-        ("roi_head.mask_head.upsample.*", "mask_head.upsample.*"),
-        ("roi_head.mask_head.conv_logits.*", "mask_predictor.*"),
-    ),
+    "faster-rcnn": _rcnn(""),
+    "mask-rcnn": (*_rcnn(""), *_masks("")),
+    "cascade-rcnn": _rcnn(".#"),
+    "cascade-mask-rcnn": (*_rcnn(".#"), *_masks(".#")),
     "detr": _DETR,
 }
 MARKS = {
     "bbox_head.transformer.encoder.": "detr",
+    "roi_head.mask_head.0.": "cascade-mask-rcnn",
+    "roi_head.bbox_head.0.": "cascade-rcnn",
     "roi_head.mask_head.convs.": "mask-rcnn",
     "rpn_head.rpn_conv.": "faster-rcnn",
     "bbox_head.scales.0.scale": "fcos",

@@ -13,6 +13,7 @@ from typing import Any
 
 from aligndet_cli.detectors import retinanet
 from aligndet_cli.detectors.parts import roi_head, rpn
+from aligndet_cli.detectors.parts.rcnn_config import DELTA_STDS
 from aligndet_cli.errors import WeightsError
 
 Tree = Mapping[str, Any]
@@ -41,6 +42,8 @@ SHARED: dict[str, dict[str, str]] = {
     "fcos": _DENSE,
     "faster-rcnn": _RCNN,
     "mask-rcnn": _RCNN,
+    "cascade-rcnn": _RCNN,
+    "cascade-mask-rcnn": _RCNN,
     "detr": {
         "test_cfg.max_per_img": "max_detections",
         f"{_HEADS_2X}.num_heads": "num_heads",
@@ -73,7 +76,6 @@ def _coder(head: str, deviations: Sequence[float]) -> dict[str, tuple[Any, ...]]
     }
 
 
-_SOFTMAX = {"roi_head.bbox_head.loss_cls.use_sigmoid": (False,)}
 _NEEDS_DENSE: dict[str, tuple[Any, ...]] = {
     **_PYRAMID,
     "neck.start_level": (1,),
@@ -81,7 +83,7 @@ _NEEDS_DENSE: dict[str, tuple[Any, ...]] = {
     "test_cfg.nms.type": ("nms",),
     "test_cfg.min_bbox_size": (0, -1),
 }
-_NEEDS_RCNN: dict[str, tuple[Any, ...]] = {
+_NEEDS_TWO_STAGE: dict[str, tuple[Any, ...]] = {
     **_PYRAMID,
     "neck.start_level": (0,),
     "neck.add_extra_convs": (False,),
@@ -90,8 +92,6 @@ _NEEDS_RCNN: dict[str, tuple[Any, ...]] = {
     "rpn_head.anchor_generator.scales": (list(rpn.SCALES),),
     "rpn_head.anchor_generator.ratios": (list(rpn.RATIOS),),
     "rpn_head.anchor_generator.strides": (list(rpn.STRIDES),),
-    **_coder("roi_head.bbox_head", [0.1, 0.1, 0.2, 0.2]),
-    **_SOFTMAX,
     "roi_head.bbox_roi_extractor.type": ("SingleRoIExtractor",),
     "roi_head.bbox_roi_extractor.finest_scale": (roi_head.FINEST_SCALE,),
     "roi_head.bbox_roi_extractor.featmap_strides": (list(roi_head.POOLED_STRIDES),),
@@ -104,6 +104,22 @@ _NEEDS_RCNN: dict[str, tuple[Any, ...]] = {
     "test_cfg.rcnn.nms.type": ("nms",),
     "test_cfg.rcnn.mask_thr_binary": (0.5,),
 }
+_NEEDS_RCNN: dict[str, tuple[Any, ...]] = {
+    **_NEEDS_TWO_STAGE,
+    **_coder("roi_head.bbox_head", list(DELTA_STDS[0])),
+    "roi_head.bbox_head.loss_cls.use_sigmoid": (False,),
+}
+_NEEDS_CASCADE: dict[str, tuple[Any, ...]] = {
+    **_NEEDS_TWO_STAGE,
+    "roi_head.type": ("CascadeRoIHead",),
+    "roi_head.num_stages": (len(DELTA_STDS),),
+}
+for number, deviations in enumerate(DELTA_STDS):
+    _NEEDS_CASCADE |= {
+        **_coder(f"roi_head.bbox_head.{number}", list(deviations)),
+        f"roi_head.bbox_head.{number}.reg_class_agnostic": (True,),
+        f"roi_head.bbox_head.{number}.loss_cls.use_sigmoid": (False,),
+    }
 _NEEDS_DETR: dict[str, tuple[Any, ...]] = {
     **_COMMON,
     "bbox_head.loss_cls.use_sigmoid": (False,),
@@ -134,6 +150,8 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "faster-rcnn": _NEEDS_RCNN,
     "mask-rcnn": _NEEDS_RCNN,
+    "cascade-rcnn": _NEEDS_CASCADE,
+    "cascade-mask-rcnn": _NEEDS_CASCADE,
     "detr": _NEEDS_DETR,
 }
 

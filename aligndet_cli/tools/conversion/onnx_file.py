@@ -62,8 +62,8 @@ class OnnxOptions:
             )
         if not self.with_nms and family == "detr":
             raise ConfigError("--no-with-nms: detr has no NMS; leave it out")
-        if not self.with_nms and family == "mask-rcnn":
-            raise ConfigError("--no-with-nms: masks are made of the boxes that NMS leaves; export mask-rcnn with NMS")
+        if not self.with_nms and family.endswith("mask-rcnn"):
+            raise ConfigError(f"--no-with-nms: masks are made of the boxes that NMS leaves; export {family} with NMS")
 
 
 def export_onnx(

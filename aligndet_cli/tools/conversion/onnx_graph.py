@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, roi_align
 
 from aligndet_cli.data.batch import ImageBatch
-from aligndet_cli.detectors import Detector
+from aligndet_cli.detectors import AnyRCNN, Detector
+from aligndet_cli.detectors.cascade_rcnn import CascadeMaskRCNN
 from aligndet_cli.detectors.detr import DETR, inside_cells
-from aligndet_cli.detectors.faster_rcnn import FasterRCNN
 from aligndet_cli.detectors.fcos import FCOS
 from aligndet_cli.detectors.mask_rcnn import MaskRCNN
 from aligndet_cli.detectors.parts.box_coder import decode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
-from aligndet_cli.detectors.parts.mask_head import predict_masks
+from aligndet_cli.detectors.parts.mask_head import MaskBranch, predict_masks
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import POOLED_STRIDES, level_of
-from aligndet_cli.detectors.parts.two_stage import DELTA_STD
+from aligndet_cli.detectors.parts.two_stage import heads_of
 from aligndet_cli.detectors.retinanet import RetinaNet
 from aligndet_cli.tools.conversion.onnx_nms import by_group, not_suppressed
 
-WithNMS = RetinaNet | FCOS | FasterRCNN | MaskRCNN
+WithNMS = RetinaNet | FCOS | AnyRCNN
 
 
 class Found(NamedTuple):
@@ -68,7 +68,8 @@ class Graph(nn.Module):
             sizes: (B, 2) int64 height and width of each image in pixels, without padding.
 
         Returns:
-            Boxes, scores and class ids as in `Found`, and the (B, N, M, M) masks of Mask R-CNN, see `Detections`.
+            Boxes, scores and class ids as in `Found`, and the (B, N, M, M) masks of the families with masks, see
+            `Detections`.
         """
         model = self.model
         maps = model.extract(ImageBatch(pixels, ())).maps
@@ -79,10 +80,12 @@ class Graph(nn.Module):
             return _clip(boxes, sizes) if self.with_nms else boxes, scores, class_ids
         if isinstance(model, FCOS):
             return self._finish(_run_fcos(model, maps, sizes), model)
-        assert isinstance(model, FasterRCNN | MaskRCNN)
+        assert isinstance(model, AnyRCNN)
         pyramid = model.neck(maps)
         found = self._finish(_run_two_stage(model, pyramid, sizes, self.num_classes), model)
-        return (*found, _run_masks(model, pyramid, found)) if isinstance(model, MaskRCNN) else found
+        if isinstance(model, MaskRCNN | CascadeMaskRCNN):
+            return *found, _run_masks(model.mask_branches(), pyramid, found)
+        return found
 
     def _finish(self, found: Found, model: WithNMS) -> Found:
         """Suppress boxes and keep the best; without NMS, leave everything as it is."""
@@ -142,25 +145,30 @@ def _run_fcos(model: FCOS, maps: dict[str, Tensor], sizes: Tensor) -> Found:
     return _join(levels)
 
 
-def _run_two_stage(model: FasterRCNN | MaskRCNN, pyramid: list[Tensor], sizes: Tensor, num_classes: int) -> Found:
+def _run_two_stage(model: AnyRCNN, pyramid: list[Tensor], sizes: Tensor, num_classes: int) -> Found:
     """Return the boxes of each class, K * P in all: those of P proposals for the first class, then for the next."""
-    config, proposals = model.config, _propose(model, pyramid, sizes)
-    pooled, place = _pool(pyramid, proposals, model.head.pool_size, config)
-    features = model.head(pooled)  # (S, C)
-    scores = model.class_predictor(features).softmax(dim=1)[:, :-1]  # (S, K)
-    deltas = model.box_predictor(features).unflatten(1, (num_classes, 4)) * features.new_tensor(DELTA_STD)
-    rois = proposals.boxes.flatten(0, 1)[place]  # (S, 4)
-    decoded = _decode(deltas, rois[:, None].expand_as(deltas))
+    config, refined = model.config, _propose(model, pyramid, sizes)
+    all_logits: list[Tensor] = []
+    for head in heads_of(model):
+        pooled, place = _pool(pyramid, refined, config.pool_size, config)
+        features = head.layers(pooled)  # (S, C)
+        all_logits.append(_put(head.class_predictor(features), place, refined))  # (B, P, K + 1)
+        offsets = head.offsets(features)  # (S, K or 1, 4)
+        rois = refined.boxes.flatten(0, 1)[place]  # (S, 4)
+        decoded = _decode(offsets, rois[:, None].expand_as(offsets))
+        placed = _put(decoded.flatten(1), place, refined).unflatten(2, (-1, 4))  # (B, P, K or 1, 4)
+        if placed.shape[2] == 1:  # for all classes, and for the next head
+            refined = refined._replace(boxes=_clip(placed.squeeze(2), sizes))
     by_class = (0, 2, 1)  # (B, P, K) to (B, K, P)
-    boxes = _put(decoded.flatten(1), place, proposals).unflatten(2, (num_classes, 4)).permute(*by_class, 3)
-    boxes = _clip(boxes.flatten(1, 2), sizes)
-    scores = _put(scores, place, proposals).permute(by_class).flatten(1)
+    boxes = _clip(placed.expand(-1, -1, num_classes, -1).permute(*by_class, 3).flatten(1, 2), sizes)
+    scores = torch.stack(all_logits).mean(dim=0).softmax(dim=2)[..., :-1] * (refined.scores > 0)[..., None]
+    scores = scores.permute(by_class).flatten(1)
     is_kept = (scores > config.score_threshold) & (boxes[..., 2:] - boxes[..., :2] >= config.min_box_side).all(dim=2)
-    class_ids = torch.arange(num_classes, device=scores.device)[:, None].expand(-1, proposals.scores.shape[1])
+    class_ids = torch.arange(num_classes, device=scores.device)[:, None].expand(-1, refined.scores.shape[1])
     return Found(boxes, torch.where(is_kept, scores, 0.0), class_ids.flatten().expand_as(scores))
 
 
-def _propose(model: FasterRCNN | MaskRCNN, pyramid: list[Tensor], sizes: Tensor) -> Found:
+def _propose(model: AnyRCNN, pyramid: list[Tensor], sizes: Tensor) -> Found:
     """Return the proposals of each image, best first."""
     config, rpn = model.config, model.rpn
     scores, deltas, anchors, levels = rpn.best(rpn(pyramid), config.test_proposals_per_level)
@@ -187,12 +195,15 @@ def _pool(pyramid: list[Tensor], found: Found, size: int, config: RCNNConfig) ->
     return torch.cat(pooled), torch.cat(places)
 
 
-def _run_masks(model: MaskRCNN, pyramid: list[Tensor], found: Found) -> Tensor:
-    """Return (B, N, M, M) masks in 0..1; 0 where no box is."""
-    pooled, place = _pool(pyramid, found, model.mask_head.pool_size, model.config)
-    logits = predict_masks(model.mask_predictor, model.mask_head(pooled), found.class_ids.flatten()[place])
-    side = 2 * model.mask_head.pool_size
-    return _put(logits.sigmoid().flatten(1), place, found).unflatten(2, (side, side))
+def _run_masks(branches: list[MaskBranch], pyramid: list[Tensor], found: Found) -> Tensor:
+    """Return (B, N, M, M) masks in 0..1, the mean of the branches'; 0 where no box is."""
+    masks = []
+    for branch in branches:
+        pooled, place = _pool(pyramid, found, branch.head.pool_size, branch.config)
+        logits = predict_masks(branch.predictor, branch.head(pooled), found.class_ids.flatten()[place])
+        masks.append(_put(logits.sigmoid().flatten(1), place, found))
+    side = 2 * branches[0].head.pool_size
+    return torch.stack(masks).mean(dim=0).unflatten(2, (side, side))
 
 
 def _above(scores: Tensor, threshold: float, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -104,16 +104,17 @@ def _of_pyramid(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     if family in ("retinanet", "fcos"):
         return {**settings, "head_convs": _count(tensors, "head.class_tower.#.0.weight"), **_head_norm(tensors)}
-    fc = tensors["head.fc.weight"]
+    first = ".0" if family.startswith("cascade") else ""  # of three heads
+    fc = tensors[f"head{first}.fc.weight"]
     settings |= {
-        "head_convs": _count(tensors, "head.convs.#.0.weight"),
-        "head_fcs": 1 + _count(tensors, "head.extra_fcs.#.weight"),
+        "head_convs": _count(tensors, f"head{first}.convs.#.0.weight"),
+        "head_fcs": 1 + _count(tensors, f"head{first}.extra_fcs.#.weight"),
         "head_features": fc.shape[0],
         "rpn_convs": 1 + _count(tensors, "rpn.extra_convs.#.weight"),
         "pool_size": isqrt(fc.shape[1] // settings["neck_channels"]),
     }
-    if "mask_head.upsample.weight" in tensors:
-        settings["mask_convs"] = _count(tensors, "mask_head.convs.#.0.weight")
+    if f"mask_head{first}.upsample.weight" in tensors:
+        settings["mask_convs"] = _count(tensors, f"mask_head{first}.convs.#.0.weight")
     return {**settings, **_head_norm(tensors)}
 
 
@@ -129,7 +130,7 @@ def _of_detr(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _num_classes(family: str, tensors: Mapping[str, Tensor]) -> int | None:
-    bias = tensors.get("class_predictor.bias")
+    bias = tensors.get("class_predictor.bias", tensors.get("class_predictor.0.bias"))
     if bias is None:
         return None
     if family == "retinanet":
@@ -138,7 +139,7 @@ def _num_classes(family: str, tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def _head_norm(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    first = ("head.class_tower.0", "head.convs.0", "mask_head.convs.0")
+    first = ("head.class_tower.0", *(f"{head}{n}.convs.0" for head in ("head", "mask_head") for n in ("", ".0")))
     there = [block for block in first if f"{block}.0.weight" in tensors]
     return {"head_norm": _norm_of(tensors, there[0])} if there else {}
 

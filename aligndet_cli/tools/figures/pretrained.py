@@ -17,17 +17,13 @@ from aligndet_cli.data.dataset import ImageSet, class_labels
 from aligndet_cli.data.loaders import load_image
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import ViewParams, make_batch
-from aligndet_cli.detectors import Detector
+from aligndet_cli.detectors import AnyRCNN, Detector
 from aligndet_cli.detectors.checkpoint import read_detector
-from aligndet_cli.detectors.faster_rcnn import FasterRCNN
-from aligndet_cli.detectors.mask_rcnn import MaskRCNN
-from aligndet_cli.detectors.parts.box_coder import decode_boxes
-from aligndet_cli.detectors.parts.roi_head import to_rois
-from aligndet_cli.detectors.parts.two_stage import DELTA_STD, roi_features
+from aligndet_cli.detectors.parts.two_stage import refine_boxes
 from aligndet_cli.detectors.results import rescale_boxes
 from aligndet_cli.errors import AlignDetError, ConfigError
 from aligndet_cli.plotting import shorten
-from aligndet_cli.pretrain_box.pretext import BoxPretext
+from aligndet_cli.pretrain_box.pretext import BoxPretext, embed
 from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, build_pretext
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.placement import place
@@ -131,6 +127,8 @@ def objects_of(image_set: ImageSet) -> tuple[list[int], dict[int, list[int]]]:
 def embed_objects(pretext: BoxPretext, config: PretrainBoxConfig, image_set: ImageSet, device: str) -> Embeddings:
     """Return the mean embedding of each labelled object over the candidates that the detector assigns to it.
 
+    A cascade has embeddings from each head; these are the first one's.
+
     Source: figure 4, of which the paper says only that it shows features of the contrastive head.
     """
     classes, chosen = objects_of(image_set)
@@ -144,7 +142,7 @@ def embed_objects(pretext: BoxPretext, config: PretrainBoxConfig, image_set: Ima
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)  # candidates are sampled
             found = pretext.online.box_candidates(pretext.online.extract(images), targets, with_losses=False)
-        embeddings, ids = pretext.projector(found.features, found.slots), found.instance_ids
+        embeddings, ids = embed(pretext.projector, found)[0]
         is_object = ids >= 0
         sums = embeddings.new_zeros(len(rows), embeddings.shape[1])
         sums.index_add_(0, ids[is_object], embeddings[is_object])
@@ -175,24 +173,24 @@ def neighbour_share(embeddings: Embeddings) -> tuple[float, float]:
 
 def finds_without_classes(model: Detector) -> bool:
     """Return True if a detector tells objects from background before it knows any class, as those with an RPN do."""
-    return isinstance(model, FasterRCNN | MaskRCNN)
+    return isinstance(model, AnyRCNN)
 
 
 @torch.no_grad()
 def class_free_centres(model: Detector, images: ImageBatch, size_hw: tuple[int, int]) -> NDArray[np.float64]:
-    """Return (N, 2) centres, x and y, of the boxes that the head makes from the RPN's 100 best ones in one image.
+    """Return (N, 2) centres, x and y, of the boxes that the heads make from the RPN's 100 best ones in one image.
 
     Source: D.2 and figures 5 and 9, for Faster and Mask R-CNN.
 
     Args:
         size_hw: size of the original image, in whose pixels the centres are.
     """
-    assert isinstance(model, FasterRCNN | MaskRCNN)
+    assert isinstance(model, AnyRCNN)
     pyramid = model.neck(model.extract(images).maps)
-    [proposals] = model.rpn.propose(model.rpn(pyramid), images.sizes_hw, model.config.test_proposals_per_level)
-    proposals = proposals[:NUM_CENTRES]
-    deltas = model.box_predictor(roi_features(model, pyramid, to_rois([proposals]))).float()[:, :4]
-    boxes = decode_boxes(deltas * deltas.new_tensor(DELTA_STD), proposals, images.sizes_hw[0])
+    [proposals] = model.rpn.propose(
+        model.rpn(pyramid), images.sizes_hw, model.config.test_proposals_per_level, NUM_CENTRES
+    )
+    [boxes] = refine_boxes(model, pyramid, images.sizes_hw, [proposals])
     return centres_of(rescale_boxes(boxes, images.sizes_hw[0], size_hw))
 
 

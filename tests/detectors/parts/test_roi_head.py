@@ -96,8 +96,12 @@ def test_the_best_proposal_of_a_box_is_its_own_though_another_box_fits_better() 
     boxes = torch.tensor([[0.0, 0, 40, 30], [0, 15, 40, 40]])
     proposal = torch.tensor([[0.0, 0, 40, 40]])
     target = BoxTargets(boxes, torch.zeros(2, dtype=torch.int64))
-    samples = sample_rois([proposal], [target], positive_iou=0.5, sampling=Sampling(9, 1.0), only_positives=False)
+    rules = {"positive_iou": 0.5, "sampling": Sampling(9, 1.0), "only_positives": False}
+    samples = sample_rois([proposal], [target], **rules)
     assert samples.matched[0].tolist() == [0, 1, 1]
+    assert samples.is_box[0].tolist() == [True, True, False]
+    # A cascade's heads let it have the box that it fits better.
+    assert sample_rois([proposal], [target], **rules, claims=False).matched[0].tolist() == [0, 1, 0]
 
 
 def test_initial_weights_are_mmdetections() -> None:

@@ -13,7 +13,7 @@ GRIDS = ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))  # of a 64 x 96 image
 
 def build(**changes: float) -> RPN:
     torch.manual_seed(0)
-    return RPN(RCNNConfig(neck_channels=8, max_proposals=50, **changes))
+    return RPN(RCNNConfig(neck_channels=8, **changes))
 
 
 def make_pyramid(num_images: int) -> list[Tensor]:
@@ -65,7 +65,7 @@ def test_proposals_are_clipped_apart_and_best_first() -> None:
     torch.nn.init.normal_(rpn.objectness.weight)
     pyramid = make_pyramid(2)
     output = rpn(pyramid)
-    found = rpn.propose(output, [(61, 90), (64, 70)], per_level=100)
+    found = rpn.propose(output, [(61, 90), (64, 70)], per_level=100, count=50)
     for boxes, (height, width) in zip(found, [(61, 90), (64, 70)], strict=True):
         assert 0 < len(boxes) <= 50
         assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height, width, height])).all()
@@ -80,7 +80,7 @@ def test_proposals_are_clipped_apart_and_best_first() -> None:
 
 def test_only_the_best_of_a_level_become_proposals() -> None:
     rpn = build(rpn_nms_iou=1.0)
-    found = rpn.propose(rpn(make_pyramid(1)), [(64, 96)], per_level=3)
+    found = rpn.propose(rpn(make_pyramid(1)), [(64, 96)], per_level=3, count=50)
     assert len(found[0]) == 5 * 3
 
 
@@ -89,6 +89,6 @@ def test_proposals_of_different_levels_do_not_suppress_each_other() -> None:
     for module in (rpn.deltas, rpn.objectness):
         torch.nn.init.zeros_(module.weight)
     # An NMS that lets nothing overlap leaves at least one box per level, though those of P6 cover all others.
-    (boxes,) = rpn.propose(rpn(make_pyramid(1)), [(64, 96)], per_level=10)
+    (boxes,) = rpn.propose(rpn(make_pyramid(1)), [(64, 96)], per_level=10, count=50)
     areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).tolist()
     assert len(boxes) >= 5 and max(areas) == pytest.approx(64 * 96)

@@ -21,7 +21,7 @@ def test_objects_are_proposals_that_the_head_has_refined() -> None:
     torch.nn.init.zeros_(model.box_predictor.weight)  # the head moves nothing but by its bias
     with torch.no_grad():
         proposed = model.rpn.propose_scored(
-            model.rpn(model.neck(model.extract(images).maps)), images.sizes_hw, config.test_proposals_per_level
+            model.rpn(model.neck(model.extract(images).maps)), images.sizes_hw, config.test_proposals_per_level, 1000
         )
     for (boxes, scores), found in zip(proposed, model.find_objects(images), strict=True):
         order = (scores * agreement_of(boxes)).argsort(descending=True)

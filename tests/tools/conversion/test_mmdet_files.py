@@ -38,8 +38,9 @@ def python(value: Any) -> str:
 def tree(path: str, value: Any) -> dict[str, Any]:
     """Nested settings with one value at a dotted path, in which numbers are places in a list."""
     first, _, rest = path.partition(".")
-    if rest.startswith("0."):
-        return {first: [tree(rest.removeprefix("0."), value)]}
+    place, _, below = rest.partition(".")
+    if place.isdigit():
+        return {first: [*[{}] * int(place), tree(below, value)]}
     return {first: tree(rest, value) if rest else value}
 
 

@@ -46,7 +46,8 @@ def detector(family: str, backbone: str = "resnet18") -> LoadedDetector:
     torch.manual_seed(2)
     config = BackboneConfig.model_validate({"name": backbone})
     model = NARROW[family].build(build_backbone(config), len(CATEGORIES)).eval()
-    return LoadedDetector(let_find_much(model, BATCHES[0]), CATEGORIES, RESOLUTION, has_masks=family == "mask-rcnn")
+    has_masks = NARROW[family].RECIPE.needs_masks
+    return LoadedDetector(let_find_much(model, BATCHES[0]), CATEGORIES, RESOLUTION, has_masks=has_masks)
 
 
 @dataclass
@@ -73,14 +74,14 @@ def test_batches_have_three_sizes_and_padding() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("with_nms", [True, False])
 def test_graph_finds_what_we_find(family: str, with_nms: bool) -> None:
-    if not with_nms and family in ("detr", "mask-rcnn"):
+    if not with_nms and (family == "detr" or NARROW[family].RECIPE.needs_masks):
         pytest.skip("always finished in the file")
     model = detector(family).model
     found = compare(model, InPyTorch(Graph(model, 3, with_nms=with_nms)), BATCHES, with_nms=with_nms)
     assert found.mistakes == () and found.num_at_limit == 0
     assert found.num_images == 3 and found.num_detections > 60
     assert found.boxes_px < 1e-4 and found.scores < 1e-6
-    assert (found.masks is None) == (family != "mask-rcnn")
+    assert (found.masks is None) == (not NARROW[family].RECIPE.needs_masks)
     if not with_nms:  # and the file has more than that
         boxes = InPyTorch(Graph(model, 3, with_nms=False)).run(None, inputs_of(BATCHES[1]))[0]
         assert boxes.shape[1] > 100
@@ -164,7 +165,7 @@ def test_onnxruntime_finds_what_we_find(family: str, tmp_path: Path) -> None:
     loaded, file = detector(family), tmp_path / "model.onnx"
     usage, found = export_onnx(loaded, file, OnnxOptions(), IMAGES)
     assert found.num_detections > 60 and found.num_at_limit <= 2  # scores may be equal
-    outputs = "boxes, scores, class_ids" + (", masks" if family == "mask-rcnn" else "")
+    outputs = "boxes, scores, class_ids" + (", masks" if NARROW[family].RECIPE.needs_masks else "")
     assert usage == f"onnxruntime: pixels (B, 3, H, W) and sizes (B, 2) to {outputs}"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = runtime.InferenceSession(file)
