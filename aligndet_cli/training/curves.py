@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from aligndet_cli.plotting import COLOURS, DASHES, REFERENCE, finish_axes, never_failing, new_figure, save_figure, wrap
+from aligndet_cli.training.embeddings import HEAD_PREFIX
 
 MAX_POINTS = 400  # per curve; more cannot be told apart on a panel, and longer logs take seconds to draw
 _PANEL = (4.8, 3.5)  # inches
@@ -32,6 +33,7 @@ _PANELS: tuple[_Panel, ...] = (
 )
 _ACCURACIES = ("contrast_accuracy", "accuracy")
 _CHANCE, _ACCURACY_BY_CHANCE = "chance", "accuracy_by_chance"
+_CHANCE_OF_FIRST = f"{HEAD_PREFIX}1_{_CHANCE}"
 Log = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 
@@ -74,7 +76,8 @@ def read_log(metrics: Path) -> Log:
             values.append(value)
     log = {key: (np.array(steps), np.array(values, dtype=np.float64)) for key, (steps, values) in columns.items()}
     if _CHANCE in log:  # log(n): guessing picks the right one of n classes, or pairs, once in n times
-        log[_ACCURACY_BY_CHANCE] = (log[_CHANCE][0], np.exp(-log[_CHANCE][1]))
+        steps, chance = log.get(_CHANCE_OF_FIRST, log[_CHANCE])  # of several heads it is a weighted sum
+        log[_ACCURACY_BY_CHANCE] = (steps, np.exp(-chance))
     return log
 
 

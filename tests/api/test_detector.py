@@ -152,7 +152,7 @@ def test_the_convention_is_torchvisions(family: str, tmp_path: Path) -> None:
         assert set(labels.tolist()) <= set(detector.names)
         assert (boxes >= 0).all() and boxes[:, 2].max() <= image.shape[2] and boxes[:, 3].max() <= image.shape[1]
         assert scores.tolist() == sorted(scores.tolist(), reverse=True)
-        assert ("masks" in one) == (family == "mask-rcnn")
+        assert ("masks" in one) == CONFIGS[family].RECIPE.needs_masks
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,12 @@ def test_a_long_log_is_thinned_without_losing_its_extremes() -> None:
     assert corners.max() == 9.0 and corners.min() == 0.5
 
 
+def test_the_accuracy_by_chance_of_several_heads_is_that_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps({"step": 1, "chance": 1.75 * np.log(100), "head1_chance": np.log(100)}) + "\n")
+    assert read_log(file)["accuracy_by_chance"][1] == pytest.approx(0.01)
+
+
 def test_chance_and_limits_are_drawn_in(tmp_path: Path) -> None:
     lines = [
         {"step": step, "loss_contrastive": 3.0, "loss_cls": 0.5, "chance": np.log(1 + 99), "contrast_accuracy": 0.2}

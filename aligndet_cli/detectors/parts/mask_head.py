@@ -76,7 +76,7 @@ def train_masks(
 def add_masks(
     branches: Sequence[MaskBranch], pyramid: Sequence[Tensor], found: Sequence[Detections]
 ) -> list[Detections]:
-    """Return the detections of each image with masks, the mean of those of all branches."""
+    """Return detections with (N, M, M) masks, the mean of those of all branches; `pyramid` as in `pool_rois`."""
     rois = to_rois([of_image.boxes for of_image in found])
     class_ids = torch.cat([of_image.class_ids for of_image in found])
     by_branch = [branch.logits(pyramid, rois, class_ids).sigmoid() for branch in branches]

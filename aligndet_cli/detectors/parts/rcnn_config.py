@@ -19,7 +19,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class HeadRules:
-    """How a box head is trained, and what its offsets mean.
+    """Rules by which a box head is trained, and the meaning of its offsets.
 
     Attributes:
         positive_iou: IoU with a box from which a RoI is positive.
@@ -38,7 +38,7 @@ class HeadRules:
 
 @dataclass(frozen=True)
 class PretextSampling:
-    """What pre-training samples from an image.
+    """Numbers of what pre-training samples from an image.
 
     Attributes:
         anchors: for the RPN's losses.

@@ -105,7 +105,7 @@ class RPN(nn.Module):
         }
 
     def propose(self, output: RPNOutput, sizes_hw: Sequence[SizeHW], per_level: int, count: int) -> list[Tensor]:
-        """Return the boxes of `propose_scored`."""
+        """Return the boxes of `propose_scored`, (P, 4) xyxy per image."""
         return [boxes for boxes, _ in self.propose_scored(output, sizes_hw, per_level, count)]
 
     @torch.no_grad()

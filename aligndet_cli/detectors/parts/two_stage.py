@@ -73,7 +73,7 @@ class RoiHead:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a head was trained on: its RoIs, and their (S, C) features."""
+    """A head in training with its RoIs, and their (S, C) features."""
 
     head: RoiHead
     samples: RoiSamples
