@@ -76,8 +76,8 @@ def read_log(metrics: Path) -> Log:
             values.append(value)
     log = {key: (np.array(steps), np.array(values, dtype=np.float64)) for key, (steps, values) in columns.items()}
     if _CHANCE in log:  # log(n): guessing picks the right one of n classes, or pairs, once in n times
-        steps, chance = log.get(_CHANCE_OF_FIRST, log[_CHANCE])  # of several heads it is a weighted sum
-        log[_ACCURACY_BY_CHANCE] = (steps, np.exp(-chance))
+        logged_at, chance = log.get(_CHANCE_OF_FIRST, log[_CHANCE])  # of several heads it is a weighted sum
+        log[_ACCURACY_BY_CHANCE] = (logged_at, np.exp(-chance))
     return log
 
 
