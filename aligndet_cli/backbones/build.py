@@ -1,13 +1,21 @@
 """Settings of a backbone, and the module they describe."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
 from aligndet_cli.backbones.convnext import build_convnext
 from aligndet_cli.backbones.efficientnet import build_efficientnet
 from aligndet_cli.backbones.efficientnet_lite import SIZES as LITE_SIZES
 from aligndet_cli.backbones.efficientnet_lite import build_efficientnet_lite
+from aligndet_cli.backbones.from_timm import build_timm, is_of_timm
 from aligndet_cli.backbones.interface import Backbone, Family
 from aligndet_cli.backbones.mobilenet import build_mobilenet
 from aligndet_cli.backbones.resnet import build_resnet
@@ -34,42 +42,59 @@ _DROP_PATH: dict[Family, float] = {"swin": 0.2, "convnext": 0.7, "efficientnet":
 _OTHER_DROP_PATH = {"convnext_tiny": 0.4, "convnext_small": 0.6, "efficientnet_b0": 0.0}
 
 
+def _or_of_timm(name: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Check a name; whether timm has it is found out where it is built, since old files name others."""
+    return name if isinstance(name, str) and is_of_timm(name) else check(name)
+
+
+# Marks of a setting that is one of some words, or `timm:NAME`.
+_OR_OF_TIMM = (WrapValidator(_or_of_timm), PlainSerializer(str, return_type=str))
+
+
+def family_of(name: str) -> Family:
+    """Return the family of a backbone by its name."""
+    return "timm" if is_of_timm(name) else FAMILIES[name]
+
+
 class BackboneConfig(Frozen):
     """Choose a backbone, where its weights come from, and what of it stays fixed while training."""
 
-    name: Literal[
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "mobilenet_v2",
-        "swin_t",
-        "swin_s",
-        "swin_b",
-        "swin_l",
-        "convnext_tiny",
-        "convnext_small",
-        "convnext_base",
-        "convnext_large",
-        "efficientnet_b0",
-        "efficientnet_b1",
-        "efficientnet_b2",
-        "efficientnet_b3",
-        "efficientnet_b4",
-        "efficientnet_b5",
-        "efficientnet_b6",
-        "efficientnet_b7",
-        "efficientnet_v2_s",
-        "efficientnet_v2_m",
-        "efficientnet_v2_l",
-        "efficientnet_lite0",
-        "efficientnet_lite1",
-        "efficientnet_lite2",
-    ] = Field("resnet50", description="Network that makes features of an image.")
-    # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a weights file, or
-    # "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
+    name: Annotated[
+        Literal[
+            "resnet18",
+            "resnet34",
+            "resnet50",
+            "resnet101",
+            "mobilenet_v2",
+            "swin_t",
+            "swin_s",
+            "swin_b",
+            "swin_l",
+            "convnext_tiny",
+            "convnext_small",
+            "convnext_base",
+            "convnext_large",
+            "efficientnet_b0",
+            "efficientnet_b1",
+            "efficientnet_b2",
+            "efficientnet_b3",
+            "efficientnet_b4",
+            "efficientnet_b5",
+            "efficientnet_b6",
+            "efficientnet_b7",
+            "efficientnet_v2_s",
+            "efficientnet_v2_m",
+            "efficientnet_v2_l",
+            "efficientnet_lite0",
+            "efficientnet_lite1",
+            "efficientnet_lite2",
+        ],
+        *_OR_OF_TIMM,
+    ] = Field("resnet50", description="Network that makes features of an image; timm:NAME is one of timm.")
+    # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a weights file,
+    # "timm", or "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
     weights: Annotated[str, WEIGHTS_FILE] = Field(
-        "auto", description="Weights: torchvision name, file, none, workspace (made here), auto."
+        "auto", description="Weights: torchvision name, timm, file, none, workspace (made here), auto."
     )
     # How the weights were trained, which decides recipe, freezing and image sizes of fine-tuning. "auto": what their
     # file tells: its layout names a method, and an ImageNet classifier beside the backbone means "supervised".
@@ -94,7 +119,12 @@ class BackboneConfig(Frozen):
     @property
     def family(self) -> Family:
         """The family of networks, on which recipes and weight layouts depend."""
-        return FAMILIES[self.name]
+        return family_of(self.name)
+
+    @property
+    def slug(self) -> str:
+        """The name as a part of the names of folders."""
+        return self.name.replace(":", "-")
 
     @field_validator("stride_in_1x1")
     @classmethod
@@ -108,7 +138,7 @@ class BackboneConfig(Frozen):
     @classmethod
     def _check_drop_path(cls, drop_path: float | str, info: ValidationInfo) -> float | str:
         name = info.data.get("name")
-        if drop_path != "auto" and name is not None and FAMILIES[name] not in _DROP_PATH:
+        if drop_path != "auto" and name is not None and family_of(name) not in _DROP_PATH:
             raise ValueError(
                 f"only Swin, ConvNeXt and EfficientNet have it, not {name}; leave it out, or name one with --backbone"
             )
@@ -140,6 +170,8 @@ def _build(config: BackboneConfig) -> Backbone:
         return build_efficientnet(config.name, drop_path=config.drop_path_rate)
     if config.family == "efficientnet-lite":
         return build_efficientnet_lite(config.name, drop_path=config.drop_path_rate)
+    if config.family == "timm":
+        return build_timm(config.name)
     if config.family == "mobilenet":
         return build_mobilenet()
     return build_resnet(config.name, stride_in_1x1=config.stride_in_1x1)

@@ -12,6 +12,15 @@ from torch.nn.functional import interpolate
 from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
 from aligndet_cli.backbones.build import WEIGHTS_FILE, BackboneConfig, build_backbone
+from aligndet_cli.backbones.from_timm import WEIGHTS as TIMM_WEIGHTS
+from aligndet_cli.backbones.from_timm import (
+    facts_of,
+    fetch_timm_weights,
+    is_of_timm,
+    licence_of,
+    read_timm,
+    shows_labels,
+)
 from aligndet_cli.backbones.interface import Backbone
 from aligndet_cli.backbones.layouts import FoundBackbone, recognise
 from aligndet_cli.backbones.plain import read_plain, require_finite, state_dicts
@@ -73,25 +82,30 @@ def find_backbone_weights(config: BackboneConfig, workspace: Workspace, *, offli
         offline: never download; weights by name must be in torchvision's cache.
 
     Raises:
+        ConfigError: timm does not have the backbone, or it cannot serve.
         WeightsError: "workspace" without a run of this backbone, or a file that is not found or does not fit.
     """
+    if is_of_timm(config.name):
+        facts_of(config.name)
     if config.weights in WORKSPACE_WEIGHTS:
         return _workspace_weights(config.weights, config.name, workspace)
     file = locate_backbone_weights(config.weights, config.name, offline=offline)
     if file is None:
         return RANDOM_WEIGHTS
-    found = read_backbone(file)
+    found = read_backbone(file, config.name)
     with torch.device("meta"):  # without memory: only shapes are compared
         backbone = build_backbone(BackboneConfig.model_validate({"name": config.name}))
     _fit(backbone, found, file)
     origin = f"{config.weights} ({found.layout} layout)"
+    if is_of_timm(config.name) and config.weights == TIMM_WEIGHTS:
+        origin = f"timm's, licence: {licence_of(config.name)}"
     return BackboneWeights(file, hash_files([file]), origin, WeightsTraining(found.layout, found.is_supervised))
 
 
 def weights_of(artifact: Artifact) -> BackboneWeights:
     """Return the final weights of a `pretrain-image` run."""
     file = artifact.folder / "weights.pt"
-    found = read_backbone(file)
+    found = read_backbone(file, artifact.config()["backbone"]["name"])
     origin = f"pretrain-image/{artifact.name}"
     return BackboneWeights(file, artifact.content_hash, origin, WeightsTraining(found.layout, found.is_supervised))
 
@@ -105,6 +119,7 @@ def require_trained(weights: BackboneWeights, config: BackboneConfig, stage: str
     if weights.file is not None or config.weights == NO_WEIGHTS:
         return
     default = "DEFAULT (torchvision's, downloaded) or " if torchvision_weights(config.name) else ""
+    default = "timm (downloaded) or " if is_of_timm(config.name) else default
     raise WeightsError(
         f"{stage}: its backbone stays as it is, so it needs trained weights: give --backbone-weights {default}FILE, or "
         f"run `aligndet pretrain-image DATA --backbone {config.name}` first; --backbone-weights none means random ones"
@@ -139,8 +154,11 @@ def training_shown_by(weights: str, backbone_name: str) -> WeightsTraining:
     if weights in (*WORKSPACE_WEIGHTS, NO_WEIGHTS):
         return WeightsTraining()
     if WEIGHTS_FILE.is_file(weights):
-        found = read_backbone(_existing(weights))
+        found = read_backbone(_existing(weights), backbone_name)
         return WeightsTraining(found.layout, found.is_supervised)
+    if is_of_timm(backbone_name):
+        _require_timm(weights, backbone_name)
+        return WeightsTraining("timm", shows_labels(backbone_name))
     _named_weights(weights, backbone_name)
     return WeightsTraining("torchvision", is_supervised=True)
 
@@ -152,7 +170,7 @@ def load_backbone_weights(backbone: Backbone, file: Path | None) -> None:
         WeightsError: the file cannot be read, or does not fill every parameter and buffer with the right shape.
     """
     if file is not None:
-        fill_backbone(backbone, read_backbone(file), file)
+        fill_backbone(backbone, read_backbone(file, backbone.name), file)
 
 
 def locate_backbone_weights(weights: str, backbone_name: str, *, offline: bool) -> Path | None:
@@ -165,7 +183,18 @@ def locate_backbone_weights(weights: str, backbone_name: str, *, offline: bool) 
         return None
     if WEIGHTS_FILE.is_file(weights):
         return _existing(weights)
+    if is_of_timm(backbone_name):
+        _require_timm(weights, backbone_name)
+        return fetch_timm_weights(backbone_name, offline=offline)
     return _cached_or_downloaded(_named_weights(weights, backbone_name), offline=offline)
+
+
+def _require_timm(weights: str, backbone_name: str) -> None:
+    if weights != TIMM_WEIGHTS:
+        raise WeightsError(
+            f"backbone weights '{weights}': neither a file nor weights of {backbone_name}; known: none, workspace, "
+            "timm, or the path of a weights file"
+        )
 
 
 def _existing(weights: str) -> Path:
@@ -175,15 +204,20 @@ def _existing(weights: str) -> Path:
     return file
 
 
-def read_backbone(file: Path) -> FoundBackbone:
+def read_backbone(file: Path, name: str | None = None) -> FoundBackbone:
     """Read the backbone in a file, under torchvision's names, as CPU tensors.
 
     Only plain data is unpickled, so a malicious file cannot run code.
+
+    Args:
+        name: of the backbone that is wanted; timm's have their own names and layouts.
 
     Raises:
         WeightsError: the file is damaged, holds more than plain data or numbers that are none, or has an unknown
             layout.
     """
+    if name is not None and is_of_timm(name):
+        return read_timm(name, file)
     title = f"backbone weights {file}"
     content = read_plain(file, title)
     found = recognise(content)

@@ -56,12 +56,13 @@ def list_detectors() -> None:
 
 
 def list_backbones() -> None:
-    """List the backbones, and the torchvision weights there are for them."""
+    """List the backbones, and the weights by name that there are for them."""
     from aligndet_cli.backbones import FAMILIES, torchvision_weights
 
     width = max(map(len, FAMILIES))
     for name in FAMILIES:
         typer.echo(f"{name:<{width}} {', '.join(torchvision_weights(name)) or 'none, give a file'}")
+    typer.echo(f"{'timm:NAME':<{width}} timm; any network of timm with four stages, needs pip install 'aligndet[timm]'")
 
 
 SHOW = (

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from aligndet_cli.backbones import BackboneConfig, Family, MethodName, WeightsTraining
+from aligndet_cli.backbones.from_timm import facts_of
 from aligndet_cli.backbones.weights import training_shown_by
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError
@@ -135,7 +136,7 @@ def recipe_for(
     """
     name = asked or _fitting(detector.family, backbone, training)
     recipe = detector.RECIPE
-    if backbone.family in ("mobilenet", "efficientnet", "efficientnet-lite") and recipe.freezing is None:
+    if _family(backbone) in ("mobilenet", "efficientnet", "efficientnet-lite") and recipe.freezing is None:
         # other_backbones/finetune/mask_rcnn_mbv2_fpn_1x_coco.py: mmdetection's MobileNetV2 freezes nothing; so does its
         # RetinaNet on EfficientNet
         recipe = replace(recipe, freezing=Freezing(-1, norm_eval=False))
@@ -214,14 +215,25 @@ def weights_kind(training: WeightsTraining) -> str:
     return METHODS[training.layout][1] if training.layout in METHODS else "other"
 
 
+def _family(backbone: BackboneConfig) -> Family:
+    """Return the family whose rules a backbone follows: one of timm is like ResNet, MobileNet v2 or ConvNeXt."""
+    if backbone.family != "timm":
+        return backbone.family
+    facts = facts_of(backbone.name)
+    if facts.is_resnet:
+        return "resnet"
+    return "convnext" if facts.has_layer_norm else "mobilenet"
+
+
 def _fitting(family: str, backbone: BackboneConfig, training: WeightsTraining) -> RecipeName:
     name: RecipeName = METHODS[training.layout][0] if training.layout in METHODS else "default"
-    if name == "simmim" and backbone.family != "swin":
+    its = _family(backbone)
+    if name == "simmim" and its != "swin":
         name = SELF_SUPERVISED
     if training.layout in PLAIN_LAYOUTS and not training.is_supervised:
         name = SELF_SUPERVISED
-    if backbone.family != "resnet" and name != "simmim":
+    if its != "resnet" and name != "simmim":
         name = "default"
-    if backbone.family in _OF_BACKBONE and (name == "default" or family not in RCNN):
-        name = _OF_BACKBONE[backbone.family]
+    if its in _OF_BACKBONE and (name == "default" or family not in RCNN):
+        name = _OF_BACKBONE[its]
     return name if name != "default" and family in _VARIANTS[name][1] else "default"

@@ -325,7 +325,7 @@ def protocol_of(plan: Plan) -> dict[str, Any]:
 def _name(config: FinetuneConfig, initial: Initial) -> str:
     if config.name:
         return config.name
-    name = f"{initial.detector.family.replace('_', '-')}-{initial.backbone.name}"
+    name = f"{initial.detector.family.replace('_', '-')}-{initial.backbone.slug}"
     if initial.kind != "pretrain":
         name += f"-{initial.kind}"
     return name if config.fraction == 100 else f"{name}-f{config.fold}-p{config.fraction:g}"

@@ -131,7 +131,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     boxes = ProposalBoxes(data.store, data.rows, config.topk or recipe.topk, labels)
     if config.limit_boxes is not None:
         indices = draw_images(indices, boxes, config.limit_boxes, config.seed)
-    name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.name}"
+    name = config.name or f"{config.detector.family.replace('_', '-')}-{config.backbone.slug}"
     rates = recipe.pretrain
     recorded = recorded_split(workspace, "pretrain-box", name, resume=resume, force=force)
     training, spares_memory = settle_batch_size(

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from aligndet_cli.backbones import RANDOM_WEIGHTS, Backbone, BackboneConfig, BackboneWeights, build_backbone
+from aligndet_cli.backbones import Backbone, BackboneConfig, BackboneWeights, build_backbone
 from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights
-from aligndet_cli.config import Side, StageConfig
+from aligndet_cli.config import NO_WEIGHTS, Side, StageConfig
 from aligndet_cli.data.loaders import OnError, SampleStream
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import write_bytes
@@ -93,7 +93,7 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     devices = resolve_devices(config.runtime)
     data = open_data(config.data, seed=config.seed, index_dir=workspace.index_dir)
     _check_method(config, data)
-    name = config.name or f"{config.method}-{config.backbone.name}"
+    name = config.name or f"{config.method}-{config.backbone.slug}"
     batch_size = config.training.batch_size
     if batch_size == "auto":
         # A resumed run keeps its batch size, even on another number of devices.
@@ -109,9 +109,10 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
 
     num_steps = settle(RECIPES[config.method].rates).schedule.num_steps
     rates = choose_rates(config.method, config.optimizer, num_steps, batch_size)
-    weights = RANDOM_WEIGHTS
-    if config.backbone.weights != "auto":
-        weights = find_backbone_weights(config.backbone, workspace, offline=config.runtime.offline)
+    start = config.backbone  # "auto" is random here: an earlier run's weights must be asked for
+    if start.weights == "auto":
+        start = start.model_copy(update={"weights": NO_WEIGHTS})
+    weights = find_backbone_weights(start, workspace, offline=config.runtime.offline)
     inputs = {"data": data.fingerprint, "backbone weights": weights.content_hash}
     output = workspace.plan_output("pretrain-image", name, config, inputs, resume=resume, force=force)
     queue_size = config.queue_size or choose_queue(len(data.indices), batch_size)

@@ -178,9 +178,13 @@ def test_onnxruntime_finds_what_we_find(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["mobilenet_v2", "convnext_tiny", "efficientnet_b0", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "backbone", ["mobilenet_v2", "convnext_tiny", "efficientnet_b0", "efficientnet_lite0", "timm:regnety_002"]
+)
 def test_backbones_of_other_families_take_images_of_any_size(backbone: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm")
     usage, found = export_onnx(detector("retinanet", backbone), tmp_path / "model.onnx", OnnxOptions(), IMAGES)
     assert usage.startswith("onnxruntime: pixels (B, 3, H, W)") and found.mistakes == ()
     assert found.num_images == 3 and found.num_detections > 60

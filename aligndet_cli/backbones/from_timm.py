@@ -1,0 +1,358 @@
+"""Backbones of the library timm by their names there, `timm:NAME`. Needs the extra `timm`.
+
+Strides, widths, mean and deviation are what timm says of a network, and are checked on a network without memory, on
+torch's meta device.
+"""
+
+import functools
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aligndet_cli.backbones.interface import STRIDES, Backbone, crop_maps, pad_to_strides
+from aligndet_cli.backbones.layouts import CLASSIFIERS, IMAGENET_CLASSES, FoundBackbone, recognise
+from aligndet_cli.backbones.plain import Tensors, read_plain, require_finite, state_dicts
+from aligndet_cli.errors import ConfigError, WeightsError, did_you_mean
+from aligndet_cli.hub import fetch_weights
+
+PREFIX = "timm:"
+WEIGHTS = "timm"  # as the setting `backbone.weights`: those that timm names for a network, from the Hub
+_BODY = "body."
+_HUB_FILE = "model.safetensors"
+_WHOLE_HW, _ODD_HW = (64, 96), (61, 83)  # sizes to check with
+# Ways to let a network take images of other sizes than it was trained on; the first that works is taken.
+_OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+_OUTER = ("", "backbone.", "encoder.")  # prefixes of a network in files of whole methods and detectors
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Properties of a network of timm that need no weights.
+
+    Attributes:
+        indices: which of its maps are c2 to c5.
+        channels: widths of these, by level.
+        ends: names of the modules that make them, in the body.
+        options: for `timm.create_model`.
+        is_channels_last: its maps are (B, H, W, C).
+        rounds_up: it takes images of any size and rounds the sizes of maps up; others get whole patches.
+        reached: names of the parameters that a level depends on, by level.
+        has_layer_norm, is_resnet: recipe and freezing depend on them.
+    """
+
+    indices: tuple[int, ...]
+    channels: dict[str, int]
+    ends: tuple[str, ...]
+    options: dict[str, Any]
+    is_channels_last: bool
+    rounds_up: bool
+    reached: dict[str, frozenset[str]]
+    has_layer_norm: bool
+    is_resnet: bool
+
+
+class TimmBackbone(Backbone):
+    """Body of a network of timm, as its `features_only` gives it; its tensors have the names that they have there."""
+
+    family = "timm"
+    classifier = "classifier"
+
+    def __init__(self, body: nn.Module, name: str, facts: Facts) -> None:
+        super().__init__(name, facts.channels)
+        self.body = body
+        self._facts = facts
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the maps of the four stages (B, C, H, W) by level; see `Backbone.forward`."""
+        maps = self.body(self.own_input(pixels if self._facts.rounds_up else pad_to_strides(pixels)))
+        if self._facts.is_channels_last:
+            maps = [one.permute(0, 3, 1, 2) for one in maps]
+        return crop_maps(dict(zip(self.channels, maps, strict=True)), pixels)
+
+    def stem(self) -> list[nn.Module]:
+        """Return the modules before the first row of blocks that leads to c2."""
+        return self._parts()[0]
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Return the modules up to each level, behind the stem."""
+        return self._parts()[1:]
+
+    def _idle_parts(self) -> list[nn.Module]:
+        """Return the modules with parameters that no level in use depends on."""
+        reached = frozenset().union(*(self._facts.reached[level] for level in self._levels))
+        idle = {name.rpartition(".")[0] for name, _ in self.body.named_parameters() if name not in reached}
+        return [self.body.get_submodule(name) for name in sorted(idle)]
+
+    def _parts(self) -> list[list[nn.Module]]:
+        """Return stem and stages: the modules of the body in their order, cut behind those that end a level."""
+        ends = self._facts.ends
+        modules = list(self.body.named_children())
+        while inside := [one for one in modules if any(end.startswith(f"{one[0]}.") for end in ends)]:
+            place = modules.index(inside[0])
+            name, module = modules[place]
+            modules[place : place + 1] = [(f"{name}.{child}", part) for child, part in module.named_children()]
+        names = [name for name, _ in modules]
+        row = _row_of(ends[0])
+        start = next((place for place, name in enumerate(names) if _row_of(name) == row), 1) or 1
+        cuts = [0, start, *(names.index(end) + 1 for end in ends)]
+        return [[part for _, part in modules[first:last]] for first, last in zip(cuts, cuts[1:], strict=False)]
+
+
+def _row_of(name: str) -> str:
+    """Return the name of a row of blocks without their numbers: `blocks` for `blocks.1`, `layer` for `layer1`."""
+    return re.sub(r"[._]?\d+([._].*)?$", "", name)
+
+
+def is_of_timm(name: str) -> bool:
+    """Return True for the name of a backbone that timm has to make."""
+    return name.startswith(PREFIX)
+
+
+def build_timm(name: str) -> TimmBackbone:
+    """Build a network of timm with its initial weights.
+
+    Raises:
+        ConfigError: timm is missing, or does not have it, or it cannot serve.
+    """
+    facts = facts_of(name)
+    backbone = TimmBackbone(_create(name, facts.options, facts.indices), name, facts)
+    pretrained = _pretrained(name)
+    backbone.set_input(pretrained.mean, pretrained.std)
+    return backbone
+
+
+@functools.cache
+def facts_of(name: str) -> Facts:
+    """Find out what a network of timm is like; nothing is downloaded, and no memory is used for its weights.
+
+    Raises:
+        ConfigError: timm is missing, or does not have it, or it cannot serve.
+    """
+    _check_name(name)
+    with torch.device("meta"):
+        options, indices = _find_maps(name)
+        body = _create(name, options, indices).eval()
+        maps = body(torch.zeros(1, 3, *_WHOLE_HW))
+        widths = body.feature_info.channels()
+        is_channels_last = tuple(maps[0].shape) != (1, widths[0], *(side // 4 for side in _WHOLE_HW))
+        shapes = [tuple(one.shape[1:3] if is_channels_last else one.shape[2:]) for one in maps]
+        if shapes != [tuple(side // stride for side in _WHOLE_HW) for stride in STRIDES.values()]:
+            raise _cannot_serve(name, f"its maps of {_WHOLE_HW} pixels are {shapes}")
+        reached = {level: _reached(body, one) for level, one in zip(STRIDES, maps, strict=True)}
+    kind = type(_create_whole(name)).__module__.rpartition(".")[2]
+    return Facts(
+        indices=indices,
+        channels=dict(zip(STRIDES, widths, strict=True)),
+        ends=tuple(_place_of(end, body, name) for end in body.feature_info.module_name()),
+        options=options,
+        is_channels_last=is_channels_last,
+        rounds_up=_rounds_up(body, is_channels_last=is_channels_last),
+        reached=reached,
+        has_layer_norm=any(_is_layer_norm(module) for module in body.modules()),
+        is_resnet=kind == "resnet",
+    )
+
+
+def has_windows(name: str) -> bool:
+    """Return True for a network of timm that was made for images of one size, such as a Swin."""
+    return is_of_timm(name) and bool(facts_of(name).options)
+
+
+def licence_of(name: str) -> str:
+    """Return the licence of the weights that timm names for a network, or what is known of it."""
+    return _pretrained(name).license or "not told by timm, see where they come from"
+
+
+def shows_labels(name: str) -> bool:
+    """Return True if the weights that timm names for a network are those of an ImageNet classifier."""
+    return (_pretrained(name).num_classes or 0) >= IMAGENET_CLASSES
+
+
+def fetch_timm_weights(name: str, *, offline: bool) -> Path:
+    """Return the weights that timm names for a network as a file in the cache of the Hub, downloaded if need be.
+
+    Raises:
+        WeightsError: there are none, or they are not in the cache and must not be downloaded.
+    """
+    repository = _pretrained(name).hf_hub_id
+    if not repository:
+        raise WeightsError(f"backbone weights 'timm': timm names none for {name}; give a file, or none")
+    return fetch_weights(f"hub:{repository}", file=_HUB_FILE, offline=offline)
+
+
+def read_timm(name: str, file: Path) -> FoundBackbone:
+    """Read the weights of a network of timm from a file: in timm's layout, or in one that timm knows how to convert.
+
+    Raises:
+        WeightsError: the file is damaged, or holds another network.
+    """
+    title = f"backbone weights {file}"
+    content = read_plain(file, title)
+    facts, whole = facts_of(name), _create_whole(name)
+    with torch.device("meta"):
+        body = _create(name, facts.options, facts.indices)
+    places = {_flat(key): f"{_BODY}{key}" for key in body.state_dict()}
+    own: Tensors = {}
+    num_classes = 0
+    for _, tensors in state_dicts(content):
+        for candidate in _candidates(tensors, whole):
+            found = {places[_flat(key)]: value for key, value in candidate.items() if _flat(key) in places}
+            if len(found) > len(own):
+                own, deeper, num_others = found, _deeper(candidate, whole), len(tensors) - len(found)
+                heads = [both[key] for both in (tensors, candidate) for key in CLASSIFIERS if key in both]
+                num_classes = max((len(head) for head in heads if head.ndim), default=0)
+    if len(own) * 2 < len(places):
+        raise WeightsError(f"{title}: hold no {name} in a layout that timm knows{_what_it_is(content)}")
+    require_finite(own.items(), title)
+    return FoundBackbone("timm", "timm", own | deeper, num_others, num_classes)
+
+
+def _check_name(name: str) -> None:
+    timm, bare = _import(), name.removeprefix(PREFIX)
+    if not timm.is_model(bare):
+        model = bare.partition(".")[0]
+        raise ConfigError(f"--backbone {name}: timm has no such network{did_you_mean(model, timm.list_models())}")
+    if "." in bare and not timm.models.is_model_pretrained(bare):
+        model, _, tag = bare.partition(".")
+        known = timm.list_pretrained(f"{model}.*")
+        tags = [one.partition(".")[2] for one in known]
+        raise ConfigError(f"--backbone {name}: timm has no weights '{tag}' of {model}{did_you_mean(tag, tags)}")
+
+
+def _find_maps(name: str) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Return options with which a network takes images of any size, and which of its maps are c2 to c5."""
+    reasons = []
+    for options in _OPTIONS:
+        try:
+            body = _create(name, options).eval()
+        except Exception as error:  # networks without `features_only`, or without an option, raise anything
+            reasons.append(_first_line(error))
+            continue
+        strides = body.feature_info.reduction()
+        found = [max((i for i, one in enumerate(strides) if one == stride), default=-1) for stride in STRIDES.values()]
+        if -1 in found:
+            told = ", ".join(map(str, dict.fromkeys(strides)))
+            raise _cannot_serve(name, f"its maps are at strides {told}, and detectors need 4, 8, 16 and 32")
+        try:
+            body(torch.zeros(1, 3, *_WHOLE_HW))
+        except Exception as error:  # a network of images of one size raises anything, too
+            reasons.append(_first_line(error))
+            continue
+        return options, tuple(body.feature_info.out_indices[i] for i in found)
+    raise _cannot_serve(name, f"it takes no images of any size ({reasons[0]})")
+
+
+def _cannot_serve(name: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"--backbone {name}: cannot serve, {reason}; take one with four stages, such as timm:convnext_tiny or "
+        "timm:hgnetv2_b0"
+    )
+
+
+def _create(name: str, options: Mapping[str, Any], indices: Sequence[int] | None = None) -> Any:
+    """Build the body of a network, an `nn.Module` with `feature_info`."""
+    chosen = {} if indices is None else {"out_indices": tuple(indices)}
+    return _import().create_model(name.removeprefix(PREFIX), pretrained=False, features_only=True, **options, **chosen)
+
+
+@functools.cache
+def _create_whole(name: str) -> nn.Module:
+    """Build a network with its classifier, without memory."""
+    with torch.device("meta"):
+        whole: nn.Module = _import().create_model(name.removeprefix(PREFIX), pretrained=False)
+    return whole
+
+
+def _pretrained(name: str) -> Any:
+    return _import().models.get_pretrained_cfg(name.removeprefix(PREFIX))
+
+
+def _rounds_up(body: nn.Module, *, is_channels_last: bool) -> bool:
+    try:
+        maps = body(torch.zeros(1, 3, *_ODD_HW, device="meta"))
+    except Exception:  # a network that cuts images into patches, or cells into windows, raises anything
+        return False
+    sizes = [tuple(-(-side // stride) for side in _ODD_HW) for stride in STRIDES.values()]
+    return [tuple(one.shape[1:3] if is_channels_last else one.shape[2:]) for one in maps] == sizes
+
+
+def _reached(body: nn.Module, one: Tensor) -> frozenset[str]:
+    named = dict(body.named_parameters())
+    gradients = torch.autograd.grad(one.sum(), list(named.values()), retain_graph=True, allow_unused=True)
+    return frozenset(name for name, gradient in zip(named, gradients, strict=True) if gradient is not None)
+
+
+def _is_layer_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+
+
+def _place_of(end: str, body: nn.Module, name: str) -> str:
+    """Return the name in the body of a module that ends a level; timm tells it of the whole network."""
+    there, part = dict(body.named_modules()), end
+    while part:  # a part of a block, such as its last activation, ends with the block
+        for candidate in (part, part.replace(".", "_"), f"model.{part}"):
+            if candidate in there:
+                return candidate
+        part = part.rpartition(".")[0]
+    raise _cannot_serve(name, f"timm names no module of it as the end of a stage ({end})")
+
+
+def _candidates(tensors: Tensors, whole: nn.Module) -> list[Tensors]:
+    """Return the tensors of a file as they may be meant: as they are, and converted by timm."""
+    found = []
+    for prefix in (*_OUTER, _BODY):
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if own:
+            found.append(own)
+            convert = vars(sys.modules[type(whole).__module__]).get("checkpoint_filter_fn")
+            if convert is not None:
+                try:
+                    found.append(convert(dict(own), whole))
+                except Exception:  # its conversions raise anything for a network that is none of theirs
+                    continue
+    return found
+
+
+def _deeper(candidate: Tensors, whole: nn.Module) -> Tensors:
+    """Return tensors of blocks that the network lacks: then the file is of a larger one."""
+
+    def pattern(key: str) -> str:
+        return re.sub(r"\d+", "#", key)
+
+    known = {_flat(key) for key in whole.state_dict()}
+    patterns = {pattern(key) for key in whole.state_dict()}
+    return {
+        f"{_BODY}{key}": value
+        for key, value in candidate.items()
+        if _flat(key) not in known and pattern(key) in patterns
+    }
+
+
+def _flat(key: str) -> str:
+    """Return a name that is the same in a whole network and in its body, which `features_only` makes flatter."""
+    return key.removeprefix("model.").replace(".", "_")
+
+
+def _what_it_is(content: Any) -> str:
+    found = recognise(content)
+    return f", but a {found.family} of {found.layout}; name one with --backbone" if found else "; use another file"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _import() -> ModuleType:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError("--backbone timm:NAME: needs timm: pip install 'aligndet[timm]'") from None
+    module: ModuleType = timm
+    return module
