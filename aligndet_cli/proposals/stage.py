@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from aligndet_cli.artifacts.exchange import GivenBoxes, boxes_from_coco, boxes_from_labels, export_coco, hash_file
-from aligndet_cli.config import StageConfig
+from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS, FileOr, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError, DataError, RunError
@@ -23,6 +23,7 @@ from aligndet_cli.processes.sharing import locked_if_last, taking_part
 from aligndet_cli.processes.signals import interruptible, stop_on_signal
 from aligndet_cli.proposals.artifact import skipped_error, write_artifact
 from aligndet_cli.proposals.backends import Backend, Workers, choose_workers, results_of
+from aligndet_cli.proposals.cue import CUE_INPUT, Cue, plan_cue
 from aligndet_cli.proposals.filters import FilterRules
 from aligndet_cli.proposals.journal import ImageResult, Journal, Journals
 from aligndet_cli.proposals.rounds import EarlierBoxes, Round, plan_round
@@ -33,18 +34,19 @@ from aligndet_cli.stage import Conclusion, Steps
 from aligndet_cli.workspace import Output, Workspace
 
 # Settings that only selective search reads, and those that the boxes of a run have to pass, too.
-_OF_SEARCH = ("mode", "working_size")
+_OF_SEARCH = ("mode", "working_size", "cue_backbone", "cue_weights")
 _FILTERS = ("min_size", "max_ratio", "max_size", "nms")
 
 
 class ProposalsConfig(StageConfig):
     """Settings of the stage `proposals`."""
 
-    # The first three are inputs, hashed by content; the others do not change what is found.
+    # The first four are inputs, hashed by content; the others do not change what is found.
     UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {
         "import_file",
         "from_run",
         "merge",
+        "cue_weights",
         "on_error",
         "shard",
         "backend",
@@ -60,6 +62,12 @@ class ProposalsConfig(StageConfig):
     from_run: str | None = Field(None, description="Pre-trained run that finds the boxes, by name (none).")
     merge: str | None = Field(
         None, description="Proposals to merge with those of the run, by name, or none (those it was trained on)."
+    )
+    cue_backbone: str | None = Field(
+        None, description="Backbone whose features have a say in the order of the search's boxes (none)."
+    )
+    cue_weights: Annotated[str, FileOr((*WORKSPACE_WEIGHTS, NO_WEIGHTS))] = Field(
+        "auto", description="Its weights: torchvision name, file, workspace (made here), auto."
     )
     export_file: Path | None = Field(None, exclude=True, description="COCO json to write the boxes to as well (none).")
     mode: SearchMode = Field("fast", description="Variant of selective search.")
@@ -88,6 +96,7 @@ class Plan:
     Attributes:
         given: boxes to take over, or to merge with those of a run; None if there are none.
         round: the run that finds boxes; None without `from_run`.
+        cue: the backbone that has a say in their order; None without `cue_backbone`.
         share: the images that this process does; all images unless `output.is_shared`.
     """
 
@@ -96,6 +105,7 @@ class Plan:
     image_set: ImageSet
     given: GivenBoxes | EarlierBoxes | None
     round: Round | None
+    cue: Cue | None
     workers: Workers
     share: Share
 
@@ -130,6 +140,11 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
         name = config.name or f"{name}-{config.from_run}"
         of_run = plan_round(workspace, config.from_run, config.merge, image_set, name)
         inputs |= of_run.inputs()
+    cue = None
+    if config.cue_backbone is not None:
+        name = config.name or f"{name}-{config.cue_backbone}"
+        cue = plan_cue(config.cue_backbone, config.cue_weights, workspace, offline=config.runtime.offline)
+        inputs[CUE_INPUT] = cue.content_hash
     output = workspace.plan_output("proposals", name, config, inputs, resume=resume, force=force)
     given: GivenBoxes | EarlierBoxes | None = None
     if output.action == "complete":
@@ -145,7 +160,7 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
     elif config.source == "ground-truth":
         given = boxes_from_labels(image_set)
     output = replace(output, is_shared=config.shard is not None)
-    return Plan(config, output, image_set, given, of_run, workers, share)
+    return Plan(config, output, image_set, given, of_run, cue, workers, share)
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -159,6 +174,9 @@ def describe(plan: Plan) -> dict[str, Any]:
         shown["resized to"] = "short side {}, long side {}".format(*plan.round.finder.resolution)
     used = () if _takes_boxes(config) else _FILTERS if plan.round is not None else (*_OF_SEARCH, *_FILTERS)
     shown |= {name: getattr(config, name) for name in used}
+    shown.pop("cue_weights", None)
+    if plan.cue is not None:
+        shown["cue_backbone"] = f"{plan.cue.name}, weights {plan.cue.origin}"
     if plan.output.is_shared:
         shown["shard"] = f"{plan.share.index} of {plan.share.count} ({plan.num_images} images)"
     return shown | {
@@ -224,6 +242,8 @@ def _check_settings(config: ProposalsConfig) -> None:
     given = [flag for flag, is_given in sources.items() if is_given]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} exclude each other: leave {'one' if len(given) == 2 else 'two'} out")
+    if "cue_weights" in config.model_fields_set and config.cue_backbone is None:
+        raise ConfigError("--backbone-weights: no effect without --backbone, whose features order boxes; leave it out")
     if config.merge is not None and config.from_run is None:
         raise ConfigError(f"--merge {config.merge}: no effect without --from-run, whose boxes are merged; leave it out")
     if not given:
@@ -299,13 +319,20 @@ def _work_of(plan: Plan) -> Iterator[Callable[[Job], ImageResult]]:
     """Yield the function that finds the boxes of an image, for workers that end before the block does."""
     config = plan.config
     rules = FilterRules(config.min_size, config.max_ratio, config.max_size, config.nms, config.max_per_image)
-    if plan.round is None:
-        yield functools.partial(find_boxes, config.mode, config.working_size, rules)
+    search = functools.partial(find_boxes, config.mode, config.working_size)
+    if plan.round is None and plan.cue is None:
+        yield functools.partial(search, rules)
         return
-    from aligndet_cli.proposals.learned import find_objects, one_thread  # needs torch
+    from aligndet_cli.proposals.features import find_boxes_with_cue  # these need torch
+    from aligndet_cli.proposals.learned import find_objects, one_thread
 
     with one_thread():
-        yield functools.partial(find_objects, plan.round.finder, rules)
+        if plan.round is not None:
+            yield functools.partial(find_objects, plan.round.finder, rules)
+        else:
+            assert plan.cue is not None
+            all_boxes = functools.partial(search, replace(rules, max_per_image=None))
+            yield functools.partial(find_boxes_with_cue, all_boxes, plan.cue, config.max_per_image)
 
 
 def _jobs(plan: Plan, positions: NDArray[np.int64]) -> Iterator[Job]:

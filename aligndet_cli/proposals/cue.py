@@ -1,0 +1,50 @@
+"""A backbone as a cue for the order of a search's boxes. Free of torch at import."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from aligndet_cli.config import validated
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.workspace import Workspace
+
+CUE_INPUT = "backbone"  # among the inputs of the manifest
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A backbone whose features order boxes.
+
+    Attributes:
+        name: of the network.
+        weights: their file.
+        content_hash: of the weights.
+        origin: one line for people.
+    """
+
+    name: str
+    weights: Path
+    content_hash: str
+    origin: str
+
+
+def plan_cue(name: str, weights: str, workspace: Workspace, *, offline: bool) -> Cue:
+    """Find the weights of a backbone.
+
+    Args:
+        weights: as `backbone.weights` of other stages.
+
+    Raises:
+        ConfigError: no such backbone, or its weights are random.
+        WeightsError: the weights cannot be read, or are another network's.
+    """
+    from aligndet_cli.backbones import BackboneConfig, find_backbone_weights
+
+    origins = {"name": "--backbone", "weights": "--backbone-weights"}
+    config = validated(BackboneConfig, {"name": name, "weights": weights}, origins)
+    found = find_backbone_weights(config, workspace, offline=offline)
+    if found.file is None:
+        raise ConfigError(
+            f"--backbone {name}: the order of its features means nothing without trained weights: give "
+            "--backbone-weights a file or DEFAULT, or run `aligndet pretrain-image` first"
+        )
+    return Cue(name, found.file, found.content_hash, found.origin)
