@@ -19,8 +19,7 @@ from aligndet_cli.proposals.cue import Cue
 from aligndet_cli.proposals.journal import ImageResult
 from aligndet_cli.proposals.work import Job, result_of
 
-# All of this was chosen by looking at photos of minicoco, blood cells and kangaroos that are not those of the figures
-# in examples/benchmarks.md; nothing is fitted.
+# Nothing is fitted. What was tried on which photos, and what it gave on others, is in examples/benchmarks.md.
 _LEVELS = ("c3", "c4")  # parts and shapes; c2 sees edges, which the search has seen, and c5 is too coarse
 _SURROUNDINGS = 2.0  # sides of the window that a box is compared with, in sides of the box
 _SEARCH_WEIGHT = 2  # of the place in the order of the search; the place by the contrast at each level has 1
