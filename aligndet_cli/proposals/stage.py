@@ -242,7 +242,7 @@ def _check_settings(config: ProposalsConfig) -> None:
     given = [flag for flag, is_given in sources.items() if is_given]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} exclude each other: leave {'one' if len(given) == 2 else 'two'} out")
-    if "cue_weights" in config.model_fields_set and config.cue_backbone is None:
+    if config.cue_weights != "auto" and config.cue_backbone is None:
         raise ConfigError("--backbone-weights: no effect without --backbone, whose features order boxes; leave it out")
     if config.merge is not None and config.from_run is None:
         raise ConfigError(f"--merge {config.merge}: no effect without --from-run, whose boxes are merged; leave it out")
