@@ -6,10 +6,8 @@ torch's meta device.
 
 import functools
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,19 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.backbones.interface import STRIDES, Backbone, crop_maps, pad_to_strides
-from aligndet_cli.backbones.layouts import CLASSIFIERS, IMAGENET_CLASSES, FoundBackbone, recognise
-from aligndet_cli.backbones.plain import Tensors, read_plain, require_finite, state_dicts
-from aligndet_cli.errors import ConfigError, WeightsError, did_you_mean
-from aligndet_cli.hub import fetch_weights
+from aligndet_cli.backbones.vit import PATCHES, PlainViT
+from aligndet_cli.errors import ConfigError, did_you_mean
 
 PREFIX = "timm:"
-WEIGHTS = "timm"  # as the setting `backbone.weights`: those that timm names for a network, from the Hub
-_BODY = "body."
-_HUB_FILE = "model.safetensors"
 _WHOLE_HW, _ODD_HW = (64, 96), (61, 83)  # sizes to check with
 # Ways to let a network take images of other sizes than it was trained on; the first that works is taken.
 _OPTIONS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
-_OUTER = ("", "backbone.", "encoder.")  # prefixes of a network in files of whole methods and detectors
 
 
 @dataclass(frozen=True)
@@ -37,14 +29,14 @@ class Facts:
     """Properties of a network of timm that need no weights.
 
     Attributes:
-        indices: which of its maps are c2 to c5.
+        indices: which of its maps are c2 to c5; empty for a plain ViT.
         channels: widths of these, by level.
         ends: names of the modules that make them, in the body.
         options: for `timm.create_model`.
         is_channels_last: its maps are (B, H, W, C).
         rounds_up: it takes images of any size and rounds the sizes of maps up; others get whole patches.
         reached: names of the parameters that a level depends on, by level.
-        has_layer_norm, is_resnet: recipe and freezing depend on them.
+        has_layer_norm, is_resnet, is_vit: recipe and freezing depend on them.
     """
 
     indices: tuple[int, ...]
@@ -56,6 +48,7 @@ class Facts:
     reached: dict[str, frozenset[str]]
     has_layer_norm: bool
     is_resnet: bool
+    is_vit: bool = False
 
 
 class TimmBackbone(Backbone):
@@ -115,15 +108,15 @@ def is_of_timm(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def build_timm(name: str) -> TimmBackbone:
+def build_timm(name: str) -> Backbone:
     """Build a network of timm with its initial weights.
 
     Raises:
         ConfigError: timm is missing, or does not have it, or it cannot serve.
     """
-    facts = facts_of(name)
-    backbone = TimmBackbone(_create(name, facts.options, facts.indices), name, facts)
-    pretrained = _pretrained(name)
+    facts, body = facts_of(name), create_body(name)
+    backbone = PlainViT(body, name) if facts.is_vit else TimmBackbone(body, name, facts)
+    pretrained = pretrained_of(name)
     backbone.set_input(pretrained.mean, pretrained.std)
     return backbone
 
@@ -136,6 +129,8 @@ def facts_of(name: str) -> Facts:
         ConfigError: timm is missing, or does not have it, or it cannot serve.
     """
     _check_name(name)
+    if _is_vit(name):
+        return _facts_of_vit(name)
     with torch.device("meta"):
         options, indices = _find_maps(name)
         body = _create(name, options, indices).eval()
@@ -146,7 +141,7 @@ def facts_of(name: str) -> Facts:
         if shapes != [tuple(side // stride for side in _WHOLE_HW) for stride in STRIDES.values()]:
             raise _cannot_serve(name, f"its maps of {_WHOLE_HW} pixels are {shapes}")
         reached = {level: _reached(body, one) for level, one in zip(STRIDES, maps, strict=True)}
-    kind = type(_create_whole(name)).__module__.rpartition(".")[2]
+    kind = type(create_whole(name)).__module__.rpartition(".")[2]
     return Facts(
         indices=indices,
         channels=dict(zip(STRIDES, widths, strict=True)),
@@ -165,55 +160,6 @@ def has_windows(name: str) -> bool:
     return is_of_timm(name) and bool(facts_of(name).options)
 
 
-def licence_of(name: str) -> str:
-    """Return the licence of the weights that timm names for a network, or what is known of it."""
-    return _pretrained(name).license or "not told by timm, see where they come from"
-
-
-def shows_labels(name: str) -> bool:
-    """Return True if the weights that timm names for a network are those of an ImageNet classifier."""
-    return (_pretrained(name).num_classes or 0) >= IMAGENET_CLASSES
-
-
-def fetch_timm_weights(name: str, *, offline: bool) -> Path:
-    """Return the weights that timm names for a network as a file in the cache of the Hub, downloaded if need be.
-
-    Raises:
-        WeightsError: there are none, or they are not in the cache and must not be downloaded.
-    """
-    repository = _pretrained(name).hf_hub_id
-    if not repository:
-        raise WeightsError(f"backbone weights 'timm': timm names none for {name}; give a file, or none")
-    return fetch_weights(f"hub:{repository}", file=_HUB_FILE, offline=offline)
-
-
-def read_timm(name: str, file: Path) -> FoundBackbone:
-    """Read the weights of a network of timm from a file: in timm's layout, or in one that timm knows how to convert.
-
-    Raises:
-        WeightsError: the file is damaged, or holds another network.
-    """
-    title = f"backbone weights {file}"
-    content = read_plain(file, title)
-    facts, whole = facts_of(name), _create_whole(name)
-    with torch.device("meta"):
-        body = _create(name, facts.options, facts.indices)
-    places = {_flat(key): f"{_BODY}{key}" for key in body.state_dict()}
-    own: Tensors = {}
-    num_classes = 0
-    for _, tensors in state_dicts(content):
-        for candidate in _candidates(tensors, whole):
-            found = {places[_flat(key)]: value for key, value in candidate.items() if _flat(key) in places}
-            if len(found) > len(own):
-                own, deeper, num_others = found, _deeper(candidate, whole), len(tensors) - len(found)
-                heads = [both[key] for both in (tensors, candidate) for key in CLASSIFIERS if key in both]
-                num_classes = max((len(head) for head in heads if head.ndim), default=0)
-    if len(own) * 2 < len(places):
-        raise WeightsError(f"{title}: hold no {name} in a layout that timm knows{_what_it_is(content)}")
-    require_finite(own.items(), title)
-    return FoundBackbone("timm", "timm", own | deeper, num_others, num_classes)
-
-
 def _check_name(name: str) -> None:
     timm, bare = _import(), name.removeprefix(PREFIX)
     if not timm.is_model(bare):
@@ -221,7 +167,7 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"--backbone {name}: timm has no such network{did_you_mean(model, timm.list_models())}")
     if "." in bare and not timm.models.is_model_pretrained(bare):
         model, _, tag = bare.partition(".")
-        known = timm.list_pretrained(f"{model}.*")
+        known = timm.listpretrained_of(f"{model}.*")
         tags = [one.partition(".")[2] for one in known]
         raise ConfigError(f"--backbone {name}: timm has no weights '{tag}' of {model}{did_you_mean(tag, tags)}")
 
@@ -249,6 +195,33 @@ def _find_maps(name: str) -> tuple[dict[str, Any], tuple[int, ...]]:
     raise _cannot_serve(name, f"it takes no images of any size ({reasons[0]})")
 
 
+def _is_vit(name: str) -> bool:
+    models = _import().models
+    return isinstance(create_whole(name), models.vision_transformer.VisionTransformer | models.eva.Eva)
+
+
+def _facts_of_vit(name: str) -> Facts:
+    options = {"dynamic_img_size": True}
+    with torch.device("meta"):
+        body = _create_vit(name, options)
+    patch = body.patch_embed.patch_size
+    if patch not in [(side, side) for side in PATCHES]:
+        sizes = " or ".join(map(str, PATCHES))
+        raise _cannot_serve(name, f"its patches have {patch[0]} pixels, and a plain ViT needs {sizes}")
+    return Facts(
+        indices=(),
+        channels=dict.fromkeys(STRIDES, body.embed_dim),
+        ends=(),
+        options=options,
+        is_channels_last=False,
+        rounds_up=False,
+        reached={},
+        has_layer_norm=True,
+        is_resnet=False,
+        is_vit=True,
+    )
+
+
 def _cannot_serve(name: str, reason: str) -> ConfigError:
     return ConfigError(
         f"--backbone {name}: cannot serve, {reason}; take one with four stages, such as timm:convnext_tiny or "
@@ -262,15 +235,28 @@ def _create(name: str, options: Mapping[str, Any], indices: Sequence[int] | None
     return _import().create_model(name.removeprefix(PREFIX), pretrained=False, features_only=True, **options, **chosen)
 
 
+def _create_vit(name: str, options: Mapping[str, Any]) -> Any:
+    body = _import().create_model(name.removeprefix(PREFIX), pretrained=False, num_classes=0, **options)
+    body.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+    return body
+
+
+def create_body(name: str) -> Any:
+    """Build the part of a network that a backbone is made of, an `nn.Module`."""
+    facts = facts_of(name)
+    return _create_vit(name, facts.options) if facts.is_vit else _create(name, facts.options, facts.indices)
+
+
 @functools.cache
-def _create_whole(name: str) -> nn.Module:
+def create_whole(name: str) -> nn.Module:
     """Build a network with its classifier, without memory."""
     with torch.device("meta"):
         whole: nn.Module = _import().create_model(name.removeprefix(PREFIX), pretrained=False)
     return whole
 
 
-def _pretrained(name: str) -> Any:
+def pretrained_of(name: str) -> Any:
+    """Return what timm says of the weights that it names for a network."""
     return _import().models.get_pretrained_cfg(name.removeprefix(PREFIX))
 
 
@@ -302,47 +288,6 @@ def _place_of(end: str, body: nn.Module, name: str) -> str:
                 return candidate
         part = part.rpartition(".")[0]
     raise _cannot_serve(name, f"timm names no module of it as the end of a stage ({end})")
-
-
-def _candidates(tensors: Tensors, whole: nn.Module) -> list[Tensors]:
-    """Return the tensors of a file as they may be meant: as they are, and converted by timm."""
-    found = []
-    for prefix in (*_OUTER, _BODY):
-        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        if own:
-            found.append(own)
-            convert = vars(sys.modules[type(whole).__module__]).get("checkpoint_filter_fn")
-            if convert is not None:
-                try:
-                    found.append(convert(dict(own), whole))
-                except Exception:  # its conversions raise anything for a network that is none of theirs
-                    continue
-    return found
-
-
-def _deeper(candidate: Tensors, whole: nn.Module) -> Tensors:
-    """Return tensors of blocks that the network lacks: then the file is of a larger one."""
-
-    def pattern(key: str) -> str:
-        return re.sub(r"\d+", "#", key)
-
-    known = {_flat(key) for key in whole.state_dict()}
-    patterns = {pattern(key) for key in whole.state_dict()}
-    return {
-        f"{_BODY}{key}": value
-        for key, value in candidate.items()
-        if _flat(key) not in known and pattern(key) in patterns
-    }
-
-
-def _flat(key: str) -> str:
-    """Return a name that is the same in a whole network and in its body, which `features_only` makes flatter."""
-    return key.removeprefix("model.").replace(".", "_")
-
-
-def _what_it_is(content: Any) -> str:
-    found = recognise(content)
-    return f", but a {found.family} of {found.layout}; name one with --backbone" if found else "; use another file"
 
 
 def _first_line(error: Exception) -> str:

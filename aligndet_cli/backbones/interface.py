@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from aligndet_cli.data.transforms import MEAN, STD
 
-Family = Literal["resnet", "mobilenet", "swin", "convnext", "efficientnet", "efficientnet-lite", "timm"]
+Family = Literal["resnet", "mobilenet", "swin", "convnext", "efficientnet", "efficientnet-lite", "timm", "vit"]
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 
 

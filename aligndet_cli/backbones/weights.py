@@ -12,18 +12,12 @@ from torch.nn.functional import interpolate
 from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
 from aligndet_cli.backbones.build import WEIGHTS_FILE, BackboneConfig, build_backbone
-from aligndet_cli.backbones.from_timm import WEIGHTS as TIMM_WEIGHTS
-from aligndet_cli.backbones.from_timm import (
-    facts_of,
-    fetch_timm_weights,
-    is_of_timm,
-    licence_of,
-    read_timm,
-    shows_labels,
-)
+from aligndet_cli.backbones.from_timm import facts_of, is_of_timm
 from aligndet_cli.backbones.interface import Backbone
 from aligndet_cli.backbones.layouts import FoundBackbone, recognise
 from aligndet_cli.backbones.plain import read_plain, require_finite, state_dicts
+from aligndet_cli.backbones.timm_weights import WEIGHTS as TIMM_WEIGHTS
+from aligndet_cli.backbones.timm_weights import fetch_timm_weights, licence_of, read_timm, shows_labels
 from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.files import hash_files

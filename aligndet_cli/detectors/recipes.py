@@ -96,6 +96,20 @@ def _convnext(recipe: Recipe) -> Recipe:
     return replace(swin, pretrain=pretrain, finetune=finetune, plain=plain)
 
 
+def _vit(recipe: Recipe) -> Recipe:
+    """Change a recipe for a plain ViT.
+
+    Source: ViTDet's appendix A.2: AdamW, 1e-4, 0.1. Its rate also falls from block to block towards the patches, and
+    its images are cut from larger ones; ours are as for ConvNeXt. After pre-training, decay falls as much as Swin's.
+    """
+    convnext = _convnext(recipe)
+    pretrain, finetune, plain = (
+        replace(rates, origin=rates.origin.replace("ConvNeXt", "ViT"), weight_decay=2 * rates.weight_decay)
+        for rates in (convnext.pretrain, convnext.finetune, convnext.plain)
+    )
+    return replace(convnext, pretrain=pretrain, finetune=finetune, plain=plain)
+
+
 def _simmim(recipe: Recipe) -> Recipe:
     """Change a recipe for SimMIM's Swin.
 
@@ -122,8 +136,9 @@ _VARIANTS: dict[RecipeName, tuple[Callable[[Recipe], Recipe], tuple[str, ...]]] 
     "swin": (_swin, ("fcos", "retinanet", *RCNN)),
     "simmim": (_simmim, RCNN),
     "convnext": (_convnext, ("fcos", "retinanet", *RCNN)),
+    "vit": (_vit, ("fcos", "retinanet", *RCNN)),
 }
-_OF_BACKBONE: dict[Family, RecipeName] = {"swin": "swin", "convnext": "convnext"}
+_OF_BACKBONE: dict[Family, RecipeName] = {"swin": "swin", "convnext": "convnext", "vit": "vit"}
 
 
 def recipe_for(
@@ -216,12 +231,14 @@ def weights_kind(training: WeightsTraining) -> str:
 
 
 def _family(backbone: BackboneConfig) -> Family:
-    """Return the family whose rules a backbone follows: one of timm is like ResNet, MobileNet v2 or ConvNeXt."""
+    """Return the family whose rules a backbone follows: one of timm is a ViT, or like another."""
     if backbone.family != "timm":
         return backbone.family
     facts = facts_of(backbone.name)
     if facts.is_resnet:
         return "resnet"
+    if facts.is_vit:
+        return "vit"
     return "convnext" if facts.has_layer_norm else "mobilenet"
 
 

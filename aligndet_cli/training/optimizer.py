@@ -8,8 +8,8 @@ from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import Rates
 
 SGD_MOMENTUM = 0.9  # the authors' schedule_1x.py
-# Without decay if norms have none; torchvision's names in Swin and ConvNeXt.
-UNDECAYED = ("relative_position_bias_table", "layer_scale")
+# Without decay if norms have none; torchvision's names in Swin and ConvNeXt, and timm's.
+UNDECAYED = ("relative_position_bias_table", "layer_scale", "gamma", "pos_embed", "cls_token", "reg_token")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 

@@ -17,12 +17,13 @@ from aligndet_cli.backbones import (
     WeightsTraining,
     build_backbone,
     find_backbone_weights,
-    from_timm,
     load_backbone_weights,
+    timm_weights,
     training_shown_by,
 )
-from aligndet_cli.backbones.from_timm import facts_of, read_timm
+from aligndet_cli.backbones.from_timm import create_whole, facts_of
 from aligndet_cli.backbones.interface import STRIDES
+from aligndet_cli.backbones.timm_weights import read_timm
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.data.transforms import MEAN, STD
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
@@ -150,7 +151,7 @@ def in_body(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
 
 
 def test_the_table_is_long_enough() -> None:
-    modules = {type(from_timm._create_whole(f"timm:{name}")).__module__ for name in list(WIDTHS)[::4]}
+    modules = {type(create_whole(f"timm:{name}")).__module__ for name in list(WIDTHS)[::4]}
     assert len(WIDTHS) >= 60 and len(modules) >= 10  # of every fourth; the whole table has over 30
 
 
@@ -347,7 +348,7 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path: Path, monkeypatch: pyt
         asked.append((name, file, offline))
         return tmp_path / file
 
-    monkeypatch.setattr(from_timm, "fetch_weights", fetch)
+    monkeypatch.setattr(timm_weights, "fetch_weights", fetch)
     workspace = Workspace(tmp_path)
     for weights in ("auto", "none", str(file)):
         find_backbone_weights(config_of("convnext_atto", weights=weights), workspace, offline=False)
