@@ -167,7 +167,7 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"--backbone {name}: timm has no such network{did_you_mean(model, timm.list_models())}")
     if "." in bare and not timm.models.is_model_pretrained(bare):
         model, _, tag = bare.partition(".")
-        known = timm.listpretrained_of(f"{model}.*")
+        known = timm.list_pretrained(f"{model}.*")
         tags = [one.partition(".")[2] for one in known]
         raise ConfigError(f"--backbone {name}: timm has no weights '{tag}' of {model}{did_you_mean(tag, tags)}")
 
