@@ -21,7 +21,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # By name: numbers of boxes in the two images, and settings.
 CASES: dict[str, tuple[tuple[int, int], dict[str, object]]] = {
     "all are sampled": ((5, 3), {"roi_samples": 9999}),
-    "an image without boxes": ((0, 4), {"roi_samples": 9999, "nms_iou": 0.3}),
+    "an image without boxes": ((0, 4), {"roi_samples": 9999, "nms_type": "soft_nms"}),
     "few are sampled": ((4, 2), {"roi_samples": 24, "roi_positive_fraction": 0.5, "score_threshold": 0.2}),
 }
 FEW = {"rpn_samples": 10**6, "train_proposals_per_level": 20, "test_proposals_per_level": 20, "pool_size": 3}
@@ -114,7 +114,7 @@ def test_detections_are_those_of_the_plain_one(family: str, case: tuple[tuple[in
         masks = [mask for _, _, _, mask in of_image if mask is not None]
         assert (found.masks is None) == (not masks)
         if masks:
-            torch.testing.assert_close(found.masks, torch.stack(masks), **CLOSE)
+            torch.testing.assert_close(found.masks, torch.stack(masks), rtol=1e-5, atol=1e-4)  # of boxes so close
 
 
 def test_objects_of_no_class_are_refined_three_times() -> None:

@@ -68,6 +68,20 @@ def suppress(boxes: list[Box], scores: list[float], limit: float) -> list[int]:
     return kept
 
 
+def soften(boxes: list[Box], scores: list[float], limit: float) -> list[tuple[float, int]]:
+    """Soft NMS (Bodla et al., ICCV 2017, figure 2) with the linear rule: (score, place) of what is kept, best first."""
+    left, found = dict(enumerate(scores)), []
+    while left:
+        best = max(left, key=left.__getitem__)
+        found.append((left.pop(best), best))
+        for place in list(left):
+            iou = overlaps([boxes[best]], [boxes[place]])[0][0]
+            left[place] *= 1 - iou if iou > limit else 1
+            if left[place] < 0.001:
+                del left[place]
+    return found
+
+
 @dataclass
 class Sample:
     """RoIs of an image that a head is trained on: (box, number of its true box or None for background)."""
@@ -290,8 +304,13 @@ class PlainCascade:
         found: list[tuple[float, int, Box]] = []
         for class_id in {c for _, c, _ in candidates}:
             of_class = [one for one in candidates if one[1] == class_id]
-            kept = suppress([box for _, _, box in of_class], [score for score, _, _ in of_class], self.config.nms_iou)
-            found += [of_class[place] for place in kept]
+            boxes, scores = [box for _, _, box in of_class], [score for score, _, _ in of_class]
+            if self.config.nms_type == "soft_nms":
+                found += [
+                    (score, class_id, boxes[place]) for score, place in soften(boxes, scores, self.config.nms_iou)
+                ]
+            else:
+                found += [of_class[place] for place in suppress(boxes, scores, self.config.nms_iou)]
         found = sorted(found, key=lambda one: -one[0])[: self.config.max_detections]
         return [(score, class_id, box, self._mask(image, box, class_id)) for score, class_id, box in found]
 

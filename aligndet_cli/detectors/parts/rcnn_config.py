@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from aligndet_cli.config import Frozen
 from aligndet_cli.detectors.parts.anchors import AnchorStyle
 from aligndet_cli.detectors.parts.fpn import NeckNorm, NormName, check_group_channels
+from aligndet_cli.detectors.parts.postprocess import NMSType
 from aligndet_cli.detectors.parts.sampling import Sampling
 from aligndet_cli.training.recipe import ProjectorRecipe, Rates, Recipe
 
@@ -99,6 +100,7 @@ class RCNNConfig(Frozen):
     roi_positive_fraction: float = Field(0.25, gt=0, le=1, description="Largest share of positives in the head's loss.")
     score_threshold: float = Field(0.05, ge=0, le=1, description="Least score of a detection.")
     nms_iou: float = Field(0.5, ge=0, le=1, description="IoU above which the worse of two boxes of a class is dropped.")
+    nms_type: NMSType = Field("nms", description="Drop boxes that overlap a better one, or lower their scores (soft).")
     max_detections: int = Field(100, ge=1, description="Best N detections per image.")
 
     @model_validator(mode="after")

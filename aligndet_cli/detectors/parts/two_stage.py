@@ -165,6 +165,7 @@ def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[Size
                 class_ids[is_kept],
                 nms_iou=config.nms_iou,
                 max_detections=config.max_detections,
+                nms_type=config.nms_type,
             )
         )
     return found

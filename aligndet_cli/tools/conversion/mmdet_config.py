@@ -13,6 +13,7 @@ from typing import Any
 
 from aligndet_cli.detectors import retinanet
 from aligndet_cli.detectors.parts import roi_head, rpn
+from aligndet_cli.detectors.parts.postprocess import LEAST_SOFT_SCORE
 from aligndet_cli.detectors.parts.rcnn_config import DELTA_STDS
 from aligndet_cli.errors import WeightsError
 
@@ -28,6 +29,7 @@ _NMS = {
 _DENSE = {**_NMS, "test_cfg.nms_pre": "detections_per_level"}
 _RCNN = {
     **{path.replace("test_cfg", "test_cfg.rcnn"): name for path, name in _NMS.items()},
+    "test_cfg.rcnn.nms.type": "nms_type",
     "test_cfg.rpn.nms_pre": "test_proposals_per_level",
     "test_cfg.rpn.nms.iou_threshold": "rpn_nms_iou",
     "test_cfg.rpn.nms_thr": "rpn_nms_iou",  # these two until 2.5
@@ -101,7 +103,9 @@ _NEEDS_TWO_STAGE: dict[str, tuple[Any, ...]] = {
     "test_cfg.rpn.nms.type": ("nms",),
     "test_cfg.rpn.nms_across_levels": (False,),
     "test_cfg.rpn.min_bbox_size": (0, -1),
-    "test_cfg.rcnn.nms.type": ("nms",),
+    "test_cfg.rcnn.nms.type": ("nms", "soft_nms"),
+    "test_cfg.rcnn.nms.method": ("linear",),
+    "test_cfg.rcnn.nms.min_score": (LEAST_SOFT_SCORE,),
     "test_cfg.rcnn.mask_thr_binary": (0.5,),
 }
 _NEEDS_RCNN: dict[str, tuple[Any, ...]] = {

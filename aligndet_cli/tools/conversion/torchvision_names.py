@@ -109,7 +109,9 @@ def _usage(content: DetectorFile) -> str:
     if family == "detr":
         return f"torchvision has no DETR: this is the body of its {content.backbone.name}, as backbone.body.*"
     if is_of_torchvision(content.detector):
-        return "torchvision: load_state_dict of the same detector there, with as many classes"
+        is_soft = content.detector.model_dump().get("nms_type") == "soft_nms"
+        nms = "; its NMS is not soft, and so its detections differ" if is_soft else ""
+        return f"torchvision: load_state_dict of the same detector there, with as many classes{nms}"
     layer = {"batch": ", norm_layer=nn.BatchNorm2d", "group": ", norm_layer=partial(nn.GroupNorm, 32)"}.get(str(norm))
     classes = {"retinanet": "RetinaNet", "fcos": "FCOS", "faster-rcnn": "FasterRCNN", "mask-rcnn": "MaskRCNN"}
     return (

@@ -256,6 +256,8 @@ def test_what_cannot_be_is_said_at_once(workspace: Path, tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match="windows of swin_t .* --image-size HEIGHTxWIDTH"):
         OnnxOptions().check("fcos", "swin_t")
     OnnxOptions(size_hw=(320, 512)).check("fcos", "swin_t")
+    with pytest.raises(ConfigError, match="has no soft NMS"):
+        OnnxOptions().check("faster-rcnn", "resnet18", "soft_nms")
     export = ("export", "-w", workspace, "-o", tmp_path / "x")
     for flag in (("--no-with-nms",), ("--with-nms",), ("--image-size", "64x96")):
         assert "only --to onnx has a choice there" in aligndet(*export, "--to", "mmdet", *flag, code=2).error_line()
