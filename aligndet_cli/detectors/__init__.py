@@ -13,6 +13,7 @@ from aligndet_cli.detectors.cascade_rcnn import (
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.htc import HTC, HTCConfig
 from aligndet_cli.detectors.interface import Detector
 from aligndet_cli.detectors.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from aligndet_cli.detectors.parts.fpn import NormName
@@ -25,9 +26,10 @@ AnyConfig: TypeAlias = (
     | MaskRCNNConfig
     | CascadeRCNNConfig
     | CascadeMaskRCNNConfig
+    | HTCConfig
     | DETRConfig
 )
-AnyRCNN: TypeAlias = FasterRCNN | MaskRCNN | CascadeRCNN | CascadeMaskRCNN  # families of `parts/two_stage.py`
+AnyRCNN: TypeAlias = FasterRCNN | MaskRCNN | CascadeRCNN | CascadeMaskRCNN | HTC  # families of `parts/two_stage.py`
 DETECTORS: tuple[str, ...] = tuple(config.model_fields["family"].default for config in get_args(AnyConfig))
 DEFAULT_FAMILY = "retinanet"
 

@@ -154,7 +154,7 @@ class CascadeMaskRCNN(Detector):
         branches = []
         for head, predictor in zip(self.mask_head, self.mask_predictor, strict=True):
             assert isinstance(head, MaskHead) and isinstance(predictor, nn.Conv2d)
-            branches.append(MaskBranch(head, predictor, self.config))
+            branches.append(MaskBranch(head, predictor, self.config, head.pool_size))
         return branches
 
 

@@ -88,4 +88,4 @@ class MaskRCNN(Detector):
 
     def mask_branches(self) -> list[MaskBranch]:
         """Return the only mask head with its predictor."""
-        return [MaskBranch(self.mask_head, self.mask_predictor, self.config)]
+        return [MaskBranch(self.mask_head, self.mask_predictor, self.config, self.mask_head.pool_size)]

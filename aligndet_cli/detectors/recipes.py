@@ -16,8 +16,8 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.training.recipe import WIDE_SIDES, Freezing, Rates, Recipe, RecipeName, ScheduleName
 
 # Families with the same pre-training: it leaves masks alone, as in the authors' Faster R-CNN.
-TWINS = (("faster-rcnn", "mask-rcnn"), ("cascade-rcnn", "cascade-mask-rcnn"))
-RCNN = tuple(family for pair in TWINS for family in pair)
+ALIKE = (("faster-rcnn", "mask-rcnn"), ("cascade-rcnn", "cascade-mask-rcnn", "htc"))
+RCNN = tuple(family for families in ALIKE for family in families)
 SELF_SUPERVISED: RecipeName = "self-supervised"
 # Recipe and short name of weights by the layout of their file (see `backbones/layouts.py`), if that reveals the method.
 METHODS: dict[str, tuple[RecipeName, str]] = {

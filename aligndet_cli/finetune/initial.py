@@ -18,7 +18,7 @@ from aligndet_cli.config import WORKSPACE_WEIGHTS
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import Detector, DetectorConfig, neck_norm_of, settle_neck_norm, with_head_norm
 from aligndet_cli.detectors.checkpoint import DetectorFile, read_detector
-from aligndet_cli.detectors.recipes import TWINS, LabelFacts, fit_to_labels, recipe_for, told_training
+from aligndet_cli.detectors.recipes import ALIKE, LabelFacts, fit_to_labels, recipe_for, told_training
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import hash_files, read_json
 from aligndet_cli.finetune.config import FinetuneConfig
@@ -178,7 +178,7 @@ def _newest_fitting(config: FinetuneConfig, workspace: Workspace) -> Artifact | 
 
 def _interchangeable(family: str) -> set[str]:
     """Return the families with the same pre-training."""
-    return next((set(pair) for pair in TWINS if family in pair), {family})
+    return next((set(families) for families in ALIKE if family in families), {family})
 
 
 def _is_backbone_chosen(config: FinetuneConfig) -> bool:
@@ -310,4 +310,5 @@ def _as_family(detector: DetectorConfig, wanted: DetectorConfig) -> DetectorConf
     if detector.family == wanted.family:
         return detector
     fields = type(wanted).model_fields.keys() - {"family"}
-    return type(wanted).model_validate({n: value for n, value in detector.model_dump().items() if n in fields})
+    settings = detector.model_dump(exclude_defaults=True)  # families have defaults of their own
+    return type(wanted).model_validate({name: value for name, value in settings.items() if name in fields})

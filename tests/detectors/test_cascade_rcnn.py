@@ -1,4 +1,4 @@
-"""Cascade R-CNN and Cascade Mask R-CNN against a second implementation that has no tricks.
+"""Cascade R-CNN, Cascade Mask R-CNN and HTC against a second implementation that has no tricks.
 
 There are no reference numbers of another program for them; see `helpers/plain_cascade.py`.
 """
@@ -15,7 +15,7 @@ from helpers.plain_cascade import PlainCascade
 from helpers.small_detectors import NARROW
 from helpers.trained_like import let_find_much
 
-FAMILIES = ("cascade-rcnn", "cascade-mask-rcnn")
+FAMILIES = ("cascade-rcnn", "cascade-mask-rcnn", "htc")
 SIZES_HW = ((61, 83), (96, 64))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # By name: numbers of boxes in the two images, and settings.

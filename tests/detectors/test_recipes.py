@@ -9,6 +9,7 @@ from aligndet_cli.detectors.cascade_rcnn import CascadeMaskRCNNConfig, CascadeRC
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.htc import HTCConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.recipes import (
     METHODS,
@@ -135,9 +136,10 @@ def test_projectors() -> None:
         "mask-rcnn": rcnn,
         "cascade-rcnn": rcnn,
         "cascade-mask-rcnn": rcnn,
+        "htc": rcnn,
         "detr": ProjectorRecipe(256, "torch"),
     }
-    cascades = (CascadeRCNNConfig(), CascadeMaskRCNNConfig())
+    cascades = (CascadeRCNNConfig(), CascadeMaskRCNNConfig(), HTCConfig())
     configs = (RetinaNetConfig(), FCOSConfig(), FasterRCNNConfig(), MaskRCNNConfig(), *cascades, DETRConfig())
     assert {config.family: config.RECIPE.projector for config in configs} == expected
     assert set(expected) == set(DETECTORS)
@@ -203,7 +205,7 @@ def test_what_is_asked_for_wins() -> None:
     resnet, swav = backbone("resnet50"), WeightsTraining("SwAV")
     assert recipe_for(MaskRCNNConfig(), resnet, swav, asked="default") == MaskRCNNConfig().RECIPE
     assert recipe_for(MaskRCNNConfig(), resnet, WeightsTraining(), asked="swav").finetune.weight_decay == 5e-6
-    families = "faster-rcnn, mask-rcnn, cascade-rcnn, cascade-mask-rcnn"
+    families = "faster-rcnn, mask-rcnn, cascade-rcnn, cascade-mask-rcnn, htc"
     with pytest.raises(ConfigError, match=f"--recipe swav: is for {families}, not for fcos; use default"):
         recipe_for(FCOSConfig(), resnet, WeightsTraining(), asked="swav")
 

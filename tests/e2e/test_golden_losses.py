@@ -26,6 +26,7 @@ CERTAIN = {
     "faster-rcnn": ("rpn_samples=9999", "roi_samples=9999"),
     "mask-rcnn": ("rpn_samples=9999", "roi_samples=9999"),
     "cascade-mask-rcnn": ("rpn_samples=9999", "roi_samples=9999"),
+    "htc": ("rpn_samples=9999", "roi_samples=9999"),
     "detr": ("dropout=0",),
 }
 

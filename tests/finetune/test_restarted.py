@@ -34,11 +34,13 @@ CLASSES_OF_CASCADE = {name for head in range(3) for name in tensors(f"class_pred
 MASKS = {f"mask_head.{layer}.{part}" for layer in ("convs.0.0", "upsample") for part in ("weight", "bias")}
 MASKS_OF_CASCADE = {name.replace("mask_head.", f"mask_head.{head}.") for head in range(3) for name in MASKS}
 MASKS_OF_CASCADE |= {name for head in range(3) for name in tensors(f"mask_predictor.{head}")}
+FLOW = {f"mask_flow.{head}.0.{part}" for head in (1, 2) for part in ("weight", "bias")}
 RESTARTED = {
     "cascade-mask-rcnn": CLASSES_OF_CASCADE | neck_norms(*FOUR_LEVELS) | MASKS_OF_CASCADE,
     "cascade-rcnn": CLASSES_OF_CASCADE | neck_norms(*FOUR_LEVELS),  # boxes are class-agnostic
     "detr": tensors("class_predictor"),
     "faster-rcnn": BOXES_OF_CLASSES | neck_norms(*FOUR_LEVELS),
+    "htc": CLASSES_OF_CASCADE | neck_norms(*FOUR_LEVELS) | MASKS_OF_CASCADE | FLOW,
     "fcos": tensors("class_predictor") | neck_norms(*THREE_LEVELS, *EXTRA),
     "mask-rcnn": BOXES_OF_CLASSES | neck_norms(*FOUR_LEVELS) | MASKS | tensors("mask_predictor"),
     "retinanet": tensors("class_predictor") | neck_norms(*THREE_LEVELS, *EXTRA),

@@ -17,6 +17,7 @@ NARROW: dict[str, tuple[str, ...]] = {
     "mask-rcnn": ("neck_channels=16", "head_convs=1", "head_features=32", "mask_convs=1"),
     # Cascade R-CNN is this one without masks.
     "cascade-mask-rcnn": ("neck_channels=16", "head_convs=1", "head_features=32", "mask_convs=1"),
+    "htc": ("neck_channels=16", "head_convs=1", "head_features=32", "mask_convs=1"),
     "detr": ("hidden_dim=32", "num_heads=4", "encoder_layers=1", "decoder_layers=2", "feedforward_dim=64"),
 }
 

@@ -1,10 +1,11 @@
-"""A second, plain implementation of Cascade R-CNN: box by box, in Python's floats, as the papers write it down.
+"""A second, plain implementation of Cascade R-CNN and HTC: box by box, in Python's floats, as the papers write it down.
 
 Layers are those of the detector under test; what happens between them is written anew. How much two boxes overlap is
 torchvision's number, because equal overlaps decide which box an anchor gets.
 
 Source: Cai and Vasconcelos, "Cascade R-CNN" (TPAMI 2019), sections 4 and 5; Ren et al., "Faster R-CNN", section 3; He
-et al., "Mask R-CNN", section 3; numbers that these leave open are those of mmdetection's `cascade_mask_rcnn_r50_fpn`.
+et al., "Mask R-CNN", section 3; Chen et al., "Hybrid Task Cascade" (CVPR 2019), section 3; numbers that these leave
+open are those of mmdetection's `cascade_mask_rcnn_r50_fpn` and `htc_without_semantic_r50_fpn`.
 """
 
 import math
@@ -91,15 +92,11 @@ class Sample:
 
 
 class PlainCascade:
-    """Runs a `CascadeRCNN` or `CascadeMaskRCNN`, loop by loop.
+    """Runs a `CascadeRCNN`, `CascadeMaskRCNN` or `HTC`, loop by loop."""
 
-    Args:
-        claims: a true box gets its best proposal from the limit of IoU on, even if that overlaps another one more.
-    """
-
-    def __init__(self, model: nn.Module, *, claims: bool = False) -> None:
-        self.model, self.config, self.claims = model, model.config, claims
-        self.has_masks = hasattr(model, "mask_head")
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.config = model, model.config
+        self.has_masks, self.is_htc = hasattr(model, "mask_head"), hasattr(model, "mask_flow")
 
     # ---- layers of the detector ----
 
@@ -199,7 +196,7 @@ class PlainCascade:
         true, limit = target.boxes.tolist(), IOUS[stage]
         iou = overlaps(proposals, true)
         labels = [row.index(max(row)) if max(row, default=0.0) >= limit else None for row in iou]
-        if self.claims:
+        if self.is_htc:  # a true box gets its best proposal, even if that overlaps another one more
             for box in range(len(true)):
                 best = max((row[box] for row in iou), default=0.0)
                 for place, row in enumerate(iou):
@@ -251,7 +248,12 @@ class PlainCascade:
     def mask_logits(self, stage: int, image: int, box: Box) -> Tensor:
         """(K, M, M) logits of a box."""
         pooled = self.pool(image, box, self.config.mask_pool_size)
-        return self.model.mask_predictor[stage](self.model.mask_head[stage](pooled))[0]
+        if not self.is_htc:
+            return self.model.mask_predictor[stage](self.model.mask_head[stage](pooled))[0]
+        hidden = self.model.mask_head[0].convs(pooled)
+        for number in range(1, stage + 1):
+            hidden = self.model.mask_head[number].convs(pooled + self.model.mask_flow[number](hidden))
+        return self.model.mask_predictor[stage](self.model.mask_head[stage].upsample(hidden).relu())[0]
 
     def refine(self, stage: int, samples: list[Sample]) -> list[list[Box]]:
         """What a head makes of its RoIs, without the true boxes."""
@@ -274,10 +276,13 @@ class PlainCascade:
             of_classes, of_boxes = self.head_losses(stage, samples, targets)
             losses["loss_cls"] += weight * of_classes
             losses["loss_box_reg"] += weight * of_boxes
-            if self.has_masks:
-                losses["loss_mask"] += weight * self.mask_loss(stage, samples, targets)
             all_samples.append(samples)
             proposals = self.refine(stage, samples)
+            if self.has_masks:
+                chosen = samples
+                if self.is_htc:  # its masks learn from what the box head has refined, sampled by the same rules
+                    chosen = [self.sample(stage, p, t) for p, t in zip(proposals, targets, strict=True)]
+                losses["loss_mask"] += weight * self.mask_loss(stage, chosen, targets)
         return losses, all_samples
 
     # ---- detection ----

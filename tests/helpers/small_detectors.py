@@ -14,6 +14,7 @@ from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_de
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
+from aligndet_cli.detectors.htc import HTCConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.training.recipe import RecipeName
@@ -25,6 +26,7 @@ NARROW: dict[str, DetectorConfig] = {
     "detr": DETRConfig(hidden_dim=32, num_heads=4, encoder_layers=1, decoder_layers=2, feedforward_dim=64),
     "faster-rcnn": FasterRCNNConfig(neck_channels=32, head_convs=1, head_features=64),
     "fcos": FCOSConfig(neck_channels=64, head_convs=1),
+    "htc": HTCConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1),
     "mask-rcnn": MaskRCNNConfig(neck_channels=32, head_convs=1, head_features=64, mask_convs=1),
     "retinanet": RetinaNetConfig(neck_channels=32, head_convs=1),
 }
@@ -51,6 +53,7 @@ CONFIGS: dict[str, DetectorConfig] = {
     "cascade-mask-rcnn": CascadeMaskRCNNConfig(
         **RCNN, head_convs=3, head_norm="batch", mask_convs=2, neck_norm="batch"
     ),
+    "htc": HTCConfig(**RCNN, head_convs=2, head_norm="batch", mask_convs=1, neck_norm="none"),
     "detr": DETRConfig(
         num_queries=7, hidden_dim=16, num_heads=8, encoder_layers=1, decoder_layers=2, feedforward_dim=24
     ),

@@ -1,6 +1,6 @@
 """Mask heads of R-CNNs: predict masks in a small grid, make their targets, and paste masks into images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,17 +43,25 @@ class MaskHead(nn.Module):
 
 @dataclass(frozen=True)
 class MaskBranch:
-    """A mask head, and a 1x1 convolution from its (S, C, M, M) features to K masks; `config` is for pooling RoIs."""
+    """A mask head and its predictor.
 
-    head: MaskHead
+    Attributes:
+        features: (S, C, size, size) pooled RoIs to (S, C, 2 * size, 2 * size) features.
+        predictor: 1x1 convolution from these to K masks.
+        config: for pooling RoIs.
+        pool_size: rows and columns of a pooled RoI.
+    """
+
+    features: Callable[[Tensor], Tensor]
     predictor: nn.Conv2d
     config: RCNNConfig
+    pool_size: int
 
     def logits(self, pyramid: Sequence[Tensor], rois: Tensor, class_ids: Tensor) -> Tensor:
         """Return (S, M, M) logits of the mask of the class (S,) of each RoI (S, 5); `pyramid` as in `pool_rois`."""
-        pooled, row = pool_rois(pyramid, rois, self.head.pool_size, self.config)
+        pooled, row = pool_rois(pyramid, rois, self.pool_size, self.config)
         by_level = torch.empty_like(class_ids).index_put((row,), class_ids)
-        return predict_masks(self.predictor, self.head(pooled), by_level)[row]
+        return predict_masks(self.predictor, self.features(pooled), by_level)[row]
 
 
 def build_mask_predictor(channels: int, num_classes: int) -> nn.Conv2d:

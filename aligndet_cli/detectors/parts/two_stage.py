@@ -122,26 +122,30 @@ def train_boxes(
     `loss_cls` and `loss_box_reg` are sums over the heads, with their weights.
     """
     config = model.config
-    anchors, rois = config.sampling()
     output = model.rpn(pyramid)
-    losses = model.rpn.losses(output, sizes_hw, targets, anchors)
+    losses = model.rpn.losses(output, sizes_hw, targets, config.sampling()[0])
     proposals = model.rpn.propose(output, sizes_hw, config.train_proposals_per_level, config.train_proposals)
     trained: list[Trained] = []
     for head in heads_of(model):
         if trained:
             proposals = trained[-1].refine(sizes_hw)
-        samples = sample_rois(
-            proposals,
-            targets,
-            positive_iou=head.rules.positive_iou,
-            sampling=rois,
-            only_positives=False,
-            claims=head.rules.claims,
-        )
+        samples = sample_for(head, config, proposals, targets)
         trained.append(Trained(head, samples, roi_features(head, config, pyramid, samples.rois())))
     losses["loss_cls"] = total([class_loss(one, targets) for one in trained])
     losses["loss_box_reg"] = total([box_loss(one, targets) for one in trained])
     return losses, trained
+
+
+def sample_for(head: RoiHead, config: RCNNConfig, proposals: list[Tensor], targets: Sequence[BoxTargets]) -> RoiSamples:
+    """Sample the RoIs that a head is fine-tuned on from (P, 4) xyxy proposals per image, and from the true boxes."""
+    return sample_rois(
+        proposals,
+        targets,
+        positive_iou=head.rules.positive_iou,
+        sampling=config.sampling()[1],
+        only_positives=False,
+        claims=head.rules.claims,
+    )
 
 
 def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:

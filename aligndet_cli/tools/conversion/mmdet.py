@@ -111,10 +111,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "mask-rcnn": (*_rcnn(""), *_masks("")),
     "cascade-rcnn": _rcnn(".#"),
     "cascade-mask-rcnn": (*_rcnn(".#"), *_masks(".#")),
+    "htc": (*_rcnn(".#"), *_masks(".#"), *_blocks("roi_head.mask_head.#.conv_res", "mask_flow.#")),
     "detr": _DETR,
 }
 MARKS = {
     "bbox_head.transformer.encoder.": "detr",
+    "roi_head.mask_head.1.conv_res.": "htc",
     "roi_head.mask_head.0.": "cascade-mask-rcnn",
     "roi_head.bbox_head.0.": "cascade-rcnn",
     "roi_head.mask_head.convs.": "mask-rcnn",

@@ -46,6 +46,7 @@ SHARED: dict[str, dict[str, str]] = {
     "mask-rcnn": _RCNN,
     "cascade-rcnn": _RCNN,
     "cascade-mask-rcnn": _RCNN,
+    "htc": _RCNN,
     "detr": {
         "test_cfg.max_per_img": "max_detections",
         f"{_HEADS_2X}.num_heads": "num_heads",
@@ -156,6 +157,11 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "mask-rcnn": _NEEDS_RCNN,
     "cascade-rcnn": _NEEDS_CASCADE,
     "cascade-mask-rcnn": _NEEDS_CASCADE,
+    "htc": {
+        **_NEEDS_CASCADE,
+        "roi_head.type": ("HybridTaskCascadeRoIHead",),
+        "roi_head.mask_info_flow": (True,),
+    },
     "detr": _NEEDS_DETR,
 }
 

@@ -65,7 +65,7 @@ class OnnxOptions:
             raise ConfigError("--to onnx: has no soft NMS; fine-tune with --set detector.nms_type=nms")
         if not self.with_nms and family == "detr":
             raise ConfigError("--no-with-nms: detr has no NMS; leave it out")
-        if not self.with_nms and family.endswith("mask-rcnn"):
+        if not self.with_nms and family in ("mask-rcnn", "cascade-mask-rcnn", "htc"):
             raise ConfigError(f"--no-with-nms: masks are made of the boxes that NMS leaves; export {family} with NMS")
 
 

@@ -14,6 +14,7 @@ from aligndet_cli.detectors import AnyRCNN, Detector
 from aligndet_cli.detectors.cascade_rcnn import CascadeMaskRCNN
 from aligndet_cli.detectors.detr import DETR, inside_cells
 from aligndet_cli.detectors.fcos import FCOS
+from aligndet_cli.detectors.htc import HTC
 from aligndet_cli.detectors.mask_rcnn import MaskRCNN
 from aligndet_cli.detectors.parts.box_coder import decode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
@@ -83,7 +84,7 @@ class Graph(nn.Module):
         assert isinstance(model, AnyRCNN)
         pyramid = model.neck(maps)
         found = self._finish(_run_two_stage(model, pyramid, sizes, self.num_classes), model)
-        if isinstance(model, MaskRCNN | CascadeMaskRCNN):
+        if isinstance(model, MaskRCNN | CascadeMaskRCNN | HTC):
             return *found, _run_masks(model.mask_branches(), pyramid, found)
         return found
 
@@ -199,10 +200,10 @@ def _run_masks(branches: list[MaskBranch], pyramid: list[Tensor], found: Found) 
     """Return (B, N, M, M) masks in 0..1, the mean of the branches'; 0 where no box is."""
     masks = []
     for branch in branches:
-        pooled, place = _pool(pyramid, found, branch.head.pool_size, branch.config)
-        logits = predict_masks(branch.predictor, branch.head(pooled), found.class_ids.flatten()[place])
+        pooled, place = _pool(pyramid, found, branch.pool_size, branch.config)
+        logits = predict_masks(branch.predictor, branch.features(pooled), found.class_ids.flatten()[place])
         masks.append(_put(logits.sigmoid().flatten(1), place, found))
-    side = 2 * branches[0].head.pool_size
+    side = 2 * branches[0].pool_size
     return torch.stack(masks).mean(dim=0).unflatten(2, (side, side))
 
 

@@ -104,7 +104,7 @@ def _of_pyramid(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     if family in ("retinanet", "fcos"):
         return {**settings, "head_convs": _count(tensors, "head.class_tower.#.0.weight"), **_head_norm(tensors)}
-    first = ".0" if family.startswith("cascade") else ""  # of three heads
+    first = "" if family in ("faster-rcnn", "mask-rcnn") else ".0"  # of three heads
     fc = tensors[f"head{first}.fc.weight"]
     settings |= {
         "head_convs": _count(tensors, f"head{first}.convs.#.0.weight"),

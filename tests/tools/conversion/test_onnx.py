@@ -44,9 +44,12 @@ FAMILIES = sorted(NARROW)
 @functools.cache
 def detector(family: str, backbone: str = "resnet18") -> LoadedDetector:
     torch.manual_seed(2)
-    config = BackboneConfig.model_validate({"name": backbone})
-    model = NARROW[family].build(build_backbone(config), len(CATEGORIES)).eval()
-    has_masks = NARROW[family].RECIPE.needs_masks
+    config = NARROW[family]
+    if "nms_type" in type(config).model_fields:  # a file has no soft one
+        config = config.model_copy(update={"nms_type": "nms"})
+    body = build_backbone(BackboneConfig.model_validate({"name": backbone}))
+    model = config.build(body, len(CATEGORIES)).eval()
+    has_masks = config.RECIPE.needs_masks
     return LoadedDetector(let_find_much(model, BATCHES[0]), CATEGORIES, RESOLUTION, has_masks=has_masks)
 
 
