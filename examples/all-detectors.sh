@@ -24,7 +24,7 @@ fi
 
 aligndet proposals "$data" "${limit[@]}"
 aligndet cluster "${backbone[@]}" "${clusters[@]}"
-for detector in fcos retinanet faster-rcnn mask-rcnn cascade-rcnn cascade-mask-rcnn detr; do
+for detector in fcos retinanet faster-rcnn mask-rcnn cascade-rcnn cascade-mask-rcnn htc detr; do
   model=(--detector "$detector" "${backbone[@]}")
   if [[ -n "${SMOKE:-}" && $detector != detr ]]; then
     model+=(--set detector.neck_channels=64 --set detector.head_convs=1)

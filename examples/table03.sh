@@ -6,7 +6,7 @@
 # Needs COCO 2017 with masks, torchvision's ImageNet weights (downloaded when asked for by name; offline they must be in
 # its cache), the Swin-B that its authors trained on ImageNet-22k (SWIN_B=FILE) and SimMIM's (SIMMIM=FILE).
 # Costs about 1,700 GPU-hours (estimate): some 115 per ResNet or MobileNet, 230 per Swin; 3x takes 420 more.
-# Left out: CBNet v2, which is another kind of detector (HTC).
+# Left out: HTC on CBNet v2, a backbone of two Swin-L that is not here.
 source "$(dirname "$0")/common.sh"
 needs COCO
 

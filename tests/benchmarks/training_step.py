@@ -7,8 +7,8 @@ losses, backward, optimizer, momentum update), taken in turns in one process; th
 turns. Memory is the peak of a process of its own for each side.
 
 The sides: `pretrain` and `finetune` as the stages do them by default; `equal` is `finetune` with the layers of `plain`,
-a torchvision detector with a minimal loop (no norm in the neck, no weight decay groups). torchvision has no DETR and no
-cascade.
+a torchvision detector with a minimal loop (no norm in the neck, no weight decay groups). torchvision has no DETR,
+cascade or HTC.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def build_step(side: str, family: str, backbone: str) -> Step:
         [(HEIGHT, WIDTH)],
         num_boxes=NUM_BOXES,
         num_classes=NUM_CLASSES,
-        with_masks=family in ("mask-rcnn", "cascade-mask-rcnn"),
+        with_masks=family in ("mask-rcnn", "cascade-mask-rcnn", "htc"),
     )
     training, process = TrainingConfig(batch_size=NUM_IMAGES), Process()
     settings = {"detector": {"family": family}, "backbone": BackboneConfig(name=backbone), "training": training}
@@ -142,7 +142,7 @@ def build_torchvision(family: str, body: nn.Module) -> nn.Module:
 
 def sides_of(family: str, wanted: list[str]) -> list[str]:
     """Those there are."""
-    has_plain = family != "detr" and not family.startswith("cascade")
+    has_plain = family in ("retinanet", "fcos", "faster-rcnn", "mask-rcnn")
     return [side for side in SIDES if side in wanted and (has_plain or side in SIDES[:2])]
 
 
