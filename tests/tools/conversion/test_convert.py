@@ -95,12 +95,15 @@ def test_swin_is_renamed() -> None:
 def pretrained_tensors(family: str, *, embedding: tuple[int, ...]) -> dict[str, Tensor]:
     """One detector as AlignDet pre-trains it: a projector in the place of the class predictor."""
     predictor = {"retinanet": "bbox_head.retina_cls", "fcos": "bbox_head.conv_cls", "detr": "bbox_head.projector"}
-    name = predictor.get(family, "roi_head.bbox_head.fc_cls")
-    tensors = {n: t for n, t in mmdet_tensors(family).items() if not n.startswith(f"{name}.") and "mask_head" not in n}
+    names = [predictor.get(family, "roi_head.bbox_head.fc_cls")]
+    if family == "cascade-rcnn":
+        names = [f"roi_head.bbox_head.{head}.fc_cls" for head in range(3)]
+    replaced = (*(f"{name}." for name in names), "roi_head.mask_head.")
+    tensors = {n: t for n, t in mmdet_tensors(family).items() if not n.startswith(replaced)}
     width = CONFIGS[family].model_dump().get("head_features") or CONFIGS[family].model_dump().get("neck_channels", 16)
     shapes = {"0.weight": (width, width, *embedding), "0.bias": (width,), "2.bias": (32,)}
     shapes["2.weight"] = (32, width, *([1] * len(embedding)))
-    return {**tensors, **{f"{name}.{part}": torch.rand(shape) for part, shape in shapes.items()}}
+    return {**tensors, **{f"{name}.{part}": torch.rand(shape) for name in names for part, shape in shapes.items()}}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,7 @@ def pretrained_tensors(family: str, *, embedding: tuple[int, ...]) -> dict[str, 
         ("retinanet", (1, 1), {}),
         ("fcos", (3, 3), {"projector of another form": 4}),  # looks at the neighbours of a point
         ("mask-rcnn", (), {"box offsets by number of the instance, which mean nothing elsewhere": 2}),
+        ("cascade-rcnn", (), {}),  # as their selfsup/htc.py, which has no mask heads
         ("detr", (), {"classes of pre-training": 2}),
     ],
 )
@@ -122,7 +126,8 @@ def test_pretrained_checkpoint_of_the_authors(family: str, embedding: tuple[int,
     assert {reason: reasons.count(reason) for reason in set(reasons)} == copied | unused
     assert set(again.left_out) < set(copies)
     assert len(copies) - len(again.left_out) == len(again.state_dict) + len(again.projector) - _counted_once(again)
-    assert ("hidden.weight" in again.projector) == (family != "fcos")
+    hidden = {name for name in again.projector if name.endswith("hidden.weight")}
+    assert len(hidden) == {"fcos": 0, "cascade-rcnn": 3}.get(family, 1)
     assert not any(name.startswith(("class_predictor", "mask_")) for name in again.state_dict)
     original = detector_file(family).state_dict
     assert all(torch.equal(tensor, original[name]) for name, tensor in again.state_dict.items())
