@@ -2,11 +2,12 @@
 
 import contextlib
 import gc
-import multiprocessing
-import os
+import pickle
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,15 @@ _POLL_S = 0.2
 GAPS_SPARED = 1.1  # replaces `Trial.gaps` if freed memory is given back at once
 _BATCHES_HELD = 2  # decoded: the step's, and the next one while it is read
 _NO_ROOM: Literal["out of memory"] = "out of memory"
+_STARTED: Literal["started"] = "started"
+# Not a process of multiprocessing: that would import the script that called us, and so run it a second time.
+_PROGRAM = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+trial, room = pickle.load(sys.stdin.buffer)
+from aligndet_cli.training.footprint import work
+work(trial, room, int(sys.argv[1]))
+"""
 
 
 @dataclass(frozen=True)
@@ -63,17 +73,19 @@ def try_step(trial: Trial, room: int | None) -> Footprint | None:
     Raises:
         RunError: a single image takes more than `room`.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(trial, room, theirs), name="trial")
-    process.start()
+    ours, theirs = Pipe(duplex=False)
+    words = [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno())]
+    nowhere = subprocess.DEVNULL  # libraries that run out of memory print a lot
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, pass_fds=(theirs.fileno(),)
+    )
     theirs.close()
-    assert process.pid is not None
     try:
-        outcome = _outcome(process.pid, ours, room)
+        _hand_over(process, trial, room)
+        outcome = _outcome(process, ours, room)
     finally:
         process.kill()
-        process.join()
+        process.wait()
         ours.close()
     if isinstance(outcome, Footprint):
         return outcome
@@ -91,28 +103,42 @@ def gigabytes(count: int) -> str:
     return f"{max(count, 0) / 1e9:.2g} GB"
 
 
-def _outcome(pid: int, connection: Connection, room: int | None) -> Footprint | str:
+def _hand_over(process: "subprocess.Popen[bytes]", trial: Trial, room: int | None) -> None:
+    """Send what the process needs, first the places where it finds modules."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # if it is dead, the other pipe tells
+        stdin.write(pickle.dumps(sys.path) + pickle.dumps((trial, room)))
+
+
+def _outcome(process: "subprocess.Popen[bytes]", connection: Connection, room: int | None) -> Footprint | str:
     """Wait for what the process measured, or for the reason why it could not."""
-    until = time.monotonic() + _PATIENCE_S
+    until, has_started = time.monotonic() + _PATIENCE_S, False
     while time.monotonic() < until:
         try:
             if connection.poll(_POLL_S):
                 found: Footprint | str = connection.recv()
-                return found
+                if found != _STARTED:
+                    return found
+                has_started = True
         except (EOFError, ConnectionError):  # it died silently: killed by the system, or by a library
-            return _NO_ROOM
-        usage = process_usage(pid)
+            code = process.wait()
+            return _NO_ROOM if has_started or code < 0 else f"its process ended at once, with exit code {code}"
+        usage = process_usage(process.pid)
         if room is not None and usage is not None and usage.resident > room:
             return _NO_ROOM
     return f"the step took longer than {_PATIENCE_S:g} s"
 
 
-def _work(trial: Trial, room: int | None, connection: Connection) -> None:
-    """Measure in the spawned process, and send the result."""
+def work(trial: Trial, room: int | None, descriptor: int) -> None:
+    """Measure in a process of its own, and send the result.
+
+    Args:
+        trial, room: see `try_step`.
+        descriptor: number of the open end of the pipe.
+    """
     end_with_parent()
-    with Path(os.devnull).open("w") as nowhere:  # libraries that run out of memory print a lot
-        for stream in (1, 2):
-            os.dup2(nowhere.fileno(), stream)
+    connection = Connection(descriptor, readable=False)
+    connection.send(_STARTED)
     with contextlib.suppress(OSError):  # if the system runs out of memory all the same, it kills this process first
         Path("/proc/self/oom_score_adj").write_text("1000")
     limit_growth(room)

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,19 @@ import pytest
 from aligndet_cli.errors import RunError
 from aligndet_cli.training import footprint as footprint_module
 from aligndet_cli.training.footprint import Footprint, try_step
+from helpers.commandline import environment
 from helpers.hungry import hungry_trial
 
 GB = 10**9
+# As people write it, without `if __name__ == "__main__":`.
+SCRIPT = """
+import sys
+print("this line")
+sys.path.append(sys.argv[1])
+from aligndet_cli.training.footprint import try_step
+from helpers.hungry import hungry_trial
+print("measured", try_step(hungry_trial(per_pixel=1), room=2 * 10**9) is not None)
+"""
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell")
 
 
@@ -43,6 +55,23 @@ def test_what_fails_otherwise_says_nothing_about_memory(caplog: pytest.LogCaptur
     with caplog.at_level("INFO", logger="aligndet"):
         assert try_step(hungry_trial(problem="no such thing"), room=GB) is None
     assert "ValueError: no such thing" in caplog.text
+
+
+def test_the_script_that_calls_is_not_run_again(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "pickle.py").write_text("raise SystemExit")  # a file of the user's that is named like one of Python's
+    words = [sys.executable, "-P", "script.py", str(Path(__file__).parents[1])]
+    ran = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+    assert ran.stdout.split("\n") == ["this line", "measured True", ""] and ran.stderr == ""
+
+
+def test_a_process_that_does_not_start_says_nothing_about_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(footprint_module, "_PROGRAM", "raise SystemExit(3)")
+    with caplog.at_level("INFO", logger="aligndet"):
+        assert try_step(hungry_trial(), room=GB) is None
+    assert "its process ended at once, with exit code 3" in caplog.text
 
 
 def test_a_process_that_takes_for_ever_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
