@@ -13,6 +13,7 @@ from helpers.reports import Tuned, add_evaluated, add_pretrained, put
 _EMPTY = {"meta", "link", "img", "input"}
 HOSTILE = """<script>alert("x")</script>' onerror="alert(1)" & {{ 7 * 7 }} été"""
 NUM_PAIRS = 4
+LONG = "from-scratch" + 3 * "_with_a_long_name_without_spaces"
 
 
 @dataclass
@@ -102,8 +103,8 @@ def make_workspace(root: Path) -> Path:
 def make_large_study(root: Path) -> Path:
     """Three detectors, two amounts of labels and four starts of long names, some of which the paper has."""
     add_pretrained(root, "pre", content_hash="pre")
-    long = ("AlignDet, contrast only, three times as long", "from-scratch_with_a_long_name_without_spaces")
-    starts = (("backbone", "backbone only"), ("pretrain", "AlignDet"), ("pretrain", long[0]), ("scratch", long[1]))
+    longer = "AlignDet, contrast only, three times as long"
+    starts = (("backbone", "backbone only"), ("pretrain", "AlignDet"), ("pretrain", longer), ("scratch", LONG))
     for detector, backbone in (("retinanet", "resnet50"), ("faster-rcnn", "swin-small"), ("fcos", "mobilenet-v2")):
         for fraction, steps in ((1.0, 12_000), (100.0, 90_000)):
             for place, (init, label) in enumerate(starts):

@@ -148,12 +148,21 @@ def headline(report: Report) -> str:
             other for other in compared if (other.label, bases[other.setting]) == (row.label, bases[row.setting])
         ]
         return _sentence([other.summaries[metric].delta for other in of_start], metric, row.label, bases[row.setting])
-    for row in report.rows:
-        if metric in row.summaries:
-            return (
-                f"{row.label}: {100 * row.summaries[metric].mean:.1f} {metric}, and no other start to compare it with."
-            )
-    return ""
+    return _without_pairs(report.rows, metric)
+
+
+def _without_pairs(rows: Sequence[Row], metric: str) -> str:
+    measured = [(row.label, 100 * row.summaries[metric].mean) for row in rows if metric in row.summaries]
+    if len(measured) > 1:
+        low, high = (bound(mean for _, mean in measured) for bound in (min, max))
+        return (
+            f"{len(measured)} starts of {low:.1f} to {high:.1f} {metric}, and none has a run of the baseline with its "
+            "setting, fold and seed to compare it with."
+        )
+    if measured:
+        [(label, mean)] = measured
+        return f"{label}: {mean:.1f} {metric}, and no other start to compare it with."
+    return f"{metric} could be measured in no run." if rows else ""
 
 
 def _sentence(deltas: Sequence[Delta | None], metric: str, label: str, base: str) -> str:

@@ -1,6 +1,8 @@
 """The page in a real browser."""
 
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from PIL import Image
 from aligndet_cli.tools.report.collect import collect_report
 from aligndet_cli.tools.report.html import write_page
 from aligndet_cli.workspace import Workspace
-from helpers.pages import NUM_PAIRS, make_large_study, make_workspace
+from helpers.pages import LONG, NUM_PAIRS, make_large_study, make_workspace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -29,7 +31,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def large_page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace = Workspace(make_large_study(tmp_path_factory.mktemp("large") / "workspace"))
-    return write_page(workspace, collect_report(workspace))
+    return write_page(workspace, collect_report(workspace, baseline=LONG))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,20 @@ def test_no_table_is_wider_than_its_frame(
     assert len(ends) > 100 and max(ends) <= width
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.close()
+
+
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="pdftotext is not installed")
+def test_a_table_that_goes_on_on_the_next_page_has_its_head_there(
+    browser: Any, page_file: Path, tmp_path: Path
+) -> None:
+    page = browser.new_page()
+    page.goto(page_file.as_uri())
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
+    page.close()
+    words = ("pdftotext", "-layout", tmp_path / "page.pdf", "-")
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    sheets = [sheet for sheet in text.split("\f") if re.search(r"^[a-z-]+/\S+ +complete", sheet, re.MULTILINE)]
+    assert sheets and [sheet for sheet in sheets if not re.search("artifact +state +result +made from", sheet)] == []
 
 
 def test_dark_pages_do_not_glare(browser: Any, page_file: Path, tmp_path: Path) -> None:

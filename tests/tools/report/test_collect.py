@@ -74,6 +74,15 @@ def test_the_headline_says_how_sure_it_is(tmp_path: Path) -> None:
     assert headline(collect_report(Workspace(tmp_path))) == mixed
 
 
+def test_the_headline_of_starts_that_have_no_pair(tmp_path: Path) -> None:
+    add_evaluated(tmp_path, Tuned("plain"), 0.3)
+    add_evaluated(tmp_path, Tuned("ours", init="pretrain", weights="own", seed=1), 0.4)
+    apart = "2 starts of 30.0 to 40.0 AP, and none has a run of the baseline with its setting, fold and seed"
+    assert headline(collect_report(Workspace(tmp_path))) == f"{apart} to compare it with."
+    nothing = collect_report(Workspace(tmp_path), metrics=("AP75",))
+    assert headline(nothing) == "AP75 could be measured in no run."
+
+
 def test_any_start_can_be_the_baseline(workspace: Path) -> None:
     rows = rows_of(collect_report(Workspace(workspace), baseline="AlignDet"))
     delta = rows[1, "backbone only"].summaries["AP"].delta
