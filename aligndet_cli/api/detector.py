@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from aligndet_cli.api.images import AnyImage, as_pixels, one_by_one
 from aligndet_cli.data.dataset import Category
@@ -22,6 +24,7 @@ from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import check_output_file
 from aligndet_cli.finetune.initial import Initial
 from aligndet_cli.finetune.views import Resolution
+from aligndet_cli.training.loop import too_small_for_norms
 
 
 class ImageDetector(nn.Module):
@@ -71,13 +74,16 @@ class ImageDetector(nn.Module):
 
         Raises:
             DataError: an image or a target is none of these.
-            ConfigError: training mode without targets.
+            ConfigError: training mode without targets, or weights that are no longer of float32.
+            RunError: a single image that is too small for batch norm.
         """
+        self._check_weights()
         pixels = [as_pixels(image, f"images[{number}]").to(self.device) for number, image in enumerate(images)]
         if not self.training:
             return self._detect(pixels)
         if targets is None:
             raise ConfigError("the detector is in training mode: give targets, or call its eval() first")
+        targets = list(targets)
         if len(targets) != len(pixels) or not pixels:
             raise DataError(f"{len(pixels)} images, but {len(targets)} targets; give one per image")
         samples = [
@@ -86,7 +92,13 @@ class ImageDetector(nn.Module):
         ]
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             batch, of_images = make_batch(samples, [self._draw_view() for _ in samples], self.device)
-        losses: dict[str, Tensor] = self.model(batch, of_images)
+        try:
+            losses: dict[str, Tensor] = self.model(batch, of_images)
+        except ValueError as error:
+            known = too_small_for_norms(error)
+            if known is None:
+                raise
+            raise known from error
         return losses
 
     @torch.no_grad()
@@ -107,10 +119,13 @@ class ImageDetector(nn.Module):
 
         Raises:
             DataError: an image cannot be read.
-            ConfigError: a setting is out of its range.
+            ConfigError: a setting is out of its range, or the weights are no longer of float32.
         """
-        if not 0 <= score <= 1 or batch_size < 1:
-            raise ConfigError(f"score={score}, batch_size={batch_size}: write a score of 0 to 1, and 1 image at least")
+        if not (isinstance(score, Real) and 0 <= score <= 1 and isinstance(batch_size, Integral) and batch_size >= 1):
+            raise ConfigError(
+                f"score={score!r}, batch_size={batch_size!r}: write a score of 0 to 1, and a whole number of images"
+            )
+        self._check_weights()
         modes = [(module, module.training) for module in self.modules()]  # of each: callers may keep norms fixed
         self.eval()
         try:
@@ -149,6 +164,12 @@ class ImageDetector(nn.Module):
         """Device of the weights."""
         return next(self.model.parameters()).device
 
+    def _check_weights(self) -> None:
+        weight = next(self.model.parameters())
+        if weight.is_meta or weight.dtype != torch.float32:
+            place = "on the device meta" if weight.is_meta else f"of {weight.dtype}"
+            raise ConfigError(f"the detector has weights {place}, not of float32; for less memory use torch.autocast")
+
     def _draw_view(self) -> ViewParams:
         """Draw a short side from torch's generator, if there is a choice."""
         choice = int(torch.randint(len(self.short_sides), ())) if len(self.short_sides) > 1 else 0
@@ -156,16 +177,26 @@ class ImageDetector(nn.Module):
 
     def _sample(self, number: int, image: Tensor, target: Mapping[str, Any]) -> Sample:
         name, (height, width) = f"targets[{number}]", image.shape[1:]
+        if not isinstance(target, Mapping):
+            raise DataError(f"{name}: is of type {type(target).__name__}; give a dictionary with boxes and labels")
         boxes, labels = (_tensor_of(target, key, name) for key in ("boxes", "labels"))
         if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != (len(boxes),):
             raise DataError(
                 f"{name}: boxes {tuple(boxes.shape)} with labels {tuple(labels.shape)}; give (N, 4) and (N,)"
             )
+        if isinstance(boxes, BoundingBoxes) and boxes.format != BoundingBoxFormat.XYXY:
+            raise DataError(f"{name}: boxes are {boxes.format.name}; convert them to XYXY: x1, y1, x2, y2")
         boxes, labels = boxes.cpu().float(), labels.cpu()
         sides = boxes[:, 2:] - boxes[:, :2]
         if not (boxes.isfinite().all() and (sides > 0).all()):
             row = int((~(boxes.isfinite().all(1) & (sides > 0).all(1))).nonzero()[0])
             raise DataError(f"{name}: box {row} is {boxes[row].tolist()}; give x1, y1, x2, y2 with x2 > x1 and y2 > y1")
+        inside = (boxes[:, :2] < torch.tensor([width, height])).all(1) & (boxes[:, 2:] > 0).all(1)
+        if not inside.all():
+            row = int((~inside).nonzero()[0])
+            raise DataError(
+                f"{name}: box {row} is {boxes[row].tolist()}, outside of its image, {width} wide and {height} high"
+            )
         unknown = [label for label in labels.tolist() if label not in self._class_ids]
         if unknown:
             raise DataError(f"{name}: label {unknown[0]} is none of {self._known_labels()}")
@@ -225,9 +256,11 @@ def _pasted(masks: Tensor, boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 def _tensor_of(target: Mapping[str, Any], key: str, name: str) -> Tensor:
     value = target.get(key)
-    if not isinstance(value, Tensor):
-        told = "has none" if value is None else f"is a {type(value).__name__}"
-        raise DataError(f"{name}: {key} {told}; give a tensor, see help(ImageDetector.forward)")
+    if value is None:
+        raise DataError(f"{name}: has no {key}; give a tensor, see help(ImageDetector.forward)")
+    if not isinstance(value, Tensor) or value.is_complex():
+        kind = value.dtype if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise DataError(f"{name}: {key} of {kind}; give a tensor of numbers, see help(ImageDetector.forward)")
     return value
 
 

@@ -1,6 +1,7 @@
 """Images as Python programs have them: files, arrays, Pillow's images, tensors."""
 
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,7 @@ from aligndet_cli.errors import DataError
 # A file, (H, W, 3) uint8 RGB, a Pillow image, or (3, H, W) as float in 0..1 or as uint8.
 AnyImage: TypeAlias = str | Path | NDArray[np.uint8] | Image.Image | Tensor
 _KINDS = "give a path, an (H, W, 3) uint8 array in RGB, a Pillow image, or a (3, H, W) tensor, float in 0..1 or uint8"
+_NO_LISTS = (bytes, bytearray, memoryview, io.IOBase, Mapping)  # although one can go through them
 _TOLERANCE = 1e-3  # by which augmentations may leave 0..1
 
 
@@ -26,10 +28,10 @@ def one_by_one(images: AnyImage | Iterable[AnyImage]) -> Iterator[AnyImage]:
         is_single = images.ndim <= 3
     if is_single:
         yield images  # type: ignore[misc]  # no iterable
-    elif isinstance(images, Iterable):
+    elif isinstance(images, Iterable) and not isinstance(images, _NO_LISTS):
         yield from images
     else:
-        raise DataError(f"images: a {type(images).__name__} is no image; {_KINDS}")
+        raise DataError(f"images: are of type {type(images).__name__}; {_KINDS}")
 
 
 def as_pixels(image: AnyImage, name: str) -> Tensor:
@@ -50,8 +52,8 @@ def as_pixels(image: AnyImage, name: str) -> Tensor:
     elif isinstance(image, np.ndarray):
         pixels = _of_array(image, name)
     else:
-        raise DataError(f"{name}: a {type(image).__name__} is no image; {_KINDS}")
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        raise DataError(f"{name}: is of type {type(image).__name__}; {_KINDS}")
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def _of_array(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
@@ -61,6 +63,8 @@ def _of_array(image: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 
 def _of_tensor(image: Tensor, name: str) -> Tensor:
+    if image.is_meta or image.layout is not torch.strided:
+        raise DataError(f"{name}: is a tensor without values of its own, or a sparse one; {_KINDS}")
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise DataError(f"{name}: is a tensor {tuple(image.shape)}; {_KINDS}")
     if image.dtype == torch.uint8:

@@ -1,8 +1,10 @@
 """Weights of a run or a file -> a detector, or its backbone."""
 
+import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -122,10 +124,16 @@ def find_weights(run: str | Path, workspace: Workspace, stages: Sequence[str], w
     Raises:
         ConfigError: there is none, or several runs have the name.
     """
+    if not isinstance(run, str | os.PathLike):
+        raise ConfigError(f"run: is of type {type(run).__name__}; give a path, or the name of a run")
+    if which not in get_args(WeightsName):
+        raise ConfigError(f"weights={which!r}: write {' or '.join(map(repr, get_args(WeightsName)))}")
     if is_on_hub(run):
         return fetch_weights(str(run), file="weights.pt" if which == "last" else BEST)
     path = Path(run)
     if path.is_file():
+        if which != "last":
+            raise ConfigError(f"{run}: is a file, so weights={which!r} chooses nothing; name the folder of the run")
         return path
     if (path / "weights.pt").is_file():
         return weights_file(path, which)
@@ -149,8 +157,11 @@ def _categories(
     source: DetectorFile, file: Path, num_classes: int | None, classes: Sequence[str] | None
 ) -> tuple[Category, ...]:
     """Return the classes that are asked for: the file's own, or new ones with ids from 1 on."""
-    if isinstance(classes, str) or (classes is not None and not classes):
+    is_list = isinstance(classes, list | tuple) and all(isinstance(name, str) and name for name in classes)
+    if classes is not None and not (is_list and classes):
         raise ConfigError(f"classes={classes!r}: give a list of names, such as ['cat', 'dog']")
+    if not isinstance(num_classes, Integral | None) or isinstance(num_classes, bool):
+        raise ConfigError(f"num_classes={num_classes!r}: give a whole number, which counts the background")
     if classes is not None and num_classes not in (None, len(classes) + 1):
         raise ConfigError(f"num_classes={num_classes}: {len(classes)} classes and background are {len(classes) + 1}")
     if num_classes is not None and num_classes < 2:
@@ -161,12 +172,16 @@ def _categories(
         return source.categories
     if classes is None and num_classes is None:
         raise ConfigError(f"{file}: only pre-trained, it has no classes yet; give num_classes or classes")
+    if classes is not None and len(set(classes)) < len(classes):
+        raise ConfigError(f"classes={classes!r}: has a name twice")
     names = list(classes) if classes is not None else [str(number) for number in range(1, num_classes or 0)]
     return tuple(Category(number, name) for number, name in enumerate(names, start=1))
 
 
 def _settings(file: Path, source: DetectorFile, config: Mapping[str, Any]) -> FinetuneConfig:
     """Return the settings with which `finetune` would start from this file."""
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"config: is of type {type(config).__name__}; give a mapping of settings")
     values: dict[str, Any] = {}
     for path, value in flatten(config):
         if path.partition(".")[0] not in _SETTINGS:

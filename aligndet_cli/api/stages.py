@@ -1,9 +1,10 @@
 """The stages as functions: the same settings, checks and artifacts as their commands. Free of torch until one runs."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel
 
@@ -73,6 +74,8 @@ class StageFunction(Generic[ConfigT]):
                 `GateError`, `Preempted`. Messages name the flags of the command.
         """
         stage = find_stage(self.name)
+        if progress not in get_args(ProgressMode):
+            raise ConfigError(f"progress={progress!r}: write {', '.join(map(repr, get_args(ProgressMode)))}")
         callbacks = callbacks_of(on_step=on_step, on_log=on_log, on_evaluate=on_evaluate, on_checkpoint=on_checkpoint)
         request = Request(
             stage=stage.name,
@@ -107,8 +110,13 @@ def _carry_out(stage: Stage, request: Request) -> Outcome:
 def _sources(stage: Stage, config: Any, data: str | Path | None, settings: Mapping[str, Any]) -> Sources:
     """Return the settings of a call; keywords win over `config`."""
     is_file = isinstance(config, str | Path)
+    if isinstance(config, BaseModel) and not isinstance(config, own := stage.steps().config):
+        raise ConfigError(f"config: {type(config).__name__} is not for {stage.name}; give {own.__name__}")
     given = {} if is_file or config is None else _in_config(config)
     given |= _in_keywords(stage, settings)
+    given = {
+        path: (word, os.fspath(value) if isinstance(value, Path) else value) for path, (word, value) in given.items()
+    }
     if data is not None:
         given["data.root"] = ("data", Path(data))
     return Sources(Path(config) if is_file else None, (), given)
@@ -118,7 +126,9 @@ def _in_config(config: StageConfig | Mapping[str, Any]) -> dict[str, tuple[str, 
     """Return the settings that a config or a mapping sets, see `Sources.flags`."""
     values = _set_values(config) if isinstance(config, BaseModel) else config
     if not isinstance(values, Mapping):
-        raise ConfigError(f"config: a {type(config).__name__} holds no settings; give a mapping or the stage's config")
+        raise ConfigError(
+            f"config: of type {type(config).__name__}, holds no settings; give a mapping or the stage's config"
+        )
     return {path: (path, value) for path, value in flatten(values)}
 
 

@@ -293,20 +293,28 @@ def _restore(learner: Learner, folder: Path) -> int:
     return step
 
 
+def too_small_for_norms(error: ValueError, flags: Collection[str] = ()) -> RunError | None:
+    """Return what to do, with those of the flags that help, if batch norm met a single value; None for other errors."""
+    if "more than 1 value per channel" not in str(error):
+        return None
+    larger = [flag for flag in ("--batch-size", "--short-side", "--image-size") if flag in flags]
+    group = ", or use --set detector.neck_norm=group" if {"--detector", "--set"} <= set(flags) else ""
+    return RunError(
+        "batch norm cannot train on a single image per process this small: raise "
+        f"{' or '.join(larger) or 'the batch size'}{group}"
+    )
+
+
 @contextlib.contextmanager
 def known_errors(flags: Collection[str]) -> Iterator[None]:
     """Turn errors that settings cause in the block into a RunError, which names those of the flags that help."""
     try:
         yield
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+        known = too_small_for_norms(error, flags)
+        if known is None:
             raise
-        larger = [flag for flag in ("--batch-size", "--short-side", "--image-size") if flag in flags]
-        group = ", or use --set detector.neck_norm=group" if {"--detector", "--set"} <= set(flags) else ""
-        raise RunError(
-            "batch norm cannot train on a single image per process this small: raise "
-            f"{' or '.join(larger) or 'the batch size'}{group}"
-        ) from error
+        raise known from error
     except (MemoryError, OSError, RuntimeError) as error:
         known = as_user_error(error, flags) if memory_that_ran_out(error) else None
         if known is None:

@@ -1,7 +1,9 @@
 """The detector of the Python API: images of any kind in, torchvision's dictionaries out."""
 
+import io
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch import Tensor
 from torchvision.models.detection import retinanet_resnet50_fpn
+from torchvision.tv_tensors import BoundingBoxes
 
 import aligndet_cli as aligndet
 from aligndet_cli.data.dataset import Category
@@ -120,8 +122,23 @@ def test_scores_and_batches(detector: aligndet.ImageDetector, photos: list[Path]
         name for name in modes if name.startswith("model.neck")
     }
     detector.model.neck.train()
-    with pytest.raises(aligndet.ConfigError, match="score=2"):
-        detector.predict(photos[0], score=2)
+    wrong: tuple[dict[str, object], ...] = (
+        {"score": 2},
+        {"score": None},
+        {"score": "0.5"},
+        {"batch_size": 0},
+        {"batch_size": 2.5},
+    )
+    for setting in wrong:
+        with pytest.raises(
+            aligndet.ConfigError, match="|".join(f"{name}={value!r}" for name, value in setting.items())
+        ):
+            detector.predict(photos[0], **setting)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixel = np.zeros((1, 1, 3), np.uint8)
+        pixel.flags.writeable = False  # as arrays of Pillow's images are
+        detector.predict(pixel)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -174,7 +191,10 @@ def test_an_output_that_stands_for_no_class_is_never_found(tmp_path: Path) -> No
     assert set(found["labels"].tolist()) <= {1, 4}
 
 
-def target(**changes: Tensor) -> list[dict[str, Tensor]]:
+XYWH = BoundingBoxes(torch.tensor([[5.0, 6, 40, 50]]), format="XYWH", canvas_size=(64, 64))  # type: ignore[call-overload]
+
+
+def target(**changes: object) -> list[dict[str, object]]:
     return [{"boxes": torch.tensor([[5.0, 6, 40, 50]]), "labels": torch.tensor([7]), **changes}]
 
 
@@ -190,7 +210,18 @@ def target(**changes: Tensor) -> list[dict[str, Tensor]]:
         ([torch.rand(3, 64, 64)], target(labels=torch.tensor([0])), r"label 0 is none of .* \[3, 5, 7\]; 0 is back"),
         ([torch.rand(3, 64, 64)], target(labels=torch.tensor([7, 7])), r"boxes \(1, 4\) with labels \(2,\)"),
         ([torch.rand(3, 64, 64)], target(boxes=torch.tensor([[5.0, 6, 5, 50]])), "box 0 is .*x2 > x1"),
-        ([torch.rand(3, 64, 64)], [{"labels": torch.tensor([1])}], r"targets\[0\]: boxes has none"),
+        ([torch.rand(3, 64, 64)], [{"labels": torch.tensor([1])}], r"targets\[0\]: has no boxes"),
+        ([torch.rand(3, 64, 64)], [None], r"targets\[0\]: is of type NoneType"),
+        ([torch.rand(3, 64, 64)], {"boxes": torch.zeros(0, 4)}, r"targets\[0\]: is of type str"),
+        ([torch.rand(3, 64, 64)], target(boxes=[[5, 6, 40, 50]]), "boxes of type list"),
+        ([torch.rand(3, 64, 64)], target(labels=torch.tensor([7j])), "labels of torch.complex64"),
+        (
+            [torch.rand(3, 64, 64)],
+            target(boxes=torch.tensor([[-9.0, 6, 0, 50]])),
+            "box 0 .* outside of its image, 64 w",
+        ),
+        ([torch.rand(3, 60, 64)], target(boxes=torch.tensor([[5.0, 60, 9, 70]])), "box 0 .*, 64 wide and 60 high"),
+        ([torch.rand(3, 64, 64)], target(boxes=XYWH), "boxes are XYWH; convert"),
         ([torch.rand(3, 64, 64)], target(masks=torch.ones(1, 8, 8)), r"give \(1, 64, 64\)"),
     ],
 )
@@ -200,14 +231,49 @@ def test_what_is_wrong_is_said(images: object, targets: object, words: str, tmp_
         detector(images, targets)
 
 
+def test_a_small_image_alone_is_too_little_for_batch_norm(chain: Path) -> None:
+    config = {"resolution": {"short_side": [64], "long_side": 64}}  # of which the last map is a single pixel
+    detector = aligndet.load(chain / "finetune" / "retinanet-resnet18", config=config)
+    with pytest.raises(aligndet.RunError, match="a single image per process this small: raise the batch size"):
+        detector([torch.rand(3, 64, 64)], target())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda one: one.half(), "weights of torch.float16, not of float32"),
+        (lambda one: one.double(), "weights of torch.float64"),
+        (lambda one: one.to("meta"), "weights on the device meta"),
+    ],
+    ids=["half", "double", "meta"],
+)
+def test_weights_of_another_kind_are_said(
+    change: Callable[[aligndet.ImageDetector], aligndet.ImageDetector], words: str, tmp_path: Path
+) -> None:
+    detector = change(of_family("fcos", tmp_path))
+    image = torch.rand(3, 64, 64)
+    for call in (
+        lambda: detector([image], target()),
+        lambda: detector.predict(image),
+        lambda: detector.eval()([image]),
+    ):
+        with pytest.raises(aligndet.ConfigError, match=words):
+            call()
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [
         ("nofile.jpg", "nofile.jpg: no such image file"),
         (np.zeros((8, 8), np.uint8), r"images\[0\]: is an array \(8, 8\) of uint8"),
         (np.zeros((8, 8, 3)), "of float64"),
-        (7, "a int is no image"),
-        ([None], r"images\[0\]: a NoneType is no image"),
+        (7, "images: are of type int; give a path"),
+        ([None], r"images\[0\]: is of type NoneType; give a path"),
+        (b"photo.jpg", "images: are of type bytes"),
+        (io.BytesIO(b"a file"), "images: are of type BytesIO"),
+        ({"a": "photo.jpg"}, "images: are of type dict"),
+        (torch.zeros(3, 8, 8, device="meta"), "without values of its own"),
+        (torch.zeros(3, 8, 8).to_sparse(), "a sparse one"),
     ],
 )
 def test_no_image_is_said(image: object, words: str, detector: aligndet.ImageDetector) -> None:

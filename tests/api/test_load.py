@@ -77,6 +77,11 @@ def test_runs_are_found_by_path_folder_and_name(chain: Path, tmp_path: Path, mon
     shutil.copytree(folder, tmp_path / "pretrain-box" / "other")
     monkeypatch.setenv("ALIGNDET_WORKSPACE", str(tmp_path))
     assert len(aligndet.load("other", num_classes=3).names) == 2
+    with pytest.raises(aligndet.ConfigError, match="weights='best' chooses nothing"):
+        aligndet.load(folder / "weights.pt", weights="best", num_classes=3)
+    for run in (None, 7, b"weights.pt"):
+        with pytest.raises(aligndet.ConfigError, match=f"run: is of type {type(run).__name__}"):
+            aligndet.load(run)  # type: ignore[arg-type]
     with pytest.raises(aligndet.ConfigError, match="no best.pt"):
         aligndet.load(chain / "finetune" / "retinanet-resnet18", weights="best")
 
@@ -91,6 +96,17 @@ def test_classes_of_a_pretrained_detector(chain: Path) -> None:
         ({"num_classes": 1}, "2 at least"),
         ({"classes": "cat"}, "give a list of names"),
         ({"classes": []}, "give a list of names"),
+        ({"classes": {"cat", "dog"}}, "give a list of names"),
+        ({"classes": {1: "cat"}}, "give a list of names"),
+        ({"classes": (name for name in ("cat", "dog"))}, "give a list of names"),
+        ({"classes": [1, 2]}, "give a list of names"),
+        ({"classes": ["cat", ""]}, "give a list of names"),
+        ({"classes": ["cat", "cat"]}, "has a name twice"),
+        ({"num_classes": 3.0}, "num_classes=3.0: give a whole number"),
+        ({"num_classes": "3"}, "num_classes='3': give a whole number"),
+        ({"num_classes": True}, "num_classes=True: give a whole number"),
+        ({"num_classes": 3, "config": "mine.toml"}, "config: is of type str"),
+        ({"num_classes": 3, "weights": "bset"}, "weights='bset': write 'last' or 'best'"),
     ):
         with pytest.raises(aligndet.ConfigError, match=words):
             aligndet.load(run, **arguments)  # type: ignore[arg-type]

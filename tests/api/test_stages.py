@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import aligndet_cli as aligndet
-from aligndet_cli.api.stages import _in_config
+from aligndet_cli.api.stages import _in_config, _sources
 from aligndet_cli.config import STAGES
-from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.finetune.config import FinetuneConfig
+from aligndet_cli.stage import find_stage
 from helpers.callback_functions import note_step
 from helpers.commandline import CHAIN, VARYING
 
@@ -139,7 +139,9 @@ def test_a_stage_runs_in_a_thread(toy: Path, tmp_path: Path) -> None:
         (None, {"steps": 0}, "steps"),
         ({"training.stesp": 3}, {}, "training.stesp.*did you mean 'steps'"),
         ({"detector": {"family": "fcso"}}, {}, "fcso"),
-        (7, {}, "config: a int holds no settings"),
+        (7, {}, "config: of type int, holds no settings"),
+        (aligndet.EvaluateConfig(), {}, "config: EvaluateConfig is not for finetune; give FinetuneConfig"),
+        (None, {"progress": "bra"}, "progress='bra': write 'auto', 'bar'"),
         (None, {"detector": "fcos", "data": "nowhere"}, "nowhere"),
     ],
 )
@@ -152,11 +154,11 @@ def test_a_config_object_says_what_was_set(toy: Path, tmp_path: Path) -> None:
     config = FinetuneConfig.model_validate({"detector": {"family": "fcos", "head_convs": 1}, "training": {"steps": 3}})
     given = {path: value for path, (_, value) in _in_config(config).items()}
     assert given == {"detector.family": "fcos", "detector.head_convs": 1, "training.steps": 3}
-    assert _in_config(FinetuneConfig(detector=FCOSConfig())) == {"detector.family": ("detector.family", "fcos")}
-    (tmp_path / "run.toml").write_text("[finetune.detector]\nfamily = 'fcos'\n")
-    for same in (config, tmp_path / "run.toml", {"detector.family": "fcos"}):
-        with pytest.raises(aligndet.ConfigError, match="no finished run of fcos"):
-            aligndet.finetune(same, tmp_path / "workspace", data=toy)
+    for word, settings in (
+        ("backbone_weights", {"backbone_weights": Path("a.pth")}),
+        ("backbone.weights", {"backbone": {"weights": Path("a.pth")}}),
+    ):
+        assert _sources(find_stage("finetune"), None, None, settings).flags == {"backbone.weights": (word, "a.pth")}
 
 
 def test_every_stage_is_a_function_whatever_was_imported_before() -> None:

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.findings import counted
 from aligndet_cli.data.loaders import batch_of, evaluation_batches, resolve_workers
 from aligndet_cli.detectors.checkpoint import BEST, LoadedDetector, WeightsName, load_detector, weights_file
 from aligndet_cli.detectors.results import EvaluationBatch, entries_of_each, forward_pass, predict_each
@@ -110,10 +111,10 @@ class Predicted:
         skipped = f", {len(self.skipped)} unreadable" if self.skipped else ""
         total = sum(self.per_class.values())
         width = max((len(name) for name in self.per_class), default=0)
-        places = [f"{self.num_images} images"] if self.num_images or not self.num_frames else []
-        places += [f"{self.num_frames} frames"] if self.num_frames else []
+        places = [counted(self.num_images, "image")] if self.num_images or not self.num_frames else []
+        places += [counted(self.num_frames, "frame")] if self.num_frames else []
         return [
-            f"{total} detections of score >= {self.score:g} in {' and '.join(places)}{skipped}",
+            f"{counted(total, 'detection')} of score >= {self.score:g} in {' and '.join(places)}{skipped}",
             *(f"  {name:<{width}}  {count}" for name, count in self.per_class.items()),
             *self.to_json()["written"],
         ]
@@ -155,8 +156,7 @@ def predict_files(
     _check_output(folder, force=force)
     inputs = find_inputs(words, leave_out=_earlier(asked) if is_numbered else [folder])
     _check_inputs(inputs, config)
-    videos = f"{len(inputs.videos)} videos, " if inputs.videos else ""
-    logger.info(f"{len(inputs.images)} images, {videos}results to {folder}")
+    logger.info(f"{_in_words(inputs)}, results to {folder}")
     results: list[Predicted] = []
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
@@ -168,6 +168,11 @@ def predict_files(
         _check_output(folder, force=force)
         _put_in_place(Path(partial), folder)
     return replace(results[0], folder=folder)
+
+
+def _in_words(inputs: Inputs) -> str:
+    numbers = {"image": len(inputs.images), "video": len(inputs.videos)}
+    return " and ".join(counted(number, noun) for noun, number in numbers.items() if number)
 
 
 def _numbered(folder: Path) -> Iterator[Path]:
@@ -273,8 +278,9 @@ def _run(plan: _Plan, process: Process, folder: Path) -> Predicted:
     for _, reason in skipped:
         logger.warning("left out: %s", reason)
     if not results.images:
-        count = len(image_set) + len(plan.inputs.videos)
-        raise DataError(f"{image_set.root}: none of the {count} images can be read; the first: {skipped[0][1]}")
+        raise DataError(
+            f"{image_set.root}: nothing can be read of {_in_words(plan.inputs)}; the first: {skipped[0][1]}"
+        )
     logger.info(f"{len(results.images) / (time.monotonic() - started):.1f} images/s")
     _write(plan, results.content())
     counts = Counter(pictures.labels[entry["category_id"]] for entry in results.annotations)

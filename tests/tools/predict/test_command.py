@@ -105,7 +105,7 @@ def test_scores_below_the_limit_are_left_out(workspace, odd, tmp_path):
 
 def test_no_readable_image_is_an_error_of_the_data(workspace, odd, tmp_path):
     ran = aligndet("predict", odd / "broken.jpg", "-w", workspace, "-o", tmp_path / "out", code=3)
-    assert "none of the 1 images can be read" in ran.error_line()
+    assert "nothing can be read of 1 image" in ran.error_line()
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out*"))
 
 
@@ -164,7 +164,7 @@ def test_every_call_without_output_has_a_folder_of_its_own(workspace, odd, tmp_p
     shutil.copy(odd / "L.png", root / "mine.png")
     ran = aligndet(*words, root)
     assert Path(ran.json()["folder"]) == folders[1] and ran.json()["images"] == 1
-    assert f"1 images, results to {folders[1]}\n" in ran.stderr
+    assert f"1 image, results to {folders[1]}\n" in ran.stderr
     ran = aligndet(*words, odd / "P.png", "--force").json()
     assert Path(ran["folder"]) == folders[0]
     assert not list((root / "predict").glob(".*"))
@@ -221,11 +221,12 @@ def test_a_frame_is_an_image(workspace, tmp_path):
 def test_settings_without_effect_and_files_of_one_name_are_refused(workspace, odd, tmp_path):
     words = ("predict", odd / "L.png", "-w", workspace, "-o", tmp_path / "out")
     assert "--every: takes frames of videos" in aligndet(*words, "--every", "2", code=2).error_line()
-    assert "ask for both" in aligndet(*words, "--save-conf", code=2).error_line()
+    line = aligndet(*words, "--save-conf", code=2).error_line()
+    assert line == "error: save_conf: scores are added to the files of save_txt; ask for both"
     shutil.copy(odd / "L.png", odd / "L.bmp")
     line = aligndet("predict", odd, *words[2:], "--save-txt", code=2).error_line()
     assert "L.bmp and L.png would share one text file" in line or "L.png and L.bmp" in line
     (tmp_path / "x.mp4").write_bytes(b"no video")
     line = aligndet("predict", tmp_path / "x.mp4", *words[2:], code=3).error_line()
-    assert "none of the 1 images can be read; the first" in line and "x.mp4: not a video" in line
+    assert "nothing can be read of 1 video; the first" in line and "x.mp4: not a video" in line
     assert not (tmp_path / "out").exists()
