@@ -144,25 +144,22 @@ def headline(report: Report) -> str:
     bases = {row.setting: row.label for row in report.rows if row.is_baseline}
     compared = [row for row in report.rows if metric in row.summaries and row.summaries[metric].delta is not None]
     for row in (*(row for row in compared if row.kind == "pretrain"), *compared):
-        of_start = [
-            other for other in compared if (other.label, bases[other.setting]) == (row.label, bases[row.setting])
-        ]
-        return _sentence([other.summaries[metric].delta for other in of_start], metric, row.label, bases[row.setting])
+        names = row.label, bases[row.setting]
+        of_start = [other for other in compared if (other.label, bases[other.setting]) == names]
+        return _sentence([other.summaries[metric].delta for other in of_start], metric, *names)
     return _without_pairs(report.rows, metric)
 
 
 def _without_pairs(rows: Sequence[Row], metric: str) -> str:
-    measured = [(row.label, 100 * row.summaries[metric].mean) for row in rows if metric in row.summaries]
-    if len(measured) > 1:
-        low, high = (bound(mean for _, mean in measured) for bound in (min, max))
-        return (
-            f"{len(measured)} starts of {low:.1f} to {high:.1f} {metric}, and none has a run of the baseline with its "
-            "setting, fold and seed to compare it with."
-        )
-    if measured:
-        [(label, mean)] = measured
-        return f"{label}: {mean:.1f} {metric}, and no other start to compare it with."
-    return f"{metric} could be measured in no run." if rows else ""
+    means = [100 * row.summaries[metric].mean for row in rows if metric in row.summaries]
+    labels = list(dict.fromkeys(row.label for row in rows if metric in row.summaries))
+    if not means:
+        return f"{metric} could be measured in no run." if rows else ""
+    told = " to ".join(dict.fromkeys(f"{bound(means):.1f}" for bound in (min, max))) + f" {metric}"
+    if len(labels) == 1:
+        return f"{labels[0]}: {told}, and no other start to compare it with."
+    none = "none has a run of the baseline with its setting, fold and seed to compare it with"
+    return f"{len(labels)} starts of {told}, and {none}."
 
 
 def _sentence(deltas: Sequence[Delta | None], metric: str, label: str, base: str) -> str:

@@ -79,6 +79,8 @@ def test_the_headline_of_starts_that_have_no_pair(tmp_path: Path) -> None:
     add_evaluated(tmp_path, Tuned("ours", init="pretrain", weights="own", seed=1), 0.4)
     apart = "2 starts of 30.0 to 40.0 AP, and none has a run of the baseline with its setting, fold and seed"
     assert headline(collect_report(Workspace(tmp_path))) == f"{apart} to compare it with."
+    add_evaluated(tmp_path, Tuned("short", steps=12_000), 0.2)
+    assert headline(collect_report(Workspace(tmp_path))).startswith("2 starts of 20.0 to 40.0 AP, and none has")
     nothing = collect_report(Workspace(tmp_path), metrics=("AP75",))
     assert headline(nothing) == "AP75 could be measured in no run."
 
