@@ -127,6 +127,7 @@ class StageConfig(Frozen):
             "runtime.num_workers",
             "runtime.compile",
             "runtime.offline",
+            "backbone.recompute",
             "backbone.weights",  # what they are is an input with a hash of its own
             "training.log_every",
             "training.logger",

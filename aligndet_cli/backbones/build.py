@@ -115,6 +115,7 @@ class BackboneConfig(Frozen):
     drop_path: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
         "auto", description="Rate at which the last block is left out in training; auto is that of its paper."
     )
+    recompute: bool = Field(False, description="Run Swin's blocks again in the backward pass, which saves memory.")
 
     @property
     def family(self) -> Family:
@@ -133,6 +134,14 @@ class BackboneConfig(Frozen):
         if stride_in_1x1 and name is not None and name not in ("resnet50", "resnet101"):
             raise ValueError(f"only ResNet-50 and 101 have 1x1 convolutions before the 3x3 ones, not {name}")
         return stride_in_1x1
+
+    @field_validator("recompute")
+    @classmethod
+    def _check_recompute(cls, recompute: bool, info: ValidationInfo) -> bool:
+        name = info.data.get("name")
+        if recompute and name is not None and family_of(name) != "swin":
+            raise ValueError(f"only Swin can, not {name}; leave it out, or name one with --backbone")
+        return recompute
 
     @field_validator("drop_path")
     @classmethod
@@ -163,7 +172,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 
 def _build(config: BackboneConfig) -> Backbone:
     if config.family == "swin":
-        return build_swin(config.name, drop_path=config.drop_path_rate)
+        return build_swin(config.name, drop_path=config.drop_path_rate, recompute=config.recompute)
     if config.family == "convnext":
         return build_convnext(config.name, drop_path=config.drop_path_rate)
     if config.family == "efficientnet":

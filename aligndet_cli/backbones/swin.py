@@ -6,8 +6,10 @@ bottom and the right, each map has its own layer norm, and a patch merging is fr
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
 
 from aligndet_cli.backbones.interface import Backbone
@@ -43,7 +45,7 @@ class Swin(Backbone):
     classifier = "head"
     additions = ("norm0.", "norm1.", "norm2.")
 
-    def __init__(self, body: TorchvisionSwin, name: str) -> None:
+    def __init__(self, body: TorchvisionSwin, name: str, *, recompute: bool = False) -> None:
         width = body.norm.normalized_shape[0]
         super().__init__(name, {"c2": width // 8, "c3": width // 4, "c4": width // 2, "c5": width})
         self.features = body.features
@@ -51,6 +53,7 @@ class Swin(Backbone):
         self.norm1 = nn.LayerNorm(width // 4)
         self.norm2 = nn.LayerNorm(width // 2)
         self.norm = body.norm
+        self.recompute = recompute
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return the maps of the four stages (B, C, H, W), channels last in memory; see `Backbone.forward`."""
@@ -58,7 +61,8 @@ class Swin(Backbone):
         last = self.features[0](pad(pixels, (0, -width % PATCH, 0, -height % PATCH)))  # (B, H/4, W/4, C)
         maps = {}
         for place, (level, norm) in enumerate(zip(self.channels, self._norms(), strict=True)):
-            last = self.features[2 * place + 1](last)
+            for block in self.features[2 * place + 1]:
+                last = self._run(block, last)
             maps[level] = norm(last).permute(0, 3, 1, 2)
             if level != "c5":
                 last = self.features[2 * place + 2](last)  # patch merging; it pads odd sizes
@@ -77,14 +81,23 @@ class Swin(Backbone):
         """Return the norm of c2, c3 or c4, which no other level sees."""
         return [] if level == "c5" else [dict(zip(self.channels, self._norms(), strict=True))[level]]
 
+    def _run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Run a block on (B, H, W, C) tokens; with `recompute` the backward pass runs it again, and keeps no more."""
+        if self.recompute and torch.is_grad_enabled():
+            again: Tensor = checkpoint(block, tokens, use_reentrant=False)
+            return again
+        result: Tensor = block(tokens)
+        return result
+
     def _norms(self) -> list[nn.LayerNorm]:
         return [self.norm0, self.norm1, self.norm2, self.norm]
 
 
-def build_swin(name: str, *, drop_path: float) -> Swin:
+def build_swin(name: str, *, drop_path: float, recompute: bool = False) -> Swin:
     """Build a Swin transformer with torchvision's initial weights (truncated normal of 0.02).
 
     `drop_path` is the probability that the last block is left out for an image in training; it grows linearly from 0.
+    `recompute` keeps only what lies between blocks for the backward pass.
     """
     size = SIZES[name]
     body = TorchvisionSwin(
@@ -95,4 +108,4 @@ def build_swin(name: str, *, drop_path: float) -> Swin:
         window_size=[WINDOW, WINDOW],
         stochastic_depth_prob=drop_path,
     )
-    return Swin(body, name)
+    return Swin(body, name, recompute=recompute)

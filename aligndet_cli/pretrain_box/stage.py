@@ -112,6 +112,8 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         AlignDetError: anything that the user can put right.
     """
     _check_objectness(config)
+    if config.backbone.recompute and config.freeze_backbone:
+        raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
     devices = resolve_devices(config.runtime)
     data = open_proposal_data(workspace, config.proposals, config.data)
     image_set, artifact, indices = data.image_set, data.artifact, data.indices

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torchvision.models import ConvNeXt as TorchvisionConvNeXt
 from torchvision.models import get_model
@@ -270,7 +270,33 @@ def test_norms_of_levels_that_nobody_uses_are_not_trained(name: str) -> None:
     assert {"norm0.weight", "norm2.bias"} <= idle and not {"norm1.weight", "norm.bias", "norm3.bias"} & idle
 
 
+def test_recomputed_blocks_of_swin_give_the_same_gradients_and_keep_less() -> None:
+    def run(*, recompute: bool) -> tuple[list[Tensor], int]:
+        backbone = tiny_swin(drop_path=0.5)
+        backbone.recompute = recompute
+        kept = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        torch.manual_seed(3)  # which blocks are left out
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            maps = backbone.train()(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+            total = torch.stack([one.square().sum() for one in maps.values()]).sum()
+        total.backward()
+        return [parameter.grad for parameter in backbone.parameters() if parameter.grad is not None], kept
+
+    (plain, all_kept), (again, kept) = run(recompute=False), run(recompute=True)
+    assert len(plain) == len(again) and all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert kept < all_kept / 3
+
+
 def test_settings_of_a_family_are_checked() -> None:
+    assert BackboneConfig(name="swin_t", recompute=True).recompute
+    with pytest.raises(ValidationError, match="only Swin can, not resnet50"):
+        BackboneConfig(recompute=True)
     assert {name: BackboneConfig.model_validate({"name": name}).family for name in FAMILIES} == FAMILIES
     assert BackboneConfig(name="swin_t", drop_path=0.3).drop_path == 0.3
     with pytest.raises(ValidationError, match="only Swin, ConvNeXt and EfficientNet have it, not resnet50"):

@@ -73,6 +73,11 @@ def test_recipe_is_shown_and_refused(workspace: Workspace) -> None:
         plan_of(workspace, recipe="swav")
 
 
+def test_a_frozen_backbone_recomputes_nothing(workspace: Workspace) -> None:
+    with pytest.raises(ConfigError, match="backbone.recompute: no effect on a frozen backbone"):
+        plan_of(workspace, backbone={"name": "swin_t", "recompute": True})
+
+
 def test_objectness_where_it_has_no_effect(workspace: Workspace) -> None:
     with pytest.raises(ConfigError, match=r"--objectness: no effect, faster-rcnn trains such a score in any case"):
         plan_of(workspace, detector={"family": "faster-rcnn"}, objectness=True)
