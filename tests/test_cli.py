@@ -224,6 +224,15 @@ def test_the_next_command_names_data_that_the_workspace_does_not_remember(
     took, _, go_on = ending(ran)
     assert re.match(r"took (\d+ min )?[\d.]+ s: loss ", took)
     assert shlex.split(" ".join(go_on)) == ["evaluate", str(labelled), "-w", str(workspace)]
+    shutil.rmtree(labelled / "val")
+    (labelled / "annotations" / "instances_val.json").unlink()
+    # There is nothing to measure on.
+    assert ending(aligndet("finetune", labelled, "-w", workspace, *words))[2] == [
+        "predict",
+        "IMAGES",
+        "-w",
+        str(workspace),
+    ]
 
 
 def test_an_export_that_fails_comes_after_the_result(workspace: Path, toy: Path, tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def read_labels(
     return _choose_source(data, purpose).read(findings, with_masks=with_masks, index_dir=index_dir)
 
 
+def has_split_for(purpose: Purpose, data: DataConfig) -> bool:
+    """Return True if the data has images that are used for a purpose where no split is named."""
+    try:
+        _choose_source(data.model_copy(update={"split": None}), purpose)
+    except DataError:
+        return False
+    return True
+
+
 def locate_data(root: Path, kind: str = "auto") -> FoundData:
     """Return the data set in a folder: in the folder itself, or in its only subfolder with labels.
 

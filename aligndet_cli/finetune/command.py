@@ -23,6 +23,12 @@ def _headline(artifact: Artifact) -> str:
 
 
 def _go_on(artifact: Artifact, workspace: Workspace) -> list[str]:
+    from aligndet_cli.config import DataConfig
+    from aligndet_cli.data.open import has_split_for
+
+    data = DataConfig.model_validate(artifact.config().get("data", {}))
+    if data.root is not None and data.annotations is None and not has_split_for("val", data):
+        return ["predict", "IMAGES"]
     words = ["evaluate", *data_words(artifact, workspace)]
     newest = workspace.find("finetune")
     return words if newest is None or newest.name == artifact.name else [*words, "--run", artifact.name]
