@@ -60,6 +60,8 @@ EXCEPTIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("training/loop.py", "--detector"): ("pretrain-box", "finetune"),
     ("training/loop.py", "detector.neck_norm"): ("pretrain-box", "finetune"),
     ("detectors/checkpoint.py", "--evaluate-every"): ("finetune",),
+    ("tools/conversion/onnx_file.py", "--set"): ("finetune",),  # of the run that is exported
+    ("tools/conversion/onnx_file.py", "detector.nms_type"): ("finetune",),
     ("processes/ends.py", "--shm-size"): (),  # of docker run
     ("processes/launch.py", "--devices"): (*TRAINING, "cluster", "evaluate"),
     ("config.py", "some.key"): (),  # says how to write it
