@@ -131,3 +131,15 @@ def test_the_example_is_what_it_says(tmp_path: Path) -> None:
     study = load_study(Path(__file__).parents[3] / "examples" / "study.toml")
     names = [run.name for run in plan_runs(study, Workspace(tmp_path)) if run.stage == "finetune"]
     assert sum("contrast-only" not in name for name in names) == 72 and len(names) == 72 + 30
+
+
+def test_the_example_of_strong_backbones_pairs_every_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = load_study(Path(__file__).parents[3] / "examples" / "strong-backbones.toml")
+    runs = list(plan_runs(study, Workspace(tmp_path / "w")))
+    weights = [Path(run.config().backbone.weights).name for run in runs if run.stage == "pretrain-box"]
+    assert weights == ["none", "imagenet.pth", "dinov3.pth"]
+    finetunings = [run.config() for run in runs if run.stage == "finetune"]
+    assert len(finetunings) == 6 * 3 and {config.backbone.name for config in finetunings} == {"convnext_tiny"}
+    alone = {Path(config.backbone.weights).name for config in finetunings if config.init == "backbone"}
+    assert alone == {"imagenet.pth", "dinov3.pth"}
