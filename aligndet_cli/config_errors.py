@@ -47,9 +47,8 @@ def _readable_line(path: str, item: Any, where: str, config_class: type[BaseMode
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if item["type"] == "less_than_equal" and isinstance(bound := item["ctx"]["le"], float):
         message = f"should be less than or equal to {bound:g}"  # some releases of pydantic write 30 zeros
-    if item["type"] == "value_error" and isinstance(
-        item["input"], Mapping | BaseModel
-    ):  # settings that do not go together
+    is_group = isinstance(item["input"], Mapping | BaseModel)
+    if item["type"] == "value_error" and is_group:  # settings that do not go together
         return f"{path}: {message}{where}" if path else message
     return f"{path or config_class.__name__}: {message}, got {item['input']!r}{where}"
 

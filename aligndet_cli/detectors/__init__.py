@@ -4,18 +4,13 @@ from typing import Annotated, Any, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field
 
-from aligndet_cli.detectors.cascade_rcnn import (
-    CascadeMaskRCNN,
-    CascadeMaskRCNNConfig,
-    CascadeRCNN,
-    CascadeRCNNConfig,
-)
+from aligndet_cli.detectors.cascade_rcnn import CascadeMaskRCNNConfig, CascadeRCNNConfig
 from aligndet_cli.detectors.detr import DETRConfig
-from aligndet_cli.detectors.faster_rcnn import FasterRCNN, FasterRCNNConfig
+from aligndet_cli.detectors.faster_rcnn import FasterRCNNConfig
 from aligndet_cli.detectors.fcos import FCOSConfig
-from aligndet_cli.detectors.htc import HTC, HTCConfig
+from aligndet_cli.detectors.htc import HTCConfig
 from aligndet_cli.detectors.interface import Detector
-from aligndet_cli.detectors.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.parts.fpn import NormName
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 
@@ -29,7 +24,6 @@ AnyConfig: TypeAlias = (
     | HTCConfig
     | DETRConfig
 )
-AnyRCNN: TypeAlias = FasterRCNN | MaskRCNN | CascadeRCNN | CascadeMaskRCNN | HTC  # families of `parts/two_stage.py`
 DETECTORS: tuple[str, ...] = tuple(config.model_fields["family"].default for config in get_args(AnyConfig))
 DEFAULT_FAMILY = "retinanet"
 
@@ -62,7 +56,6 @@ def with_head_norm(config: DetectorConfig, norm: NormName) -> DetectorConfig:
 __all__ = [
     "DEFAULT_FAMILY",
     "DETECTORS",
-    "AnyRCNN",
     "Detector",
     "DetectorConfig",
     "neck_norm_of",

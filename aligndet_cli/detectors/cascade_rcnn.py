@@ -5,28 +5,15 @@ Source: Cai and Vasconcelos, CVPR 2018 and TPAMI 2019; mmdetection `cascade_rcnn
 has no such detector; it pre-trains the three heads of its HTC, and here these are pre-trained in the same way.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from aligndet_cli.backbones import Backbone
-from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
-from aligndet_cli.detectors.parts.mask_head import MaskBranch, MaskHead, add_masks, build_mask_predictor, train_masks
-from aligndet_cli.detectors.parts.rcnn_config import CascadeConfig, MaskSettings, RCNNConfig
-from aligndet_cli.detectors.parts.two_stage import (
-    LEVELS,
-    build_head,
-    build_pyramid_and_rpn,
-    detect_boxes,
-    find_boxes,
-    pretext_candidates,
-    total,
-    train_boxes,
-)
+from aligndet_cli.detectors.parts.mask_head import MaskBranch, MaskedRCNN, MaskHead, build_mask_predictor
+from aligndet_cli.detectors.parts.rcnn_config import CascadeConfig, MaskSettings
+from aligndet_cli.detectors.parts.two_stage import RCNN, build_head
 
 
 class CascadeRCNNConfig(CascadeConfig):
@@ -49,7 +36,7 @@ class CascadeMaskRCNNConfig(MaskSettings, CascadeConfig):
         return CascadeMaskRCNN(self, backbone, num_classes)
 
 
-class CascadeRCNN(Detector):
+class CascadeRCNN(RCNN):
     """Proposals, then three times class scores and a box for each of them.
 
     `forward` returns scalars:
@@ -61,40 +48,13 @@ class CascadeRCNN(Detector):
     Scores of detections are softmax probabilities of the mean logits.
     """
 
-    levels = LEVELS
-    box_branch = ("rpn", "box_predictor")
-    has_objectness = True
-
     def __init__(self, config: CascadeRCNNConfig, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone, feature_dim=config.head_features)
-        self.config: RCNNConfig = config
+        super().__init__(config, backbone)
         self.head_weights = config.head_weights
-        self.neck, self.rpn = build_pyramid_and_rpn(config, backbone)
         self.head, self.class_predictor, self.box_predictor = build_heads(config, num_classes)
 
-    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """Return the scalar losses of a labelled batch; images without boxes are negatives."""
-        losses, _ = train_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw, targets)
-        return losses
 
-    @torch.no_grad()
-    def detect(self, images: ImageBatch) -> list[Detections]:
-        """Return the detections of each image, best first."""
-        return detect_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
-
-    @torch.no_grad()
-    def find_objects(self, images: ImageBatch) -> list[Detections]:
-        """Return the boxes of `parts.two_stage.find_boxes` of each image, best first."""
-        return find_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
-
-    def box_candidates(
-        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
-    ) -> BoxCandidates:
-        """Return RoIs of each head, and background, see `pretext_candidates`."""
-        return pretext_candidates(self, features, proposals, with_losses=with_losses)
-
-
-class CascadeMaskRCNN(Detector):
+class CascadeMaskRCNN(MaskedRCNN):
     """Boxes as in Cascade R-CNN, and three mask heads, each trained on the RoIs of a box head.
 
     `forward` returns the scalars of `CascadeRCNN.forward`, and:
@@ -105,49 +65,16 @@ class CascadeMaskRCNN(Detector):
     columns.
     """
 
-    levels = LEVELS
     class_modules = ("class_predictor", "mask_predictor")
-    fresh_modules = ("mask_head", "mask_predictor")
-    box_branch = ("rpn", "box_predictor")
-    has_objectness = True
 
     def __init__(self, config: CascadeMaskRCNNConfig, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone, feature_dim=config.head_features)
-        self.config: RCNNConfig = config
+        super().__init__(config, backbone)
         self.head_weights = config.head_weights
-        self.neck, self.rpn = build_pyramid_and_rpn(config, backbone)
         self.head, self.class_predictor, self.box_predictor = build_heads(config, num_classes)
         settings = config.neck_channels, config.mask_convs, config.head_norm, config.mask_pool_size
         self.mask_head = nn.ModuleList(MaskHead(*settings) for _ in config.head_weights)
         predictors = (build_mask_predictor(config.neck_channels, num_classes) for _ in config.head_weights)
         self.mask_predictor = nn.ModuleList(predictors)
-
-    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """Return the scalar losses of a labelled batch with masks; images without boxes are negatives."""
-        pyramid = self.neck(self.extract(images).maps)
-        losses, trained = train_boxes(self, pyramid, images.sizes_hw, targets)
-        masks = [
-            boxes.head.rules.weight * train_masks(branch, pyramid, boxes.samples.positives(), targets)
-            for branch, boxes in zip(self.mask_branches(), trained, strict=True)
-        ]
-        return {**losses, "loss_mask": total(masks)}
-
-    @torch.no_grad()
-    def detect(self, images: ImageBatch) -> list[Detections]:
-        """Return the detections of each image, with masks, best first."""
-        pyramid = self.neck(self.extract(images).maps)
-        return add_masks(self.mask_branches(), pyramid, detect_boxes(self, pyramid, images.sizes_hw))
-
-    @torch.no_grad()
-    def find_objects(self, images: ImageBatch) -> list[Detections]:
-        """Return the boxes of `parts.two_stage.find_boxes` of each image, best first."""
-        return find_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
-
-    def box_candidates(
-        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
-    ) -> BoxCandidates:
-        """Return RoIs of each head, and background, see `pretext_candidates`; masks take no part."""
-        return pretext_candidates(self, features, proposals, with_losses=with_losses)
 
     def mask_branches(self) -> list[MaskBranch]:
         """Return the mask heads with their predictors, first one first."""

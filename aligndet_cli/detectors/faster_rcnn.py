@@ -4,26 +4,14 @@ Source: Ren et al., NIPS 2015; Lin et al., CVPR 2017; mmdetection `faster_rcnn_r
 on. Code shared with the other R-CNN families is in `parts/two_stage.py`.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from aligndet_cli.backbones import Backbone
-from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
-from aligndet_cli.detectors.parts.rcnn_config import OneHeadConfig, RCNNConfig
-from aligndet_cli.detectors.parts.two_stage import (
-    LEVELS,
-    build_head,
-    build_pyramid_and_rpn,
-    detect_boxes,
-    find_boxes,
-    pretext_candidates,
-    train_boxes,
-)
+from aligndet_cli.detectors.parts.rcnn_config import OneHeadConfig
+from aligndet_cli.detectors.parts.two_stage import RCNN, build_head
 
 
 class FasterRCNNConfig(OneHeadConfig):
@@ -36,7 +24,7 @@ class FasterRCNNConfig(OneHeadConfig):
         return FasterRCNN(self, backbone, num_classes)
 
 
-class FasterRCNN(Detector):
+class FasterRCNN(RCNN):
     """Proposals, then class scores and a box per class for each of them.
 
     `forward` returns scalars:
@@ -48,36 +36,9 @@ class FasterRCNN(Detector):
     Scores of detections are softmax probabilities.
     """
 
-    levels = LEVELS
     class_modules = ("class_predictor", "box_predictor")
-    box_branch = ("rpn", "box_predictor")
-    has_objectness = True
     class_predictor: nn.Linear
 
     def __init__(self, config: FasterRCNNConfig, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone, feature_dim=config.head_features)
-        self.config: RCNNConfig = config
-        self.neck, self.rpn = build_pyramid_and_rpn(config, backbone)
+        super().__init__(config, backbone)
         self.head, self.class_predictor, self.box_predictor = build_head(config, num_classes, num_classes * 4)
-
-    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """Return the scalar losses of a labelled batch; images without boxes are negatives."""
-        pyramid = self.neck(self.extract(images).maps)
-        losses, _ = train_boxes(self, pyramid, images.sizes_hw, targets)
-        return losses
-
-    @torch.no_grad()
-    def detect(self, images: ImageBatch) -> list[Detections]:
-        """Return the detections of each image, best first."""
-        return detect_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
-
-    @torch.no_grad()
-    def find_objects(self, images: ImageBatch) -> list[Detections]:
-        """Return the boxes of `parts.two_stage.find_boxes` of each image, best first."""
-        return find_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
-
-    def box_candidates(
-        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
-    ) -> BoxCandidates:
-        """Return RoIs that overlap a proposal, see `pretext_candidates`."""
-        return pretext_candidates(self, features, proposals, with_losses=with_losses)

@@ -9,30 +9,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from aligndet_cli.backbones import Backbone
-from aligndet_cli.data.batch import BoxTargets, ImageBatch
+from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.cascade_rcnn import build_heads
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
+from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.fpn import norm_layer
-from aligndet_cli.detectors.parts.mask_head import MaskBranch, MaskHead, add_masks, build_mask_predictor, train_masks
+from aligndet_cli.detectors.parts.mask_head import MaskBranch, MaskedRCNN, MaskHead, build_mask_predictor
 from aligndet_cli.detectors.parts.postprocess import NMSType
-from aligndet_cli.detectors.parts.rcnn_config import CascadeConfig, MaskSettings, RCNNConfig
-from aligndet_cli.detectors.parts.roi_head import kaiming_convs
-from aligndet_cli.detectors.parts.two_stage import (
-    LEVELS,
-    build_pyramid_and_rpn,
-    detect_boxes,
-    find_boxes,
-    pretext_candidates,
-    sample_for,
-    total,
-    train_boxes,
-)
+from aligndet_cli.detectors.parts.rcnn_config import CascadeConfig, MaskSettings
+from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs
+from aligndet_cli.detectors.parts.two_stage import Trained, sample_for
 
 
 class HTCConfig(MaskSettings, CascadeConfig):
@@ -52,7 +42,7 @@ class HTCConfig(MaskSettings, CascadeConfig):
         return HTC(self, backbone, num_classes)
 
 
-class HTC(Detector):
+class HTC(MaskedRCNN):
     """Boxes as in Cascade R-CNN. A mask head learns from what its box head has refined, and sees the mask heads before.
 
     `forward` returns the scalars of `CascadeMaskRCNN.forward`.
@@ -61,17 +51,12 @@ class HTC(Detector):
     columns.
     """
 
-    levels = LEVELS
     class_modules = ("class_predictor", "mask_predictor")
     fresh_modules = ("mask_head", "mask_flow", "mask_predictor")
-    box_branch = ("rpn", "box_predictor")
-    has_objectness = True
 
     def __init__(self, config: HTCConfig, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone, feature_dim=config.head_features)
-        self.config: RCNNConfig = config
+        super().__init__(config, backbone)
         self.head_weights = config.head_weights
-        self.neck, self.rpn = build_pyramid_and_rpn(config, backbone)
         self.head, self.class_predictor, self.box_predictor = build_heads(config, num_classes)
         channels, norm, numbers = config.neck_channels, config.head_norm, range(len(config.head_weights))
         settings = channels, config.mask_convs, norm, config.mask_pool_size
@@ -83,32 +68,9 @@ class HTC(Detector):
         kaiming_convs(self.mask_flow)
         self.mask_predictor = nn.ModuleList(build_mask_predictor(channels, num_classes) for _ in numbers)
 
-    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        """Return the scalar losses of a labelled batch with masks; images without boxes are negatives."""
-        pyramid = self.neck(self.extract(images).maps)
-        losses, trained = train_boxes(self, pyramid, images.sizes_hw, targets)
-        masks = []
-        for branch, boxes in zip(self.mask_branches(), trained, strict=True):
-            samples = sample_for(boxes.head, self.config, boxes.refine(images.sizes_hw), targets)
-            masks.append(boxes.head.rules.weight * train_masks(branch, pyramid, samples.positives(), targets))
-        return {**losses, "loss_mask": total(masks)}
-
-    @torch.no_grad()
-    def detect(self, images: ImageBatch) -> list[Detections]:
-        """Return the detections of each image, with masks, best first."""
-        pyramid = self.neck(self.extract(images).maps)
-        return add_masks(self.mask_branches(), pyramid, detect_boxes(self, pyramid, images.sizes_hw))
-
-    @torch.no_grad()
-    def find_objects(self, images: ImageBatch) -> list[Detections]:
-        """Return the boxes of `parts.two_stage.find_boxes` of each image, best first."""
-        return find_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
-
-    def box_candidates(
-        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
-    ) -> BoxCandidates:
-        """Return RoIs of each head, and background, see `pretext_candidates`; masks take no part."""
-        return pretext_candidates(self, features, proposals, with_losses=with_losses)
+    def mask_samples(self, boxes: Trained, sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]) -> RoiSamples:
+        """Return the RoIs that a mask head learns from: sampled from what the box head beside it has refined."""
+        return sample_for(boxes.head, self.config, boxes.refine(sizes_hw), targets)
 
     def mask_branches(self) -> list[MaskBranch]:
         """Return the mask heads, each with those before it, and their predictors, first one first."""

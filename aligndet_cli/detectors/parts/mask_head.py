@@ -1,18 +1,22 @@
 """Mask heads of R-CNNs: predict masks in a small grid, make their targets, and paste masks into images."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample
 from torchvision.ops import roi_align
 
-from aligndet_cli.data.batch import BoxTargets
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.interface import Detections
+from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.fpn import NormName, conv_tower
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs, pool_rois, to_rois
+from aligndet_cli.detectors.parts.two_stage import RCNN, Trained, detect_boxes, total, train_boxes
 
 THRESHOLD = 0.5
 
@@ -62,6 +66,36 @@ class MaskBranch:
         pooled, row = pool_rois(pyramid, rois, self.pool_size, self.config)
         by_level = torch.empty_like(class_ids).index_put((row,), class_ids)
         return predict_masks(self.predictor, self.features(pooled), by_level)[row]
+
+
+class MaskedRCNN(RCNN):
+    """Base of the R-CNN families with masks. Each adds the mask heads, and `mask_branches`."""
+
+    fresh_modules: ClassVar[tuple[str, ...]] = ("mask_head", "mask_predictor")
+
+    @abstractmethod
+    def mask_branches(self) -> list[MaskBranch]:
+        """Return the mask heads with their predictors, first one first, one for each box head."""
+
+    def mask_samples(self, boxes: Trained, _sizes_hw: Sequence[SizeHW], _targets: Sequence[BoxTargets]) -> RoiSamples:
+        """Return the RoIs that the mask head beside a box head learns from: those of the box head."""
+        return boxes.samples
+
+    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        """Return the scalar losses of a labelled batch with masks; images without boxes are negatives."""
+        pyramid = self.neck(self.extract(images).maps)
+        losses, trained = train_boxes(self, pyramid, images.sizes_hw, targets)
+        masks = []
+        for branch, boxes in zip(self.mask_branches(), trained, strict=True):
+            positives = self.mask_samples(boxes, images.sizes_hw, targets).positives()
+            masks.append(boxes.head.rules.weight * train_masks(branch, pyramid, positives, targets))
+        return {**losses, "loss_mask": total(masks)}
+
+    @torch.no_grad()
+    def detect(self, images: ImageBatch) -> list[Detections]:
+        """Return the detections of each image, with masks, best first."""
+        pyramid = self.neck(self.extract(images).maps)
+        return add_masks(self.mask_branches(), pyramid, detect_boxes(self, pyramid, images.sizes_hw))
 
 
 def build_mask_predictor(channels: int, num_classes: int) -> nn.Conv2d:

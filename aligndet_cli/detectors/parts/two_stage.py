@@ -1,4 +1,4 @@
-"""Losses, detections and pretext candidates that the R-CNN families share: proposals, then one head or several.
+"""The part that the R-CNN families share: losses, detections and pretext candidates of one head or several.
 
 Each head classifies RoIs and refines them; in a cascade, the next head works on what the one before has refined.
 
@@ -8,7 +8,6 @@ Source: mmdetection `TwoStageDetector`, `StandardRoIHead`, `CascadeRoIHead` and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,8 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from torchvision.ops import box_iou
 
 from aligndet_cli.backbones import Backbone
-from aligndet_cli.data.batch import BoxTargets
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Features
+from aligndet_cli.data.batch import BoxTargets, ImageBatch
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
 from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import send
@@ -33,32 +32,53 @@ AGREEING_IOU = 0.8  # of boxes that are the same but for a few pixels
 CLASS_STD, BOX_STD = 0.01, 0.001  # initial weights of the two predictors
 
 
-class TwoStage(Protocol):
-    """A detector with these parts.
+class RCNN(Detector):
+    """Base of the R-CNN families. Each adds head, class predictor and box predictor, in this order.
 
     Attributes:
+        head: a `BoxHead`, or the list of those of a cascade; the two predictors likewise.
         class_predictor: (S, C) features to (S, K + 1) logits, background last.
         box_predictor: (S, C) features to (S, K * 4) offsets, class * 4 + (dx, dy, dw, dh); or (S, 4) for all classes.
     """
 
-    config: RCNNConfig
-    neck: FPN
-    rpn: RPN
+    levels = LEVELS
+    box_branch = ("rpn", "box_predictor")
+    has_objectness = True
+    head: nn.Module
+    box_predictor: nn.Module
 
-    @property
-    def head(self) -> nn.Module:
-        """A `BoxHead`, or the list of those of a cascade; the two predictors likewise."""
+    def __init__(self, config: RCNNConfig, backbone: Backbone) -> None:
+        super().__init__(backbone, feature_dim=config.head_features)
+        self.config = config
+        # The RPN proposes boxes on P2..P6; heads work on P2..P5.
+        self.neck = FPN(backbone.use_levels(LEVELS), config.neck_channels, config.neck_norm, extra_levels="pooled")
+        self.rpn = RPN(config)
 
-    @property
-    def class_predictor(self) -> nn.Module: ...  # noqa: D102
+    def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        """Return the scalar losses of a labelled batch; images without boxes are negatives."""
+        losses, _ = train_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw, targets)
+        return losses
 
-    @property
-    def box_predictor(self) -> nn.Module: ...  # noqa: D102
+    @torch.no_grad()
+    def detect(self, images: ImageBatch) -> list[Detections]:
+        """Return the detections of each image, best first."""
+        return detect_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
+
+    @torch.no_grad()
+    def find_objects(self, images: ImageBatch) -> list[Detections]:
+        """Return the boxes of `find_boxes` of each image, best first."""
+        return find_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
+
+    def box_candidates(
+        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    ) -> BoxCandidates:
+        """Return RoIs of each head, see `pretext_candidates`; masks take no part."""
+        return pretext_candidates(self, features, proposals, with_losses=with_losses)
 
 
 @dataclass(frozen=True)
 class RoiHead:
-    """One head with its predictors, and the rules that it is trained by; see `TwoStage`."""
+    """One head with its predictors, and the rules that it is trained by; see `RCNN`."""
 
     layers: nn.Module
     class_predictor: nn.Module
@@ -88,16 +108,11 @@ class Trained:
         return [decode_boxes(offset, boxes, size_hw)[~is_box] for offset, boxes, is_box, size_hw in pairs]
 
 
-def heads_of(model: TwoStage) -> list[RoiHead]:
+def heads_of(model: RCNN) -> list[RoiHead]:
     """Return the heads of a detector, first one first."""
     parts = model.head, model.class_predictor, model.box_predictor
     lists = [part if isinstance(part, nn.ModuleList) else [part] for part in parts]
     return [RoiHead(*parts) for parts in zip(*lists, model.config.head_rules(), strict=True)]
-
-
-def build_pyramid_and_rpn(config: RCNNConfig, backbone: Backbone) -> tuple[FPN, RPN]:
-    """Build neck and RPN with fresh weights. The RPN proposes boxes on P2..P6; heads work on P2..P5."""
-    return FPN(backbone.use_levels(LEVELS), config.neck_channels, config.neck_norm, extra_levels="pooled"), RPN(config)
 
 
 def build_head(config: RCNNConfig, num_classes: int, num_offsets: int) -> tuple[BoxHead, nn.Linear, nn.Linear]:
@@ -115,7 +130,7 @@ def build_head(config: RCNNConfig, num_classes: int, num_offsets: int) -> tuple[
 
 
 def train_boxes(
-    model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
+    model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
 ) -> tuple[dict[str, Tensor], list[Trained]]:
     """Return the scalar losses of `FasterRCNN.forward` on P2..P6, (B, C, H, W) each, and what each head worked on.
 
@@ -148,7 +163,7 @@ def sample_for(head: RoiHead, config: RCNNConfig, proposals: list[Tensor], targe
     )
 
 
-def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+def detect_boxes(model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
     """Return the detections of each image, without masks, from P2..P6, (B, C, H, W) each.
 
     Scores are the softmax of the heads' mean logits; boxes are the last head's.
@@ -176,7 +191,7 @@ def detect_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[Size
 
 
 def run_heads(
-    model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], proposals: list[Tensor]
+    model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], proposals: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Run all heads, each on the boxes that the one before has refined.
 
@@ -203,7 +218,7 @@ def run_heads(
     return list(mean.split(counts)), offsets, proposals
 
 
-def find_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+def find_boxes(model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
     """Return the RPN's proposals of each image, refined by the heads of a single class.
 
     The score of a box is its objectness times the share of all proposals that the heads refine to the same box: places
@@ -228,7 +243,7 @@ def find_boxes(model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW
 
 
 def refine_boxes(
-    model: TwoStage, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], proposals: list[Tensor]
+    model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], proposals: list[Tensor]
 ) -> list[Tensor]:
     """Return (P, 4) xyxy per image: what the heads of a single class make of proposals; arguments as in `run_heads`."""
     _, offsets, boxes = run_heads(model, pyramid, sizes_hw, proposals)
@@ -246,7 +261,7 @@ def agreement_of(boxes: Tensor) -> Tensor:
 
 
 def pretext_candidates(
-    model: TwoStage, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    model: RCNN, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
 ) -> BoxCandidates:
     """Return the proposals and RoIs that each head samples, head by head and there image by image.
 

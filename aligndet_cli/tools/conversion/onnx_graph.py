@@ -10,22 +10,19 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, roi_align
 
 from aligndet_cli.data.batch import ImageBatch
-from aligndet_cli.detectors import AnyRCNN, Detector
-from aligndet_cli.detectors.cascade_rcnn import CascadeMaskRCNN
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.detr import DETR, inside_cells
 from aligndet_cli.detectors.fcos import FCOS
-from aligndet_cli.detectors.htc import HTC
-from aligndet_cli.detectors.mask_rcnn import MaskRCNN
 from aligndet_cli.detectors.parts.box_coder import decode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
-from aligndet_cli.detectors.parts.mask_head import MaskBranch, predict_masks
+from aligndet_cli.detectors.parts.mask_head import MaskBranch, MaskedRCNN, predict_masks
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import POOLED_STRIDES, level_of
-from aligndet_cli.detectors.parts.two_stage import heads_of
+from aligndet_cli.detectors.parts.two_stage import RCNN, heads_of
 from aligndet_cli.detectors.retinanet import RetinaNet
 from aligndet_cli.tools.conversion.onnx_nms import by_group, not_suppressed
 
-WithNMS = RetinaNet | FCOS | AnyRCNN
+WithNMS = RetinaNet | FCOS | RCNN
 
 
 class Found(NamedTuple):
@@ -81,10 +78,10 @@ class Graph(nn.Module):
             return _clip(boxes, sizes) if self.with_nms else boxes, scores, class_ids
         if isinstance(model, FCOS):
             return self._finish(_run_fcos(model, maps, sizes), model)
-        assert isinstance(model, AnyRCNN)
+        assert isinstance(model, RCNN)
         pyramid = model.neck(maps)
         found = self._finish(_run_two_stage(model, pyramid, sizes, self.num_classes), model)
-        if isinstance(model, MaskRCNN | CascadeMaskRCNN | HTC):
+        if isinstance(model, MaskedRCNN):
             return *found, _run_masks(model.mask_branches(), pyramid, found)
         return found
 
@@ -146,7 +143,7 @@ def _run_fcos(model: FCOS, maps: dict[str, Tensor], sizes: Tensor) -> Found:
     return _join(levels)
 
 
-def _run_two_stage(model: AnyRCNN, pyramid: list[Tensor], sizes: Tensor, num_classes: int) -> Found:
+def _run_two_stage(model: RCNN, pyramid: list[Tensor], sizes: Tensor, num_classes: int) -> Found:
     """Return the boxes of each class, K * P in all: those of P proposals for the first class, then for the next."""
     config, refined = model.config, _propose(model, pyramid, sizes)
     all_logits: list[Tensor] = []
@@ -169,7 +166,7 @@ def _run_two_stage(model: AnyRCNN, pyramid: list[Tensor], sizes: Tensor, num_cla
     return Found(boxes, torch.where(is_kept, scores, 0.0), class_ids.flatten().expand_as(scores))
 
 
-def _propose(model: AnyRCNN, pyramid: list[Tensor], sizes: Tensor) -> Found:
+def _propose(model: RCNN, pyramid: list[Tensor], sizes: Tensor) -> Found:
     """Return the proposals of each image, best first."""
     config, rpn = model.config, model.rpn
     scores, deltas, anchors, levels = rpn.best(rpn(pyramid), config.test_proposals_per_level)

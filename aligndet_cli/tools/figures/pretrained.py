@@ -17,9 +17,9 @@ from aligndet_cli.data.dataset import ImageSet, class_labels
 from aligndet_cli.data.loaders import load_image
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import ViewParams, make_batch
-from aligndet_cli.detectors import AnyRCNN, Detector
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.checkpoint import read_detector
-from aligndet_cli.detectors.parts.two_stage import refine_boxes
+from aligndet_cli.detectors.parts.two_stage import RCNN, refine_boxes
 from aligndet_cli.detectors.results import rescale_boxes
 from aligndet_cli.errors import AlignDetError, ConfigError
 from aligndet_cli.plotting import shorten
@@ -173,7 +173,7 @@ def neighbour_share(embeddings: Embeddings) -> tuple[float, float]:
 
 def finds_without_classes(model: Detector) -> bool:
     """Return True if a detector tells objects from background before it knows any class, as those with an RPN do."""
-    return isinstance(model, AnyRCNN)
+    return isinstance(model, RCNN)
 
 
 @torch.no_grad()
@@ -185,7 +185,7 @@ def class_free_centres(model: Detector, images: ImageBatch, size_hw: tuple[int, 
     Args:
         size_hw: size of the original image, in whose pixels the centres are.
     """
-    assert isinstance(model, AnyRCNN)
+    assert isinstance(model, RCNN)
     pyramid = model.neck(model.extract(images).maps)
     [proposals] = model.rpn.propose(
         model.rpn(pyramid), images.sizes_hw, model.config.test_proposals_per_level, NUM_CENTRES
