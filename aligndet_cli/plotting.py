@@ -4,8 +4,10 @@ Figures are objects (`new_figure`), never made through pyplot, which needs a dis
 hold no date and no version, so that the same numbers give the same bytes.
 """
 
+import colorsys
 import contextlib
 import io
+import itertools
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -30,12 +32,26 @@ REFERENCE = "#666666"  # lines that are no measurements: chance levels, medians,
 DASHES = ("-", "--", ":", "-.")
 SMALL = 8  # points, for legends and numbers inside of a picture
 FORMATS = ("png", "pdf", "svg")
+_GOLDEN_ANGLE = (3 - 5**0.5) / 2  # of a turn: the next hue is far from all before it
 _DPI = 100
 _NO_DATES: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
     "svg": {"Creator": None, "Date": None},
 }
+
+
+def all_colours() -> Iterator[str]:
+    """Yield colours without end, none twice: `COLOURS`, then hues a golden angle apart, dark, middling and light."""
+    yield from COLOURS
+    given = set(COLOURS)
+    for place in itertools.count():
+        hue, lightness = (0.98 + place * _GOLDEN_ANGLE) % 1, (0.25, 0.4, 0.6)[place % 3]
+        red, green, blue = (round(255 * value) for value in colorsys.hls_to_rgb(hue, lightness, 0.9))
+        colour = f"#{red:02X}{green:02X}{blue:02X}"
+        if colour not in given:
+            given.add(colour)
+            yield colour
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,17 +1,17 @@
 """Starts of fine-tuned runs: one name and one colour in every table and picture of a workspace."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from aligndet_cli.plotting import COLOURS
+from aligndet_cli.plotting import COLOURS, all_colours
 from aligndet_cli.workspace import Workspace
 
 IMPORT = "import"
 _LABELS = {"scratch": "scratch", "backbone": "backbone only"}  # of runs that load no pre-trained detector
 _PRETRAINED = "AlignDet"
-# The first start of a kind has its own colour, so that it is the same in most workspaces; the others share the rest.
+# The first start of a kind has its own colour, so that it is the same in most workspaces; the others take the next.
 _COLOURS = {"backbone": COLOURS[0], "pretrain": COLOURS[1], "scratch": COLOURS[2]}
-_OTHER_COLOURS = COLOURS[3:]
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,11 @@ def find_starts(workspace: Workspace) -> dict[str, Start]:
 
 def _coloured(starts: dict[str, Start]) -> dict[str, Start]:
     """Add colours, in the order in which the starts were first used, so that a new one changes no other."""
-    own, others = dict(_COLOURS), 0
+    own, others = dict(_COLOURS), itertools.islice(all_colours(), len(_COLOURS), None)
     colours: dict[str, str] = {}
     for start in starts.values():
         if start.label not in colours:
-            colour = own.pop(start.kind, None)
-            if colour is None:
-                colour = _OTHER_COLOURS[others % len(_OTHER_COLOURS)]
-                others += 1
-            colours[start.label] = colour
+            colours[start.label] = own.pop(start.kind, "") or next(others)
     return {key: replace(start, colour=colours[start.label]) for key, start in starts.items()}
 
 
@@ -82,7 +78,7 @@ def tell_apart(starts: Sequence[Start]) -> dict[str, str]:
     labels = [start.label for start in starts]
     colours: dict[str, str] = {}
     for start in starts:
-        free = [colour for colour in (start.colour, *COLOURS) if colour not in colours.values()]
-        is_unique = start.label and labels.count(start.label) == 1
-        colours[start.label if is_unique else start.run] = free[0] if free else start.colour
+        taken, is_unique = set(colours.values()), start.label and labels.count(start.label) == 1
+        free = (colour for colour in itertools.chain([start.colour], all_colours()) if colour not in taken)
+        colours[start.label if is_unique else start.run] = next(free)
     return colours

@@ -1,7 +1,11 @@
+import itertools
 from pathlib import Path
 
+import numpy as np
+from PIL import ImageColor
+
 from aligndet_cli.artifacts.starts import find_starts, tell_apart
-from aligndet_cli.plotting import COLOURS
+from aligndet_cli.plotting import COLOURS, all_colours
 from aligndet_cli.workspace import Workspace
 from helpers.reports import Tuned, add_pretrained, add_tuned
 
@@ -20,12 +24,12 @@ def test_names_and_colours_of_the_usual_starts_do_not_depend_on_their_order(tmp_
 
 def test_a_new_start_changes_no_colour(tmp_path: Path) -> None:
     found: dict[str, str] = {}
-    for place in range(7):
+    for place in range(20):
         add_tuned(tmp_path, Tuned(f"run-{place}", init="pretrain", label=f"start {place}"))
         now = colours_of(tmp_path)
         assert len(now) == place + 1 and found.items() <= now.items()
         found = now
-    assert len(set(list(found.values())[:4])) == 4
+    assert len(set(found.values())) == 20
 
 
 def test_pretrainings_without_a_label_are_told_apart(tmp_path: Path) -> None:
@@ -42,3 +46,9 @@ def test_runs_in_one_picture_differ_in_name_and_colour(tmp_path: Path) -> None:
     assert tell_apart([plain, two]) == {"backbone only": plain.colour, "AlignDet": two.colour}
     apart = tell_apart([one, two])
     assert list(apart) == ["one", "two"] and apart["one"] == one.colour != apart["two"]
+
+
+def test_twenty_colours_are_far_from_each_other_and_from_white() -> None:
+    colours = [np.array(ImageColor.getrgb(colour)) for colour in itertools.islice(all_colours(), 20)]
+    for one, other in itertools.combinations([*colours, np.array((255, 255, 255))], 2):
+        assert np.linalg.norm(one - other) > 50
