@@ -200,4 +200,4 @@ def _check_tables(tables: Mapping[str, Any], place: str) -> None:
 
 def _check_known(value: Any, known: tuple[Any, ...], place: str) -> None:
     if value not in known:
-        raise ConfigError(f"{place}: {value} is not among the study's: {', '.join(map(str, known))}")
+        raise ConfigError(f"{place}: {value} is not among the study's: {', '.join(map(str, dict.fromkeys(known)))}")

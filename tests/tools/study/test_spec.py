@@ -120,6 +120,10 @@ def test_a_study_extends_another_and_says_only_what_is_its_own(tmp_path: Path) -
             'extends = "base.toml"\ndata = "a"\n[detector.detr.finetune]',
             "detector: detr is not among the study's: fcos",
         ),
+        (
+            'extends = "base.toml"\ndata = "a"\ndetectors = ["retinanet", "fcos"]\n[detector.detr.finetune]',
+            "detector: detr is not among the study's: retinanet, fcos",
+        ),
     ],
 )
 def test_mistakes_in_files_that_extend_others_name_the_file(tmp_path: Path, own: str, said: str) -> None:
@@ -132,3 +136,5 @@ def test_mistakes_in_files_that_extend_others_name_the_file(tmp_path: Path, own:
         load_study(tmp_path / "own.toml")
     assert said.format(own=tmp_path / "own.toml") in str(caught.value) and "\n" not in str(caught.value)
     assert "old: " not in str(caught.value) or f"{tmp_path / 'old.toml'}" in str(caught.value)
+    known = str(caught.value).partition("the study's: ")[2].split(", ")
+    assert len(known) == len(set(known))
