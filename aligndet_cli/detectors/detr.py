@@ -59,6 +59,9 @@ class DETRConfig(Frozen):
     decoder_layers: int = Field(6, ge=1, description="Layers of the decoder.")
     feedforward_dim: int = Field(2048, ge=1, description="Width of the feed-forward layers.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Rate of dropout in the transformer.")
+    pre_norm: bool = Field(
+        False, description="Norms before attention and perceptron, as in UP-DETR and DETReg, not after."
+    )
     class_weight: float = Field(1.0, ge=0, description="Weight of the class in matching and loss.")
     box_weight: float = Field(5.0, ge=0, description="Weight of the L1 distance of boxes in matching and loss.")
     giou_weight: float = Field(2.0, ge=0, description="Weight of the GIoU of boxes in matching and loss.")
@@ -98,7 +101,7 @@ class DETR(Detector):
         self.config = config
         self.costs = MatchCosts(config.class_weight, config.box_weight, config.giou_weight)
         # The transformer comes before the neck in the draws of initial weights, and after it among the parameters.
-        size = LayerSize(dim, config.num_heads, config.feedforward_dim, config.dropout)
+        size = LayerSize(dim, config.num_heads, config.feedforward_dim, config.dropout, config.pre_norm)
         transformer = Transformer(size, config.encoder_layers, config.decoder_layers)
         self.neck = nn.Conv2d(backbone.use_levels(self.levels)["c5"], dim, 1)
         self.transformer = transformer

@@ -1,11 +1,12 @@
 """DETR's transformer: it turns the cells of a feature map and learned queries into one vector per query.
 
 Source: Vaswani et al., NeurIPS 2017, as changed by Carion et al., ECCV 2020, appendix A.3: positions are added to
-queries and keys of every attention, and a norm follows each residual. Parameters are named as in the published weights
-of facebookresearch/detr.
+queries and keys of every attention. A norm follows each residual, or with `pre_norm` comes before each branch, as in
+UP-DETR and DETReg. Parameters are named as in the published weights of facebookresearch/detr.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,40 +17,72 @@ POSITION_TEMPERATURE = 10_000.0  # the wavelengths run from 2 pi to 2 pi times t
 
 @dataclass(frozen=True)
 class LayerSize:
-    """Width, attention heads, inner width of the perceptron and dropout of every layer of the transformer."""
+    """Shape of every layer of the transformer.
+
+    Attributes:
+        dim: width.
+        feedforward_dim: inner width of the perceptron.
+        dropout: rate.
+        pre_norm: norms come before attention and perceptron, not after the sum with their input.
+    """
 
     dim: int
     num_heads: int
     feedforward_dim: int
     dropout: float
+    pre_norm: bool = False
 
 
-class EncoderLayer(nn.Module):
-    """Self-attention of the S cells of a map, then a two-layer perceptron; a norm after each residual."""
+class Layer(nn.Module):
+    """Base of the layers: each adds its attention, perceptron (`linear1`, `linear2`) and norms."""
+
+    linear1: nn.Linear
+    linear2: nn.Linear
 
     def __init__(self, size: LayerSize) -> None:
         super().__init__()
+        self.pre_norm = size.pre_norm
+        self.dropout = nn.Dropout(size.dropout)
+
+    def add(self, states: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.LayerNorm) -> Tensor:
+        """Return (B, S, C) states plus what a branch makes of them."""
+        if self.pre_norm:
+            return states + self.dropout(branch(norm(states)))
+        summed: Tensor = norm(states + self.dropout(branch(states)))
+        return summed
+
+    def perceptron(self, states: Tensor) -> Tensor:
+        """Transform (B, S, C) states one by one."""
+        transformed: Tensor = self.linear2(self.dropout(self.linear1(states).relu()))
+        return transformed
+
+
+class EncoderLayer(Layer):
+    """Self-attention of the S cells of a map, then a two-layer perceptron."""
+
+    def __init__(self, size: LayerSize) -> None:
+        super().__init__(size)
         self.self_attn = nn.MultiheadAttention(size.dim, size.num_heads, size.dropout, batch_first=True)
         self.linear1 = nn.Linear(size.dim, size.feedforward_dim)
         self.linear2 = nn.Linear(size.feedforward_dim, size.dim)
         self.norm1 = nn.LayerNorm(size.dim)
         self.norm2 = nn.LayerNorm(size.dim)
-        self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
         """Encode (B, S, C) cells with their (B, S, C) position encoding; (B, S) bool is True for padding."""
-        placed = cells + position
-        attended = self.self_attn(placed, placed, cells, key_padding_mask=is_padding, need_weights=False)[0]
-        cells = self.norm1(cells + self.dropout(attended))
-        inner = self.dropout(self.linear1(cells).relu())
-        return self.norm2(cells + self.dropout(self.linear2(inner)))
+
+        def attend(x: Tensor) -> Tensor:
+            placed = x + position
+            return self.self_attn(placed, placed, x, key_padding_mask=is_padding, need_weights=False)[0]
+
+        return self.add(self.add(cells, attend, self.norm1), self.perceptron, self.norm2)
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(Layer):
     """Self-attention of the queries, attention to the cells, then a two-layer perceptron."""
 
     def __init__(self, size: LayerSize) -> None:
-        super().__init__()
+        super().__init__(size)
         self.self_attn = nn.MultiheadAttention(size.dim, size.num_heads, size.dropout, batch_first=True)
         self.multihead_attn = nn.MultiheadAttention(size.dim, size.num_heads, size.dropout, batch_first=True)
         self.linear1 = nn.Linear(size.dim, size.feedforward_dim)
@@ -57,7 +90,6 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(size.dim)
         self.norm2 = nn.LayerNorm(size.dim)
         self.norm3 = nn.LayerNorm(size.dim)
-        self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, found: Tensor, queries: Tensor, cells: Tensor, placed: Tensor, is_padding: Tensor) -> Tensor:
         """Refine the states of the queries once.
@@ -69,27 +101,32 @@ class DecoderLayer(nn.Module):
             placed: (B, S, C) encoded cells plus their position encoding.
             is_padding: (B, S) bool.
         """
-        asking = found + queries
-        attended = self.self_attn(asking, asking, found, need_weights=False)[0]
-        found = self.norm1(found + self.dropout(attended))
-        seen = self.multihead_attn(found + queries, placed, cells, key_padding_mask=is_padding, need_weights=False)[0]
-        found = self.norm2(found + self.dropout(seen))
-        inner = self.dropout(self.linear1(found).relu())
-        return self.norm3(found + self.dropout(self.linear2(inner)))
+
+        def ask(x: Tensor) -> Tensor:
+            asking = x + queries
+            return self.self_attn(asking, asking, x, need_weights=False)[0]
+
+        def look(x: Tensor) -> Tensor:
+            return self.multihead_attn(x + queries, placed, cells, key_padding_mask=is_padding, need_weights=False)[0]
+
+        found = self.add(self.add(found, ask, self.norm1), look, self.norm2)
+        return self.add(found, self.perceptron, self.norm3)
 
 
 class Encoder(nn.Module):
-    """A stack of encoder layers, without a norm at the end."""
+    """A stack of encoder layers, with a norm at the end if theirs come first."""
 
     def __init__(self, size: LayerSize, num_layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(size) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(size.dim) if size.pre_norm else nn.Identity()
 
     def forward(self, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
         """Return (B, S, C) encoded cells; arguments as in `EncoderLayer`."""
         for layer in self.layers:
             cells = layer(cells, position, is_padding)
-        return cells
+        encoded: Tensor = self.norm(cells)
+        return encoded
 
 
 class Decoder(nn.Module):

@@ -76,6 +76,7 @@ _DETR = (
     ("bbox_head.projector.0.*", "projector.hidden.*"),
     ("bbox_head.projector.2.*", "projector.output.*"),
     ("bbox_head.transformer.decoder.post_norm.*", "transformer.decoder.norm.*"),
+    ("bbox_head.transformer.encoder.post_norm.*", "transformer.encoder.norm.*"),
     *(
         (f"bbox_head.transformer.{part}.layers.#.{theirs}.*", f"transformer.{part}.layers.#.{ours}.*")
         for part in ("encoder", "decoder")

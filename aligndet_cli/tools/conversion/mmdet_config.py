@@ -38,6 +38,7 @@ _RCNN = {
     "roi_head.bbox_roi_extractor.roi_layer.sampling_ratio": "roi_sampling_ratio",
     "roi_head.bbox_roi_extractor.roi_layer.aligned": "roi_aligned",
 }
+_ORDER_2X = "bbox_head.transformer.encoder.transformerlayers.operation_order"
 _HEADS_2X, _HEADS_3X = "bbox_head.transformer.encoder.transformerlayers.attn_cfgs", "encoder.layer_cfg.self_attn_cfg"
 SHARED: dict[str, dict[str, str]] = {
     "retinanet": _DENSE,
@@ -130,9 +131,10 @@ _NEEDS_DETR: dict[str, tuple[Any, ...]] = {
     "bbox_head.loss_cls.use_sigmoid": (False,),
     "bbox_head.positional_encoding.normalize": (True,),
     "bbox_head.positional_encoding.offset": (0,),
-    "bbox_head.transformer.encoder.transformerlayers.operation_order": (["self_attn", "norm", "ffn", "norm"],),
+    _ORDER_2X: (["self_attn", "norm", "ffn", "norm"], ["norm", "self_attn", "norm", "ffn"]),
     "bbox_head.transformer.decoder.transformerlayers.operation_order": (
         ["self_attn", "norm", "cross_attn", "norm", "ffn", "norm"],
+        ["norm", "self_attn", "norm", "cross_attn", "norm", "ffn"],
     ),
 }
 NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -225,6 +227,9 @@ def told_settings(family: str, model: Tree, file: Path) -> dict[str, Any]:
                 "else"
             )
     told = {name: value for path, name in SHARED[family].items() if (value := at(model, path)) is not None}
+    order = at(model, _ORDER_2X)
+    if order is not None:
+        told["pre_norm"] = order[0] == "norm"
     return told | (_extra_levels(model, file) if family == "retinanet" else {})
 
 

@@ -126,6 +126,7 @@ def _of_detr(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "encoder_layers": _count(tensors, "transformer.encoder.layers.#.linear1.weight"),
         "decoder_layers": _count(tensors, "transformer.decoder.layers.#.linear1.weight"),
         "feedforward_dim": tensors["transformer.encoder.layers.0.linear1.weight"].shape[0],
+        "pre_norm": "transformer.encoder.norm.weight" in tensors,
     }
 
 

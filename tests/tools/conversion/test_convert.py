@@ -48,6 +48,27 @@ def test_settings_that_shapes_do_not_tell_survive_our_own_export() -> None:
     assert convert(Checkpoint(FILE, checkpoint["state_dict"], checkpoint["meta"])).detector.num_heads == 4
 
 
+def test_a_detr_with_norms_first_goes_to_mmdetection_and_back() -> None:
+    config = CONFIGS["detr"].model_copy(update={"pre_norm": True})
+    state = dict(config.build(build_backbone(BackboneConfig(name="resnet18")), 3).state_dict())
+    original = DetectorFile(**{**vars(detector_file("detr")), "detector": config, "state_dict": state})
+    checkpoint, left_out = mmdet_checkpoint(original)
+    assert not left_out and "bbox_head.transformer.encoder.post_norm.weight" in checkpoint["state_dict"]
+    again = convert(Checkpoint(FILE, checkpoint["state_dict"], {}), style="pytorch")
+    assert_same(again.state_dict, state)
+    assert again.detector == config
+    # a config that says the same, and one that does not
+    for order, said in ((("norm", "self_attn", "norm", "ffn"), ""), (("self_attn", "norm", "ffn", "norm"), "too many")):
+        layers = {"operation_order": list(order)}
+        model = {"bbox_head": {"transformer": {"encoder": {"transformerlayers": layers}}}}
+        meta = {"config": f"model = {model}"}
+        if said:
+            with pytest.raises(WeightsError, match=rf"2 tensors \(transformer.encoder.norm.* {said}"):
+                convert(Checkpoint(FILE, checkpoint["state_dict"], meta), style="pytorch")
+        else:
+            assert convert(Checkpoint(FILE, checkpoint["state_dict"], meta), style="pytorch").detector.pre_norm
+
+
 def test_frozen_norms_have_no_counters() -> None:
     tensors = {name: t for name, t in mmdet_tensors("retinanet").items() if "num_batches_tracked" not in name}
     again = convert(Checkpoint(FILE, tensors, {}), style="pytorch")
