@@ -1,7 +1,8 @@
 """Backbones: a name becomes a module that returns feature maps by level."""
 
-from aligndet_cli.backbones.build import FAMILIES, BackboneConfig, MethodName, build_backbone
-from aligndet_cli.backbones.interface import Backbone, Family
+from aligndet_cli.backbones.build import COMPOSITES, FAMILIES, BackboneConfig, MethodName, build_backbone
+from aligndet_cli.backbones.composite import CompositeBackbone
+from aligndet_cli.backbones.interface import ASSISTANT, Backbone, Family
 from aligndet_cli.backbones.weights import (
     RANDOM_WEIGHTS,
     BackboneWeights,

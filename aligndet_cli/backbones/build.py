@@ -11,16 +11,18 @@ from pydantic import (
     field_validator,
 )
 
+from aligndet_cli.backbones.composite import CompositeBackbone
 from aligndet_cli.backbones.convnext import build_convnext
 from aligndet_cli.backbones.efficientnet import build_efficientnet
 from aligndet_cli.backbones.efficientnet_lite import SIZES as LITE_SIZES
 from aligndet_cli.backbones.efficientnet_lite import build_efficientnet_lite
 from aligndet_cli.backbones.from_timm import build_timm, is_of_timm
-from aligndet_cli.backbones.interface import Backbone, Family
+from aligndet_cli.backbones.interface import Backbone, Family, StagedBackbone
 from aligndet_cli.backbones.mobilenet import build_mobilenet
 from aligndet_cli.backbones.resnet import build_resnet
 from aligndet_cli.backbones.swin import build_swin
 from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS, FileOr, Frozen
+from aligndet_cli.errors import ConfigError
 
 # Training methods that recipes tell apart; `self-supervised` is any other method without labels.
 MethodName = Literal["supervised", "self-supervised", "moco-v2", "pixpro", "swav", "simmim"]
@@ -36,6 +38,8 @@ NAMES: dict[Family, tuple[str, ...]] = {
     "efficientnet-lite": tuple(LITE_SIZES),
 }
 FAMILIES = {name: family for family, names in NAMES.items() for name in names}
+COMPOSITE = "cb-"  # before the name of a backbone: two of it
+COMPOSITES = tuple(f"{COMPOSITE}{name}" for family in ("resnet", "swin") for name in NAMES[family])
 WEIGHTS_FILE = FileOr((*WORKSPACE_WEIGHTS, NO_WEIGHTS))
 # Rates of drop path. Source: docs/paper.md §5.2; the ConvNeXt authors' detectors; EfficientDet.
 _DROP_PATH: dict[Family, float] = {"swin": 0.2, "convnext": 0.7, "efficientnet": 0.2, "efficientnet-lite": 0.0}
@@ -44,6 +48,8 @@ _OTHER_DROP_PATH = {"convnext_tiny": 0.4, "convnext_small": 0.6, "efficientnet_b
 
 def _or_of_timm(name: Any, check: ValidatorFunctionWrapHandler) -> Any:
     """Check a name; whether timm has it is found out where it is built, since old files name others."""
+    if isinstance(name, str) and name.startswith(COMPOSITE) and name not in COMPOSITES:
+        raise ValueError(f"only ResNets and Swins of ours go in twos: {', '.join(COMPOSITES)}")
     return name if isinstance(name, str) and is_of_timm(name) else check(name)
 
 
@@ -53,7 +59,22 @@ _OR_OF_TIMM = (WrapValidator(_or_of_timm), PlainSerializer(str, return_type=str)
 
 def family_of(name: str) -> Family:
     """Return the family of a backbone by its name."""
-    return "timm" if is_of_timm(name) else FAMILIES[name]
+    return "timm" if is_of_timm(name) else FAMILIES[single_name(name)]
+
+
+def single_name(name: str) -> str:
+    """Return the name of the two backbones of a composite, whose weights both take; of others their own."""
+    return name.removeprefix(COMPOSITE)
+
+
+def require_single(name: str, command: str) -> None:
+    """Make sure that a backbone is no composite.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if name in COMPOSITES:
+        raise ConfigError(f"{command}: {name} is two of {single_name(name)}, give --backbone {single_name(name)}")
 
 
 class BackboneConfig(Frozen):
@@ -88,9 +109,20 @@ class BackboneConfig(Frozen):
             "efficientnet_lite0",
             "efficientnet_lite1",
             "efficientnet_lite2",
+            "cb-resnet18",
+            "cb-resnet34",
+            "cb-resnet50",
+            "cb-resnet101",
+            "cb-swin_t",
+            "cb-swin_s",
+            "cb-swin_b",
+            "cb-swin_l",
         ],
         *_OR_OF_TIMM,
-    ] = Field("resnet50", description="Network that makes features of an image; timm:NAME is one of timm.")
+    ] = Field(
+        "resnet50",
+        description="Network that makes features of an image; timm:NAME is of timm, cb-NAME are two, linked.",
+    )
     # "none", a torchvision name (`DEFAULT`, `IMAGENET1K_V2`, `ResNet50_Weights.IMAGENET1K_V1`), a weights file,
     # "timm", or "workspace": the newest `pretrain-image` run of this backbone. "auto": that if there is one, else none.
     weights: Annotated[str, WEIGHTS_FILE] = Field(
@@ -131,7 +163,7 @@ class BackboneConfig(Frozen):
     @classmethod
     def _check_stride(cls, stride_in_1x1: bool, info: ValidationInfo) -> bool:
         name = info.data.get("name")
-        if stride_in_1x1 and name is not None and name not in ("resnet50", "resnet101"):
+        if stride_in_1x1 and name is not None and single_name(name) not in ("resnet50", "resnet101"):
             raise ValueError(f"only ResNet-50 and 101 have 1x1 convolutions before the 3x3 ones, not {name}")
         return stride_in_1x1
 
@@ -171,6 +203,10 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 
 
 def _build(config: BackboneConfig) -> Backbone:
+    if config.name in COMPOSITES:
+        assistant, lead = (_build(config.model_copy(update={"name": single_name(config.name)})) for _ in range(2))
+        assert isinstance(assistant, StagedBackbone) and isinstance(lead, StagedBackbone)
+        return CompositeBackbone(assistant, lead)
     if config.family == "swin":
         return build_swin(config.name, drop_path=config.drop_path_rate, recompute=config.recompute)
     if config.family == "convnext":

@@ -13,6 +13,7 @@ from aligndet_cli.data.transforms import MEAN, STD
 
 Family = Literal["resnet", "mobilenet", "swin", "convnext", "efficientnet", "efficientnet-lite", "timm", "vit"]
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
+ASSISTANT = "assistant_"  # before the levels of the maps of a composite's assistant, as in `assistant_c2`
 
 
 class Backbone(nn.Module, ABC):
@@ -133,6 +134,33 @@ class Backbone(nn.Module, ABC):
 
     def _idle_parts(self) -> list[nn.Module]:
         return [part for level in self.channels if level not in self._levels for part in self.only_for(level)]
+
+
+class StagedBackbone(Backbone):
+    """A backbone whose stages can be run one by one, so that another can be linked with it."""
+
+    @abstractmethod
+    def begin(self, pixels: Tensor) -> Tensor:
+        """Return the input of the first stage (B, C, H/4, W/4) from images as in `forward`."""
+
+    @abstractmethod
+    def run_stage(self, place: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the stage of level `place` (0 for c2) on its input (B, C, H, W).
+
+        Returns:
+            Its map, and the input of the next stage.
+        """
+
+    @abstractmethod
+    def input_width(self, place: int) -> int:
+        """Return the number of channels that go into the stage of level `place`."""
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return the maps of the four stages (B, C, H, W) by level; see `Backbone.forward`."""
+        hidden, maps = self.begin(pixels), {}
+        for place, level in enumerate(self.channels):
+            maps[level], hidden = self.run_stage(place, hidden)
+        return maps
 
 
 def pad_to_strides(pixels: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models import resnet as torchvision_resnet
 
-from aligndet_cli.backbones.interface import Backbone
+from aligndet_cli.backbones.interface import StagedBackbone
 
 
-class ResNet(Backbone):
+class ResNet(StagedBackbone):
     """Body of a ResNet; its state dict has torchvision's keys without `fc`."""
 
     family = "resnet"
@@ -30,13 +30,19 @@ class ResNet(Backbone):
         self.layer3 = body.layer3
         self.layer4 = body.layer4
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the maps of the four stages (B, C, H, W) by level; see `Backbone.forward`."""
-        stem = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
-        c2 = self.layer1(stem)
-        c3 = self.layer2(c2)
-        c4 = self.layer3(c3)
-        return {"c2": c2, "c3": c3, "c4": c4, "c5": self.layer4(c4)}
+    def begin(self, pixels: Tensor) -> Tensor:
+        """Return the pooled maps of the stem (B, 64, H/4, W/4)."""
+        stem: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
+        return stem
+
+    def run_stage(self, place: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output of `layer1` to `layer4` (B, C, H, W), which is the input of the next."""
+        output: Tensor = (self.layer1, self.layer2, self.layer3, self.layer4)[place](hidden)
+        return output, output
+
+    def input_width(self, place: int) -> int:
+        """Return the width of the stem or of the stage before."""
+        return list(self.channels.values())[place - 1] if place else self.bn1.num_features
 
     def stem(self) -> list[nn.Module]:
         """Return the first convolution and its norm."""

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.swin_transformer import SwinTransformer as TorchvisionSwin
 
-from aligndet_cli.backbones.interface import Backbone
+from aligndet_cli.backbones.interface import StagedBackbone
 
 PATCH = 4
 WINDOW = 7
@@ -34,7 +34,7 @@ SIZES = {
 }
 
 
-class Swin(Backbone):
+class Swin(StagedBackbone):
     """Body of a Swin transformer; its state dict has torchvision's keys without `head`, and `norm0` to `norm2`.
 
     The norm of c5 is the norm before torchvision's classifier, with its trained weights if a file has them;
@@ -55,18 +55,25 @@ class Swin(Backbone):
         self.norm = body.norm
         self.recompute = recompute
 
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Return the maps of the four stages (B, C, H, W), channels last in memory; see `Backbone.forward`."""
+    def begin(self, pixels: Tensor) -> Tensor:
+        """Return the embedded patches (B, C, H/4, W/4)."""
         height, width = pixels.shape[-2:]
-        last = self.features[0](pad(pixels, (0, -width % PATCH, 0, -height % PATCH)))  # (B, H/4, W/4, C)
-        maps = {}
-        for place, (level, norm) in enumerate(zip(self.channels, self._norms(), strict=True)):
-            for block in self.features[2 * place + 1]:
-                last = self._run(block, last)
-            maps[level] = norm(last).permute(0, 3, 1, 2)
-            if level != "c5":
-                last = self.features[2 * place + 2](last)  # patch merging; it pads odd sizes
-        return maps
+        patches: Tensor = self.features[0](pad(pixels, (0, -width % PATCH, 0, -height % PATCH)))  # (B, H/4, W/4, C)
+        return patches.permute(0, 3, 1, 2)
+
+    def run_stage(self, place: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output of the blocks (B, C, H, W) under its norm, and merged for the next; channels last both."""
+        tokens = hidden.permute(0, 2, 3, 1)
+        for block in self.features[2 * place + 1]:
+            tokens = self._run(block, tokens)
+        one = self._norms()[place](tokens).permute(0, 3, 1, 2)
+        if place < len(self.channels) - 1:
+            tokens = self.features[2 * place + 2](tokens)  # patch merging; it pads odd sizes
+        return one, tokens.permute(0, 3, 1, 2)
+
+    def input_width(self, place: int) -> int:
+        """Return the width of the stage itself: a patch merging belongs to the stage before."""
+        return list(self.channels.values())[place]
 
     def stem(self) -> list[nn.Module]:
         """Return the patch embedding."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
-from aligndet_cli.backbones.build import WEIGHTS_FILE, BackboneConfig, build_backbone
+from aligndet_cli.backbones.build import WEIGHTS_FILE, BackboneConfig, build_backbone, single_name
+from aligndet_cli.backbones.composite import CompositeBackbone
 from aligndet_cli.backbones.from_timm import facts_of, is_of_timm
 from aligndet_cli.backbones.interface import Backbone
 from aligndet_cli.backbones.layouts import FoundBackbone, recognise
@@ -88,7 +89,7 @@ def find_backbone_weights(config: BackboneConfig, workspace: Workspace, *, offli
         return RANDOM_WEIGHTS
     found = read_backbone(file, config.name)
     with torch.device("meta"):  # without memory: only shapes are compared
-        backbone = build_backbone(BackboneConfig.model_validate({"name": config.name}))
+        backbone = build_backbone(BackboneConfig.model_validate({"name": single_name(config.name)}))
     _fit(backbone, found, file)
     origin = f"{config.weights} ({found.layout} layout)"
     if is_of_timm(config.name) and config.weights == TIMM_WEIGHTS:
@@ -114,14 +115,15 @@ def require_trained(weights: BackboneWeights, config: BackboneConfig, stage: str
         return
     default = "DEFAULT (torchvision's, downloaded) or " if torchvision_weights(config.name) else ""
     default = "timm (downloaded) or " if is_of_timm(config.name) else default
+    name = single_name(config.name)
     raise WeightsError(
         f"{stage}: its backbone stays as it is, so it needs trained weights: give --backbone-weights {default}FILE, or "
-        f"run `aligndet pretrain-image DATA --backbone {config.name}` first; --backbone-weights none means random ones"
+        f"run `aligndet pretrain-image DATA --backbone {name}` first; --backbone-weights none means random ones"
     )
 
 
 def _workspace_weights(weights: str, backbone_name: str, workspace: Workspace) -> BackboneWeights:
-    runs = workspace.artifacts("pretrain-image")
+    runs, backbone_name = workspace.artifacts("pretrain-image"), single_name(backbone_name)
     fitting = [run for run in runs if run.config()["backbone"]["name"] == backbone_name]
     if fitting:
         if len(fitting) > 1:
@@ -159,6 +161,8 @@ def training_shown_by(weights: str, backbone_name: str) -> WeightsTraining:
 
 def load_backbone_weights(backbone: Backbone, file: Path | None) -> None:
     """Fill `backbone` with the weights of a file in any known layout; None leaves it as it is.
+
+    Both backbones of a composite get those of one.
 
     Raises:
         WeightsError: the file cannot be read, or does not fill every parameter and buffer with the right shape.
@@ -233,12 +237,15 @@ def fill_backbone(backbone: Backbone, found: FoundBackbone, source: Path) -> Non
     Raises:
         WeightsError: keys are missing, have another shape, or belong to a deeper network; the first are named.
     """
-    fitted = _fit(backbone, found, source)
-    backbone.load_state_dict(backbone.state_dict() | fitted)
+    parts = [backbone.assistant, backbone.lead] if isinstance(backbone, CompositeBackbone) else [backbone]
+    fitted = _fit(parts[0], found, source)
+    for part in parts:
+        own = part.state_dict()
+        part.load_state_dict(own | {name: value for name, value in fitted.items() if name in own})
     matched = sum(not name.endswith(DERIVED) for name in fitted)
     resized = sum(value.shape != found.tensors[name].shape for name, value in fitted.items())
     logger.info(
-        f"backbone weights {source}: {found.layout} layout, all {matched} tensors of the {backbone.name} found, "
+        f"backbone weights {source}: {found.layout} layout, all {matched} tensors of the {parts[0].name} found, "
         f"{found.num_others} others left out"
         + (f"; {resized} tables of relative positions resized to its windows" if resized else "")
     )
@@ -293,7 +300,8 @@ def _resize_table(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
 
 def torchvision_weights(backbone_name: str) -> dict[str, WeightsEnum]:
     """Return torchvision's weights of a backbone by name; empty for a size that torchvision lacks."""
-    return dict(get_model_weights(backbone_name).__members__) if backbone_name in list_models() else {}
+    name = single_name(backbone_name)
+    return dict(get_model_weights(name).__members__) if name in list_models() else {}
 
 
 def _named_weights(weights: str, backbone_name: str) -> WeightsEnum:

@@ -17,6 +17,7 @@ from aligndet_cli.arrays import save_array, save_arrays
 from aligndet_cli.artifacts.exchange import hash_file
 from aligndet_cli.artifacts.open import open_proposals
 from aligndet_cli.backbones import RANDOM_WEIGHTS, BackboneWeights, build_backbone
+from aligndet_cli.backbones.build import require_single
 from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights, require_trained
 from aligndet_cli.cluster import kmeans
 from aligndet_cli.cluster.config import ClusterConfig
@@ -86,6 +87,7 @@ def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True,
         is_complete = output.action == "complete"
         given = None if is_complete else clusters_from_coco(config.import_file, store, images)
         return Plan(config, output, source, artifact.name, given)
+    require_single(config.backbone.name, "cluster")
     with torch.device("meta"):  # built only to ask for its width
         num_channels = build_backbone(config.backbone).channels[config.level]
     weights = find_backbone_weights(config.backbone, workspace, offline=config.runtime.offline)

@@ -57,10 +57,11 @@ def list_detectors() -> None:
 
 def list_backbones() -> None:
     """List the backbones, and the weights by name that there are for them."""
-    from aligndet_cli.backbones import FAMILIES, torchvision_weights
+    from aligndet_cli.backbones import COMPOSITES, FAMILIES, torchvision_weights
 
-    width = max(map(len, FAMILIES))
-    for name in FAMILIES:
+    names = (*FAMILIES, *COMPOSITES)
+    width = max(map(len, names))
+    for name in names:
         typer.echo(f"{name:<{width}} {', '.join(torchvision_weights(name)) or 'none, give a file'}")
     typer.echo(f"{'timm:NAME':<{width}} timm; any network of timm with four stages, needs pip install 'aligndet[timm]'")
 

@@ -17,7 +17,7 @@ from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_io
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features, weigh_assistant
 from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
 from aligndet_cli.detectors.parts.matching import look_up
@@ -113,10 +113,14 @@ class DETR(Detector):
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""
-        logits, boxes = self.predict(self.decode(self.extract(images)))
-        matched = self.assign(logits, boxes, targets, images.sizes_hw)
+        features = self.extract(images, with_assistant=True)
+        return weigh_assistant([self._losses(one, targets) for one in features.one_by_one()])
+
+    def _losses(self, features: Features, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        logits, boxes = self.predict(self.decode(features))
+        matched = self.assign(logits, boxes, targets, features.sizes_hw)
         losses = {"loss_cls": self.class_loss(logits, matched, targets)}
-        losses |= self.box_losses(boxes, matched, targets, images.sizes_hw)
+        losses |= self.box_losses(boxes, matched, targets, features.sizes_hw)
         return {name: loss.sum() for name, loss in losses.items()}
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features, weigh_assistant
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
 from aligndet_cli.detectors.parts.dense_head import initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, NeckNorm, NormName, check_group_channels, conv_tower
@@ -125,7 +125,11 @@ class FCOS(Detector):
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""
-        pyramid = self.neck(self.extract(images).maps)
+        features = self.extract(images, with_assistant=True)
+        return weigh_assistant([self._losses(one, targets) for one in features.one_by_one()])
+
+    def _losses(self, features: Features, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        pyramid = self.neck(features.maps)
         class_maps = [self.head.class_tower(level) for level in pyramid]
         matched = self.assign(pyramid, targets)
         logits = [self.class_predictor(level) for level in class_maps]

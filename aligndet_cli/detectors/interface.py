@@ -5,14 +5,17 @@ K classes, L levels, A anchors, Q queries.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from aligndet_cli.backbones import Backbone
+from aligndet_cli.backbones import ASSISTANT, Backbone, CompositeBackbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
+
+# Weight of losses on the maps of a composite's assistant; on the lead's it is 1. Source: CBNet v2.
+ASSISTANT_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,19 @@ class Features:
         maps: `{"c2": (B, C2, H/4, W/4), ..., "c5": (B, C5, H/32, W/32)}`, only the levels that were asked for.
         sizes_hw: height and width of each image in pixels, without padding.
         batch_hw: height and width of the padded batch in pixels.
+        of_assistant: likewise from the assistant of a composite backbone, whose lead has made `maps`; None: there is no
+            assistant, or it was not asked for.
     """
 
     maps: dict[str, Tensor]
     sizes_hw: tuple[tuple[int, int], ...]
     batch_hw: tuple[int, int]
+    of_assistant: dict[str, Tensor] | None = None
+
+    def one_by_one(self) -> list["Features"]:
+        """Return the features of the assistant, if they are here, and those of the lead."""
+        alone = replace(self, of_assistant=None)
+        return [alone] if self.of_assistant is None else [replace(alone, maps=self.of_assistant), alone]
 
     def split(self, count: int) -> tuple["Features", "Features"]:
         """Return the features of the first `count` images, and of the others."""
@@ -35,8 +46,11 @@ class Features:
         return self._of_images(first), self._of_images(second)
 
     def _of_images(self, images: slice) -> "Features":
-        maps = {level: of_level[images] for level, of_level in self.maps.items()}
-        return Features(maps, self.sizes_hw[images], self.batch_hw)
+        def part(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {level: of_level[images] for level, of_level in maps.items()}
+
+        of_assistant = None if self.of_assistant is None else part(self.of_assistant)
+        return Features(part(self.maps), self.sizes_hw[images], self.batch_hw, of_assistant)
 
 
 @dataclass(frozen=True)
@@ -114,8 +128,11 @@ class Detector(nn.Module, ABC):
         self.backbone = backbone
         self.feature_dim = feature_dim
 
-    def extract(self, images: ImageBatch) -> Features:
+    def extract(self, images: ImageBatch, *, with_assistant: bool = False) -> Features:
         """Return the backbone's maps that the detector needs; the other levels are freed at once.
+
+        Args:
+            with_assistant: of a composite backbone, also those of its assistant, for training.
 
         Raises:
             TypeError: it is no batch; a Python program has taken this module for one that takes images.
@@ -126,8 +143,12 @@ class Detector(nn.Module, ABC):
                 "detector that takes images and torchvision's targets, see docs/python.md"
             )
         height, width = images.pixels.shape[-2:]
-        maps = self.backbone(images.pixels)
-        return Features({level: maps[level] for level in self.levels}, images.sizes_hw, (height, width))
+        if with_assistant and isinstance(self.backbone, CompositeBackbone):
+            maps = self.backbone(images.pixels, with_assistant=True)
+            of_assistant = {level: maps[ASSISTANT + level] for level in self.levels}
+        else:
+            maps, of_assistant = self.backbone(images.pixels), None
+        return Features({level: maps[level] for level in self.levels}, images.sizes_hw, (height, width), of_assistant)
 
     @abstractmethod
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
@@ -155,3 +176,24 @@ class Detector(nn.Module, ABC):
             proposals: one per image, with `instance_ids`.
             with_losses: also compute the box losses, and `loss_objectness` for `trains_objectness`.
         """
+
+    def all_candidates(
+        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    ) -> list[BoxCandidates]:
+        """Return the candidates in the features of an assistant, if they are there, and in those of the lead.
+
+        Arguments as in `box_candidates`.
+        """
+        return [self.box_candidates(one, proposals, with_losses=with_losses) for one in features.one_by_one()]
+
+
+def weigh_assistant(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the sum, by name, of the scalar losses in the features of an assistant, times its weight, and of the lead.
+
+    Args:
+        losses: as `Features.one_by_one`; of a single backbone they stay as they are.
+    """
+    if len(losses) == 1:
+        return dict(losses[0])
+    of_assistant, of_lead = losses
+    return {name: ASSISTANT_WEIGHT * of_assistant[name] + loss for name, loss in of_lead.items()}

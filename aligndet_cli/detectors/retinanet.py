@@ -15,7 +15,7 @@ from torchvision.ops import clip_boxes_to_image
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features, weigh_assistant
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, AnchorStyle, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, gather_slots, grids_of, image_index_of
@@ -112,8 +112,12 @@ class RetinaNet(Detector):
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""
-        pyramid = self.neck(self.extract(images).maps)
-        anchors, matched = self.assign(grids_of(pyramid), images.sizes_hw, targets)
+        features = self.extract(images, with_assistant=True)
+        return weigh_assistant([self._losses(one, targets) for one in features.one_by_one()])
+
+    def _losses(self, features: Features, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
+        pyramid = self.neck(features.maps)
+        anchors, matched = self.assign(grids_of(pyramid), features.sizes_hw, targets)
         return {
             "loss_cls": self.class_loss(self.predict_logits(pyramid), matched, targets),
             "loss_box_reg": self.box_loss(self.predict_deltas(pyramid), anchors, matched, targets),

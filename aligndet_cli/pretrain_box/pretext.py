@@ -11,7 +11,7 @@ from torchvision.ops import StochasticDepth
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import Detector
-from aligndet_cli.detectors.interface import BoxCandidates, Features
+from aligndet_cli.detectors.interface import ASSISTANT_WEIGHT, BoxCandidates, Features, weigh_assistant
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.training.embeddings import HEAD_PREFIX, embedding_health
 from aligndet_cli.training.recipe import ProjectorRecipe, Recipe
@@ -135,22 +135,25 @@ class BoxPretext(nn.Module):
             momentum_view: the same images and proposals in view 2.
             with_health: also return spread and effective rank of the online embeddings.
 
-        With several heads, each has a contrast of its own; the loss is their sum by `Detector.head_weights`.
+        With several heads, each has a contrast of its own; the loss is their sum by `Detector.head_weights`. So it is
+        for each of two pyramids, of a composite's assistant and of its lead; those of the assistant are weighted once
+        more, and come first in the numbers.
 
         Source: Algorithm 1; view 1 always goes through the online side, as in the official code.
         """
         (online_images, proposals), (momentum_images, momentum_proposals) = online_view, momentum_view
         if self.tasks == "regression":
             features = self._extract_online(online_images)
-            return self.online.box_candidates(features, proposals, with_losses=True).losses, {}
+            found = self.online.all_candidates(features, proposals, with_losses=True)
+            return weigh_assistant([one.losses for one in found]), {}
         features, momentum_features = self._extract(online_images, momentum_images)
         # The momentum side comes first, so that its memory is free again when the online side keeps its activations.
         with torch.no_grad():
-            momentum = self.momentum.box_candidates(momentum_features, momentum_proposals, with_losses=False)
-            keys = embed(self.momentum_projector, momentum)
-        online = self.online.box_candidates(features, proposals, with_losses=self.tasks == "both")
-        queries = embed(self.projector, online)
-        with torch.autocast(online.features.device.type, enabled=False):
+            momentum = self.momentum.all_candidates(momentum_features, momentum_proposals, with_losses=False)
+            keys = [pair for one in momentum for pair in embed(self.momentum_projector, one)]
+        online = self.online.all_candidates(features, proposals, with_losses=self.tasks == "both")
+        queries = [pair for one in online for pair in embed(self.projector, one)]
+        with torch.autocast(online[-1].features.device.type, enabled=False):
             contrasts = [
                 contrastive_loss(*query, *key, temperature=self.temperature)
                 for query, key in zip(queries, keys, strict=True)
@@ -158,8 +161,10 @@ class BoxPretext(nn.Module):
         healths = [embedding_health(embeddings.detach()) if with_health else {} for embeddings, _ in queries]
         shown = [contrast.shown() | health for contrast, health in zip(contrasts, healths, strict=True)]
         losses = [contrast.loss for contrast in contrasts]
-        loss, numbers = _of_all_heads(losses, shown, self.online.head_weights)
-        return {"loss_contrastive": loss, **online.losses}, numbers
+        pyramids = (ASSISTANT_WEIGHT, 1.0) if len(online) == 2 else (1.0,)
+        weights = [of_pyramid * of_head for of_pyramid in pyramids for of_head in self.online.head_weights]
+        loss, numbers = _of_all_heads(losses, shown, weights)
+        return {"loss_contrastive": loss, **weigh_assistant([one.losses for one in online])}, numbers
 
     @torch.no_grad()
     def update_momentum(self, coefficient: float) -> None:
@@ -179,8 +184,8 @@ class BoxPretext(nn.Module):
         """Return the features of both views; a frozen backbone takes both at once if their shapes are equal."""
         if not self.freeze_backbone:
             with torch.no_grad():
-                momentum_features = self.momentum.extract(momentum)
-            return self.online.extract(online), momentum_features
+                momentum_features = self.momentum.extract(momentum, with_assistant=True)
+            return self.online.extract(online, with_assistant=True), momentum_features
         if online.pixels.shape != momentum.pixels.shape:
             return self._extract_online(online), self._extract_online(momentum)
         both = ImageBatch(torch.cat([online.pixels, momentum.pixels]), online.sizes_hw + momentum.sizes_hw)
@@ -189,7 +194,7 @@ class BoxPretext(nn.Module):
     def _extract_online(self, images: ImageBatch) -> Features:
         # Not inference mode, since the neck saves these maps for its weight gradients.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            return self.online.extract(images)
+            return self.online.extract(images, with_assistant=True)
 
 
 def embed(projector: nn.Module, candidates: BoxCandidates) -> list[tuple[Tensor, Tensor]]:

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from aligndet_cli.backbones import Backbone, BackboneConfig, BackboneWeights, build_backbone
+from aligndet_cli.backbones.build import require_single
 from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights
 from aligndet_cli.config import NO_WEIGHTS, Side, StageConfig
 from aligndet_cli.data.loaders import OnError, SampleStream
@@ -90,6 +91,7 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     Raises:
         AlignDetError: anything that the user can put right.
     """
+    require_single(config.backbone.name, "pretrain-image")
     devices = resolve_devices(config.runtime)
     data = open_data(config.data, seed=config.seed, index_dir=workspace.index_dir)
     _check_method(config, data)

@@ -38,9 +38,11 @@ def plan_cue(name: str, weights: str, workspace: Workspace, *, offline: bool) ->
         WeightsError: the weights cannot be read, or are another network's.
     """
     from aligndet_cli.backbones import BackboneConfig, find_backbone_weights
+    from aligndet_cli.backbones.build import require_single
 
     origins = {"name": "--backbone", "weights": "--backbone-weights"}
     config = validated(BackboneConfig, {"name": name, "weights": weights}, origins)
+    require_single(name, "proposals")
     found = find_backbone_weights(config, workspace, offline=offline)
     if found.file is None:
         raise ConfigError(

@@ -89,7 +89,7 @@ def test_training_is_that_of_the_plain_one(
         torch.testing.assert_close(loss.item(), expected[name], **CLOSE)
 
     with torch.no_grad():
-        _, trained = train_boxes(model, model.neck(model.extract(images).maps), SIZES_HW, targets)
+        [(_, trained)] = train_boxes(model, [model.neck(model.extract(images).maps)], SIZES_HW, targets)
     for stage, (ours, theirs) in enumerate(zip(trained, samples, strict=True)):
         refined = plain.refine(stage, theirs)
         for image, sample in enumerate(theirs):

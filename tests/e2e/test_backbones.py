@@ -1,4 +1,4 @@
-"""A network of timm, a ConvNeXt and a plain ViT as backbones: killed and resumed, and in two processes."""
+"""Networks of timm, a ConvNeXt and two linked ResNets as backbones: killed and resumed, and in two processes."""
 
 import functools
 import signal
@@ -19,7 +19,7 @@ from helpers.two_ranks import run_and_keep
 
 pytestmark = pytest.mark.e2e
 
-NAMES = ("convnext_tiny", "timm:mobilenetv3_small_100", "timm:vit_tiny_patch16_224")
+NAMES = ("convnext_tiny", "timm:mobilenetv3_small_100", "timm:vit_tiny_patch16_224", "cb-resnet18")
 
 
 @pytest.fixture(params=NAMES)

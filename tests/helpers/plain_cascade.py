@@ -101,10 +101,11 @@ class PlainCascade:
     # ---- layers of the detector ----
 
     @torch.no_grad()
-    def look(self, images: ImageBatch) -> None:
-        """Compute the pyramid and what the RPN says."""
+    def look(self, images: ImageBatch, *, of_assistant: bool = False) -> None:
+        """Compute the pyramid, which may be that of a composite's assistant, and what the RPN says."""
         self.sizes_hw = images.sizes_hw
-        self.pyramid = self.model.neck(self.model.extract(images).maps)
+        features = self.model.extract(images, with_assistant=of_assistant)
+        self.pyramid = self.model.neck(features.of_assistant if of_assistant else features.maps)
         self.rpn_logits, self.rpn_deltas = self.model.rpn(self.pyramid)
         self.grids = grids_of(self.rpn_logits)
         self.anchors = self.model.rpn.anchors(self.grids).tolist()
@@ -266,10 +267,28 @@ class PlainCascade:
         """Losses by name, and the samples of each head."""
         self.look(images)
         objectness, rpn_boxes = self.rpn_losses(targets)
-        losses = {"loss_objectness": objectness, "loss_rpn_box_reg": rpn_boxes, "loss_cls": 0.0, "loss_box_reg": 0.0}
-        if self.has_masks:
-            losses["loss_mask"] = 0.0
         proposals = self.propose(self.config.train_proposals_per_level, self.config.train_max_proposals)
+        losses, samples = self.train_heads(proposals, targets)
+        return {"loss_objectness": objectness, "loss_rpn_box_reg": rpn_boxes, **losses}, samples
+
+    def train_both(self, images: ImageBatch, targets: list[BoxTargets]) -> dict[str, float]:
+        """Losses by name with an assistant: half of its own, on the lead's proposals, and those of the lead.
+
+        Source: Liang et al., CBNet, section 3.4, and its code for the proposals.
+        """
+        losses, _ = self.train(images, targets)
+        proposals = self.propose(self.config.train_proposals_per_level, self.config.train_max_proposals)
+        self.look(images, of_assistant=True)
+        objectness, rpn_boxes = self.rpn_losses(targets)
+        others, _ = self.train_heads(proposals, targets)
+        others |= {"loss_objectness": objectness, "loss_rpn_box_reg": rpn_boxes}
+        return {name: loss + others[name] / 2 for name, loss in losses.items()}
+
+    def train_heads(
+        self, proposals: list[list[Box]], targets: list[BoxTargets]
+    ) -> tuple[dict[str, float], list[list[Sample]]]:
+        """Losses of the heads by name, and the samples of each."""
+        losses = {"loss_cls": 0.0, "loss_box_reg": 0.0} | ({"loss_mask": 0.0} if self.has_masks else {})
         all_samples = []
         for stage, weight in enumerate(WEIGHTS):
             samples = [self.sample(stage, p, t) for p, t in zip(proposals, targets, strict=True)]

@@ -19,9 +19,9 @@ from helpers.small_detectors import SMALL
 CPU = torch.device("cpu")
 
 
-def build(family: str, *, objectness: bool = False, **settings: object) -> BoxPretext:
+def build(family: str, *, objectness: bool = False, backbone: str = "resnet18", **settings: object) -> BoxPretext:
     torch.manual_seed(0)
-    detector = SMALL[family].build(build_backbone(BackboneConfig(name="resnet18")), 1)
+    detector = SMALL[family].build(build_backbone(BackboneConfig.model_validate({"name": backbone})), 1)
     detector.trains_objectness = objectness
     return BoxPretext(
         detector,
@@ -208,3 +208,38 @@ def test_same_seed_same_bits(family: str) -> None:
         return torch.stack(list(losses.values()))
 
     assert torch.equal(once(), once())
+
+
+@pytest.mark.parametrize("family", ["htc", "fcos"])
+def test_each_head_has_a_contrast_in_both_pyramids(family: str) -> None:
+    pretext = build(family, backbone="cb-resnet18")
+    losses, shown = pretext(*views((4, 3)), with_health=True)
+    heads = pretext.online.head_weights
+    # Liang et al., CBNet: 0.5 for the assistant, whose heads come first, and 1 for the lead; one projector for both
+    weights = [0.5 * weight for weight in heads] + list(heads)
+    assert isinstance(pretext.projector, nn.ModuleList) == (len(heads) > 1)
+    contrasts = [shown[f"head{number}_loss_contrastive"] for number in range(1, len(weights) + 1)]
+    assert f"head{len(weights) + 1}_loss_contrastive" not in shown
+    assert len({contrast.item() for contrast in contrasts}) == len(contrasts)
+    expected = sum(weight * contrast for weight, contrast in zip(weights, contrasts, strict=True))
+    torch.testing.assert_close(losses["loss_contrastive"], expected)
+    sum(losses.values()).backward()
+    for name, parameter in pretext.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert not any(parameter.requires_grad for parameter in pretext.online.backbone.parameters())
+
+
+@pytest.mark.parametrize("family", ["cascade-rcnn", "retinanet"])
+def test_two_pyramids_that_are_alike_count_one_and_a_half_times(family: str) -> None:
+    # Links of ResNets add nothing before they are trained, so with equal weights both pyramids are those of one.
+    one, both = build(family, tasks="regression"), build(family, tasks="regression", backbone="cb-resnet18")
+    parts = one.online.state_dict()
+    for name in ("assistant", "lead"):
+        own = both.online.backbone.get_submodule(name)
+        own.load_state_dict({key: parts[f"backbone.{key}"] for key in own.state_dict()})
+    rest = {key: value for key, value in parts.items() if not key.startswith("backbone.")}
+    assert both.online.load_state_dict(rest, strict=False).unexpected_keys == []
+    of_one, of_both = losses_of(one), losses_of(both)
+    for name in of_one.keys() - {"loss_objectness", "loss_rpn_box_reg"}:  # anchors of the RPN are drawn
+        assert of_one[name] > 0
+        torch.testing.assert_close(of_both[name], 1.5 * of_one[name])

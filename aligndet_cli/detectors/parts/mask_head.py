@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, grid_sample
 from torchvision.ops import roi_align
 
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import Detections
+from aligndet_cli.detectors.interface import Detections, weigh_assistant
 from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.fpn import NormName, conv_tower
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
@@ -83,13 +83,28 @@ class MaskedRCNN(RCNN):
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch with masks; images without boxes are negatives."""
-        pyramid = self.neck(self.extract(images).maps)
-        losses, trained = train_boxes(self, pyramid, images.sizes_hw, targets)
+        pyramids, sizes_hw = self.pyramids(images), images.sizes_hw
+        trained = train_boxes(self, pyramids, sizes_hw, targets)
+        return weigh_assistant(
+            [
+                {**losses, "loss_mask": self._mask_loss(pyramid, heads, sizes_hw, targets)}
+                for pyramid, (losses, heads) in zip(pyramids, trained, strict=True)
+            ]
+        )
+
+    def _mask_loss(
+        self,
+        pyramid: list[Tensor],
+        heads: Sequence[Trained],
+        sizes_hw: Sequence[SizeHW],
+        targets: Sequence[BoxTargets],
+    ) -> Tensor:
+        """Return the scalar sum over the mask heads, with their weights; `heads` are the box heads beside them."""
         masks = []
-        for branch, boxes in zip(self.mask_branches(), trained, strict=True):
-            positives = self.mask_samples(boxes, images.sizes_hw, targets).positives()
+        for branch, boxes in zip(self.mask_branches(), heads, strict=True):
+            positives = self.mask_samples(boxes, sizes_hw, targets).positives()
             masks.append(boxes.head.rules.weight * train_masks(branch, pyramid, positives, targets))
-        return {**losses, "loss_mask": total(masks)}
+        return total(masks)
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:

@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
-from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features
+from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features, weigh_assistant
 from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import send
@@ -56,8 +56,12 @@ class RCNN(Detector):
 
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""
-        losses, _ = train_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw, targets)
-        return losses
+        trained = train_boxes(self, self.pyramids(images), images.sizes_hw, targets)
+        return weigh_assistant([losses for losses, _ in trained])
+
+    def pyramids(self, images: ImageBatch) -> list[list[Tensor]]:
+        """Return P2..P6, (B, C, H, W) each, to train on: of the assistant, if there is one, and of the lead."""
+        return [self.neck(one.maps) for one in self.extract(images, with_assistant=True).one_by_one()]
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
@@ -73,6 +77,16 @@ class RCNN(Detector):
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
     ) -> BoxCandidates:
         """Return RoIs of each head, see `pretext_candidates`; masks take no part."""
+        lead = features.one_by_one()[-1]
+        return pretext_candidates(self, lead, proposals, with_losses=with_losses)[0]
+
+    def all_candidates(
+        self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
+    ) -> list[BoxCandidates]:
+        """Return `box_candidates` in the features of an assistant, if they are there, and in those of the lead.
+
+        Both sample from the proposals that the RPN finds in the lead's, as in the authors' `selfsup_cbv2.py`.
+        """
         return pretext_candidates(self, features, proposals, with_losses=with_losses)
 
 
@@ -130,25 +144,44 @@ def build_head(config: RCNNConfig, num_classes: int, num_offsets: int) -> tuple[
 
 
 def train_boxes(
-    model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
-) -> tuple[dict[str, Tensor], list[Trained]]:
-    """Return the scalar losses of `FasterRCNN.forward` on P2..P6, (B, C, H, W) each, and what each head worked on.
+    model: RCNN, pyramids: Sequence[list[Tensor]], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
+) -> list[tuple[dict[str, Tensor], list[Trained]]]:
+    """Return the scalar losses of `FasterRCNN.forward` for each pyramid, and what each head worked on.
 
-    `loss_cls` and `loss_box_reg` are sums over the heads, with their weights.
+    `loss_cls` and `loss_box_reg` are sums over the heads, with their weights. All pyramids have the proposals that the
+    RPN finds in the last one; then each refines them by itself.
+
+    Args:
+        pyramids: P2..P6, (B, C, H, W) each, of an assistant and the lead, or of the only backbone.
+        sizes_hw: height and width of each image in pixels, without padding.
+        targets: boxes of each image.
     """
     config = model.config
-    output = model.rpn(pyramid)
-    losses = model.rpn.losses(output, sizes_hw, targets, config.sampling()[0])
-    proposals = model.rpn.propose(output, sizes_hw, config.train_proposals_per_level, config.train_proposals)
+    outputs = [model.rpn(pyramid) for pyramid in pyramids]
+    losses = [model.rpn.losses(output, sizes_hw, targets, config.sampling()[0]) for output in outputs]
+    proposals = model.rpn.propose(outputs[-1], sizes_hw, config.train_proposals_per_level, config.train_proposals)
+    trained = [train_heads(model, pyramid, sizes_hw, targets, proposals) for pyramid in pyramids]
+    for of_pyramid, heads in zip(losses, trained, strict=True):
+        of_pyramid["loss_cls"] = total([class_loss(one, targets) for one in heads])
+        of_pyramid["loss_box_reg"] = total([box_loss(one, targets) for one in heads])
+    return list(zip(losses, trained, strict=True))
+
+
+def train_heads(
+    model: RCNN,
+    pyramid: list[Tensor],
+    sizes_hw: Sequence[SizeHW],
+    targets: Sequence[BoxTargets],
+    proposals: list[Tensor],
+) -> list[Trained]:
+    """Run all heads in training, the first on samples of proposals, (P, 4) xyxy per image; others as `train_boxes`."""
     trained: list[Trained] = []
     for head in heads_of(model):
         if trained:
             proposals = trained[-1].refine(sizes_hw)
-        samples = sample_for(head, config, proposals, targets)
-        trained.append(Trained(head, samples, roi_features(head, config, pyramid, samples.rois())))
-    losses["loss_cls"] = total([class_loss(one, targets) for one in trained])
-    losses["loss_box_reg"] = total([box_loss(one, targets) for one in trained])
-    return losses, trained
+        samples = sample_for(head, model.config, proposals, targets)
+        trained.append(Trained(head, samples, roi_features(head, model.config, pyramid, samples.rois())))
+    return trained
 
 
 def sample_for(head: RoiHead, config: RCNNConfig, proposals: list[Tensor], targets: Sequence[BoxTargets]) -> RoiSamples:
@@ -262,39 +295,59 @@ def agreement_of(boxes: Tensor) -> Tensor:
 
 def pretext_candidates(
     model: RCNN, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
-) -> BoxCandidates:
-    """Return the proposals and RoIs that each head samples, head by head and there image by image.
+) -> list[BoxCandidates]:
+    """Return the proposals and RoIs that each head samples, head by head and there image by image, for each pyramid.
 
     The losses are `loss_objectness`, `loss_rpn_box_reg` and `loss_box_reg`; arguments as in `Detector`. All heads
     sample from the same proposals of the RPN, by their own limits of IoU: what a head refines does not reach the next.
+    With an assistant, those proposals are of the lead's pyramid, which comes last.
 
     Source: the authors' `_base_/models/selfsup_mask_rcnn_r50_fpn.py`, and `AlignDet/models/roi_heads/htc_roi_head.py`
     for three heads, where `interleaved` leaves refinement to a mask head that is not there. There the box predictor of
     Faster and Mask R-CNN has rows for every instance id; here all are of class "object" (docs/differences.md 13).
     """
-    config, sampling = model.config, model.config.pretext_sampling()
-    pyramid = model.neck(features.maps)
-    losses: dict[str, Tensor] = {}
+    config, sampling, sizes_hw = model.config, model.config.pretext_sampling(), features.sizes_hw
+    pyramids = [model.neck(one.maps) for one in features.one_by_one()]
     with torch.set_grad_enabled(with_losses and torch.is_grad_enabled()):
-        output = model.rpn(pyramid)
+        outputs = [model.rpn(pyramid) for pyramid in pyramids]
+    losses: list[dict[str, Tensor]] = [{} for _ in pyramids]
     if with_losses:
-        losses = model.rpn.losses(output, features.sizes_hw, proposals, sampling.anchors)
-    rpn_boxes = model.rpn.propose(output, features.sizes_hw, config.train_proposals_per_level, config.train_proposals)
-    trained, ids = [], []
-    for head in heads_of(model):
-        samples = sample_rois(
-            rpn_boxes,
-            proposals,
-            positive_iou=head.rules.positive_iou,
-            sampling=sampling.rois,
-            only_positives=sampling.only_positives,
-            claims=head.rules.claims,
-        )
-        trained.append(Trained(head, samples, roi_features(head, config, pyramid, samples.rois())))
-        ids += [look_up(m, t.instance_ids) for m, t in zip(samples.matched, proposals, strict=True)]
-    if with_losses:
-        losses["loss_box_reg"] = total([box_loss(one, proposals) for one in trained])
-    instance_ids = torch.cat(ids)
+        losses = [model.rpn.losses(output, sizes_hw, proposals, sampling.anchors) for output in outputs]
+    rpn_boxes = model.rpn.propose(outputs[-1], sizes_hw, config.train_proposals_per_level, config.train_proposals)
+    found = []
+    for pyramid, of_pyramid in zip(pyramids, losses, strict=True):
+        trained = [_sample_for_pretext(head, config, pyramid, rpn_boxes, proposals) for head in heads_of(model)]
+        if with_losses:
+            of_pyramid["loss_box_reg"] = total([box_loss(one, proposals) for one in trained])
+        found.append(_candidates_of(trained, proposals, of_pyramid))
+    return found
+
+
+def _sample_for_pretext(
+    head: RoiHead,
+    config: RCNNConfig,
+    pyramid: list[Tensor],
+    rpn_boxes: list[Tensor],
+    proposals: Sequence[BoxTargets],
+) -> Trained:
+    """Return the RoIs that a head samples in pre-training from (P, 4) xyxy boxes of the RPN, and their features."""
+    sampling = config.pretext_sampling()
+    samples = sample_rois(
+        rpn_boxes,
+        proposals,
+        positive_iou=head.rules.positive_iou,
+        sampling=sampling.rois,
+        only_positives=sampling.only_positives,
+        claims=head.rules.claims,
+    )
+    return Trained(head, samples, roi_features(head, config, pyramid, samples.rois()))
+
+
+def _candidates_of(
+    trained: Sequence[Trained], proposals: Sequence[BoxTargets], losses: dict[str, Tensor]
+) -> BoxCandidates:
+    pairs = [pair for one in trained for pair in zip(one.samples.matched, proposals, strict=True)]
+    instance_ids = torch.cat([look_up(matched, of_image.instance_ids) for matched, of_image in pairs])
     return BoxCandidates(
         torch.cat([one.features for one in trained]),
         torch.zeros_like(instance_ids),
