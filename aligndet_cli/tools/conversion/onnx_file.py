@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aligndet_cli.backbones.build import family_of
 from aligndet_cli.backbones.from_timm import has_windows
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.batch import PAD_DIVISOR, ImageBatch
@@ -56,7 +57,7 @@ class OnnxOptions:
         missing = [package for package in PACKAGES if find_spec(package) is None]
         if missing:
             raise ConfigError(f"--to onnx: {' and '.join(missing)} not installed; run pip install 'aligndet[onnx]'")
-        if self.size_hw is None and (backbone.startswith("swin") or has_windows(backbone)):
+        if self.size_hw is None and (family_of(backbone) == "swin" or has_windows(backbone)):
             raise ConfigError(
                 f"--to onnx: the windows of {backbone} change with the size of images; name one size by "
                 "--image-size HEIGHTxWIDTH"
