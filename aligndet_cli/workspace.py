@@ -41,6 +41,7 @@ _PACKAGES = (
     "opencv-contrib-python-headless",
     "scikit-learn",
     "pycocotools",
+    "hotcoco",
 )
 
 

@@ -239,7 +239,7 @@ def match_all(found: CocoMatches, predictions: Sequence[Mapping[str, Any]]) -> M
         rows = np.array(group["dtIds"]) - 1  # pycocotools counts detections from 1
         is_counted[rows] = True
         for level, place in enumerate(_THRESHOLDS.values()):
-            ignored = group["dtIgnore"][place].astype(bool)
+            ignored = np.asarray(group["dtIgnore"][place], dtype=bool)
             is_ignored[level, rows] = ignored
             owners = [row_of[int(number)] for number in group["dtMatches"][place]]
             truth[level, rows] = np.where(ignored, -1, owners)
