@@ -8,7 +8,7 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.flags import FORCE, JSON, RUN, WORKSPACE, Given, own, setting, with_flags
 from aligndet_cli.workspace import Workspace
 
-LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr")
+LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr", "up-detr", "detreg", "soco")
 IMPORT = (
     setting("--from", "layout", text=f"Layout of the file: {' | '.join(LAYOUTS)} (auto).", words=" ".join(LAYOUTS)),
     setting("--detector", "detector", text="Detector, needed where an R-CNN may be Faster or Mask (the file's)."),

@@ -57,6 +57,26 @@ def _swav(recipe: Recipe) -> Recipe:
     return replace(recipe, finetune=finetune, norms_in_heads=True)
 
 
+def _soco(recipe: Recipe) -> Recipe:
+    """Change a recipe for a detector that SoCo pre-trained.
+
+    Source: its detectron2_configs/SoCo_FPN_400ep.yaml, on detectron2's Base-RCNN-FPN.yaml.
+    """
+    finetune = replace(
+        recipe.plain, weight_decay=2.5e-5, origin="SoCo recipe", warmup_steps=1000, drops=(("90k", (60 / 90, 80 / 90)),)
+    )
+    return replace(recipe, finetune=finetune, norms_in_heads=True)
+
+
+def _up_detr(recipe: Recipe) -> Recipe:
+    """Change a recipe for a DETR that UP-DETR pre-trained.
+
+    Source: the README of dddzg/up-detr, and its `models/backbone.py`, which also fixes scale and shift of the norms.
+    """
+    finetune = replace(recipe.finetune, origin="UP-DETR recipe", backbone_lr_scale=0.5)
+    return replace(recipe, finetune=finetune, freezing=Freezing(1, norm_eval=True))
+
+
 def _swin(recipe: Recipe) -> Recipe:
     """Change a recipe for Swin.
 
@@ -133,6 +153,8 @@ _VARIANTS: dict[RecipeName, tuple[Callable[[Recipe], Recipe], tuple[str, ...]]] 
     "moco-v2": (_moco, RCNN),
     "pixpro": (_moco, RCNN),
     "swav": (_swav, RCNN),
+    "soco": (_soco, RCNN),
+    "up-detr": (_up_detr, ("detr",)),
     "swin": (_swin, ("fcos", "retinanet", *RCNN)),
     "simmim": (_simmim, RCNN),
     "convnext": (_convnext, ("fcos", "retinanet", *RCNN)),

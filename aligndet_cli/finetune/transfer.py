@@ -16,6 +16,7 @@ from aligndet_cli.errors import ConfigError, WeightsError
 # Words of `--load-modules`; the head is all top-level modules of a detector except the first three.
 MODULE_NAMES = ("backbone", "neck", "rpn", "head")
 CLASS_PREDICTOR = "class_predictor"
+RPN = "rpn"
 
 
 @dataclass
@@ -149,6 +150,8 @@ def modules_to_restart(
     is_pretrained = source.stage == "pretrain-box"
     if is_pretrained:
         restart |= set(model.fresh_modules)
+        if hasattr(model, RPN) and not any(name.startswith(f"{RPN}.") for name in source.state_dict):
+            restart |= {RPN, "box_predictor"}  # SoCo pre-trains neither
     if source.categories != tuple(categories):
         restart |= {CLASS_PREDICTOR} if is_pretrained and len(categories) == 1 else set(model.class_modules)
     return restart

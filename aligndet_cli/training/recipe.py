@@ -3,7 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
-RecipeName = Literal["default", "self-supervised", "moco-v2", "pixpro", "swav", "swin", "simmim", "convnext", "vit"]
+RecipeName = Literal[
+    "default",
+    "self-supervised",
+    "moco-v2",
+    "pixpro",
+    "swav",
+    "soco",
+    "up-detr",
+    "swin",
+    "simmim",
+    "convnext",
+    "vit",
+]
 PolicyName = Literal["resize", "detr", "lsj"]
 ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "90e", "100e", "150e", "200e"]
 WarmupName = Literal["linear", "constant", "none"]

@@ -12,18 +12,20 @@ from torch import Tensor
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.tools.conversion import published_detr
 from aligndet_cli.tools.conversion.backbone_names import INDEX, PREFIX, rename_backbone
 from aligndet_cli.tools.conversion.input_style import STYLES, apply_style, style_of_mmdet
 from aligndet_cli.tools.conversion.mmdet import DETR_3X, MARKS, RULES, from_mmdet
 from aligndet_cli.tools.conversion.mmdet_config import Tree, model_of, parse_config, told_settings
 from aligndet_cli.tools.conversion.published_detectron2 import from_detectron2
+from aligndet_cli.tools.conversion.published_detr import from_detr
+from aligndet_cli.tools.conversion.published_soco import from_soco
 from aligndet_cli.tools.conversion.published_torchvision import from_torchvision
 from aligndet_cli.tools.conversion.reading import Checkpoint
 from aligndet_cli.tools.conversion.recognise import Layout, find_layout, find_shape
-from aligndet_cli.tools.conversion.rules import Renamed, rename_all, translate, value_of_mark
+from aligndet_cli.tools.conversion.rules import Pretraining, Renamed, translate, value_of_mark
 
 PROJECTOR = "projector."
+STYLED = ("mmdet", "aligndet", "detectron2")  # layouts of programs that know several styles of images
 # Key under which our own `export --to mmdet` adds settings to the meta data, so that nothing is lost on the way back.
 OWN_META = "aligndet"
 # What `--style` says about a detector of mmdetection without a config, besides the style.
@@ -45,6 +47,7 @@ class Converted:
         state_dict: all tensors of our detector; after pre-training only those that fine-tuning can use.
         projector: tensors of pre-training's projector; empty if ours has another form.
         left_out: reasons by the file's names, of tensors that were not used.
+        pretraining: of another method than AlignDet's.
     """
 
     layout: Layout
@@ -56,12 +59,15 @@ class Converted:
     projector: dict[str, Tensor]
     num_tensors: int
     left_out: dict[str, str] = field(default_factory=dict)
+    pretraining: Pretraining | None = None
 
     def summary(self) -> list[str]:
         """Return lines for people on the tensors used and left out."""
         lines = [f"{self.num_tensors - len(self.left_out)} of {self.num_tensors} tensors used"]
-        reasons = Counter(self.left_out.values())
-        return lines + [f"{count} left out: {reason}" for reason, count in reasons.items()]
+        lines += [f"{count} left out: {reason}" for reason, count in Counter(self.left_out.values()).items()]
+        if self.pretraining is not None and self.pretraining.absent:
+            lines.append(f"not pre-trained, and fresh in fine-tuning: {', '.join(self.pretraining.absent)}")
+        return lines
 
 
 def convert(
@@ -83,7 +89,7 @@ def convert(
     file, found = checkpoint.file, find_layout(checkpoint.tensors, checkpoint.file)
     if layout not in ("auto", found) and {layout, found} != {"mmdet", "aligndet"}:
         raise ConfigError(f"--from {layout}: {file} is of {found}; leave out --from")
-    if style is not None and found in ("torchvision", "detr"):
+    if style is not None and found not in STYLED:
         raise ConfigError(f"--style: {file} is of {found}, which has one only; leave it out")
     renamed = _rename(checkpoint, found, family, style)
     if family not in (None, renamed.family):
@@ -104,12 +110,10 @@ def _rename(checkpoint: Checkpoint, layout: Layout, family: str | None, style: s
         return from_torchvision(tensors, checkpoint.digest, file)
     if layout == "detectron2":
         return from_detectron2(tensors, style, file)
-    if layout == "detr":
-        if "dc5" in file.name:
-            raise WeightsError(
-                f"{file}: a DETR with a dilated last stage (DC5), which ours has not; use the one without"
-            )
-        return Renamed("detr", *rename_all(tensors, published_detr.RULES))
+    if layout in ("detr", "up-detr", "detreg"):
+        return from_detr(checkpoint, layout)
+    if layout == "soco":
+        return from_soco(checkpoint, family)
     return _of_mmdet(checkpoint, family, style)
 
 
@@ -189,11 +193,14 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
     unused: set[str] = set()
     may_lack: set[str] = set()
     projector: dict[str, Tensor] = {}
-    if is_pretrained := layout in ("mmdet", "aligndet") and _is_pretrained(tensors):
+    if (pretraining := renamed.pretraining) is not None:
+        may_lack = {"class_predictor", *model.fresh_modules, *pretraining.absent}
+    elif layout in ("mmdet", "aligndet") and _is_pretrained(tensors):
         unused = {"class_predictor", "projector", *model.fresh_modules}
         unused |= {"box_predictor"} if detector.family in ("faster-rcnn", "mask-rcnn") else set()
         may_lack = {*unused, "box_predictor"}  # the authors' converter drops the box predictor
         projector = _linear_projector(tensors)
+    is_pretrained = bool(may_lack)
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     idle = {n for n, p in model.named_parameters() if not p.requires_grad}  # norms of levels that are not used
     kept = {n: t for n, t in tensors.items() if _module_of(n) not in unused}
@@ -214,6 +221,7 @@ def _fit(checkpoint: Checkpoint, layout: Layout, renamed: Renamed) -> Converted:
         projector={name.removeprefix(PROJECTOR): tensor for name, tensor in projector.items()},
         num_tensors=len(checkpoint.tensors),
         left_out=left_out | dict(zip(their_names, reasons, strict=True)),
+        pretraining=pretraining,
     )
 
 

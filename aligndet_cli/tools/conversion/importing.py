@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from aligndet_cli.backbones import BackboneConfig
 from aligndet_cli.config import StageConfig
@@ -17,10 +17,11 @@ from aligndet_cli.tools.conversion.categories import KNOWN, resolve_categories
 from aligndet_cli.tools.conversion.convert import OWN_META, Converted, convert
 from aligndet_cli.tools.conversion.mmdet_config import parse_config, test_size
 from aligndet_cli.tools.conversion.reading import Checkpoint, read_checkpoint
+from aligndet_cli.tools.conversion.recognise import Layout
 from aligndet_cli.workspace import Workspace
 
 RESOLUTION = (800, 1333)  # short side and largest long side at which released detectors are tested, in pixels
-LAYOUTS = ("auto", "mmdet", "aligndet", "detectron2", "torchvision", "detr")
+LAYOUTS = ("auto", *get_args(Layout))
 
 
 class ImportConfig(StageConfig):
@@ -127,6 +128,8 @@ def _detector_file(request: ImportRequest, checkpoint: Checkpoint, converted: Co
         resolution=resolution,
         state_dict=converted.state_dict,
         extra={"projector": converted.projector} if converted.projector else {},
+        recipe=None if converted.pretraining is None else converted.pretraining.recipe,
+        backbone_training=None if converted.pretraining is None else converted.pretraining.backbone,
     )
 
 
@@ -141,6 +144,8 @@ def _report(converted: Converted) -> dict[str, Any]:
 
 def _result(converted: Converted, content: DetectorFile) -> dict[str, Any]:
     report = _report(converted)
-    result = {"init": "import", "layout": converted.layout, "detector": converted.detector.family}
+    result: dict[str, Any] = {"init": "import", "layout": converted.layout, "detector": converted.detector.family}
     result |= {"backbone": converted.backbone.name, "tensors": report["tensors"], "used": report["used"]}
+    if converted.pretraining is not None and converted.pretraining.epochs is not None:
+        result["epochs"] = converted.pretraining.epochs
     return {**result, "classes": len(content.categories)} if content.categories else result

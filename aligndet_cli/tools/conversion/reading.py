@@ -21,12 +21,14 @@ class Checkpoint:
         tensors: tensors by their bare names in the file; those of floating point as float32.
         meta: mmdetection's meta data; empty for other programs.
         digest: SHA-256 of the file.
+        epoch: number of the last epoch, as the program counts; None if the file does not tell.
     """
 
     file: Path
     tensors: dict[str, Tensor]
     meta: Mapping[str, Any]
     digest: str = ""
+    epoch: int | None = None
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
@@ -50,8 +52,10 @@ def read_checkpoint(file: Path) -> Checkpoint:
     tensors = {name: t.detach().float() if t.is_floating_point() else t.detach() for name, t in found.items()}
     with file.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    meta = content.get("meta")
-    return Checkpoint(file, tensors, meta if isinstance(meta, Mapping) else {}, digest)
+    meta, epoch = content.get("meta"), content.get("epoch")
+    return Checkpoint(
+        file, tensors, meta if isinstance(meta, Mapping) else {}, digest, epoch if type(epoch) is int else None
+    )
 
 
 def _how_to_convert(file: Path) -> str:

@@ -14,15 +14,20 @@ from aligndet_cli.backbones.layouts import recognise
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.tools.conversion.rules import value_of_mark
 
-Layout = Literal["mmdet", "aligndet", "detectron2", "torchvision", "detr"]
+Layout = Literal["mmdet", "aligndet", "detectron2", "torchvision", "detr", "up-detr", "detreg", "soco"]
 
 _MARKS: dict[str, Layout] = {
     "online_backbone.": "aligndet",
     "backbone.bottom_up.": "detectron2",
     "backbone.body.": "torchvision",
+    "patch2query.": "up-detr",
+    "feature_align.": "up-detr",
+    "feature_embed.": "detreg",
     "backbone.0.body.": "detr",
     "bbox_head.": "mmdet",
     "rpn_head.": "mmdet",
+    "neck.lateral_convs.": "soco",  # of a detector without RPN
+    "fpn_lateral2.": "soco",
 }
 # Blocks of the four stages, and True if a block has three convolutions.
 _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -48,7 +53,7 @@ def find_layout(tensors: Mapping[str, Tensor], file: Path) -> Layout:
         )
     raise WeightsError(
         f"{file}: not a detector of a known layout (first key: '{next(iter(tensors))}'); known are those of "
-        "mmdetection, AlignDet, detectron2, torchvision and facebookresearch/detr"
+        "mmdetection, AlignDet, detectron2, torchvision, facebookresearch/detr, UP-DETR, DETReg and SoCo"
     )
 
 
@@ -65,6 +70,8 @@ def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> tuple[
         return _backbone_of(tensors, file), {"family": family, **detector}, _num_classes(family, tensors)
     except KeyError as error:
         raise WeightsError(f"{file}: looks like a {family}, but has no {error.args[0]}; get a complete file") from None
+    except (IndexError, ValueError, ZeroDivisionError):
+        raise WeightsError(f"{file}: looks like a {family}, but its tensors have the shapes of none") from None
 
 
 def _backbone_of(tensors: Mapping[str, Tensor], file: Path) -> str:

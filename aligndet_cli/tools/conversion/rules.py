@@ -8,10 +8,30 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from aligndet_cli.backbones import WeightsTraining
+from aligndet_cli.training.recipe import RecipeName
+
 _Value = TypeVar("_Value")
 
 # (their pattern, our pattern): `#` stands for a number and `*` for the rest; the first rule that fits is used.
 Rule = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Pre-training by another method than AlignDet's.
+
+    Attributes:
+        backbone: what the weights of the backbone count as.
+        recipe: of fine-tuning; None: by detector and backbone.
+        absent: modules of the detector that it does not have.
+        epochs: its length; None if the file does not tell.
+    """
+
+    backbone: WeightsTraining
+    recipe: RecipeName | None = None
+    absent: tuple[str, ...] = ()
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -23,6 +43,7 @@ class Renamed:
         left_out: reasons by their names, of tensors that are no weights.
         detector, backbone: settings that do not follow from names and shapes.
         untold: message on settings that do not follow from anything in the file; "" if there are none.
+        pretraining: None for detectors with classes, and for AlignDet's, which their tensors tell.
     """
 
     family: str
@@ -32,6 +53,7 @@ class Renamed:
     detector: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
     untold: str = ""
+    pretraining: Pretraining | None = None
 
 
 def value_of_mark(names: Collection[str], marks: Mapping[str, _Value]) -> _Value | None:
