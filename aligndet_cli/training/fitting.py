@@ -75,6 +75,11 @@ def try_fit(trial: Trial, devices: Devices, micro_batch: int) -> Fit | None:
     return Fit(footprint, budget, trial.largest)
 
 
+def memory_budget(devices: Devices) -> int | None:
+    """Return the bytes that are free for each process on this machine; None if nothing limits them."""
+    return _budget(free_room(), devices)
+
+
 def _budget(room: Room, devices: Devices, *, started: int = 0, unused: int = 0) -> int | None:
     """Return the bytes for each process on this machine; None if nothing limits them.
 

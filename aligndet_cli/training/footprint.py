@@ -100,7 +100,8 @@ def try_step(trial: Trial, room: int | None) -> Footprint | None:
 
 def gigabytes(count: int) -> str:
     """Format a number of bytes."""
-    return f"{max(count, 0) / 1e9:.2g} GB"
+    amount = max(count, 0) / 1e9
+    return f"{amount:.2g} GB" if amount < 100 else f"{amount:.0f} GB"
 
 
 def _hand_over(process: "subprocess.Popen[bytes]", trial: Trial, room: int | None) -> None:

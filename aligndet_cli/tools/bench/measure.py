@@ -30,6 +30,7 @@ from aligndet_cli.detectors.recipes import RCNN, recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.errors import DataError, RunError, as_user_error
 from aligndet_cli.finetune.views import LabelledViews, ResolutionConfig, build_views, resolve_resolution
+from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.views import TwoViews
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
@@ -39,8 +40,10 @@ from aligndet_cli.processes.signals import Stopped
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.bench.clock import PARTS, StepClock
 from aligndet_cli.tools.bench.images import DrawnProposals, write_coco
+from aligndet_cli.tools.bench.need import need_of
 from aligndet_cli.training import loop
-from aligndet_cli.training.fitting import try_fit
+from aligndet_cli.training.fitting import memory_budget, try_fit
+from aligndet_cli.training.footprint import gigabytes
 from aligndet_cli.training.learner import build_learner, build_to_try
 from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, Rates, Recipe
 from aligndet_cli.training.records import Speed, peak_memory
@@ -164,6 +167,8 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
         if not image_set.has_labels and "finetune" in stages:
             raise DataError(f"{image_set.root}: no labels, so no fine-tuning: use --stage pretrain-box")
         plans = [_Plan(config, image_set, stage) for stage in stages]
+        for plan in plans:
+            _tell_need(plan, devices)
         if devices.kind == "cpu":
             for plan in plans:
                 _check_memory(plan, devices)
@@ -178,6 +183,18 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
                 for process in multiprocessing.active_children():
                     process.kill()
                 raise
+
+
+def _tell_need(plan: _Plan, devices: Devices) -> None:
+    """Say what steps need, before anything is built, and make sure that the memory of this machine has it."""
+    batch = plan.config.batch_size
+    need = need_of(plan.build_views, plan.rates.optimizer)
+    logger.info(f"{plan.stage}: {need.describe(batch)}")
+    budget = memory_budget(devices) if devices.kind == "cpu" else None
+    if budget is not None and need.of(batch) > budget:
+        images = max(budget - need.fixed, 0) // need.per_image
+        way_out = f"use --batch-size {images}" if images else "take a smaller --backbone, or lower --short-side"
+        raise RunError(f"{plan.stage}: {need.describe(batch)}, and there are {gigabytes(budget)}: {way_out}")
 
 
 def _check_memory(plan: _Plan, devices: Devices) -> None:
