@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from aligndet_cli.errors import WeightsError as WeightsError
     from aligndet_cli.evaluate.stage import EvaluateConfig as EvaluateConfig
     from aligndet_cli.finetune.config import FinetuneConfig as FinetuneConfig
-    from aligndet_cli.pretrain_box.stage import PretrainBoxConfig as PretrainBoxConfig
+    from aligndet_cli.pretrain_box.config import PretrainBoxConfig as PretrainBoxConfig
     from aligndet_cli.pretrain_image.stage import PretrainImageConfig as PretrainImageConfig
     from aligndet_cli.proposals.stage import ProposalsConfig as ProposalsConfig
 
@@ -44,7 +44,7 @@ _PLACES = {
     "ClusterConfig": "cluster.config",
     "EvaluateConfig": "evaluate.stage",
     "FinetuneConfig": "finetune.config",
-    "PretrainBoxConfig": "pretrain_box.stage",
+    "PretrainBoxConfig": "pretrain_box.config",
     "PretrainImageConfig": "pretrain_image.stage",
     "ProposalsConfig": "proposals.stage",
     "AlignDetError": "errors",

@@ -9,7 +9,14 @@ from aligndet_cli.workspace import Workspace
 
 IMPORT = "import"
 _LABELS = {"scratch": "scratch", "backbone": "backbone only"}  # of runs that load no pre-trained detector
-_PRETRAINED = "AlignDet"
+# Of pre-trained detectors, by the method of their pre-training.
+_METHODS = {
+    "aligndet": "AlignDet",
+    "classes": "clusters as classes",
+    "detreg": "DETReg",
+    "up-detr": "UP-DETR",
+    "soco": "SoCo",
+}
 # The first start of a kind has its own colour, so that it is the same in most workspaces; the others take the next.
 _COLOURS = {"backbone": COLOURS[0], "pretrain": COLOURS[1], "scratch": COLOURS[2]}
 
@@ -38,25 +45,28 @@ class Start:
 def find_starts(workspace: Workspace) -> dict[str, Start]:
     """Return the start of each fine-tuned run by the run's content hash, oldest first.
 
-    Runs without a label that started from several pre-trainings are told apart by the names of these.
+    Runs without a label are called by the method of their pre-training. Those that started from several pre-trainings
+    of one method are told apart by the names of these.
     """
-    pretrained = {artifact.content_hash: artifact.name for artifact in workspace.artifacts("pretrain-box")}
+    pretrained = {artifact.content_hash: artifact for artifact in workspace.artifacts("pretrain-box")}
     found: dict[str, Start] = {}
-    rivals: dict[tuple[str, str], set[str]] = {}
-    groups: dict[str, tuple[str, str]] = {}
+    rivals: dict[tuple[str, ...], set[str]] = {}
+    groups: dict[str, tuple[str, ...]] = {}
     for run in workspace.artifacts("finetune"):
         config, init = run.config(), run.result["init"]
         kind = init if init in (*_LABELS, IMPORT) else "pretrain"
-        usual = run.name if "training" not in config else _LABELS.get(kind, _PRETRAINED)
         weights, given = str(run.manifest["inputs"]["weights"]), config.get("label")
+        method = pretrained[weights].config().get("method", "aligndet") if weights in pretrained else "aligndet"
+        usual = run.name if "training" not in config else _LABELS.get(kind, _METHODS[method])
         found[run.content_hash] = Start(run.name, given or usual, kind, weights, bool(given))
         if kind == "pretrain" and not given:
-            groups[run.content_hash] = config["detector"]["family"], str(run.result.get("backbone"))
+            groups[run.content_hash] = usual, config["detector"]["family"], str(run.result.get("backbone"))
             rivals.setdefault(groups[run.content_hash], set()).add(weights)
     for key, group in groups.items():
-        if len(rivals[group]) > 1 and found[key].label == _PRETRAINED:
-            name = pretrained.get(found[key].weights, found[key].weights[:6])
-            found[key] = replace(found[key], label=f"{_PRETRAINED}, {name}")
+        start = found[key]
+        if len(rivals[group]) > 1 and start.label in _METHODS.values():
+            name = pretrained[start.weights].name if start.weights in pretrained else start.weights[:6]
+            found[key] = replace(start, label=f"{start.label}, {name}")
     return _coloured(found)
 
 

@@ -185,8 +185,9 @@ def load_finder(file: Path) -> Detector:
     # All boxes with a score, however low: what uses them decides how many it takes.
     config = content.detector.model_copy(update={"score_threshold": 0.0, "max_detections": MAX_OBJECTS})
     model = config.build(build_backbone(content.backbone), num_classes)
-    has_objectness = model.has_objectness and any(name.startswith("rpn.") for name in content.state_dict)
-    if content.stage != "pretrain-box" or (predictor is None and not has_objectness):
+    trained = {name.partition(".")[0] for name in content.state_dict}
+    has_rpn = model.has_objectness and {"rpn", "box_predictor"} <= trained
+    if content.stage != "pretrain-box" or (predictor is None and not has_rpn):
         raise WeightsError(
             f"{file}: has no score for objects without classes; run `aligndet pretrain-box --objectness`, or pre-train "
             "faster-rcnn, which has one in any case"

@@ -114,14 +114,18 @@ class DETR(Detector):
     def forward(self, images: ImageBatch, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
         """Return the scalar losses of a labelled batch; images without boxes are negatives."""
         features = self.extract(images, with_assistant=True)
-        return weigh_assistant([self._losses(one, targets) for one in features.one_by_one()])
+        found = (self.losses_of(self.decode(one), targets, one.sizes_hw)[0] for one in features.one_by_one())
+        return weigh_assistant(list(found))
 
-    def _losses(self, features: Features, targets: Sequence[BoxTargets]) -> dict[str, Tensor]:
-        logits, boxes = self.predict(self.decode(features))
-        matched = self.assign(logits, boxes, targets, features.sizes_hw)
+    def losses_of(
+        self, hidden: Tensor, targets: Sequence[BoxTargets], sizes_hw: Sequence[tuple[int, int]]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the scalar losses of (L, B, Q, C) query states by name, and the matches, see `assign`."""
+        logits, boxes = self.predict(hidden)
+        matched = self.assign(logits, boxes, targets, sizes_hw)
         losses = {"loss_cls": self.class_loss(logits, matched, targets)}
-        losses |= self.box_losses(boxes, matched, targets, features.sizes_hw)
-        return {name: loss.sum() for name, loss in losses.items()}
+        losses |= self.box_losses(boxes, matched, targets, sizes_hw)
+        return {name: loss.sum() for name, loss in losses.items()}, matched
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
@@ -167,16 +171,29 @@ class DETR(Detector):
             losses={name: loss.sum() for name, loss in losses.items()},
         )
 
-    def decode(self, features: Features) -> Tensor:
-        """Return the state of each query after each decoder layer: (L, B, Q, C)."""
-        cells = self.neck(features.maps["c5"])  # (B, C, H, W)
-        return self.attend(cells, inside_cells(cells, send(features.sizes_hw, cells.device), features.batch_hw))
+    def decode(self, features: Features, queries: Tensor | None = None, blocked: Tensor | None = None) -> Tensor:
+        """Return the state of each query after each decoder layer: (L, B, Q, C).
 
-    def attend(self, cells: Tensor, is_inside: Tensor) -> Tensor:
+        Args:
+            features: of the images.
+            queries: (B, Q, C) of each image by itself; None takes the learned ones for all.
+            blocked: (Q, Q) bool, True where two queries must not see each other.
+        """
+        cells = self.neck(features.maps["c5"])  # (B, C, H, W)
+        is_inside = inside_cells(cells, send(features.sizes_hw, cells.device), features.batch_hw)
+        return self.attend(cells, is_inside, queries, blocked)
+
+    def attend(
+        self, cells: Tensor, is_inside: Tensor, queries: Tensor | None = None, blocked: Tensor | None = None
+    ) -> Tensor:
         """Return (L, B, Q, C) as `decode`, from the neck's (B, C, H, W) map and (B, H, W) bool, False on padding."""
         position = encode_position(is_inside, self.feature_dim)  # (B, H, W, C)
         return self.transformer(
-            cells.flatten(2).transpose(1, 2), position.flatten(1, 2), ~is_inside.flatten(1), self.query_embedding.weight
+            cells.flatten(2).transpose(1, 2),
+            position.flatten(1, 2),
+            ~is_inside.flatten(1),
+            self.query_embedding.weight if queries is None else queries,
+            blocked,
         )
 
     def predict(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ from aligndet_cli.errors import ConfigError, WeightsError
 # Words of `--load-modules`; the head is all top-level modules of a detector except the first three.
 MODULE_NAMES = ("backbone", "neck", "rpn", "head")
 CLASS_PREDICTOR = "class_predictor"
-RPN = "rpn"
+# Modules that some methods of pre-training do not train, and leave out of their files.
+LEFT_OUT = ("rpn", "box_predictor")
 
 
 @dataclass
@@ -149,9 +150,9 @@ def modules_to_restart(
     restart = set() if keep_box_predictor else {"box_predictor"}
     is_pretrained = source.stage == "pretrain-box"
     if is_pretrained:
-        restart |= set(model.fresh_modules)
-        if hasattr(model, RPN) and not any(name.startswith(f"{RPN}.") for name in source.state_dict):
-            restart |= {RPN, "box_predictor"}  # SoCo pre-trains neither
+        own = dict(model.named_children())
+        there = {_module_of(key) for key in source.state_dict}
+        restart |= set(model.fresh_modules) | {name for name in LEFT_OUT if name in own and name not in there}
     if source.categories != tuple(categories):
         restart |= {CLASS_PREDICTOR} if is_pretrained and len(categories) == 1 else set(model.class_modules)
     return restart

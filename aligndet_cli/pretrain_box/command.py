@@ -29,6 +29,7 @@ STAGE = Stage(
         "aligndet pretrain-box --detector detr --backbone-weights DEFAULT --dry-run",
     ),
     flags=(
+        setting("--method", "method"),
         flags.DETECTOR,
         flags.BACKBONE,
         *flags.BACKBONE_WEIGHTS,

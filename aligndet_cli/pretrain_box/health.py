@@ -10,6 +10,7 @@ from aligndet_cli.training.embeddings import HEAD_PREFIX, MIN_LINES, MIN_RANK, M
 
 # Least gain of the loss since the start, as a share of the chance level; noise between logged steps is a third of it.
 MIN_GAIN = 0.005
+MIN_FALL = 0.02  # least fall of the sum of losses that are no contrast, as a share of it at the start
 # Least share of boxes whose instance is in the other view too; with fewer, views are hardly compared with each other.
 MIN_COUNTERPARTS = 0.9
 
@@ -46,6 +47,69 @@ def judge(metrics: Path) -> dict[str, Any]:
         explanation += f"; box regression loss {boxes:.2f} (at the start {lines[0]['loss_box_reg']:.2f})"
     rounded = {key: round(value, 4) for key, value in means.items()}
     return {"verdict": verdict, "explanation": explanation, **verdicts, **rounded}
+
+
+def judge_losses(metrics: Path) -> dict[str, Any]:
+    """Judge a run without a contrast by the sum of its losses: the last fifth of the log against its first line.
+
+    Where the run predicts embeddings, these must differ from each other.
+
+    Returns:
+        `verdict` (`healthy`, `collapsed`, `not learning` or `too short`), one sentence of `explanation`, and the means
+        of the losses.
+    """
+    lines, last = _read(metrics)
+    means = {name: sum(line[name] for line in last) / len(last) for name in lines[0] if name.startswith("loss_")}
+    before, after = sum(lines[0][name] for name in means), sum(means.values())
+    facts = ", ".join(f"{name.removeprefix('loss_')} {means[name]:.2f} ({lines[0][name]:.2f})" for name in means)
+    explanation = f"losses (at the start): {facts}"
+    variety = sum(line.get("embedding_variety", 1.0) for line in last) / len(last)
+    if len(lines) < MIN_LINES:
+        verdict, reason = "too short", f"only {len(lines)} logged steps, too few to judge"
+    elif variety < MIN_SPREAD:
+        verdict = "collapsed"
+        reason = f"all boxes are told alike, with {variety:.0%} of the variety there is; train longer, or lower --lr"
+    elif before - after < MIN_FALL * before:
+        verdict, reason = "not learning", "hardly moved; more steps, or a higher --lr"
+    else:
+        verdict, reason = "healthy", f"their sum fell by {1 - after / before:.0%}"
+    rounded = {name: round(value, 4) for name, value in means.items()}
+    return {"verdict": verdict, "explanation": f"{explanation}: {reason}", **rounded}
+
+
+def judge_similarity(metrics: Path, *, best: float) -> dict[str, Any]:
+    """Judge a run without negatives by the last fifth of its log, against its first line.
+
+    Args:
+        metrics: with `loss_similarity`, `embedding_spread` and `embedding_rank`.
+        best: value of the loss for embeddings that agree.
+
+    Returns:
+        `verdict` (`healthy`, `collapsed`, `not learning` or `too short`), one sentence of `explanation`, and means.
+    """
+    lines, last = _read(metrics)
+    first, names = lines[0], ("loss_similarity", "embedding_spread", "embedding_rank")
+    means = {name: sum(line[name] for line in last) / len(last) for name in names}
+    explanation = (
+        f"similarity loss {means['loss_similarity']:.2f} (at best {best:.0f}, at the start "
+        f"{first['loss_similarity']:.2f}), embeddings use {means['embedding_rank']:.0f} directions (at the start "
+        f"{first['embedding_rank']:.0f})"
+    )
+    verdict, reason = "healthy", ""
+    if means["embedding_rank"] < _rank_limit(first) or means["embedding_spread"] < MIN_SPREAD:
+        verdict, reason = "collapsed", ": boxes can no longer be told apart; lower --lr, or raise --momentum"
+    elif len(lines) < MIN_LINES:
+        verdict, reason = "too short", f": only {len(lines)} logged steps, too few to judge"
+    elif first["loss_similarity"] - means["loss_similarity"] < MIN_FALL * abs(best):
+        verdict, reason = "not learning", ": hardly moved; more steps, or a higher --lr"
+    rounded = {name: round(value, 4) for name, value in means.items()}
+    return {"verdict": verdict, "explanation": explanation + reason, **rounded}
+
+
+def _read(metrics: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Return all lines of a log, and its last fifth."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return lines, lines[-max(len(lines) // 5, 1) :]
 
 
 def _prefixes(line: Mapping[str, float]) -> list[str]:

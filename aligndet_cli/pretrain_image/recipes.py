@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from aligndet_cli.data.crops import ViewRecipe
 from aligndet_cli.pretrain_image.methods import MethodName
-from aligndet_cli.pretrain_image.views import ViewRecipe
 from aligndet_cli.training.recipe import Rates
 
 

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aligndet_cli.data.crops import draw_crop, make_views
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.pretrain_image.methods import Method, MoCo
 from aligndet_cli.pretrain_image.recipes import MethodRecipe
-from aligndet_cli.pretrain_image.views import draw_crop, make_views
 from aligndet_cli.training.learner import ViewLosses
 from aligndet_cli.training.loop import LoopSettings
 

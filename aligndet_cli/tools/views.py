@@ -1,5 +1,6 @@
 """`aligndet views`: draw the first images as `pretrain-box` would train on them."""
 
+from functools import partial
 from pathlib import Path
 
 from aligndet_cli.config import Sources, load_config
@@ -9,8 +10,10 @@ from aligndet_cli.driver import with_data
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import check_output_file
 from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
+from aligndet_cli.pretrain_box.config import PretrainBoxConfig
+from aligndet_cli.pretrain_box.methods import METHODS
 from aligndet_cli.pretrain_box.pictures import NUM_IMAGES, draw_first_views
-from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
+from aligndet_cli.pretrain_box.recipes import recipe_of_method
 from aligndet_cli.stage import find_stage
 from aligndet_cli.training.recipe import REFERENCE_BATCH
 from aligndet_cli.workspace import Workspace
@@ -19,7 +22,7 @@ MAX_IMAGES = 64
 
 
 def write_views(sources: Sources, workspace: Workspace, file: Path | None = None, count: int | None = None) -> Path:
-    """Write the two views of the first images that `pretrain-box` with these settings trains on; return the file.
+    """Write the views of the first images that `pretrain-box` with these settings trains on; return the file.
 
     The views depend on the batch size; `auto`, which only a run can resolve, is taken as the recipes' batch size.
 
@@ -39,6 +42,7 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
     if not 1 <= count <= min(MAX_IMAGES, len(data.indices)):
         raise ConfigError(f"--count {count}: write a number from 1 to {min(MAX_IMAGES, len(data.indices))}")
     recipe = recipe_for(config.detector, config.backbone, training_of_backbone(config.backbone), asked=config.recipe)
+    recipe = recipe_of_method(recipe, config.method)
     boxes = ProposalBoxes(data.store, data.rows, config.topk or recipe.topk)
     file = file or workspace.root / "views.jpg"
     if file.suffix not in (".jpg", ".jpeg"):
@@ -47,7 +51,7 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
     draw_first_views(
         file,
         SampleStream(data.image_set, data.indices, boxes, config.on_error),
-        config.views,
+        partial(METHODS[config.method].show, config),
         seed=config.seed,
         batch_size=REFERENCE_BATCH if config.training.batch_size == "auto" else config.training.images_per_step,
         count=count,

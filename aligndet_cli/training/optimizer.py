@@ -1,5 +1,8 @@
 """Build the optimizer of a recipe."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -8,9 +11,56 @@ from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import Rates
 
 SGD_MOMENTUM = 0.9  # the authors' schedule_1x.py
+LARS_TRUST, LARS_EPS = 0.001, 1e-8  # hologerry/SoCo
 # Without decay if norms have none; torchvision's names in Swin and ConvNeXt, and timm's.
 UNDECAYED = ("relative_position_bias_table", "layer_scale", "gamma", "pos_embed", "cls_token", "reg_token")
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose steps are as long as a small share of the weights they change, layer by layer.
+
+    With `trust` t, weights w, gradient g and decay d, the gradient becomes t |w| / (|g| + d |w|) (g + d w). Vectors
+    (biases, norms) are neither rescaled nor decayed.
+
+    Source: You et al., 2017, eq. 6; hologerry/SoCo `contrast/lars.py`.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, *, momentum: float = SGD_MOMENTUM, trust: float = LARS_TRUST
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step; see `torch.optim.Optimizer`."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    change = self._average(parameter, _rescaled(parameter, parameter.grad, group), group["momentum"])
+                    parameter.add_(change, alpha=-group["lr"])
+        return loss
+
+    def _average(self, parameter: torch.Tensor, gradient: torch.Tensor, momentum: float) -> torch.Tensor:
+        """Return the running sum of gradients, of the shape of the parameter; see `torch.optim.SGD`."""
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = gradient.clone()
+        else:
+            state["momentum_buffer"].mul_(momentum).add_(gradient)
+        average: torch.Tensor = state["momentum_buffer"]
+        return average
+
+
+def _rescaled(weights: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+    if weights.ndim < 2:
+        return gradient
+    decay = group["weight_decay"]
+    length, steepness = weights.norm(), gradient.norm()
+    scale = group["trust"] * length / (steepness + decay * length + LARS_EPS)
+    scale = torch.where((length > 0) & (steepness > 0), scale, torch.ones_like(scale))
+    return (gradient + decay * weights) * scale
 
 
 def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, process: Process) -> torch.optim.Optimizer:
@@ -42,6 +92,8 @@ def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, proc
         for (is_backbone, is_bias, is_constant, decays), parameters in groups.items()
     ]
     fused = process.device.startswith("cuda") or None
+    if rates.optimizer == "lars":
+        return LARS(options, lr=settings.base_lr)
     if rates.optimizer == "adamw":
         return torch.optim.AdamW(options, lr=settings.base_lr, fused=fused)
     return torch.optim.SGD(options, lr=settings.base_lr, momentum=SGD_MOMENTUM, fused=fused)

@@ -50,7 +50,7 @@ class Rates:
     weight_decay: float
     origin: str
     batch_size: int = REFERENCE_BATCH
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     schedule: ScheduleName = "1x"
     drops: tuple[tuple[ScheduleName, tuple[float, ...]], ...] = ()
     warmup: WarmupName = "linear"

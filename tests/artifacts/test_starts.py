@@ -39,6 +39,13 @@ def test_pretrainings_without_a_label_are_told_apart(tmp_path: Path) -> None:
     assert list(colours_of(tmp_path)) == ["AlignDet, long", "AlignDet, gone-h"]
 
 
+def test_pretrainings_are_called_by_their_methods(tmp_path: Path) -> None:
+    for name, method in (("one", "classes"), ("two", "soco"), ("three", "soco"), ("four", "aligndet")):
+        add_pretrained(tmp_path, name, content_hash=name, method=method)
+        add_tuned(tmp_path, Tuned(name, init="pretrain", weights=name))
+    assert list(colours_of(tmp_path)) == ["clusters as classes", "SoCo, two", "SoCo, three", "AlignDet"]
+
+
 def test_runs_in_one_picture_differ_in_name_and_colour(tmp_path: Path) -> None:
     for name, init in (("plain", "backbone"), ("one", "pretrain"), ("two", "pretrain")):
         add_tuned(tmp_path, Tuned(name, init=init))

@@ -43,8 +43,8 @@ from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.interface import Features
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
+from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
-from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
 from aligndet_cli.pretrain_box.views import VIEWS, draw_views
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.workspace import Workspace

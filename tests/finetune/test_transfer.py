@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,18 @@ def test_what_pretraining_leaves_alone_and_other_classes_restart(
         }
     without = modules_to_restart(model, source, categories, keep_box_predictor=False)
     assert without == restart | {"box_predictor"}
+
+
+def test_what_a_method_of_pretraining_left_out_restarts(tmp_path: Path) -> None:
+    config, backbone, model = small_mask_rcnn(1)
+    file = tmp_path / "weights.pt"
+    save_detector(file, model, stage="pretrain-box", configs=(config, backbone))
+    source = read_detector(file)
+    trained = {
+        name: value for name, value in source.state_dict.items() if not name.startswith(("rpn.", "box_predictor."))
+    }
+    restart = modules_to_restart(model, replace(source, state_dict=trained), CATS[:1], keep_box_predictor=True)
+    assert restart == {"mask_head", "mask_predictor", "class_predictor", "rpn", "box_predictor"}
+    # What is missing without being left out by a method is told, not restarted.
+    neckless = {name: value for name, value in source.state_dict.items() if not name.startswith("neck.")}
+    assert "neck" not in modules_to_restart(model, replace(source, state_dict=neckless), CATS, keep_box_predictor=True)

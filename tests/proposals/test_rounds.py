@@ -19,7 +19,7 @@ from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.detectors.checkpoint import OBJECTNESS, DetectorFile, kept_state, load_finder, write_detector
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import read_json
-from aligndet_cli.pretrain_box.stage import PretrainBoxConfig
+from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.proposals import stage
 from aligndet_cli.proposals.filters import FilterRules, nms

@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from aligndet_cli.data.loaders import SampleStream
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.transforms import ViewParams
 from aligndet_cli.pretrain_box import pictures
-from aligndet_cli.pretrain_box.pictures import draw_first_views
-from aligndet_cli.pretrain_box.views import ViewsConfig
+from aligndet_cli.pretrain_box.pictures import draw_first_views, show_views
+from aligndet_cli.pretrain_box.views import VIEWS, ViewsConfig
 from helpers.commandline import CHAIN, aligndet
 
 RESOLUTION = ("--short-side", "64,96", "--long-side", "120")
@@ -76,9 +77,8 @@ def test_a_box_lies_on_its_thing_in_both_views(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pictures, "draw_views", lambda samples, number, *_: [views[number]])
     image_set = open_images(DataConfig(root=tmp_path / "data"), purpose="train")
     stream = SampleStream(image_set, [0], OneBox(), "fail")
-    draw_first_views(
-        tmp_path / "v.jpg", stream, ViewsConfig(short_side=(66,), long_side=88), seed=0, batch_size=4, count=1
-    )
+    show = partial(show_views, resolution=ViewsConfig(short_side=(66,), long_side=88), seed=0, numbers=VIEWS)
+    draw_first_views(tmp_path / "v.jpg", stream, show, seed=0, batch_size=4, count=1)
     with Image.open(tmp_path / "v.jpg") as image:
         shown = np.asarray(image).astype(int)
     blue = np.array([0, 114, 178])  # of the first box

@@ -98,7 +98,9 @@ def to_rois(boxes: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
 
 
-def pool_rois(pyramid: Sequence[Tensor], rois: Tensor, size: int, config: RCNNConfig) -> tuple[Tensor, Tensor]:
+def pool_rois(
+    pyramid: Sequence[Tensor], rois: Tensor, size: int, config: RCNNConfig, level: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Pool the features of RoIs, each from the level that fits its size.
 
     The result is sorted by level: reordering the small outputs of a head is cheaper than these large features.
@@ -112,11 +114,13 @@ def pool_rois(pyramid: Sequence[Tensor], rois: Tensor, size: int, config: RCNNCo
         pyramid: P2..P5 first, (B, C, H, W) each.
         rois: (S, 5) image index and xyxy.
         size: rows and columns of the result.
+        config: the way of pooling.
+        level: (S,) int64, 0 for P2 to 3 for P5; None: by `level_of`.
 
     Returns:
         (S, C, size, size) float32 features, and (S,) int64: the row of each RoI in them.
     """
-    level = level_of(rois)
+    level = level_of(rois) if level is None else level
     order = level.argsort(stable=True)
     parts = rois[order].split(torch.bincount(level, minlength=len(POOLED_STRIDES)).tolist())
     pooled = [

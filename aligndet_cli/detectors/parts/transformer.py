@@ -91,20 +91,29 @@ class DecoderLayer(Layer):
         self.norm2 = nn.LayerNorm(size.dim)
         self.norm3 = nn.LayerNorm(size.dim)
 
-    def forward(self, found: Tensor, queries: Tensor, cells: Tensor, placed: Tensor, is_padding: Tensor) -> Tensor:
+    def forward(
+        self,
+        found: Tensor,
+        queries: Tensor,
+        cells: Tensor,
+        placed: Tensor,
+        is_padding: Tensor,
+        blocked: Tensor | None = None,
+    ) -> Tensor:
         """Refine the states of the queries once.
 
         Args:
             found: (B, Q, C) states so far.
-            queries: (Q, C) learned embeddings.
+            queries: (Q, C) learned embeddings, or (B, Q, C) of each image by itself.
             cells: (B, S, C) encoded cells.
             placed: (B, S, C) encoded cells plus their position encoding.
             is_padding: (B, S) bool.
+            blocked: (Q, Q) bool, True where two queries must not see each other.
         """
 
         def ask(x: Tensor) -> Tensor:
             asking = x + queries
-            return self.self_attn(asking, asking, x, need_weights=False)[0]
+            return self.self_attn(asking, asking, x, attn_mask=blocked, need_weights=False)[0]
 
         def look(x: Tensor) -> Tensor:
             return self.multihead_attn(x + queries, placed, cells, key_padding_mask=is_padding, need_weights=False)[0]
@@ -137,12 +146,17 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(size) for _ in range(num_layers))
         self.norm = nn.LayerNorm(size.dim)
 
-    def forward(self, queries: Tensor, cells: Tensor, position: Tensor, is_padding: Tensor) -> Tensor:
-        """Return the (L, B, Q, C) states of the (Q, C) queries after each layer, from (B, S, C) encoded cells."""
-        placed, found = cells + position, queries.new_zeros(cells.shape[0], *queries.shape)
+    def forward(
+        self, queries: Tensor, cells: Tensor, position: Tensor, is_padding: Tensor, blocked: Tensor | None = None
+    ) -> Tensor:
+        """Return the (L, B, Q, C) states of the queries after each layer, from (B, S, C) encoded cells.
+
+        `queries` and `blocked` are as in `DecoderLayer`.
+        """
+        placed, found = cells + position, queries.new_zeros(cells.shape[0], *queries.shape[-2:])
         outputs = []
         for layer in self.layers:
-            found = layer(found, queries, cells, placed, is_padding)
+            found = layer(found, queries, cells, placed, is_padding, blocked)
             outputs.append(self.norm(found))
         return torch.stack(outputs)
 
@@ -158,10 +172,12 @@ class Transformer(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(self, cells: Tensor, position: Tensor, is_padding: Tensor, queries: Tensor) -> Tensor:
-        """Return the (L, B, Q, C) states of the (Q, C) queries; other arguments as in `EncoderLayer`."""
+    def forward(
+        self, cells: Tensor, position: Tensor, is_padding: Tensor, queries: Tensor, blocked: Tensor | None = None
+    ) -> Tensor:
+        """Return the (L, B, Q, C) states of the queries; arguments as in `EncoderLayer` and `DecoderLayer`."""
         encoded = self.encoder(cells, position, is_padding)
-        return self.decoder(queries, encoded, position, is_padding)
+        return self.decoder(queries, encoded, position, is_padding, blocked)
 
 
 def encode_position(is_inside: Tensor, dim: int) -> Tensor:

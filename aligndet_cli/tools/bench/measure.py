@@ -32,7 +32,9 @@ from aligndet_cli.errors import DataError, RunError, as_user_error
 from aligndet_cli.finetune.views import LabelledViews, ResolutionConfig, build_views, resolve_resolution
 from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_box import stage as pretrain_box
-from aligndet_cli.pretrain_box.views import TwoViews
+from aligndet_cli.pretrain_box.config import PretrainBoxConfig
+from aligndet_cli.pretrain_box.methods.aligndet import TwoViews
+from aligndet_cli.pretrain_box.views import ViewsConfig
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.processes.ends import describe_end, starting_processes
 from aligndet_cli.processes.launch import Shown, launch
@@ -131,13 +133,15 @@ class _Plan:
         config = self.config
         if self.stage == "pretrain-box":
             given = {"short_side": config.short_side} if config.short_side else {}
-            asked = pretrain_box.PretrainBoxConfig(
+            asked = PretrainBoxConfig(
                 detector=config.detector,
                 backbone=config.backbone,
                 seed=config.seed,
-                views=pretrain_box.ViewsConfig(long_side=config.long_side, **given),
+                views=ViewsConfig(long_side=config.long_side, **given),
             )
-            return pretrain_box.build_views(asked, self.settings, self.num_classes)
+            built = pretrain_box.build_views(asked, self.settings, self.num_classes)
+            assert isinstance(built, TwoViews), "AlignDet is the default"
+            return built
         sides = ResolutionConfig(short_side=config.short_side, long_side=config.long_side)
         resolution = resolve_resolution(sides, self.recipe.policy, MULTI_SCALE)
         detector = settle_neck_norm(config.detector, "batch")

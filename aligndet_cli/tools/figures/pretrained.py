@@ -23,8 +23,9 @@ from aligndet_cli.detectors.parts.two_stage import RCNN, refine_boxes
 from aligndet_cli.detectors.results import rescale_boxes
 from aligndet_cli.errors import AlignDetError, ConfigError
 from aligndet_cli.plotting import shorten
+from aligndet_cli.pretrain_box.config import PretrainBoxConfig
+from aligndet_cli.pretrain_box.methods.aligndet import build_pretext
 from aligndet_cli.pretrain_box.pretext import BoxPretext, embed
-from aligndet_cli.pretrain_box.stage import PretrainBoxConfig, build_pretext
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.training.placement import place
 from aligndet_cli.workspace import Artifact, Workspace
@@ -69,13 +70,15 @@ def load_stages(run: Artifact, workspace: Workspace, device: str) -> Stages:
     """Build a `pretrain-box` run's network as its seed made it, and once more with its weights.
 
     Raises:
-        ConfigError: the run was imported, or made by another version.
+        ConfigError: the run was imported, made by another version, or by a method other than AlignDet's.
         WeightsError: its weights cannot be read.
     """
     try:
         config = PretrainBoxConfig.model_validate(run.config())
     except ValidationError:
         raise ConfigError(f"{run.folder}: imported or of another version, how it started is not known") from None
+    if config.method != "aligndet":
+        raise ConfigError(f"{run.folder}: made with --method {config.method}, which has no embeddings to show")
     content = read_detector(run.folder / "weights.pt")
     process, num_classes = Process(device=device), _num_classes(run, workspace)
     file = None

@@ -281,6 +281,7 @@ def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> s
     batch_size = 64 if config["detector"]["family"] == "detr" else run.result["protocol"]["batch_size"]
     sides = pretraining.get("views", {}).get("short_side", MULTI_SCALE)
     is_usual = pretraining["training"]["batch_size"] == batch_size and pretraining.get("topk") is None
+    is_usual &= pretraining.get("method", "aligndet") == "aligndet"
     if not is_usual or tuple(sides) != MULTI_SCALE or not _is_by_recipe(pretraining):
         return None
     length = _named_schedule(

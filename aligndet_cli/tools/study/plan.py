@@ -12,6 +12,7 @@ from aligndet_cli.config import (
     flatten,
     hash_json,
     load_config,
+    validated,
     with_absolute_paths,
 )
 from aligndet_cli.config_errors import fields_at
@@ -196,7 +197,8 @@ class _Planner:
         if read.setting == "init":
             return start == "pretrain"
         if read.setting == "clusters":
-            return _needs_clusters(str(place.detector))
+            _, method = settings.get("method", ("", "aligndet"))
+            return _needs_clusters(str(place.detector), str(method))
         if read.setting == "backbone.weights":
             has_stage = stage != read.stage and bool(self._tables(place, read.stage))
             return has_stage and read.setting not in settings and (stage != "finetune" or start == "backbone")
@@ -291,9 +293,10 @@ def _without_idle(settings: Settings, start: Start) -> Settings:
 
 
 @functools.cache
-def _needs_clusters(detector: str) -> bool:
-    config = find_stage("pretrain-box").steps().config.model_validate({"detector": {"family": detector}})
-    return config.detector.RECIPE.needs_clusters
+def _needs_clusters(detector: str, method: str) -> bool:
+    settings = {"detector": {"family": detector}, "method": method}
+    needs: bool = validated(find_stage("pretrain-box").steps().config, settings, {}).needs_clusters
+    return needs
 
 
 def _has_setting(stage: str, path: str, detector: str | None) -> bool:

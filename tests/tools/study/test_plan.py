@@ -65,6 +65,22 @@ min_match = 0.5
     assert "clusters" not in values_of(runs["pretrain-box/retinanet"])
 
 
+def test_methods_have_the_clusters_that_they_train_on(tmp_path: Path) -> None:
+    text = "".join(
+        f"""
+[[starts]]
+label = "{method}"
+detectors = {detectors}
+pretrain-box = {{ method = "{method}" }}
+"""
+        for method, detectors in (("classes", '["retinanet"]'), ("detreg", '["detr"]'), ("aligndet", '["detr"]'))
+    )
+    runs = planned(tmp_path, text, 'data = "toy"\ndetectors = ["retinanet", "detr"]')
+    needs = {run.name: run.needs for run in runs.values() if run.stage == "pretrain-box"}
+    both = ("proposals/proposals", "cluster/clusters")
+    assert needs == {"retinanet-classes": both, "detr-detreg": both[:1], "detr-aligndet": both}
+
+
 def test_equal_settings_share_one_run(tmp_path: Path) -> None:
     text = """
 [settings.pretrain-image]

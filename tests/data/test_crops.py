@@ -4,10 +4,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from aligndet_cli.data.crops import CropParams, blur, change_colours, draw_crop, make_views
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import MEAN, STD
 from aligndet_cli.pretrain_image.recipes import RECIPES
-from aligndet_cli.pretrain_image.views import CropParams, blur, change_colours, draw_crop, make_views
 
 RECIPE = RECIPES["simsiam"].views
 DEVICE = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Random crops and colours of images, on the training device, a batch at a time."""
+"""Random crops of images to squares, with random colours, on the training device, a batch at a time."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,8 @@ class ViewRecipe:
         min_area: smallest share of the image's area in a crop.
         brightness, contrast, saturation: factors are drawn from 1 -+ this much.
         hue: largest turn, as a share of the circle.
-        jitter_p, gray_p, blur_p: probability that a view is jittered (in all four), gray, or blurred.
+        jitter_p, gray_p, blur_p, solarize_p: probability that a view is jittered (in all four), gray, blurred, or
+            solarized.
     """
 
     min_area: float
@@ -39,6 +40,7 @@ class ViewRecipe:
     jitter_p: float = 0
     gray_p: float = 0
     blur_p: float = 0
+    solarize_p: float = 0
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,21 @@ class CropParams:
         box: top, left, height and width in pixels of the image.
         factors: brightness, contrast, saturation (1 = unchanged) and hue (0 = unchanged, 1 = full circle).
         sigma: blur in pixels of the view; 0 = none.
+        solarize: turn the brighter half of each channel's levels into their negatives.
     """
 
     box: tuple[int, int, int, int]
     flip: bool = False
     factors: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.0)
     sigma: float = 0.0
+    solarize: bool = False
 
 
 def draw_crop(seed: tuple[int, ...], size_hw: tuple[int, int], side: int, recipe: ViewRecipe) -> CropParams:
     """Draw the parameters of a view; they depend on the arguments alone.
 
     Source: MoCo v2 and SimSiam, official code: random resized crop, colour jitter, gray, blur, flip. Their
-        blur is in pixels of a 224 px view; ours scales with the side of the view.
+        blur is in pixels of a 224 px view; ours scales with the side of the view. SoCo solarizes after the blur, too.
     """
     generator = torch.Generator().manual_seed(mix_seed(*seed))
     numbers = iter(torch.rand(4 * _CROP_ATTEMPTS + 9, generator=generator, dtype=torch.float64).tolist())
@@ -80,7 +84,8 @@ def draw_crop(seed: tuple[int, ...], size_hw: tuple[int, int], side: int, recipe
         factors = (factors[0], factors[1], 0.0, 0.0)
     low, high = _SIGMAS
     sigma = (low + (high - low) * next(numbers)) * side / _REFERENCE_SIDE if blur < recipe.blur_p else 0.0
-    return CropParams(_draw_box(attempts, size_hw, recipe.min_area), flip < 0.5, factors, sigma)
+    solarize = float(torch.rand(1, generator=generator, dtype=torch.float64)) < recipe.solarize_p
+    return CropParams(_draw_box(attempts, size_hw, recipe.min_area), flip < 0.5, factors, sigma, solarize)
 
 
 def make_views(samples: Sequence[Sample], params: Sequence[CropParams], side: int, device: torch.device) -> Tensor:
@@ -93,6 +98,9 @@ def make_views(samples: Sequence[Sample], params: Sequence[CropParams], side: in
     flips = torch.tensor([view.flip for view in params], device=device)
     pixels = torch.where(flips[:, None, None, None], pixels.flip(3), pixels)
     pixels = blur(change_colours(pixels, [view.factors for view in params]), [view.sigma for view in params])
+    if any(view.solarize for view in params):
+        chosen = torch.tensor([view.solarize for view in params], device=device)
+        pixels = torch.where(chosen[:, None, None, None] & (pixels >= 0.5), 1 - pixels, pixels)
     return F.normalize(pixels, list(MEAN), list(STD)).contiguous(memory_format=torch.channels_last)
 
 

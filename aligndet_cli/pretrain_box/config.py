@@ -1,0 +1,93 @@
+"""Settings of `pretrain-box`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from aligndet_cli.backbones import BackboneConfig
+from aligndet_cli.backbones.build import WEIGHTS_FILE
+from aligndet_cli.config import Frozen, StageConfig
+from aligndet_cli.data.loaders import OnError
+from aligndet_cli.detectors import DetectorConfig, neck_norm_of
+from aligndet_cli.detectors.recipes import recipe_for, training_of_backbone
+from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.pretrain_box.pretext import Tasks
+from aligndet_cli.pretrain_box.recipes import DEFAULTS, METHODS, MethodName, recipe_of_method
+from aligndet_cli.pretrain_box.views import ViewsConfig
+from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart
+from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, training_of
+
+
+class ProjectorConfig(Frozen):
+    """The MLP behind the classification features."""
+
+    hidden_dim: int | None = Field(None, ge=1, description="Width of the projector's hidden layer (by recipe).")
+    embedding_dim: int = Field(256, ge=1, description="Dimensions of an embedding.")  # the authors' selfsup_*.py
+    # see `ProjectorRecipe`
+    start: ProjectorStart | None = Field(None, description="Initial weights of the projector (by recipe).")
+
+    def resolve(self, recipe: ProjectorRecipe) -> ProjectorRecipe:
+        """Return the recipe with the values that are set here."""
+        return ProjectorRecipe(self.hidden_dim or recipe.hidden_dim, self.start or recipe.start)
+
+
+class PretrainBoxConfig(StageConfig):
+    """Settings of `pretrain-box`; defaults are the paper's."""
+
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"proposals", "clusters", "embedder"}
+    BEFORE: ClassVar[dict[str, Any]] = {"projector.start": "kaiming"}
+
+    method: MethodName = Field("aligndet", description="Task to pre-train with.")
+    detector: DetectorConfig = RetinaNetConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    # DETReg: of a backbone of the same name.
+    embedder: Annotated[str | None, WEIGHTS_FILE] = Field(
+        None, description="Weights of DETReg's second backbone: torchvision name, timm or file (those of the first)."
+    )
+    proposals: str | None = Field(None, description="Proposals to use, by name (the newest).")
+    clusters: str | None = Field(None, description="Clusters to train on, if the detector needs any (the newest).")
+    topk: int | None = Field(None, ge=1, description="Best N proposals per image; 100000 takes all (recipe: 50 or 70).")
+    views: ViewsConfig = ViewsConfig()
+    projector: ProjectorConfig = ProjectorConfig()
+    temperature: float = Field(0.5, gt=0, description="Temperature of the contrastive loss.")  # the paper, eq. 4
+    # the authors' selfsup_detector.py
+    momentum: float = Field(0.996, ge=0, le=1, description="Momentum of the averaged detector at first; it rises to 1.")
+    tasks: Tasks = Field("both", description="Losses to train with.")
+    freeze_backbone: bool = Field(True, description="Keep the backbone as it is.")
+    objectness: bool = Field(False, description="Train a score of objects without classes as well, to find boxes with.")
+    limit_boxes: int | None = Field(None, ge=1, description="Draw images until they have N proposals (no limit).")
+    recipe: AskedRecipe = Field(None, description="Recipe to train with (by detector, backbone and weights).")
+    on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
+    training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_defaults_of_method(cls, settings: Any) -> Any:
+        """Fill in what the method sets and the user does not, so that a saved config says what was used."""
+        method = settings.get("method") if isinstance(settings, Mapping) else None
+        if method not in METHODS:
+            return settings
+        filled = {**DEFAULTS[method], **settings}
+        if isinstance(filled.get("views"), Mapping):
+            filled["views"] = {**DEFAULTS[method].get("views", {}), **filled["views"]}
+        return filled
+
+    @property
+    def needs_clusters(self) -> bool:
+        """The classes to train on are clusters."""
+        if self.method == "aligndet":
+            return self.detector.RECIPE.needs_clusters
+        return self.method == "classes"
+
+    def from_recipe(self) -> dict[str, Any]:
+        """Return the values that the recipe fills in, as far as they are known without a workspace."""
+        recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
+        recipe = recipe_of_method(recipe, self.method)
+        norm = {}
+        if neck_norm_of(self.detector) == "auto":
+            norm = {"detector.neck_norm": "batch" if self.method == "soco" else "none"}
+        topk = {"topk": recipe.topk} if self.topk is None else {}
+        projector = self.projector.resolve(recipe.projector)
+        mlp = {"projector.hidden_dim": projector.hidden_dim, "projector.start": projector.start}
+        return {"recipe": recipe.name, **norm, **topk, **mlp, **training_of(self.training, recipe.pretrain)}

@@ -1,0 +1,55 @@
+"""What a method refuses, which clusters it takes, and how its losses are judged."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aligndet_cli.errors import ConfigError
+from aligndet_cli.pretrain_box.health import judge_losses
+from aligndet_cli.pretrain_box.methods import METHODS
+from aligndet_cli.pretrain_box.recipes import DEFAULTS
+from helpers.methods import config_of
+
+IDLE = {
+    "projector": {"hidden_dim": 8},
+    "temperature": 0.2,
+    "momentum": 0.5,
+    "tasks": "regression",
+    "objectness": True,
+    "topk": 3,
+    "limit_boxes": 5,
+    "embedder": "embedder.pth",
+}
+
+
+def test_every_method_has_its_defaults() -> None:
+    assert METHODS.keys() == DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "aligndet"])
+def test_settings_without_effect_are_refused(method: str) -> None:
+    family = "detr" if method in ("detreg", "up-detr") else "faster-rcnn"
+    views = {"views": {"short_side": (64,)}}
+    METHODS[method].check(config_of(method, family, **views))
+    for setting in METHODS[method].idle:
+        with pytest.raises(ConfigError, match=f"^{setting}: no effect on --method {method}; leave it out"):
+            METHODS[method].check(config_of(method, family, **views, **{setting: IDLE[setting]}))
+
+
+def test_clusters_are_for_classes_and_for_aligndet_in_detr() -> None:
+    wanted = {(method, family) for method in METHODS for family in ("detr", "fcos")}
+    found = {one for one in wanted if config_of(*one).needs_clusters}
+    assert found == {("aligndet", "detr"), ("classes", "detr"), ("classes", "fcos")}
+
+
+@pytest.mark.parametrize(
+    ("sums", "verdict"), [((4, 2, 1, 1), "healthy"), ((4, 3, 4, 3.99), "not learning"), ((4, 1), "too short")]
+)
+def test_losses_are_judged_by_their_sum(tmp_path: Path, sums: tuple[float, ...], verdict: str) -> None:
+    lines = [{"step": n, "loss_cls": 0.25 * value, "loss_box_reg": 0.75 * value} for n, value in enumerate(sums)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    found = judge_losses(tmp_path / "metrics.jsonl")
+    # The last fifth of four lines is the last one.
+    assert found["verdict"] == verdict and found["loss_box_reg"] == pytest.approx(0.75 * sums[-1], abs=1e-4)
+    assert found["explanation"].startswith(f"losses (at the start): cls {0.25 * sums[-1]:.2f} (1.00), box_reg ")
