@@ -24,7 +24,7 @@ from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.stage import find_stage
 
 # Settings that have the same path in several stages and do not mean the same there.
-OF_A_STAGE = {"batch_size", "import_file", "momentum", "temperature", "training.batch_size"}
+OF_A_STAGE = {"batch_size", "method", "import_file", "momentum", "temperature", "training.batch_size"}
 OF_A_STAGE |= {"weights", "output", "short_side", "long_side"}
 # Settings of detectors that stand for other parts in other families.
 OF_A_FAMILY = {"detector.head_convs", "detector.head_norm", "detector.pretext_samples", "detector.score_threshold"}

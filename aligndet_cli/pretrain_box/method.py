@@ -1,4 +1,4 @@
-"""What a method of `pretrain-box` is to the stage: the checks, the module to train, the verdict, the picture."""
+"""The interface of the methods of `pretrain-box`: checks, the module to train, the verdict, the picture."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from aligndet_cli.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a method's module is built from, beside the settings of the stage.
+    """Parts that a method builds its module from, beside the settings of the stage.
 
     Attributes:
         settings: of the run.

@@ -46,7 +46,7 @@ class DETRegViews(OneView):
         self.train()
 
     def extra_parts(self) -> dict[str, dict[str, Tensor]]:
-        """Return what tells the embeddings."""
+        """Return the state dict of the layers that tell the embeddings."""
         return {"feature_embed": self.feature_embed.state_dict()}
 
     def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

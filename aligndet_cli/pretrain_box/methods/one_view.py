@@ -1,4 +1,4 @@
-"""What methods that train one detector on one view of each image share."""
+"""The base of methods that train one detector on one view of each image."""
 
 from collections.abc import Sequence
 from typing import Self

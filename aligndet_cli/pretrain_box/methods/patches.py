@@ -1,4 +1,4 @@
-"""What UP-DETR and DETReg share: boxes cut out of images as small squares, what a frozen network makes of them, rates.
+"""Boxes cut out of images as small squares, and their features in a frozen network, for UP-DETR and DETReg.
 
 Source: dddzg/up-detr and amirbar/DETReg `datasets/selfdet.py`. Their blur is in pixels of the patch, ours scales with
 its side (docs/differences.md 57).
@@ -29,7 +29,7 @@ def draw_patch(seed: tuple[int, ...], box: Sequence[float], size_hw: tuple[int, 
 
 
 def cut_patches(samples: Sequence[Sample], seed: int, device: torch.device) -> Tensor:
-    """Return all boxes of B samples as (N, 3, SIDE, SIDE) normalised patches on the device, image after image."""
+    """Return all boxes of B samples as normalised patches (N, 3, 128, 128) on the device, image after image."""
     sources, params = [], []
     for sample in samples:
         on_device = replace(sample, image=sample.image.to(device, non_blocking=True))  # once for all of its patches

@@ -75,11 +75,11 @@ class SoCoViews(Pretext):
 
     @property
     def left_out(self) -> Sequence[str]:
-        """What no loss reaches."""
+        """The modules that no loss reaches."""
         return UNTRAINED
 
     def extra_parts(self) -> dict[str, dict[str, Tensor]]:
-        """Return projector and predictor."""
+        """Return the state dicts of projector and predictor."""
         return {"projector": self.projector.state_dict(), "predictor": self.predictor.state_dict()}
 
     def compiled_parts(self) -> Sequence[nn.Module]:

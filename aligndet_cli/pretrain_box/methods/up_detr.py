@@ -45,7 +45,7 @@ class UPDETRViews(OneView):
         self.feature_align = build_mlp(model.feature_dim, width)
 
     def extra_parts(self) -> dict[str, dict[str, Tensor]]:
-        """Return what makes queries of patches, and what reconstructs them, under the official names."""
+        """Return the state dicts of the layers before and behind the transformer, under the official names."""
         return {"patch2query": self.patch2query.state_dict(), "feature_align": self.feature_align.state_dict()}
 
     def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
