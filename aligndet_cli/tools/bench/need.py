@@ -22,7 +22,7 @@ from aligndet_cli.detectors.parts.mask_head import MaskedRCNN
 from aligndet_cli.detectors.parts.two_stage import RCNN, RoiHead, heads_of
 from aligndet_cli.detectors.retinanet import RetinaNet
 from aligndet_cli.finetune.views import LabelledViews
-from aligndet_cli.pretrain_box.views import TwoViews
+from aligndet_cli.pretrain_box.methods.aligndet import TwoViews
 from aligndet_cli.training.footprint import gigabytes
 
 # Copies of each trained weight that the optimizer keeps.
