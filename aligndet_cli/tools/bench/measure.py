@@ -42,7 +42,7 @@ from aligndet_cli.processes.signals import Stopped
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.bench.clock import PARTS, StepClock
 from aligndet_cli.tools.bench.images import DrawnProposals, write_coco
-from aligndet_cli.tools.bench.need import need_of
+from aligndet_cli.tools.bench.need import Need, need_of
 from aligndet_cli.training import loop
 from aligndet_cli.training.fitting import memory_budget, try_fit
 from aligndet_cli.training.footprint import gigabytes
@@ -171,9 +171,12 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
         if not image_set.has_labels and "finetune" in stages:
             raise DataError(f"{image_set.root}: no labels, so no fine-tuning: use --stage pretrain-box")
         plans = [_Plan(config, image_set, stage) for stage in stages]
-        for plan in plans:
-            _tell_need(plan, devices)
+        needs = [need_of(plan.build_views, plan.rates.optimizer) for plan in plans]
+        for plan, need in zip(plans, needs, strict=True):
+            logger.info(f"{plan.stage}: {need.describe(config.batch_size)}")
         if devices.kind == "cpu":
+            for plan, need in zip(plans, needs, strict=True):
+                _check_need(plan, need, devices)
             for plan in plans:
                 _check_memory(plan, devices)
         context = multiprocessing.get_context("spawn")
@@ -189,16 +192,16 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
                 raise
 
 
-def _tell_need(plan: _Plan, devices: Devices) -> None:
-    """Say what steps need, before anything is built, and make sure that the memory of this machine has it."""
-    batch = plan.config.batch_size
-    need = need_of(plan.build_views, plan.rates.optimizer)
-    logger.info(f"{plan.stage}: {need.describe(batch)}")
-    budget = memory_budget(devices) if devices.kind == "cpu" else None
+def _check_need(plan: _Plan, need: Need, devices: Devices) -> None:
+    """Make sure that this machine has the memory that a step needs at least, before anything is built."""
+    batch, budget = plan.config.batch_size, memory_budget(devices)
     if budget is not None and need.of(batch) > budget:
         images = max(budget - need.fixed, 0) // need.per_image
         way_out = f"use --batch-size {images}" if images else "take a smaller --backbone, or lower --short-side"
-        raise RunError(f"{plan.stage}: {need.describe(batch)}, and there are {gigabytes(budget)}: {way_out}")
+        raise RunError(
+            f"{plan.stage}: a step with {batch} images of {need.largest} needs at least {gigabytes(need.of(batch))} of "
+            f"memory and there are {gigabytes(budget)} for it: {way_out}"
+        )
 
 
 def _check_memory(plan: _Plan, devices: Devices) -> None:

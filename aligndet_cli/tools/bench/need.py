@@ -51,7 +51,7 @@ class Need:
         return self.fixed + batch * self.per_image
 
     def describe(self, batch: int) -> str:
-        """Return the need in words."""
+        """Return the parts of the need of so many images in words."""
         return (
             f"{self.num_parameters / 1e6:.0f} million parameters; a step needs {gigabytes(self.fixed)} for weights, "
             f"gradients and optimizer and {gigabytes(self.per_image)} for an image of {self.largest}, so at least "

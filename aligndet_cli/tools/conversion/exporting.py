@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from torch import Tensor
 
 from aligndet_cli import __version__
+from aligndet_cli.backbones import COMPOSITES
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.batch import PAD_DIVISOR
 from aligndet_cli.detectors.checkpoint import DetectorFile, WeightsName, load_detector, read_detector, weights_file
@@ -16,6 +17,7 @@ from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.logs import logger
 from aligndet_cli.tools.conversion import mmdet, torchvision_names
+from aligndet_cli.tools.conversion.backbone_names import to_cbnet
 from aligndet_cli.tools.conversion.convert import OWN_META, PROJECTOR
 from aligndet_cli.tools.conversion.mmdet import to_mmdet
 from aligndet_cli.tools.conversion.torchvision_names import to_torchvision
@@ -117,10 +119,10 @@ def export_run(
 
 def _export_tensors(weights: Path, file: Path, target: str) -> Exported:
     content = read_detector(weights)
-    if not content.backbone.name.startswith("resnet"):
+    name = content.backbone.name
+    if not name.startswith("resnet") and not (name in COMPOSITES and target == "mmdet"):
         raise WeightsError(
-            f"{weights}: has a {content.backbone.name}, whose names differ there; only ResNets can be exported "
-            f"--to {target}"
+            f"{weights}: has a {name}, whose names differ there; only ResNets can be exported --to {target}"
         )
     family = content.detector.family
     if family not in {"mmdet": mmdet.RULES, "torchvision": torchvision_names.RULES}[target]:
@@ -129,7 +131,8 @@ def _export_tensors(weights: Path, file: Path, target: str) -> Exported:
         saved, left_out, usage = to_torchvision(content)
     else:
         saved, left_out = mmdet_checkpoint(content)
-        usage = "mmdetection 2.x: load_from, or init_detector with the config of this detector"
+        place = "CBNetV2" if name in COMPOSITES else "mmdetection 2.x"
+        usage = f"{place}: load_from, or init_detector with the config of this detector"
     write_bytes(file, serialise(saved))
     return Exported(file, len(content.state_dict), left_out, usage)
 
@@ -164,6 +167,8 @@ def mmdet_checkpoint(content: DetectorFile) -> tuple[dict[str, Any], list[str]]:
     family = content.detector.family
     tensors = {**content.state_dict, **_projector(family, content.extra.get("projector", {}))}
     state_dict, left_out = to_mmdet(family, tensors)
+    if content.backbone.name in COMPOSITES:
+        state_dict = to_cbnet(state_dict, content.backbone.family)
     own: dict[str, Any] = {
         "version": __version__,
         "detector": content.detector.model_dump(mode="json"),

@@ -62,7 +62,8 @@ _COMMON: dict[str, tuple[Any, ...]] = {
 }
 _PYRAMID: dict[str, tuple[Any, ...]] = {
     **_COMMON,
-    "neck.type": ("FPN", "mmdet.FPN"),
+    "neck.type": ("FPN", "mmdet.FPN", "CBFPN"),
+    "backbone.cb_del_stages": (1,),
     "neck.num_outs": (5,),
     "neck.upsample_cfg.mode": ("nearest",),
 }
@@ -117,7 +118,8 @@ _NEEDS_RCNN: dict[str, tuple[Any, ...]] = {
 }
 _NEEDS_CASCADE: dict[str, tuple[Any, ...]] = {
     **_NEEDS_TWO_STAGE,
-    "roi_head.type": ("CascadeRoIHead",),
+    # The last two are AlignDet's, in pre-training.
+    "roi_head.type": ("CascadeRoIHead", "SelfSupHybridTaskCascadeRoIHead", "SelfSupCBv2Head"),
     "roi_head.num_stages": (len(DELTA_STDS),),
 }
 for number, deviations in enumerate(DELTA_STDS):

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from aligndet_cli.backbones import FAMILIES, BackboneConfig, build_backbone
+from aligndet_cli.backbones.build import COMPOSITE
 from aligndet_cli.backbones.layouts import recognise
 from aligndet_cli.errors import WeightsError
+from aligndet_cli.tools.conversion.backbone_names import ASSISTANT, PREFIX
 from aligndet_cli.tools.conversion.rules import value_of_mark
 
 Layout = Literal["mmdet", "aligndet", "detectron2", "torchvision", "detr", "up-detr", "detreg", "soco"]
@@ -75,6 +77,9 @@ def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> tuple[
 
 
 def _backbone_of(tensors: Mapping[str, Tensor], file: Path) -> str:
+    if any(name.startswith(ASSISTANT) for name in tensors):
+        of_one = {name.replace(ASSISTANT, PREFIX): t for name, t in tensors.items() if name.startswith(ASSISTANT)}
+        return f"{COMPOSITE}{_backbone_of(of_one, file)}"
     if "backbone.features.0.0.weight" in tensors:
         return _by_features(tensors, file)
     blocks = tuple(_count(tensors, f"backbone.layer{stage}.#.conv1.weight") for stage in (1, 2, 3, 4))
