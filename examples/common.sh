@@ -55,6 +55,15 @@ weights_of() {
   realpath "$2"
 }
 
+# import_weights NAME FILE: make a run of a detector that others have pre-trained, with its weights in $init; where the
+# file is missing, say so and fail.
+import_weights() {
+  local file
+  file=$(weights_of "$1" "$2") || return 1
+  aligndet import-weights "$file" --name "$table-$1" > /dev/null || exit
+  init=$(realpath "$workspace/pretrain-box/$table-$1/weights.pt")
+}
+
 # study NAME < TOML: run it, with the backbone and what SMOKE=1 makes small added.
 study() {
   local file="$workspace/studies/$1.toml"
@@ -96,5 +105,7 @@ if [[ -n "${SMOKE:-}" ]]; then
   backbone=resnet18
   weights=$smoke/imagenet.pt
   MOCO=$smoke/moco.pt PIXPRO=$smoke/pixpro.pt SWAV=$smoke/swav.pt SIMMIM=$smoke/simmim.pt SWIN_B=$smoke/swin_t.pt
-  DENSECL=$smoke/densecl.pt DETCO=$smoke/detco.pt SLOTCON=$smoke/slotcon.pt SOCO=$smoke/soco.pt
+  DENSECL=$smoke/densecl.pt DETCO=$smoke/detco.pt SLOTCON=$smoke/slotcon.pt
+  SOCO=$smoke/soco.pt SOCO_COCO=$smoke/soco_coco.pt
+  UP_DETR=$smoke/up_detr.pt DETREG=$smoke/detreg.pt DETREG_COCO=$smoke/detreg_coco.pt
 fi

@@ -42,7 +42,6 @@ class Initial:
         training: of the backbone, which decides freezing and scales.
         recipe, recipe_origin: recipe of the run, and the reason for it.
         freeze_origin: reason for the freezing of the backbone.
-        has_new_head_norms: True if the recipe has put norms into the heads.
         weights: weights of the backbone if no detector is loaded.
     """
 
@@ -56,7 +55,6 @@ class Initial:
     recipe: Recipe
     recipe_origin: str
     freeze_origin: str
-    has_new_head_norms: bool
     weights: BackboneWeights = RANDOM_WEIGHTS
 
     @property
@@ -206,7 +204,7 @@ def _resolved(
             asked, recipe_origin = source.recipe, f"that of {origin}"
     training, training_origin = _judge(training, backbone)
     recipe = fit_to_labels(recipe_for(detector, backbone, training, asked=asked), detector.family, labels)
-    detector, has_new_head_norms = _with_norms(config, detector, recipe, source)
+    detector = _with_norms(config, detector, recipe, source)
     backbone, freeze_origin = _with_freezing(kind, detector, backbone, recipe, (training, training_origin))
     return Initial(
         kind=kind,
@@ -219,24 +217,22 @@ def _resolved(
         recipe=recipe,
         recipe_origin=recipe_origin,
         freeze_origin=freeze_origin,
-        has_new_head_norms=has_new_head_norms,
         weights=weights,
     )
 
 
 def _with_norms(
     config: FinetuneConfig, detector: DetectorConfig, recipe: Recipe, source: DetectorFile | None
-) -> tuple[DetectorConfig, bool]:
-    """Return the detector with no norm left "auto", and True if the recipe has put norms into its heads.
+) -> DetectorConfig:
+    """Return the detector with no norm left "auto", and with the norms in its heads that the recipe adds.
 
     Source: AlignDet's fine-tuning configs, with batch norm in the neck. Norms that were asked for or inherited stay.
     """
     settled = settle_neck_norm(detector, "batch")
     has_own_heads = source is not None and source.stage != "pretrain-box"
     if not recipe.norms_in_heads or has_own_heads or "head_norm" in config.detector.model_fields_set:
-        return settled, False
-    changed = with_head_norm(settled, "batch")
-    return changed, changed != settled
+        return settled
+    return with_head_norm(settled, "batch")
 
 
 def _judge(training: WeightsTraining | None, backbone: BackboneConfig) -> tuple[WeightsTraining, str]:

@@ -17,7 +17,7 @@ from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.stray import require_boxes
 from aligndet_cli.data.voc import VOC_CLASSES
-from aligndet_cli.detectors import Detector, neck_norm_of
+from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import COCO_IMAGES, LabelFacts, images_of_an_epoch, weights_kind
 from aligndet_cli.errors import ConfigError, DataError
@@ -155,14 +155,11 @@ def describe(plan: Plan) -> dict[str, Any]:
     if config.fraction == 100 and plan.num_whole > len(plan.indices):
         chosen = f" (by the name of its labels a part of {plan.num_whole})"
     frozen, norm_eval = initial.backbone.frozen_stages, initial.backbone.norm_eval
-    neck_norm = neck_norm_of(initial.detector)
-    neck = "" if neck_norm is None else f", neck norm {neck_norm}"
-    neck += ", head norm batch" if initial.has_new_head_norms else ""
     return {
         "run": f"finetune/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), {len(plan.image_set.categories)} classes",
         "images": f"{len(plan.indices)}{chosen}, {num_boxes} boxes",
-        "detector": f"{initial.detector.family}{neck}, {initial.backbone.name}",
+        "detector": f"{initial.detector.family}{_describe_norms(initial.detector)}, {initial.backbone.name}",
         "weights": initial.origin,
         "backbone": f"{_what_is_frozen(frozen)}, norms {'fixed' if norm_eval else 'trained'} ({initial.freeze_origin})",
         "resolution": plan.resolution.describe(),
@@ -170,6 +167,15 @@ def describe(plan: Plan) -> dict[str, Any]:
         **_describe_extras(config),
         **describe_settings(config.training, initial.rates, plan.settings, plan.devices),
     }
+
+
+def _describe_norms(detector: DetectorConfig) -> str:
+    """Return the norm of the neck, and norms elsewhere that the family does not usually have."""
+    settings = detector.model_dump()
+    told = "" if "neck_norm" not in settings else f", neck norm {settings['neck_norm']}"
+    if "head_norm" in settings and settings["head_norm"] != type(detector).model_fields["head_norm"].default:
+        told += f", head norm {settings['head_norm']}"
+    return told + (", norms first" if settings.get("pre_norm") else "")
 
 
 def _describe_extras(config: FinetuneConfig) -> dict[str, str]:

@@ -102,9 +102,11 @@ def test_what_is_missing_is_said(pretended: Path) -> None:
     coco.mkdir()
     folder = pretended / "VOCdevkit"
     assert told("table04.sh") == (3, f"table04: no folder {folder}; name the data set by VOC=FOLDER\n")
-    assert told("table06.sh") == (0, "table06: skipped SwAV: no file swav_800ep_pretrain.pth.tar\n")
-    skipped = [
-        f"table05: skipped {name}: no file {FILES[name.upper()]}"
-        for name in ("moco", "pixpro", "swav", "densecl", "detco", "slotcon", "soco")
-    ]
-    assert told("table05.sh") == (3, "\n".join([*skipped, "table05: all was skipped\n"]))
+
+    def skipped(table: str, *names: str) -> str:
+        files = {name: FILES[name.upper().replace("-", "_")] for name in names}
+        return "".join(f"{table}: skipped {name}: no file {file}\n" for name, file in files.items())
+
+    assert told("table06.sh") == (0, skipped("table06", "up-detr", "detreg", "detreg-coco", "SwAV"))
+    names = ("moco", "pixpro", "swav", "densecl", "detco", "slotcon", "soco", "soco-coco")
+    assert told("table05.sh") == (3, f"{skipped('table05', *names)}table05: all was skipped\n")

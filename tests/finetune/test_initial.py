@@ -40,11 +40,9 @@ def test_the_layout_of_the_weights_decides(tmp_path: Path, moco: str) -> None:
     backbone = {"name": "resnet18", "weights": moco}
     of_rcnn = found(tmp_path, init="backbone", backbone=backbone, detector={"family": "faster-rcnn"})
     assert (of_rcnn.recipe.name, of_rcnn.detector.head_norm) == ("moco-v2", "batch")
-    assert of_rcnn.has_new_head_norms
     assert (of_rcnn.backbone.frozen_stages, of_rcnn.backbone.norm_eval) == (-1, False)
     asked = found(tmp_path, init="backbone", backbone=backbone, detector={"family": "faster-rcnn"}, recipe="default")
     assert (asked.recipe.name, asked.detector.head_norm) == ("default", "none")
-    assert not asked.has_new_head_norms
     kept = {"family": "faster-rcnn", "head_norm": "none"}
     assert found(tmp_path, init="backbone", backbone=backbone, detector=kept).detector.head_norm == "none"
     of_fcos = found(tmp_path, init="backbone", backbone=backbone, detector={"family": "fcos"}, recipe="auto")

@@ -106,3 +106,10 @@ def add_pretrained(workspace: Path, name: str, *, content_hash: str, steps: int 
         {},
         {"steps": steps, "images": 117_266, "verdict": "healthy"},
     )
+
+
+def add_imported(workspace: Path, name: str, *, layout: str, epochs: int | None, detector: dict[str, Any]) -> None:
+    """A detector that another program has pre-trained; its hash is its name."""
+    config = {"layout": layout, "detector": detector, "backbone": {"name": "resnet50", "weights": "none"}}
+    result = {"init": "import", **({} if epochs is None else {"epochs": epochs})}
+    put(workspace / "pretrain-box" / name, name, config, {"backbone weights": "none"}, result)

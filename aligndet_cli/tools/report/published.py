@@ -58,6 +58,24 @@ _TABLE_6 = {
     "supervised": ((39.5, 60.3, 41.4), (41.0, 61.9, 43.1)),
     "swav": ((39.7, 60.3, 41.7), (41.4, 62.1, 43.8)),
 }
+# Tables 5 and 6: COCO, ResNet-50, what other methods pre-trained. AP, AP50, AP75. Left out: of the methods that only a
+# backbone is loaded of, because no run tells how long or on which images that was trained.
+_OTHERS = {
+    ("5", "mask-rcnn", "soco", "1x", "SoCo"): (43.0, 63.3, 47.1),
+    ("5", "mask-rcnn", "soco", "1x", "SoCo on COCO"): (40.6, 61.1, 44.4),
+    ("6", "detr", "swav", "150e", "UP-DETR"): (40.5, 60.8, 42.6),
+    ("6", "detr", "swav", "150e", "DETReg"): (39.8, 61.0, 41.6),
+}
+# Variants of imported runs by layout and epochs of pre-training; None: the file does not tell. SoCo was trained for 400
+# epochs on ImageNet, for 530 on COCO; of UP-DETR one file of 60 epochs is published; DETReg of table 6 is not.
+_IMPORTED = {
+    ("aligndet", None): "AlignDet",
+    ("soco", 400): "SoCo",
+    ("soco", 530): "SoCo on COCO",
+    ("up-detr", 60): "UP-DETR",
+    ("up-detr", None): "UP-DETR",
+    ("detreg", 50): "DETReg",
+}
 # Table 7: COCO, Mask R-CNN, ResNet-50, supervised. Boxes, then masks.
 _TABLE_7 = {
     ("1x", "plain"): (38.3, 58.0, 42.1, 34.3, 54.9, 36.6),
@@ -107,9 +125,9 @@ class Experiment:
 
     Attributes:
         data: `coco` or `voc`.
-        weights: the backbone's: `supervised`, `moco`, `swav`, `pixpro` or `simmim`.
+        weights: the backbone's: `supervised`, `moco`, `swav`, `pixpro`, `soco` or `simmim`.
         schedule: schedule of fine-tuning; the paper's 90k iterations are its 1x.
-        variant: `plain`, `AlignDet`, or the change of an ablation.
+        variant: `plain`, `AlignDet`, another method, or the change of an ablation.
     """
 
     data: str
@@ -126,7 +144,7 @@ def published_numbers() -> dict[Experiment, Published]:
     """Return all numbers; those of several tables on one experiment are merged, and never disagree."""
     numbers: dict[Experiment, dict[str, float]] = {}
     sources: dict[Experiment, list[str]] = {}
-    for table, experiment, names, values in (*_table_2(), *_pairs(), *_ablations()):
+    for table, experiment, names, values in (*_table_2(), *_pairs(), *_others(), *_ablations()):
         known = numbers.setdefault(experiment, {})
         for name, value in zip(names, values, strict=True):
             assert known.setdefault(name, value) == value, (experiment, name)
@@ -160,6 +178,11 @@ def _pairs() -> Iterator[_Entry]:
             yield "5", _r50(detector, "1x", variant, weights=weights), _BOX, threes[place]
         for weights, threes in _TABLE_6.items():
             yield "6", _r50("detr", "150e", variant, weights=weights), _BOX, threes[place]
+
+
+def _others() -> Iterator[_Entry]:
+    for (table, detector, weights, schedule, variant), threes in _OTHERS.items():
+        yield table, _r50(detector, schedule, variant, weights=weights), _BOX, threes
 
 
 def _ablations() -> Iterator[_Entry]:
@@ -252,7 +275,7 @@ def _published_settings(one: Experiment) -> tuple[Any, ...]:
     recipe, batch_size, policy = "default", REFERENCE_BATCH, "resize"
     sides: tuple[int, ...] = SINGLE_SCALE
     drops = _DROPS[one.schedule]
-    if one.weights in ("moco", "pixpro", "swav"):
+    if one.weights in ("moco", "pixpro", "swav", "soco"):
         sides = MULTI_SCALE
         if one.detector in ("faster-rcnn", "mask-rcnn"):
             recipe = {"moco": "moco-v2"}.get(one.weights, one.weights)
@@ -261,8 +284,11 @@ def _published_settings(one: Experiment) -> tuple[Any, ...]:
         drops = (27 / 36, 33 / 36) if one.schedule == "3x" else drops
     if one.weights == "simmim":
         recipe, batch_size, policy, sides, drops = "simmim", 32, "lsj", SINGLE_SCALE, _DROPS[one.schedule]
+    if one.weights == "soco":
+        drops = (60 / 90, 80 / 90)  # detectron2's
     if one.detector == "detr":
         policy, sides = "detr", WIDE_SIDES
+        recipe = "up-detr" if one.variant == "UP-DETR" else recipe
     if one.data == "voc":
         policy, sides = "resize", WIDE_SIDES
         drops = (70 / 100,) if one.detector == "detr" else drops
@@ -277,7 +303,8 @@ def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> s
         return None
     pretraining = start.config()
     if "training" not in pretraining:  # imported
-        return "AlignDet" if pretraining.get("layout") == "aligndet" else None
+        is_theirs = pretraining["layout"] != "detreg" or not pretraining["detector"]["pre_norm"]
+        return _IMPORTED.get((pretraining["layout"], start.result.get("epochs"))) if is_theirs else None
     batch_size = 64 if config["detector"]["family"] == "detr" else run.result["protocol"]["batch_size"]
     sides = pretraining.get("views", {}).get("short_side", MULTI_SCALE)
     is_usual = pretraining["training"]["batch_size"] == batch_size and pretraining.get("topk") is None

@@ -8,7 +8,7 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.tools.report.collect import Report, Row, collect_report, headline
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import aligndet
-from helpers.reports import Tuned, add_evaluated, add_pretrained
+from helpers.reports import Tuned, add_evaluated, add_imported, add_pretrained
 
 
 @pytest.fixture
@@ -122,9 +122,12 @@ def test_runs_that_differ_only_in_backbone_weights_are_not_compared(tmp_path: Pa
     for weights in ("/x/moco.pth.tar", "/x/pretrain-image/own/weights.pt"):
         of = {"backbone_weights": weights, "label": "plain"}
         add_evaluated(tmp_path, Tuned(f"plain-{len(weights)}", weights=weights, **of), 0.1)
+    add_imported(tmp_path, "soco", layout="soco", epochs=400, detector={"family": "retinanet"})
+    add_evaluated(tmp_path, Tuned("from-soco", init="file", weights="soco", label="plain"), 0.1)
     rows = collect_report(Workspace(tmp_path)).rows
-    assert [row.setting.backbone for row in rows] == ["resnet50, moco.pth", "resnet50, own"]
-    assert all(row.is_baseline and not row.remark for row in rows)
+    names = ["resnet50, moco.pth", "resnet50, own", "resnet50, imported"]
+    assert sorted(row.setting.backbone for row in rows) == sorted(names)
+    assert all(row.is_baseline and not row.remark for row in rows if row.kind == "backbone")
 
 
 def test_a_pretraining_per_seed_is_one_start(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from aligndet_cli.tools.report.collect import collect_report
 from aligndet_cli.tools.report.published import Experiment, published_numbers
 from aligndet_cli.training.recipe import MULTI_SCALE, WIDE_SIDES
 from aligndet_cli.workspace import Workspace
-from helpers.reports import Tuned, add_evaluated, add_pretrained
+from helpers.reports import Tuned, add_evaluated, add_imported, add_pretrained
 
 VOC = {"images": 16_551, "steps": 12_000, "protocol": {"short_sides": list(WIDE_SIDES)}}
 SWAV = {"trained_on": "swav", "protocol": {"short_sides": list(MULTI_SCALE)}}
@@ -83,6 +83,49 @@ def test_pretrained_runs_and_ablations(
 ) -> None:
     add_pretrained(tmp_path, "pre", content_hash="pre", **pretraining)
     assert published_of(tmp_path, Tuned("run", init="file", weights="pre", **tuning)) == expected
+
+
+SOCO = {"recipe": "soco", "short_sides": list(MULTI_SCALE), "drop_steps": [60_000, 80_000]}
+DETR_STEPS = 150 * 117_266 // 16
+DETR_DROP = {"drop_steps": [DETR_STEPS * 2 // 3]}
+
+
+@pytest.mark.parametrize(
+    ("layout", "epochs", "expected"),
+    [
+        ("soco", 400, ("table 5", {"AP": 43.0, "AP50": 63.3, "AP75": 47.1})),
+        ("soco", 530, ("table 5", {"AP": 40.6, "AP50": 61.1, "AP75": 44.4})),
+        ("soco", 100, (None, {})),
+        ("soco", None, (None, {})),
+        ("up-detr", 60, ("table 6", {"AP": 40.5, "AP50": 60.8, "AP75": 42.6})),
+        ("up-detr", None, ("table 6", {"AP": 40.5, "AP50": 60.8, "AP75": 42.6})),
+        ("up-detr", 30, (None, {})),
+        ("detreg", 50, ("table 6", {"AP": 39.8, "AP50": 61.0, "AP75": 41.6})),
+        ("detreg", 60, (None, {})),
+        ("mmdet", None, (None, {})),
+    ],
+)
+def test_what_others_have_pretrained(
+    tmp_path: Path, layout: str, epochs: int | None, expected: tuple[str | None, dict[str, float]]
+) -> None:
+    family = "mask-rcnn" if layout == "soco" else "detr"
+    detector = {"family": family, "pre_norm": layout == "up-detr"}
+    add_imported(tmp_path, "start", layout=layout, epochs=epochs, detector=detector)
+    tuning: dict[str, Any] = {"steps": DETR_STEPS, "trained_on": "swav"}
+    tuning["protocol"] = {**DETR_DROP, "recipe": "up-detr" if layout == "up-detr" else "default"}
+    if layout == "soco":
+        tuning = {"trained_on": "soco", "protocol": SOCO}
+    run = Tuned("run", init="file", weights="start", detector=family, **tuning)
+    assert published_of(tmp_path, run) == expected
+
+
+def test_the_published_detreg_is_not_the_papers(tmp_path: Path) -> None:
+    detector = {"family": "detr", "pre_norm": True}
+    add_imported(tmp_path, "start", layout="detreg", epochs=50, detector=detector)
+    run = Tuned(
+        "run", "file", weights="start", detector="detr", steps=DETR_STEPS, trained_on="swav", protocol=DETR_DROP
+    )
+    assert published_of(tmp_path, run) == (None, {})
 
 
 def test_numbers_are_the_papers() -> None:
