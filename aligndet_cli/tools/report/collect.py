@@ -136,18 +136,23 @@ class Report:
 def headline(report: Report) -> str:
     """Return one sentence that says what came out, or nothing if nothing was measured.
 
-    It is about the first metric, and about the pre-trained start, or the only one that can be compared.
+    It is about the first metric, and about the pre-trained start, or another that can be compared: of several, the one
+    with the most pairs.
     """
     if report.answer:
         return report.answer
     metric = report.metrics[0]
     bases = {row.setting: row.label for row in report.rows if row.is_baseline}
     compared = [row for row in report.rows if metric in row.summaries and row.summaries[metric].delta is not None]
-    for row in (*(row for row in compared if row.kind == "pretrain"), *compared):
-        names = row.label, bases[row.setting]
-        of_start = [other for other in compared if (other.label, bases[other.setting]) == names]
-        return _sentence([other.summaries[metric].delta for other in of_start], metric, *names)
-    return _without_pairs(report.rows, metric)
+    deltas: dict[tuple[str, str], list[Delta]] = {}
+    for row in [row for row in compared if row.kind == "pretrain"] or compared:
+        delta = row.summaries[metric].delta
+        assert delta is not None
+        deltas.setdefault((row.label, bases[row.setting]), []).append(delta)
+    if not deltas:
+        return _without_pairs(report.rows, metric)
+    names = max(deltas, key=lambda names: sum(delta.num_pairs for delta in deltas[names]))
+    return _sentence(deltas[names], metric, *names)
 
 
 def _without_pairs(rows: Sequence[Row], metric: str) -> str:
@@ -162,16 +167,15 @@ def _without_pairs(rows: Sequence[Row], metric: str) -> str:
     return f"{len(labels)} starts of {told}, and {none}."
 
 
-def _sentence(deltas: Sequence[Delta | None], metric: str, label: str, base: str) -> str:
-    known = [delta for delta in deltas if delta is not None]
-    wins, pairs = sum(delta.wins for delta in known), sum(delta.num_pairs for delta in known)
-    if len(known) > 1:
-        low, high = (100 * bound(delta.mean for delta in known) for bound in (min, max))
+def _sentence(deltas: Sequence[Delta], metric: str, label: str, base: str) -> str:
+    wins, pairs = sum(delta.wins for delta in deltas), sum(delta.num_pairs for delta in deltas)
+    if len(deltas) > 1:
+        low, high = (100 * bound(delta.mean for delta in deltas) for bound in (min, max))
         return (
-            f"{label} {low:+.1f} to {high:+.1f} {metric} over {base} in {len(known)} settings, ahead in {wins} of "
+            f"{label} {low:+.1f} to {high:+.1f} {metric} over {base} in {len(deltas)} settings, ahead in {wins} of "
             f"{pairs} pairs."
         )
-    [delta] = known
+    [delta] = deltas
     gain = f"{label} {100 * delta.mean:+.1f}"
     if delta.interval is None or delta.standard_error is None:
         return f"{gain} {metric} over {base}, 1 pair: a sign, not proof."

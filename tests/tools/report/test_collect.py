@@ -74,6 +74,19 @@ def test_the_headline_says_how_sure_it_is(tmp_path: Path) -> None:
     assert headline(collect_report(Workspace(tmp_path))) == mixed
 
 
+def test_the_headline_is_about_the_start_with_the_most_pairs(tmp_path: Path) -> None:
+    for seed in range(2):
+        add_evaluated(tmp_path, Tuned(f"plain-{seed}", seed=seed), 0.3)
+        if seed == 0:
+            add_evaluated(tmp_path, Tuned("tried", init="pretrain", label="tried once"), 0.4)
+        add_evaluated(
+            tmp_path, Tuned(f"ours-{seed}", init="pretrain", label="tried twice", seed=seed), 0.35 + seed / 100
+        )
+    assert headline(collect_report(Workspace(tmp_path))).startswith(
+        "tried twice +5.5 ± 0.5 AP over backbone only, 2 pairs"
+    )
+
+
 def test_the_headline_of_starts_that_have_no_pair(tmp_path: Path) -> None:
     add_evaluated(tmp_path, Tuned("plain"), 0.3)
     add_evaluated(tmp_path, Tuned("ours", init="pretrain", weights="own", seed=1), 0.4)
