@@ -37,6 +37,7 @@ VIEWS = (
     *flags.DATA[:-1],
     own("--count", int, "Number of images to show (4)."),
     own("--output -o", Path, "File to write (views.jpg in the workspace)."),
+    setting("--method", "method"),
     flags.DETECTOR,
     setting("--topk", "topk"),
     setting("--short-side", "views.short_side"),

@@ -8,8 +8,11 @@ from aligndet_cli.workspace import Artifact, Workspace
 
 def _headline(artifact: Artifact) -> str:
     result = artifact.result
-    if "chance" not in result:  # the contrastive task was off
-        return str(result.get("verdict", "imported"))
+    if "chance" not in result:  # the contrastive task was off, or another method has none
+        losses = [
+            f"{key.removeprefix('loss_')} {value:.2f}" for key, value in result.items() if key.startswith("loss_")
+        ]
+        return ", ".join([str(result.get("verdict", "imported")), *([f"losses {' '.join(losses)}"] if losses else [])])
     return f"{result['verdict']}, contrastive loss {result['loss_contrastive']:.2f} (by chance {result['chance']:.2f})"
 
 

@@ -161,6 +161,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     """Return the effective settings, for people."""
     config, boxes = plan.config, plan.boxes
     chosen = "with proposals" if config.limit_boxes is None else f"with {_num_boxes(plan)} proposals (--limit-boxes)"
+    told = METHODS[config.method].describe(config, plan.recipe)
     origin = "given" if config.topk else f"{config.detector.family} recipe"
     clusters = {}
     if boxes.clusters is not None:
@@ -174,8 +175,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         **({} if config.method == "aligndet" else {"method": config.method}),
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "
         f"backbone {_fate_of_backbone(config)}",
-        **METHODS[config.method].describe(config, plan.recipe),
-        "views": f"short side {list(config.views.short_side)}, long side {config.views.long_side}",
+        **told,
+        "views": told.get("views", f"short side {list(config.views.short_side)}, long side {config.views.long_side}"),
         "recipe": f"{plan.recipe.name} ({'given' if config.recipe else 'by detector, backbone and its weights'})",
         **describe_settings(config.training, plan.recipe.pretrain, plan.settings, plan.devices),
     }

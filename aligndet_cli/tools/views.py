@@ -32,11 +32,13 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
         count: number of images, at most 64; None: 4.
 
     Raises:
-        ConfigError: no proposals, proposals of other data, a wrong count, or a file that cannot be written.
+        ConfigError: settings that the method refuses, no proposals or those of other data, a wrong count, or a file
+            that cannot be written.
         DataError: an image cannot be read.
     """
     config, _ = load_config(PretrainBoxConfig, "pretrain-box", sources)
     config = with_data(config, workspace, "pretrain-box", find_stage("pretrain-box"))
+    METHODS[config.method].check(config)
     data = open_proposal_data(workspace, config.proposals, config.data)
     count = min(NUM_IMAGES, len(data.indices)) if count is None else count
     if not 1 <= count <= min(MAX_IMAGES, len(data.indices)):

@@ -41,6 +41,11 @@ def test_views_before_any_training(toy: Path, tmp_path: Path) -> None:
     assert (workspace / "views.jpg").read_bytes() == content
     aligndet(*words, "--seed", "1")
     assert (workspace / "views.jpg").read_bytes() != content
+    soco = ("views", toy, "-w", workspace, "--method", "soco", "--detector", "faster-rcnn")
+    aligndet(*soco, "-o", tmp_path / "three.jpg")
+    with Image.open(tmp_path / "three.jpg") as image:
+        assert image.size == (3 * 440 + 2 * 6, 4 * 378)
+    assert "--method soco has square views of one side" in aligndet(*soco, *RESOLUTION, code=2).error_line()
     for wrong, message in {
         ("--count", "0"): "--count 0: write a number from 1 to ",
         ("--count", "65"): "--count 65: write a number from 1 to ",

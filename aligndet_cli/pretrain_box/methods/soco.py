@@ -216,8 +216,9 @@ class SoCo(Method):
         return WeightsTraining("SoCo")
 
     def describe(self, config: PretrainBoxConfig, recipe: Recipe) -> dict[str, str]:
-        """Return the widths of projector and predictor."""
-        projector = config.projector.resolve(recipe.projector)
+        """Return the widths of projector and predictor, and the sizes of the views."""
+        projector, [side] = config.projector.resolve(recipe.projector), config.views.short_side
         return {
-            "projector": f"{projector.hidden_dim} and {config.projector.embedding_dim} wide, and a predictor like it"
+            "projector": f"{projector.hidden_dim} and {config.projector.embedding_dim} wide, and a predictor like it",
+            "views": f"two of {side} x {side}, the first of the whole image, and one of {side // 2} x {side // 2}",
         }

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.pretrain_box.command import STAGE
 from aligndet_cli.pretrain_box.health import judge_losses
 from aligndet_cli.pretrain_box.methods import METHODS
 from aligndet_cli.pretrain_box.recipes import DEFAULTS
+from aligndet_cli.workspace import Artifact
 from helpers.methods import config_of
 
 IDLE = {
@@ -41,6 +43,12 @@ def test_clusters_are_for_classes_and_for_aligndet_in_detr() -> None:
     wanted = {(method, family) for method in METHODS for family in ("detr", "fcos")}
     found = {one for one in wanted if config_of(*one).needs_clusters}
     assert found == {("aligndet", "detr"), ("classes", "detr"), ("classes", "fcos")}
+
+
+def test_a_run_without_a_contrast_is_summed_up_by_its_losses() -> None:
+    found = {"verdict": "healthy", "steps": 4, "loss_cls": 0.5, "loss_box_reg": 1.25}
+    assert STAGE.headline(Artifact(Path("run"), {"result": found})) == "healthy, losses cls 0.50 box_reg 1.25"
+    assert STAGE.headline(Artifact(Path("run"), {"result": {"verdict": "no contrast"}})) == "no contrast"
 
 
 @pytest.mark.parametrize(
