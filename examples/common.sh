@@ -107,5 +107,5 @@ if [[ -n "${SMOKE:-}" ]]; then
   MOCO=$smoke/moco.pt PIXPRO=$smoke/pixpro.pt SWAV=$smoke/swav.pt SIMMIM=$smoke/simmim.pt SWIN_B=$smoke/swin_t.pt
   DENSECL=$smoke/densecl.pt DETCO=$smoke/detco.pt SLOTCON=$smoke/slotcon.pt
   SOCO=$smoke/soco.pt SOCO_COCO=$smoke/soco_coco.pt
-  UP_DETR=$smoke/up_detr.pt DETREG=$smoke/detreg.pt DETREG_COCO=$smoke/detreg_coco.pt
+  UP_DETR=$smoke/up_detr.pt DETREG=$smoke/detreg.pt
 fi

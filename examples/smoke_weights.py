@@ -62,7 +62,6 @@ def main(folder: Path) -> None:
         torch.save({"model": soco(resnet, SMALL_RCNN), "epoch": epoch}, folder / f"{name}.pt")
     torch.save({"model": up_detr(resnet, SMALL_DETR), "epoch": 59}, folder / "up_detr.pt")
     torch.save({"model": detreg(resnet, SMALL_DETR, pre_norm=True), "epoch": 59}, folder / "detreg.pt")
-    torch.save({"model": detreg(resnet, SMALL_DETR, pre_norm=False), "epoch": 49}, folder / "detreg_coco.pt")
     torch.save(random_weights(models.swin_t), folder / "swin_t.pt")
     swin = {official_name(name): tensor for name, tensor in random_weights(models.swin_t).items()}
     torch.save({"model": {**prefixed(swin, "encoder."), "encoder.mask_token": beside}}, folder / "simmim.pt")

@@ -56,8 +56,10 @@ def find_starts(workspace: Workspace) -> dict[str, Start]:
         config, init = run.config(), run.result["init"]
         kind = init if init in (*_LABELS, IMPORT) else "pretrain"
         weights, given = str(run.manifest["inputs"]["weights"]), config.get("label")
-        method = pretrained[weights].config().get("method", "aligndet") if weights in pretrained else "aligndet"
-        usual = run.name if "training" not in config else _LABELS.get(kind, _METHODS[method])
+        settings = pretrained[weights].config() if weights in pretrained else {}
+        method = settings.get("method", settings.get("layout"))  # imported runs have a layout
+        named = _METHODS.get(str(method), _METHODS["aligndet"])
+        usual = run.name if "training" not in config else _LABELS.get(kind, named)
         found[run.content_hash] = Start(run.name, given or usual, kind, weights, bool(given))
         if kind == "pretrain" and not given:
             groups[run.content_hash] = usual, config["detector"]["family"], str(run.result.get("backbone"))

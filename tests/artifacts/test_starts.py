@@ -7,7 +7,7 @@ from PIL import ImageColor
 from aligndet_cli.artifacts.starts import find_starts, tell_apart
 from aligndet_cli.plotting import COLOURS, all_colours
 from aligndet_cli.workspace import Workspace
-from helpers.reports import Tuned, add_pretrained, add_tuned
+from helpers.reports import Tuned, add_imported, add_pretrained, add_tuned
 
 
 def colours_of(workspace: Path) -> dict[str, str]:
@@ -43,7 +43,11 @@ def test_pretrainings_are_called_by_their_methods(tmp_path: Path) -> None:
     for name, method in (("one", "classes"), ("two", "soco"), ("three", "soco"), ("four", "aligndet")):
         add_pretrained(tmp_path, name, content_hash=name, method=method)
         add_tuned(tmp_path, Tuned(name, init="pretrain", weights=name))
-    assert list(colours_of(tmp_path)) == ["clusters as classes", "SoCo, two", "SoCo, three", "AlignDet"]
+    for name, layout in (("five", "up-detr"), ("six", "mmdet")):
+        add_imported(tmp_path, name, layout=layout, epochs=None, detector={"family": "detr"})
+        add_tuned(tmp_path, Tuned(name, init="file", weights=name, detector="detr"))
+    names = ["clusters as classes", "SoCo, two", "SoCo, three", "AlignDet", "UP-DETR"]
+    assert list(colours_of(tmp_path)) == names  # of mmdetection's files there are only AlignDet's
 
 
 def test_runs_in_one_picture_differ_in_name_and_colour(tmp_path: Path) -> None:

@@ -94,7 +94,6 @@ def write_weights(folder: Path) -> None:
             "SOCO_COCO": (smoke_weights.soco(resnet, rcnn), 530),
             "UP_DETR": (smoke_weights.up_detr(resnet, detr), 59),
             "DETREG": (smoke_weights.detreg(resnet, detr, pre_norm=True), 59),
-            "DETREG_COCO": (smoke_weights.detreg(resnet, detr, pre_norm=False), 49),
         }
     for name, (tensors, epoch) in published.items():
         empty = {
@@ -164,7 +163,7 @@ def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         pretrain_box,
         "_find_clusters",
-        lambda config, *_: clusters if config.detector.RECIPE.needs_clusters else None,
+        lambda config, *_: clusters if config.needs_clusters else None,
     )
     patch.setattr(finetune, "open_images", lambda data, **_: pretended_images(data.root))
     patch.setattr(finetune, "_masks_of", lambda *_: None)

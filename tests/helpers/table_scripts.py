@@ -32,7 +32,6 @@ FILES = {
     "SOCO_COCO": "soco_coco_530ep.pth",
     "UP_DETR": "up_detr_imagenet_60ep.pth",
     "DETREG": "checkpoint_imagenet_detr.pth",
-    "DETREG_COCO": "detreg_coco_50ep.pth",
 }
 # In the place of `aligndet`: runs nothing, and says that all is complete. What it should import is written down.
 PRETENDED = """\

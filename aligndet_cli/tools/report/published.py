@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aligndet_cli.pretrain_box.recipes import DEFAULTS
 from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, SINGLE_SCALE, WIDE_SIDES
 from aligndet_cli.training.schedules import LENGTHS, steps_per_epoch
 from aligndet_cli.workspace import Artifact
@@ -76,6 +77,8 @@ _IMPORTED = {
     ("up-detr", None): "UP-DETR",
     ("detreg", 50): "DETReg",
 }
+# Batch size and short sides of DETReg's recipe.
+_DETREG = (192, DEFAULTS["detreg"]["views"]["short_side"])
 # Table 7: COCO, Mask R-CNN, ResNet-50, supervised. Boxes, then masks.
 _TABLE_7 = {
     ("1x", "plain"): (38.3, 58.0, 42.1, 34.3, 54.9, 36.6),
@@ -305,12 +308,18 @@ def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> s
     if "training" not in pretraining:  # imported
         is_theirs = pretraining["layout"] != "detreg" or not pretraining["detector"]["pre_norm"]
         return _IMPORTED.get((pretraining["layout"], start.result.get("epochs"))) if is_theirs else None
+    method = pretraining.get("method", "aligndet")
     batch_size = 64 if config["detector"]["family"] == "detr" else run.result["protocol"]["batch_size"]
-    sides = pretraining.get("views", {}).get("short_side", MULTI_SCALE)
-    is_usual = pretraining["training"]["batch_size"] == batch_size and pretraining.get("topk") is None
-    is_usual &= pretraining.get("method", "aligndet") == "aligndet"
-    if not is_usual or tuple(sides) != MULTI_SCALE or not _is_by_recipe(pretraining):
-        return None
+    changes = _changes_of_pretraining(config, pretraining, start)
+    if method == "aligndet" and _is_pretrained_at(pretraining, batch_size, MULTI_SCALE):
+        return changes[0] if len(changes) == 1 else None if changes else "AlignDet"
+    if method == "detreg" and _is_pretrained_at(pretraining, *_DETREG) and not pretraining["detector"]["pre_norm"]:
+        return None if changes else "DETReg"
+    return None
+
+
+def _changes_of_pretraining(config: dict[str, Any], pretraining: dict[str, Any], start: Artifact) -> list[str]:
+    """Return what is not as in most of the paper's pre-trainings; on fewer images it has no name in the paper."""
     length = _named_schedule(
         int(start.result["steps"]), int(pretraining["training"]["batch_size"]), int(start.result["images"])
     )
@@ -325,5 +334,12 @@ def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> s
     if length != ("50e" if config["detector"]["family"] == "detr" else "1x"):
         changes.append(f"length {length}")
     if int(start.result["images"]) < 0.95 * _COCO_TRAIN[1]:
-        return None
-    return changes[0] if len(changes) == 1 else None if changes else "AlignDet"
+        changes.append("fewer images")
+    return changes
+
+
+def _is_pretrained_at(pretraining: dict[str, Any], batch_size: int, sides: tuple[int, ...]) -> bool:
+    """Return True if the recipe decided on the rates and the proposals, and batch and short sides are these."""
+    own_sides = pretraining.get("views", {}).get("short_side", sides)
+    is_usual = pretraining["training"]["batch_size"] == batch_size and pretraining.get("topk") is None
+    return is_usual and tuple(own_sides) == tuple(sides) and _is_by_recipe(pretraining)
