@@ -106,6 +106,6 @@ if [[ -n "${SMOKE:-}" ]]; then
   weights=$smoke/imagenet.pt
   MOCO=$smoke/moco.pt PIXPRO=$smoke/pixpro.pt SWAV=$smoke/swav.pt SIMMIM=$smoke/simmim.pt SWIN_B=$smoke/swin_t.pt
   DENSECL=$smoke/densecl.pt DETCO=$smoke/detco.pt SLOTCON=$smoke/slotcon.pt
-  SOCO=$smoke/soco.pt SOCO_COCO=$smoke/soco_coco.pt
+  SWIN_L=$smoke/swin_t.pt SOCO=$smoke/soco.pt SOCO_COCO=$smoke/soco_coco.pt
   UP_DETR=$smoke/up_detr.pt DETREG=$smoke/detreg.pt
 fi

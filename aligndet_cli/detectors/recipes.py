@@ -8,12 +8,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from aligndet_cli.backbones import BackboneConfig, Family, MethodName, WeightsTraining
+from aligndet_cli.backbones import COMPOSITES, BackboneConfig, Family, MethodName, WeightsTraining
 from aligndet_cli.backbones.from_timm import facts_of
 from aligndet_cli.backbones.weights import training_shown_by
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.training.recipe import WIDE_SIDES, Freezing, Rates, Recipe, RecipeName, ScheduleName
+from aligndet_cli.training.recipe import (
+    CBNET_SIDES,
+    WARMUP_STEPS,
+    WIDE_SIDES,
+    Freezing,
+    Rates,
+    Recipe,
+    RecipeName,
+    ScheduleName,
+)
 
 # Families with the same pre-training: it leaves masks alone, as in the authors' Faster R-CNN.
 ALIKE = (("faster-rcnn", "mask-rcnn"), ("cascade-rcnn", "cascade-mask-rcnn", "htc"))
@@ -102,6 +111,26 @@ def _swin(recipe: Recipe) -> Recipe:
     )
 
 
+def _cbnet(recipe: Recipe) -> Recipe:
+    """Change a recipe for CBNet v2 of Swins.
+
+    Source: selfsup/cbv2.py and coco/cbnetv2_swin-L_8x2_1x_coco.py, whose neck has no norm; the name of the released run
+    after pre-training, whose batch is of 128 images. Its long sides and views are settings (examples/table03.sh).
+    """
+    swin = _swin(recipe)
+    plain = replace(swin.plain, origin="CBNet recipe", warmup_steps=WARMUP_STEPS, drops=())
+    finetune = replace(plain, lr=8e-4, weight_decay=2.5e-3, batch_size=128, origin="CBNet recipe after pre-training")
+    return replace(
+        swin,
+        pretrain=replace(plain, origin="CBNet pre-training recipe"),
+        finetune=finetune,
+        plain=plain,
+        policy="resize",
+        short_sides=CBNET_SIDES,
+        norms_in_neck=False,
+    )
+
+
 def _convnext(recipe: Recipe) -> Recipe:
     """Change a recipe for ConvNeXt, whose authors train detectors as Swin's do, and decay no biases.
 
@@ -156,6 +185,7 @@ _VARIANTS: dict[RecipeName, tuple[Callable[[Recipe], Recipe], tuple[str, ...]]] 
     "soco": (_soco, RCNN),
     "up-detr": (_up_detr, ("detr",)),
     "swin": (_swin, ("fcos", "retinanet", *RCNN)),
+    "cbnet": (_cbnet, ("fcos", "retinanet", *RCNN)),
     "simmim": (_simmim, RCNN),
     "convnext": (_convnext, ("fcos", "retinanet", *RCNN)),
     "vit": (_vit, ("fcos", "retinanet", *RCNN)),
@@ -274,5 +304,5 @@ def _fitting(family: str, backbone: BackboneConfig, training: WeightsTraining) -
     if its != "resnet" and name != "simmim":
         name = "default"
     if its in _OF_BACKBONE and (name == "default" or family not in RCNN):
-        name = _OF_BACKBONE[its]
+        name = "cbnet" if its == "swin" and backbone.name in COMPOSITES else _OF_BACKBONE[its]
     return name if name != "default" and family in _VARIANTS[name][1] else "default"

@@ -226,9 +226,10 @@ def _with_norms(
 ) -> DetectorConfig:
     """Return the detector with no norm left "auto", and with the norms in its heads that the recipe adds.
 
-    Source: AlignDet's fine-tuning configs, with batch norm in the neck. Norms that were asked for or inherited stay.
+    Source: AlignDet's fine-tuning configs, with batch norm in the neck but for CBNet. Norms that were asked for or
+    inherited stay.
     """
-    settled = settle_neck_norm(detector, "batch")
+    settled = settle_neck_norm(detector, "batch" if recipe.norms_in_neck else "none")
     has_own_heads = source is not None and source.stage != "pretrain-box"
     if not recipe.norms_in_heads or has_own_heads or "head_norm" in config.detector.model_fields_set:
         return settled

@@ -15,6 +15,7 @@ from aligndet_cli.data.folds import fraction_of
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
+from aligndet_cli.data.sides import fold_sides
 from aligndet_cli.data.stray import require_boxes
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors import Detector, DetectorConfig
@@ -323,7 +324,7 @@ def protocol_of(plan: Plan) -> dict[str, Any]:
         "steps": schedule.num_steps,
         "drop_steps": list(schedule.drop_steps),
         "policy": resolution.policy,
-        "short_sides": list(resolution.short_sides),
+        "short_sides": fold_sides(resolution.short_sides),
         "long_side": resolution.long_side,
     }
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import Frozen, Side
 from aligndet_cli.data.sample import Sample, mix_seed
+from aligndet_cli.data.sides import Sides, show_sides
 from aligndet_cli.data.transforms import Crop, ViewParams, crop_sample, draw_view, make_batch
 from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.training.learner import ViewLosses
@@ -28,8 +29,8 @@ class ResolutionConfig(Frozen):
     policy: Annotated[PolicyName | None, BeforeValidator(lambda value: None if value == "auto" else value)] = Field(
         None, description="Resizing in training; detr also crops, lsj jitters the scale (by recipe)."
     )
-    short_side: Annotated[tuple[Side, ...], Field(min_length=1)] | None = Field(
-        None, description="Short sides in pixels, one of which is drawn; tested at the largest (by recipe)."
+    short_side: Sides | None = Field(
+        None, description="Short sides in pixels (or 400..1400), one is drawn; tested at the largest (by recipe)."
     )
     long_side: Side = Field(1333, description="Largest long side in pixels.")
     jitter_side: Side | None = Field(None, description="Side in pixels of the squares that lsj trains on (1024).")
@@ -62,7 +63,7 @@ class Resolution:
 
     def describe(self) -> str:
         """Return the resolution in words."""
-        sides = f"short side {list(self.short_sides)}, long side {self.long_side}"
+        sides = f"short side {show_sides(self.short_sides)}, long side {self.long_side}"
         if self.policy == "lsj":
             jitter = f"large-scale jitter {JITTER[0]:g} to {JITTER[1]:g} on squares of {self.jitter_side}"
             return f"{jitter}; tested at short side {max(self.short_sides)}, long side {self.long_side}"

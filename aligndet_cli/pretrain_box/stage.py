@@ -12,6 +12,7 @@ from aligndet_cli.backbones import BackboneWeights
 from aligndet_cli.backbones.weights import find_backbone_weights, require_trained
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import SampleStream
+from aligndet_cli.data.sides import show_sides
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import RCNN, recipe_for, told_training, weights_kind
@@ -176,7 +177,9 @@ def describe(plan: Plan) -> dict[str, Any]:
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "
         f"backbone {_fate_of_backbone(config)}",
         **told,
-        "views": told.get("views", f"short side {list(config.views.short_side)}, long side {config.views.long_side}"),
+        "views": told.get(
+            "views", f"short side {show_sides(config.views.short_side)}, long side {config.views.long_side}"
+        ),
         "recipe": f"{plan.recipe.name} ({'given' if config.recipe else 'by detector, backbone and its weights'})",
         **describe_settings(config.training, plan.recipe.pretrain, plan.settings, plan.devices),
     }

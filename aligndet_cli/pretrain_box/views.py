@@ -7,6 +7,7 @@ from pydantic import Field
 
 from aligndet_cli.config import Frozen, Side
 from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.sides import Sides
 from aligndet_cli.data.transforms import ViewParams, draw_view
 
 VIEWS = (1, 2)
@@ -16,10 +17,9 @@ class ViewsConfig(Frozen):
     """Resolution of the views."""
 
     # AlignDet §4.1; coco_soft-teacher.py
-    short_side: tuple[Side, ...] = Field(
+    short_side: Sides = Field(
         (640, 672, 704, 736, 768, 800),
-        min_length=1,
-        description="Short sides in pixels, one of which is drawn for each view.",
+        description="Short sides in pixels (or 400..1400), one of which is drawn for each view.",
     )
     long_side: Side = Field(1333, description="Largest long side in pixels.")
 

@@ -12,6 +12,7 @@ RecipeName = Literal[
     "soco",
     "up-detr",
     "swin",
+    "cbnet",
     "simmim",
     "convnext",
     "vit",
@@ -26,6 +27,7 @@ REFERENCE_BATCH = 16
 # Short sides of training images to draw from, in pixels.
 SINGLE_SCALE = (800,)  # supervised backbones: the authors' coco/*_1x_coco.py
 MULTI_SCALE = (640, 672, 704, 736, 768, 800)  # self-supervised backbones: their coco/*_mstrain_1x_coco.py
+CBNET_SIDES = tuple(range(400, 1401))  # CBNet v2: their coco/cbnetv2_swin-L_8x2_1x_coco.py
 WIDE_SIDES = (480, 512, 544, 576, 608, *MULTI_SCALE)  # Pascal VOC: their voc0712.py; and DETR's crops
 
 
@@ -105,6 +107,7 @@ class Recipe:
         name: of this recipe, see `detectors/recipes.py`.
         policy: of resizing and cropping in fine-tuning, see `finetune/views.py`.
         norms_in_heads: fine-tuning adds batch norm to heads that were pre-trained without a norm.
+        norms_in_neck: likewise to the neck.
     """
 
     pretrain: Rates
@@ -121,3 +124,4 @@ class Recipe:
     name: RecipeName = "default"
     policy: PolicyName = "resize"
     norms_in_heads: bool = False
+    norms_in_neck: bool = True

@@ -35,6 +35,14 @@ TABLE = [
     (MaskRCNNConfig(), "resnet50", "MoCo", "moco-v2", [(0.02, 1e-4, *SGD), (0.02, 5e-6, *SGD), (0.02, 1e-4, *SGD)]),
     (FasterRCNNConfig(), "resnet50", "PixPro", "pixpro", [(0.02, 1e-4, *SGD), (0.02, 5e-6, *SGD), (0.02, 1e-4, *SGD)]),
     (MaskRCNNConfig(), "resnet50", "SwAV", "swav", [(0.02, 1e-4, *SGD), (0.03, 5e-6, *SGD), (0.02, 1e-4, *SGD)]),
+    (
+        HTCConfig(),
+        "cb-swin_l",
+        None,
+        "cbnet",
+        [(1e-4, 5e-2, *ADAMW), (8e-4, 2.5e-3, 128, "adamw", "1x"), (1e-4, 5e-2, *ADAMW)],
+    ),
+    (HTCConfig(), "cb-resnet50", None, "default", [(0.02, 1e-4, *SGD), (0.03, 5e-5, *SGD), (0.02, 1e-4, *SGD)]),
     (MaskRCNNConfig(), "swin_t", None, "swin", [(1e-4, 5e-2, *ADAMW), (1e-4, 2e-2, *ADAMW), (1e-4, 5e-2, *ADAMW)]),
     (
         RetinaNetConfig(),
@@ -94,7 +102,7 @@ def test_rates(detector: DetectorConfig, backbone_name: str, layout: str | None,
     assert recipe.name == name
     assert [numbers(rates) for rates in every(recipe)] == rows
     assert recipe.norms_in_heads == (name in ("moco-v2", "pixpro", "swav"))
-    assert {rates.decays_norms for rates in every(recipe)} == {name not in ("swin", "simmim", "convnext")}
+    assert {rates.decays_norms for rates in every(recipe)} == {name not in ("swin", "cbnet", "simmim", "convnext")}
     assert {rates.bias_decay_scale for rates in every(recipe)} == {
         0.0 if name == "convnext" else 1.0
     } or name == "default"
@@ -118,6 +126,13 @@ def test_what_else_the_table_says() -> None:
         swin = recipe_of(MaskRCNNConfig(), "swin_b", layout)
         assert [rates.warmup_steps for rates in every(swin)] == [1000, 1000, 1000]
         assert swin.freezing == NOTHING
+
+
+def test_cbnet_has_sides_of_a_range_and_no_norm_in_its_neck() -> None:
+    recipe = recipe_of(HTCConfig(), "cb-swin_l", None)
+    assert recipe.short_sides == tuple(range(400, 1401)) and not recipe.norms_in_neck
+    assert [rates.warmup_steps for rates in every(recipe)] == [500, 500, 500] and recipe.freezing == NOTHING
+    assert build_schedule("1x", recipe.plain, num_images=16, batch_size=16).drop_steps == (8, 11)
 
 
 def test_swin_drops_later_than_simmim() -> None:

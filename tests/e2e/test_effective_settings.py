@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from aligndet_cli.backbones import BackboneConfig, BackboneWeights, find_backbone_weights
+from aligndet_cli.backbones import BackboneConfig, BackboneWeights, build_backbone, find_backbone_weights
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors.checkpoint import DetectorFile, write_detector
@@ -56,6 +56,13 @@ def tensors_of(name: str) -> dict[str, Tensor]:
     return {key: torch.zeros(()).expand(value.shape) for key, value in state.items()}
 
 
+def swin_l_tensors() -> dict[str, Tensor]:
+    """As `tensors_of`; torchvision has no Swin-L."""
+    with torch.device("meta"):
+        state = build_backbone(BackboneConfig(name="swin_l")).torchvision_state()
+    return {key: torch.zeros(()).expand(value.shape) for key, value in state.items()}
+
+
 def prefixed(tensors: dict[str, Tensor], prefix: str, *others: str) -> dict[str, Tensor]:
     beside = dict.fromkeys(others, torch.zeros(1))
     body = {f"{prefix}{name}": value for name, value in tensors.items() if not name.startswith(("fc.", "head."))}
@@ -84,6 +91,8 @@ def write_weights(folder: Path) -> None:
     torch.save(prefixed(resnet, "module.", "module.prototypes.weight"), folder / FILES["SWAV"])
     torch.save({"model": prefixed(swin, "encoder.", "encoder.mask_token")}, folder / FILES["SIMMIM"])
     torch.save({"model": {**swin, "head.weight": torch.zeros(1).expand(21841, 1024)}}, folder / FILES["SWIN_B"])
+    large = official_swin(swin_l_tensors())
+    torch.save({"model": {**large, "head.weight": torch.zeros(1).expand(21841, 1536)}}, folder / FILES["SWIN_L"])
     torch.save({"state_dict": prefixed(resnet, "backbone.", "encoder_q.0.conv1.weight")}, folder / FILES["DENSECL"])
     torch.save({"state_dict": prefixed(resnet, "module.encoder_q.")}, folder / FILES["DETCO"])
     torch.save({"model": prefixed(resnet, "module.encoder_k.", "module.grouping_k.weight")}, folder / FILES["SLOTCON"])

@@ -25,6 +25,7 @@ FILES = {
     "SWAV": "swav_800ep_pretrain.pth.tar",
     "SIMMIM": "simmim_pretrain__swin_base__img192_window6__800ep.pth",
     "SWIN_B": "swin_base_patch4_window7_224_22k.pth",
+    "SWIN_L": "swin_large_patch4_window7_224_22k.pth",
     "DENSECL": "densecl_r50_imagenet_200ep.pth",
     "DETCO": "detco_200ep.pth",
     "SLOTCON": "slotcon_coco_r50_800ep.pth",

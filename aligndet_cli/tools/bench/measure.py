@@ -25,6 +25,7 @@ from aligndet_cli.data.loaders import BoxSource, LabelBoxes, SampleStream, batch
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.sides import Sides
 from aligndet_cli.detectors import DetectorConfig, settle_neck_norm
 from aligndet_cli.detectors.recipes import RCNN, recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
@@ -69,8 +70,8 @@ class BenchConfig(StageConfig):
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
     batch_size: int = Field(REFERENCE_BATCH, ge=1, description="Images per step on one device.")
-    short_side: tuple[Side, ...] | None = Field(
-        None, min_length=1, description="Short sides in pixels, one of which is drawn (the stages')."
+    short_side: Sides | None = Field(
+        None, description="Short sides in pixels (or 400..1400), one of which is drawn (the stages')."
     )
     long_side: Side = Field(1333, description="Largest long side in pixels.")
     num_proposals: int = Field(30, ge=0, description="Proposals per image in pre-training.")
@@ -124,6 +125,11 @@ class _Plan:
         return resolve_settings(training, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
 
     @property
+    def short_sides(self) -> tuple[int, ...]:
+        of_recipe = self.recipe.short_sides if self.stage == "finetune" else None
+        return self.config.short_side or of_recipe or MULTI_SCALE
+
+    @property
     def num_classes(self) -> int:
         if self.stage == "finetune":
             return len(self.image_set.categories)
@@ -143,8 +149,8 @@ class _Plan:
             assert isinstance(built, TwoViews), "AlignDet is the default"
             return built
         sides = ResolutionConfig(short_side=config.short_side, long_side=config.long_side)
-        resolution = resolve_resolution(sides, self.recipe.policy, MULTI_SCALE)
-        detector = settle_neck_norm(config.detector, "batch")
+        resolution = resolve_resolution(sides, self.recipe.policy, self.short_sides)
+        detector = settle_neck_norm(config.detector, "batch" if self.recipe.norms_in_neck else "none")
         return build_views(detector, config.backbone, self.num_classes, resolution, config.seed)
 
 
@@ -207,7 +213,7 @@ def _check_need(plan: _Plan, need: Need, devices: Devices) -> None:
 def _check_memory(plan: _Plan, devices: Devices) -> None:
     """Make sure that steps fit into the memory of this machine."""
     config, images = plan.config, plan.image_set
-    largest = config.model_copy(update={"short_side": (max(config.short_side or MULTI_SCALE),)})
+    largest = config.model_copy(update={"short_side": (max(plan.short_sides),)})
     is_pretraining = plan.stage == "pretrain-box"
     trial = Trial(
         build=partial(

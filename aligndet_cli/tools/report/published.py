@@ -1,8 +1,8 @@
 """The paper's numbers, and the choice of those that a run is compared with.
 
-Source: Li et al., AlignDet, ICCV 2023, tables 2 to 13, in percent. Left out: CBNet v2 (table 3, not a detector here),
-the supervised backbone of table 5 (another recipe than that of tables 2 and 7), and the ImageNet subset of table 8
-(nothing in a run tells which images it was).
+Source: Li et al., AlignDet, ICCV 2023, tables 2 to 13, in percent. Left out: the supervised backbone of
+table 5 (another recipe than that of tables 2 and 7), and the ImageNet subset of table 8 (nothing in a run tells which
+images it was).
 """
 
 import functools
@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aligndet_cli.data.sides import fold_sides
 from aligndet_cli.pretrain_box.recipes import DEFAULTS
-from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, SINGLE_SCALE, WIDE_SIDES
+from aligndet_cli.training.recipe import CBNET_SIDES, MULTI_SCALE, REFERENCE_BATCH, SINGLE_SCALE, WIDE_SIDES
 from aligndet_cli.training.schedules import LENGTHS, steps_per_epoch
 from aligndet_cli.workspace import Artifact
 
@@ -29,7 +30,7 @@ _TABLE_2 = {
     ("detr", "50e"): ((7.6, 18.9, 24.1, 29.7, 35.0), (11.2, 21.4, 26.1, 30.9, 37.3)),
     ("detr", "100e"): ((7.7, 19.5, 25.0, 30.4, 38.4), (10.7, 21.2, 26.0, 31.2, 39.0)),
 }
-# Table 3: COCO, Mask R-CNN. Box and mask AP: without, with.
+# Table 3: COCO, Mask R-CNN, and HTC on CBNet v2. Box and mask AP: without, with.
 _TABLE_3 = {
     ("mobilenet_v2", "supervised", "1x"): ((30.1, 27.2), (31.3, 27.9)),
     ("resnet18", "supervised", "1x"): ((34.5, 31.1), (35.7, 31.9)),
@@ -37,6 +38,7 @@ _TABLE_3 = {
     ("swin_s", "supervised", "3x"): ((48.2, 43.2), (49.1, 43.4)),
     ("swin_b", "supervised", "1x"): ((48.8, 43.1), (49.6, 43.6)),
     ("swin_b", "simmim", "3x"): ((51.0, 45.1), (51.6, 45.8)),
+    ("cb-swin_l", "supervised", "1x"): ((57.3, 49.7), (57.8, 50.1)),
 }
 # Table 4: VOC 07 test, ResNet-50, supervised, pre-trained on COCO. AP, AP50, AP75: without, with.
 _TABLE_4 = {
@@ -103,6 +105,9 @@ _ABLATIONS = {
     ("13", "retinanet", "length 3x"): (37.0, 56.1, 39.5, 20.4, 40.6, 48.7),
 }
 
+_CBNET = "cb-swin_l"
+_CBNET_SIDES = tuple(fold_sides(CBNET_SIDES))
+_CBNET_BATCHES = {"plain": REFERENCE_BATCH, "AlignDet": 128}  # of fine-tuning
 _BOX = ("AP", "AP50", "AP75")
 _SIZES = (*_BOX, "APs", "APm", "APl")
 _MASK = ("mask_AP", "mask_AP50", "mask_AP75")
@@ -173,7 +178,8 @@ def _table_2() -> Iterator[_Entry]:
 def _pairs() -> Iterator[_Entry]:
     for place, variant in enumerate(_PAIR):
         for (backbone, weights, schedule), both in _TABLE_3.items():
-            one = replace(_r50("mask-rcnn", schedule, variant, weights=weights), backbone=backbone)
+            detector = "htc" if backbone == _CBNET else "mask-rcnn"
+            one = replace(_r50(detector, schedule, variant, weights=weights), backbone=backbone)
             yield "3", one, ("AP", "mask_AP"), both[place]
         for (detector, schedule), threes in _TABLE_4.items():
             yield "4", replace(_r50(detector, schedule, variant), data="voc"), _BOX, threes[place]
@@ -276,7 +282,8 @@ def _settings_of(protocol: dict[str, Any]) -> tuple[Any, ...]:
 def _published_settings(one: Experiment) -> tuple[Any, ...]:
     """Return the settings that `_settings_of` returns for a run of an experiment of the paper."""
     recipe, batch_size, policy = "default", REFERENCE_BATCH, "resize"
-    sides: tuple[int, ...] = SINGLE_SCALE
+    sides: tuple[int | str, ...] = SINGLE_SCALE
+    long_side = 1333
     drops = _DROPS[one.schedule]
     if one.weights in ("moco", "pixpro", "swav", "soco"):
         sides = MULTI_SCALE
@@ -285,6 +292,9 @@ def _published_settings(one: Experiment) -> tuple[Any, ...]:
     if one.backbone.startswith("swin"):
         recipe, policy, sides = "swin", "detr", WIDE_SIDES
         drops = (27 / 36, 33 / 36) if one.schedule == "3x" else drops
+    if one.backbone == _CBNET:
+        recipe, policy, sides, long_side = "cbnet", "resize", _CBNET_SIDES, 1600
+        batch_size = _CBNET_BATCHES.get(one.variant, REFERENCE_BATCH)
     if one.weights == "simmim":
         recipe, batch_size, policy, sides, drops = "simmim", 32, "lsj", SINGLE_SCALE, _DROPS[one.schedule]
     if one.weights == "soco":
@@ -295,7 +305,7 @@ def _published_settings(one: Experiment) -> tuple[Any, ...]:
     if one.data == "voc":
         policy, sides = "resize", WIDE_SIDES
         drops = (70 / 100,) if one.detector == "detr" else drops
-    return recipe, batch_size, policy, (sides, 1333), tuple(round(drop, 3) for drop in drops)
+    return recipe, batch_size, policy, (sides, long_side), tuple(round(drop, 3) for drop in drops)
 
 
 def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> str | None:
@@ -309,9 +319,8 @@ def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> s
         is_theirs = pretraining["layout"] != "detreg" or not pretraining["detector"]["pre_norm"]
         return _IMPORTED.get((pretraining["layout"], start.result.get("epochs"))) if is_theirs else None
     method = pretraining.get("method", "aligndet")
-    batch_size = 64 if config["detector"]["family"] == "detr" else run.result["protocol"]["batch_size"]
     changes = _changes_of_pretraining(config, pretraining, start)
-    if method == "aligndet" and _is_pretrained_at(pretraining, batch_size, MULTI_SCALE):
+    if method == "aligndet" and _is_pretrained_at(pretraining, *_usual_pretraining(run)):
         return changes[0] if len(changes) == 1 else None if changes else "AlignDet"
     if method == "detreg" and _is_pretrained_at(pretraining, *_DETREG) and not pretraining["detector"]["pre_norm"]:
         return None if changes else "DETReg"
@@ -338,7 +347,15 @@ def _changes_of_pretraining(config: dict[str, Any], pretraining: dict[str, Any],
     return changes
 
 
-def _is_pretrained_at(pretraining: dict[str, Any], batch_size: int, sides: tuple[int, ...]) -> bool:
+def _usual_pretraining(run: Artifact) -> tuple[int, tuple[int | str, ...]]:
+    """Return the paper's batch size, and short sides of views, in the pre-training that a run starts from."""
+    protocol = run.result["protocol"]
+    if protocol["recipe"] == "cbnet":
+        return REFERENCE_BATCH, _CBNET_SIDES
+    return 64 if run.config()["detector"]["family"] == "detr" else protocol["batch_size"], MULTI_SCALE
+
+
+def _is_pretrained_at(pretraining: dict[str, Any], batch_size: int, sides: tuple[int | str, ...]) -> bool:
     """Return True if the recipe decided on the rates and the proposals, and batch and short sides are these."""
     own_sides = pretraining.get("views", {}).get("short_side", sides)
     is_usual = pretraining["training"]["batch_size"] == batch_size and pretraining.get("topk") is None

@@ -160,6 +160,7 @@ def test_numbers_are_the_papers() -> None:
     assert gain("AP", "coco", "fcos", "resnet50", "supervised", "12k", 100) == 5.3
     assert gain("AP", "coco", "mask-rcnn", "resnet50", "supervised", "12k", 20) == 3.6
     assert gain("AP", "coco", "detr", "resnet50", "supervised", "100e", 10) == 1.0
+    assert gain("AP", "coco", "htc", "cb-swin_l", "supervised", "1x", 100) == 0.5
     assert gain("mask_AP", "coco", "mask-rcnn", "swin_b", "simmim", "3x", 100) == 0.7
     assert gain("AP75", "voc", "faster-rcnn", "resnet50", "supervised", "12k", 100) == 6.5
     assert gain("mask_AP50", "coco", "mask-rcnn", "resnet50", "supervised", "2x", 100) == 1.0
