@@ -18,15 +18,18 @@ from aligndet_cli.detectors.detr import DETR
 from aligndet_cli.detectors.parts.transformer import encode_position
 from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.finetune.transfer import MODULE_NAMES, modules_to_restart, transfer
+from aligndet_cli.tools.conversion import published_detectron2
 from aligndet_cli.tools.conversion.categories import COCO_BY_ID
 from aligndet_cli.tools.conversion.convert import Converted, convert
 from aligndet_cli.tools.conversion.exporting import mmdet_checkpoint
 from aligndet_cli.tools.conversion.reading import Checkpoint
+from aligndet_cli.tools.conversion.rules import translate
 from helpers.commandline import aligndet
 from helpers.plain_transformer import compose
 from helpers.published_files import DETR as DETR_SIZE
 from helpers.published_files import RCNN as RCNN_SIZE
 from helpers.published_files import detr_tensors, soco_tensors
+from helpers.small_detectors import build as build_detector
 
 FILE = Path("some.pth")
 Tensors = dict[str, Tensor]
@@ -171,6 +174,23 @@ def test_what_soco_has_not_pretrained_starts_fresh(tmp_path: Path) -> None:
     write_detector(tmp_path / "weights.pt", content)
     with pytest.raises(WeightsError, match="has no score for objects without classes"):
         load_finder(tmp_path / "weights.pt")
+
+
+def test_a_mask_rcnn_that_soco_finetuned_with_detectron2() -> None:
+    """Its published `model_final.pth` has batch norm in pyramid, box head and mask head, and RGB images."""
+    model = build_detector("mask-rcnn")
+    state = model.state_dict()
+    assert (model.config.neck_norm, model.config.head_norm) == ("batch", "batch")
+    tensors = {translate(name, published_detectron2.RULES["mask-rcnn"], to_ours=False): t for name, t in state.items()}
+    parts = ("backbone.fpn_lateral2", "roi_heads.box_head.conv1", "roi_heads.mask_head.mask_fcn1")
+    assert {f"{part}.norm.running_var" for part in parts} <= tensors.keys()
+    tensors["pixel_mean"] = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
+    tensors["pixel_std"] = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
+    again = convert(Checkpoint(FILE, tensors, {}))
+    assert (again.layout, again.stage, list(again.left_out)) == ("detectron2", "finetune", ["pixel_mean", "pixel_std"])
+    assert again.detector == model.config and not again.backbone.stride_in_1x1
+    for name, value in state.items():
+        torch.testing.assert_close(again.state_dict[name], value, rtol=1e-6, atol=0)
 
 
 # ---- DETRs ----
