@@ -33,15 +33,8 @@ from aligndet_cli.files import (
 FORMAT_VERSION = 1
 _FROM_IMAGES = ("pretrain-image", "proposals")  # stages that are told where the data is
 _PACKAGES = (
-    "aligndet",
-    "torch",
-    "torchvision",
-    "numpy",
-    "numba",
-    "opencv-contrib-python-headless",
-    "scikit-learn",
-    "pycocotools",
-    "hotcoco",
+    *("aligndet", "torch", "torchvision", "numpy", "numba", "opencv-contrib-python-headless"),
+    *("scikit-learn", "pycocotools", "hotcoco"),
 )
 
 

@@ -270,10 +270,7 @@ def _summary(
     other_values = {pair: run.numbers[metric] for pair, run in (others or {}).items()}
     differences = [value - other for pair, value in values.items() if (other := other_values.get(pair)) is not None]
     mean, std = _mean_and_std(list(values.values()))
-    delta = None
-    if differences:
-        delta = _delta(differences)
-    return Summary(mean, std, len(values), delta, published)
+    return Summary(mean, std, len(values), _delta(differences) if differences else None, published)
 
 
 def _delta(differences: list[float]) -> Delta:
@@ -391,11 +388,8 @@ def _numbers(evaluation: Artifact, metrics: Sequence[str]) -> dict[str, float | 
 def _schedule(config: dict[str, Any], run: Artifact) -> str:
     """Return the length of a training, with the batch size if it is not the paper's."""
     training = config["training"]
-    length = f"{run.result['steps']} steps"
-    if training["schedule"] is not None:
-        length = str(training["schedule"])
-    elif training["epochs"] is not None:
-        length = f"{training['epochs']} epochs"
+    epochs = training["epochs"]
+    length = training["schedule"] or (f"{run.result['steps']} steps" if epochs is None else f"{epochs} epochs")
     return length if training["batch_size"] == 16 else f"{length} of {training['batch_size']}"
 
 
