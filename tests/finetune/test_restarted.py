@@ -61,3 +61,21 @@ def test_everything_else_arrives(family: str, tmp_path: Path) -> None:
     assert {key for part in report.modules.values() for key in part.restarted} == RESTARTED[family]
     assert report.share == 1.0
     assert not any(part.missing or part.mismatched for part in report.modules.values())
+
+
+def test_both_linked_backbones_arrive(tmp_path: Path) -> None:
+    both = BackboneConfig(name="cb-resnet18")
+    config = settle_neck_norm(SMALL["cascade-rcnn"], "none")
+    torch.manual_seed(0)
+    pretrained = config.build(build_backbone(both), 1)
+    save_detector(tmp_path / "weights.pt", pretrained, stage="pretrain-box", configs=(config, both))
+    source = read_detector(tmp_path / "weights.pt")
+    torch.manual_seed(1)
+    model = config.build(build_backbone(both), len(CATEGORIES))
+    restart = modules_to_restart(model, source, CATEGORIES, keep_box_predictor=True)
+    report = transfer(model, source.state_dict, modules=parse_modules(["neck", "rpn", "head"]), restart=restart)
+    assert {key for part in report.modules.values() for key in part.restarted} == CLASSES_OF_CASCADE
+    assert report.share == 1.0
+    of_backbone = [name for name in model.state_dict() if name.startswith("backbone.")]
+    assert {name.split(".")[1] for name in of_backbone} == {"assistant", "lead", "links"}
+    assert all(torch.equal(model.state_dict()[name], pretrained.state_dict()[name]) for name in of_backbone)
