@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aligndet_cli.backbones import Backbone, WeightsTraining, build_backbone, load_backbone_weights
+from aligndet_cli.backbones.build import require_single
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.detectors import Detector, DetectorConfig, settle_neck_norm
 from aligndet_cli.errors import ConfigError
@@ -125,11 +126,12 @@ class Method(ABC):
 
 
 def require_family(config: PretrainBoxConfig, families: Sequence[str]) -> None:
-    """Make sure that the method can train the detector.
+    """Make sure that the method can train the detector, on a backbone that is no composite.
 
     Raises:
         ConfigError: it cannot.
     """
+    require_single(config.backbone.name, f"--method {config.method}")
     family = config.detector.family
     if family not in families:
         raise ConfigError(f"--method {config.method}: is for {', '.join(families)}, not for {family}")

@@ -39,6 +39,14 @@ def test_settings_without_effect_are_refused(method: str) -> None:
             METHODS[method].check(config_of(method, family, **views, **{setting: IDLE[setting]}))
 
 
+@pytest.mark.parametrize(("method", "family"), [("soco", "faster-rcnn"), ("detreg", "detr"), ("up-detr", "detr")])
+def test_those_that_would_train_a_lead_alone_refuse_two_linked_backbones(method: str, family: str) -> None:
+    said = f"^--method {method}: cb-resnet18 is two of resnet18, give --backbone resnet18$"
+    with pytest.raises(ConfigError, match=said):
+        METHODS[method].check(config_of(method, family, backbone={"name": "cb-resnet18"}))
+    METHODS["classes"].check(config_of("classes", family, backbone={"name": "cb-resnet18"}))
+
+
 def test_clusters_are_for_classes_and_for_aligndet_in_detr() -> None:
     wanted = {(method, family) for method in METHODS for family in ("detr", "fcos")}
     found = {one for one in wanted if config_of(*one).needs_clusters}
