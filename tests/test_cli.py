@@ -548,7 +548,7 @@ def test_exit_codes_are_in_the_help() -> None:
         (["export", "--to", ""], ["mmdet", "torchvision", "onnx"]),
         (["config", "show", "f"], ["finetune"]),
         (["figures", "--run", ""], ["retinanet-resnet18-val", "retinanet-resnet18"]),
-        (["import-weights", "--from", "det"], ["detectron2", "detr"]),
+        (["import-weights", "--from", "det"], ["detectron2", "detr", "detreg"]),
         (["report", "--format", "c"], ["csv"]),
         (["finetune", "--policy", ""], ["resize", "detr", "lsj", "auto"]),
     ],
