@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import Floats, Ints, compiled
+from aligndet_cli.compiling import Floats, Ints, compiled
 from aligndet_cli.proposals.regions import Regions
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import Floats, compiled
+from aligndet_cli.compiling import Floats, compiled
 from aligndet_cli.proposals.grouping import Groups
 
 _SAME = 0.7  # least IoU of two boxes that count as the same find

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndet_cli.artifacts.proposals import ProposalStore
+from aligndet_cli.compiling import compiled
 from aligndet_cli.data.dataset import ImageSet, positions_of
-from aligndet_cli.proposals.compiling import compiled
 from aligndet_cli.proposals.filters import areas_of, has_allowed_size, pairwise_intersection, pairwise_iou
 
 BUDGETS = (1, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 140, 200, 300, 500, 700, 1000)

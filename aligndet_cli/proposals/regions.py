@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import Floats, compiled
+from aligndet_cli.compiling import Floats, compiled
 
 # Histograms are integers in units of 1 / 2**14, so that sums are exact in any order and on any processor.
 HISTOGRAM_UNIT = 2**14

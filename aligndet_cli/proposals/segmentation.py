@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import Floats, Ints, compiled
+from aligndet_cli.compiling import Floats, Ints, compiled
 
 Pixels = TypeVar("Pixels", NDArray[np.float32], NDArray[np.float64])
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndet_cli.proposals.compiling import Floats, Ints, compiled
+from aligndet_cli.compiling import Floats, Ints, compiled
 from aligndet_cli.proposals.grouping import Mix, group
 from aligndet_cli.proposals.regions import Regions, measure
 from aligndet_cli.proposals.segmentation import segment_exactly

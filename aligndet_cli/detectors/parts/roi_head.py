@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.fpn import conv_tower
 from aligndet_cli.detectors.parts.matching import match_by_iou
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
+from aligndet_cli.detectors.parts.roi_gradient import roi_align
 from aligndet_cli.detectors.parts.rpn import STRIDES
 from aligndet_cli.detectors.parts.sampling import Sampling, sample_positives_first
 

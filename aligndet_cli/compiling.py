@@ -1,4 +1,4 @@
-"""The decorator that compiles loops over pixels and regions; the only module that knows numba."""
+"""The decorator that compiles loops over pixels, regions and RoIs; the only module that knows numba."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
