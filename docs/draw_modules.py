@@ -27,7 +27,7 @@ FLOORS = (
     ("artifacts",),
     ("data",),
     ("processes",),
-    ("plotting", "drawing", "tables", "flags", "arrays", "hub"),
+    ("plotting", "drawing", "tables", "flags", "arrays", "compiling", "hub"),
     ("workspace", "fonts"),
     ("config", "logs", "files", "cards"),
     ("config_errors",),
