@@ -157,7 +157,11 @@ def _build_evaluator(dataset: dict[str, Any], predictions: Sequence[Mapping[str,
     """Return the `COCOeval` of hotcoco or pycocotools, with the same attributes."""
     data_class, evaluator_class = _classes_for(dataset)
     truth = data_class()
-    truth.dataset = dataset
+    # Without names, since hotcoco cannot take all that Python can write.
+    truth.dataset = {
+        **dataset,
+        "categories": [{"id": one["id"], "name": str(one["id"])} for one in dataset["categories"]],
+    }
     truth.createIndex()
     # With both keys pycocotools would take a mask's size from its box.
     unused = "bbox" if iou_type == "segm" else "segmentation"
@@ -166,7 +170,7 @@ def _build_evaluator(dataset: dict[str, Any], predictions: Sequence[Mapping[str,
         found = truth.loadRes(entries)
     else:  # `loadRes` looks at the first entry
         found = data_class()
-        found.dataset = {**dataset, "annotations": []}
+        found.dataset = {**truth.dataset, "annotations": []}
         found.createIndex()
     return evaluator_class(truth, found, iou_type)
 
