@@ -22,7 +22,7 @@ PATHS = {
     "pretrain-image": (*DATA, "backbone.weights"),
     "proposals": (*DATA, "import_file", "export_file", "cue_weights"),
     "cluster": (*DATA, "import_file", "backbone.weights"),
-    "pretrain-box": (*DATA, "backbone.weights"),
+    "pretrain-box": (*DATA, "backbone.weights", "embedder"),
     "finetune": (*DATA, "backbone.weights", "init"),
     "evaluate": DATA,
 }
