@@ -106,7 +106,8 @@ def test_gradients_that_alone_are_not_finite_are_told(workspace: Path, toy: Path
 def test_a_bad_image_is_told_from_bad_weights(
     stage: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
 ) -> None:
-    views = import_module(f"aligndet_cli.{stage.replace('-', '_')}.views")
+    name = {"pretrain-box": "pretrain_box.methods.aligndet"}.get(stage, f"{stage.replace('-', '_')}.views")
+    views = import_module(f"aligndet_cli.{name}")
     original = views.make_batch
 
     def with_nan(samples: Sequence[Sample], *rest: Any, **named: Any) -> Any:

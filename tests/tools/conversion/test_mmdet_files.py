@@ -125,6 +125,8 @@ REFUSED = [(family, path) for family, paths in NEEDS.items() for path in paths]
 def test_settings_that_ours_lack_are_refused_by_name(version: str, family: str, path: str) -> None:
     right = NEEDS[family][path]
     for value in right:
+        if path.endswith("operation_order") and value[0] == "norm":
+            continue  # norms first, which this file's tensors are not: see test_pretraining.py
         told = {SHARED[family][path]: value} if path in SHARED[family] else {}
         expected = CONFIGS[family].model_copy(update=told)
         assert imported(family, meta_of(version, tree(path, value))).detector == expected
