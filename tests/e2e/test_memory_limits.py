@@ -71,7 +71,8 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_run_and_auto_takes_it_a
 
 def test_bench_is_refused_like_the_stages(toy: Path) -> None:
     code, lines = limited(900, "bench", toy, *LARGE, "--accelerator", "cpu", "--stage", "finetune")
-    assert code == 1 and lines[-1].startswith("error: finetune: a step with 16 images of 320x533 needs at least "), lines
+    told = "error: finetune: a step with 16 images of 320x533 needs at least "
+    assert code == 1 and lines[-1].startswith(told), lines
     assert "use --batch-size" in lines[-1] and "--accumulate" not in lines[-1]
 
 
