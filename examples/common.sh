@@ -19,11 +19,12 @@ voc=$(realpath -m "${VOC:-VOCdevkit}")
 imagenet=$(realpath -m "${IMAGENET:-imagenet}")
 backbone=resnet50
 weights=IMAGENET1K_V1
-starts='[[starts]]
+plain='[[starts]]
 label = "backbone only"
-init = "backbone"
+init = "backbone"'
+starts="$plain
 [[starts]]
-label = "AlignDet"'
+label = \"AlignDet\""
 
 # Ends the script where a data set is missing: needs COCO VOC IMAGENET.
 needs() {

@@ -43,11 +43,7 @@ if weights=$(weights_of Swin-L "${SWIN_L:-swin_large_patch4_window7_224_22k.pth}
   study "$table-cbnet-1x" <<EOF
 data = "$coco"
 detectors = ["htc"]
-[[starts]]
-label = "backbone only"
-init = "backbone"
-[[starts]]
-label = "AlignDet"
+$starts
 finetune = { "training.batch_size" = $(pick 128 2) }
 [settings.pretrain-box]
 "training.batch_size" = $(pick 16 2)

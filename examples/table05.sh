@@ -29,9 +29,6 @@ $([[ $1 != detco ]] || echo '"backbone.method" = "self-supervised"') # its layou
 EOF
 }
 
-plain='[[starts]]
-label = "backbone only"
-init = "backbone"'
 run moco "${MOCO:-moco_v2_800ep_pretrain.pth.tar}"
 run pixpro "${PIXPRO:-pixpro_base_r50_400ep_md5_919c6612.pth}"
 run swav "${SWAV:-swav_800ep_pretrain.pth.tar}"

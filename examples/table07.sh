@@ -20,9 +20,7 @@ for schedule in $(pick "3x 4x" 4x); do
   study "$table-$schedule" <<EOF
 data = "$coco"
 detectors = ["mask-rcnn"]
-[[starts]]
-label = "backbone only"
-init = "backbone"
+$plain
 [settings.finetune]
 $(schedule "$schedule")
 EOF

@@ -17,7 +17,7 @@ from aligndet_cli.backbones.efficientnet import build_efficientnet
 from aligndet_cli.backbones.efficientnet_lite import SIZES as LITE_SIZES
 from aligndet_cli.backbones.efficientnet_lite import build_efficientnet_lite
 from aligndet_cli.backbones.from_timm import build_timm, is_of_timm
-from aligndet_cli.backbones.interface import Backbone, Family, StagedBackbone
+from aligndet_cli.backbones.interface import COMPOSITE, Backbone, Family, StagedBackbone
 from aligndet_cli.backbones.mobilenet import build_mobilenet
 from aligndet_cli.backbones.resnet import build_resnet
 from aligndet_cli.backbones.swin import build_swin
@@ -38,7 +38,6 @@ NAMES: dict[Family, tuple[str, ...]] = {
     "efficientnet-lite": tuple(LITE_SIZES),
 }
 FAMILIES = {name: family for family, names in NAMES.items() for name in names}
-COMPOSITE = "cb-"  # before the name of a backbone: two of it
 COMPOSITES = tuple(f"{COMPOSITE}{name}" for family in ("resnet", "swin") for name in NAMES[family])
 WEIGHTS_FILE = FileOr((*WORKSPACE_WEIGHTS, NO_WEIGHTS))
 # Rates of drop path. Source: docs/paper.md §5.2; the ConvNeXt authors' detectors; EfficientDet.

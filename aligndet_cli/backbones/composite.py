@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from aligndet_cli.backbones.interface import ASSISTANT, Backbone, StagedBackbone
+from aligndet_cli.backbones.interface import ASSISTANT, COMPOSITE, Backbone, StagedBackbone
 
 # Number of the first stage that the lead has of its own.
 _FIRST_OF_LEAD = {"resnet": 1, "swin": 0}
@@ -26,8 +26,8 @@ class CompositeBackbone(Backbone):
     """
 
     def __init__(self, assistant: StagedBackbone, lead: StagedBackbone) -> None:
-        super().__init__(f"cb-{assistant.name}", assistant.channels)
-        self.family, self.classifier = assistant.family, assistant.classifier  # type: ignore[misc]
+        super().__init__(f"{COMPOSITE}{assistant.name}", assistant.channels)
+        self.family, self.classifier = assistant.family, assistant.classifier
         self.first_of_lead = _FIRST_OF_LEAD[assistant.family]
         widths = list(assistant.channels.values())
         places = range(len(widths))

@@ -5,7 +5,6 @@ sees.
 """
 
 from itertools import pairwise
-from typing import ClassVar
 
 from torch import Tensor, nn
 from torchvision.models import EfficientNet as TorchvisionEfficientNet
@@ -20,7 +19,7 @@ class EfficientNet(Backbone):
     A level is the last map at its stride: of B0 the blocks of 24, 40 and 112 channels, and the last convolution.
     """
 
-    family: ClassVar[Family] = "efficientnet"
+    family: Family = "efficientnet"
     classifier = "classifier.1"
 
     def __init__(self, body: TorchvisionEfficientNet, name: str) -> None:

@@ -13,6 +13,7 @@ from aligndet_cli.data.transforms import MEAN, STD
 
 Family = Literal["resnet", "mobilenet", "swin", "convnext", "efficientnet", "efficientnet-lite", "timm", "vit"]
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
+COMPOSITE = "cb-"  # before the name of a backbone: two of it
 ASSISTANT = "assistant_"  # before the levels of the maps of a composite's assistant, as in `assistant_c2`
 
 
@@ -32,8 +33,8 @@ class Backbone(nn.Module, ABC):
             them too.
     """
 
-    family: ClassVar[Family]
-    classifier: ClassVar[str]
+    family: Family
+    classifier: str
     additions: ClassVar[tuple[str, ...]] = ()
     mean: Tensor | None
     std: Tensor | None

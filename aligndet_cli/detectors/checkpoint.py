@@ -186,7 +186,7 @@ def load_finder(file: Path) -> Detector:
     config = content.detector.model_copy(update={"score_threshold": 0.0, "max_detections": MAX_OBJECTS})
     model = config.build(build_backbone(content.backbone), num_classes)
     trained = {name.partition(".")[0] for name in content.state_dict}
-    has_rpn = model.has_objectness and {"rpn", "box_predictor"} <= trained
+    has_rpn = model.has_objectness and set(model.box_branch) <= trained
     if content.stage != "pretrain-box" or (predictor is None and not has_rpn):
         raise WeightsError(
             f"{file}: has no score for objects without classes; run `aligndet pretrain-box --objectness`, or pre-train "

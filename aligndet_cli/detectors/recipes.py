@@ -127,7 +127,7 @@ def _cbnet(recipe: Recipe) -> Recipe:
         plain=plain,
         policy="resize",
         short_sides=CBNET_SIDES,
-        norms_in_neck=False,
+        neck_norm="none",
     )
 
 

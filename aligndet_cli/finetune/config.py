@@ -45,8 +45,7 @@ class FinetuneConfig(StageConfig):
     def from_recipe(self) -> dict[str, Any]:
         """Return the values that the recipe fills in, as far as they are known without data and workspace."""
         recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
-        neck_norm = "batch" if recipe.norms_in_neck else "none"
-        norms = {"detector.neck_norm": neck_norm} if neck_norm_of(self.detector) == "auto" else {}
+        norms = {"detector.neck_norm": recipe.neck_norm} if neck_norm_of(self.detector) == "auto" else {}
         if recipe.norms_in_heads and "head_norm" not in self.detector.model_fields_set:
             norms["detector.head_norm"] = "batch"
         rates = recipe.plain if self.init in ("backbone", "scratch") else recipe.finetune

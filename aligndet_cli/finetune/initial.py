@@ -229,7 +229,7 @@ def _with_norms(
     Source: AlignDet's fine-tuning configs, with batch norm in the neck but for CBNet. Norms that were asked for or
     inherited stay.
     """
-    settled = settle_neck_norm(detector, "batch" if recipe.norms_in_neck else "none")
+    settled = settle_neck_norm(detector, recipe.neck_norm)
     has_own_heads = source is not None and source.stage != "pretrain-box"
     if not recipe.norms_in_heads or has_own_heads or "head_norm" in config.detector.model_fields_set:
         return settled

@@ -1,11 +1,11 @@
 """Settings of `pretrain-box`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from aligndet_cli.backbones import BackboneConfig
+from aligndet_cli.backbones import BackboneConfig, WeightsTraining
 from aligndet_cli.backbones.build import WEIGHTS_FILE
 from aligndet_cli.config import Frozen, StageConfig
 from aligndet_cli.data.loaders import OnError
@@ -13,9 +13,9 @@ from aligndet_cli.detectors import DetectorConfig, neck_norm_of
 from aligndet_cli.detectors.recipes import recipe_for, training_of_backbone
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.pretext import Tasks
-from aligndet_cli.pretrain_box.recipes import DEFAULTS, METHODS, MethodName, recipe_of_method
+from aligndet_cli.pretrain_box.recipes import DEFAULTS, METHODS, NECK_NORMS, MethodName, recipe_of_method
 from aligndet_cli.pretrain_box.views import ViewsConfig
-from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart
+from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart, Recipe
 from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, training_of
 
 
@@ -80,13 +80,19 @@ class PretrainBoxConfig(StageConfig):
             return self.detector.RECIPE.needs_clusters
         return self.method == "classes"
 
+    @property
+    def neck_norm(self) -> Literal["batch", "none"]:
+        """Norm of the neck in pre-training, unless one is asked for."""
+        return NECK_NORMS.get(self.method, "none")
+
+    def full_recipe(self, training: WeightsTraining) -> Recipe:
+        """Return the recipe of detector, backbone and method, for a backbone that was trained like this."""
+        return recipe_of_method(recipe_for(self.detector, self.backbone, training, asked=self.recipe), self.method)
+
     def from_recipe(self) -> dict[str, Any]:
         """Return the values that the recipe fills in, as far as they are known without a workspace."""
-        recipe = recipe_for(self.detector, self.backbone, training_of_backbone(self.backbone), asked=self.recipe)
-        recipe = recipe_of_method(recipe, self.method)
-        norm = {}
-        if neck_norm_of(self.detector) == "auto":
-            norm = {"detector.neck_norm": "batch" if self.method == "soco" else "none"}
+        recipe = self.full_recipe(training_of_backbone(self.backbone))
+        norm = {"detector.neck_norm": self.neck_norm} if neck_norm_of(self.detector) == "auto" else {}
         topk = {"topk": recipe.topk} if self.topk is None else {}
         projector = self.projector.resolve(recipe.projector)
         mlp = {"projector.hidden_dim": projector.hidden_dim, "projector.start": projector.start}

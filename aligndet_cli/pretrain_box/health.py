@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,12 @@ def judge(metrics: Path) -> dict[str, Any]:
         `verdict` (`healthy`, `collapsed`, `not learning`, `few counterparts`, `too short` or `no contrast`), one
         sentence of `explanation`, and the means of the last fifth; with several heads also `verdicts`, head by head.
     """
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    lines = [line for line in lines if "loss_contrastive" in line]
+    lines, last = _read(metrics, "loss_contrastive")
     if not lines:
         return {"verdict": "no contrast", "explanation": "the contrastive task was off"}
-    last = lines[-max(len(lines) // 5, 1) :]
     # `counterparts` is not in the logs of old versions.
     names = [*_NUMBERS, *(["counterparts"] if all("counterparts" in line for line in last) else [])]
-    means = {name: sum(line[name] for line in last) / len(last) for name in names}
+    means = _means(last, names)
     heads = [_judge_head(lines, last, names, prefix) for prefix in _prefixes(lines[0])]
     worst = max(range(len(heads)), key=lambda number: _WORSE.index(heads[number][0]))
     verdict, explanation = heads[worst]
@@ -43,7 +41,7 @@ def judge(metrics: Path) -> dict[str, Any]:
     if verdicts:
         explanation = f"head {worst + 1} of {len(heads)}: {explanation}"
     if "loss_box_reg" in lines[0]:  # no part of the verdict: in an R-CNN it rises as its proposals get better
-        boxes = sum(line["loss_box_reg"] for line in last) / len(last)
+        [boxes] = _means(last, ["loss_box_reg"]).values()
         explanation += f"; box regression loss {boxes:.2f} (at the start {lines[0]['loss_box_reg']:.2f})"
     rounded = {key: round(value, 4) for key, value in means.items()}
     return {"verdict": verdict, "explanation": explanation, **verdicts, **rounded}
@@ -59,7 +57,7 @@ def judge_losses(metrics: Path) -> dict[str, Any]:
         of the losses.
     """
     lines, last = _read(metrics)
-    means = {name: sum(line[name] for line in last) / len(last) for name in lines[0] if name.startswith("loss_")}
+    means = _means(last, [name for name in lines[0] if name.startswith("loss_")])
     before, after = sum(lines[0][name] for name in means), sum(means.values())
     facts = ", ".join(f"{name.removeprefix('loss_')} {means[name]:.2f} ({lines[0][name]:.2f})" for name in means)
     explanation = f"losses (at the start): {facts}"
@@ -89,7 +87,7 @@ def judge_similarity(metrics: Path, *, best: float) -> dict[str, Any]:
     """
     lines, last = _read(metrics)
     first, names = lines[0], ("loss_similarity", "embedding_spread", "embedding_rank")
-    means = {name: sum(line[name] for line in last) / len(last) for name in names}
+    means = _means(last, names)
     explanation = (
         f"similarity loss {means['loss_similarity']:.2f} (at best {best:.0f}, at the start "
         f"{first['loss_similarity']:.2f}), embeddings use {means['embedding_rank']:.0f} directions (at the start "
@@ -106,10 +104,15 @@ def judge_similarity(metrics: Path, *, best: float) -> dict[str, Any]:
     return {"verdict": verdict, "explanation": explanation + reason, **rounded}
 
 
-def _read(metrics: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Return all lines of a log, and its last fifth."""
+def _read(metrics: Path, needed: str | None = None) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Return the lines of a log that have a number of this name (None: all), and their last fifth."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [line for line in lines if needed is None or needed in line]
     return lines, lines[-max(len(lines) // 5, 1) :]
+
+
+def _means(lines: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
+    return {name: sum(line[name] for line in lines) / len(lines) for name in names}
 
 
 def _prefixes(line: Mapping[str, float]) -> list[str]:

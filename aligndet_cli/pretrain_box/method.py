@@ -101,8 +101,8 @@ class Method(ABC):
                 raise ConfigError(f"{setting}: no effect on --method {config.method}; leave it out")
 
     def detector_config(self, config: PretrainBoxConfig) -> DetectorConfig:
-        """Return the detector to pre-train: without norm in the neck unless one is asked for (docs/paper.md §5.6)."""
-        return settle_neck_norm(config.detector, "none")
+        """Return the detector to pre-train: AlignDet's neck has no norm (docs/paper.md §5.6) unless asked for."""
+        return settle_neck_norm(config.detector, config.neck_norm)
 
     @abstractmethod
     def build(self, config: PretrainBoxConfig, inputs: Inputs) -> Pretext:

@@ -17,6 +17,7 @@ DEFAULTS: dict[MethodName, dict[str, Any]] = {
     "up-detr": {"views": _SMALL_VIEWS},
     "soco": {"views": {"short_side": (224,)}, "momentum": 0.99, "freeze_backbone": False},
 }
+NECK_NORMS: dict[MethodName, Literal["batch"]] = {"soco": "batch"}  # unless one is asked for; of the others none
 SOCO_PROJECTOR = ProjectorRecipe(hidden_dim=4096, start="torch")
 _DETR = Rates(
     lr=1e-4,

@@ -15,7 +15,7 @@ from aligndet_cli.data.loaders import SampleStream
 from aligndet_cli.data.sides import show_sides
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
-from aligndet_cli.detectors.recipes import RCNN, recipe_for, told_training, weights_kind
+from aligndet_cli.detectors.recipes import RCNN, told_training, weights_kind
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.logs import logger
 from aligndet_cli.plotting import never_failing
@@ -25,7 +25,6 @@ from aligndet_cli.pretrain_box.health import rank_level
 from aligndet_cli.pretrain_box.method import Inputs, Pretext
 from aligndet_cli.pretrain_box.methods import METHODS
 from aligndet_cli.pretrain_box.pictures import draw_first_views
-from aligndet_cli.pretrain_box.recipes import recipe_of_method
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
@@ -78,8 +77,7 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     weights = find_backbone_weights(config.backbone, workspace, offline=config.runtime.offline)
     if (told := told_training(config.backbone.method)) is not None:
         weights = replace(weights, training=told)
-    recipe = recipe_for(config.detector, config.backbone, weights.training, asked=config.recipe)
-    recipe = recipe_of_method(recipe, config.method)
+    recipe = config.full_recipe(weights.training)
     inputs = {
         "data": image_set.fingerprint,
         "proposals": artifact.content_hash,

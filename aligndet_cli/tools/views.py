@@ -5,7 +5,7 @@ from pathlib import Path
 
 from aligndet_cli.config import Sources, load_config
 from aligndet_cli.data.loaders import SampleStream
-from aligndet_cli.detectors.recipes import recipe_for, training_of_backbone
+from aligndet_cli.detectors.recipes import training_of_backbone
 from aligndet_cli.driver import with_data
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import check_output_file
@@ -13,7 +13,6 @@ from aligndet_cli.pretrain_box.boxes import ProposalBoxes, open_proposal_data
 from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.methods import METHODS
 from aligndet_cli.pretrain_box.pictures import NUM_IMAGES, draw_first_views
-from aligndet_cli.pretrain_box.recipes import recipe_of_method
 from aligndet_cli.stage import find_stage
 from aligndet_cli.training.recipe import REFERENCE_BATCH
 from aligndet_cli.workspace import Workspace
@@ -43,8 +42,7 @@ def write_views(sources: Sources, workspace: Workspace, file: Path | None = None
     count = min(NUM_IMAGES, len(data.indices)) if count is None else count
     if not 1 <= count <= min(MAX_IMAGES, len(data.indices)):
         raise ConfigError(f"--count {count}: write a number from 1 to {min(MAX_IMAGES, len(data.indices))}")
-    recipe = recipe_for(config.detector, config.backbone, training_of_backbone(config.backbone), asked=config.recipe)
-    recipe = recipe_of_method(recipe, config.method)
+    recipe = config.full_recipe(training_of_backbone(config.backbone))
     boxes = ProposalBoxes(data.store, data.rows, config.topk or recipe.topk)
     file = file or workspace.root / "views.jpg"
     if file.suffix not in (".jpg", ".jpeg"):

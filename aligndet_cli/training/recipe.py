@@ -107,7 +107,7 @@ class Recipe:
         name: of this recipe, see `detectors/recipes.py`.
         policy: of resizing and cropping in fine-tuning, see `finetune/views.py`.
         norms_in_heads: fine-tuning adds batch norm to heads that were pre-trained without a norm.
-        norms_in_neck: likewise to the neck.
+        neck_norm: norm of the neck in fine-tuning, unless one is asked for.
     """
 
     pretrain: Rates
@@ -124,4 +124,4 @@ class Recipe:
     name: RecipeName = "default"
     policy: PolicyName = "resize"
     norms_in_heads: bool = False
-    norms_in_neck: bool = True
+    neck_norm: Literal["batch", "none"] = "batch"

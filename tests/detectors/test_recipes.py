@@ -130,7 +130,7 @@ def test_what_else_the_table_says() -> None:
 
 def test_cbnet_has_sides_of_a_range_and_no_norm_in_its_neck() -> None:
     recipe = recipe_of(HTCConfig(), "cb-swin_l", None)
-    assert recipe.short_sides == tuple(range(400, 1401)) and not recipe.norms_in_neck
+    assert recipe.short_sides == tuple(range(400, 1401)) and recipe.neck_norm == "none"
     assert [rates.warmup_steps for rates in every(recipe)] == [500, 500, 500] and recipe.freezing == NOTHING
     assert build_schedule("1x", recipe.plain, num_images=16, batch_size=16).drop_steps == (8, 11)
 

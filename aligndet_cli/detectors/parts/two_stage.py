@@ -309,7 +309,8 @@ def pretext_candidates(
     config, sampling, sizes_hw = model.config, model.config.pretext_sampling(), features.sizes_hw
     pyramids = [model.neck(one.maps) for one in features.one_by_one()]
     with torch.set_grad_enabled(with_losses and torch.is_grad_enabled()):
-        outputs = [model.rpn(pyramid) for pyramid in pyramids]
+        # The assistant's serve the losses alone.
+        outputs = [model.rpn(pyramid) for pyramid in (pyramids if with_losses else pyramids[-1:])]
     losses: list[dict[str, Tensor]] = [{} for _ in pyramids]
     if with_losses:
         losses = [model.rpn.losses(output, sizes_hw, proposals, sampling.anchors) for output in outputs]

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from aligndet_cli.backbones import WeightsTraining
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.detectors import Detector, DetectorConfig, settle_neck_norm, with_head_norm
+from aligndet_cli.detectors import Detector, DetectorConfig, with_head_norm
 from aligndet_cli.detectors.parts.roi_head import pool_rois
 from aligndet_cli.detectors.parts.two_stage import RCNN
 from aligndet_cli.errors import ConfigError
@@ -38,7 +38,7 @@ from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import ProjectorRecipe, Recipe
 from aligndet_cli.training.schedules import momentum_at
 
-UNTRAINED = ("rpn", "class_predictor", "box_predictor")
+UNTRAINED = ("class_predictor", *RCNN.box_branch)
 FAMILIES = ("faster-rcnn", "mask-rcnn")  # with one head
 
 
@@ -187,7 +187,7 @@ class SoCo(Method):
 
     def detector_config(self, config: PretrainBoxConfig) -> DetectorConfig:
         """Return the detector with batch norm in neck and head, unless others are asked for."""
-        detector = settle_neck_norm(config.detector, "batch")
+        detector = super().detector_config(config)
         return detector if "head_norm" in detector.model_fields_set else with_head_norm(detector, "batch")
 
     def build(self, config: PretrainBoxConfig, inputs: Inputs) -> SoCoViews:

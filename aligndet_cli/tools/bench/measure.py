@@ -150,7 +150,7 @@ class _Plan:
             return built
         sides = ResolutionConfig(short_side=config.short_side, long_side=config.long_side)
         resolution = resolve_resolution(sides, self.recipe.policy, self.short_sides)
-        detector = settle_neck_norm(config.detector, "batch" if self.recipe.norms_in_neck else "none")
+        detector = settle_neck_norm(config.detector, self.recipe.neck_norm)
         return build_views(detector, config.backbone, self.num_classes, resolution, config.seed)
 
 

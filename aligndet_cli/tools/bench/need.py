@@ -19,15 +19,14 @@ from aligndet_cli.detectors.detr import DETR
 from aligndet_cli.detectors.fcos import FCOS
 from aligndet_cli.detectors.interface import Detector, Features
 from aligndet_cli.detectors.parts.mask_head import MaskedRCNN
-from aligndet_cli.detectors.parts.two_stage import RCNN, RoiHead, heads_of
+from aligndet_cli.detectors.parts.two_stage import RCNN, heads_of
 from aligndet_cli.detectors.retinanet import RetinaNet
 from aligndet_cli.finetune.views import LabelledViews
 from aligndet_cli.pretrain_box.methods.aligndet import TwoViews
 from aligndet_cli.training.footprint import gigabytes
 
-# Copies of each trained weight that the optimizer keeps.
 _IMAGES = 2  # batch norm cannot do with one where a map is a single cell
-_STATES = {"sgd": 1, "adamw": 2}
+_STATES = {"sgd": 1, "adamw": 2}  # copies of each trained weight that the optimizer keeps
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,9 @@ def _run(model: Detector, features: Features, *, is_pretraining: bool) -> None:
         elif isinstance(model, FCOS):
             pyramid = model.neck(one.maps)
             class_maps = [model.head.class_tower(level) for level in pyramid]
-            _ = [model.class_predictor(level) for level in class_maps], model.predict_centerness(class_maps)
+            for class_map in class_maps:
+                model.class_predictor(class_map)
+            model.predict_centerness(class_maps)
             model.predict_log_sides(pyramid)
         else:
             assert isinstance(model, RCNN)
@@ -169,15 +170,11 @@ def _run_heads(model: RCNN, *, is_pretraining: bool) -> None:
     config = model.config
     sampling = config.pretext_sampling().rois if is_pretraining else config.sampling()[1]
     channels, size = config.neck_channels, config.pool_size
-
-    def run(head: RoiHead) -> None:
+    for head in heads_of(model):
         pooled = torch.empty(_IMAGES * sampling.num_samples, channels, size, size, requires_grad=True)
         features = head.layers(pooled)
         head.class_predictor(features)
         head.box_predictor(features)
-
-    for head in heads_of(model):
-        run(head)
     if isinstance(model, MaskedRCNN) and not is_pretraining:
         num_masks = _IMAGES * int(sampling.num_samples * sampling.positive_fraction)
         for branch in model.mask_branches():

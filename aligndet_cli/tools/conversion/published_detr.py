@@ -5,12 +5,10 @@ The pre-training of these two has parts beside the detector, which they leave ou
 Source: dddzg/up-detr `models/updetr.py`, `detr_main.py`; amirbar/DETReg `models/detr.py`, `main.py`; names only.
 """
 
-from collections.abc import Mapping
-
 from aligndet_cli.backbones import WeightsTraining
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.tools.conversion.reading import Checkpoint
-from aligndet_cli.tools.conversion.rules import Pretraining, Renamed, Rule, rename_all
+from aligndet_cli.tools.conversion.rules import Pretraining, Renamed, Rule, reasons_by_start, rename_all
 
 RULES: tuple[Rule, ...] = (
     ("backbone.0.body.*", "backbone.*"),
@@ -52,13 +50,9 @@ def from_detr(checkpoint: Checkpoint, layout: str) -> Renamed:
             f"{file}: a Deformable DETR, which is none of our detectors; use a file of a plain DETR, as DETReg's "
             "checkpoint_imagenet_detr.pth"
         )
-    left_out = _left_out(tensors, _PARTS.get(layout, {}))
+    left_out = reasons_by_start(tensors, _PARTS.get(layout, {}))
     renamed, unknown = rename_all(tensors, RULES, left_out)
     return Renamed("detr", renamed, unknown, left_out, pretraining=_pretraining_of(layout, checkpoint.epoch))
-
-
-def _left_out(tensors: Mapping[str, object], parts: Mapping[str, str]) -> dict[str, str]:
-    return {name: why for name in tensors for part, why in parts.items() if name.startswith(part)}
 
 
 def _pretraining_of(layout: str, epoch: int | None) -> Pretraining | None:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from aligndet_cli.backbones import WeightsTraining
+from aligndet_cli.detectors.parts.two_stage import RCNN
 from aligndet_cli.tools.conversion import mmdet, published_detectron2
 from aligndet_cli.tools.conversion.reading import Checkpoint
-from aligndet_cli.tools.conversion.rules import Pretraining, Renamed, Rule, rename_all
+from aligndet_cli.tools.conversion.rules import Pretraining, Renamed, Rule, reasons_by_start, rename_all
 
 FAMILIES = ("mask-rcnn", "faster-rcnn")  # the first, unless the user says otherwise
 _BLOCKS = (("conv", 0), ("bn", 1))
@@ -28,7 +29,6 @@ RULES: tuple[Rule, ...] = (
     *((f"head.{part}{n + 1}.*", f"head.convs.{n}.{place}.*") for n in range(8) for part, place in _BLOCKS),
     ("head.fc1.*", "head.fc.*"),
 )
-_ABSENT = ("rpn", "box_predictor")
 _TRAINED = ("backbone.", "neck.", "head.")
 _MMDET_RULES = tuple(rule for rule in mmdet.RULES["faster-rcnn"] if rule[1].startswith(_TRAINED))
 # The converter for detectron2 leaves out the names of the parts of a detector.
@@ -50,9 +50,9 @@ def from_soco(checkpoint: Checkpoint, family: str | None) -> Renamed:
         family: the expected one, if the user named it.
     """
     tensors = checkpoint.tensors
-    left_out = {name: why for name in tensors for start, why in _UNUSED.items() if name.startswith(start)}
+    left_out = reasons_by_start(tensors, _UNUSED)
     renamed, unknown = rename_all(tensors, _rules_of(tensors), left_out)
-    pretraining = Pretraining(WeightsTraining("SoCo"), "soco", _ABSENT, checkpoint.epoch)
+    pretraining = Pretraining(WeightsTraining("SoCo"), "soco", RCNN.box_branch, checkpoint.epoch)
     found = family if family in FAMILIES else FAMILIES[0]
     return Renamed(found, renamed, unknown, left_out, pretraining=pretraining)
 

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -59,6 +59,11 @@ class Renamed:
 def value_of_mark(names: Collection[str], marks: Mapping[str, _Value]) -> _Value | None:
     """Return the value of the first mark that any of the names begins with; None if no name does."""
     return next((value for mark, value in marks.items() if any(name.startswith(mark) for name in names)), None)
+
+
+def reasons_by_start(names: Iterable[str], reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return the reason of each name that begins with one of the starts; names with none are left out."""
+    return {name: why for name in names for start, why in reasons.items() if name.startswith(start)}
 
 
 def rename_all(

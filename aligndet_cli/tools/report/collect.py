@@ -355,7 +355,8 @@ def _backbone_weights(run: Artifact, kind: str, pretraining: Artifact | None) ->
     key = "weights" if kind == "backbone" else "backbone weights"
     if source is None or key not in source.manifest["inputs"]:
         return None
-    file = Path(source.config()["backbone"].get("weights", "") if "training" in source.config() else "imported")
+    config = source.config()
+    file = Path(config["backbone"].get("weights", "") if "training" in config else "imported")
     return str(source.manifest["inputs"][key]), file.parent.name if file.name == "weights.pt" else file.stem
 
 

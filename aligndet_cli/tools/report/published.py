@@ -320,7 +320,7 @@ def _variant(run: Artifact, config: dict[str, Any], start: Artifact | None) -> s
         return _IMPORTED.get((pretraining["layout"], start.result.get("epochs"))) if is_theirs else None
     method = pretraining.get("method", "aligndet")
     changes = _changes_of_pretraining(config, pretraining, start)
-    if method == "aligndet" and _is_pretrained_at(pretraining, *_usual_pretraining(run)):
+    if method == "aligndet" and _is_pretrained_at(pretraining, *_usual_pretraining(config, run.result["protocol"])):
         return changes[0] if len(changes) == 1 else None if changes else "AlignDet"
     if method == "detreg" and _is_pretrained_at(pretraining, *_DETREG) and not pretraining["detector"]["pre_norm"]:
         return None if changes else "DETReg"
@@ -347,12 +347,11 @@ def _changes_of_pretraining(config: dict[str, Any], pretraining: dict[str, Any],
     return changes
 
 
-def _usual_pretraining(run: Artifact) -> tuple[int, tuple[int | str, ...]]:
+def _usual_pretraining(config: dict[str, Any], protocol: dict[str, Any]) -> tuple[int, tuple[int | str, ...]]:
     """Return the paper's batch size, and short sides of views, in the pre-training that a run starts from."""
-    protocol = run.result["protocol"]
     if protocol["recipe"] == "cbnet":
         return REFERENCE_BATCH, _CBNET_SIDES
-    return 64 if run.config()["detector"]["family"] == "detr" else protocol["batch_size"], MULTI_SCALE
+    return 64 if config["detector"]["family"] == "detr" else protocol["batch_size"], MULTI_SCALE
 
 
 def _is_pretrained_at(pretraining: dict[str, Any], batch_size: int, sides: tuple[int | str, ...]) -> bool:
