@@ -38,7 +38,7 @@ _RCNN = {
     "roi_head.bbox_roi_extractor.roi_layer.sampling_ratio": "roi_sampling_ratio",
     "roi_head.bbox_roi_extractor.roi_layer.aligned": "roi_aligned",
 }
-_ORDER_2X = "bbox_head.transformer.encoder.transformerlayers.operation_order"
+_ORDERS_2X = tuple(f"bbox_head.transformer.{part}.transformerlayers.operation_order" for part in ("encoder", "decoder"))
 _HEADS_2X, _HEADS_3X = "bbox_head.transformer.encoder.transformerlayers.attn_cfgs", "encoder.layer_cfg.self_attn_cfg"
 SHARED: dict[str, dict[str, str]] = {
     "retinanet": _DENSE,
@@ -133,8 +133,8 @@ _NEEDS_DETR: dict[str, tuple[Any, ...]] = {
     "bbox_head.loss_cls.use_sigmoid": (False,),
     "bbox_head.positional_encoding.normalize": (True,),
     "bbox_head.positional_encoding.offset": (0,),
-    _ORDER_2X: (["self_attn", "norm", "ffn", "norm"], ["norm", "self_attn", "norm", "ffn"]),
-    "bbox_head.transformer.decoder.transformerlayers.operation_order": (
+    _ORDERS_2X[0]: (["self_attn", "norm", "ffn", "norm"], ["norm", "self_attn", "norm", "ffn"]),
+    _ORDERS_2X[1]: (
         ["self_attn", "norm", "cross_attn", "norm", "ffn", "norm"],
         ["norm", "self_attn", "norm", "cross_attn", "norm", "ffn"],
     ),
@@ -229,9 +229,14 @@ def told_settings(family: str, model: Tree, file: Path) -> dict[str, Any]:
                 "else"
             )
     told = {name: value for path, name in SHARED[family].items() if (value := at(model, path)) is not None}
-    order = at(model, _ORDER_2X)
-    if order is not None:
-        told["pre_norm"] = order[0] == "norm"
+    norms_first = {order[0] == "norm" for path in _ORDERS_2X if (order := at(model, path)) is not None}
+    if len(norms_first) > 1:
+        raise WeightsError(
+            f"{file}: has norms first in one of {' and '.join(_ORDERS_2X)}, our detr in both or none; it would detect "
+            "something else"
+        )
+    if norms_first:
+        told["pre_norm"] = norms_first.pop()
     return told | (_extra_levels(model, file) if family == "retinanet" else {})
 
 

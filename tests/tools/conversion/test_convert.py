@@ -69,6 +69,23 @@ def test_a_detr_with_norms_first_goes_to_mmdetection_and_back() -> None:
             assert convert(Checkpoint(FILE, checkpoint["state_dict"], meta), style="pytorch").detector.pre_norm
 
 
+def test_a_detr_with_norms_first_in_one_part_only_is_refused() -> None:
+    config = CONFIGS["detr"].model_copy(update={"pre_norm": True})
+    state = dict(config.build(build_backbone(BackboneConfig(name="resnet18")), 3).state_dict())
+    checkpoint, _ = mmdet_checkpoint(
+        DetectorFile(**{**vars(detector_file("detr")), "detector": config, "state_dict": state})
+    )
+    encoder, decoder = (
+        {"transformerlayers": {"operation_order": order.split()}}
+        for order in ("norm self_attn norm ffn", "self_attn norm cross_attn norm ffn norm")
+    )
+    mixed = {"bbox_head": {"transformer": {"encoder": encoder, "decoder": decoder}}}
+    with pytest.raises(
+        WeightsError, match="norms first in one of .*encoder.* and .*decoder.*, our detr in both or none"
+    ):
+        convert(Checkpoint(FILE, checkpoint["state_dict"], {"config": f"model = {mixed}"}), style="pytorch")
+
+
 def test_frozen_norms_have_no_counters() -> None:
     tensors = {name: t for name, t in mmdet_tensors("retinanet").items() if "num_batches_tracked" not in name}
     again = convert(Checkpoint(FILE, tensors, {}), style="pytorch")
