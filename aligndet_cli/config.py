@@ -51,7 +51,8 @@ MAX_SEED = 2**32 - 1  # numpy's limit; torch and Python take more
 Seed = Annotated[int, AfterValidator(_in_range)]
 
 # Pixels of an image side after resizing: the coarsest feature map that every detector has is 32 times smaller.
-Side = Annotated[int, Field(ge=32)]
+MIN_SIDE = 32
+Side = Annotated[int, Field(ge=MIN_SIDE)]
 
 
 class DataConfig(Frozen):

@@ -78,6 +78,7 @@ class Steps(Generic[ConfigT, PlanT]):
         run: the work, called on every process; only the main one writes.
         conclude: called on the main process after the work, whether it was done now or before, by all or one shard.
         has_own_workers: `run` starts processes itself and is called on the main one only.
+        check: refuses settings that do not go together as far as they tell by themselves; `prepare` does so, too.
         rebuild: returns the `training.learner.Trainable` of a run, of any weights; None where nothing is trained.
     """
 
@@ -88,6 +89,7 @@ class Steps(Generic[ConfigT, PlanT]):
     conclude: Callable[[PlanT], Conclusion] = _nothing
     has_own_workers: bool = False
     rebuild: Callable[[PlanT, Process], Any] | None = None
+    check: Callable[[ConfigT], None] = lambda _config: None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from aligndet_cli.config import Side
+from aligndet_cli.config import MIN_SIDE, Side
 
 _LARGEST_RANGE = 10_000  # sides
 
@@ -34,6 +34,10 @@ def _unfold_sides(given: Any) -> Any:
         first, last = (int(match[1]), int(match[2])) if match else (0, 0)
         if match and not 0 <= last - first < _LARGEST_RANGE:
             raise ValueError(f"{part}: write the smaller side first, and no more than {_LARGEST_RANGE} of them")
+        if match and first < MIN_SIDE:
+            raise ValueError(f"{part}: a side should be {MIN_SIDE} or more")
+        if isinstance(part, str) and not match and re.search(r"\.\.|\d\s*-", part):
+            raise ValueError(f"{part!r}: write a side in pixels, or a range of sides such as 400..1400")
         found += range(first, last + 1) if match else [part]
     return tuple(found) if found else given
 

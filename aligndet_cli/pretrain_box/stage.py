@@ -61,14 +61,22 @@ class Plan:
     embedder: BackboneWeights | None = None
 
 
+def check(config: PretrainBoxConfig) -> None:
+    """Refuse detectors and settings that the method has no use for.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    METHODS[config.method].check(config)
+
+
 def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
     """Find proposals and weights, work out steps and learning rate, and decide what to do.
 
     Raises:
         AlignDetError: anything that the user can put right.
     """
-    method = METHODS[config.method]
-    method.check(config)
+    check(config)
     if config.backbone.recompute and config.freeze_backbone:
         raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
     devices = resolve_devices(config.runtime)
@@ -284,4 +292,4 @@ def _draw(plan: Plan) -> None:
         draw_first_views(file, stream, show, seed=config.seed, batch_size=batch_size)
 
 
-STEPS = Steps[PretrainBoxConfig, Plan](PretrainBoxConfig, prepare, describe, run, rebuild=rebuild)
+STEPS = Steps[PretrainBoxConfig, Plan](PretrainBoxConfig, prepare, describe, run, rebuild=rebuild, check=check)

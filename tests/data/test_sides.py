@@ -31,6 +31,18 @@ def test_what_is_no_range_is_refused(given: object) -> None:
         ResolutionConfig.model_validate({"short_side": given})
 
 
+@pytest.mark.parametrize("given", ["400..", "..400", "400-1400", "400...1400", "400 .. 1400"])
+def test_what_is_nearly_a_range_is_told_how_to_write_one(given: str) -> None:
+    with pytest.raises(ValidationError, match="write a side in pixels, or a range of sides such as 400..1400"):
+        ResolutionConfig.model_validate({"short_side": given})
+
+
+def test_a_range_of_small_sides_is_one_mistake() -> None:
+    with pytest.raises(ValidationError, match="10..20: a side should be 32 or more") as caught:
+        ResolutionConfig.model_validate({"short_side": "10..20"})
+    assert caught.value.error_count() == 1
+
+
 def test_a_file_and_people_see_ranges() -> None:
     resolved = ResolutionConfig.model_validate({"short_side": "400..1400"})
     assert len(resolved.short_side or ()) == 1001

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from aligndet_cli.backbones import WeightsTraining
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.sample import Sample
+from aligndet_cli.data.sides import fold_sides
 from aligndet_cli.detectors import Detector, DetectorConfig, with_head_norm
 from aligndet_cli.detectors.parts.roi_head import pool_rois
 from aligndet_cli.detectors.parts.two_stage import RCNN
@@ -177,8 +178,8 @@ class SoCo(Method):
         sides, long_side = config.views.short_side, config.views.long_side
         if len(sides) > 1 or sides[0] < 64 or sides[0] % 2:
             raise ConfigError(
-                f"--short-side {','.join(map(str, sides))}: --method soco has square views of one side and of "
-                "half of it; give one even number from 64 on"
+                f"--short-side {','.join(map(str, fold_sides(sides)))}: --method soco has square views of one side and "
+                "of half of it; give one even number from 64 on"
             )
         if long_side != type(config.views).model_fields["long_side"].default:
             raise ConfigError(

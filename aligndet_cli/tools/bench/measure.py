@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from rich.table import Table
 from aligndet_cli.backbones import BackboneConfig, WeightsTraining
 from aligndet_cli.config import DataConfig, Side, StageConfig
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.data.findings import counted
 from aligndet_cli.data.images import read_missing_sizes
 from aligndet_cli.data.loaders import BoxSource, LabelBoxes, SampleStream, batches_of_run
 from aligndet_cli.data.masks import LabelMasks
@@ -181,8 +182,7 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
         for plan, need in zip(plans, needs, strict=True):
             logger.info(f"{plan.stage}: {need.describe(config.batch_size)}")
         if devices.kind == "cpu":
-            for plan, need in zip(plans, needs, strict=True):
-                _check_need(plan, need, devices)
+            _check_needs(plans, needs, memory_budget(devices))
             for plan in plans:
                 _check_memory(plan, devices)
         context = multiprocessing.get_context("spawn")
@@ -198,16 +198,24 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
                 raise
 
 
-def _check_need(plan: _Plan, need: Need, devices: Devices) -> None:
-    """Make sure that this machine has the memory that a step needs at least, before anything is built."""
-    batch, budget = plan.config.batch_size, memory_budget(devices)
-    if budget is not None and need.of(batch) > budget:
-        images = max(budget - need.fixed, 0) // need.per_image
-        way_out = f"use --batch-size {images}" if images else "take a smaller --backbone, or lower --short-side"
-        raise RunError(
-            f"{plan.stage}: a step with {batch} images of {need.largest} needs at least {gigabytes(need.of(batch))} of "
-            f"memory and there are {gigabytes(budget)} for it: {way_out}"
-        )
+def _check_needs(plans: Sequence[_Plan], needs: Sequence[Need], budget: int | None) -> None:
+    """Make sure that this machine has the memory that steps need at least, before anything is built."""
+    if budget is None:
+        return
+    fitting = {plan.stage: need.most_images(budget) for plan, need in zip(plans, needs, strict=True)}
+    alone = [f"--stage {stage} --batch-size {images}" for stage, images in fitting.items() if images]
+    way_out = "take a smaller --backbone, or lower --short-side"
+    if len(alone) == len(plans):
+        way_out = f"use --batch-size {min(fitting.values())}"
+    elif alone:
+        way_out += f"; alone there is room for {alone[0]}"
+    for plan, need in zip(plans, needs, strict=True):
+        batch = plan.config.batch_size
+        if need.of(batch) > budget:
+            raise RunError(
+                f"{plan.stage}: a step with {counted(batch, 'image')} of {need.largest} needs at least "
+                f"{gigabytes(need.of(batch))} of memory and there are {gigabytes(budget)} for it: {way_out}"
+            )
 
 
 def _check_memory(plan: _Plan, devices: Devices) -> None:

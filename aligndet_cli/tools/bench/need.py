@@ -49,6 +49,10 @@ class Need:
         """Return the bytes of a step with so many images."""
         return self.fixed + batch * self.per_image
 
+    def most_images(self, budget: int) -> int:
+        """Return the number of images of a step that so many bytes hold."""
+        return max(budget - self.fixed, 0) // self.per_image
+
     def describe(self, batch: int) -> str:
         """Return the parts of the need of so many images in words."""
         return (

@@ -78,7 +78,9 @@ def load_stages(run: Artifact, workspace: Workspace, device: str) -> Stages:
     except ValidationError:
         raise ConfigError(f"{run.folder}: imported or of another version, how it started is not known") from None
     if config.method != "aligndet":
-        raise ConfigError(f"{run.folder}: made by the method {config.method}, which has no embeddings to show")
+        raise ConfigError(
+            f"{run.folder}: made by the method {config.method}, and the figure shows AlignDet's embeddings"
+        )
     content = read_detector(run.folder / "weights.pt")
     process, num_classes = Process(device=device), _num_classes(run, workspace)
     file = None

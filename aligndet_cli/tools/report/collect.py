@@ -178,7 +178,8 @@ def _sentence(deltas: Sequence[Delta], metric: str, label: str, base: str) -> st
     [delta] = deltas
     gain = f"{label} {100 * delta.mean:+.1f}"
     if delta.interval is None or delta.standard_error is None:
-        return f"{gain} {metric} over {base}, 1 pair: a sign, not proof."
+        told = "a sign, not proof" if delta.mean else "no difference"
+        return f"{gain} {metric} over {base}, 1 pair: {told}."
     low, high = (100 * bound for bound in delta.interval)
     doubt = " It could be chance." if low <= 0 <= high else ""
     return (

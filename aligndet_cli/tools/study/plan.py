@@ -62,7 +62,9 @@ class StageRun:
         Raises:
             ConfigError: a setting that the stage does not have, or a value that does not fit.
         """
-        config, _ = load_config(find_stage(self.stage).steps().config, self.stage, self.sources)
+        steps = find_stage(self.stage).steps()
+        config, _ = load_config(steps.config, self.stage, self.sources)
+        steps.check(config)
         return with_absolute_paths(config)  # as recorded
 
 

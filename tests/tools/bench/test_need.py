@@ -86,3 +86,7 @@ def test_a_machine_without_so_much_memory_says_so(monkeypatch: pytest.MonkeyPatc
     words = ("--backbone", "resnet18", *NECK, "--stage", "finetune", "--short-side", "64", "--long-side", "96")
     line = aligndet("bench", *words, "--accelerator", "cpu", code=1).error_line()
     assert "a step with 16 images of 64x96" in line and "use --batch-size " in line
+    both = ("--detector", "htc", "--backbone", "cb-swin_l", "--batch-size", "2", "--accelerator", "cpu")
+    monkeypatch.setattr("aligndet_cli.tools.bench.measure.memory_budget", lambda _devices: 22_000_000_000)
+    line = aligndet("bench", *both, code=1).error_line()
+    assert re.search(r"alone there is room for --stage pretrain-box --batch-size \d+$", line)

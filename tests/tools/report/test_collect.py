@@ -74,6 +74,14 @@ def test_the_headline_says_how_sure_it_is(tmp_path: Path) -> None:
     assert headline(collect_report(Workspace(tmp_path))) == mixed
 
 
+def test_the_headline_of_equal_numbers_is_no_sign(tmp_path: Path) -> None:
+    add_evaluated(tmp_path, Tuned("plain"), 0.3)
+    add_evaluated(tmp_path, Tuned("ours", init="pretrain", weights="own"), 0.3)
+    assert (
+        headline(collect_report(Workspace(tmp_path))) == "AlignDet +0.0 AP over backbone only, 1 pair: no difference."
+    )
+
+
 def test_the_headline_is_about_the_start_with_the_most_pairs(tmp_path: Path) -> None:
     for seed in range(2):
         add_evaluated(tmp_path, Tuned(f"plain-{seed}", seed=seed), 0.3)

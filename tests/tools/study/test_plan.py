@@ -135,6 +135,11 @@ seeds = [1]
         ("[settings.common]\nseed = 3", "settings.common.seed: the study sets this itself"),
         ('[settings.finetune]\n"training.stepz" = 3', "training.stepz: unknown key (from settings.finetune); did you"),
         ('[settings.evaluate]\nmetric = "x"', "metric: 'x' is not a choice (from settings.evaluate)"),
+        ('[settings.pretrain-box]\nmethod = "soco"', "--method soco: is for faster-rcnn, mask-rcnn, not for retinanet"),
+        (
+            '[settings.pretrain-box]\nmethod = "classes"\ntemperature = 0.2',
+            "temperature: no effect on --method classes; leave it out",
+        ),
     ],
 )
 def test_wrong_settings_are_found_before_anything_runs(tmp_path: Path, table: str, said: str) -> None:
