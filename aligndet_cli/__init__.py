@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from aligndet_cli.evaluate.stage import EvaluateConfig as EvaluateConfig
     from aligndet_cli.finetune.config import FinetuneConfig as FinetuneConfig
     from aligndet_cli.pretrain_box.config import PretrainBoxConfig as PretrainBoxConfig
-    from aligndet_cli.pretrain_image.stage import PretrainImageConfig as PretrainImageConfig
+    from aligndet_cli.pretrain_image.config import PretrainImageConfig as PretrainImageConfig
     from aligndet_cli.proposals.stage import ProposalsConfig as ProposalsConfig
 
 __version__ = "0.1.0"
@@ -45,7 +45,7 @@ _PLACES = {
     "EvaluateConfig": "evaluate.stage",
     "FinetuneConfig": "finetune.config",
     "PretrainBoxConfig": "pretrain_box.config",
-    "PretrainImageConfig": "pretrain_image.stage",
+    "PretrainImageConfig": "pretrain_image.config",
     "ProposalsConfig": "proposals.stage",
     "AlignDetError": "errors",
     "ConfigError": "errors",

@@ -11,14 +11,13 @@ import torch
 from aligndet_cli.api.detector import ImageDetector, labels_of
 from aligndet_cli.backbones import Backbone, BackboneConfig, build_backbone
 from aligndet_cli.backbones.plain import read_plain
-from aligndet_cli.backbones.weights import load_backbone_weights
+from aligndet_cli.backbones.weights import load_backbone_weights, network_of
 from aligndet_cli.config import assign, flatten, validated
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors.checkpoint import BEST, KIND, DetectorFile, WeightsName, read_detector, weights_file
 from aligndet_cli.detectors.recipes import LabelFacts
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.files import read_json
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import find_initial, load_initial, resolution_of
 from aligndet_cli.hub import fetch_weights, is_on_hub
@@ -93,12 +92,12 @@ def backbone(
 
     Args:
         run: as in `load`, or a run of `pretrain-image`, or a file in any layout that `--backbone-weights` takes.
-        name: name of the network, such as `resnet50`; only needed where the file does not tell it.
+        name: name of the network, such as `resnet50`; only needed where the file does not tell it, as one of timm.
         workspace, weights: as in `load`.
 
     Raises:
-        ConfigError: no such run, or the file does not tell the network.
-        WeightsError: the file is missing or damaged, or holds another network.
+        ConfigError: no such run, or no such network.
+        WeightsError: the file is missing or damaged, holds another network, or does not tell which.
     """
     place = Workspace.locate(None if workspace is None else Path(workspace))
     file = find_weights(run, place, _STAGES, weights)
@@ -112,7 +111,7 @@ def backbone(
         tensors = {key.removeprefix("backbone."): value for key, value in source.state_dict.items()}
         built.load_state_dict({key: tensors[key] for key in built.state_dict()})
         return built
-    name = name or _recorded_name(file)
+    name = name or network_of(file)
     built = build_backbone(validated(BackboneConfig, {"name": name}, {"name": "name"}))
     load_backbone_weights(built, file)
     return built
@@ -191,12 +190,3 @@ def _settings(file: Path, source: DetectorFile, config: Mapping[str, Any]) -> Fi
     if isinstance(values.setdefault("detector", {}), dict):
         values["detector"].setdefault("family", source.detector.family)
     return validated(FinetuneConfig, values, {})
-
-
-def _recorded_name(file: Path) -> str:
-    """Return the name of the network from the settings beside a file of `pretrain-image`."""
-    settings = file.with_name("config.json")
-    name = read_json(settings).get("backbone", {}).get("name") if settings.is_file() else None
-    if name is None:
-        raise ConfigError(f"{file}: does not tell which network it is; give its name, such as 'resnet50'")
-    return str(name)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from aligndet_cli.evaluate.stage import EvaluateConfig
     from aligndet_cli.finetune.config import FinetuneConfig
     from aligndet_cli.pretrain_box.config import PretrainBoxConfig
-    from aligndet_cli.pretrain_image.stage import PretrainImageConfig
+    from aligndet_cli.pretrain_image.config import PretrainImageConfig
     from aligndet_cli.proposals.stage import ProposalsConfig
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
-from aligndet_cli.backbones.build import WEIGHTS_FILE, BackboneConfig, build_backbone, single_name
+from aligndet_cli.backbones.build import NAMES, WEIGHTS_FILE, BackboneConfig, build_backbone, single_name
 from aligndet_cli.backbones.composite import CompositeBackbone
 from aligndet_cli.backbones.from_timm import facts_of, is_of_timm
 from aligndet_cli.backbones.interface import Backbone
@@ -21,7 +21,7 @@ from aligndet_cli.backbones.timm_weights import WEIGHTS as TIMM_WEIGHTS
 from aligndet_cli.backbones.timm_weights import fetch_timm_weights, licence_of, read_timm, shows_labels
 from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
-from aligndet_cli.files import hash_files
+from aligndet_cli.files import hash_files, read_json
 from aligndet_cli.logs import logger
 from aligndet_cli.workspace import Artifact, Workspace
 
@@ -88,9 +88,7 @@ def find_backbone_weights(config: BackboneConfig, workspace: Workspace, *, offli
     if file is None:
         return RANDOM_WEIGHTS
     found = read_backbone(file, config.name)
-    with torch.device("meta"):  # without memory: only shapes are compared
-        backbone = build_backbone(BackboneConfig.model_validate({"name": single_name(config.name)}))
-    _fit(backbone, found, file)
+    _fit(_without_memory(single_name(config.name)), found, file)
     origin = f"{config.weights} ({found.layout} layout)"
     if is_of_timm(config.name) and config.weights == TIMM_WEIGHTS:
         origin = f"timm's, licence: {licence_of(config.name)}"
@@ -229,6 +227,34 @@ def read_backbone(file: Path, name: str | None = None) -> FoundBackbone:
         )
     require_finite(found.tensors.items(), title)
     return found
+
+
+def network_of(file: Path) -> str:
+    """Return the name of the network in a file: that of the settings beside it, or the one that its tensors fit.
+
+    Raises:
+        WeightsError: the file cannot be read, has an unknown layout, or fits no network.
+    """
+    settings = file.with_name("config.json")
+    recorded = read_json(settings) if settings.is_file() else {}
+    backbone = recorded.get("backbone") if isinstance(recorded, dict) else None
+    if isinstance(backbone, dict) and isinstance(backbone.get("name"), str):
+        return str(backbone["name"])
+    found = read_backbone(file)
+    for name in NAMES[found.family]:
+        try:
+            _fit(_without_memory(name), found, file)
+        except WeightsError:
+            continue
+        return name
+    known = ", ".join(NAMES[found.family])
+    raise WeightsError(f"backbone weights {file}: hold a {found.family} that is none of {known}")
+
+
+def _without_memory(name: str) -> Backbone:
+    """Build a backbone of which only names and shapes can be used."""
+    with torch.device("meta"):
+        return build_backbone(BackboneConfig.model_validate({"name": name}))
 
 
 def fill_backbone(backbone: Backbone, found: FoundBackbone, source: Path) -> None:

@@ -22,15 +22,16 @@ def _go_on(_: Artifact, workspace: Workspace) -> list[str]:
 
 STAGE = Stage(
     name="pretrain-image",
-    summary="Train a backbone on images, without labels or with one class per folder.",
+    summary="Train a backbone on images: without labels, from a teacher, or with one class per folder.",
     data=f"{LAYOUTS}, any folder of images, or one folder of images per class.",
     examples=(
         "aligndet pretrain-image photos/",
         "aligndet pretrain-image objects/ --method supervised --backbone resnet18",
-        "aligndet pretrain-image photos/ --method moco-v2 --epochs 100",
+        "aligndet pretrain-image photos/ --method distill --teacher timm:vit_small_patch14_dinov2.lvd142m",
     ),
     flags=(
         setting("--method", "method"),
+        setting("--teacher", "teacher"),
         BACKBONE,
         *BACKBONE_WEIGHTS,
         setting("--image-size", "image_size"),

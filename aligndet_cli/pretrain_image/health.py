@@ -9,17 +9,17 @@ from aligndet_cli.training.embeddings import MIN_LINES, MIN_RANK, MIN_RANK_SHARE
 
 # Least share of the way from the loss by chance to the best possible loss.
 MIN_LEARNED = 0.02
-# Cosine losses by chance and at best, for methods that do not log `chance`.
-_COSINE_CHANCE, _COSINE_BEST = 0.0, -1.0
+_COSINE_CHANCE = 0.0  # of methods that do not log `chance`
 
 Scores = Mapping[str, float]
 
 
-def judge(metrics: Path, before: Scores | None, after: Scores | None) -> dict[str, Any]:
+def judge(metrics: Path, before: Scores | None, after: Scores | None, *, best: float) -> dict[str, Any]:
     """Judge a run by the last fifth and the first line of its `metrics.jsonl`, and by its probes if there are any.
 
     Args:
         before, after: `knn` and `linear` accuracy of the backbone at the start and at the end.
+        best: loss of perfect predictions, for methods that do not log `chance`; of the others it is 0.
 
     Returns:
         `verdict` (`healthy`, `collapsed`, `not learning` or `too short`), one sentence of `explanation`, and the means
@@ -29,14 +29,14 @@ def judge(metrics: Path, before: Scores | None, after: Scores | None) -> dict[st
     last = lines[-max(len(lines) // 5, 1) :]
     means = {key: sum(line[key] for line in last) / len(last) for key in last[-1] if key not in ("step", "lr")}
     loss_name = next(key for key in means if key.startswith("loss_"))
-    verdict, reason = _verdict(lines, means, loss_name)
+    verdict, reason = _verdict(lines, means, loss_name, best)
     if verdict != "collapsed" and before and after and after["knn"] <= before["knn"]:
         verdict, reason = "not learning", ": no better than the backbone at the start; train longer"
     explanation = _facts(lines[0], means, loss_name) + _probe_facts(before, after) + reason
     return {"verdict": verdict, "explanation": explanation, **{key: round(value, 4) for key, value in means.items()}}
 
 
-def _verdict(lines: list[dict[str, float]], means: dict[str, float], loss_name: str) -> tuple[str, str]:
+def _verdict(lines: list[dict[str, float]], means: dict[str, float], loss_name: str, best: float) -> tuple[str, str]:
     rank, spread = means["embedding_rank"], means["embedding_spread"]
     start = lines[0]["embedding_rank"]
     # Embeddings of few images use few directions from the start, and few classes need few.
@@ -45,7 +45,7 @@ def _verdict(lines: list[dict[str, float]], means: dict[str, float], loss_name: 
         return "collapsed", ": all images look alike to it; lower --lr"
     if len(lines) < MIN_LINES:
         return "too short", f": only {len(lines)} logged steps, too few to judge"
-    chance, best = (means["chance"], 0.0) if "chance" in means else (_COSINE_CHANCE, _COSINE_BEST)
+    chance, best = (means["chance"], 0.0) if "chance" in means else (_COSINE_CHANCE, best)
     if (chance - means[loss_name]) / (chance - best) < MIN_LEARNED:
         return "not learning", ": hardly better than chance; train longer, or change --lr"
     return "healthy", ""

@@ -17,7 +17,7 @@ from aligndet_cli.data.loaders import load_image
 from aligndet_cli.data.transforms import normalise
 from aligndet_cli.errors import DataError
 from aligndet_cli.logs import logger
-from aligndet_cli.pretrain_image.methods import embed
+from aligndet_cli.pretrain_image.method import embed
 
 NEIGHBOURS = 20  # at most, and no more than regions per class; Wu et al., CVPR 2018, use 200 on ImageNet
 _CENTRE = 0.875  # side of the crop by short side of the image, as in tests on ImageNet (224 of 256)

@@ -1,25 +1,35 @@
 """`aligndet pretrain-image`: images -> a backbone trained on them."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from aligndet_cli.backbones import Backbone, BackboneConfig, BackboneWeights, build_backbone
+from aligndet_cli.backbones import Backbone, BackboneWeights, build_backbone
 from aligndet_cli.backbones.build import require_single
+from aligndet_cli.backbones.teacher import Teacher, find_teacher
 from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights
-from aligndet_cli.config import NO_WEIGHTS, Side, StageConfig
-from aligndet_cli.data.loaders import OnError, SampleStream
+from aligndet_cli.config import NO_WEIGHTS
+from aligndet_cli.data.loaders import SampleStream
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.files import write_bytes
 from aligndet_cli.logs import logger
+from aligndet_cli.pretrain_image.config import PretrainImageConfig
 from aligndet_cli.pretrain_image.health import judge
 from aligndet_cli.pretrain_image.labels import ImageData, NoBoxes, open_data
-from aligndet_cli.pretrain_image.methods import Method, MethodName, MoCo, SimSiam, Supervised
+from aligndet_cli.pretrain_image.method import ImageMethod
+from aligndet_cli.pretrain_image.methods import Inputs, build_method
+from aligndet_cli.pretrain_image.methods.supervised import Supervised
 from aligndet_cli.pretrain_image.probe import Probe, score
-from aligndet_cli.pretrain_image.recipes import RECIPES, choose_batch_size, choose_momentum, choose_queue, choose_rates
+from aligndet_cli.pretrain_image.recipes import (
+    OF_SOME,
+    RECIPES,
+    choose_batch_size,
+    choose_momentum,
+    choose_queue,
+    choose_rates,
+)
 from aligndet_cli.pretrain_image.task import ImageTask
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
@@ -33,36 +43,8 @@ from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.placement import place
 from aligndet_cli.training.recipe import Rates
 from aligndet_cli.training.records import merge_skipped
-from aligndet_cli.training.settings import TrainingConfig, check_batch_split, describe_settings, resolve_settings
+from aligndet_cli.training.settings import check_batch_split, describe_settings, resolve_settings
 from aligndet_cli.workspace import Output, Workspace
-
-SIMSIAM_DIM, MOCO_DIM = 2048, 128  # embedding dimensions in the papers
-
-
-class ImageTrainingConfig(TrainingConfig):
-    """Length and optimizer. None: the recipe of the method."""
-
-    # auto: fewer where images are few
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Images per step over all processes; auto takes the method's."
-    )
-
-
-class PretrainImageConfig(StageConfig):
-    """Settings of `pretrain-image`; defaults are those of each method's paper, see `recipes.py`."""
-
-    method: MethodName = Field("simsiam", description="Method; supervised needs images in one folder per class.")
-    # Its weights are those to start from; "auto" starts from nothing.
-    backbone: BackboneConfig = BackboneConfig()
-    image_size: Side = Field(224, description="Side of the square views in pixels.")
-    min_area: float | None = Field(None, gt=0, le=1, description="Smallest crop as a share of the image (by method).")
-    optimizer: Literal["sgd", "adamw"] | None = Field(None, description="Optimizer (SGD, or AdamW for short runs).")
-    embedding_dim: int | None = Field(None, ge=1, description="Width of an embedding (simsiam 2048, moco-v2 128).")
-    queue_size: int | None = Field(None, ge=1, description="Length of moco-v2's queue (65536, less for few images).")
-    temperature: float = Field(0.2, gt=0, description="Temperature of the contrastive loss of moco-v2.")
-    momentum: float | None = Field(None, ge=0, le=1, description="Momentum of moco-v2 (0.999, less in short runs).")
-    on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
-    training: ImageTrainingConfig = ImageTrainingConfig()
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,8 @@ class Plan:
 
     Attributes:
         weights: weights to start from.
-        queue_size, momentum: for MoCo v2.
+        queue_size, momentum: of methods that use them.
+        teacher: of `distill`.
     """
 
     config: PretrainImageConfig
@@ -83,6 +66,7 @@ class Plan:
     weights: BackboneWeights
     queue_size: int
     momentum: float
+    teacher: Teacher | None
 
 
 def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
@@ -92,9 +76,14 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
         AlignDetError: anything that the user can put right.
     """
     require_single(config.backbone.name, "pretrain-image")
+    _check_method(config)
     devices = resolve_devices(config.runtime)
     data = open_data(config.data, seed=config.seed, index_dir=workspace.index_dir)
-    _check_method(config, data)
+    if config.method == "supervised" and data.classes is None:
+        raise DataError(
+            f"{data.images.root}: --method supervised needs images in one folder per class (CLASS/x.jpg, or "
+            "train/CLASS/x.jpg); the other methods need no labels"
+        )
     name = config.name or f"{config.method}-{config.backbone.slug}"
     batch_size = config.training.batch_size
     if batch_size == "auto":
@@ -116,26 +105,27 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
         start = start.model_copy(update={"weights": NO_WEIGHTS})
     weights = find_backbone_weights(start, workspace, offline=config.runtime.offline)
     inputs = {"data": data.fingerprint, "backbone weights": weights.content_hash}
+    teacher = None
+    if config.teacher is not None:
+        teacher = find_teacher(config.teacher, workspace, offline=config.runtime.offline)
+        inputs["teacher"] = teacher.weights.content_hash
     output = workspace.plan_output("pretrain-image", name, config, inputs, resume=resume, force=force)
     queue_size = config.queue_size or choose_queue(len(data.indices), batch_size)
-    momentum = choose_momentum(num_steps) if config.momentum is None else config.momentum
-    return Plan(config, output, devices, settle(rates), rates, data, weights, queue_size, momentum)
+    momentum = choose_momentum(config.method, num_steps) if config.momentum is None else config.momentum
+    return Plan(config, output, devices, settle(rates), rates, data, weights, queue_size, momentum, teacher)
 
 
-def _check_method(config: PretrainImageConfig, data: ImageData) -> None:
-    if config.method == "supervised" and data.classes is None:
-        raise DataError(
-            f"{data.images.root}: --method supervised needs images in one folder per class (CLASS/x.jpg, or "
-            "train/CLASS/x.jpg); simsiam and moco-v2 need no labels"
-        )
-    idle = {
-        "moco-v2": (),
-        "simsiam": ("queue_size", "momentum"),
-        "supervised": ("queue_size", "momentum", "embedding_dim"),
-    }
-    for setting in idle[config.method]:
-        if getattr(config, setting) is not None:
+def _check_method(config: PretrainImageConfig) -> None:
+    """Refuse settings that the method has no use for, and a missing teacher."""
+    recipe, defaults = RECIPES[config.method], PretrainImageConfig()
+    for setting in OF_SOME:
+        if setting not in recipe.uses and getattr(config, setting) != getattr(defaults, setting):
             raise ConfigError(f"{setting}: no effect on --method {config.method}; leave it out")
+    if "teacher" in recipe.uses and config.teacher is None:
+        raise ConfigError(f"--method {config.method}: needs a network to learn from; give --teacher FILE or timm:NAME")
+    known = (recipe.rates.optimizer, "adamw")
+    if config.optimizer not in (None, *known):
+        raise ConfigError(f"optimizer: --method {config.method} trains with {' or '.join(known)}")
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -145,9 +135,6 @@ def describe(plan: Plan) -> dict[str, Any]:
     if data.probe is not None:
         what = "images" if data.probe.test.boxes is None else "boxes"
         labels = f"{len(data.probe.train)} {what} to probe with, {len(data.probe.test)} to test on"
-    moco = {}
-    if config.method == "moco-v2":
-        moco = {"queue": plan.queue_size, "momentum": f"{plan.momentum:g}", "temperature": config.temperature}
     return {
         "run": f"pretrain-image/{plan.output.folder.name}",
         "data": f"{data.images.root} ({data.images.format}, split {data.images.split})",
@@ -156,9 +143,21 @@ def describe(plan: Plan) -> dict[str, Any]:
         "method": config.method,
         "backbone": f"{config.backbone.name}, weights to start from: {plan.weights.origin}",
         "views": f"{config.image_size} x {config.image_size}",
-        **moco,
+        **_describe_method(plan),
         **describe_settings(config.training, plan.rates, plan.settings, plan.devices),
     }
+
+
+def _describe_method(plan: Plan) -> dict[str, Any]:
+    """Return the effective settings that not every method has."""
+    config, recipe = plan.config, RECIPES[plan.config.method]
+    told = {
+        "queue_size": ("queue", plan.queue_size),
+        "momentum": ("momentum", f"{plan.momentum:g}{', rising to 1' if recipe.momentum_rises else ''}"),
+        "temperature": ("temperature", config.temperature),
+        "teacher": ("teacher", plan.teacher and f"{plan.teacher.name}, {plan.teacher.weights.origin}"),
+    }
+    return dict(told[setting] for setting in told if setting in recipe.uses)
 
 
 def run(plan: Plan, process: Process) -> None:
@@ -190,34 +189,19 @@ def _trainable(plan: Plan, task: ImageTask, process: Process) -> Trainable:
 
 
 def _build_task(plan: Plan) -> ImageTask:
-    config, recipe = plan.config, RECIPES[plan.config.method]
+    config, recipe, classes = plan.config, RECIPES[plan.config.method], plan.data.classes
     if config.min_area is not None:
-        recipe = replace(recipe, views=replace(recipe.views, min_area=config.min_area))
+        views = tuple(replace(view, min_area=config.min_area) for view in recipe.views)
+        recipe = replace(recipe, views=views)
+    inputs = Inputs(plan.queue_size, len(classes.names) if classes else 0, plan.teacher)
     return ImageTask(
-        _build_method(plan),
+        build_method(config, _initial_backbone(plan), inputs),
         recipe,
         side=config.image_size,
-        class_ids=plan.data.classes.class_ids if plan.data.classes else None,
+        class_ids=classes.class_ids if classes else None,
         momentum=plan.momentum,
         settings=plan.settings,
     )
-
-
-def _build_method(plan: Plan) -> Method:
-    config = plan.config
-    backbone = _initial_backbone(plan)
-    if config.method == "simsiam":
-        dim = config.embedding_dim or SIMSIAM_DIM
-        return SimSiam(backbone, embedding_dim=dim, bottleneck_dim=max(dim // 4, 1))
-    if config.method == "moco-v2":
-        return MoCo(
-            backbone,
-            embedding_dim=config.embedding_dim or MOCO_DIM,
-            queue_size=plan.queue_size,
-            temperature=config.temperature,
-        )
-    assert plan.data.classes is not None, "prepare has checked it"
-    return Supervised(backbone, num_classes=len(plan.data.classes.names))
 
 
 def _initial_backbone(plan: Plan) -> Backbone:
@@ -228,7 +212,7 @@ def _initial_backbone(plan: Plan) -> Backbone:
     return backbone
 
 
-def _finish(plan: Plan, method: Method, process: Process) -> dict[str, Any]:
+def _finish(plan: Plan, method: ImageMethod, process: Process) -> dict[str, Any]:
     """Write weights and curves, judge them, and return the result."""
     folder = plan.output.partial
     state = method.backbone.torchvision_state()
@@ -239,7 +223,7 @@ def _finish(plan: Plan, method: Method, process: Process) -> dict[str, Any]:
     merge_skipped(folder)
     plot_curves(folder / "metrics.jsonl", folder / "plots")
     before, after = _probe(plan, method, process)
-    health = judge(folder / "metrics.jsonl", before, after)
+    health = judge(folder / "metrics.jsonl", before, after, best=method.best)
     logger.info(f"{health['verdict']}: {health['explanation']}")
     return {
         "verdict": health.pop("verdict"),
@@ -248,11 +232,14 @@ def _finish(plan: Plan, method: Method, process: Process) -> dict[str, Any]:
         "steps": plan.settings.schedule.num_steps,
         "images": len(plan.data.indices),
         "method": plan.config.method,
+        **({"teacher": plan.teacher.name} if plan.teacher else {}),
         **health,
     }
 
 
-def _probe(plan: Plan, method: Method, process: Process) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+def _probe(
+    plan: Plan, method: ImageMethod, process: Process
+) -> tuple[dict[str, float] | None, dict[str, float] | None]:
     """Return the probe's scores before and after training; None without labels or readable images to test on."""
     probe: Probe | None = plan.data.probe
     if probe is None:

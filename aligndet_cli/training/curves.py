@@ -140,13 +140,15 @@ def _panels_of(keys: set[str], *, split: bool) -> list[_Panel]:
 def _chance_of(keys: Sequence[str], log: Log) -> str | None:
     """Return the number that holds the chance level of a panel, if the run has one.
 
-    The level is that of the contrastive loss, or of the only loss where a backbone learns classes.
+    The level is that of the contrastive loss, or of the only loss where a backbone learns classes
+    or predicts features.
     """
     if _CHANCE not in log:
         return None
     if set(keys) & set(_ACCURACIES):
         return _ACCURACY_BY_CHANCE
-    return _CHANCE if (_CONTRAST_LOSS if _CONTRAST_LOSS in log else "loss_cls") in keys else None
+    leading = (_CONTRAST_LOSS,) if _CONTRAST_LOSS in log else ("loss_cls", "loss_similarity")
+    return _CHANCE if set(leading) & set(keys) else None
 
 
 def _draw_curve(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], **style: Any) -> None:

@@ -18,7 +18,7 @@ RecipeName = Literal[
     "vit",
 ]
 PolicyName = Literal["resize", "detr", "lsj"]
-ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "90e", "100e", "150e", "200e"]
+ScheduleName = Literal["12k", "90k", "1x", "2x", "3x", "4x", "50e", "90e", "100e", "150e", "200e", "300e"]
 WarmupName = Literal["linear", "constant", "none"]
 DecayName = Literal["steps", "cosine"]
 ProjectorStart = Literal["normal", "torch", "kaiming"]

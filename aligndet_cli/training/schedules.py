@@ -31,6 +31,7 @@ LENGTHS: dict[ScheduleName, Length] = {
     "100e": Length(100, None, (80 / 100,)),
     "150e": Length(150, None, (100 / 150,)),
     "200e": Length(200, None, (120 / 200, 160 / 200)),
+    "300e": Length(300, None, (180 / 300, 240 / 300)),
 }
 
 

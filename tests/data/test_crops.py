@@ -9,7 +9,7 @@ from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import MEAN, STD
 from aligndet_cli.pretrain_image.recipes import RECIPES
 
-RECIPE = RECIPES["simsiam"].views
+RECIPE = RECIPES["simsiam"].views[0]
 DEVICE = torch.device("cpu")
 
 

@@ -213,6 +213,7 @@ def test_schedules() -> None:
         "100e": (100, [80]),
         "150e": (150, [100]),
         "200e": (200, [120, 160]),  # pretrain-image
+        "300e": (300, [180, 240]),  # pretrain-image
     }
 
 

@@ -19,7 +19,7 @@ from helpers.small_detectors import detector_file
 
 DATA = ("data.root", "data.annotations", "data.images")
 PATHS = {
-    "pretrain-image": (*DATA, "backbone.weights"),
+    "pretrain-image": (*DATA, "backbone.weights", "teacher"),
     "proposals": (*DATA, "import_file", "export_file", "cue_weights"),
     "cluster": (*DATA, "import_file", "backbone.weights"),
     "pretrain-box": (*DATA, "backbone.weights", "embedder"),

@@ -12,7 +12,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.sample import Sample, mix_seed
-from aligndet_cli.pretrain_image.methods import MoCo
+from aligndet_cli.pretrain_image.method import View
+from aligndet_cli.pretrain_image.methods.moco import MoCo
 from aligndet_cli.processes import collectives
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.stage import find_stage
@@ -111,5 +112,6 @@ def fill_queue(plan: Any, process: Process, folder: Path) -> None:
     moco.momentum_head.register_forward_hook(lambda _module, _inputs, output: made.append(normalize(output, dim=1)))
     generator = torch.Generator().manual_seed(process.rank)
     for _ in range(2):
-        moco([torch.randn(2, 3, 32, 32, generator=generator) for _ in range(2)], None, with_health=False)
-    torch.save({"queue": moco.queue, "keys": made}, folder / f"queue{process.rank}.pt")
+        pixels = [torch.randn(2, 3, 32, 32, generator=generator) for _ in range(2)]
+        moco([View(one, torch.zeros(2, 4)) for one in pixels], None, with_health=False)
+    torch.save({"queue": moco.queue.keys, "keys": made}, folder / f"queue{process.rank}.pt")

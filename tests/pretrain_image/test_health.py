@@ -41,13 +41,19 @@ def log(folder: Path, name: str, losses: list[float], ranks: list[float], **more
 def test_verdicts(
     tmp_path: Path, name: str, losses: list[float], ranks: list[float], more: dict[str, float], verdict: str
 ) -> None:
-    found = judge(log(tmp_path, name, losses, ranks, **more), None, None)
+    found = judge(log(tmp_path, name, losses, ranks, **more), None, None, best=-1.0)
     assert found["verdict"] == verdict, found["explanation"]
     assert found[name] == losses[-1]
 
 
 def test_no_better_than_at_the_start_is_not_learning(tmp_path: Path) -> None:
     file = log(tmp_path, "loss_similarity", [-0.1, -0.4, -0.6, -0.8], [60, 50, 40, 30])
-    assert judge(file, BAD, GOOD)["verdict"] == "healthy"
-    found = judge(file, BAD, BAD)
+    assert judge(file, BAD, GOOD, best=-1.0)["verdict"] == "healthy"
+    found = judge(file, BAD, BAD, best=-1.0)
     assert found["verdict"] == "not learning" and "nearest-neighbour accuracy 20.0% (at the start 20.0%)" in str(found)
+
+
+def test_the_best_loss_is_the_methods(tmp_path: Path) -> None:
+    file = log(tmp_path, "loss_similarity", [-0.01, -0.02, -0.04, -0.06], [60, 50, 40, 30])
+    assert judge(file, None, None, best=-1.0)["verdict"] == "healthy"  # 6 % of the way
+    assert judge(file, None, None, best=-4.0)["verdict"] == "not learning"  # 1.5 %

@@ -3,25 +3,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.pretrain_image.methods import MoCo, SimSiam, Supervised, embed, moco_loss, simsiam_loss
-
-BATCH, SIDE = 6, 32
-
-
-def views(seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(BATCH, 3, SIDE, SIDE, generator=generator) for _ in range(2)]
-
-
-def small_backbone(seed: int = 0):
-    torch.manual_seed(seed)
-    return build_backbone(BackboneConfig(name="resnet18"))
+from aligndet_cli.pretrain_image.method import View, embed
+from aligndet_cli.pretrain_image.methods.moco import MoCo, moco_loss
+from aligndet_cli.pretrain_image.methods.simsiam import SimSiam, simsiam_loss
+from aligndet_cli.pretrain_image.methods.supervised import Supervised
+from helpers.image_methods import BATCH, small_backbone, views
 
 
 @torch.no_grad()
-def keys_of(moco: MoCo, images: Tensor) -> Tensor:
-    return normalize(moco.momentum_head(embed(moco.momentum_backbone, images)), dim=1)
+def keys_of(moco: MoCo, view: View) -> Tensor:
+    return normalize(moco.momentum_head(embed(moco.momentum_backbone, view.pixels)), dim=1)
 
 
 def test_simsiam_loss_by_hand() -> None:
@@ -57,25 +48,27 @@ def test_moco_loss_by_hand() -> None:
 
 def test_queue_is_filled_in_order_and_goes_round() -> None:
     moco = MoCo(small_backbone(), embedding_dim=2, queue_size=4, temperature=0.2)
-    first, second = views()[1][:3], views(1)[1][:3]
+    first, second = views(batch=3)[1], views(1, batch=3)[1]
     before, after = keys_of(moco, first), keys_of(moco, second)
     moco([first, first], None, with_health=False)
     moco([second, second], None, with_health=False)
     # Rows 0, 1, 2 and then 3, 0, 1.
-    torch.testing.assert_close(moco.queue, torch.stack([after[1], after[2], before[2], after[0]]))
-    assert int(moco.position) == 2
+    torch.testing.assert_close(moco.queue.keys, torch.stack([after[1], after[2], before[2], after[0]]))
+    assert int(moco.queue.position) == 2
     many = views(2)[1]  # 6 of them, more than there is room for: the last four stay, from row 2 on
     moco([many, many], None, with_health=False)
-    torch.testing.assert_close(moco.queue, keys_of(moco, many)[[4, 5, 2, 3]])
+    torch.testing.assert_close(moco.queue.keys, keys_of(moco, many)[[4, 5, 2, 3]])
 
 
 def test_moco_steps_like_its_parts() -> None:
     moco = MoCo(small_backbone(), embedding_dim=8, queue_size=16, temperature=0.2)
-    before = moco.queue.clone()
+    before = moco.queue.keys.clone()
     losses, shown = moco(views(), None, with_health=True)
     losses["loss_contrastive"].backward()  # although the queue has changed since
-    assert not torch.equal(moco.queue[:BATCH], before[:BATCH]) and torch.equal(moco.queue[BATCH:], before[BATCH:])
-    torch.testing.assert_close(moco.queue.norm(dim=1), torch.ones(16))
+    assert not torch.equal(moco.queue.keys[:BATCH], before[:BATCH]) and torch.equal(
+        moco.queue.keys[BATCH:], before[BATCH:]
+    )
+    torch.testing.assert_close(moco.queue.keys.norm(dim=1), torch.ones(16))
     assert all((p.grad is not None) == p.requires_grad for p in moco.parameters())
     assert {"chance", "contrast_accuracy", "embedding_rank", "embedding_spread"} <= shown.keys()
     online, momentum = moco.head[0].weight, moco.momentum_head[0].weight

@@ -36,6 +36,7 @@ from aligndet_cli.pretrain_box.methods.soco_views import PlacedView, draw_three_
 from aligndet_cli.pretrain_box.recipes import SOCO_PROJECTOR
 from aligndet_cli.training.embeddings import embedding_health
 from aligndet_cli.training.loop import LoopSettings
+from aligndet_cli.training.projector import build_projector, follow
 from aligndet_cli.training.recipe import ProjectorRecipe, Recipe
 from aligndet_cli.training.schedules import momentum_at
 
@@ -64,8 +65,8 @@ class SoCoViews(Pretext):
             model.get_submodule(name).requires_grad_(False)
         dim = config.projector.embedding_dim
         self.model = model
-        self.projector = _build_mlp(model.feature_dim, projector.hidden_dim, dim)
-        self.predictor = _build_mlp(dim, projector.hidden_dim, dim)
+        self.projector = build_projector(model.feature_dim, projector.hidden_dim, dim)
+        self.predictor = build_projector(dim, projector.hidden_dim, dim)
         self.momentum = copy.deepcopy(model).requires_grad_(False)
         self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
@@ -106,16 +107,13 @@ class SoCoViews(Pretext):
             health = embedding_health(normalize(projected[0].detach().flatten(0, 1).float(), dim=1))
         return {"loss_similarity": torch.stack(losses).sum()}, health
 
-    @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Move the momentum parameters towards the online ones: k = m * k + (1 - m) * q.
+        """Move the momentum parameters towards the online ones, see `follow`.
 
         The official code does so before the momentum side of the next step, which is the same.
         """
         coefficient = momentum_at(step, self.settings.schedule.num_steps, self.config.momentum)
-        pairs = ((self.model, self.momentum), (self.projector, self.momentum_projector))
-        for online, momentum in pairs:
-            torch._foreach_lerp_(list(momentum.parameters()), list(online.parameters()), 1.0 - coefficient)
+        follow([(self.model, self.momentum), (self.projector, self.momentum_projector)], coefficient)
 
 
 def _pairs(
@@ -154,11 +152,6 @@ def _encode(model: RCNN, projector: nn.Module, view: PlacedView) -> Tensor:
     pooled, row = pool_rois(pyramid, view.rois, model.config.pool_size, model.config, level_of_sides(view.rois))
     embeddings: Tensor = projector(model.head(pooled)[row])
     return embeddings.view(num_images, num_boxes, -1)
-
-
-def _build_mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    hidden = nn.Linear(in_dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)
-    return nn.Sequential(*hidden, nn.Linear(hidden_dim, out_dim))
 
 
 class SoCo(Method):

@@ -28,7 +28,7 @@ _SET_BY_STUDY = ("name", "label", "init", "fraction", "fold", "run", "proposals"
 # Settings that `finetune` refuses if it loads no pre-trained detector.
 _OF_LOADING = ("load_modules", "min_match", "keep_box_predictor")
 # Settings that are not hashed and still make two runs of a study different.
-_TOLD_APART = ("data.root", "backbone.weights", "import_file", "init", "label")
+_TOLD_APART = ("data.root", "backbone.weights", "cue_weights", "embedder", "teacher", "import_file", "init", "label")
 _SHARED_NAMES = {"pretrain-image": "backbone", "proposals": "proposals", "cluster": "clusters"}
 
 

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from aligndet_cli.config import STAGES, FileOr
 from aligndet_cli.errors import ConfigError
-from aligndet_cli.tools.study.plan import StageRun, plan_runs
+from aligndet_cli.stage import find_stage
+from aligndet_cli.tools.study.plan import _TOLD_APART, StageRun, plan_runs
 from aligndet_cli.tools.study.spec import load_study
 from aligndet_cli.workspace import Workspace
 from helpers.studies import TWO_STARTS, values_of, write_study
@@ -122,6 +124,14 @@ seeds = [1]
     assert values_of(runs["pretrain-box/retinanet-one-seed-s1"])["seed"] == 1
     assert values_of(runs["pretrain-image/backbone"])["data.root"] == str(Path("crops").resolve())
     assert "finetune/retinanet-one-seed-s0" not in runs
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_other_weights_are_another_run(stage: str) -> None:
+    """What is not hashed as a setting, since its content is, still tells the runs of a study apart."""
+    config = find_stage(stage).steps().config
+    files = [name for name, field in config.model_fields.items() if any(isinstance(m, FileOr) for m in field.metadata)]
+    assert {name for name in files if name in config.UNHASHED} <= set(_TOLD_APART)
 
 
 @pytest.mark.parametrize(
