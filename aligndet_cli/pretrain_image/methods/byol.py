@@ -37,7 +37,7 @@ class BYOL(ImageMethod):
         return (self.backbone, self.momentum_backbone), (self.projector, self.momentum_projector)
 
     def forward(self, views: Sequence[View], class_ids: Tensor | None, *, with_health: bool) -> Losses:
-        """Return the loss of two views, 0 at best; classes are not used."""
+        """Return the loss of two views, (B, 3, S, S) each, 0 at best; classes are not used."""
         with torch.no_grad():
             wanted = [self.momentum_projector(embed(self.momentum_backbone, view.pixels)) for view in views]  # (B, D)
         projected = [self.projector(embed(self.backbone, view.pixels)) for view in views]

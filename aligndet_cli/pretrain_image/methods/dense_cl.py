@@ -48,9 +48,9 @@ class DenseCL(ImageMethod):
         )
 
     def forward(self, views: Sequence[View], class_ids: Tensor | None, *, with_health: bool) -> Losses:
-        """Return the weighted mean of the global and the dense loss, and fill both queues; classes are not used.
+        """Return the mean of the global and the dense loss of two views, (B, 3, S, S) each, and fill both queues.
 
-        Numbers of the contrast are such means, too.
+        The mean is weighted; classes are not used. Numbers of the contrast are such means, too.
         """
         places = places_of(self.backbone, views[0].pixels)  # (B, P, C)
         queries, dense_queries = self.head(places.mean(dim=1)), self.dense_head(places)  # (B, D), (B, P, D)

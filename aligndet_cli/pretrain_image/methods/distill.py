@@ -46,7 +46,7 @@ class Distill(ImageMethod):
         return self
 
     def forward(self, views: Sequence[View], class_ids: Tensor | None, *, with_health: bool) -> Losses:
-        """Return the loss of one view, 0 at best; classes are not used.
+        """Return the loss of one view, (B, 3, S, S), 0 at best; classes are not used.
 
         The chance level is the loss of the best constant.
         """

@@ -63,7 +63,7 @@ class MoCo(ImageMethod):
         return (self.backbone, self.momentum_backbone), (self.head, self.momentum_head)
 
     def forward(self, views: Sequence[View], class_ids: Tensor | None, *, with_health: bool) -> Losses:
-        """Return the loss of two views, and fill the queue; classes are not used."""
+        """Return the loss of two views, (B, 3, S, S) each, and fill the queue; classes are not used."""
         queries = normalize(self.head(embed(self.backbone, views[0].pixels)).float(), dim=1)  # (B, D)
         with torch.no_grad():
             keys = normalize(self.momentum_head(embed(self.momentum_backbone, views[1].pixels)).float(), dim=1)

@@ -45,7 +45,7 @@ class PixPro(ImageMethod):
         return (self.backbone, self.momentum_backbone), (self.projector, self.momentum_projector)
 
     def forward(self, views: Sequence[View], class_ids: Tensor | None, *, with_health: bool) -> Losses:
-        """Return the loss of two views, -4 at best; classes are not used."""
+        """Return the loss of two views, (B, 3, S, S) each, -4 at best; classes are not used."""
         first, second = views
         with torch.no_grad():
             wanted = [_project(self.momentum_backbone, self.momentum_projector, view) for view in views]

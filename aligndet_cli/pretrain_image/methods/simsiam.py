@@ -37,7 +37,7 @@ class SimSiam(ImageMethod):
         )
 
     def forward(self, views: Sequence[View], class_ids: Tensor | None, *, with_health: bool) -> Losses:
-        """Return the loss of two views, -1 at best; classes are not used."""
+        """Return the loss of two views, (B, 3, S, S) each, -1 at best; classes are not used."""
         first, second = (self.projector(embed(self.backbone, view.pixels)) for view in views)  # (B, D)
         loss = simsiam_loss(self.predictor(first), second, self.predictor(second), first)
         return {"loss_similarity": loss}, embedding_health(normalize(first.detach().float())) if with_health else {}
