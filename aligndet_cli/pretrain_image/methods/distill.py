@@ -48,22 +48,32 @@ class Distill(ImageMethod):
     def forward(self, views: Sequence[View], class_ids: Tensor | None, *, with_health: bool) -> Losses:
         """Return the loss of one view, (B, 3, S, S), 0 at best; classes are not used.
 
-        The chance level is the loss of the best constant.
+        The chance level is the loss of the best constant. The spread is a share of that of the teacher, to which all
+        images may look much alike.
         """
         pixels = views[0].pixels
         with torch.no_grad():
             wanted = self.teacher(pixels)[self.level].float()  # (B, D, h, w)
         told = self.layer(self.backbone(pixels)["c5"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2).float()
         told = interpolate(told, wanted.shape[2:], mode="bilinear")
-        shown = {"chance": 1 - normalize(wanted, dim=1).mean(dim=(0, 2, 3)).norm()}
+        shown = {"chance": (1 - normalize(wanted, dim=1).mean(dim=(0, 2, 3)).norm()).clamp(min=1e-6)}
         if with_health:
-            shown |= embedding_health(normalize(told.detach().mean(dim=(2, 3)), dim=1))
+            shown |= _health(told.detach(), wanted)
         return {"loss_similarity": distill_loss(told, wanted)}, shown
 
 
 def distill_loss(told: Tensor, wanted: Tensor) -> Tensor:
     """Return the scalar mean of 1 - cosine over all places of features (B, D, h, w)."""
     return (1 - cosine_similarity(told, wanted, dim=1)).mean()
+
+
+def _health(told: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    """Return the health of what is told of each view, from features (B, D, h, w) of student and teacher."""
+    own, goal = (normalize(one.mean(dim=(2, 3)), dim=1) for one in (told, wanted))  # (B, D)
+    health = embedding_health(own)
+    if len(own) > 1:
+        health["embedding_spread"] = own.std(dim=0).mean() / goal.std(dim=0).mean().clamp(min=1e-12)
+    return health
 
 
 _TEACHER = "teacher."

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch.nn.functional import interpolate
 from aligndet_cli.backbones import Backbone, BackboneConfig, build_backbone
 from aligndet_cli.data.transforms import MEAN, STD
 from aligndet_cli.pretrain_image.method import View
+from aligndet_cli.pretrain_image.methods import distill
 from aligndet_cli.pretrain_image.methods.distill import Distill, distill_loss
-from helpers.image_methods import assert_same_as_plain, small_backbone, views
+from helpers.image_methods import BATCH, assert_same_as_plain, small_backbone, views
 
 
 def teacher_of(name: str) -> Backbone:
@@ -76,6 +78,19 @@ def test_chance_is_the_best_constant() -> None:
         loss = distill_loss(constant.view(1, -1, 1, 1).expand_as(wanted), wanted)
         assert (float(loss) == pytest.approx(float(shown["chance"]), abs=1e-6)) == is_best
         assert float(loss) >= float(shown["chance"]) - 1e-6
+
+
+def test_the_spread_is_a_share_of_the_teachers() -> None:
+    """A random teacher hardly tells images apart, and who repeats it is not to blame."""
+    method = Distill(small_backbone(), teacher_of("resnet18"))
+    made = views(side=64)
+    with patch.object(distill, "interpolate", lambda *_, **__: method.teacher(made[0].pixels)["c5"]):
+        shown = method(made, None, with_health=True)[1]
+    assert float(shown["embedding_spread"]) == pytest.approx(1)
+    with patch.object(distill, "interpolate", lambda *_, **__: torch.ones(BATCH, 512, 2, 2)):
+        shown = method(made, None, with_health=True)[1]
+    assert float(shown["embedding_spread"]) == pytest.approx(0, abs=1e-6)
+    assert float(method([views(batch=1, side=64)[0]], None, with_health=True)[1]["embedding_spread"]) == 0
 
 
 def test_the_teacher_stays_as_it_is_and_is_not_saved() -> None:
