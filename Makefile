@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check format e2e docs settings labels drawing
+.PHONY: setup demo test check format e2e gpu docs settings labels drawing
 
 setup: .venv/installed
 
@@ -19,6 +19,16 @@ test: setup
 
 e2e: setup
 	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m e2e
+
+# Another environment, where nothing can be installed: make gpu BIN=/path/to/bin
+gpu: $(BIN)/python3
+	mkdir -p gpu-results
+	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 PYTHONPATH=. $(BIN)/python3 -m pytest -m gpu tests/gpu -n0 --tb=short --durations=10 \
+		--junitxml=gpu-results/tests.xml > gpu-results/tests.txt 2>&1; tests=$$?; tail -n 30 gpu-results/tests.txt; \
+	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 PYTHONPATH=. $(BIN)/python3 tests/benchmarks/gpu.py --minutes 6 --output gpu-results \
+		&& exit $$tests
+
+.venv/bin/python3: .venv/installed
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -17,7 +17,7 @@ from aligndet_cli.config import STAGES, StageConfig
 from aligndet_cli.data.folds import SplitConfig
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.stage import find_stage
-from aligndet_cli.tools.bench.measure import BenchConfig
+from aligndet_cli.tools.bench.plan import BenchConfig
 from aligndet_cli.tools.predict.command import PredictConfig
 
 DOCS = Path(__file__).parent

@@ -34,7 +34,8 @@ BENCH = (
 @with_flags(BENCH, "bench", ("DATA", f"{flags.LAYOUTS}, or a folder of images (drawn ones)."))
 def bench(data: Path | None, given: Given) -> None:
     """Measure how fast this machine trains a detector, and how long the paper's schedule would take on it."""
-    from aligndet_cli.tools.bench.measure import BenchConfig, bench_table, run_bench
+    from aligndet_cli.tools.bench.measure import bench_table, run_bench
+    from aligndet_cli.tools.bench.plan import BenchConfig
 
     is_json = given.control.json
     with user_errors(given):

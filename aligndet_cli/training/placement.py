@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.processes.devices import Process
+
+_MOST_COMPILATIONS = 256  # networks of two detectors, with and without gradient, and for maps of a single row or cell
 
 
 def place(model: nn.Module, process: Process) -> None:
@@ -26,12 +28,27 @@ def place(model: nn.Module, process: Process) -> None:
 
 
 def compile_parts(detectors: Sequence[nn.Module], runtime: RuntimeConfig) -> None:
-    """Compile the convolutional parts of detectors for any image size (`--compile`), but not matching and sampling."""
-    if not runtime.compile:
-        return
-    for detector in detectors:
-        for part in detector.children():
-            part.compile(dynamic=True)
+    """Compile the networks of detectors for any image size (`--compile`), but not matching and sampling."""
+    if runtime.compile:
+        # torch counts the compilations of all modules together, and beyond the limit (8) goes on without any.
+        torch._dynamo.config.recompile_limit = _MOST_COMPILATIONS
+        for detector in detectors:
+            for network in networks_of(detector):
+                network.compile(dynamic=True)
+
+
+def networks_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the outermost parts with weights that are called: of a list of modules, or a head of towers, what is in it.
+
+    What is not called itself cannot be compiled.
+    """
+    for child in model.children():
+        if not any(True for _ in child.parameters()):
+            continue  # anchors and points belong to the matching
+        if type(child).forward is nn.Module.forward:
+            yield from networks_of(child)
+        else:
+            yield child
 
 
 def wrap(model: nn.Module, process: Process) -> nn.Module:

@@ -1,15 +1,19 @@
 """Every detector family keeps the promises of detectors/interface.py."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from aligndet_cli.config import RuntimeConfig
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.detectors.interface import BoxCandidates, Detector, Features
+from aligndet_cli.training.placement import compile_parts
 from helpers.small_detectors import SMALL
 
 NUM_CLASSES = 3
@@ -259,3 +263,41 @@ def test_losses_hold_in_other_layouts_and_precisions(
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, expected[name], rtol=rtol, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
+def test_each_network_is_one_graph(family: str, model: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `--compile` compiles has no place at which it would fall apart, and is not given up."""
+    images, targets = make_images(), make_targets((5, 3))
+    model.eval()
+    torch.manual_seed(0)  # of the sampling
+    expected = {**model(images, targets), **candidates(model, targets).losses}
+    names = {module: name for name, module in model.named_modules()}
+    num_calls = Counter[str]()
+
+    def counted(name: str, graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            num_calls[name] += 1
+            return graph.forward(*arguments)
+
+        return call
+
+    def compile_whole(network: nn.Module, **settings: object) -> None:
+        whole = torch.compile(network._call_impl, **settings, fullgraph=True, backend=partial(counted, names[network]))
+        network._compiled_call_impl = whole
+
+    monkeypatch.setattr(nn.Module, "compile", compile_whole)
+    with torch._dynamo.config.patch(recompile_limit=8):  # and back
+        compile_parts([model], RuntimeConfig(compile=True))
+        torch.manual_seed(0)
+        found = {**model(images, targets), **candidates(model, targets).losses}
+    assert all(torch.equal(found[name], loss) for name, loss in expected.items())
+    sum(found.values()).backward()
+    convolved = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.weight.grad is not None
+    }
+    # The weights of a mask predictor and of attention are used without calling it.
+    alone = {name for name in convolved if not any(name.startswith(part) for part in num_calls)}
+    assert alone <= {"mask_predictor", "mask_predictor.0", "mask_predictor.1", "mask_predictor.2"}

@@ -28,8 +28,8 @@ class StepClock:
         for module in model.modules():
             # Modules without parameters belong to the matching: anchors, points.
             if module is not model and any(True for _ in module.parameters()):
-                leave = partial(self._leave, "backbone" if module is backbone else "neck and heads")
-                self._handles += [module.register_forward_pre_hook(self._enter), module.register_forward_hook(leave)]
+                leave = partial(self.leave, "backbone" if module is backbone else "neck and heads")
+                self._handles += [module.register_forward_pre_hook(self.enter), module.register_forward_hook(leave)]
         self.start()
 
     def start(self) -> None:
@@ -47,17 +47,19 @@ class StepClock:
         for handle in self._handles:
             handle.remove()
 
-    def _now(self) -> float:
-        if self._is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def _enter(self, *_: Any) -> None:
+    def enter(self, *_: Any) -> None:
+        """Begin a part; arguments of a hook are ignored."""
         if self._depth == 0:
             self.lap("matching and losses")
         self._depth += 1
 
-    def _leave(self, part: str, *_: Any) -> None:
+    def leave(self, part: str, *_: Any) -> None:
+        """End a part; those within others count as the outermost."""
         self._depth -= 1
         if self._depth == 0:
             self.lap(part)
+
+    def _now(self) -> float:
+        if self._is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -14,69 +14,41 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from rich.table import Table
 
-from aligndet_cli.backbones import BackboneConfig, WeightsTraining
-from aligndet_cli.config import DataConfig, Side, StageConfig
-from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.config import DataConfig
 from aligndet_cli.data.findings import counted
 from aligndet_cli.data.images import read_missing_sizes
-from aligndet_cli.data.loaders import BoxSource, LabelBoxes, SampleStream, batches_of_run
-from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.sample import Sample
-from aligndet_cli.data.sides import Sides
-from aligndet_cli.detectors import DetectorConfig, settle_neck_norm
-from aligndet_cli.detectors.recipes import RCNN, recipe_for
-from aligndet_cli.detectors.retinanet import RetinaNetConfig
+from aligndet_cli.detectors.recipes import RCNN
 from aligndet_cli.errors import DataError, RunError, as_user_error
-from aligndet_cli.finetune.views import LabelledViews, ResolutionConfig, build_views, resolve_resolution
+from aligndet_cli.finetune.views import LabelledViews
 from aligndet_cli.logs import logger
-from aligndet_cli.pretrain_box import stage as pretrain_box
-from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.methods.aligndet import TwoViews
-from aligndet_cli.pretrain_box.views import ViewsConfig
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.processes.ends import describe_end, starting_processes
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.processes.signals import Stopped
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.bench.clock import PARTS, StepClock
-from aligndet_cli.tools.bench.images import DrawnProposals, write_coco
+from aligndet_cli.tools.bench.images import write_coco
 from aligndet_cli.tools.bench.need import Need, need_of
+from aligndet_cli.tools.bench.plan import BenchConfig, BenchPlan, StageName, bench_batches
 from aligndet_cli.training import loop
 from aligndet_cli.training.fitting import memory_budget, try_fit
 from aligndet_cli.training.footprint import gigabytes
 from aligndet_cli.training.learner import build_learner, build_to_try
-from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, Rates, Recipe
+from aligndet_cli.training.recipe import REFERENCE_BATCH, Rates
 from aligndet_cli.training.records import Speed, peak_memory
 from aligndet_cli.training.schedules import LENGTHS
-from aligndet_cli.training.settings import TrainingConfig, resolve_settings
 from aligndet_cli.training.trial import GAPS_IN_FINETUNING, GAPS_IN_PRETRAINING, Trial, worst_sizes
 
-StageName = Literal["pretrain-box", "finetune"]
 COCO_IMAGES = 118_287  # train2017
 FINETUNE_SCHEDULE: Literal["90k"] = "90k"  # the paper's, table 2; DETR's recipe counts epochs
-NUM_CLUSTERS = 256  # the default of `cluster`
 _EPOCH = 8  # batches of drawn images; one batch of an epoch has both orientations, in COCO one of thousands
 _WARM_UP = 2
 _STEPS = {"cpu": 3, "cuda": 60}  # on a GPU enough to use up what was decoded ahead
-
-
-class BenchConfig(StageConfig):
-    """Settings of `bench`. Resolutions, views and workers that are not set are those of the stages."""
-
-    stage: Literal["pretrain-box", "finetune", "both"] = Field("both", description="Stages to time.")
-    detector: DetectorConfig = RetinaNetConfig()
-    backbone: BackboneConfig = BackboneConfig()
-    batch_size: int = Field(REFERENCE_BATCH, ge=1, description="Images per step on one device.")
-    short_side: Sides | None = Field(
-        None, description="Short sides in pixels (or 400..1400), one of which is drawn (the stages')."
-    )
-    long_side: Side = Field(1333, description="Largest long side in pixels.")
-    num_proposals: int = Field(30, ge=0, description="Proposals per image in pre-training.")
-    steps: int | None = Field(None, ge=1, description="Number of steps that are timed (3 on a CPU, 60 on a GPU).")
 
 
 @dataclass(frozen=True)
@@ -101,60 +73,6 @@ class Timing:
     schedule_hours: float
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A stage to time, and what its `prepare` would find out."""
-
-    config: BenchConfig
-    image_set: ImageSet
-    stage: StageName
-
-    @property
-    def recipe(self) -> Recipe:
-        return recipe_for(self.config.detector, self.config.backbone, WeightsTraining())
-
-    @property
-    def rates(self) -> Rates:
-        return self.recipe.pretrain if self.stage == "pretrain-box" else self.recipe.finetune
-
-    @property
-    def settings(self) -> loop.LoopSettings:
-        config, rates = self.config, self.rates
-        # The learning rate of an early step, since random weights diverge at the full rate.
-        training = TrainingConfig(batch_size=config.batch_size, lr=rates.lr / 1000)
-        num_images = len(self.image_set)
-        return resolve_settings(training, rates, num_images=num_images, seed=config.seed, runtime=config.runtime)
-
-    @property
-    def short_sides(self) -> tuple[int, ...]:
-        of_recipe = self.recipe.short_sides if self.stage == "finetune" else None
-        return self.config.short_side or of_recipe or MULTI_SCALE
-
-    @property
-    def num_classes(self) -> int:
-        if self.stage == "finetune":
-            return len(self.image_set.categories)
-        return NUM_CLUSTERS if self.config.detector.RECIPE.needs_clusters else 1
-
-    def build_views(self) -> TwoViews | LabelledViews:
-        config = self.config
-        if self.stage == "pretrain-box":
-            given = {"short_side": config.short_side} if config.short_side else {}
-            asked = PretrainBoxConfig(
-                detector=config.detector,
-                backbone=config.backbone,
-                seed=config.seed,
-                views=ViewsConfig(long_side=config.long_side, **given),
-            )
-            built = pretrain_box.build_views(asked, self.settings, self.num_classes)
-            assert isinstance(built, TwoViews), "AlignDet is the default"
-            return built
-        sides = ResolutionConfig(short_side=config.short_side, long_side=config.long_side)
-        resolution = resolve_resolution(sides, self.recipe.policy, self.short_sides)
-        detector = settle_neck_norm(config.detector, self.recipe.neck_norm)
-        return build_views(detector, config.backbone, self.num_classes, resolution, config.seed)
-
-
 def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[Timing]:
     """Time one or both stages on one device, each in a process of its own, so that their memory does not mix.
 
@@ -177,7 +95,7 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
         image_set = replace(image_set, sizes_hw=sizes_hw)
         if not image_set.has_labels and "finetune" in stages:
             raise DataError(f"{image_set.root}: no labels, so no fine-tuning: use --stage pretrain-box")
-        plans = [_Plan(config, image_set, stage) for stage in stages]
+        plans = [BenchPlan(config, image_set, stage) for stage in stages]
         needs = [need_of(plan.build_views, plan.rates.optimizer) for plan in plans]
         for plan, need in zip(plans, needs, strict=True):
             logger.info(f"{plan.stage}: {need.describe(config.batch_size)}")
@@ -198,7 +116,7 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
                 raise
 
 
-def _check_needs(plans: Sequence[_Plan], needs: Sequence[Need], budget: int | None) -> None:
+def _check_needs(plans: Sequence[BenchPlan], needs: Sequence[Need], budget: int | None) -> None:
     """Make sure that this machine has the memory that steps need at least, before anything is built."""
     if budget is None:
         return
@@ -218,7 +136,7 @@ def _check_needs(plans: Sequence[_Plan], needs: Sequence[Need], budget: int | No
             )
 
 
-def _check_memory(plan: _Plan, devices: Devices) -> None:
+def _check_memory(plan: BenchPlan, devices: Devices) -> None:
     """Make sure that steps fit into the memory of this machine."""
     config, images = plan.config, plan.image_set
     largest = config.model_copy(update={"short_side": (max(plan.short_sides),)})
@@ -241,7 +159,7 @@ def _check_memory(plan: _Plan, devices: Devices) -> None:
         raise RunError(f"{plan.stage}: {fit.problem(config.batch_size, 1, devices)}: {fit.advice(1)}")
 
 
-def _result_of(plan: _Plan, running: "Future[Timing]") -> Timing:
+def _result_of(plan: BenchPlan, running: "Future[Timing]") -> Timing:
     processes = multiprocessing.active_children()
     try:
         return running.result()
@@ -253,7 +171,7 @@ def _result_of(plan: _Plan, running: "Future[Timing]") -> Timing:
     raise RunError(f"{plan.stage}: {reason}")
 
 
-def _time_stage(plan: _Plan, devices: Devices, flags: frozenset[str]) -> Timing:
+def _time_stage(plan: BenchPlan, devices: Devices, flags: frozenset[str]) -> Timing:
     found: list[Timing] = []
     try:
         with loop.known_errors(flags):
@@ -266,20 +184,20 @@ def _time_stage(plan: _Plan, devices: Devices, flags: frozenset[str]) -> Timing:
     return found[0]
 
 
-def _take_time(plan: _Plan, process: Process) -> Timing:
+def _take_time(plan: BenchPlan, process: Process) -> Timing:
     config, device = plan.config, torch.device(process.device)
     views = plan.build_views()
     learner = build_learner(views, plan.rates, plan.settings, config.runtime, process)
     num_steps = config.steps or _STEPS[device.type]
-    batches = _batches(plan, 2 * num_steps + _WARM_UP, process)
-    steps = _Steps(learner, batches, plan.settings, process)
+    batches = bench_batches(plan, 2 * num_steps + _WARM_UP, process)
+    steps = BenchSteps(learner, batches, plan.settings, process)
     with contextlib.closing(batches):
         steps.take(_WARM_UP)
         # On a GPU the clock waits after every part, so the parts are timed in further steps.
-        clock = None if device.type == "cuda" else _clock_of(config, learner, views)
+        clock = None if device.type == "cuda" else clock_of(config, learner, views)
         seconds, waiting = steps.take(num_steps, clock)
         memory = peak_memory(device)
-        if device.type == "cuda" and (clock := _clock_of(config, learner, views)) is not None:
+        if device.type == "cuda" and (clock := clock_of(config, learner, views)) is not None:
             steps.take(num_steps, clock)
     rate = num_steps * config.batch_size / seconds
     schedule, num_images = paper_schedule(plan.stage, plan.rates)
@@ -296,7 +214,7 @@ def _take_time(plan: _Plan, process: Process) -> Timing:
 
 
 @dataclass
-class _Steps:
+class BenchSteps:
     """Steps of the loop, without its files."""
 
     learner: loop.Learner
@@ -328,31 +246,13 @@ class _Steps:
         return time.perf_counter() - speed.began, speed.waiting
 
 
-def _clock_of(config: BenchConfig, learner: loop.Learner, views: TwoViews | LabelledViews) -> StepClock | None:
+def clock_of(config: BenchConfig, learner: loop.Learner, views: TwoViews | LabelledViews) -> StepClock | None:
     """Return the clock of the parts of a step; None where they are compiled: hooks would be compiled with them."""
     if config.runtime.compile:
         return None
     if isinstance(views, TwoViews):
         return StepClock(views.pretext, views.pretext.online.backbone, learner.optimizer)
     return StepClock(views.model, views.model.backbone, learner.optimizer)
-
-
-def _batches(plan: _Plan, num_steps: int, process: Process) -> Generator[list[Sample], None, None]:
-    config, images = plan.config, plan.image_set
-    boxes: BoxSource = LabelBoxes(images)
-    masks = None
-    if plan.stage == "pretrain-box":
-        boxes = DrawnProposals(images, config.num_proposals, plan.num_classes)
-    elif config.detector.RECIPE.needs_masks:
-        masks = LabelMasks(images)
-    return batches_of_run(
-        SampleStream(images, range(len(images)), boxes, "skip", masks),
-        config.batch_size,
-        steps=range(num_steps),
-        seed=config.seed,
-        num_workers=config.runtime.num_workers,
-        process=process,
-    )
 
 
 def paper_schedule(stage: StageName, rates: Rates) -> tuple[str, int]:
