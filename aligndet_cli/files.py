@@ -87,6 +87,8 @@ def check_output_file(file: Path) -> None:
     Raises:
         ConfigError: it cannot, or is.
     """
+    if str(file) == "-":
+        raise ConfigError("--output -: name a file; what goes to stdout is printed without --output")
     if file.is_dir():
         raise ConfigError(f"--output {file}: is a folder; name a file")
     if not file.parent.is_dir():

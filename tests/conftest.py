@@ -1,13 +1,18 @@
+import gc
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from aligndet_cli.data.toy import draw_toy_data
 from aligndet_cli.processes.memory import Room
 from aligndet_cli.training import fitting
 from helpers.commandline import run_chain
+from helpers.plots import leave_empty
 
 # A shell that starts the tests in the background makes them, and what they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -42,10 +47,33 @@ def chain(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that the tests of a module share. It goes with them: what is large must not stay until the last test."""
+    folder = tmp_path_factory.mktemp("module")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_plots(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Only tests that look at plots draw them."""
+    with pytest.MonkeyPatch.context() as patch:  # its own: tests undo theirs
+        if request.node.get_closest_marker("plots") is None:
+            patch.setattr(Figure, "savefig", leave_empty)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def plenty_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dry runs at the defaults try no step on the machine of the tests; tests of memory say what there is."""
     monkeypatch.setattr(fitting, "free_room", lambda: Room(None, None))
+
+
+def pytest_collection_finish() -> None:
+    """Collecting garbage in all that torch and numba hold would take a fifth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

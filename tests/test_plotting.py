@@ -8,6 +8,8 @@ from matplotlib.ft2font import FT2Font
 from aligndet_cli import fonts
 from aligndet_cli.plotting import FORMATS, finish_axes, never_failing, new_figure, save_figure, shorten, wrap
 
+pytestmark = pytest.mark.plots
+
 
 def test_an_error_while_drawing_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with never_failing(Path("plots/x.png")):

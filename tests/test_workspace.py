@@ -260,6 +260,7 @@ def test_output_files_are_checked_first(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").touch()
     for file, said in (
         (tmp_path, "is a folder; name a file"),
+        (Path("-"), "name a file; what goes to stdout"),
         (tmp_path / "none" / "x.csv", "no such folder as"),
         (tmp_path / "weights.pt", "is a finished run; name a file elsewhere"),
     ):

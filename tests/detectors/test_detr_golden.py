@@ -97,8 +97,8 @@ def published_weights() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def published(published_weights: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> DETR:
-    model = import_drawn(published_weights, tmp_path_factory.mktemp("import"), key="model")
+def published(published_weights: dict[str, np.ndarray]) -> DETR:
+    model = import_drawn(published_weights, key="model")
     for name, parameter in model.backbone.named_parameters():  # what the reference trains
         parameter.requires_grad_(bool(re.match(r"layer[234].*(conv\d|downsample\.0)\.weight", name)))
     return model
@@ -199,8 +199,8 @@ def supervised_names() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def supervised(tmp_path_factory: pytest.TempPathFactory) -> DETR:
-    return import_drawn(draw_weights_by_mmdet_name(), tmp_path_factory.mktemp("import"))
+def supervised() -> DETR:
+    return import_drawn(draw_weights_by_mmdet_name())
 
 
 def draw_weights_by_mmdet_name() -> dict[str, np.ndarray]:

@@ -151,8 +151,8 @@ def test_pretext_losses_and_gradients(views: tuple, numbers: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def supervised(tmp_path_factory: pytest.TempPathFactory) -> FCOS:
-    model = import_drawn(draw_weights("g3_fcos_weights.json", 303), tmp_path_factory.mktemp("import"))
+def supervised() -> FCOS:
+    model = import_drawn(draw_weights("g3_fcos_weights.json", 303))
     model.backbone.freeze(1, norm_eval=True)
     return model.eval()
 

@@ -299,10 +299,10 @@ def test_supervised_assignment_is_identical(
 
 
 @pytest.fixture(scope="module", params=["faster_rcnn", "mask_rcnn"])
-def imported(request: pytest.FixtureRequest, supervised_weights: dict, tmp_path_factory: pytest.TempPathFactory):
+def imported(request: pytest.FixtureRequest, supervised_weights: dict):
     has_masks = request.param == "mask_rcnn"
     weights = choose_weights(supervised_weights, has_masks=has_masks)
-    return import_drawn(weights, tmp_path_factory.mktemp("import"))
+    return import_drawn(weights)
 
 
 @pytest.mark.parametrize(

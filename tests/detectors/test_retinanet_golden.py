@@ -132,8 +132,8 @@ def test_pretext_losses_and_gradients(views: tuple, numbers: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def supervised(tmp_path_factory: pytest.TempPathFactory) -> RetinaNet:
-    model = import_drawn(draw_weights("g3_weights.json", 303), tmp_path_factory.mktemp("import"))
+def supervised() -> RetinaNet:
+    model = import_drawn(draw_weights("g3_weights.json", 303))
     model.backbone.freeze(1, norm_eval=True)
     return model.eval()
 

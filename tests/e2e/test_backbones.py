@@ -1,21 +1,15 @@
 """Networks of timm, a ConvNeXt and two linked ResNets as backbones: killed and resumed, and in two processes."""
 
-import functools
 import signal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from aligndet_cli import driver
-from aligndet_cli.processes.devices import Devices
-from aligndet_cli.processes.launch import Shown, launch
-from helpers.commandline import NECK, RANDOM, RESOLUTION, aligndet, assert_same_results
+from helpers.commandline import NECK, RANDOM, RESOLUTION, assert_same_results
 from helpers.forks import ForkServer
 from helpers.interrupting import EAGER, workspace_before
-from helpers.two_ranks import run_and_keep
+from helpers.two_ranks import assert_ranks_agree
 
 pytestmark = pytest.mark.e2e
 
@@ -44,19 +38,10 @@ def test_killed_it_goes_on_to_the_same_results(
         assert_same_results(workspace / stage / "killed", workspace / stage / "whole")
 
 
-def test_two_processes_agree(
-    words: tuple[str, ...], chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_agree(forks: ForkServer, words: tuple[str, ...], chain: Path, tmp_path: Path) -> None:
     workspace = workspace_before("pretrain-box", chain, tmp_path / "w")
-
-    def launch_and_keep(_run: object, plan: Any, devices: Devices, shown: Shown) -> None:
-        launch(functools.partial(run_and_keep, stage=stage, folder=tmp_path), plan, devices, shown)
-
-    two = ("--batch-size", "4", "--accelerator", "cpu", "--devices", "2")
     for stage, more in (("pretrain-box", RANDOM), ("finetune", ())):
-        with monkeypatch.context() as patch:
-            patch.setattr(driver, "launch", launch_and_keep)
-            aligndet(stage, "-w", workspace, *words, *two, *more)
-        ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
-        assert ranks[0].keys() == ranks[1].keys()
-        assert [name for name, value in ranks[0].items() if not torch.equal(value, ranks[1][name])] == []
+        command = (stage, "-w", workspace, *words, "--batch-size", "4", *more)
+        codes, outputs = forks.join(*command, cwd=workspace, keep=tmp_path)
+        assert codes == [0, 0], outputs
+        assert_ranks_agree(tmp_path)

@@ -13,7 +13,7 @@ import torch
 
 from aligndet_cli.detectors.checkpoint import read_detector
 from helpers.commandline import CHAIN, aligndet, assert_same_results, files_of
-from helpers.forks import ForkServer
+from helpers.forks import ForkServer, torchrun_variables
 from helpers.interrupting import workspace_before
 
 pytestmark = pytest.mark.e2e
@@ -150,19 +150,19 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(
 
 @pytest.mark.slow
 def test_two_processes_stop_in_the_same_step_and_continue_alike(forks: ForkServer, before: Path) -> None:
-    words = (*FINETUNE, "--accelerator", "cpu", "--devices", "2", "--ema", "0.9", "--early-stop", "1", "--lr", "1e-9")
+    words = (*FINETUNE, "--ema", "0.9", "--early-stop", "1", "--lr", "1e-9")
     whole = before.with_name("whole")
     shutil.copytree(before, whole)
-    assert forks.run(*words, cwd=whole) == 0, forks.output
+    assert forks.join(*words, cwd=whole)[0] == [0, 0]
     result = result_of(run_of(whole))
     assert_stopped_rightly(run_of(whole))
-    pid = forks.start(*words, cwd=before)
+    pids = [forks.start(*words, cwd=before, environment=variables) for variables in torchrun_variables()]
     for _ in range(3000):
         if any((before / "finetune").glob(".*.partial/resume/step-*.pt")):
             break
         time.sleep(0.01)
-    os.kill(pid, signal.SIGTERM)
-    assert forks.wait(pid) == 75, forks.output
-    assert forks.run(*words, cwd=before) == 0, forks.output
+    os.kill(pids[1], signal.SIGTERM)
+    assert [forks.wait(pid) for pid in pids] == [75, 75]
+    assert forks.join(*words, cwd=before)[0] == [0, 0]
     assert_same_results(before / "finetune", whole / "finetune")
     assert result_of(run_of(before)) == result

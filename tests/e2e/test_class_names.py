@@ -64,8 +64,8 @@ def run(data: Path, workspace: Path, said: list[str]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any], list[str]]:
-    root = tmp_path_factory.mktemp("odd")
+def odd(module_folder: Path) -> tuple[Path, Path, dict[str, Any], list[str]]:
+    root = module_folder
     said: list[str] = []
     data = write_data(root / "data", IDS)
     return data, root / "workspace", run(data, root / "workspace", said), said

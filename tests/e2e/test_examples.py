@@ -29,11 +29,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tables")
-
-
-@pytest.fixture(scope="module")
 def programs(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `aligndet` in it."""
     folder = tmp_path_factory.mktemp("bin")
@@ -53,14 +48,14 @@ def test_example(script: str, toy: Path, tmp_path: Path, programs: Path) -> None
 @pytest.mark.slow
 @pytest.mark.xdist_group("tables")
 @pytest.mark.parametrize("script", TABLES)
-def test_table(script: str, shared_folder: Path, programs: Path) -> None:
+def test_table(script: str, module_folder: Path, programs: Path) -> None:
     """Ends with a row for each fine-tuned run, all of them measured."""
-    lines = run(script, cwd=shared_folder, programs=programs).splitlines()
+    lines = run(script, cwd=module_folder, programs=programs).splitlines()
     [top] = [place for place, line in enumerate(lines) if line.startswith("detector ")]
     rows = list(itertools.takewhile(bool, lines[top + 1 :]))  # what came out is told below
     begin, end = lines[top].index(" start ") + 1, lines[top].index(" n ") + 1
     asked = []
-    for runs in studies_of(script, shared_folder):
+    for runs in studies_of(script, module_folder):
         asked += [one.config().to_json()["label"] for one in runs if one.stage == "finetune"]
     assert sorted(line[begin:end].strip() for line in rows) == sorted(asked)
     assert all(re.match(r"1 +\d+\.\d\b", line[end:]) for line in rows)
@@ -73,9 +68,9 @@ def test_table(script: str, shared_folder: Path, programs: Path) -> None:
 @pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.xdist_group("tables")
-def test_figures(shared_folder: Path, programs: Path) -> None:
-    run("figures.sh", cwd=shared_folder, programs=programs)
-    folder = shared_folder / "workspace" / "figures"
+def test_figures(module_folder: Path, programs: Path) -> None:
+    run("figures.sh", cwd=module_folder, programs=programs)
+    folder = module_folder / "workspace" / "figures"
     for detector in ("faster-rcnn", "retinanet"):
         assert {file.name for file in (folder / detector).iterdir()} == {f"figure_{n}.png" for n in (4, 5, 7, 10)}
     assert {file.name for file in folder.iterdir() if file.is_file()} == {"figure_8.jpg", "views.jpg", "report.html"}
@@ -85,11 +80,11 @@ def test_figures(shared_folder: Path, programs: Path) -> None:
 @pytest.mark.e2e
 @pytest.mark.slow
 @pytest.mark.xdist_group("tables")
-def test_second_run_of_a_script_makes_nothing(shared_folder: Path, programs: Path) -> None:
-    first = run("table11.sh", cwd=shared_folder, programs=programs)
-    made = {file: file.stat().st_mtime_ns for file in shared_folder.glob("workspace/*/*/manifest.json")}
-    assert run("table11.sh", cwd=shared_folder, programs=programs) == first
-    assert made == {file: file.stat().st_mtime_ns for file in shared_folder.glob("workspace/*/*/manifest.json")}
+def test_second_run_of_a_script_makes_nothing(module_folder: Path, programs: Path) -> None:
+    first = run("table11.sh", cwd=module_folder, programs=programs)
+    made = {file: file.stat().st_mtime_ns for file in module_folder.glob("workspace/*/*/manifest.json")}
+    assert run("table11.sh", cwd=module_folder, programs=programs) == first
+    assert made == {file: file.stat().st_mtime_ns for file in module_folder.glob("workspace/*/*/manifest.json")}
 
 
 def test_what_is_missing_is_said(pretended: Path) -> None:

@@ -55,21 +55,41 @@ class Cell:
 
 
 def cells() -> list[Any]:
-    """Return every detector, stage, moment and number of processes with both signals and both ways to continue.
+    """Return every detector, stage and moment with all numbers of processes, signals and ways to continue.
 
-    One of these four always runs, such that signals and continuations change with all else. The others are marked. The
-    cells of a detector share its uninterrupted runs, so they are for one worker.
+    One of these eight always runs, such that any two properties are seen in all their combinations. The others are
+    marked. The cells of a detector share its uninterrupted runs, so they are for one worker.
     """
     found = []
-    for (d, detector), (p, pair), before in itertools.product(enumerate(NARROW), enumerate(PAIRS), (1, 2)):
-        chosen = (SIGNALS[(d + p + before) % 2], before if (d + p) % 4 < 2 else 3 - before)
-        for number, then in itertools.product(SIGNALS, (1, 2)):
-            cell = Cell(detector, *pair, before, then, number)
+    for (d, detector), (p, pair) in itertools.product(enumerate(NARROW), enumerate(PAIRS)):
+        chosen = (1 + (d + p) % 2, SIGNALS[(d + p // 2) % 2], (d // 2 + p) % 2 == 0)
+        for before, number, is_same in itertools.product((1, 2), SIGNALS, (True, False)):
+            cell = Cell(detector, *pair, before, before if is_same else 3 - before, number)
             marks = [pytest.mark.xdist_group(f"matrix of {detector}")]
-            if (number, then) != chosen:
+            if (before, number, is_same) != chosen:
                 marks.append(pytest.mark.matrix)
             found.append(pytest.param(cell, id=str(cell), marks=marks))
     return found
+
+
+def test_any_two_properties_of_an_interruption_are_seen_together() -> None:
+    every = [param.values[0] for param in cells()]
+    seen = [cell for cell, param in zip(every, cells(), strict=True) if pytest.mark.matrix not in param.marks]
+    assert len(every) == 8 * len(seen)
+
+    def pairs(cells: list[Cell]) -> set[frozenset[tuple[str, object]]]:
+        def properties(cell: Cell) -> list[tuple[str, object]]:
+            is_same = cell.then == cell.processes
+            names = ("detector", "moment", "processes", "signal", "is same")
+            return list(
+                zip(
+                    names, (cell.detector, (cell.stage, cell.moment), cell.processes, cell.signal, is_same), strict=True
+                )
+            )
+
+        return {frozenset(two) for cell in cells for two in itertools.combinations(properties(cell), 2)}
+
+    assert pairs(seen) == pairs(every)
 
 
 @dataclass

@@ -1,21 +1,15 @@
 """Methods of pre-training beside AlignDet's: killed and resumed, in two processes, and then fine-tuned."""
 
-import functools
 import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from aligndet_cli import driver
-from aligndet_cli.processes.devices import Devices
-from aligndet_cli.processes.launch import Shown, launch
-from helpers.commandline import BACKBONE, NECK, RANDOM, RESOLUTION, aligndet, assert_same_results
+from helpers.commandline import BACKBONE, NECK, RANDOM, RESOLUTION, assert_same_results
 from helpers.forks import ForkServer
 from helpers.interrupting import EAGER, workspace_before
-from helpers.two_ranks import run_and_keep
+from helpers.two_ranks import assert_ranks_agree
 
 pytestmark = pytest.mark.e2e
 
@@ -60,15 +54,8 @@ def test_killed_it_goes_on_to_the_same_results(forks: ForkServer, method: str, c
     assert json.loads((folder / "load_report.json").read_text())["matched_share"] == 1.0
 
 
-def test_two_processes_agree(method: str, chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_agree(forks: ForkServer, method: str, chain: Path, tmp_path: Path) -> None:
     workspace = workspace_before("pretrain-box", chain, tmp_path / "w")
-
-    def launch_and_keep(_run: object, plan: Any, devices: Devices, shown: Shown) -> None:
-        launch(functools.partial(run_and_keep, stage="pretrain-box", folder=tmp_path), plan, devices, shown)
-
-    monkeypatch.setattr(driver, "launch", launch_and_keep)
-    monkeypatch.chdir(workspace)
-    aligndet(*words_of(method), "--batch-size", "4", "--accelerator", "cpu", "--devices", "2")
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
-    assert ranks[0].keys() == ranks[1].keys()
-    assert [name for name, value in ranks[0].items() if not torch.equal(value, ranks[1][name])] == []
+    codes, outputs = forks.join(*words_of(method), "--batch-size", "4", cwd=workspace, keep=tmp_path)
+    assert codes == [0, 0], outputs
+    assert_ranks_agree(tmp_path)

@@ -1,10 +1,8 @@
 """Every oddity of a label file gives, in all stages, the numbers of its clean twin, or in all the same one line."""
 
-import gc
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +65,14 @@ def grave(findings: Findings) -> Findings:
     return {finding for finding in findings if finding[0] != "info"}
 
 
-@pytest.fixture(scope="session")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
-    return Twins(tmp_path_factory.mktemp("twins"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen_heap() -> Iterator[None]:
-    """Collecting garbage in all that torch and numba hold takes a fifth of the time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+@pytest.fixture(scope="module")
+def twins(module_folder: Path) -> Twins:
+    return Twins(module_folder)
 
 
 @pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots take half of the time and read no labels."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making figures takes a third of the time, even if nobody draws them, and reads no labels."""
     monkeypatch.setattr("aligndet_cli.training.curves.draw_runs", lambda *_, **__: Figure())
     monkeypatch.setattr("aligndet_cli.pretrain_box.stage.draw_first_views", lambda *_, **__: None)
 

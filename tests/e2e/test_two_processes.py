@@ -18,7 +18,7 @@ from aligndet_cli.processes.devices import Devices, Process
 from aligndet_cli.processes.launch import Shown, launch
 from aligndet_cli.processes.slurm import torch_variables
 from helpers.commandline import CHAIN, aligndet, assert_same_results, environment
-from helpers.forks import ForkServer, torchrun_variables
+from helpers.forks import ForkServer
 from helpers.two_ranks import Taken, run_and_keep, take_learner, train_with_averaged_gradients
 
 pytestmark = pytest.mark.e2e
@@ -34,8 +34,8 @@ class Enough(Exception):
 
 
 @pytest.fixture(scope="module")
-def workspace(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(chain, tmp_path_factory.mktemp("two") / "workspace"))
+def workspace(chain: Path, module_folder: Path) -> Path:
+    return Path(shutil.copytree(chain, module_folder / "workspace"))
 
 
 def spawned(stage: str, workspace: Path) -> Path:
@@ -103,27 +103,19 @@ def slurm_variables() -> list[dict[str, str]]:
     raise AssertionError("no free port")
 
 
-def join(
-    forks: ForkServer, *words: str | Path, cwd: Path, ranks: list[dict[str, str]] | None = None
-) -> tuple[list[int], list[str]]:
-    """Run a command twice, with the variables that a launcher sets; exit codes and outputs by rank."""
-    pids = [forks.start(*words, cwd=cwd, environment=variables) for variables in ranks or torchrun_variables()]
-    return [forks.wait(pid) for pid in pids], [Path(f"{forks.log}{rank}").read_text() for rank in ("0", "1")]
-
-
 def test_joined_pretraining(forks: ForkServer, workspace: Path) -> None:
     words = ("pretrain-box", "-w", workspace, *CHAIN["pretrain-box"], *BATCH, "--name", "joined")
-    codes, outputs = join(forks, *words, cwd=workspace)
+    codes, outputs = forks.join(*words, cwd=workspace)
     assert codes == [0, 0], outputs
     assert_same_results(workspace / "pretrain-box" / "joined", spawned("pretrain-box", workspace))
     # Asked again: both say nothing but that it is complete, and neither waits for the other.
-    codes, outputs = join(forks, *words, cwd=workspace)
+    codes, outputs = forks.join(*words, cwd=workspace)
     assert codes == [0, 0] and "already complete" in outputs[0] and outputs[1] == ""
 
 
 def test_joined_under_slurm(forks: ForkServer, workspace: Path) -> None:
     words = ("pretrain-box", "-w", workspace, *CHAIN["pretrain-box"], *BATCH, "--name", "slurm")
-    codes, outputs = join(forks, *words, cwd=workspace, ranks=slurm_variables())
+    codes, outputs = forks.join(*words, cwd=workspace, ranks=slurm_variables())
     assert codes == [0, 0], outputs
     assert_same_results(workspace / "pretrain-box" / "slurm", spawned("pretrain-box", workspace))
     assert "(2 cpu process(es) x 2)" in outputs[0] and outputs[1] == ""
@@ -132,7 +124,7 @@ def test_joined_under_slurm(forks: ForkServer, workspace: Path) -> None:
 def test_joined_evaluation_of_fewer_chunks_than_processes(forks: ForkServer, workspace: Path, chain: Path) -> None:
     # Five images are one chunk: the second process has nothing to do.
     words = ("evaluate", "-w", workspace, "--limit", "5")
-    codes, outputs = join(forks, *words, "--name", "joined", cwd=workspace)
+    codes, outputs = forks.join(*words, "--name", "joined", cwd=workspace)
     assert codes == [0, 0], outputs
     assert forks.run(*words, "--name", "alone", cwd=workspace) == 0, forks.output
     assert_same_results(workspace / "evaluate" / "joined", workspace / "evaluate" / "alone")
@@ -140,13 +132,13 @@ def test_joined_evaluation_of_fewer_chunks_than_processes(forks: ForkServer, wor
 
 def test_joined_proposals_are_written_once(forks: ForkServer, toy: Path, chain: Path, tmp_path: Path) -> None:
     words = ("proposals", toy, "-w", tmp_path / "w", *CHAIN["proposals"])
-    codes, outputs = join(forks, *words, cwd=tmp_path)
+    codes, outputs = forks.join(*words, cwd=tmp_path)
     assert codes == [0, 0], outputs
     assert_same_results(tmp_path / "w" / "proposals", chain / "proposals")
 
 
 def test_a_mistake_of_joined_processes(forks: ForkServer, workspace: Path) -> None:
-    codes, outputs = join(forks, "finetune", "-w", workspace, "--init", "nil", cwd=workspace)
+    codes, outputs = forks.join("finetune", "-w", workspace, "--init", "nil", cwd=workspace)
     assert codes == [2, 2]
     for output in outputs:
         assert "Traceback" not in output

@@ -22,6 +22,8 @@ from aligndet_cli.evaluate.sheets import MAX_BOXES_NAMED, NUM_IMAGES, Drawing, d
 from aligndet_cli.metrics.coco import evaluate_coco
 from helpers.texts import clashing_texts
 
+pytestmark = pytest.mark.plots
+
 PICTURES = [
     "best_and_worst.png",
     "confusion.png",

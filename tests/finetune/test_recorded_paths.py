@@ -82,17 +82,16 @@ def test_every_path_is_recorded_from_the_root_on(
 
 
 @pytest.fixture(scope="module")
-def trained(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(toy: Path, module_folder: Path) -> Path:
     """A folder with moco.pth, toy images and a workspace whose run was given `--backbone-weights moco.pth`."""
-    folder = tmp_path_factory.mktemp("paths")
-    save_moco(folder / "moco.pth", seed=0)
+    save_moco(module_folder / "moco.pth", seed=0)
     with pytest.MonkeyPatch.context() as here:
-        here.chdir(folder)
+        here.chdir(module_folder)
         shutil.copytree(toy, "toy")
         aligndet("proposals", "toy", "-w", "ws", *CHAIN["proposals"])
         steps = ("--steps", "1", "--batch-size", "2")
         aligndet("pretrain-box", "-w", "ws", *DETECTOR, *SMALL[:-4], *steps, "--backbone-weights", "moco.pth", "-q")
-    return folder
+    return module_folder
 
 
 def save_moco(file: Path, seed: int) -> None:

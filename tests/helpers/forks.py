@@ -40,16 +40,19 @@ class ForkServer:
         die_at: int | None = None,
         environment: dict[str, str] | None = None,
         moment: tuple[Any, ...] | None = None,
+        keep: Path | None = None,
     ) -> int:
         """Pid (and process group) of a new command; one that is told its rank also has its own log.
 
         Args:
             moment: arguments of `moments.prepare`.
+            keep: where to write the parameters after training, see `two_ranks.keep_parameters`.
         """
         own = environment or {}
         rank = own.get("RANK") or own.get("SLURM_PROCID") or ""
         request: dict[str, Any] = {"words": [str(word) for word in words], "cwd": str(cwd), "log": f"{self.log}{rank}"}
         request |= {"die_at": die_at, "environment": environment or {}, "moment": moment}
+        request["keep"] = keep and str(keep)
         return int(self._ask(request))
 
     def wait(self, pid: int) -> int:
@@ -63,6 +66,21 @@ class ForkServer:
     def run(self, *words: str | Path, cwd: Path, die_at: int | None = None) -> int:
         """Start a command and wait for it."""
         return self.wait(self.start(*words, cwd=cwd, die_at=die_at))
+
+    def join(
+        self, *words: str | Path, cwd: Path, ranks: list[dict[str, str]] | None = None, keep: Path | None = None
+    ) -> tuple[list[int], list[str]]:
+        """Run a command twice, with the variables that a launcher sets; exit codes and outputs by rank.
+
+        Args:
+            ranks: variables of the two processes; torchrun's by default.
+            keep: a folder for `rank0.pt` and `rank1.pt`, the parameters after training.
+        """
+        pids = [
+            self.start(*words, cwd=cwd, environment=variables, keep=keep and keep / f"rank{rank}.pt")
+            for rank, variables in enumerate(ranks or torchrun_variables())
+        ]
+        return [self.wait(pid) for pid in pids], [Path(f"{self.log}{rank}").read_text() for rank in ("0", "1")]
 
     def write_command(self, folder: Path) -> None:
         """Put an `aligndet` for scripts into a folder."""

@@ -1,10 +1,11 @@
 """Runs commands in forked children, so that importing torch is paid for once. A script; see `conftest.py`.
 
 One JSON object per line: `{"words": [...], "cwd": ..., "log": ..., "die_at": N or null, "moment": [...] or null,
-"environment": {...}}` starts a command in a process group of its own and answers with its pid; `{"wait": pid}` answers
-with its exit code, `-9` after `kill -9`.
+"environment": {...}, "keep": file or null}` starts a command in a process group of its own and answers with its pid;
+`{"wait": pid}` answers with its exit code, `-9` after `kill -9`.
 With `die_at`, the whole group is killed just before its main process changes the disk below `cwd` for the Nth time;
-the number of changes so far is kept in `<log>.changes`. `moment` are the arguments of `moments.prepare`.
+the number of changes so far is kept in `<log>.changes`. `moment` are the arguments of `moments.prepare`, `keep` that of
+`two_ranks.keep_parameters`.
 
 Scripts have their commands run by `aligndet`, see `forks.py`, which sends its words, folder and open files to the Unix
 socket that is named on the command line, and gets the exit code back.
@@ -20,7 +21,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from matplotlib.figure import Figure
@@ -36,6 +37,8 @@ import aligndet_cli.tools.report.table
 import aligndet_cli.tools.study.command  # noqa: F401  # all of these: imported before the first fork
 from aligndet_cli.cli import main
 from helpers.moments import prepare
+from helpers.plots import leave_empty
+from helpers.two_ranks import keep_parameters
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
 WRITING = os.O_WRONLY | os.O_RDWR
@@ -54,11 +57,18 @@ def become_command(request: dict[str, Any]) -> None:
     if request["moment"] is not None:
         kept, *moment = request["moment"]
         prepare(Path(kept), *moment)
+    if request["keep"] is not None:
+        keep_parameters(Path(request["keep"]))
     run_command(request["words"])
 
 
 def run_command(words: list[str]) -> NoReturn:
-    """Run a command and end as Python does, but for taking down what the fork shares: that takes seconds."""
+    """Run a command and end as Python does, but for taking down what the fork shares: that takes seconds.
+
+    Only `figures` draws.
+    """
+    if words[0] != "figures":
+        Figure.savefig = leave_empty
     sys.argv = ["aligndet", *words]
     code = 0
     try:
@@ -116,10 +126,6 @@ def serve(door: socket.socket) -> None:
         print(pid, flush=True)
 
 
-def leave_empty(figure: Figure, file: BinaryIO, **_: Any) -> None:
-    """In the place of drawing, which takes a third of the time of runs of one step and is tested elsewhere."""
-
-
 def run_for_script(door: socket.socket) -> None:
     """Run a command of a script to its end, in the folder and with the open files of the script."""
     with door.accept()[0] as connection:
@@ -131,8 +137,6 @@ def run_for_script(door: socket.socket) -> None:
                 os.dup2(file, number)
             os.environ.update(request["environment"])
             os.chdir(request["cwd"])
-            if request["words"][0] != "figures":
-                Figure.savefig = leave_empty
             run_command(request["words"])
         for file in files:
             os.close(file)

@@ -4,6 +4,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -66,21 +67,23 @@ def build(
     return model
 
 
-def import_drawn(weights: dict[str, np.ndarray], folder: Path, *, key: str = "state_dict") -> Detector:
+def import_drawn(weights: dict[str, np.ndarray], *, key: str = "state_dict") -> Detector:
     """The detector that `import-weights` makes of a file with these weights; also exports it and imports that again."""
-    file = folder / "drawn.pth"
-    torch.save({key: as_tensors(weights)}, file)
-    style = "pytorch" if key == "state_dict" else None  # mmdetection's, without a config
-    run = import_weights(ImportRequest(file, style=style), Workspace(folder / "workspace"))
-    file.unlink()
-    content = read_detector(run.folder / "weights.pt")
-    checkpoint, left_out = mmdet_checkpoint(content)
-    again = convert(Checkpoint(file, checkpoint["state_dict"], checkpoint["meta"]))
-    assert not left_out and not again.left_out
-    assert (again.detector, again.backbone, again.stage) == (content.detector, content.backbone, content.stage)
-    assert list(again.state_dict) == list(content.state_dict)
-    assert all(torch.equal(tensor, content.state_dict[name]) for name, tensor in again.state_dict.items())
-    return load_detector(run.folder / "weights.pt").model
+    with TemporaryDirectory() as name:  # some hold 160 MB
+        folder = Path(name)
+        file = folder / "drawn.pth"
+        torch.save({key: as_tensors(weights)}, file)
+        style = "pytorch" if key == "state_dict" else None  # mmdetection's, without a config
+        run = import_weights(ImportRequest(file, style=style), Workspace(folder / "workspace"))
+        file.unlink()
+        content = read_detector(run.folder / "weights.pt")
+        checkpoint, left_out = mmdet_checkpoint(content)
+        again = convert(Checkpoint(file, checkpoint["state_dict"], checkpoint["meta"]))
+        assert not left_out and not again.left_out
+        assert (again.detector, again.backbone, again.stage) == (content.detector, content.backbone, content.stage)
+        assert list(again.state_dict) == list(content.state_dict)
+        assert all(torch.equal(tensor, content.state_dict[name]) for name, tensor in again.state_dict.items())
+        return load_detector(run.folder / "weights.pt").model
 
 
 def draw_image(name: str, seed: int, height: int, width: int) -> np.ndarray:

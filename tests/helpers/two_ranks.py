@@ -42,18 +42,27 @@ def parameters_of(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 def run_and_keep(plan: Any, process: Process, stage: str, folder: Path) -> None:
-    """Run a stage; every rank keeps its parameters as they are after the last step."""
+    """Run a stage in a spawned process; every rank keeps its parameters as they are after the last step."""
+    keep_parameters(folder / f"rank{process.rank}.pt")
+    find_stage(stage).steps().run(plan, process)
+
+
+def keep_parameters(file: Path) -> None:
+    """Have the training of this process write its parameters as they are after the last step."""
     original = learners.train
 
     def train_and_keep(learner: Learner, *rest: Any) -> None:
         original(learner, *rest)
-        torch.save(parameters_of(learner), folder / f"rank{process.rank}.pt")
+        torch.save(parameters_of(learner), file)
 
     learners.train = train_and_keep
-    try:
-        find_stage(stage).steps().run(plan, process)
-    finally:
-        learners.train = original
+
+
+def assert_ranks_agree(folder: Path) -> None:
+    """Check that both processes have kept the same parameters."""
+    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+    assert ranks[0].keys() == ranks[1].keys()
+    assert [name for name, value in ranks[0].items() if not torch.equal(value, ranks[1][name])] == []
 
 
 class _Taken(Exception):

@@ -83,6 +83,7 @@ def test_a_shard_does_only_its_share_and_nothing_twice(run_shard, monkeypatch):
     assert len(ProposalStore(plan.output.folder)) == 7
 
 
+@pytest.mark.plots
 @pytest.mark.parametrize("same_twice", [False, True])
 def test_shards_at_the_same_time(tmp_path, run_shard, make_search_config, contents_of, same_twice):
     whole = run_shard("whole").output.folder

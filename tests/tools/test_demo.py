@@ -7,6 +7,8 @@ from aligndet_cli.tools.demo import DemoSize, run_demo
 from aligndet_cli.tools.study.quick import fit
 from helpers.commandline import aligndet
 
+pytestmark = pytest.mark.plots
+
 SMALL = DemoSize(
     num_objects=24,
     num_train=7,

@@ -176,14 +176,16 @@ def _values_of(key: str, study: StudyConfig, layers: list[tuple[str, dict[str, A
 
 
 def _check_starts(study: StudyConfig, layers: list[tuple[str, dict[str, Any]]]) -> None:
-    slugs: dict[str, str] = {}
+    labels: dict[tuple[str, str], str] = {}  # by slug and detector
     for start in study.starts:
         place = f"start '{start.label}'"
         if not start.slug:
             raise ConfigError(f"{place}: the label needs a letter or a digit, it becomes part of run names")
-        if start.slug in slugs:
-            raise ConfigError(f"{place}: gives the same run names as '{slugs[start.slug]}'; choose another label")
-        slugs[start.slug] = start.label
+        for detector in start.detectors or study.detectors:
+            if (start.slug, detector) in labels:
+                other = labels[start.slug, detector]
+                raise ConfigError(f"{place}: gives the same run names as '{other}'; choose another label")
+            labels[start.slug, detector] = start.label
         _check_tables(start.settings, place)
         for key in ("detectors", "fractions", "folds", "seeds"):
             for value in getattr(start, key) or ():

@@ -18,6 +18,8 @@ from aligndet_cli.tools.figures.pretrained import Embeddings, embed_objects, loa
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import CHAIN, aligndet, run_chain
 
+pytestmark = pytest.mark.plots
+
 
 @pytest.fixture(scope="module")
 def pair(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,7 +18,10 @@ from helpers.pages import LONG, NUM_PAIRS, make_large_study, make_workspace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+pytestmark = [
+    pytest.mark.plots,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
+]
 PHONE, PRINT = 390, 703  # pixels; the latter is A4 within its margins
 
 

@@ -13,6 +13,8 @@ from aligndet_cli.tools.report.collect import collect_report
 from aligndet_cli.workspace import Workspace
 from helpers.pages import make_large_study
 
+pytestmark = pytest.mark.plots
+
 GAIN = Path(__file__).parents[3] / "examples" / "gain.py"
 
 

@@ -14,6 +14,8 @@ from aligndet_cli.workspace import Workspace
 from helpers.commandline import aligndet
 from helpers.pages import HOSTILE, NUM_PAIRS, make_workspace, read_page
 
+pytestmark = pytest.mark.plots
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.tools.study.plan import plan_runs
 from aligndet_cli.tools.study.spec import load_study
+from aligndet_cli.workspace import Workspace
 
 
 def test_stages_of_a_start_stand_beside_its_label(tmp_path: Path) -> None:
@@ -78,6 +80,17 @@ label = "lower"
 detectors = ["fcos"]
 seeds = [1]
 """
+
+
+def test_detectors_may_have_starts_of_one_label_with_seeds_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(
+        'data = "toy"\ndetectors = ["retinanet", "fcos"]\nseeds = [0, 1]\n'
+        '[[starts]]\nlabel = "a"\ninit = "backbone"\ndetectors = ["retinanet"]\n'
+        '[[starts]]\nlabel = "a"\ninit = "backbone"\ndetectors = ["fcos"]\nseeds = [1]\n'
+    )
+    (tmp_path / "toy").mkdir()
+    runs = plan_runs(load_study(tmp_path / "study.toml"), Workspace(tmp_path / "workspace"))
+    assert [run.name for run in runs if run.stage == "finetune"] == ["retinanet-a-s0", "retinanet-a-s1", "fcos-a-s1"]
 
 
 def test_a_study_extends_another_and_says_only_what_is_its_own(tmp_path: Path) -> None:
