@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 PAD_DIVISOR = 32
+NO_CLASS = 255  # of a pixel: COCO-stuff's unlabelled ones, and padding
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,12 @@ class BoxTargets:
         instance_ids: (N,) int64, id of each proposal, unique in the batch; None outside of the pretext.
         masks: (N, H, W) bool, padded like the images, all False for a box without mask; None if the detector trains
             without masks.
+        pixel_classes: (H, W) uint8, class of every pixel or `NO_CLASS`, padded like the images; None if the detector
+            does not train on them.
     """
 
     boxes: Tensor
     class_ids: Tensor
     instance_ids: Tensor | None = None
     masks: Tensor | None = None
+    pixel_classes: Tensor | None = None

@@ -16,6 +16,7 @@ class Sample:
         boxes: (N, 4) xyxy, pixels.
         class_ids: (N,) int64.
         masks: (N, H, W) bool, all False for a box without mask; None if masks are not used.
+        pixel_classes: (H, W) uint8, class of every pixel or `NO_CLASS`; None if they are not used.
         skipped: `(file, reason)` of unreadable images that this image replaces.
     """
 
@@ -25,6 +26,7 @@ class Sample:
     boxes: Tensor
     class_ids: Tensor
     masks: Tensor | None = None
+    pixel_classes: Tensor | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
     @property

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets, ImageBatch
+from aligndet_cli.data.batch import NO_CLASS, PAD_DIVISOR, BoxTargets, ImageBatch
 from aligndet_cli.data.sample import Sample, mix_seed
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in 0..1
@@ -104,12 +104,19 @@ def crop_sample(sample: Sample, crop: Crop, device: torch.device) -> Sample:
     masks = sample.masks
     if masks is not None:
         masks = part_of(masks if kept.all() else masks[kept])
-    image = part_of(sample.image)
-    return replace(sample, image=image, boxes=boxes[kept], class_ids=sample.class_ids[kept], masks=masks)
+    pixel_classes = None if sample.pixel_classes is None else part_of(sample.pixel_classes[None])[0]
+    return replace(
+        sample,
+        image=part_of(sample.image),
+        boxes=boxes[kept],
+        class_ids=sample.class_ids[kept],
+        masks=masks,
+        pixel_classes=pixel_classes,
+    )
 
 
-def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return one view of a sample: normalised pixels (3, h, w), boxes (N, 4) xyxy on them, masks (N, h, w) or None.
+def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tuple[Tensor, BoxTargets]:
+    """Return one view of a sample: normalised pixels (3, h, w), and boxes, masks and classes of pixels on them.
 
     No box is dropped, so row i of the boxes stays proposal i. The image is flipped before it is padded: the
     official pipeline pads first and its boxes are off by the padding.
@@ -119,15 +126,19 @@ def apply_view(sample: Sample, params: ViewParams, device: torch.device) -> tupl
     image = resize(sample.image.to(device, non_blocking=True), new_hw)
     # Computed on the CPU: a plain copy of the scales to a GPU would wait for all its queued work.
     boxes = sample.boxes * torch.tensor([new_hw[1] / width, new_hw[0] / height] * 2)  # (N, 4)
-    masks = sample.masks
-    if masks is not None:
-        masks = F.resize(masks.to(device, non_blocking=True), list(new_hw), InterpolationMode.NEAREST)
+
+    def follow(pixels: Tensor) -> Tensor:
+        resized = F.resize(pixels.to(device, non_blocking=True), list(new_hw), InterpolationMode.NEAREST)
+        return resized.flip(-1) if params.flip else resized
+
+    masks = None if sample.masks is None else follow(sample.masks)
+    pixel_classes = None if sample.pixel_classes is None else follow(sample.pixel_classes[None])[0]
     if params.flip:
         image = image.flip(-1)
-        masks = masks.flip(-1) if masks is not None else None
         boxes = torch.stack([new_hw[1] - boxes[:, 2], boxes[:, 1], new_hw[1] - boxes[:, 0], boxes[:, 3]], dim=1)
     pixels = normalise(change_colour(image, params.colour, params.magnitude))
-    return pixels, boxes.to(device, non_blocking=True), masks
+    boxes, class_ids = (part.to(device, non_blocking=True) for part in (boxes, sample.class_ids))
+    return pixels, BoxTargets(boxes, class_ids, masks=masks, pixel_classes=pixel_classes)
 
 
 def change_colour(image: Tensor, op: ColourOp, magnitude: int) -> Tensor:
@@ -187,17 +198,22 @@ def make_batch(
     """
     images, targets = [], []
     for sample, view in zip(samples, params, strict=True):
-        image, boxes, masks = apply_view(sample, view, device)
-        ids = None
+        image, of_image = apply_view(sample, view, device)
         if instance_offset is not None:
-            ids = torch.arange(instance_offset, instance_offset + len(boxes), device=device)
-            instance_offset += len(boxes)
+            ids = torch.arange(instance_offset, instance_offset + len(of_image.boxes), device=device)
+            of_image = replace(of_image, instance_ids=ids)
+            instance_offset += len(ids)
         images.append(image)
-        targets.append(BoxTargets(boxes, sample.class_ids.to(device, non_blocking=True), ids, masks))
+        targets.append(of_image)
     batch = pad_to_batch(images, padded_side)
     height, width = batch.pixels.shape[-2:]
-    return batch, [replace(of_image, masks=_pad_masks(of_image.masks, height, width)) for of_image in targets]
+    return batch, [_padded(of_image, height, width) for of_image in targets]
 
 
-def _pad_masks(masks: Tensor | None, height: int, width: int) -> Tensor | None:
-    return None if masks is None else pad(masks, (0, width - masks.shape[-1], 0, height - masks.shape[-2]))
+def _padded(targets: BoxTargets, height: int, width: int) -> BoxTargets:
+    def enlarge(pixels: Tensor | None, value: int) -> Tensor | None:
+        if pixels is None:
+            return None
+        return pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]), value=value)
+
+    return replace(targets, masks=enlarge(targets.masks, 0), pixel_classes=enlarge(targets.pixel_classes, NO_CLASS))

@@ -71,8 +71,7 @@ class CascadeMaskRCNN(MaskedRCNN):
         super().__init__(config, backbone)
         self.head_weights = config.head_weights
         self.head, self.class_predictor, self.box_predictor = build_heads(config, num_classes)
-        settings = config.neck_channels, config.mask_convs, config.head_norm, config.mask_pool_size
-        self.mask_head = nn.ModuleList(MaskHead(*settings) for _ in config.head_weights)
+        self.mask_head = nn.ModuleList(MaskHead(config) for _ in config.head_weights)
         predictors = (build_mask_predictor(config.neck_channels, num_classes) for _ in config.head_weights)
         self.mask_predictor = nn.ModuleList(predictors)
 

@@ -115,7 +115,7 @@ class Detector(nn.Module, ABC):
     levels: ClassVar[tuple[str, ...]]
     num_slots: int = 1
     class_modules: ClassVar[tuple[str, ...]] = ("class_predictor",)
-    fresh_modules: ClassVar[tuple[str, ...]] = ()
+    fresh_modules: tuple[str, ...] = ()
     class_branch: ClassVar[tuple[str, ...]] = ()
     box_branch: ClassVar[tuple[str, ...]]
     has_objectness: ClassVar[bool] = False

@@ -39,7 +39,7 @@ class MaskRCNN(MaskedRCNN):
 
     def __init__(self, config: MaskRCNNConfig, backbone: Backbone, num_classes: int) -> None:
         # The mask head comes first in the draws of initial weights, and late among the parameters.
-        mask_head = MaskHead(config.neck_channels, config.mask_convs, config.head_norm, config.mask_pool_size)
+        mask_head = MaskHead(config)
         super().__init__(config, backbone)
         self.head, self.class_predictor, self.box_predictor = build_head(config, num_classes, num_classes * 4)
         self.mask_head, self.mask_predictor = mask_head, build_mask_predictor(config.neck_channels, num_classes)

@@ -48,8 +48,8 @@ def bright_extent(pixels: Tensor) -> list[float]:
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("short_side", [60, 120, 173])
 def test_the_box_stays_on_its_object(flip: bool, short_side: int) -> None:
-    pixels, boxes, _ = apply_view(marked_sample((20, 30, 90, 100)), ViewParams(short_side, 999, flip), CPU)
-    assert boxes[0].tolist() == pytest.approx(bright_extent(pixels), abs=1.0)
+    pixels, targets = apply_view(marked_sample((20, 30, 90, 100)), ViewParams(short_side, 999, flip), CPU)
+    assert targets.boxes[0].tolist() == pytest.approx(bright_extent(pixels), abs=1.0)
 
 
 def test_flipping_is_exact_and_before_padding() -> None:

@@ -3,12 +3,14 @@
 There are no reference numbers of another program for them; see `helpers/plain_cascade.py`.
 """
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
-from aligndet_cli.data.batch import BoxTargets, ImageBatch
+from aligndet_cli.data.batch import NO_CLASS, BoxTargets, ImageBatch
 from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.parts.two_stage import refine_boxes, train_boxes
 from helpers.plain_cascade import PlainCascade
@@ -24,6 +26,10 @@ CASES: dict[str, tuple[tuple[int, int], dict[str, object]]] = {
     "an image without boxes": ((0, 4), {"roi_samples": 9999, "nms_type": "soft_nms"}),
     "few are sampled": ((4, 2), {"roi_samples": 24, "roi_positive_fraction": 0.5, "score_threshold": 0.2}),
 }
+# Of HTC alone: a semantic branch, whose features are pooled to 14 x 14 and averaged to what the heads take.
+SEMANTIC = ((4, 3), {"roi_samples": 64, "semantic_classes": 5, "mask_pool_size": 4})
+WITH_SEMANTIC = "classes of pixels"
+RUNS = [*itertools.product(FAMILIES, CASES), ("htc", WITH_SEMANTIC)]
 FEW = {"rpn_samples": 10**6, "train_proposals_per_level": 20, "test_proposals_per_level": 20, "pool_size": 3}
 
 
@@ -52,8 +58,18 @@ def make_targets(model: Detector, counts: tuple[int, int]) -> list[BoxTargets]:
         y, x = torch.arange(96)[:, None] + 0.5, torch.arange(96) + 0.5
         masks = torch.stack([ellipse(box, y, x) for box in moved]) if count else torch.zeros(0, 96, 96) > 0
         masks[::3] = False
-        targets.append(BoxTargets(moved, torch.arange(count) % 3, torch.arange(count), masks))
+        targets.append(
+            BoxTargets(moved, torch.arange(count) % 3, torch.arange(count), masks, draw_classes(height, width))
+        )
     return targets
+
+
+def draw_classes(height: int, width: int) -> Tensor:
+    """Classes of pixels of an image that is padded to 96 x 96; the upper third has none."""
+    classes = torch.full((96, 96), NO_CLASS, dtype=torch.uint8)
+    classes[:height, :width] = torch.randint(0, 5, (height, width), generator=torch.Generator().manual_seed(height))
+    classes[: height // 3] = NO_CLASS
+    return classes
 
 
 def ellipse(box: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -68,16 +84,9 @@ def build(family: str, settings: dict[str, object]) -> Detector:
     return let_find_much(model, make_images())
 
 
-@pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> tuple[tuple[int, int], dict[str, object]]:
-    return CASES[request.param]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_training_is_that_of_the_plain_one(
-    family: str, case: tuple[tuple[int, int], dict[str, object]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts, settings = case
+@pytest.mark.parametrize(("family", "case"), RUNS)
+def test_training_is_that_of_the_plain_one(family: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, settings = CASES.get(case, SEMANTIC)
     model, images = build(family, settings), make_images()
     targets = make_targets(model, counts)
     monkeypatch.setattr(torch, "randperm", lambda num, **_: torch.arange(num))  # the first ones, not random ones
@@ -85,11 +94,12 @@ def test_training_is_that_of_the_plain_one(
     expected, samples = plain.train(images, targets)
     losses = model(images, targets)
     assert losses.keys() == expected.keys() and min(expected.values()) > 0.01
+    assert ("loss_semantic" in losses) == (case == WITH_SEMANTIC)
     for name, loss in losses.items():
         torch.testing.assert_close(loss.item(), expected[name], **CLOSE)
 
     with torch.no_grad():
-        [(_, trained)] = train_boxes(model, [model.neck(model.extract(images).maps)], SIZES_HW, targets)
+        [(_, trained)] = train_boxes(model, [model.pyramid(model.extract(images).maps)], SIZES_HW, targets)
     for stage, (ours, theirs) in enumerate(zip(trained, samples, strict=True)):
         refined = plain.refine(stage, theirs)
         for image, sample in enumerate(theirs):
@@ -102,9 +112,9 @@ def test_training_is_that_of_the_plain_one(
             torch.testing.assert_close(ours.refine(SIZES_HW)[image], again, **CLOSE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_detections_are_those_of_the_plain_one(family: str, case: tuple[tuple[int, int], dict[str, object]]) -> None:
-    model, images = build(family, case[1]), make_images()
+@pytest.mark.parametrize(("family", "case"), RUNS)
+def test_detections_are_those_of_the_plain_one(family: str, case: str) -> None:
+    model, images = build(family, CASES.get(case, SEMANTIC)[1]), make_images()
     expected = PlainCascade(model).detect(images)
     for found, of_image in zip(model.detect(images), expected, strict=True):
         assert len(found.boxes) == len(of_image) > 10
@@ -127,7 +137,7 @@ def test_objects_of_no_class_are_refined_three_times() -> None:
     x = 20 * (0.1 + 0.05 * 2.718281828**0.2 + 0.033 * 2.718281828**0.3) + 50
     width = 20 * 2.718281828**0.367
     with torch.no_grad():
-        pyramid = model.neck(model.extract(ImageBatch(torch.zeros(1, 3, 128, 128), ((128, 128),))).maps)
+        pyramid = model.pyramid(model.extract(ImageBatch(torch.zeros(1, 3, 128, 128), ((128, 128),))).maps)
         (boxes,) = refine_boxes(model, pyramid, ((128, 128),), [torch.tensor([[40.0, 40, 60, 60]])])
     corners = torch.tensor([[x - width / 2, x - width / 2, x + width / 2, x + width / 2]])
     torch.testing.assert_close(boxes, corners)

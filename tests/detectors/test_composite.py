@@ -31,7 +31,11 @@ def make_targets() -> list[BoxTargets]:
     for of_image, drawn in zip(boxes, masks, strict=True):
         for (x1, y1, x2, y2), mask in zip(of_image.int().tolist(), drawn, strict=True):
             mask[y1 + 2 : y2 - 3, x1 + 3 : x2 - 1] = True
-    return [BoxTargets(b, torch.arange(len(b)) % 3, torch.arange(len(b)), m) for b, m in zip(boxes, masks, strict=True)]
+    classes = (torch.arange(96)[:, None] // 16 + torch.arange(96) // 32).to(torch.uint8) % 5
+    return [
+        BoxTargets(b, torch.arange(len(b)) % 3, torch.arange(len(b)), m, classes)
+        for b, m in zip(boxes, masks, strict=True)
+    ]
 
 
 def build(family: str, **settings: object) -> Detector:
@@ -77,10 +81,14 @@ def test_losses_are_half_of_the_assistants_and_those_of_the_lead(family: str) ->
         torch.testing.assert_close(losses[name], 0.5 * of_assistant[name] + of_lead[name])
 
 
-@pytest.mark.parametrize("detector", ["cascade-rcnn", "htc"])
-def test_proposals_of_the_lead_are_for_both(detector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("detector", "settings"), [("cascade-rcnn", {}), ("htc", {}), ("htc", {"semantic_classes": 5})]
+)
+def test_proposals_of_the_lead_are_for_both(
+    detector: str, settings: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = {"rpn_samples": 10**6, "train_proposals_per_level": 20, "test_proposals_per_level": 20, "pool_size": 3}
-    model = let_find_much(build(detector, **few).eval(), make_images())
+    model = let_find_much(build(detector, **few, **settings).eval(), make_images())
     monkeypatch.setattr(torch, "randperm", lambda num, **_: torch.arange(num))  # the first ones, not random ones
     expected = PlainCascade(model).train_both(make_images(), make_targets())
     losses = model(make_images(), make_targets())
@@ -117,8 +125,11 @@ def test_features_of_both_are_split_alike(family: str) -> None:
 
 def test_swin_l_with_htc_has_the_published_size() -> None:
     with torch.device("meta"):
-        model = HTCConfig(neck_norm="none").build(build_backbone(BackboneConfig(name="cb-swin_l")), 80)
+        config = HTCConfig(neck_norm="none", semantic_classes=183)  # of COCO-stuff
+        model = config.build(build_backbone(BackboneConfig(name="cb-swin_l")), 80)
+    assert model.semantic_head is not None
     # CBNet's README has 453M, with the semantic branch that the paper's row lacks: five 1x1 convolutions and four 3x3
-    # ones of 256 channels, one 1x1 of 256 for what is passed on, and one of 183 for the classes of COCO-stuff.
+    # ones of 256 channels, one 1x1 of 256 for what is passed on, and one of 183.
     semantic = 5 * (256 * 256 + 256) + 4 * (9 * 256 * 256 + 256) + (256 * 256 + 256) + (183 * 256 + 183)
-    assert round((sum(p.numel() for p in model.parameters()) + semantic) / 1e6) == 453
+    assert sum(p.numel() for p in model.semantic_head.parameters()) == semantic
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6) == 453

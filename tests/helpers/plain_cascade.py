@@ -5,7 +5,7 @@ torchvision's number, because equal overlaps decide which box an anchor gets.
 
 Source: Cai and Vasconcelos, "Cascade R-CNN" (TPAMI 2019), sections 4 and 5; Ren et al., "Faster R-CNN", section 3; He
 et al., "Mask R-CNN", section 3; Chen et al., "Hybrid Task Cascade" (CVPR 2019), section 3; numbers that these leave
-open are those of mmdetection's `cascade_mask_rcnn_r50_fpn` and `htc_without_semantic_r50_fpn`.
+open are those of mmdetection's `cascade_mask_rcnn_r50_fpn`, `htc_without_semantic_r50_fpn` and `htc_r50_fpn`.
 """
 
 import math
@@ -83,6 +83,27 @@ def soften(boxes: list[Box], scores: list[float], limit: float) -> list[tuple[fl
     return found
 
 
+def stretch(maps: Tensor, height: int, width: int) -> Tensor:
+    """(B, C, h, w) maps in another size: corners stay corners, and between cells the value changes evenly."""
+    for axis, new in ((2, height), (3, width)):
+        old, rows = maps.shape[axis], []
+        for place in range(new):
+            at = place * (old - 1) / (new - 1)
+            below = min(int(at), old - 1)
+            above = min(below + 1, old - 1)
+            rows.append(maps.select(axis, below) * (below + 1 - at) + maps.select(axis, above) * (at - below))
+        maps = torch.stack(rows, dim=axis)
+    return maps
+
+
+def shrink(pooled: Tensor, size: int) -> Tensor:
+    """(1, C, n, n) in size x size parts, each the mean of the cells that it touches."""
+    number = pooled.shape[2]
+    parts = [(part * number // size, -(-(part + 1) * number // size)) for part in range(size)]
+    rows = [torch.stack([pooled[:, :, a:b, c:d].mean(dim=(2, 3)) for c, d in parts], dim=2) for a, b in parts]
+    return torch.stack(rows, dim=2)
+
+
 @dataclass
 class Sample:
     """RoIs of an image that a head is trained on: (box, number of its true box or None for background)."""
@@ -106,6 +127,9 @@ class PlainCascade:
         self.sizes_hw = images.sizes_hw
         features = self.model.extract(images, with_assistant=of_assistant)
         self.pyramid = self.model.neck(features.of_assistant if of_assistant else features.maps)
+        self.has_semantic = self.is_htc and self.model.semantic_head is not None
+        if self.has_semantic:
+            self.fuse()
         self.rpn_logits, self.rpn_deltas = self.model.rpn(self.pyramid)
         self.grids = grids_of(self.rpn_logits)
         self.anchors = self.model.rpn.anchors(self.grids).tolist()
@@ -123,12 +147,25 @@ class PlainCascade:
                         levels.append(level)
         return logits, deltas, levels
 
+    def fuse(self) -> None:
+        """The semantic branch: all levels in a map of a cell for 8 x 8 pixels, and logits and features of it."""
+        branch, (height, width) = self.model.semantic_head, self.pyramid[1].shape[2:]
+        fused = 0
+        for number, level in enumerate(self.pyramid):
+            fused = fused + branch.lateral_convs[number](stretch(level, height, width))
+        for conv in branch.convs:
+            fused = conv(fused)
+        self.pixel_logits, self.embedded = branch.logits(fused), branch.embedding(fused)
+
     def pool(self, image: int, box: Box, size: int) -> Tensor:
         """(1, C, size, size) features of a box, from the level 4 for a side of 224 pixels, and so on."""
         side = math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
         level = min(max(math.floor(4 + math.log2(side / 224 + 1e-9)), 2), 5)
-        maps = self.pyramid[level - 2][image : image + 1]
-        return roi_align(maps, [torch.tensor([box])], size, 0.5**level, 0, True)
+        maps, boxes = self.pyramid[level - 2][image : image + 1], [torch.tensor([box])]
+        pooled = roi_align(maps, boxes, size, 0.5**level, 0, True)
+        if self.has_semantic:
+            pooled = pooled + shrink(roi_align(self.embedded[image : image + 1], boxes, 14, 1 / 8, 0, True), size)
+        return pooled
 
     @torch.no_grad()
     def classify(self, stage: int, image: int, box: Box) -> tuple[list[float], list[float]]:
@@ -245,6 +282,18 @@ class PlainCascade:
                 losses.append(sum(pixels) / len(pixels))
         return sum(losses) / max(len(losses), 1)
 
+    def semantic_loss(self, targets: list[BoxTargets]) -> float:
+        """Loss of the semantic branch, without its weight."""
+        losses = []
+        for image, target in enumerate(targets):
+            for y in range(self.pixel_logits.shape[2]):
+                for x in range(self.pixel_logits.shape[3]):
+                    label = int(target.pixel_classes[8 * y, 8 * x])
+                    logits = self.pixel_logits[image, :, y, x].tolist()
+                    if label != 255:
+                        losses.append(math.log(sum(math.exp(v) for v in logits)) - logits[label])
+        return sum(losses) / max(len(losses), 1)
+
     @torch.no_grad()
     def mask_logits(self, stage: int, image: int, box: Box) -> Tensor:
         """(K, M, M) logits of a box."""
@@ -289,6 +338,8 @@ class PlainCascade:
     ) -> tuple[dict[str, float], list[list[Sample]]]:
         """Losses of the heads by name, and the samples of each."""
         losses = {"loss_cls": 0.0, "loss_box_reg": 0.0} | ({"loss_mask": 0.0} if self.has_masks else {})
+        if self.has_semantic:
+            losses["loss_semantic"] = 0.2 * self.semantic_loss(targets)
         all_samples = []
         for stage, weight in enumerate(WEIGHTS):
             samples = [self.sample(stage, p, t) for p, t in zip(proposals, targets, strict=True)]

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,9 @@ from torchvision.ops import roi_align
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.interface import Detections, weigh_assistant
 from aligndet_cli.detectors.parts.anchors import SizeHW
-from aligndet_cli.detectors.parts.fpn import NormName, conv_tower
-from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
-from aligndet_cli.detectors.parts.roi_head import RoiSamples, kaiming_convs, pool_rois, to_rois
+from aligndet_cli.detectors.parts.fpn import conv_tower
+from aligndet_cli.detectors.parts.rcnn_config import MaskSettings, RCNNConfig
+from aligndet_cli.detectors.parts.roi_head import Pyramid, RoiSamples, kaiming_convs, to_rois
 from aligndet_cli.detectors.parts.two_stage import RCNN, Trained, detect_boxes, total, train_boxes
 
 THRESHOLD = 0.5
@@ -25,18 +24,13 @@ class MaskHead(nn.Module):
     """Convolutions on a pooled RoI, then a transposed convolution that doubles its resolution.
 
     Source: He et al., ICCV 2017; mmdetection `FCNMaskHead`, including its initial weights.
-
-    Args:
-        channels: width of the pyramid and of all convolutions.
-        num_convs: number of convolutions before the transposed one.
-        norm: norm after each of these, in place of its bias.
-        pool_size: rows and columns of a pooled RoI; masks have twice as many.
     """
 
-    def __init__(self, channels: int, num_convs: int, norm: NormName, pool_size: int) -> None:
+    def __init__(self, config: MaskSettings) -> None:
         super().__init__()
-        self.pool_size = pool_size
-        self.convs = conv_tower(channels, num_convs, norm)
+        channels = config.neck_channels
+        self.pool_size = config.mask_pool_size
+        self.convs = conv_tower(channels, config.mask_convs, config.mask_norm or config.head_norm)
         self.upsample = nn.ConvTranspose2d(channels, channels, 2, stride=2)
         kaiming_convs(self)
 
@@ -61,9 +55,9 @@ class MaskBranch:
     config: RCNNConfig
     pool_size: int
 
-    def logits(self, pyramid: Sequence[Tensor], rois: Tensor, class_ids: Tensor) -> Tensor:
-        """Return (S, M, M) logits of the mask of the class (S,) of each RoI (S, 5); `pyramid` as in `pool_rois`."""
-        pooled, row = pool_rois(pyramid, rois, self.pool_size, self.config)
+    def logits(self, pyramid: Pyramid, rois: Tensor, class_ids: Tensor) -> Tensor:
+        """Return (S, M, M) logits of the mask of the class (S,) of each RoI (S, 5)."""
+        pooled, row = pyramid.pool(rois, self.pool_size, self.config)
         by_level = torch.empty_like(class_ids).index_put((row,), class_ids)
         return predict_masks(self.predictor, self.features(pooled), by_level)[row]
 
@@ -71,7 +65,7 @@ class MaskBranch:
 class MaskedRCNN(RCNN):
     """Base of the R-CNN families with masks. Each adds the mask heads, and `mask_branches`."""
 
-    fresh_modules: ClassVar[tuple[str, ...]] = ("mask_head", "mask_predictor")
+    fresh_modules: tuple[str, ...] = ("mask_head", "mask_predictor")
 
     @abstractmethod
     def mask_branches(self) -> list[MaskBranch]:
@@ -87,29 +81,33 @@ class MaskedRCNN(RCNN):
         trained = train_boxes(self, pyramids, sizes_hw, targets)
         return weigh_assistant(
             [
-                {**losses, "loss_mask": self._mask_loss(pyramid, heads, sizes_hw, targets)}
+                {**losses, **self.mask_losses(pyramid, heads, sizes_hw, targets)}
                 for pyramid, (losses, heads) in zip(pyramids, trained, strict=True)
             ]
         )
 
-    def _mask_loss(
+    def mask_losses(
         self,
-        pyramid: list[Tensor],
+        pyramid: Pyramid,
         heads: Sequence[Trained],
         sizes_hw: Sequence[SizeHW],
         targets: Sequence[BoxTargets],
-    ) -> Tensor:
-        """Return the scalar sum over the mask heads, with their weights; `heads` are the box heads beside them."""
+    ) -> dict[str, Tensor]:
+        """Return the scalar `loss_mask`, summed over the mask heads with their weights.
+
+        Args:
+            heads: the box heads beside them.
+        """
         masks = []
         for branch, boxes in zip(self.mask_branches(), heads, strict=True):
             positives = self.mask_samples(boxes, sizes_hw, targets).positives()
             masks.append(boxes.head.rules.weight * train_masks(branch, pyramid, positives, targets))
-        return total(masks)
+        return {"loss_mask": total(masks)}
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Return the detections of each image, with masks, best first."""
-        pyramid = self.neck(self.extract(images).maps)
+        pyramid = self.pyramid(self.extract(images).maps)
         return add_masks(self.mask_branches(), pyramid, detect_boxes(self, pyramid, images.sizes_hw))
 
 
@@ -120,20 +118,16 @@ def build_mask_predictor(channels: int, num_classes: int) -> nn.Conv2d:
     return predictor
 
 
-def train_masks(
-    branch: MaskBranch, pyramid: Sequence[Tensor], positives: RoiSamples, targets: Sequence[BoxTargets]
-) -> Tensor:
-    """Return the scalar `loss_mask` of the positive RoIs on P2..P5, (B, C, H, W) each."""
+def train_masks(branch: MaskBranch, pyramid: Pyramid, positives: RoiSamples, targets: Sequence[BoxTargets]) -> Tensor:
+    """Return the scalar `loss_mask` of the positive RoIs."""
     pairs = zip(positives.matched, targets, strict=True)
     class_ids = torch.cat([of_image.class_ids[matched] for matched, of_image in pairs])
     logits = branch.logits(pyramid, positives.rois(), class_ids)
     return mask_loss(logits, *draw_targets(positives, targets, logits.shape[-1]))
 
 
-def add_masks(
-    branches: Sequence[MaskBranch], pyramid: Sequence[Tensor], found: Sequence[Detections]
-) -> list[Detections]:
-    """Return detections with (N, M, M) masks, the mean of those of all branches; `pyramid` as in `pool_rois`."""
+def add_masks(branches: Sequence[MaskBranch], pyramid: Pyramid, found: Sequence[Detections]) -> list[Detections]:
+    """Return detections with (N, M, M) masks, the mean of those of all branches."""
     rois = to_rois([of_image.boxes for of_image in found])
     class_ids = torch.cat([of_image.class_ids for of_image in found])
     by_branch = [branch.logits(pyramid, rois, class_ids).sigmoid() for branch in branches]

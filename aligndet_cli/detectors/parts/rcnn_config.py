@@ -190,10 +190,18 @@ class CascadeConfig(RCNNConfig):
         return PretextSampling(*self.sampling(), only_positives=False)
 
 
-class MaskSettings(Frozen):
+class MaskSettings(RCNNConfig):
     """Settings of the mask head, for the families that have one."""
 
     RECIPE: ClassVar[Recipe] = replace(RCNNConfig.RECIPE, needs_masks=True)
 
     mask_convs: int = Field(4, ge=0, description="Convolutions of the mask head.")
+    # CBNet's released detectors have norms in the box heads alone.
+    mask_norm: NormName | None = Field(None, description="Norm after the convolutions of the mask head (head_norm).")
     mask_pool_size: int = Field(14, ge=1, description="Rows and columns of a pooled RoI; its mask has twice as many.")
+
+    @model_validator(mode="after")
+    def _check_mask_norm(self) -> Self:
+        if self.mask_norm == "group":
+            check_group_channels(self.neck_channels)
+        return self

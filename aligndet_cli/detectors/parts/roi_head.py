@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.fpn import conv_tower
@@ -17,6 +18,29 @@ from aligndet_cli.detectors.parts.sampling import Sampling, sample_positives_fir
 
 POOLED_STRIDES = STRIDES[:4]  # P2..P5; P6 is for proposals only
 FINEST_SCALE = 56  # RoIs of side 56 * 2^l belong to level l
+SEMANTIC_STRIDE, SEMANTIC_POOL_SIZE = 8, 14  # of the map of a semantic branch, and of RoIs on it
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The maps of a batch that an R-CNN works on.
+
+    Attributes:
+        levels: P2..P6, (B, C, H, W) each.
+        semantic: (B, C, H/8, W/8) features of a semantic branch, which are added to those of RoIs; None without one.
+        pixel_logits: (B, P, H/8, W/8) of P classes of pixels, of the same branch.
+    """
+
+    levels: list[Tensor]
+    semantic: Tensor | None = None
+    pixel_logits: Tensor | None = None
+
+    def pool(self, rois: Tensor, size: int, config: RCNNConfig) -> tuple[Tensor, Tensor]:
+        """Return what `pool_rois` does, with the features of a semantic branch added."""
+        pooled, row = pool_rois(self.levels, rois, size, config)
+        if self.semantic is None:
+            return pooled, row
+        return pooled + pool_semantic(self.semantic, rois[row.argsort()], size, config), row
 
 
 @dataclass(frozen=True)
@@ -128,6 +152,22 @@ def pool_rois(
         for maps, part, stride in zip(pyramid, parts, POOLED_STRIDES, strict=False)
     ]
     return torch.cat(pooled), order.argsort()
+
+
+def pool_semantic(semantic: Tensor, rois: Tensor, size: int, config: RCNNConfig) -> Tensor:
+    """Return (S, C, size, size) features of RoIs (S, 5) in the map (B, C, H/8, W/8) of a semantic branch.
+
+    Source: mmdetection `HybridTaskCascadeRoIHead`: pooled to 14 x 14, and averaged where a head wants less.
+    """
+    pooled = roi_align(
+        semantic.float(),
+        rois,
+        SEMANTIC_POOL_SIZE,
+        1 / SEMANTIC_STRIDE,
+        config.roi_sampling_ratio,
+        config.roi_aligned,
+    )
+    return pooled if size == SEMANTIC_POOL_SIZE else adaptive_avg_pool2d(pooled, size)
 
 
 def level_of(rois: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from aligndet_cli.detectors.parts.fpn import FPN
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.rcnn_config import HeadRules, RCNNConfig
-from aligndet_cli.detectors.parts.roi_head import BoxHead, RoiSamples, pool_rois, sample_rois, to_rois
+from aligndet_cli.detectors.parts.roi_head import BoxHead, Pyramid, RoiSamples, sample_rois, to_rois
 from aligndet_cli.detectors.parts.rpn import RPN
 
 LEVELS = ("c2", "c3", "c4", "c5")  # of the backbone; the neck makes P2..P6 of them
@@ -59,19 +59,23 @@ class RCNN(Detector):
         trained = train_boxes(self, self.pyramids(images), images.sizes_hw, targets)
         return weigh_assistant([losses for losses, _ in trained])
 
-    def pyramids(self, images: ImageBatch) -> list[list[Tensor]]:
-        """Return P2..P6, (B, C, H, W) each, to train on: of the assistant, if there is one, and of the lead."""
-        return [self.neck(one.maps) for one in self.extract(images, with_assistant=True).one_by_one()]
+    def pyramid(self, maps: dict[str, Tensor]) -> Pyramid:
+        """Return P2..P6 from the backbone's maps (B, C, H, W) by level."""
+        return Pyramid(self.neck(maps))
+
+    def pyramids(self, images: ImageBatch) -> list[Pyramid]:
+        """Return the maps to train on: of the assistant, if there is one, and of the lead."""
+        return [self.pyramid(one.maps) for one in self.extract(images, with_assistant=True).one_by_one()]
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Return the detections of each image, best first."""
-        return detect_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
+        return detect_boxes(self, self.pyramid(self.extract(images).maps), images.sizes_hw)
 
     @torch.no_grad()
     def find_objects(self, images: ImageBatch) -> list[Detections]:
         """Return the boxes of `find_boxes` of each image, best first."""
-        return find_boxes(self, self.neck(self.extract(images).maps), images.sizes_hw)
+        return find_boxes(self, self.pyramid(self.extract(images).maps), images.sizes_hw)
 
     def box_candidates(
         self, features: Features, proposals: Sequence[BoxTargets], *, with_losses: bool
@@ -144,7 +148,7 @@ def build_head(config: RCNNConfig, num_classes: int, num_offsets: int) -> tuple[
 
 
 def train_boxes(
-    model: RCNN, pyramids: Sequence[list[Tensor]], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
+    model: RCNN, pyramids: Sequence[Pyramid], sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]
 ) -> list[tuple[dict[str, Tensor], list[Trained]]]:
     """Return the scalar losses of `FasterRCNN.forward` for each pyramid, and what each head worked on.
 
@@ -152,12 +156,12 @@ def train_boxes(
     RPN finds in the last one; then each refines them by itself.
 
     Args:
-        pyramids: P2..P6, (B, C, H, W) each, of an assistant and the lead, or of the only backbone.
+        pyramids: of an assistant and the lead, or of the only backbone.
         sizes_hw: height and width of each image in pixels, without padding.
         targets: boxes of each image.
     """
     config = model.config
-    outputs = [model.rpn(pyramid) for pyramid in pyramids]
+    outputs = [model.rpn(pyramid.levels) for pyramid in pyramids]
     losses = [model.rpn.losses(output, sizes_hw, targets, config.sampling()[0]) for output in outputs]
     proposals = model.rpn.propose(outputs[-1], sizes_hw, config.train_proposals_per_level, config.train_proposals)
     trained = [train_heads(model, pyramid, sizes_hw, targets, proposals) for pyramid in pyramids]
@@ -169,7 +173,7 @@ def train_boxes(
 
 def train_heads(
     model: RCNN,
-    pyramid: list[Tensor],
+    pyramid: Pyramid,
     sizes_hw: Sequence[SizeHW],
     targets: Sequence[BoxTargets],
     proposals: list[Tensor],
@@ -196,13 +200,15 @@ def sample_for(head: RoiHead, config: RCNNConfig, proposals: list[Tensor], targe
     )
 
 
-def detect_boxes(model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
-    """Return the detections of each image, without masks, from P2..P6, (B, C, H, W) each.
+def detect_boxes(model: RCNN, pyramid: Pyramid, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+    """Return the detections of each image, without masks.
 
     Scores are the softmax of the heads' mean logits; boxes are the last head's.
     """
     config = model.config
-    proposals = model.rpn.propose(model.rpn(pyramid), sizes_hw, config.test_proposals_per_level, config.max_proposals)
+    proposals = model.rpn.propose(
+        model.rpn(pyramid.levels), sizes_hw, config.test_proposals_per_level, config.max_proposals
+    )
     found = []
     for logits, offsets, boxes, size_hw in zip(*run_heads(model, pyramid, sizes_hw, proposals), sizes_hw, strict=True):
         scores = logits.softmax(dim=1)[:, :-1]  # (P, K)
@@ -224,12 +230,12 @@ def detect_boxes(model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW])
 
 
 def run_heads(
-    model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], proposals: list[Tensor]
+    model: RCNN, pyramid: Pyramid, sizes_hw: Sequence[SizeHW], proposals: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Run all heads, each on the boxes that the one before has refined.
 
     Args:
-        pyramid: P2..P6, (B, C, H, W) each.
+        pyramid: maps of the batch.
         sizes_hw: height and width of each image in pixels, without padding.
         proposals: (P, 4) xyxy per image.
 
@@ -251,7 +257,7 @@ def run_heads(
     return list(mean.split(counts)), offsets, proposals
 
 
-def find_boxes(model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+def find_boxes(model: RCNN, pyramid: Pyramid, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
     """Return the RPN's proposals of each image, refined by the heads of a single class.
 
     The score of a box is its objectness times the share of all proposals that the heads refine to the same box: places
@@ -260,7 +266,7 @@ def find_boxes(model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -
     """
     config = model.config
     proposed = model.rpn.propose_scored(
-        model.rpn(pyramid), sizes_hw, config.test_proposals_per_level, config.max_proposals
+        model.rpn(pyramid.levels), sizes_hw, config.test_proposals_per_level, config.max_proposals
     )
     refined = refine_boxes(model, pyramid, sizes_hw, [boxes for boxes, _ in proposed])
     return [
@@ -275,9 +281,7 @@ def find_boxes(model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW]) -
     ]
 
 
-def refine_boxes(
-    model: RCNN, pyramid: list[Tensor], sizes_hw: Sequence[SizeHW], proposals: list[Tensor]
-) -> list[Tensor]:
+def refine_boxes(model: RCNN, pyramid: Pyramid, sizes_hw: Sequence[SizeHW], proposals: list[Tensor]) -> list[Tensor]:
     """Return (P, 4) xyxy per image: what the heads of a single class make of proposals; arguments as in `run_heads`."""
     _, offsets, boxes = run_heads(model, pyramid, sizes_hw, proposals)
     return [decode_boxes(*of_image) for of_image in zip([o[:, 0] for o in offsets], boxes, sizes_hw, strict=True)]
@@ -307,10 +311,10 @@ def pretext_candidates(
     Faster and Mask R-CNN has rows for every instance id; here all are of class "object" (docs/differences.md 13).
     """
     config, sampling, sizes_hw = model.config, model.config.pretext_sampling(), features.sizes_hw
-    pyramids = [model.neck(one.maps) for one in features.one_by_one()]
+    pyramids = [model.pyramid(one.maps) for one in features.one_by_one()]
     with torch.set_grad_enabled(with_losses and torch.is_grad_enabled()):
         # The assistant's serve the losses alone.
-        outputs = [model.rpn(pyramid) for pyramid in (pyramids if with_losses else pyramids[-1:])]
+        outputs = [model.rpn(pyramid.levels) for pyramid in (pyramids if with_losses else pyramids[-1:])]
     losses: list[dict[str, Tensor]] = [{} for _ in pyramids]
     if with_losses:
         losses = [model.rpn.losses(output, sizes_hw, proposals, sampling.anchors) for output in outputs]
@@ -327,7 +331,7 @@ def pretext_candidates(
 def _sample_for_pretext(
     head: RoiHead,
     config: RCNNConfig,
-    pyramid: list[Tensor],
+    pyramid: Pyramid,
     rpn_boxes: list[Tensor],
     proposals: Sequence[BoxTargets],
 ) -> Trained:
@@ -358,9 +362,9 @@ def _candidates_of(
     )
 
 
-def roi_features(head: RoiHead, config: RCNNConfig, pyramid: list[Tensor], rois: Tensor) -> Tensor:
-    """Return (S, C) features of (S, 5) RoIs on P2..P5, (B, C, H, W) each, for the predictors of a head."""
-    pooled, row = pool_rois(pyramid, rois, config.pool_size, config)
+def roi_features(head: RoiHead, config: RCNNConfig, pyramid: Pyramid, rois: Tensor) -> Tensor:
+    """Return (S, C) features of (S, 5) RoIs for the predictors of a head."""
+    pooled, row = pyramid.pool(rois, config.pool_size, config)
     features: Tensor = head.layers(pooled)
     return features[row]
 

@@ -166,7 +166,7 @@ def _run(model: Detector, features: Features, *, is_pretraining: bool) -> None:
             model.predict_log_sides(pyramid)
         else:
             assert isinstance(model, RCNN)
-            model.rpn(model.neck(one.maps))
+            model.rpn(model.pyramid(one.maps).levels)
             _run_heads(model, is_pretraining=is_pretraining)
 
 

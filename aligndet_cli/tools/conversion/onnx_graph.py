@@ -17,7 +17,7 @@ from aligndet_cli.detectors.parts.box_coder import decode_boxes
 from aligndet_cli.detectors.parts.cells import grids_of
 from aligndet_cli.detectors.parts.mask_head import MaskBranch, MaskedRCNN, predict_masks
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
-from aligndet_cli.detectors.parts.roi_head import POOLED_STRIDES, level_of
+from aligndet_cli.detectors.parts.roi_head import POOLED_STRIDES, Pyramid, level_of, pool_semantic
 from aligndet_cli.detectors.parts.two_stage import RCNN, heads_of
 from aligndet_cli.detectors.retinanet import RetinaNet
 from aligndet_cli.tools.conversion.onnx_nms import by_group, not_suppressed
@@ -79,7 +79,7 @@ class Graph(nn.Module):
         if isinstance(model, FCOS):
             return self._finish(_run_fcos(model, maps, sizes), model)
         assert isinstance(model, RCNN)
-        pyramid = model.neck(maps)
+        pyramid = model.pyramid(maps)
         found = self._finish(_run_two_stage(model, pyramid, sizes, self.num_classes), model)
         if isinstance(model, MaskedRCNN):
             return *found, _run_masks(model.mask_branches(), pyramid, found)
@@ -143,9 +143,9 @@ def _run_fcos(model: FCOS, maps: dict[str, Tensor], sizes: Tensor) -> Found:
     return _join(levels)
 
 
-def _run_two_stage(model: RCNN, pyramid: list[Tensor], sizes: Tensor, num_classes: int) -> Found:
+def _run_two_stage(model: RCNN, pyramid: Pyramid, sizes: Tensor, num_classes: int) -> Found:
     """Return the boxes of each class, K * P in all: those of P proposals for the first class, then for the next."""
-    config, refined = model.config, _propose(model, pyramid, sizes)
+    config, refined = model.config, _propose(model, pyramid.levels, sizes)
     all_logits: list[Tensor] = []
     for head in heads_of(model):
         pooled, place = _pool(pyramid, refined, config.pool_size, config)
@@ -176,7 +176,7 @@ def _propose(model: RCNN, pyramid: list[Tensor], sizes: Tensor) -> Found:
     return Found(boxes, torch.where(kept, scores, 0.0), torch.zeros_like(scores).long()).best(config.max_proposals)
 
 
-def _pool(pyramid: list[Tensor], found: Found, size: int, config: RCNNConfig) -> tuple[Tensor, Tensor]:
+def _pool(pyramid: Pyramid, found: Found, size: int, config: RCNNConfig) -> tuple[Tensor, Tensor]:
     """Pool the features of boxes that are there, each from the level that fits its size; see `pool_rois`.
 
     Returns:
@@ -188,12 +188,15 @@ def _pool(pyramid: list[Tensor], found: Found, size: int, config: RCNNConfig) ->
     places = [(level == index).nonzero().squeeze(1) for index in range(len(POOLED_STRIDES))]
     pooled = [
         roi_align(maps, rois[place], size, 1 / stride, config.roi_sampling_ratio, config.roi_aligned)
-        for maps, place, stride in zip(pyramid, places, POOLED_STRIDES, strict=False)
+        for maps, place, stride in zip(pyramid.levels, places, POOLED_STRIDES, strict=False)
     ]
-    return torch.cat(pooled), torch.cat(places)
+    features, places_of_all = torch.cat(pooled), torch.cat(places)
+    if pyramid.semantic is not None:
+        features = features + pool_semantic(pyramid.semantic, rois[places_of_all], size, config)
+    return features, places_of_all
 
 
-def _run_masks(branches: list[MaskBranch], pyramid: list[Tensor], found: Found) -> Tensor:
+def _run_masks(branches: list[MaskBranch], pyramid: Pyramid, found: Found) -> Tensor:
     """Return (B, N, M, M) masks in 0..1, the mean of the branches'; 0 where no box is."""
     masks = []
     for branch in branches:

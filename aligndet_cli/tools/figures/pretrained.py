@@ -191,9 +191,9 @@ def class_free_centres(model: Detector, images: ImageBatch, size_hw: tuple[int, 
         size_hw: size of the original image, in whose pixels the centres are.
     """
     assert isinstance(model, RCNN)
-    pyramid = model.neck(model.extract(images).maps)
+    pyramid = model.pyramid(model.extract(images).maps)
     [proposals] = model.rpn.propose(
-        model.rpn(pyramid), images.sizes_hw, model.config.test_proposals_per_level, NUM_CENTRES
+        model.rpn(pyramid.levels), images.sizes_hw, model.config.test_proposals_per_level, NUM_CENTRES
     )
     [boxes] = refine_boxes(model, pyramid, images.sizes_hw, [proposals])
     return centres_of(rescale_boxes(boxes, images.sizes_hw[0], size_hw))

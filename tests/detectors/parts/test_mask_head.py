@@ -4,6 +4,7 @@ from torch import nn
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.mask_head import MaskHead, draw_targets, mask_loss, paste_mask, predict_masks
+from aligndet_cli.detectors.parts.rcnn_config import MaskSettings
 from aligndet_cli.detectors.parts.roi_head import RoiSamples
 
 
@@ -17,7 +18,8 @@ def test_masks_are_those_of_their_class() -> None:
 
 
 def test_the_head_doubles_the_resolution() -> None:
-    assert MaskHead(8, 2, "none", 7)(torch.zeros(3, 8, 7, 7)).shape == (3, 8, 14, 14)
+    head = MaskHead(MaskSettings(neck_channels=8, mask_convs=2, mask_pool_size=7))
+    assert head(torch.zeros(3, 8, 7, 7)).shape == (3, 8, 14, 14)
 
 
 def make_targets() -> list[BoxTargets]:
