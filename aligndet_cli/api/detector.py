@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat
 
 from aligndet_cli.api.images import AnyImage, as_pixels, one_by_one
+from aligndet_cli.data.batch import NO_CLASS
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.data.loaders import batch_of
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import ViewParams, make_batch
-from aligndet_cli.detectors import Detector
+from aligndet_cli.detectors import Detector, semantic_classes_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.parts.mask_head import paste_probabilities
@@ -67,7 +68,8 @@ class ImageDetector(nn.Module):
         Args:
             images: (3, H, W) each, float in 0..1 or uint8, RGB, of any sizes.
             targets: for each image `boxes` (N, 4) xyxy in pixels, `labels` (N,) int64 and, for detectors with masks,
-                `masks` (N, H, W). Other entries are ignored, and all of it in evaluation mode.
+                `masks` (N, H, W), and for those with a semantic branch `pixel_classes` (H, W), integers, 255 for none.
+                Other entries are ignored, and all of it in evaluation mode.
 
         Returns:
             Scalar losses, already weighted; or see `predict`, without a limit of the score, on the detector's device.
@@ -206,7 +208,23 @@ class ImageDetector(nn.Module):
             masks = _tensor_of(target, "masks", name).to(self.device) > 0
             if masks.shape != (len(boxes), height, width):
                 raise DataError(f"{name}: masks {tuple(masks.shape)}; give {(len(boxes), int(height), int(width))}")
-        return Sample(number, number, image, boxes, class_ids, masks)
+        pixel_classes = self._pixel_classes(target, name, (int(height), int(width)))
+        return Sample(number, number, image, boxes, class_ids, masks, pixel_classes)
+
+    def _pixel_classes(self, target: Mapping[str, Any], name: str, size_hw: tuple[int, int]) -> Tensor | None:
+        """Return the (H, W) uint8 classes of pixels on the device; None without a semantic branch."""
+        num_classes = semantic_classes_of(self._initial.detector)
+        if not num_classes:
+            return None
+        classes = _tensor_of(target, "pixel_classes", name).to(self.device)
+        if classes.shape != size_hw:
+            raise DataError(f"{name}: pixel_classes {tuple(classes.shape)}; give {size_hw}")
+        wrong = classes[((classes < 0) | (classes >= num_classes)) & (classes != NO_CLASS)]
+        if len(wrong):
+            raise DataError(
+                f"{name}: pixel_classes has {wrong[0].item()}; give 0 to {num_classes - 1}, and {NO_CLASS} for none"
+            )
+        return classes.to(torch.uint8)
 
     def _known_labels(self) -> str:
         labels = sorted(self._class_ids)

@@ -104,6 +104,22 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return decode_image(read_bytes(path), path)
 
 
+def read_values(path: Path) -> NDArray[np.uint8]:
+    """Decode an image of a single channel as (H, W), as it is; of one with a palette the numbers of the colours.
+
+    Raises:
+        DataError: as `read_image`, or more channels or bits.
+    """
+    content = read_bytes(path)
+    image = _open(io.BytesIO(content), path, is_empty=not content)
+    if image.mode not in ("L", "P"):
+        raise DataError(f"{path}: has pixels of kind {image.mode}; needed is one number of 8 bits for each")
+    try:
+        return np.array(image)
+    except _DECODER_ERRORS as error:
+        raise DataError(f"{path}: truncated or damaged image ({error}); replace it") from None
+
+
 def decode_image(content: bytes, path: Path) -> NDArray[np.uint8]:
     """Decode bytes into (H, W, 3) uint8 RGB as `read_image` does; `path` only names them in errors."""
     image = _open(io.BytesIO(content), path, is_empty=not content)

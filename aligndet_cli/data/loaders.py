@@ -18,6 +18,7 @@ from aligndet_cli.data.images import other_size, read_image
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.order import epoch_order
 from aligndet_cli.data.packing import pin
+from aligndet_cli.data.pixel_maps import PixelMaps
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import normalise, pad_to_batch, resize, resized_hw
 from aligndet_cli.data.workers import results_in_order
@@ -58,6 +59,7 @@ class SampleStream:
         indices: (N,) positions in the set of the images that take part.
         on_error: `fail` ends the run at the first unreadable image instead.
         masks: masks of the same boxes, for detectors that train on them.
+        pixel_maps: classes of all pixels, likewise.
     """
 
     def __init__(
@@ -67,10 +69,11 @@ class SampleStream:
         boxes: BoxSource,
         on_error: OnError,
         masks: LabelMasks | None = None,
+        pixel_maps: PixelMaps | None = None,
     ) -> None:
         self.image_set, self.boxes, self.on_error = image_set, boxes, on_error
         self.indices = np.asarray(indices, dtype=np.int64)
-        self.masks = masks
+        self.masks, self.pixel_maps = masks, pixel_maps
 
     def __getitem__(self, place: tuple[int, int]) -> Sample:
         """Return the sample at a place `(position in the run, row of indices)`.
@@ -100,12 +103,15 @@ class SampleStream:
     def _load(self, position: int, index: int) -> Sample:
         image = load_image(self.image_set, index)
         boxes, class_ids = self.boxes.boxes_and_classes(index)
-        masks = None
+        height, width = image.shape[1:]
+        masks = pixel_classes = None
         if self.masks is not None:
-            height, width = image.shape[1:]
             masks = torch.from_numpy(self._draw_masks(index, (height, width)))
+        if self.pixel_maps is not None:
+            pixel_classes = torch.from_numpy(self.pixel_maps.classes_of(index, (height, width)))
         # The arrays may be read-only views of a memory map, and a sample must own its few boxes.
-        return Sample(position, index, image, torch.from_numpy(boxes.copy()), torch.from_numpy(class_ids.copy()), masks)
+        owned = torch.from_numpy(boxes.copy()), torch.from_numpy(class_ids.copy())
+        return Sample(position, index, image, *owned, masks, pixel_classes)
 
     def _draw_masks(self, index: int, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
         assert self.masks is not None

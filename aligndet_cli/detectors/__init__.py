@@ -42,6 +42,11 @@ def neck_norm_of(config: DetectorConfig) -> str | None:
     return norm
 
 
+def semantic_classes_of(config: DetectorConfig) -> int:
+    """Return the number of classes of pixels that the detector trains on; 0 without a semantic branch."""
+    return config.semantic_classes if isinstance(config, HTCConfig) else 0
+
+
 def settle_neck_norm(config: DetectorConfig, norm: NormName) -> DetectorConfig:
     """Return the config with `norm` in place of "auto"."""
     return config.model_copy(update={"neck_norm": norm}) if neck_norm_of(config) == "auto" else config
@@ -59,6 +64,7 @@ __all__ = [
     "Detector",
     "DetectorConfig",
     "neck_norm_of",
+    "semantic_classes_of",
     "settle_neck_norm",
     "with_head_norm",
 ]

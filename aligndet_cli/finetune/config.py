@@ -1,5 +1,6 @@
 """Settings of fine-tuning."""
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -18,7 +19,7 @@ from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, training
 class FinetuneConfig(StageConfig):
     """Settings of `finetune`; defaults are the paper's, by recipe."""
 
-    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"init", "label"}
+    UNHASHED: ClassVar[frozenset[str]] = StageConfig.UNHASHED | {"init", "label", "pixel_maps"}
 
     detector: DetectorConfig = RetinaNetConfig()
     backbone: BackboneConfig = BackboneConfig()
@@ -33,6 +34,9 @@ class FinetuneConfig(StageConfig):
     min_match: float = Field(0.9, ge=0, le=1, description="Least share of the weights that must fit, 0 to 1.")
     fraction: float = Field(100.0, gt=0, le=100, description="Percent of the labelled images to train on.")
     fold: int = Field(1, ge=0, le=MAX_FOLD, description="Fold of the fraction: which of the images it holds.")
+    pixel_maps: Path | None = Field(
+        None, description="Folder of PNGs with the class of every pixel, for detector.semantic_classes."
+    )
     resolution: ResolutionConfig = ResolutionConfig()
     on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")
     evaluate_every: int | None = Field(None, ge=1, description="Epochs between evaluations while training (none).")

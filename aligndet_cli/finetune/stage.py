@@ -15,10 +15,11 @@ from aligndet_cli.data.folds import fraction_of
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.open import open_images
+from aligndet_cli.data.pixel_maps import PixelMaps
 from aligndet_cli.data.sides import fold_sides
 from aligndet_cli.data.stray import require_boxes
 from aligndet_cli.data.voc import VOC_CLASSES
-from aligndet_cli.detectors import Detector, DetectorConfig
+from aligndet_cli.detectors import Detector, DetectorConfig, semantic_classes_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import COCO_IMAGES, LabelFacts, images_of_an_epoch, weights_kind
 from aligndet_cli.errors import ConfigError, DataError
@@ -52,6 +53,7 @@ class Plan:
 
     Attributes:
         masks: masks of the boxes of `image_set`, if the detector trains on them.
+        pixel_maps: classes of its pixels, likewise.
         num_whole: number of images of the set that `indices` are a part of.
         evaluation: images for `--evaluate-every`, or None.
     """
@@ -62,6 +64,7 @@ class Plan:
     settings: LoopSettings
     image_set: ImageSet
     masks: LabelMasks | None
+    pixel_maps: PixelMaps | None
     indices: list[int]
     num_whole: int
     initial: Initial
@@ -81,6 +84,10 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     whole = _size_of_whole_set(image_set, config.fraction)
     is_voc = {category.name for category in image_set.categories} == set(VOC_CLASSES)
     initial = find_initial(config, workspace, LabelFacts(is_voc, is_fraction=whole > len(indices)))
+    inputs = {"data": image_set.fingerprint, "weights": initial.content_hash}
+    pixel_maps = _pixel_maps_of(config, initial, image_set)
+    if pixel_maps is not None:
+        inputs["pixel maps"] = pixel_maps.check(indices)
     name = _name(config, initial)
     resolution = resolution_of(initial, config)
     training, spares_memory = settle_batch_size(
@@ -95,7 +102,6 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     settings = resolve_settings(
         training, initial.rates, num_images=num_images, seed=config.seed, runtime=config.runtime
     )
-    inputs = {"data": image_set.fingerprint, "weights": initial.content_hash}
     output = workspace.plan_output("finetune", name, config, inputs, resume=resume, force=force)
     return Plan(
         config=config,
@@ -104,6 +110,7 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         settings=replace(settings, spares_memory=spares_memory),
         image_set=image_set,
         masks=masks,
+        pixel_maps=pixel_maps,
         indices=indices,
         num_whole=whole,
         initial=initial,
@@ -148,6 +155,24 @@ def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMask
     return masks
 
 
+def _pixel_maps_of(config: FinetuneConfig, initial: Initial, image_set: ImageSet) -> PixelMaps | None:
+    """Return the maps of a detector with a semantic branch; None without one."""
+    num_classes = semantic_classes_of(initial.detector)
+    if config.pixel_maps is None:
+        if num_classes:
+            raise ConfigError(
+                f"detector.semantic_classes = {num_classes}: trains on the class of every pixel, so give the folder of "
+                "its maps by --set pixel_maps=FOLDER; detector.semantic_classes=0 leaves the branch out"
+            )
+        return None
+    if not num_classes:
+        raise ConfigError(
+            "pixel_maps: no effect without a semantic branch; leave it out, or use --detector htc --set "
+            "detector.semantic_classes=183"
+        )
+    return PixelMaps(image_set, config.pixel_maps, num_classes)
+
+
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the effective settings, for people."""
     config, initial = plan.config, plan.initial
@@ -163,6 +188,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "detector": f"{initial.detector.family}{_describe_norms(initial.detector)}, {initial.backbone.name}",
         "weights": initial.origin,
         "backbone": f"{_what_is_frozen(frozen)}, norms {'fixed' if norm_eval else 'trained'} ({initial.freeze_origin})",
+        **_describe_pixel_maps(plan.pixel_maps),
         "resolution": plan.resolution.describe(),
         "recipe": f"{initial.recipe.name} ({initial.recipe_origin})",
         **_describe_extras(config),
@@ -177,6 +203,10 @@ def _describe_norms(detector: DetectorConfig) -> str:
     if "head_norm" in settings and settings["head_norm"] != type(detector).model_fields["head_norm"].default:
         told += f", head norm {settings['head_norm']}"
     return told + (", norms first" if settings.get("pre_norm") else "")
+
+
+def _describe_pixel_maps(maps: PixelMaps | None) -> dict[str, str]:
+    return {} if maps is None else {"semantic branch": f"{maps.num_classes} classes of pixels, {maps.folder}"}
 
 
 def _describe_extras(config: FinetuneConfig) -> dict[str, str]:
@@ -227,7 +257,8 @@ def _views(plan: Plan) -> LabelledViews:
 
 
 def _stream(plan: Plan) -> SampleStream:
-    return SampleStream(plan.image_set, plan.indices, LabelBoxes(plan.image_set), plan.config.on_error, plan.masks)
+    boxes = LabelBoxes(plan.image_set)
+    return SampleStream(plan.image_set, plan.indices, boxes, plan.config.on_error, plan.masks, plan.pixel_maps)
 
 
 def rebuild(plan: Plan, process: Process) -> Trainable:

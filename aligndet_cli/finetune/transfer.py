@@ -18,6 +18,7 @@ MODULE_NAMES = ("backbone", "neck", "rpn", "head")
 CLASS_PREDICTOR = "class_predictor"
 # Modules that some methods of pre-training do not train, and leave out of their files.
 LEFT_OUT = ("rpn", "box_predictor")
+SEMANTIC_HEAD = "semantic_head"  # a detector may get one at any fine-tuning
 
 
 @dataclass
@@ -149,9 +150,11 @@ def modules_to_restart(
     """
     restart = set() if keep_box_predictor else {"box_predictor"}
     is_pretrained = source.stage == "pretrain-box"
+    own = dict(model.named_children())
+    there = {_module_of(key) for key in source.state_dict}
+    if SEMANTIC_HEAD in own and SEMANTIC_HEAD not in there:
+        restart.add(SEMANTIC_HEAD)
     if is_pretrained:
-        own = dict(model.named_children())
-        there = {_module_of(key) for key in source.state_dict}
         restart |= set(model.fresh_modules) | {name for name in LEFT_OUT if name in own and name not in there}
     if source.categories != tuple(categories):
         restart |= {CLASS_PREDICTOR} if is_pretrained and len(categories) == 1 else set(model.class_modules)

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from aligndet_cli.data.dataset import ImageSet
+from aligndet_cli.detectors import semantic_classes_of
 from aligndet_cli.detectors.recipes import RCNN
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial
@@ -33,4 +34,5 @@ def largest_trial(config: FinetuneConfig, initial: Initial, image_set: ImageSet,
         gaps=GAPS_IN_FINETUNING,
         pools_regions=initial.detector.family in RCNN,
         with_masks=initial.detector.RECIPE.needs_masks,
+        semantic_classes=semantic_classes_of(initial.detector),
     )

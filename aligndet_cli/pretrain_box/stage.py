@@ -13,7 +13,7 @@ from aligndet_cli.backbones.weights import find_backbone_weights, require_traine
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import SampleStream
 from aligndet_cli.data.sides import show_sides
-from aligndet_cli.detectors import DetectorConfig
+from aligndet_cli.detectors import DetectorConfig, semantic_classes_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import RCNN, told_training, weights_kind
 from aligndet_cli.errors import ConfigError
@@ -68,6 +68,11 @@ def check(config: PretrainBoxConfig) -> None:
         ConfigError: there is one.
     """
     METHODS[config.method].check(config)
+    if num_classes := semantic_classes_of(config.detector):
+        raise ConfigError(
+            f"detector.semantic_classes = {num_classes}: pre-training has no classes of pixels; leave it out here, and "
+            "give it to finetune"
+        )
 
 
 def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:

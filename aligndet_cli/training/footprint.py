@@ -46,7 +46,7 @@ class Footprint:
         unused: in the address space, but not in memory.
         fixed: for model, gradients, optimizer and libraries.
         per_image: for each of the largest images in a micro-batch, without gaps between blocks.
-        per_sample: for each decoded image in the batch, with its masks.
+        per_sample: for each decoded image in the batch, with its masks and classes of pixels.
         gaps: see `Trial`.
     """
 
@@ -169,13 +169,13 @@ def _measure(trial: Trial, process: Process) -> Footprint | str:
     idle, samples = _usage(), trial.draw(1)
     take(1, samples)
     peak = _usage().mapped_peak
-    tensors = [tensor for sample in samples for tensor in (sample.image, sample.masks) if tensor is not None]
+    kept = [part for sample in samples for part in (sample.image, sample.masks, sample.pixel_classes)]
     return Footprint(
         started=before.resident,
         unused=max(idle.mapped - before.mapped - (idle.resident - before.resident), 0),
         fixed=fixed,
         per_image=max(peak - idle.mapped, 0),
-        per_sample=sum(tensor.nbytes for tensor in tensors),
+        per_sample=sum(part.nbytes for part in kept if part is not None),
         gaps=trial.gaps,
     )
 

@@ -1,7 +1,7 @@
 """The steps that are tried before a run, to see how much memory they need."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,6 +25,7 @@ class Trial:
         gaps: factor on the memory that images need on a CPU where freed memory is kept (see `keep_freed_memory`):
             blocks of changing sizes leave gaps that later ones do not fit into.
         pools_regions: the detector has a second stage, whose memory does not depend on the size of images.
+        semantic_classes: classes of pixels of the samples; 0: they have none.
     """
 
     build: Callable[[Process], Learner]
@@ -36,6 +37,7 @@ class Trial:
     gaps: float
     pools_regions: bool
     with_masks: bool = False
+    semantic_classes: int = 0
 
     @property
     def largest(self) -> str:
@@ -45,8 +47,11 @@ class Trial:
     def draw(self, count: int, sizes_hw: Sequence[tuple[int, int]] | None = None) -> list[Sample]:
         """Draw samples of these sizes, by default of the largest."""
         sizes_hw = sizes_hw or self.sizes_hw
-        return draw_samples(
+        samples = draw_samples(
             count, sizes_hw, num_boxes=self.num_boxes, num_classes=self.num_classes, with_masks=self.with_masks
+        )
+        return (
+            [_with_classes(sample, self.semantic_classes) for sample in samples] if self.semantic_classes else samples
         )
 
     def draw_small(self) -> list[Sample]:
@@ -89,6 +94,13 @@ def worst_sizes(short_sides: Sequence[int], long_side: int) -> list[tuple[int, i
     """
     short = min(max(short_sides), long_side)
     return [(short, long_side), (long_side, short)]
+
+
+def _with_classes(sample: Sample, num_classes: int) -> Sample:
+    """Return the sample with a class for every pixel, by its row."""
+    height, width = sample.size_hw
+    classes = (torch.arange(height) % num_classes).to(torch.uint8)[:, None].repeat(1, width)
+    return replace(sample, pixel_classes=classes)
 
 
 def _left_halves(boxes: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:

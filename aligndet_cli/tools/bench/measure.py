@@ -21,8 +21,9 @@ from aligndet_cli.data.findings import counted
 from aligndet_cli.data.images import read_missing_sizes
 from aligndet_cli.data.open import open_images
 from aligndet_cli.data.sample import Sample
+from aligndet_cli.detectors import semantic_classes_of
 from aligndet_cli.detectors.recipes import RCNN
-from aligndet_cli.errors import DataError, RunError, as_user_error
+from aligndet_cli.errors import ConfigError, DataError, RunError, as_user_error
 from aligndet_cli.finetune.views import LabelledViews
 from aligndet_cli.logs import logger
 from aligndet_cli.pretrain_box.methods.aligndet import TwoViews
@@ -82,6 +83,8 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
     Raises:
         AlignDetError: an error of the user.
     """
+    if semantic_classes_of(config.detector):
+        raise ConfigError("detector.semantic_classes: bench has no classes of pixels to train on; leave it out")
     stages: list[StageName] = ["pretrain-box", "finetune"] if config.stage == "both" else [config.stage]
     devices = Devices(kind=resolve_devices(config.runtime).kind)
     with tempfile.TemporaryDirectory(prefix="aligndet-bench-") as folder:
