@@ -1,5 +1,6 @@
 """Input styles of other programs: the scale and order of their pixels, and the place of strides in their ResNets."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def apply_style(tensors: dict[str, Tensor], style: InputStyle, file: Path) -> tu
     Raises:
         WeightsError: the mean is not ours, or the backbone is not a ResNet.
     """
-    if style == STYLES["pytorch"]:
+    if _is_ours(style):
         return tensors, {}
     mean, std = ((of[::-1] if style.is_bgr else of) for of in (style.mean, style.std))
     if any(abs(theirs - ours) > TOLERANCE for theirs, ours in zip(mean, _MEAN, strict=True)):
@@ -73,6 +74,15 @@ def apply_style(tensors: dict[str, Tensor], style: InputStyle, file: Path) -> tu
     scale = kernel.new_tensor(_STD) / kernel.new_tensor(std)
     settings = {"stride_in_1x1": True} if style.stride_in_1x1 and BOTTLENECK in tensors else {}
     return {**tensors, CONV1: kernel * scale[:, None, None]}, settings
+
+
+def _is_ours(style: InputStyle) -> bool:
+    """Return True if a style is that of our images; configs write 116.28 where 255 * 0.456 is a little more."""
+    ours = STYLES["pytorch"]
+    if (style.is_bgr, style.stride_in_1x1) != (ours.is_bgr, ours.stride_in_1x1):
+        return False
+    pairs = zip(style.mean + style.std, ours.mean + ours.std, strict=True)
+    return all(math.isclose(given, wanted, rel_tol=1e-6) for given, wanted in pairs)
 
 
 def style_of_mmdet(config: Tree, model: Tree, asked: str | None, file: Path) -> InputStyle | None:

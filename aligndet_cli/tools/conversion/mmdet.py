@@ -112,7 +112,15 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "mask-rcnn": (*_rcnn(""), *_masks("")),
     "cascade-rcnn": _rcnn(".#"),
     "cascade-mask-rcnn": (*_rcnn(".#"), *_masks(".#")),
-    "htc": (*_rcnn(".#"), *_masks(".#"), *_blocks("roi_head.mask_head.#.conv_res", "mask_flow.#")),
+    "htc": (
+        *_rcnn(".#"),
+        *_masks(".#"),
+        *_blocks("roi_head.mask_head.#.conv_res", "mask_flow.#"),
+        *_blocks("roi_head.semantic_head.lateral_convs.#", "semantic_head.lateral_convs.#"),
+        *_blocks("roi_head.semantic_head.convs.#", "semantic_head.convs.#"),
+        *_blocks("roi_head.semantic_head.conv_embedding", "semantic_head.embedding"),
+        ("roi_head.semantic_head.conv_logits.*", "semantic_head.logits.*"),
+    ),
     "detr": _DETR,
 }
 MARKS = {

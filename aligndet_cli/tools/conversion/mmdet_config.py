@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aligndet_cli.detectors import retinanet
-from aligndet_cli.detectors.parts import roi_head, rpn
+from aligndet_cli.detectors.parts import roi_head, rpn, semantic_head
 from aligndet_cli.detectors.parts.postprocess import LEAST_SOFT_SCORE
 from aligndet_cli.detectors.parts.rcnn_config import DELTA_STDS
 from aligndet_cli.errors import WeightsError
@@ -71,9 +71,8 @@ _BOXES, _ONES = "DeltaXYWHBBoxCoder", [1, 1, 1, 1]
 
 
 def _coder(head: str, deviations: Sequence[float]) -> dict[str, tuple[Any, ...]]:
-    """Return what the offsets of a head must mean."""
+    """Return what the offsets of a head must mean; a loss of decoded boxes (`reg_decoded_bbox`) trains the same."""
     return {
-        f"{head}.reg_decoded_bbox": (False,),
         f"{head}.bbox_coder.type": (_BOXES,),
         f"{head}.bbox_coder.target_means": ([0, 0, 0, 0],),
         f"{head}.bbox_coder.target_stds": (deviations,),
@@ -165,6 +164,14 @@ NEEDS: dict[str, dict[str, tuple[Any, ...]]] = {
         **_NEEDS_CASCADE,
         "roi_head.type": ("HybridTaskCascadeRoIHead",),
         "roi_head.mask_info_flow": (True,),
+        "roi_head.semantic_fusion": (["bbox", "mask"],),
+        "roi_head.semantic_head.type": ("FusedSemanticHead",),
+        "roi_head.semantic_head.fusion_level": (semantic_head.PLACE,),
+        "roi_head.semantic_roi_extractor.type": ("SingleRoIExtractor",),
+        "roi_head.semantic_roi_extractor.featmap_strides": ([roi_head.SEMANTIC_STRIDE],),
+        "roi_head.semantic_roi_extractor.roi_layer.type": ("RoIAlign",),
+        "roi_head.semantic_roi_extractor.roi_layer.output_size": (roi_head.SEMANTIC_POOL_SIZE,),
+        "roi_head.semantic_roi_extractor.roi_layer.sampling_ratio": (0,),
     },
     "detr": _NEEDS_DETR,
 }

@@ -127,6 +127,9 @@ def _of_pyramid(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
     if f"mask_head{first}.upsample.weight" in tensors:
         settings["mask_convs"] = _count(tensors, f"mask_head{first}.convs.#.0.weight")
+        settings |= _mask_norm(tensors, first)
+    if "semantic_head.logits.bias" in tensors:
+        settings["semantic_classes"] = len(tensors["semantic_head.logits.bias"])
     return {**settings, **_head_norm(tensors)}
 
 
@@ -155,6 +158,15 @@ def _head_norm(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     first = ("head.class_tower.0", *(f"{head}{n}.convs.0" for head in ("head", "mask_head") for n in ("", ".0")))
     there = [block for block in first if f"{block}.0.weight" in tensors]
     return {"head_norm": _norm_of(tensors, there[0])} if there else {}
+
+
+def _mask_norm(tensors: Mapping[str, Tensor], first: str) -> dict[str, str]:
+    """Return the norm of the mask heads, if it is another than that of the box heads."""
+    blocks = f"head{first}.convs.0", f"mask_head{first}.convs.0"
+    if any(f"{block}.0.weight" not in tensors for block in blocks):
+        return {}
+    of_boxes, of_masks = (_norm_of(tensors, block) for block in blocks)
+    return {} if of_boxes == of_masks else {"mask_norm": of_masks}
 
 
 def _norm_of(tensors: Mapping[str, Tensor], block: str) -> str:
