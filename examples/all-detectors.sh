@@ -10,12 +10,14 @@ data=$1
 weights=${2:-IMAGENET1K_V1}
 
 backbone=(--backbone resnet50 --backbone-weights "$weights")
+two=cb-resnet50
 train=()
 limit=()
 clusters=()
 evaluation=()
 if [[ -n "${SMOKE:-}" ]]; then
   backbone=(--backbone resnet18 --backbone-weights "$weights")
+  two=cb-resnet18
   train=(--short-side 96 --long-side 160 --steps 2 --batch-size 2)
   limit=(--limit 6)
   clusters=(--k 8 --pca-dim 8 --short-side 96 --long-side 160)
@@ -24,8 +26,11 @@ fi
 
 aligndet proposals "$data" "${limit[@]}"
 aligndet cluster "${backbone[@]}" "${clusters[@]}"
-for detector in fcos retinanet faster-rcnn mask-rcnn cascade-rcnn cascade-mask-rcnn htc detr; do
-  model=(--detector "$detector" "${backbone[@]}")
+for detector in fcos retinanet faster-rcnn mask-rcnn cascade-rcnn cascade-mask-rcnn htc detr htc+cb; do
+  model=(--detector "${detector%+cb}" "${backbone[@]}")
+  if [[ $detector == *+cb ]]; then
+    model+=(--backbone "$two") # two linked ones
+  fi
   if [[ -n "${SMOKE:-}" && $detector != detr ]]; then
     model+=(--set detector.neck_channels=64 --set detector.head_convs=1)
   fi

@@ -38,13 +38,15 @@ IMAGES = [
     for pixels, size_hw in zip(PICTURES, SIZES_HW, strict=True)
 ]
 BATCHES = comparison_batches(IMAGES, RESOLUTION, None)
-FAMILIES = sorted(NARROW)
+SEMANTIC = NARROW["htc"].model_copy(update={"semantic_classes": 5})
+DETECTORS = {**NARROW, "htc-semantic": SEMANTIC}
+FAMILIES = sorted(DETECTORS)
 
 
 @functools.cache
 def detector(family: str, backbone: str = "resnet18") -> LoadedDetector:
     torch.manual_seed(2)
-    config = NARROW[family]
+    config = DETECTORS[family]
     if "nms_type" in type(config).model_fields:  # a file has no soft one
         config = config.model_copy(update={"nms_type": "nms"})
     body = build_backbone(BackboneConfig.model_validate({"name": backbone}))
@@ -77,14 +79,14 @@ def test_batches_have_three_sizes_and_padding() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("with_nms", [True, False])
 def test_graph_finds_what_we_find(family: str, with_nms: bool) -> None:
-    if not with_nms and (family == "detr" or NARROW[family].RECIPE.needs_masks):
+    if not with_nms and (family == "detr" or DETECTORS[family].RECIPE.needs_masks):
         pytest.skip("always finished in the file")
     model = detector(family).model
     found = compare(model, InPyTorch(Graph(model, 3, with_nms=with_nms)), BATCHES, with_nms=with_nms)
     assert found.mistakes == () and found.num_at_limit == 0
     assert found.num_images == 3 and found.num_detections > 60
     assert found.boxes_px < 1e-4 and found.scores < 1e-6
-    assert (found.masks is None) == (not NARROW[family].RECIPE.needs_masks)
+    assert (found.masks is None) == (not DETECTORS[family].RECIPE.needs_masks)
     if not with_nms:  # and the file has more than that
         boxes = InPyTorch(Graph(model, 3, with_nms=False)).run(None, inputs_of(BATCHES[1]))[0]
         assert boxes.shape[1] > 100
@@ -168,7 +170,7 @@ def test_onnxruntime_finds_what_we_find(family: str, tmp_path: Path) -> None:
     loaded, file = detector(family), tmp_path / "model.onnx"
     usage, found = export_onnx(loaded, file, OnnxOptions(), IMAGES)
     assert found.num_detections > 60 and found.num_at_limit <= 2  # scores may be equal
-    outputs = "boxes, scores, class_ids" + (", masks" if NARROW[family].RECIPE.needs_masks else "")
+    outputs = "boxes, scores, class_ids" + (", masks" if DETECTORS[family].RECIPE.needs_masks else "")
     assert usage == f"onnxruntime: pixels (B, 3, H, W) and sizes (B, 2) to {outputs}"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = runtime.InferenceSession(file)
