@@ -231,6 +231,24 @@ def test_what_is_wrong_is_said(images: object, targets: object, words: str, tmp_
         detector(images, targets)
 
 
+def test_a_semantic_branch_learns_from_classes_of_pixels(tmp_path: Path) -> None:
+    of_family("htc", tmp_path)
+    detector = aligndet.load(tmp_path / "weights.pt", config={"detector": {"semantic_classes": 4}}).train()
+    images, masks = [torch.rand(3, 64, 80)], torch.ones(1, 64, 80)
+    classes = torch.arange(80).expand(64, 80) % 4
+    with_none = torch.where(torch.arange(64)[:, None] < 9, 255, classes)
+    losses = detector(images, target(masks=masks, pixel_classes=with_none))
+    assert isinstance(losses, dict) and losses["loss_semantic"] > 0
+    for wrong, words in (
+        (None, r"targets\[0\]: has no pixel_classes"),
+        (classes[:8], r"pixel_classes \(8, 80\); give \(64, 80\)"),
+        (classes + 1, "pixel_classes has 4; give 0 to 3, and 255 for none"),
+        (classes - 1, "pixel_classes has -1; give 0 to 3"),
+    ):
+        with pytest.raises(aligndet.DataError, match=words):
+            detector(images, target(masks=masks, pixel_classes=wrong))
+
+
 def test_a_small_image_alone_is_too_little_for_batch_norm(chain: Path) -> None:
     config = {"resolution": {"short_side": [64], "long_side": 64}}  # of which the last map is a single pixel
     detector = aligndet.load(chain / "finetune" / "retinanet-resnet18", config=config)

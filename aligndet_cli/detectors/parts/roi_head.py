@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.fpn import conv_tower
@@ -167,7 +167,9 @@ def pool_semantic(semantic: Tensor, rois: Tensor, size: int, config: RCNNConfig)
         config.roi_sampling_ratio,
         config.roi_aligned,
     )
-    return pooled if size == SEMANTIC_POOL_SIZE else adaptive_avg_pool2d(pooled, size)
+    if SEMANTIC_POOL_SIZE % size == 0:  # the same, and on GPUs with a deterministic gradient
+        return avg_pool2d(pooled, SEMANTIC_POOL_SIZE // size)
+    return adaptive_avg_pool2d(pooled, size)
 
 
 def level_of(rois: Tensor) -> Tensor:

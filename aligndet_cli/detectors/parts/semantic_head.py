@@ -63,6 +63,8 @@ def semantic_loss(logits: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
     for of_image in targets:
         assert of_image.pixel_classes is not None
         sampled.append(of_image.pixel_classes[::SEMANTIC_STRIDE, ::SEMANTIC_STRIDE])
-    classes = torch.stack(sampled).long()  # (B, H/8, W/8)
-    loss = cross_entropy(logits.float(), classes, ignore_index=NO_CLASS, reduction="sum")
+    classes = torch.stack(sampled).long().flatten()  # (B * H/8 * W/8,)
+    # As rows, whose loss is deterministic on GPUs; that of maps is not.
+    rows = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+    loss = cross_entropy(rows, classes, ignore_index=NO_CLASS, reduction="sum")
     return loss / (classes != NO_CLASS).sum().clamp(min=1)
