@@ -35,7 +35,7 @@ class FinetuneConfig(StageConfig):
     fraction: float = Field(100.0, gt=0, le=100, description="Percent of the labelled images to train on.")
     fold: int = Field(1, ge=0, le=MAX_FOLD, description="Fold of the fraction: which of the images it holds.")
     pixel_maps: Path | None = Field(
-        None, description="Folder of PNGs with the class of every pixel, for detector.semantic_classes."
+        None, description="Folder of PNGs with the class of every pixel, for detector.semantic_classes (none)."
     )
     resolution: ResolutionConfig = ResolutionConfig()
     on_error: OnError = Field("skip", description="Reaction to an image that cannot be read.")

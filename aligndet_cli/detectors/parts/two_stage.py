@@ -205,10 +205,8 @@ def detect_boxes(model: RCNN, pyramid: Pyramid, sizes_hw: Sequence[SizeHW]) -> l
 
     Scores are the softmax of the heads' mean logits; boxes are the last head's.
     """
-    config = model.config
-    proposals = model.rpn.propose(
-        model.rpn(pyramid.levels), sizes_hw, config.test_proposals_per_level, config.max_proposals
-    )
+    config, output = model.config, model.rpn(pyramid.levels)
+    proposals = model.rpn.propose(output, sizes_hw, config.test_proposals_per_level, config.max_proposals)
     found = []
     for logits, offsets, boxes, size_hw in zip(*run_heads(model, pyramid, sizes_hw, proposals), sizes_hw, strict=True):
         scores = logits.softmax(dim=1)[:, :-1]  # (P, K)
@@ -264,10 +262,8 @@ def find_boxes(model: RCNN, pyramid: Pyramid, sizes_hw: Sequence[SizeHW]) -> lis
     that regression leads to from many sides are objects more often than those that score high in the RPN
     (examples/second-round.md). Of boxes that overlap more than `nms_iou`, the best is kept.
     """
-    config = model.config
-    proposed = model.rpn.propose_scored(
-        model.rpn(pyramid.levels), sizes_hw, config.test_proposals_per_level, config.max_proposals
-    )
+    config, output = model.config, model.rpn(pyramid.levels)
+    proposed = model.rpn.propose_scored(output, sizes_hw, config.test_proposals_per_level, config.max_proposals)
     refined = refine_boxes(model, pyramid, sizes_hw, [boxes for boxes, _ in proposed])
     return [
         select_detections(
