@@ -82,7 +82,7 @@ class HTC(MaskedRCNN):
     def pyramid(self, maps: dict[str, Tensor]) -> Pyramid:
         """Return P2..P6 from the backbone's maps (B, C, H, W) by level, and what the semantic branch makes of them."""
         levels = self.neck(maps)
-        return Pyramid(levels) if self.semantic_head is None else self.semantic_head(levels)
+        return Pyramid(levels) if self.semantic_head is None else Pyramid(levels, *self.semantic_head(levels))
 
     def mask_samples(self, boxes: Trained, sizes_hw: Sequence[SizeHW], targets: Sequence[BoxTargets]) -> RoiSamples:
         """Return the RoIs that a mask head learns from: sampled from what the box head beside it has refined."""

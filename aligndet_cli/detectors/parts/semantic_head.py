@@ -10,7 +10,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from aligndet_cli.data.batch import NO_CLASS, BoxTargets
 from aligndet_cli.detectors.parts.fpn import conv_tower
-from aligndet_cli.detectors.parts.roi_head import SEMANTIC_STRIDE, Pyramid, kaiming_convs
+from aligndet_cli.detectors.parts.roi_head import SEMANTIC_STRIDE, kaiming_convs
 from aligndet_cli.detectors.parts.rpn import STRIDES
 
 NUM_CONVS = 4
@@ -37,8 +37,8 @@ class SemanticHead(nn.Module):
         self.logits = nn.Conv2d(channels, num_classes, 1)
         kaiming_convs(self)
 
-    def forward(self, levels: list[Tensor]) -> Pyramid:
-        """Return P2..P6, (B, C, H, W) each, with what the branch makes of them."""
+    def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return (B, C, H/8, W/8) features and (B, P, H/8, W/8) logits from P2..P6, (B, C, H, W) each."""
         size_hw = levels[PLACE].shape[-2:]
         resized = [
             level if place == PLACE else interpolate(level, size_hw, mode="bilinear", align_corners=True)
@@ -46,7 +46,7 @@ class SemanticHead(nn.Module):
         ]
         same_size = (conv(level) for conv, level in zip(self.lateral_convs, resized, strict=True))
         hidden = self.convs(functools.reduce(torch.add, same_size))
-        return Pyramid(levels, self.embedding(hidden), self.logits(hidden))
+        return self.embedding(hidden), self.logits(hidden)
 
 
 def semantic_loss(logits: Tensor, targets: Sequence[BoxTargets]) -> Tensor:

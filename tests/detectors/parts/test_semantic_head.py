@@ -20,19 +20,18 @@ def targets_of(classes: torch.Tensor) -> list[BoxTargets]:
 
 def test_pixels_without_a_class_do_not_count() -> None:
     head = SemanticHead(4, 3)
-    pyramid = head(LEVELS)
-    assert pyramid.levels is LEVELS and pyramid.semantic is not None and pyramid.pixel_logits is not None
-    assert pyramid.semantic.shape == (2, 4, 8, 12) and pyramid.pixel_logits.shape == (2, 3, 8, 12)
+    features, logits = head(LEVELS)
+    assert features.shape == (2, 4, 8, 12) and logits.shape == (2, 3, 8, 12)
     none = torch.full((2, 64, 96), NO_CLASS, dtype=torch.uint8)
-    loss = semantic_loss(pyramid.pixel_logits, targets_of(none))
+    loss = semantic_loss(logits, targets_of(none))
     loss.backward()
     assert loss.item() == 0 and all((p.grad == 0).all() for p in head.logits.parameters())
     # One pixel of those that are looked at, and its neighbours, which are not.
     one = none.clone()
     one[1, 8:16, 16:24] = 0
     one[1, 8, 16] = 2
-    expected = -pyramid.pixel_logits[1, :, 1, 2].log_softmax(dim=0)[2]
-    torch.testing.assert_close(semantic_loss(pyramid.pixel_logits, targets_of(one)), expected)
+    expected = -logits[1, :, 1, 2].log_softmax(dim=0)[2]
+    torch.testing.assert_close(semantic_loss(logits, targets_of(one)), expected)
 
 
 @pytest.mark.parametrize("size", [14, 7, 3])
