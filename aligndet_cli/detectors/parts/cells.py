@@ -33,15 +33,18 @@ def gather_cells(maps: Sequence[Tensor], image_index: Tensor, cell_index: Tensor
         image_index: (S,) int64 position in the batch.
         cell_index: (S,) int64, counted over all maps of an image: levels, then rows, then columns.
     """
-    picked, places, start = [], [], 0
+    found, start = maps[0].new_empty(0), 0
     for level in maps:
         rows, columns = level.shape[-2:]
-        place = ((cell_index >= start) & (cell_index < start + rows * columns)).nonzero().squeeze(1)
-        cell = cell_index[place] - start
-        picked.append(level[image_index[place], :, cell // columns, cell % columns])  # (s, C)
-        places.append(place)
+        cell = cell_index - start
+        is_here = (cell >= 0) & (cell < rows * columns)
+        # The others read cells that do not count, so that a GPU's host need not know how many are here. They are spread
+        # over the map: gradients at one place are added one after the other.
+        cell = cell.remainder(rows * columns)
+        picked = level[image_index, :, cell // columns, cell % columns]  # (S, C)
+        found = torch.where(is_here[:, None], picked, found) if start else picked
         start += rows * columns
-    return torch.cat(picked)[torch.cat(places).argsort()]
+    return found
 
 
 def gather_slots(maps: Sequence[Tensor], image_index: Tensor, candidate_index: Tensor, num_slots: int) -> Tensor:

@@ -146,7 +146,8 @@ def pool_rois(
     """
     level = level_of(rois) if level is None else level
     order = level.argsort(stable=True)
-    parts = rois[order].split(torch.bincount(level, minlength=len(POOLED_STRIDES)).tolist())
+    counts = (level[:, None] == torch.arange(len(POOLED_STRIDES), device=level.device)).sum(dim=0)  # (4,)
+    parts = rois[order].split(counts.tolist())
     pooled = [
         roi_align(maps.float(), part, size, 1 / stride, config.roi_sampling_ratio, config.roi_aligned)
         for maps, part, stride in zip(pyramid, parts, POOLED_STRIDES, strict=False)

@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
-from aligndet_cli.detectors.parts.cells import gather_slots, grids_of, image_index_of
+from aligndet_cli.detectors.parts.cells import gather_slots, grids_of, image_index_of, send
 from aligndet_cli.detectors.parts.matching import matched_boxes
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.sampling import Sampling, sample_each_image
@@ -80,16 +80,18 @@ class RPN(nn.Module):
         logits, deltas = output
         anchors, matched = self.assign(grids_of(logits), sizes_hw, targets)
         samples = sample_each_image(matched, sampling.num_samples, positive_fraction=sampling.positive_fraction)
-        image_index = image_index_of([len(of_image) for of_image in samples], matched.device)  # (S,)
+        counts = [len(of_image) for of_image in samples]
+        image_index = image_index_of(counts, matched.device)  # (S,)
         anchor_index = torch.cat(samples)  # (S,)
         is_object = matched[image_index, anchor_index] >= 0
-        num_positives = image_index[is_object].bincount(minlength=len(samples))  # (B,)
-        num_negatives = image_index[~is_object].bincount(minlength=len(samples))
-        normaliser = num_positives.clamp(min=1).sum() + num_negatives.clamp(min=1).sum()
+        num_sampled = send(counts, matched.device)  # (B,)
+        num_positives = torch.zeros_like(num_sampled).scatter_add_(0, image_index, is_object.long())
+        normaliser = num_positives.clamp(min=1).sum() + (num_sampled - num_positives).clamp(min=1).sum()
 
         num = self.anchors.num_per_cell
         scores = gather_slots(logits, image_index, anchor_index, num).squeeze(1)
-        image_index, anchor_index = image_index[is_object], anchor_index[is_object]
+        positives = is_object.nonzero().squeeze(1)  # (P,)
+        image_index, anchor_index = image_index[positives], anchor_index[positives]
         boxes = matched_boxes(targets, matched, image_index, anchor_index)  # (P, 4)
         predicted = gather_slots(deltas, image_index, anchor_index, num)
         distance = smooth_l1_loss(

@@ -35,16 +35,19 @@ def sample_positives_first(matched: Tensor, num_samples: int, *, positive_fracti
 def sample_each_image(matched: Tensor, num_samples: int, *, positive_fraction: float = 1.0) -> list[Tensor]:
     """Sample as `sample_positives_first` from each image of (B, A) matches; returns (S,) for each image.
 
-    A GPU is asked once for the counts of the whole batch, not image by image.
+    A GPU is asked once, for the counts of the whole batch.
     """
-    pairs = zip(_columns_by_row(matched >= 0), _columns_by_row(matched == BACKGROUND), strict=True)
-    return [_choose(positives, negatives, num_samples, positive_fraction) for positives, negatives in pairs]
-
-
-def _columns_by_row(mask: Tensor) -> tuple[Tensor, ...]:
-    """Return the columns of the True entries of a (B, A) mask, (S,) per row."""
-    rows, columns = mask.nonzero(as_tuple=True)
-    return columns.split(rows.bincount(minlength=len(mask)).tolist())
+    masks = matched >= 0, matched == BACKGROUND  # (B, A) each
+    counts = torch.stack([mask.sum(dim=1) for mask in masks]).tolist()
+    # The columns of the True entries, row by row.
+    columns = [
+        torch.nonzero_static(mask, size=sum(of_rows))[:, 1].split(of_rows)
+        for mask, of_rows in zip(masks, counts, strict=True)
+    ]
+    return [
+        _choose(positives, negatives, num_samples, positive_fraction)
+        for positives, negatives in zip(*columns, strict=True)
+    ]
 
 
 def _choose(positives: Tensor, negatives: Tensor, num_samples: int, positive_fraction: float) -> Tensor:
