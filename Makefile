@@ -18,7 +18,7 @@ test: setup
 	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 e2e: setup
-	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m e2e
+	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'e2e or matrix'
 
 # Another environment, where nothing can be installed: make gpu BIN=/path/to/bin
 gpu: $(BIN)/python3
