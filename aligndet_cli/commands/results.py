@@ -173,13 +173,16 @@ REPORT = (
     own("--study", list, "Only the runs of this study file; repeatable (all runs)."),
     own("--baseline", str, "Start to compare with (backbone only)."),
     own("--metric", str, "AP, AP50, AP75, mask_AP and so on (AP, AP50, AP75)."),
+    own("--costs", bool, "Also images seen and hours of each pre-training (off)."),
     flags.WORKSPACE,
     flags.JSON,
 )
 
 
 @with_flags(REPORT, "report", None)
-def report(_: None, given: Given, *, html: bool = False, output: Path | None = None, **chosen: Any) -> None:
+def report(
+    _: None, given: Given, *, html: bool = False, output: Path | None = None, costs: bool = False, **chosen: Any
+) -> None:
     """Put the evaluated runs of a workspace side by side, with the paper's numbers where there are any."""
     from aligndet_cli.tools.report.collect import METRICS, check_baseline, collect_report
     from aligndet_cli.tools.report.table import FORMATS, render
@@ -189,6 +192,8 @@ def report(_: None, given: Given, *, html: bool = False, output: Path | None = N
     with user_errors(given):
         if html and "format" in chosen:
             raise ConfigError("--html and --format exclude each other")
+        if html and costs:
+            raise ConfigError("--costs: no effect on --html; leave it out")
         form = chosen.get("format") or ("json" if is_json else "table")
         if form not in FORMATS:
             raise ConfigError(f"--format {form}: is not a choice{did_you_mean(form, list(FORMATS))}")
@@ -198,8 +203,9 @@ def report(_: None, given: Given, *, html: bool = False, output: Path | None = N
             check_output_file(output)
         metrics = [part.strip() for part in chosen["metric"].split(",")] if "metric" in chosen else METRICS
         names = evaluations_of(map(Path, chosen["study"]), place) if "study" in chosen else None
-        found = collect_report(place, baseline=chosen.get("baseline"), metrics=metrics, names=names)
-        check_baseline(found, chosen.get("baseline"))
+        baseline = chosen.get("baseline")
+        found = collect_report(place, baseline=baseline, metrics=metrics, names=names, with_costs=costs)
+        check_baseline(found, baseline)
         if html:
             from aligndet_cli.tools.report.html import write_page
 

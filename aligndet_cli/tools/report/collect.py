@@ -1,17 +1,15 @@
 """Comparison of the evaluated runs of a workspace: means, spreads, and paired differences."""
 
-import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scipy.special import stdtrit
-
 from aligndet_cli.artifacts.starts import Start, find_starts
 from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.files import read_json
+from aligndet_cli.tools.report.cost import Cost, cost_of, mean_cost
+from aligndet_cli.tools.report.paired import Delta, delta_of, mean_and_std
 from aligndet_cli.tools.report.published import Published, find_published
 from aligndet_cli.workspace import Artifact, Workspace
 
@@ -59,23 +57,7 @@ class Measured:
     backbone_weights: tuple[str, str] | None
     finished: str
     published: Published | None
-
-
-@dataclass(frozen=True)
-class Delta:
-    """Mean difference to the baseline over the pairs that both have.
-
-    Attributes:
-        standard_error: None with a single pair.
-        interval: bounds that hold the true mean in 95 % of such comparisons (Student's t); None with a single pair.
-        wins: number of pairs with a higher number than the baseline.
-    """
-
-    mean: float
-    standard_error: float | None
-    interval: tuple[float, float] | None
-    wins: int
-    num_pairs: int
+    pretraining: Artifact | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +83,7 @@ class Row:
 
     Attributes:
         kind, colour: see `Start`.
+        cost: of its pre-training, if asked for and known.
     """
 
     setting: Setting
@@ -112,6 +95,7 @@ class Row:
     published_in: str | None
     remark: str
     runs: tuple[str, ...]
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +178,7 @@ def collect_report(
     baseline: str | None = None,
     metrics: Sequence[str] = METRICS,
     names: Iterable[str] | None = None,
+    with_costs: bool = False,
 ) -> Report:
     """Compare everything that was evaluated in a workspace.
 
@@ -201,6 +186,7 @@ def collect_report(
         baseline: label of the start to compare with; None: the backbone alone if there is such a run, else scratch.
         metrics: names in `metrics.json`, such as `mask_AP` or `AP07`.
         names: evaluations to take; None: all.
+        with_costs: also tell the costs of the pre-trainings.
 
     Raises:
         ConfigError: no such metric.
@@ -208,8 +194,16 @@ def collect_report(
     measured, remarks = _measure(workspace, metrics, None if names is None else set(names))
     rows: list[Row] = []
     for setting in sorted({run.setting for run in measured}):
-        rows += _rows_of(setting, [run for run in measured if run.setting == setting], baseline, metrics)
+        runs = [run for run in measured if run.setting == setting]
+        found = _rows_of(setting, runs, baseline, metrics)
+        rows += [replace(row, cost=_cost_of(row, runs)) for row in found] if with_costs else found
     return Report(rows, tuple(metrics), remarks)
+
+
+def _cost_of(row: Row, runs: list[Measured]) -> Cost | None:
+    """Return the mean cost of the pre-trainings of a row, each counted once."""
+    own = [run.pretraining for run in runs if run.name in row.runs and run.pretraining is not None]
+    return mean_cost(cost_of(one) for one in {one.folder: one for one in own}.values())
 
 
 def check_baseline(report: Report, baseline: str | None) -> None:
@@ -270,22 +264,8 @@ def _summary(
         return None
     other_values = {pair: run.numbers[metric] for pair, run in (others or {}).items()}
     differences = [value - other for pair, value in values.items() if (other := other_values.get(pair)) is not None]
-    mean, std = _mean_and_std(list(values.values()))
-    return Summary(mean, std, len(values), _delta(differences) if differences else None, published)
-
-
-def _delta(differences: list[float]) -> Delta:
-    (mean, deviation), count = _mean_and_std(differences), len(differences)
-    wins = sum(value > 0 for value in differences)
-    if deviation is None:
-        return Delta(mean, None, None, wins, count)
-    error = deviation / math.sqrt(count)
-    half = float(stdtrit(count - 1, 0.975)) * error
-    return Delta(mean, error, (mean - half, mean + half), wins, count)
-
-
-def _mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    mean, std = mean_and_std(list(values.values()))
+    return Summary(mean, std, len(values), delta_of(differences) if differences else None, published)
 
 
 def _remark(own: dict[Any, Measured], others: dict[Any, Measured] | None, *, missing: int, num_older: int) -> str:
@@ -348,6 +328,7 @@ def _measured(
         backbone_weights=_backbone_weights(run, start.kind, pretraining),
         finished=str(evaluation.manifest["finished"]),
         published=find_published(evaluation, run, pretraining),
+        pretraining=pretraining,
     )
 
 

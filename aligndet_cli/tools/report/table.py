@@ -10,6 +10,7 @@ from rich.table import Table
 
 from aligndet_cli.tables import plain_table
 from aligndet_cli.tools.report.collect import Report, Row, Setting, Summary, headline
+from aligndet_cli.tools.report.cost import Cost
 
 FORMATS = ("table", "markdown", "csv", "json")
 
@@ -47,11 +48,12 @@ def csv_text(report: Report) -> str:
     names = ("mean", "std", "n", "delta", "delta_standard_error", "wins", "pairs", "published")
     columns = [f"{metric}_{name}" for metric in report.metrics for name in names]
     settings = ("detector", "backbone", "schedule", "data", "evaluated", "fraction", "num_images")
-    writer.writerow([*settings, "start", "is_baseline", *columns, "published_in", "remark"])
+    writer.writerow([*settings, "start", "is_baseline", *columns, "images_seen", "hours", "published_in", "remark"])
     for row in report.rows:
         values = [value for metric in report.metrics for value in _values(row.summaries.get(metric))]
         setting = [getattr(row.setting, name) for name in settings]
-        writer.writerow([*setting, row.label, row.is_baseline, *values, row.published_in, row.remark])
+        costs = (row.cost.images, row.cost.hours) if row.cost else (None, None)
+        writer.writerow([*setting, row.label, row.is_baseline, *values, *costs, row.published_in, row.remark])
     return out.getvalue()
 
 
@@ -77,7 +79,7 @@ NUM_SETTING = len(SETTING_COLUMNS)
 def cells_of(report: Report) -> list[list[str]]:
     """Return header and lines of the table; columns without any text are left out."""
     metric_columns = [title for metric in report.metrics for title in (metric, f"Δ {metric}", "wins", "paper")]
-    header = [*SETTING_COLUMNS, "start", "n", *metric_columns, "remark"]
+    header = [*SETTING_COLUMNS, "start", "n", *metric_columns, "images seen", "hours", "remark"]
     lines = [_line(row, report.metrics) for row in report.rows]
     kept = [place for place in range(len(header)) if place <= NUM_SETTING + 1 or any(line[place] for line in lines)]
     return [[line[place] for place in kept] for line in [header, *lines]]
@@ -94,8 +96,16 @@ def _line(row: Row, metrics: tuple[str, ...]) -> list[str]:
     cells = [*setting_cells(row.setting), row.label, str(len(row.runs))]
     for metric in metrics:
         cells += shown(row.summaries.get(metric))
+    cells += _shown_cost(row.cost)
     source = f"paper: {row.published_in}" if row.published_in else ""
     return [*cells, "; ".join(part for part in (row.remark, source) if part)]
+
+
+def _shown_cost(cost: Cost | None) -> tuple[str, str]:
+    """Return the images that pre-training saw, and its hours."""
+    if cost is None:
+        return "", ""
+    return f"{cost.images:,.0f}", "" if cost.hours is None else f"{cost.hours:.2f}"
 
 
 def shown(summary: Summary | None) -> tuple[str, str, str, str]:
