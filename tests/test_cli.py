@@ -323,6 +323,7 @@ def test_stdout_is_the_result_and_nothing_else(workspace: Path) -> None:
     assert aligndet("evaluate", *words[:4], "--quiet").stderr == ""
 
 
+@pytest.mark.plots
 def test_force_keeps_the_old_artifact_until_the_new_one_is_ready(workspace: Path) -> None:
     folder = workspace / "evaluate" / "retinanet-resnet18-val"
     before = files_of(folder)
