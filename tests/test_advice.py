@@ -29,6 +29,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "artifacts/exchange.py": ("proposals", "cluster"),
     "files.py": (*STAGES, "views", "report", "export"),
     "backbones": (*TRAINING, "cluster"),
+    "backbones/teacher.py": ("pretrain-image",),
     "data": (*STAGES, "doctor"),
     "data/folds.py": ("split",),
     "data/workers.py": (*TRAINING, "evaluate", "predict", "bench"),

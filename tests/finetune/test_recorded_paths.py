@@ -23,7 +23,7 @@ PATHS = {
     "proposals": (*DATA, "import_file", "export_file", "cue_weights"),
     "cluster": (*DATA, "import_file", "backbone.weights"),
     "pretrain-box": (*DATA, "backbone.weights", "embedder"),
-    "finetune": (*DATA, "backbone.weights", "init"),
+    "finetune": (*DATA, "backbone.weights", "init", "pixel_maps"),
     "evaluate": DATA,
 }
 WORDS = ("auto", "workspace", "none", "DEFAULT", "IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V2")
