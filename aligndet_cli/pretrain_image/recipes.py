@@ -40,11 +40,25 @@ _MOCO_VIEW = ViewRecipe(
 )
 # BYOL, table 6, and PixPro's code: the views differ in blur and solarization.
 _BYOL_VIEW = replace(_MOCO_VIEW, min_area=0.08, saturation=0.2, blur_p=1.0)
-_BYOL_VIEWS = (_BYOL_VIEW, replace(_BYOL_VIEW, blur_p=0.1, solarize_p=0.2))
 
 _sgd = partial(Rates, weight_decay=1e-4, batch_size=256, warmup="none")
 _lars = partial(Rates, batch_size=256, optimizer="lars", decay="cosine", bias_decay_scale=0.0, decays_norms=False)
-_CONTRAST = ("embedding_dim", "queue_size", "temperature", "momentum")
+_like_moco = partial(
+    MethodRecipe,
+    views=(_MOCO_VIEW, _MOCO_VIEW),
+    uses=("embedding_dim", "queue_size", "temperature", "momentum"),
+    embedding_dim=128,
+    momentum=0.999,
+)
+_like_byol = partial(
+    MethodRecipe,
+    views=(_BYOL_VIEW, replace(_BYOL_VIEW, blur_p=0.1, solarize_p=0.2)),
+    uses=("embedding_dim", "hidden_dim", "momentum"),
+    embedding_dim=256,
+    hidden_dim=4096,
+    momentum=0.99,
+    momentum_rises=True,
+)
 
 RECIPES: dict[MethodName, MethodRecipe] = {
     # SimSiam 3 and its official code: 100 epochs, cosine; the predictor keeps its learning rate.
@@ -55,41 +69,13 @@ RECIPES: dict[MethodName, MethodRecipe] = {
         embedding_dim=2048,
     ),
     # MoCo v2, official code: 200 epochs, cosine.
-    "moco-v2": MethodRecipe(
-        _sgd(lr=0.03, origin="MoCo v2", schedule="200e", decay="cosine"),
-        (_MOCO_VIEW, _MOCO_VIEW),
-        uses=_CONTRAST,
-        embedding_dim=128,
-        momentum=0.999,
-    ),
+    "moco-v2": _like_moco(_sgd(lr=0.03, origin="MoCo v2", schedule="200e", decay="cosine")),
     # BYOL 5, the runs of 300 epochs; the warm-up is ten epochs of ImageNet in batches of 4,096.
-    "byol": MethodRecipe(
-        _lars(lr=0.3, weight_decay=1e-6, origin="BYOL", schedule="300e", warmup_steps=3130),
-        _BYOL_VIEWS,
-        uses=("embedding_dim", "hidden_dim", "momentum"),
-        embedding_dim=256,
-        hidden_dim=4096,
-        momentum=0.99,
-        momentum_rises=True,
-    ),
+    "byol": _like_byol(_lars(lr=0.3, weight_decay=1e-6, origin="BYOL", schedule="300e", warmup_steps=3130)),
     # DenseCL's official code, on ImageNet: as MoCo v2.
-    "dense-cl": MethodRecipe(
-        _sgd(lr=0.03, origin="DenseCL", schedule="200e", decay="cosine"),
-        (_MOCO_VIEW, _MOCO_VIEW),
-        uses=_CONTRAST,
-        embedding_dim=128,
-        momentum=0.999,
-    ),
+    "dense-cl": _like_moco(_sgd(lr=0.03, origin="DenseCL", schedule="200e", decay="cosine")),
     # PixPro's official code; the warm-up is five epochs of ImageNet in batches of 1,024.
-    "pixpro": MethodRecipe(
-        _lars(lr=1.0, weight_decay=1e-5, origin="PixPro", schedule="100e", warmup_steps=6255),
-        _BYOL_VIEWS,
-        uses=("embedding_dim", "hidden_dim", "momentum"),
-        embedding_dim=256,
-        hidden_dim=4096,
-        momentum=0.99,
-        momentum_rises=True,
-    ),
+    "pixpro": _like_byol(_lars(lr=1.0, weight_decay=1e-5, origin="PixPro", schedule="100e", warmup_steps=6255)),
     # The code of LightlyTrain's dense distillation; without its blur, which is below a tenth of a pixel.
     "distill": MethodRecipe(
         _lars(lr=1.5, weight_decay=1e-6, origin="LightlyTrain", schedule="100e", clip_norm=1.0),
