@@ -4,9 +4,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import box_iou
 
 from aligndet_cli.detectors.interface import Detections
+from aligndet_cli.detectors.parts.suppression import batched_nms
 
 NMSType = Literal["nms", "soft_nms"]  # mmdetection's words
 LEAST_SOFT_SCORE = 1e-3  # mmcv's `min_score`: boxes below it are dropped

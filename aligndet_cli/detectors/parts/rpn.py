@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
-from torchvision.ops import batched_nms
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
@@ -17,6 +16,7 @@ from aligndet_cli.detectors.parts.cells import gather_slots, grids_of, image_ind
 from aligndet_cli.detectors.parts.matching import matched_boxes
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.sampling import Sampling, sample_each_image
+from aligndet_cli.detectors.parts.suppression import batched_nms
 
 STRIDES = (4, 8, 16, 32, 64)  # P2..P6
 SCALES = (8.0,)  # anchor sides 32..512
