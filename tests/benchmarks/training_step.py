@@ -1,11 +1,11 @@
 """One training step of every detector: pre-training, fine-tuning, and fine-tuning by plain torchvision.
 
-    python tests/benchmarks/training_step.py [--detectors retinanet ...] [--rounds 5] [--backbone resnet50]
-        [--size 512x640]
+    python tests/benchmarks/training_step.py [--detectors retinanet faster-rcnn:cb-resnet50 ...] [--rounds 5]
+        [--backbone resnet50] [--size 512x640]
 
 Two 512x640 images with 30 boxes each, float32, one thread. Times are CPU seconds of whole steps (views, forward,
 losses, backward, optimizer, momentum update), taken in turns in one process; the ratio is the median of those of the
-turns. Memory is the peak of a process of its own for each side.
+turns. Memory is the peak of a process of its own for each side. A detector may name a backbone of its own.
 
 The sides: `pretrain` and `finetune` as the stages do them by default; `equal` is `finetune` with the layers of `plain`,
 a torchvision detector with a minimal loop (no norm in the neck, no weight decay groups). torchvision has no DETR,
@@ -142,6 +142,12 @@ def build_torchvision(family: str, body: nn.Module) -> nn.Module:
     return MaskRCNN(with_fpn, None, **size, **heads, mask_predictor=MaskRCNNPredictor(256, 256, NUM_CLASSES + 1))
 
 
+def split_name(name: str, backbone: str) -> tuple[str, str]:
+    """Detector and backbone of a name like faster-rcnn:cb-resnet50; without a backbone the given one."""
+    family, _, own = name.partition(":")
+    return family, own or backbone
+
+
 def sides_of(family: str, backbone: str, wanted: list[str]) -> list[str]:
     """Those there are."""
     has_plain = family in ("retinanet", "fcos", "faster-rcnn", "mask-rcnn") and backbone in ("resnet18", "resnet50")
@@ -175,10 +181,11 @@ def in_own_process(*words: str) -> object:
     return json.loads(done.stdout)
 
 
-def compare(family: str, args: argparse.Namespace) -> None:
+def compare(name: str, args: argparse.Namespace) -> None:
     """Print the lines of one detector."""
-    sides = sides_of(family, args.backbone, args.sides)
-    common = ("--backbone", args.backbone, "--size", args.size, "--rounds", str(args.rounds), "--detectors", family)
+    family, backbone = split_name(name, args.backbone)
+    sides = sides_of(family, backbone, args.sides)
+    common = ("--backbone", backbone, "--size", args.size, "--rounds", str(args.rounds), "--detectors", family)
     seconds = in_own_process(*common, "--sides", *sides, "--only", "times")
     memory = {side: in_own_process(*common, "--sides", side, "--only", "memory") for side in sides}
     for side in sides:
@@ -190,7 +197,7 @@ def compare(family: str, args: argparse.Namespace) -> None:
             ratio = f"{statistics.median(turns):.2f} x {other} in time ({min(turns):.2f}..{max(turns):.2f})"
             ratio += f", {memory[side] / memory[other]:.2f} x in memory"
         median = statistics.median(seconds[side])
-        sys.stdout.write(f"{family:<17} {side:<9} {median:6.2f} CPU-s {memory[side]:6.2f} GB  {ratio}\n")
+        sys.stdout.write(f"{name:<25} {side:<9} {median:6.2f} CPU-s {memory[side]:6.2f} GB  {ratio}\n")
         sys.stdout.flush()
 
 
@@ -198,7 +205,7 @@ def main() -> None:
     """Print one line per detector and side."""
     global HEIGHT, WIDTH
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detectors", nargs="+", choices=sorted(DETECTORS), default=sorted(DETECTORS))
+    parser.add_argument("--detectors", nargs="+", metavar="NAME[:BACKBONE]", default=sorted(DETECTORS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--backbone", default="resnet50", metavar="NAME")
     parser.add_argument("--size", default=f"{HEIGHT}x{WIDTH}", metavar="HEIGHTxWIDTH")
@@ -206,9 +213,12 @@ def main() -> None:
     parser.add_argument("--only", choices=("times", "memory"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     HEIGHT, WIDTH = map(int, args.size.split("x"))
+    unknown = {split_name(name, "")[0] for name in args.detectors} - set(DETECTORS)
+    if unknown:
+        parser.error(f"--detectors: {', '.join(sorted(unknown))}: not one of {', '.join(sorted(DETECTORS))}")
     if args.only is None:
-        for family in args.detectors:
-            compare(family, args)
+        for name in args.detectors:
+            compare(name, args)
         return
     torch.set_num_threads(1)
     keep_freed_memory()  # as every training process on a CPU does
