@@ -37,6 +37,8 @@ from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.views import Resolution, build_views
 from aligndet_cli.pretrain_box import stage as pretrain_box
+from aligndet_cli.pretrain_box.config import PretrainBoxConfig
+from aligndet_cli.pretrain_box.views import ViewsConfig
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.memory import keep_freed_memory
 from aligndet_cli.training.learner import build_learner
@@ -77,8 +79,8 @@ def build_step(side: str, family: str, backbone: str) -> Step:
     if side == "plain":
         return step_of_torchvision(family, backbone, samples)
     if side == "pretrain":
-        sides = pretrain_box.ViewsConfig(short_side=(HEIGHT,), long_side=WIDTH)
-        config = pretrain_box.PretrainBoxConfig(**settings, views=sides)
+        sides = ViewsConfig(short_side=(HEIGHT,), long_side=WIDTH)
+        config = PretrainBoxConfig(**settings, views=sides)
         rates = config.detector.RECIPE.pretrain
         loop = resolve_settings(training, rates, num_images=1000, seed=0, runtime=RuntimeConfig())
         num_classes = NUM_CLASSES if config.detector.RECIPE.needs_clusters else 1
