@@ -1,11 +1,12 @@
 """One training step of every detector: pre-training, fine-tuning, and fine-tuning by plain torchvision.
 
     python tests/benchmarks/training_step.py [--detectors retinanet faster-rcnn:cb-resnet50 ...] [--rounds 5]
-        [--backbone resnet50] [--size 512x640]
+        [--backbone resnet50] [--size 512x640] [--apart]
 
 Two 512x640 images with 30 boxes each, float32, one thread. Times are CPU seconds of whole steps (views, forward,
 losses, backward, optimizer, momentum update), taken in turns in one process; the ratio is the median of those of the
-turns. Memory is the peak of a process of its own for each side. A detector may name a backbone of its own.
+turns. Memory is the peak of a process of its own for each side. A detector may name a backbone of its own. With
+`--apart` that process takes the times as well, for less work: the sides take no turns.
 
 The sides: `pretrain` and `finetune` as the stages do them by default; `equal` is `finetune` with the layers of `plain`,
 a torchvision detector with a minimal loop (no norm in the neck, no weight decay groups). torchvision has no DETR,
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,13 +173,16 @@ def take_times(family: str, backbone: str, sides: list[str], rounds: int) -> dic
 
 def take_memory(family: str, backbone: str, side: str) -> float:
     """Peak GB of this process after two steps."""
-    step = build_step(side, family, backbone)
-    for number in range(2):
-        step(number)
+    take_times(family, backbone, [side], 2 - WARM_UP)
+    return peak_gb()
+
+
+def peak_gb() -> float:
+    """Peak of this process until now."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def in_own_process(*words: str) -> object:
+def in_own_process(*words: str) -> Any:
     """What this file prints when called with these words."""
     done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
@@ -188,8 +193,12 @@ def compare(name: str, args: argparse.Namespace) -> None:
     family, backbone = split_name(name, args.backbone)
     sides = sides_of(family, backbone, args.sides)
     common = ("--backbone", backbone, "--size", args.size, "--rounds", str(args.rounds), "--detectors", family)
-    seconds = in_own_process(*common, "--sides", *sides, "--only", "times")
-    memory = {side: in_own_process(*common, "--sides", side, "--only", "memory") for side in sides}
+    if args.apart:
+        both = {side: in_own_process(*common, "--sides", side, "--only", "both") for side in sides}
+        seconds, memory = ({side: both[side][place] for side in sides} for place in (0, 1))
+    else:
+        seconds = in_own_process(*common, "--sides", *sides, "--only", "times")
+        memory = {side: in_own_process(*common, "--sides", side, "--only", "memory") for side in sides}
     for side in sides:
         others = {"pretrain": "finetune", "equal": "plain"}
         ratio = ""
@@ -212,7 +221,8 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50", metavar="NAME")
     parser.add_argument("--size", default=f"{HEIGHT}x{WIDTH}", metavar="HEIGHTxWIDTH")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("times", "memory"), help=argparse.SUPPRESS)
+    parser.add_argument("--apart", action="store_true")
+    parser.add_argument("--only", choices=("times", "memory", "both"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     HEIGHT, WIDTH = map(int, args.size.split("x"))
     unknown = {split_name(name, "")[0] for name in args.detectors} - set(DETECTORS)
@@ -227,8 +237,11 @@ def main() -> None:
     family = args.detectors[0]
     if args.only == "times":
         sys.stdout.write(json.dumps(take_times(family, args.backbone, args.sides, args.rounds)))
-    else:
+    elif args.only == "memory":
         sys.stdout.write(json.dumps(take_memory(family, args.backbone, args.sides[0])))
+    else:
+        seconds = take_times(family, args.backbone, args.sides, args.rounds)
+        sys.stdout.write(json.dumps([seconds[args.sides[0]], peak_gb()]))
 
 
 if __name__ == "__main__":
