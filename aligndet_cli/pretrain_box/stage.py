@@ -192,8 +192,14 @@ def describe(plan: Plan) -> dict[str, Any]:
             "views", f"short side {show_sides(config.views.short_side)}, long side {config.views.long_side}"
         ),
         "recipe": f"{plan.recipe.name} ({'given' if config.recipe else 'by detector, backbone and its weights'})",
+        **_describe_recipe_afterwards(plan),
         **describe_settings(config.training, plan.recipe.pretrain, plan.settings, plan.devices),
     }
+
+
+def _describe_recipe_afterwards(plan: Plan) -> dict[str, str]:
+    name = plan.config.recipe_afterwards(plan.recipe)
+    return {} if name == plan.recipe.name else {"recipe of fine-tuning": f"{name} (of --method {plan.config.method})"}
 
 
 def _fate_of_backbone(config: PretrainBoxConfig) -> str:
@@ -262,7 +268,7 @@ def _finish(plan: Plan, views: Pretext) -> dict[str, Any]:
         resolution=None,
         state_dict=_trained_state(views),
         extra=views.extra_parts(),
-        recipe=plan.recipe.name,
+        recipe=config.recipe_afterwards(plan.recipe),
         backbone_training=METHODS[config.method].backbone_training(plan.weights.training),
     )
     write_detector(folder / "weights.pt", content)
