@@ -7,7 +7,7 @@ of the folder in `config.STAGES` is all that the rest of the package knows.
 import functools
 import importlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -153,6 +153,13 @@ def backbone_words(workspace: Workspace) -> list[str]:
         return ["--backbone-weights", "DEFAULT"]
     name = str(own.config()["backbone"]["name"])
     return [] if name == DEFAULT_BACKBONE else ["--backbone", name]
+
+
+def same_backbone_words(backbone: Mapping[str, Any]) -> list[str]:
+    """Return the flags for the backbone and the weights of a recorded config."""
+    name, weights = str(backbone["name"]), str(backbone["weights"])
+    words = [] if name == DEFAULT_BACKBONE else ["--backbone", name]
+    return words if weights == "auto" else [*words, "--backbone-weights", shlex.quote(weights)]
 
 
 def detector_words(artifact: Artifact) -> list[str]:

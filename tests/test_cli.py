@@ -191,7 +191,7 @@ def test_each_stage_says_how_it_went_and_how_to_go_on(workspace: Path, toy: Path
     place, after = ["-w", str(workspace)], {}
     expected = {
         "proposals": ("boxes per image in 13 images", ["pretrain-box", "--backbone-weights", "DEFAULT"]),
-        "cluster": ("boxes in 4 clusters", ["pretrain-box", "--detector", "detr", "--backbone-weights", "DEFAULT"]),
+        "cluster": ("boxes in 4 clusters", ["pretrain-box", "--detector", "detr", *BACKBONE, *RANDOM]),
         "pretrain-box": ("too short, contrastive loss", ["finetune", "--detector", "retinanet"]),
         "finetune": ("(at the start", ["evaluate"]),
         "evaluate": (": AP ", ["predict", "IMAGES"]),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import BeforeValidator, Field
 
-from aligndet_cli.artifacts.starts import Start, find_starts, tell_apart
+from aligndet_cli.artifacts.starts import Start, find_starts, measured_run, tell_apart
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
@@ -300,12 +300,13 @@ def _draw_comparison(plan: Plan, other: Artifact) -> None:
     """Draw curves and errors of both evaluations on the same axes, and losses if both runs have a log."""
     file = plan.output.folder / "plots" / f"compare-{other.name}.png"
     with never_failing(file):
-        starts = find_starts(Workspace(plan.run.folder.parents[1]))
-        hashes = {plan.output.folder: plan.run.content_hash, other.folder: str(other.manifest["inputs"]["weights"])}
+        workspace = Workspace(plan.run.folder.parents[1])
+        starts, its_run = find_starts(workspace), measured_run(other, workspace.artifacts("finetune"))
+        runs_of = {plan.output.folder: plan.run.name, other.folder: "" if its_run is None else its_run.name}
         unknown = Start("", "", "import", "", is_labelled=False, colour=COLOURS[0])  # its run has gone
-        found = [replace(starts.get(content, unknown), run=folder.name) for folder, content in hashes.items()]
+        found = [replace(starts.get(run, unknown), run=folder.name) for folder, run in runs_of.items()]
         names = tell_apart(found)
-        analyses = {name: read_json(folder / "analysis.json") for name, folder in zip(names, hashes, strict=True)}
+        analyses = {name: read_json(folder / "analysis.json") for name, folder in zip(names, runs_of, strict=True)}
         title, colours = " against ".join(names), list(names.values())
         save_figure(draw_comparison(analyses, title, colours), file)
         runs = (plan.run.name, str(read_json(other.folder / "metrics.json")["run"]))

@@ -25,6 +25,7 @@ from aligndet_cli.pretrain_box.health import rank_level
 from aligndet_cli.pretrain_box.method import Inputs, Pretext
 from aligndet_cli.pretrain_box.methods import METHODS
 from aligndet_cli.pretrain_box.pictures import draw_first_views
+from aligndet_cli.pretrain_box.recipes import ALL_PROPOSALS
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
@@ -174,7 +175,6 @@ def describe(plan: Plan) -> dict[str, Any]:
     config, boxes = plan.config, plan.boxes
     chosen = "with proposals" if config.limit_boxes is None else f"with {_num_boxes(plan)} proposals (--limit-boxes)"
     told = METHODS[config.method].describe(config, plan.recipe)
-    origin = "given" if config.topk else f"{config.detector.family} recipe"
     clusters = {}
     if boxes.clusters is not None:
         clusters["clusters"] = f"cluster/{boxes.clusters.folder.name}, {boxes.clusters.num_clusters} of them"
@@ -182,7 +182,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "run": f"pretrain-box/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), proposals/{plan.proposals_name}",
         "images": f"{len(plan.indices)} {chosen}, of {len(plan.image_set.file_names[: config.data.limit])}",
-        "proposals per image": f"best {boxes.topk} ({origin})",
+        "proposals per image": _describe_topk(config, boxes.topk),
         **clusters,
         **({} if config.method == "aligndet" else {"method": config.method}),
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "
@@ -195,6 +195,12 @@ def describe(plan: Plan) -> dict[str, Any]:
         **_describe_recipe_afterwards(plan),
         **describe_settings(config.training, plan.recipe.pretrain, plan.settings, plan.devices),
     }
+
+
+def _describe_topk(config: PretrainBoxConfig, topk: int) -> str:
+    is_of_method = topk != config.detector.RECIPE.topk
+    origin = "given" if config.topk else config.method if is_of_method else f"{config.detector.family} recipe"
+    return f"{f'best {topk}' if topk < ALL_PROPOSALS else 'all'} ({origin})"
 
 
 def _describe_recipe_afterwards(plan: Plan) -> dict[str, str]:

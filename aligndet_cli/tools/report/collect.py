@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aligndet_cli.artifacts.starts import Start, find_starts
+from aligndet_cli.artifacts.starts import Start, find_starts, measured_run
 from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.cost import Cost, cost_of, mean_cost
@@ -288,19 +288,19 @@ def _remark(own: dict[Any, Measured], others: dict[Any, Measured] | None, *, mis
 
 def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | None) -> tuple[list[Measured], list[str]]:
     """Return all evaluated runs, oldest first, and remarks on runs that were left out."""
-    tuned = {artifact.content_hash: artifact for artifact in workspace.artifacts("finetune")}
+    tuned = workspace.artifacts("finetune")
     pretrained = {artifact.content_hash: artifact for artifact in workspace.artifacts("pretrain-box")}
     starts = find_starts(workspace)
     found, gone = [], []
     for evaluation in workspace.artifacts("evaluate"):
         if names is not None and evaluation.name not in names:
             continue
-        run = tuned.get(evaluation.manifest["inputs"]["weights"])
+        run = measured_run(evaluation, tuned)
         if run is None:
             gone.append(evaluation.name)
             continue
         pretraining = pretrained.get(run.manifest["inputs"]["weights"])
-        found.append(_measured(evaluation, run, starts[run.content_hash], pretraining, metrics))
+        found.append(_measured(evaluation, run, starts[run.name], pretraining, metrics))
     remarks = [f"left out, the run they measured is gone or was made anew: {', '.join(gone)}"] if gone else []
     return _apart_by_backbone(found), remarks
 
