@@ -21,7 +21,7 @@ from aligndet_cli.errors import ERROR_BY_EXIT_CODE
 from aligndet_cli.flags import help_of, known_settings
 from aligndet_cli.stage import find_stage
 from aligndet_cli.training import learner
-from helpers.commandline import CHAIN, Ran, aligndet, files_of
+from helpers.commandline import BACKBONE, CHAIN, RANDOM, Ran, aligndet, files_of
 
 STAGE_FLAGS = {name: find_stage(name).flags for name in STAGES}
 FLAG_SNAPSHOT = Path(__file__).parent / "flags.txt"

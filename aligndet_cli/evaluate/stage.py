@@ -1,7 +1,7 @@
 """`aligndet evaluate`: a fine-tuned detector and labelled images -> metrics, predictions and pictures."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,7 +23,7 @@ from aligndet_cli.evaluate.sheets import Drawing
 from aligndet_cli.files import hash_files, read_json, write_bytes, write_json
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.metrics.coco import COCO_NUMBERS
-from aligndet_cli.metrics.measure import Metric, choose_metric, headline, measure, open_measured
+from aligndet_cli.metrics.measure import Metric, choose_metric, headline, measure, open_measured, open_truths
 from aligndet_cli.plotting import COLOURS, never_failing, save_figure
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
@@ -100,8 +100,7 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         DataError: images have no labels, or other classes than the run was trained on.
         WeightsError: the run's weights cannot be read.
     """
-    if config.runtime.compile:
-        raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
+    _check_settings(config)
     run_artifact = workspace.require("finetune", config.run)
     weights = weights_file(run_artifact.folder, config.weights)
     loaded = load_detector(weights)
@@ -129,6 +128,17 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         has_masks=loaded.has_masks,
         other=_find_other(config, workspace, image_set, name) if config.compare is not None else None,
     )
+
+
+def look_ahead(config: EvaluateConfig, workspace: Workspace, _pending: Collection[str]) -> None:
+    """See `Steps`."""
+    _check_settings(config)
+    choose_metric(config.metric, open_truths(config.data, with_masks=False, index_dir=workspace.index_dir))
+
+
+def _check_settings(config: EvaluateConfig) -> None:
+    if config.runtime.compile:
+        raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
 
 
 def _suffix(config: EvaluateConfig) -> str:
@@ -360,4 +370,4 @@ def _comparison_lines(name: str, other: str, comparison: dict[str, Any]) -> Iter
             yield f"  {key:<24} {this:>6} {those:>6} {delta:>11}"
 
 
-STEPS = Steps[EvaluateConfig, Plan](EvaluateConfig, prepare, describe, run, conclude)
+STEPS = Steps[EvaluateConfig, Plan](EvaluateConfig, prepare, describe, run, conclude, look_ahead=look_ahead)

@@ -1,5 +1,6 @@
 """`aligndet pretrain-box`: proposals -> a detector whose neck and head are pre-trained."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from aligndet_cli.artifacts.clusters import ClusterLabels
 from aligndet_cli.backbones import BackboneWeights
+from aligndet_cli.backbones.checks import check_weights
 from aligndet_cli.backbones.weights import find_backbone_weights, require_trained
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import SampleStream
@@ -74,6 +76,20 @@ def check(config: PretrainBoxConfig) -> None:
             f"detector.semantic_classes = {num_classes}: pre-training has no classes of pixels; leave it out here, and "
             "give it to finetune"
         )
+    if config.backbone.recompute and config.freeze_backbone:
+        raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
+
+
+def look_ahead(config: PretrainBoxConfig, workspace: Workspace, pending: Collection[str]) -> None:
+    """See `Steps`."""
+    check(config)
+    resolve_devices(config.runtime)
+    if "backbone.weights" not in pending:
+        stage = "pretrain-box" if config.freeze_backbone else None
+        check_weights(config.backbone, workspace, offline=config.runtime.offline, trained_for=stage)
+    if config.embedder is not None:
+        asked = config.backbone.model_copy(update={"weights": config.embedder})
+        check_weights(asked, workspace, offline=config.runtime.offline)
 
 
 def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
@@ -83,8 +99,6 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         AlignDetError: anything that the user can put right.
     """
     check(config)
-    if config.backbone.recompute and config.freeze_backbone:
-        raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
     devices = resolve_devices(config.runtime)
     data = open_proposal_data(workspace, config.proposals, config.data)
     image_set, artifact, indices = data.image_set, data.artifact, data.indices
@@ -309,4 +323,6 @@ def _draw(plan: Plan) -> None:
         draw_first_views(file, stream, show, seed=config.seed, batch_size=batch_size)
 
 
-STEPS = Steps[PretrainBoxConfig, Plan](PretrainBoxConfig, prepare, describe, run, rebuild=rebuild, check=check)
+STEPS = Steps[PretrainBoxConfig, Plan](
+    PretrainBoxConfig, prepare, describe, run, rebuild=rebuild, check=check, look_ahead=look_ahead
+)
