@@ -25,8 +25,8 @@ print(f"{'stage':<13}{'parameters':>11}{'images':>9}{'steps':>8}{'hours':>8}   p
 paper = ("8.79 M, 12 epochs, 5.6 h", "32.02 M, 12 epochs, 4.4 h")
 for folder, cost, theirs in zip(sys.argv[2:], (row["cost"], row["tuning_cost"]), paper):
     run = json.loads((pathlib.Path(folder) / "manifest.json").read_text())
-    result, hours = run["result"], cost["hours"]
+    result, hours = run["result"], "unknown" if cost["hours"] is None else f"{cost['hours']:.1f}"
     millions = f"{result['trained_parameters'] / 1e6:.2f} M"
-    print(f"{run['stage']:<13}{millions:>11}{result['images']:>9}{result['steps']:>8}{hours:>8.1f}   {theirs}")
+    print(f"{run['stage']:<13}{millions:>11}{result['images']:>9}{result['steps']:>8}{hours:>8}   {theirs}")
 EOF
 report

@@ -8,9 +8,9 @@ from aligndet_cli import __version__
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.logs import logger
+from aligndet_cli.tools.report import pictures
 from aligndet_cli.tools.report.collect import Report
 from aligndet_cli.tools.report.page import collect_page
-from aligndet_cli.tools.report.pictures import BUDGET
 from aligndet_cli.workspace import Workspace
 
 OPEN_RUNS = 8  # more of them are folded
@@ -40,6 +40,6 @@ def write_page(workspace: Workspace, report: Report, file: Path | None = None) -
         logger.warning(
             "%s: %d pictures did not fit into %d MB, and are named instead: look at them in %s, or give each study a "
             "workspace of its own (-w)",
-            *(file, len(page.left_out), BUDGET // 1_000_000, workspace.root),
+            *(file, len(page.left_out), pictures.BUDGET // 1_000_000, workspace.root),
         )
     return file
