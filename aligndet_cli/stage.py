@@ -7,7 +7,7 @@ of the folder in `config.STAGES` is all that the rest of the package knows.
 import functools
 import importlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -79,6 +79,8 @@ class Steps(Generic[ConfigT, PlanT]):
         conclude: called on the main process after the work, whether it was done now or before, by all or one shard.
         has_own_workers: `run` starts processes itself and is called on the main one only.
         check: refuses settings that do not go together as far as they tell by themselves; `prepare` does so, too.
+        look_ahead: those checks of `prepare` that need no artifact that is yet to be made; the collection has the
+            settings that name such artifacts. Nothing is downloaded.
         rebuild: returns the `training.learner.Trainable` of a run, of any weights; None where nothing is trained.
     """
 
@@ -90,6 +92,7 @@ class Steps(Generic[ConfigT, PlanT]):
     has_own_workers: bool = False
     rebuild: Callable[[PlanT, Process], Any] | None = None
     check: Callable[[ConfigT], None] = lambda _config: None
+    look_ahead: Callable[[ConfigT, Workspace, Collection[str]], None] = lambda _config, _workspace, _pending: None
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,13 @@ def backbone_words(workspace: Workspace) -> list[str]:
         return ["--backbone-weights", "DEFAULT"]
     name = str(own.config()["backbone"]["name"])
     return [] if name == DEFAULT_BACKBONE else ["--backbone", name]
+
+
+def same_backbone_words(backbone: Mapping[str, Any]) -> list[str]:
+    """Return the flags for the backbone and the weights of a recorded config."""
+    name, weights = str(backbone["name"]), str(backbone["weights"])
+    words = [] if name == DEFAULT_BACKBONE else ["--backbone", name]
+    return words if weights == "auto" else [*words, "--backbone-weights", shlex.quote(weights)]
 
 
 def detector_words(artifact: Artifact) -> list[str]:

@@ -17,16 +17,16 @@ label = "AlignDet"
 [settings.finetune]
 $(schedule 90k)
 EOF
-pretrained=$(runs_of pretrain-box) tuned=$(runs_of finetune)
-python3 - "$workspace/pretrain-box/$pretrained" "$workspace/finetune/$tuned" <<'EOF'
+pretrained=$(runs_of pretrain-box) tuned=$(runs_of finetune) costs=$(aligndet report "${studies[@]}" --costs --json)
+python3 - "$costs" "$workspace/pretrain-box/$pretrained" "$workspace/finetune/$tuned" <<'EOF'
 import json, pathlib, sys
-from datetime import datetime
+[row] = json.loads(sys.argv[1])["rows"]
 print(f"{'stage':<13}{'parameters':>11}{'images':>9}{'steps':>8}{'hours':>8}   paper (8 A100)")
-for folder, theirs in zip(sys.argv[1:], ("8.79 M, 12 epochs, 5.6 h", "32.02 M, 12 epochs, 4.4 h")):
+paper = ("8.79 M, 12 epochs, 5.6 h", "32.02 M, 12 epochs, 4.4 h")
+for folder, cost, theirs in zip(sys.argv[2:], (row["cost"], row["tuning_cost"]), paper):
     run = json.loads((pathlib.Path(folder) / "manifest.json").read_text())
-    result, (started, finished) = run["result"], (datetime.fromisoformat(run[key]) for key in ("started", "finished"))
-    hours = (finished - started).total_seconds() / 3600
+    result, hours = run["result"], "unknown" if cost["hours"] is None else f"{cost['hours']:.1f}"
     millions = f"{result['trained_parameters'] / 1e6:.2f} M"
-    print(f"{run['stage']:<13}{millions:>11}{result['images']:>9}{result['steps']:>8}{hours:>8.1f}   {theirs}")
+    print(f"{run['stage']:<13}{millions:>11}{result['images']:>9}{result['steps']:>8}{hours:>8}   {theirs}")
 EOF
 report

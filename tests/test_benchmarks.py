@@ -22,6 +22,19 @@ def test_benchmark_can_be_imported(file: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_a_step_has_a_line_for_each_side() -> None:
+    """It builds what the stages build, which moves."""
+    words = ("--detectors", "fcos:cb-resnet18", "--sides", "pretrain", "finetune", "--size", "32x48", "--rounds", "1")
+    file = next(file for file in FILES if file.stem == "training_step")
+    ran = subprocess.run(
+        [sys.executable, str(file), *words, "--apart"], check=True, capture_output=True, text=True, env=environment()
+    )
+    rows = [line.split() for line in ran.stdout.splitlines()]
+    assert [row[:2] for row in rows] == [["fcos:cb-resnet18", "pretrain"], ["fcos:cb-resnet18", "finetune"]]
+    assert all(float(row[2]) > 0 and float(row[4]) > 0.1 for row in rows)
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_a_gpu_runs_in_a_toy_size(tmp_path: Path) -> None:
     words = ("--device", "cpu", "--detectors", "retinanet", "--modes", "eager", "--output", str(tmp_path))
     file = next(file for file in FILES if file.stem == "gpu")

@@ -21,7 +21,7 @@ from aligndet_cli.errors import ERROR_BY_EXIT_CODE
 from aligndet_cli.flags import help_of, known_settings
 from aligndet_cli.stage import find_stage
 from aligndet_cli.training import learner
-from helpers.commandline import CHAIN, Ran, aligndet, files_of
+from helpers.commandline import BACKBONE, CHAIN, RANDOM, Ran, aligndet, files_of
 
 STAGE_FLAGS = {name: find_stage(name).flags for name in STAGES}
 FLAG_SNAPSHOT = Path(__file__).parent / "flags.txt"
@@ -191,7 +191,7 @@ def test_each_stage_says_how_it_went_and_how_to_go_on(workspace: Path, toy: Path
     place, after = ["-w", str(workspace)], {}
     expected = {
         "proposals": ("boxes per image in 13 images", ["pretrain-box", "--backbone-weights", "DEFAULT"]),
-        "cluster": ("boxes in 4 clusters", ["pretrain-box", "--detector", "detr", "--backbone-weights", "DEFAULT"]),
+        "cluster": ("boxes in 4 clusters", ["pretrain-box", "--detector", "detr", *BACKBONE, *RANDOM]),
         "pretrain-box": ("too short, contrastive loss", ["finetune", "--detector", "retinanet"]),
         "finetune": ("(at the start", ["evaluate"]),
         "evaluate": (": AP ", ["predict", "IMAGES"]),

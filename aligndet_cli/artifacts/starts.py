@@ -4,8 +4,9 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from aligndet_cli.files import read_json
 from aligndet_cli.plotting import COLOURS, all_colours
-from aligndet_cli.workspace import Workspace
+from aligndet_cli.workspace import Artifact, Workspace
 
 IMPORT = "import"
 _LABELS = {"scratch": "scratch", "backbone": "backbone only"}  # of runs that load no pre-trained detector
@@ -43,7 +44,7 @@ class Start:
 
 
 def find_starts(workspace: Workspace) -> dict[str, Start]:
-    """Return the start of each fine-tuned run by the run's content hash, oldest first.
+    """Return the start of each fine-tuned run by the run's name, oldest first.
 
     Runs without a label are called by the method of their pre-training. Those that started from several pre-trainings
     of one method are told apart by the names of these.
@@ -60,16 +61,25 @@ def find_starts(workspace: Workspace) -> dict[str, Start]:
         method = settings.get("method", settings.get("layout"))  # imported runs have a layout
         named = _METHODS.get(str(method), _METHODS["aligndet"])
         usual = run.name if "training" not in config else _LABELS.get(kind, named)
-        found[run.content_hash] = Start(run.name, given or usual, kind, weights, bool(given))
+        found[run.name] = Start(run.name, given or usual, kind, weights, bool(given))
         if kind == "pretrain" and not given:
-            groups[run.content_hash] = usual, config["detector"]["family"], str(run.result.get("backbone"))
-            rivals.setdefault(groups[run.content_hash], set()).add(weights)
+            groups[run.name] = usual, config["detector"]["family"], str(run.result.get("backbone"))
+            rivals.setdefault(groups[run.name], set()).add(weights)
     for key, group in groups.items():
         start = found[key]
         if len(rivals[group]) > 1 and start.label in _METHODS.values():
             name = pretrained[start.weights].name if start.weights in pretrained else start.weights[:6]
             found[key] = replace(start, label=f"{start.label}, {name}")
     return _coloured(found)
+
+
+def measured_run(evaluation: Artifact, tuned: Sequence[Artifact]) -> Artifact | None:
+    """Return the fine-tuned run that was evaluated, None if it is gone: of several with the same weights that one."""
+    fitting = [run for run in tuned if run.content_hash == evaluation.manifest["inputs"]["weights"]]
+    if len(fitting) > 1:
+        name = read_json(evaluation.folder / "metrics.json")["run"]
+        fitting = [run for run in fitting if run.name == name] or fitting
+    return fitting[-1] if fitting else None
 
 
 def _coloured(starts: dict[str, Start]) -> dict[str, Start]:

@@ -13,6 +13,7 @@ from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_
 
 from aligndet_cli.backbones.build import NAMES, WEIGHTS_FILE, BackboneConfig, build_backbone, single_name
 from aligndet_cli.backbones.composite import CompositeBackbone
+from aligndet_cli.backbones.from_timm import PREFIX as TIMM_PREFIX
 from aligndet_cli.backbones.from_timm import facts_of, is_of_timm
 from aligndet_cli.backbones.interface import Backbone
 from aligndet_cli.backbones.layouts import FoundBackbone, recognise
@@ -27,6 +28,9 @@ from aligndet_cli.workspace import Artifact, Workspace
 
 # Tensors that follow from the structure, or are unused with a fixed momentum; files of old versions lack them.
 DERIVED = ("num_batches_tracked", "relative_position_index")
+_TIMM_BESIDE = (
+    'if it is one of timm, name it in a config.json beside the file: {"architecture": "vit_small_patch14_dinov2"}'
+)
 INPUT = ("mean", "std")  # of the network's images, which it has from its name
 BIAS_TABLE = "relative_position_bias_table"
 
@@ -232,23 +236,43 @@ def read_backbone(file: Path, name: str | None = None) -> FoundBackbone:
 def network_of(file: Path) -> str:
     """Return the name of the network in a file: that of the settings beside it, or the one that its tensors fit.
 
+    The settings are those of a run of ours, or a `config.json` with the `architecture`, as timm's lie on the Hub.
+
     Raises:
         WeightsError: the file cannot be read, has an unknown layout, or fits no network.
     """
     settings = file.with_name("config.json")
     recorded = read_json(settings) if settings.is_file() else {}
-    backbone = recorded.get("backbone") if isinstance(recorded, dict) else None
+    recorded = recorded if isinstance(recorded, dict) else {}
+    backbone, architecture = recorded.get("backbone"), recorded.get("architecture")
     if isinstance(backbone, dict) and isinstance(backbone.get("name"), str):
         return str(backbone["name"])
-    found = read_backbone(file)
+    name, problem = _fitting_network(file)
+    if not isinstance(architecture, str):
+        if name is None:
+            raise WeightsError(f"backbone weights {file}: {problem}; {_TIMM_BESIDE}")
+        return name
+    # Some of timm's variants of ResNets have the tensors of the usual ones.
+    is_variant = name in NAMES["resnet"] and "pretrained_cfg" in recorded and architecture != name
+    return f"{TIMM_PREFIX}{architecture}" if name is None or is_variant else name
+
+
+def _fitting_network(file: Path) -> tuple[str | None, str]:
+    """Return the name of the network that the tensors of a file fit, or None and the reason."""
+    content = read_plain(file, f"backbone weights {file}")
+    found = recognise(content)
+    if found is None:
+        if not any(True for _ in state_dicts(content)):
+            read_backbone(file)  # says what it is instead
+        return None, "no backbone in a layout that tells its network"
+    require_finite(found.tensors.items(), f"backbone weights {file}")
     for name in NAMES[found.family]:
         try:
             _fit(_without_memory(name), found, file)
         except WeightsError:
             continue
-        return name
-    known = ", ".join(NAMES[found.family])
-    raise WeightsError(f"backbone weights {file}: hold a {found.family} that is none of {known}")
+        return name, ""
+    return None, f"hold a {found.family} that is none of {', '.join(NAMES[found.family])}"
 
 
 def _without_memory(name: str) -> Backbone:

@@ -1,7 +1,7 @@
 """The command `aligndet cluster`: help and flags."""
 
 from aligndet_cli.flags import BACKBONE, BACKBONE_WEIGHTS, CONTROL, DATA, DEVICES, setting
-from aligndet_cli.stage import Read, Stage, backbone_words
+from aligndet_cli.stage import Read, Stage, backbone_words, same_backbone_words
 from aligndet_cli.workspace import Artifact, Workspace
 
 
@@ -12,8 +12,11 @@ def _headline(artifact: Artifact) -> str:
     return f"{result['num_proposals']:,} boxes in {result['k']} clusters{explained}, {result['dead_clusters']} empty"
 
 
-def _go_on(_: Artifact, workspace: Workspace) -> list[str]:
-    return ["pretrain-box", "--detector", "detr", *backbone_words(workspace)]
+def _go_on(artifact: Artifact, workspace: Workspace) -> list[str]:
+    config = artifact.config()
+    if config.get("import_file") is not None:  # no backbone took part
+        return ["pretrain-box", "--detector", "detr", *backbone_words(workspace)]
+    return ["pretrain-box", "--detector", "detr", *same_backbone_words(config["backbone"])]
 
 
 STAGE = Stage(

@@ -5,7 +5,7 @@ The authors never published their code; comments below name what they left open 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from aligndet_cli.artifacts.exchange import hash_file
 from aligndet_cli.artifacts.open import open_proposals
 from aligndet_cli.backbones import RANDOM_WEIGHTS, BackboneWeights, build_backbone
 from aligndet_cli.backbones.build import require_single
+from aligndet_cli.backbones.checks import check_weights
 from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights, require_trained
 from aligndet_cli.cluster import kmeans
 from aligndet_cli.cluster.config import ClusterConfig
@@ -98,6 +99,17 @@ def prepare(config: ClusterConfig, workspace: Workspace, *, resume: bool = True,
         kmeans.check_sizes(store.total, num_channels, config)
         require_trained(weights, config.backbone, "cluster")
     return Plan(config, output, source, artifact.name, weights=weights, num_channels=num_channels)
+
+
+def look_ahead(config: ClusterConfig, workspace: Workspace, pending: Collection[str]) -> None:
+    """See `Steps`."""
+    _check_settings(config)
+    if config.import_file is not None:
+        hash_file(config.import_file)
+        return
+    require_single(config.backbone.name, "cluster")
+    if "backbone.weights" not in pending:
+        check_weights(config.backbone, workspace, offline=config.runtime.offline, trained_for="cluster")
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -274,4 +286,4 @@ def _write(plan: Plan, members: kmeans.Members, report: dict[str, Any], figures:
         logger.info(line)
 
 
-STEPS = Steps[ClusterConfig, Plan](ClusterConfig, prepare, describe, run)
+STEPS = Steps[ClusterConfig, Plan](ClusterConfig, prepare, describe, run, look_ahead=look_ahead)

@@ -173,7 +173,7 @@ REPORT = (
     own("--study", list, "Only the runs of this study file; repeatable (all runs)."),
     own("--baseline", str, "Start to compare with (backbone only)."),
     own("--metric", str, "AP, AP50, AP75, mask_AP and so on (AP, AP50, AP75)."),
-    own("--costs", bool, "Also images seen and hours of each pre-training (off)."),
+    own("--costs", bool, "Also images seen and hours of pre-training, and hours of fine-tuning (off)."),
     flags.WORKSPACE,
     flags.JSON,
 )

@@ -18,7 +18,6 @@ from aligndet_cli.data.images import other_size, read_image
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.order import epoch_order
 from aligndet_cli.data.packing import pin
-from aligndet_cli.data.pixel_maps import PixelMaps
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.transforms import normalise, pad_to_batch, resize, resized_hw
 from aligndet_cli.data.workers import results_in_order
@@ -37,6 +36,13 @@ class BoxSource(Protocol):
 
     def boxes_and_classes(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return boxes (N, 4) xyxy, in pixels, and class ids (N,) of an image."""
+
+
+class PixelClassSource(Protocol):
+    """Source of the classes of pixels. Picklable."""
+
+    def classes_of(self, index: int, size_hw: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Return the class of every pixel of an image, (H, W)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class SampleStream:
         boxes: BoxSource,
         on_error: OnError,
         masks: LabelMasks | None = None,
-        pixel_maps: PixelMaps | None = None,
+        pixel_maps: PixelClassSource | None = None,
     ) -> None:
         self.image_set, self.boxes, self.on_error = image_set, boxes, on_error
         self.indices = np.asarray(indices, dtype=np.int64)

@@ -282,6 +282,11 @@ def weights_kind(training: WeightsTraining) -> str:
     return METHODS[training.layout][1] if training.layout in METHODS else "other"
 
 
+def is_resnet(backbone: BackboneConfig) -> bool:
+    """Return True for a backbone that follows the rules of ResNets."""
+    return _family(backbone) == "resnet"
+
+
 def _family(backbone: BackboneConfig) -> Family:
     """Return the family whose rules a backbone follows: one of timm is a ViT, or like another."""
     if backbone.family != "timm":

@@ -1,7 +1,7 @@
 """`aligndet evaluate`: a fine-tuned detector and labelled images -> metrics, predictions and pictures."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import BeforeValidator, Field
 
-from aligndet_cli.artifacts.starts import Start, find_starts, tell_apart
+from aligndet_cli.artifacts.starts import Start, find_starts, measured_run, tell_apart
 from aligndet_cli.config import StageConfig
 from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.loaders import evaluation_batches, resolve_workers
@@ -23,7 +23,7 @@ from aligndet_cli.evaluate.sheets import Drawing
 from aligndet_cli.files import hash_files, read_json, write_bytes, write_json
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.metrics.coco import COCO_NUMBERS
-from aligndet_cli.metrics.measure import Metric, choose_metric, headline, measure, open_measured
+from aligndet_cli.metrics.measure import Metric, choose_metric, headline, measure, open_measured, open_truths
 from aligndet_cli.plotting import COLOURS, never_failing, save_figure
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Process
@@ -100,8 +100,7 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         DataError: images have no labels, or other classes than the run was trained on.
         WeightsError: the run's weights cannot be read.
     """
-    if config.runtime.compile:
-        raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
+    _check_settings(config)
     run_artifact = workspace.require("finetune", config.run)
     weights = weights_file(run_artifact.folder, config.weights)
     loaded = load_detector(weights)
@@ -129,6 +128,17 @@ def prepare(config: EvaluateConfig, workspace: Workspace, *, resume: bool = True
         has_masks=loaded.has_masks,
         other=_find_other(config, workspace, image_set, name) if config.compare is not None else None,
     )
+
+
+def look_ahead(config: EvaluateConfig, workspace: Workspace, _pending: Collection[str]) -> None:
+    """See `Steps`."""
+    _check_settings(config)
+    choose_metric(config.metric, open_truths(config.data, with_masks=False, index_dir=workspace.index_dir))
+
+
+def _check_settings(config: EvaluateConfig) -> None:
+    if config.runtime.compile:
+        raise ConfigError("runtime.compile: evaluate passes over the images once and does not compile; leave it out")
 
 
 def _suffix(config: EvaluateConfig) -> str:
@@ -300,12 +310,13 @@ def _draw_comparison(plan: Plan, other: Artifact) -> None:
     """Draw curves and errors of both evaluations on the same axes, and losses if both runs have a log."""
     file = plan.output.folder / "plots" / f"compare-{other.name}.png"
     with never_failing(file):
-        starts = find_starts(Workspace(plan.run.folder.parents[1]))
-        hashes = {plan.output.folder: plan.run.content_hash, other.folder: str(other.manifest["inputs"]["weights"])}
+        workspace = Workspace(plan.run.folder.parents[1])
+        starts, its_run = find_starts(workspace), measured_run(other, workspace.artifacts("finetune"))
+        runs_of = {plan.output.folder: plan.run.name, other.folder: "" if its_run is None else its_run.name}
         unknown = Start("", "", "import", "", is_labelled=False, colour=COLOURS[0])  # its run has gone
-        found = [replace(starts.get(content, unknown), run=folder.name) for folder, content in hashes.items()]
+        found = [replace(starts.get(run, unknown), run=folder.name) for folder, run in runs_of.items()]
         names = tell_apart(found)
-        analyses = {name: read_json(folder / "analysis.json") for name, folder in zip(names, hashes, strict=True)}
+        analyses = {name: read_json(folder / "analysis.json") for name, folder in zip(names, runs_of, strict=True)}
         title, colours = " against ".join(names), list(names.values())
         save_figure(draw_comparison(analyses, title, colours), file)
         runs = (plan.run.name, str(read_json(other.folder / "metrics.json")["run"]))
@@ -359,4 +370,4 @@ def _comparison_lines(name: str, other: str, comparison: dict[str, Any]) -> Iter
             yield f"  {key:<24} {this:>6} {those:>6} {delta:>11}"
 
 
-STEPS = Steps[EvaluateConfig, Plan](EvaluateConfig, prepare, describe, run, conclude)
+STEPS = Steps[EvaluateConfig, Plan](EvaluateConfig, prepare, describe, run, conclude, look_ahead=look_ahead)

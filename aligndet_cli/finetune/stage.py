@@ -11,23 +11,21 @@ import torch
 
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
-from aligndet_cli.data.folds import fraction_of
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream
 from aligndet_cli.data.masks import LabelMasks
-from aligndet_cli.data.open import open_images
 from aligndet_cli.data.pixel_maps import PixelMaps
 from aligndet_cli.data.sides import fold_sides
-from aligndet_cli.data.stray import require_boxes
 from aligndet_cli.data.voc import VOC_CLASSES
-from aligndet_cli.detectors import Detector, DetectorConfig, semantic_classes_of
+from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import COCO_IMAGES, LabelFacts, images_of_an_epoch, weights_kind
-from aligndet_cli.errors import ConfigError, DataError
+from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import write_json
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial, load_initial, resolution_of
+from aligndet_cli.finetune.labels import check_settings, look_ahead, open_labelled, pixel_maps_of
 from aligndet_cli.finetune.measuring import Measuring
-from aligndet_cli.finetune.transfer import LoadReport, parse_modules
+from aligndet_cli.finetune.transfer import LoadReport
 from aligndet_cli.finetune.trial import largest_trial
 from aligndet_cli.finetune.views import LabelledViews, Resolution, build_views
 from aligndet_cli.logs import logger
@@ -79,13 +77,13 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         AlignDetError: anything that the user can put right.
     """
     devices = resolve_devices(config.runtime)
-    _check_settings(config)
-    image_set, indices, masks = _open_labelled(config, workspace)
+    check_settings(config)
+    image_set, indices, masks = open_labelled(config, workspace)
     whole = _size_of_whole_set(image_set, config.fraction)
     is_voc = {category.name for category in image_set.categories} == set(VOC_CLASSES)
     initial = find_initial(config, workspace, LabelFacts(is_voc, is_fraction=whole > len(indices)))
     inputs = {"data": image_set.fingerprint, "weights": initial.content_hash}
-    pixel_maps = _pixel_maps_of(config, initial, image_set)
+    pixel_maps = pixel_maps_of(config, initial.detector, image_set)
     if pixel_maps is not None:
         inputs["pixel maps"] = pixel_maps.check(indices)
     name = _name(config, initial)
@@ -117,60 +115,6 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         resolution=resolution,
         evaluation=_evaluation_images(config, workspace, name, image_set),
     )
-
-
-def _check_settings(config: FinetuneConfig) -> None:
-    """Refuse settings that contradict each other or cannot take effect."""
-    parse_modules(config.load_modules)
-    if config.early_stop is not None and config.evaluate_every is None:
-        raise ConfigError("--early-stop: needs --evaluate-every, which finds out what is better")
-    if config.fraction == 100 and "fold" in config.model_fields_set:
-        raise ConfigError("--fold: goes with --fraction; all images have no folds")
-    if config.init in ("backbone", "scratch"):
-        idle = {"load_modules", "min_match", "keep_box_predictor"} & config.model_fields_set
-        if idle:
-            raise ConfigError(f"{', '.join(sorted(idle))}: no effect with --init {config.init}; leave it out")
-
-
-def _open_labelled(config: FinetuneConfig, workspace: Workspace) -> tuple[ImageSet, list[int], LabelMasks | None]:
-    """Return the labelled images, the indices of the fraction to train on, and masks if the detector needs them."""
-    needs_masks = config.detector.RECIPE.needs_masks
-    image_set = open_images(config.data, purpose="train", with_masks=needs_masks, index_dir=workspace.index_dir)
-    require_boxes(image_set, "finetune needs labelled images")
-    indices = fraction_of(len(image_set), config.fraction, config.fold)
-    masks = _masks_of(image_set, indices, config.detector.family) if needs_masks else None
-    return replace(image_set, segmentations=None), indices, masks
-
-
-def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMasks:
-    masks = LabelMasks(image_set)
-    with_mask, num_boxes = masks.count(indices)
-    if num_boxes and not with_mask:
-        raise DataError(
-            f"{image_set.annotations or image_set.root}: none of the {num_boxes} boxes has a mask, and {family} trains "
-            "on masks; use --detector faster-rcnn, or labels with polygons"
-        )
-    if with_mask < num_boxes:
-        logger.warning("%d of %d boxes have no mask: they train the boxes only", num_boxes - with_mask, num_boxes)
-    return masks
-
-
-def _pixel_maps_of(config: FinetuneConfig, initial: Initial, image_set: ImageSet) -> PixelMaps | None:
-    """Return the maps of a detector with a semantic branch; None without one."""
-    num_classes = semantic_classes_of(initial.detector)
-    if config.pixel_maps is None:
-        if num_classes:
-            raise ConfigError(
-                f"detector.semantic_classes = {num_classes}: trains on the class of every pixel, so give the folder of "
-                "its maps by --set pixel_maps=FOLDER; detector.semantic_classes=0 leaves the branch out"
-            )
-        return None
-    if not num_classes:
-        raise ConfigError(
-            "pixel_maps: no effect without a semantic branch; leave it out, or use --detector htc --set "
-            "detector.semantic_classes=183"
-        )
-    return PixelMaps(image_set, config.pixel_maps, num_classes)
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -394,4 +338,4 @@ def _evaluation_images(config: FinetuneConfig, workspace: Workspace, name: str, 
     return open_measured(data, image_set.categories, name, has_masks=has_masks, index_dir=workspace.index_dir)
 
 
-STEPS = Steps[FinetuneConfig, Plan](FinetuneConfig, prepare, describe, run, rebuild=rebuild)
+STEPS = Steps[FinetuneConfig, Plan](FinetuneConfig, prepare, describe, run, rebuild=rebuild, look_ahead=look_ahead)

@@ -43,11 +43,21 @@ def open_measured(
     Raises:
         DataError: the data cannot be read, has no labels, or other classes than the run.
     """
-    image_set = open_images(data, purpose="val", with_masks=has_masks, with_truths=True, index_dir=index_dir)
+    image_set = open_truths(data, with_masks=has_masks, index_dir=index_dir)
+    check_categories(run_name, trained, image_set)
+    return image_set
+
+
+def open_truths(data: DataConfig, *, with_masks: bool, index_dir: Path | None) -> ImageSet:
+    """Read the images to measure on.
+
+    Raises:
+        DataError: the data cannot be read, or has no labels.
+    """
+    image_set = open_images(data, purpose="val", with_masks=with_masks, with_truths=True, index_dir=index_dir)
     if not image_set.has_labels:
         hint = describe_stray_labels(image_set.root) or "measuring needs them"
         raise DataError(f"{image_set.root}: no labels found for '{image_set.split}'; {hint}")
-    check_categories(run_name, trained, image_set)
     return image_set
 
 

@@ -10,12 +10,19 @@ from aligndet_cli.backbones.build import WEIGHTS_FILE
 from aligndet_cli.config import Frozen, StageConfig
 from aligndet_cli.data.loaders import OnError
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of
-from aligndet_cli.detectors.recipes import recipe_for, training_of_backbone
+from aligndet_cli.detectors.recipes import is_resnet, recipe_for, training_of_backbone
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.pretext import Tasks
-from aligndet_cli.pretrain_box.recipes import DEFAULTS, METHODS, NECK_NORMS, MethodName, recipe_of_method
+from aligndet_cli.pretrain_box.recipes import (
+    DEFAULTS,
+    METHODS,
+    NECK_NORMS,
+    RECIPES_AFTER,
+    MethodName,
+    recipe_of_method,
+)
 from aligndet_cli.pretrain_box.views import ViewsConfig
-from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart, Recipe
+from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart, Recipe, RecipeName
 from aligndet_cli.training.settings import AskedRecipe, TrainingConfig, training_of
 
 
@@ -88,6 +95,14 @@ class PretrainBoxConfig(StageConfig):
     def full_recipe(self, training: WeightsTraining) -> Recipe:
         """Return the recipe of detector, backbone and method, for a backbone that was trained like this."""
         return recipe_of_method(recipe_for(self.detector, self.backbone, training, asked=self.recipe), self.method)
+
+    def recipe_afterwards(self, recipe: Recipe) -> RecipeName:
+        """Return the name of the recipe that fine-tuning goes on with, unless it is given another.
+
+        It is the method's own, on the ResNets that it is for; else `recipe`, that of the pre-training.
+        """
+        is_by_method = self.recipe is None and is_resnet(self.backbone)
+        return RECIPES_AFTER.get(self.method, recipe.name) if is_by_method else recipe.name
 
     def from_recipe(self) -> dict[str, Any]:
         """Return the values that the recipe fills in, as far as they are known without a workspace."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from aligndet_cli.training.recipe import ProjectorRecipe, Rates, Recipe
+from aligndet_cli.training.recipe import ProjectorRecipe, Rates, Recipe, RecipeName
 
 MethodName = Literal["aligndet", "classes", "detreg", "up-detr", "soco"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
@@ -18,6 +18,10 @@ DEFAULTS: dict[MethodName, dict[str, Any]] = {
     "soco": {"views": {"short_side": (224,)}, "momentum": 0.99, "freeze_backbone": False},
 }
 NECK_NORMS: dict[MethodName, Literal["batch"]] = {"soco": "batch"}  # unless one is asked for; of the others none
+# Recipes of fine-tuning that the authors of a method have published, for ResNets: SoCo's detectron2_configs/ and
+# UP-DETR's README. AptDet's and DETReg's are the detector's own.
+RECIPES_AFTER: dict[MethodName, RecipeName] = {"soco": "soco", "up-detr": "up-detr"}
+ALL_PROPOSALS = 100_000  # best of an image: more than there are
 SOCO_PROJECTOR = ProjectorRecipe(hidden_dim=4096, start="torch")
 _DETR = Rates(
     lr=1e-4,
@@ -56,5 +60,5 @@ def recipe_of_method(recipe: Recipe, method: MethodName) -> Recipe:
     if method == "up-detr":
         return replace(recipe, pretrain=_DETR)
     if method == "soco":
-        return replace(recipe, pretrain=_SOCO, topk=100_000, projector=SOCO_PROJECTOR)
+        return replace(recipe, pretrain=_SOCO, topk=ALL_PROPOSALS, projector=SOCO_PROJECTOR)
     return recipe

@@ -1,5 +1,6 @@
 """`aligndet pretrain-box`: proposals -> a detector whose neck and head are pre-trained."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from aligndet_cli.artifacts.clusters import ClusterLabels
 from aligndet_cli.backbones import BackboneWeights
+from aligndet_cli.backbones.checks import check_weights
 from aligndet_cli.backbones.weights import find_backbone_weights, require_trained
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import SampleStream
@@ -25,6 +27,7 @@ from aligndet_cli.pretrain_box.health import rank_level
 from aligndet_cli.pretrain_box.method import Inputs, Pretext
 from aligndet_cli.pretrain_box.methods import METHODS
 from aligndet_cli.pretrain_box.pictures import draw_first_views
+from aligndet_cli.pretrain_box.recipes import ALL_PROPOSALS
 from aligndet_cli.processes.collectives import wait_for_all
 from aligndet_cli.processes.devices import Devices, Process, resolve_devices
 from aligndet_cli.stage import Steps
@@ -73,6 +76,20 @@ def check(config: PretrainBoxConfig) -> None:
             f"detector.semantic_classes = {num_classes}: pre-training has no classes of pixels; leave it out here, and "
             "give it to finetune"
         )
+    if config.backbone.recompute and config.freeze_backbone:
+        raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
+
+
+def look_ahead(config: PretrainBoxConfig, workspace: Workspace, pending: Collection[str]) -> None:
+    """See `Steps`."""
+    check(config)
+    resolve_devices(config.runtime)
+    if "backbone.weights" not in pending:
+        stage = "pretrain-box" if config.freeze_backbone else None
+        check_weights(config.backbone, workspace, offline=config.runtime.offline, trained_for=stage)
+    if config.embedder is not None:
+        asked = config.backbone.model_copy(update={"weights": config.embedder})
+        check_weights(asked, workspace, offline=config.runtime.offline)
 
 
 def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
@@ -82,8 +99,6 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
         AlignDetError: anything that the user can put right.
     """
     check(config)
-    if config.backbone.recompute and config.freeze_backbone:
-        raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
     devices = resolve_devices(config.runtime)
     data = open_proposal_data(workspace, config.proposals, config.data)
     image_set, artifact, indices = data.image_set, data.artifact, data.indices
@@ -174,7 +189,6 @@ def describe(plan: Plan) -> dict[str, Any]:
     config, boxes = plan.config, plan.boxes
     chosen = "with proposals" if config.limit_boxes is None else f"with {_num_boxes(plan)} proposals (--limit-boxes)"
     told = METHODS[config.method].describe(config, plan.recipe)
-    origin = "given" if config.topk else f"{config.detector.family} recipe"
     clusters = {}
     if boxes.clusters is not None:
         clusters["clusters"] = f"cluster/{boxes.clusters.folder.name}, {boxes.clusters.num_clusters} of them"
@@ -182,7 +196,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "run": f"pretrain-box/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), proposals/{plan.proposals_name}",
         "images": f"{len(plan.indices)} {chosen}, of {len(plan.image_set.file_names[: config.data.limit])}",
-        "proposals per image": f"best {boxes.topk} ({origin})",
+        "proposals per image": _describe_topk(config, boxes.topk),
         **clusters,
         **({} if config.method == "aligndet" else {"method": config.method}),
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "
@@ -192,8 +206,20 @@ def describe(plan: Plan) -> dict[str, Any]:
             "views", f"short side {show_sides(config.views.short_side)}, long side {config.views.long_side}"
         ),
         "recipe": f"{plan.recipe.name} ({'given' if config.recipe else 'by detector, backbone and its weights'})",
+        **_describe_recipe_afterwards(plan),
         **describe_settings(config.training, plan.recipe.pretrain, plan.settings, plan.devices),
     }
+
+
+def _describe_topk(config: PretrainBoxConfig, topk: int) -> str:
+    is_of_method = topk != config.detector.RECIPE.topk
+    origin = "given" if config.topk else config.method if is_of_method else f"{config.detector.family} recipe"
+    return f"{f'best {topk}' if topk < ALL_PROPOSALS else 'all'} ({origin})"
+
+
+def _describe_recipe_afterwards(plan: Plan) -> dict[str, str]:
+    name = plan.config.recipe_afterwards(plan.recipe)
+    return {} if name == plan.recipe.name else {"recipe of fine-tuning": f"{name} (of --method {plan.config.method})"}
 
 
 def _fate_of_backbone(config: PretrainBoxConfig) -> str:
@@ -262,7 +288,7 @@ def _finish(plan: Plan, views: Pretext) -> dict[str, Any]:
         resolution=None,
         state_dict=_trained_state(views),
         extra=views.extra_parts(),
-        recipe=plan.recipe.name,
+        recipe=config.recipe_afterwards(plan.recipe),
         backbone_training=METHODS[config.method].backbone_training(plan.weights.training),
     )
     write_detector(folder / "weights.pt", content)
@@ -297,4 +323,6 @@ def _draw(plan: Plan) -> None:
         draw_first_views(file, stream, show, seed=config.seed, batch_size=batch_size)
 
 
-STEPS = Steps[PretrainBoxConfig, Plan](PretrainBoxConfig, prepare, describe, run, rebuild=rebuild, check=check)
+STEPS = Steps[PretrainBoxConfig, Plan](
+    PretrainBoxConfig, prepare, describe, run, rebuild=rebuild, check=check, look_ahead=look_ahead
+)

@@ -1,13 +1,16 @@
 """`aligndet pretrain-image`: images -> a backbone trained on them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from aligndet_cli.backbones import Backbone, BackboneWeights, build_backbone
+from aligndet_cli.backbones import Backbone, BackboneConfig, BackboneWeights, build_backbone
 from aligndet_cli.backbones.build import require_single
+from aligndet_cli.backbones.checks import check_weights
+from aligndet_cli.backbones.from_timm import is_of_timm
 from aligndet_cli.backbones.teacher import Teacher, find_teacher
 from aligndet_cli.backbones.weights import find_backbone_weights, load_backbone_weights
 from aligndet_cli.config import NO_WEIGHTS
@@ -78,12 +81,7 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     require_single(config.backbone.name, "pretrain-image")
     _check_method(config)
     devices = resolve_devices(config.runtime)
-    data = open_data(config.data, seed=config.seed, index_dir=workspace.index_dir)
-    if config.method == "supervised" and data.classes is None:
-        raise DataError(
-            f"{data.images.root}: --method supervised needs images in one folder per class (CLASS/x.jpg, or "
-            "train/CLASS/x.jpg); the other methods need no labels"
-        )
+    data = _open(config, workspace)
     name = config.name or f"{config.method}-{config.backbone.slug}"
     batch_size = config.training.batch_size
     if batch_size == "auto":
@@ -100,10 +98,7 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
 
     num_steps = settle(RECIPES[config.method].rates).schedule.num_steps
     rates = choose_rates(config.method, config.optimizer, num_steps, batch_size)
-    start = config.backbone  # "auto" is random here: an earlier run's weights must be asked for
-    if start.weights == "auto":
-        start = start.model_copy(update={"weights": NO_WEIGHTS})
-    weights = find_backbone_weights(start, workspace, offline=config.runtime.offline)
+    weights = find_backbone_weights(_start_of(config), workspace, offline=config.runtime.offline)
     inputs = {"data": data.fingerprint, "backbone weights": weights.content_hash}
     teacher = None
     if config.teacher is not None:
@@ -113,6 +108,33 @@ def prepare(config: PretrainImageConfig, workspace: Workspace, *, resume: bool =
     queue_size = config.queue_size or choose_queue(len(data.indices), batch_size)
     momentum = choose_momentum(config.method, num_steps) if config.momentum is None else config.momentum
     return Plan(config, output, devices, settle(rates), rates, data, weights, queue_size, momentum, teacher)
+
+
+def look_ahead(config: PretrainImageConfig, workspace: Workspace, _pending: Collection[str]) -> None:
+    """See `Steps`."""
+    require_single(config.backbone.name, "pretrain-image")
+    _check_method(config)
+    resolve_devices(config.runtime)
+    _open(config, workspace)
+    check_weights(_start_of(config), workspace, offline=config.runtime.offline)
+    if config.teacher is not None and (config.runtime.offline or not is_of_timm(config.teacher)):
+        find_teacher(config.teacher, workspace, offline=config.runtime.offline)
+
+
+def _open(config: PretrainImageConfig, workspace: Workspace) -> ImageData:
+    data = open_data(config.data, seed=config.seed, index_dir=workspace.index_dir)
+    if config.method == "supervised" and data.classes is None:
+        raise DataError(
+            f"{data.images.root}: --method supervised needs images in one folder per class (CLASS/x.jpg, or "
+            "train/CLASS/x.jpg); the other methods need no labels"
+        )
+    return data
+
+
+def _start_of(config: PretrainImageConfig) -> BackboneConfig:
+    """Return the backbone; "auto" weights are random here: those of an earlier run must be asked for."""
+    start = config.backbone
+    return start.model_copy(update={"weights": NO_WEIGHTS}) if start.weights == "auto" else start
 
 
 def _check_method(config: PretrainImageConfig) -> None:
@@ -254,4 +276,6 @@ def _probe(
         return None, None
 
 
-STEPS = Steps[PretrainImageConfig, Plan](PretrainImageConfig, prepare, describe, run, rebuild=rebuild)
+STEPS = Steps[PretrainImageConfig, Plan](
+    PretrainImageConfig, prepare, describe, run, rebuild=rebuild, look_ahead=look_ahead
+)

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aligndet_cli.config import validated
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.workspace import Workspace
+
+if TYPE_CHECKING:
+    from aligndet_cli.backbones import BackboneConfig
 
 CUE_INPUT = "backbone"  # among the inputs of the manifest
 
@@ -37,12 +41,9 @@ def plan_cue(name: str, weights: str, workspace: Workspace, *, offline: bool) ->
         ConfigError: no such backbone, or its weights are random.
         WeightsError: the weights cannot be read, or are another network's.
     """
-    from aligndet_cli.backbones import BackboneConfig, find_backbone_weights
-    from aligndet_cli.backbones.build import require_single
+    from aligndet_cli.backbones import find_backbone_weights
 
-    origins = {"name": "--backbone", "weights": "--backbone-weights"}
-    config = validated(BackboneConfig, {"name": name, "weights": weights}, origins)
-    require_single(name, "proposals")
+    config = _config_of(name, weights)
     found = find_backbone_weights(config, workspace, offline=offline)
     if found.file is None:
         raise ConfigError(
@@ -50,3 +51,24 @@ def plan_cue(name: str, weights: str, workspace: Workspace, *, offline: bool) ->
             "--backbone-weights a file or DEFAULT, or run `aligndet pretrain-image` first"
         )
     return Cue(name, found.file, found.content_hash, found.origin)
+
+
+def check_cue(name: str, weights: str, workspace: Workspace, *, offline: bool) -> None:
+    """Make sure that `plan_cue` will find its weights, without downloading them; arguments and errors as there."""
+    from aligndet_cli.backbones.checks import check_weights, is_by_name
+
+    config = _config_of(name, weights)
+    if is_by_name(weights):
+        check_weights(config, workspace, offline=offline)
+    else:
+        plan_cue(name, weights, workspace, offline=offline)
+
+
+def _config_of(name: str, weights: str) -> "BackboneConfig":
+    from aligndet_cli.backbones import BackboneConfig
+    from aligndet_cli.backbones.build import require_single
+
+    origins = {"name": "--backbone", "weights": "--backbone-weights"}
+    config = validated(BackboneConfig, {"name": name, "weights": weights}, origins)
+    require_single(name, "proposals")
+    return config

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,7 +23,7 @@ from aligndet_cli.processes.sharing import locked_if_last, taking_part
 from aligndet_cli.processes.signals import interruptible, stop_on_signal
 from aligndet_cli.proposals.artifact import skipped_error, write_artifact
 from aligndet_cli.proposals.backends import Backend, Workers, choose_workers, results_of
-from aligndet_cli.proposals.cue import CUE_INPUT, Cue, plan_cue
+from aligndet_cli.proposals.cue import CUE_INPUT, Cue, check_cue, plan_cue
 from aligndet_cli.proposals.filters import FilterRules
 from aligndet_cli.proposals.journal import ImageResult, Journal, Journals
 from aligndet_cli.proposals.rounds import EarlierBoxes, Round, plan_round
@@ -155,12 +155,30 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
             )
     elif of_run is not None:
         given = of_run.boxes_for(image_set)
-    elif config.import_file is not None:
-        given = boxes_from_coco(config.import_file, image_set)
-    elif config.source == "ground-truth":
-        given = boxes_from_labels(image_set)
+    else:
+        given = _boxes_to_take(config, image_set)
     output = replace(output, is_shared=config.shard is not None)
     return Plan(config, output, image_set, given, of_run, cue, workers, share)
+
+
+def _boxes_to_take(config: ProposalsConfig, image_set: ImageSet) -> GivenBoxes | None:
+    if config.import_file is not None:
+        return boxes_from_coco(config.import_file, image_set)
+    return boxes_from_labels(image_set) if config.source == "ground-truth" else None
+
+
+def look_ahead(config: ProposalsConfig, workspace: Workspace, _pending: Collection[str]) -> None:
+    """See `Steps`."""
+    _check_settings(config)
+    choose_workers(config.backend, config.scheduler, config.runtime.num_workers)
+    image_set = open_images(config.data, purpose="train", index_dir=workspace.index_dir)
+    if config.from_run is not None:
+        plan_round(workspace, config.from_run, config.merge, image_set, config.name or "")
+    if config.import_file is not None:
+        hash_file(config.import_file)
+    _boxes_to_take(config, image_set)
+    if config.cue_backbone is not None:
+        check_cue(config.cue_backbone, config.cue_weights, workspace, offline=config.runtime.offline)
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -347,4 +365,6 @@ def _finish(plan: Plan, output: Output, journals: Journals) -> None:
     write_artifact(output, journals, plan.image_set, min_size=config.min_size, on_error=config.on_error)
 
 
-STEPS = Steps[ProposalsConfig, Plan](ProposalsConfig, prepare, describe, run, conclude, has_own_workers=True)
+STEPS = Steps[ProposalsConfig, Plan](
+    ProposalsConfig, prepare, describe, run, conclude, has_own_workers=True, look_ahead=look_ahead
+)

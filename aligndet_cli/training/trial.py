@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.processes.devices import Process
@@ -96,11 +98,14 @@ def worst_sizes(short_sides: Sequence[int], long_side: int) -> list[tuple[int, i
     return [(short, long_side), (long_side, short)]
 
 
+def striped_classes(size_hw: tuple[int, int], num_classes: int) -> NDArray[np.uint8]:
+    """Return (H, W) classes of pixels, by their row."""
+    height, width = size_hw
+    return (np.arange(height) % num_classes).astype(np.uint8)[:, None].repeat(width, axis=1)
+
+
 def _with_classes(sample: Sample, num_classes: int) -> Sample:
-    """Return the sample with a class for every pixel, by its row."""
-    height, width = sample.size_hw
-    classes = (torch.arange(height) % num_classes).to(torch.uint8)[:, None].repeat(1, width)
-    return replace(sample, pixel_classes=classes)
+    return replace(sample, pixel_classes=torch.from_numpy(striped_classes(sample.size_hw, num_classes)))
 
 
 def _left_halves(boxes: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:

@@ -43,6 +43,30 @@ def test_a_teacher_is_frozen_and_has_its_weights(tmp_path: Path) -> None:
     assert torch.equal(network.state_dict()["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
 
 
+def test_a_file_of_timm_is_what_the_config_beside_it_says(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    vit = timm.create_model("vit_tiny_patch16_224").state_dict()
+    torch.save(vit, tmp_path / "x.pth")
+    # As on the Hub, and as the message about a missing one has it.
+    for config in (
+        {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}},
+        {"architecture": "vit_tiny_patch16_224"},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        teacher = find_teacher(str(tmp_path / "x.pth"), Workspace(tmp_path / "w"), offline=True)
+        assert teacher.name == "timm:vit_tiny_patch16_224"
+    assert torch.equal(teacher.build().state_dict()["body.cls_token"], vit["cls_token"])
+
+
+def test_the_tensors_win_but_where_variants_share_them(tmp_path: Path) -> None:
+    torch.save(resnet18().state_dict(), tmp_path / "x.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "Classifier"}))  # another program's
+    assert network_of(tmp_path / "x.pth") == "resnet18"
+    for architecture, name in (("resnet18", "resnet18"), ("resnetblur18", "timm:resnetblur18")):
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture, "pretrained_cfg": {}}))
+        assert network_of(tmp_path / "x.pth") == name
+
+
 def write_bad_files(folder: Path) -> None:
     folder.joinpath("folder.pth").mkdir()
     folder.joinpath("text.pth").write_text("no weights")
@@ -60,8 +84,12 @@ def write_bad_files(folder: Path) -> None:
         ("missing.pth", "no such file"),
         ("folder.pth", "is a folder"),
         ("text.pth", "not a readable PyTorch file"),
-        ("unknown.pth", "no backbone in a layout that is known"),
-        ("cut.pth", "hold a resnet that is none of resnet18, resnet34, resnet50, resnet101"),
+        (
+            "unknown.pth",
+            "no backbone in a layout that tells its network; if it is one of timm, name it in a config.json beside the "
+            'file: {"architecture": "vit_small_patch14_dinov2"}',
+        ),
+        ("cut.pth", "hold a resnet that is none of resnet18, resnet34, resnet50, resnet101; if it is one of timm, "),
     ],
 )
 def test_mistakes_are_told_of_the_teacher(

@@ -1,11 +1,12 @@
 """One training step of every detector: pre-training, fine-tuning, and fine-tuning by plain torchvision.
 
-    python tests/benchmarks/training_step.py [--detectors retinanet ...] [--rounds 5] [--backbone resnet50]
-        [--size 512x640]
+    python tests/benchmarks/training_step.py [--detectors retinanet faster-rcnn:cb-resnet50 ...] [--rounds 5]
+        [--backbone resnet50] [--size 512x640] [--apart]
 
 Two 512x640 images with 30 boxes each, float32, one thread. Times are CPU seconds of whole steps (views, forward,
 losses, backward, optimizer, momentum update), taken in turns in one process; the ratio is the median of those of the
-turns. Memory is the peak of a process of its own for each side.
+turns. Memory is the peak of a process of its own for each side. A detector may name a backbone of its own. With
+`--apart` that process takes the times as well, for less work: the sides take no turns.
 
 The sides: `pretrain` and `finetune` as the stages do them by default; `equal` is `finetune` with the layers of `plain`,
 a torchvision detector with a minimal loop (no norm in the neck, no weight decay groups). torchvision has no DETR,
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,8 @@ from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.views import Resolution, build_views
 from aligndet_cli.pretrain_box import stage as pretrain_box
+from aligndet_cli.pretrain_box.config import PretrainBoxConfig
+from aligndet_cli.pretrain_box.views import ViewsConfig
 from aligndet_cli.processes.devices import Process
 from aligndet_cli.processes.memory import keep_freed_memory
 from aligndet_cli.training.learner import build_learner
@@ -77,8 +81,8 @@ def build_step(side: str, family: str, backbone: str) -> Step:
     if side == "plain":
         return step_of_torchvision(family, backbone, samples)
     if side == "pretrain":
-        sides = pretrain_box.ViewsConfig(short_side=(HEIGHT,), long_side=WIDTH)
-        config = pretrain_box.PretrainBoxConfig(**settings, views=sides)
+        sides = ViewsConfig(short_side=(HEIGHT,), long_side=WIDTH)
+        config = PretrainBoxConfig(**settings, views=sides)
         rates = config.detector.RECIPE.pretrain
         loop = resolve_settings(training, rates, num_images=1000, seed=0, runtime=RuntimeConfig())
         num_classes = NUM_CLASSES if config.detector.RECIPE.needs_clusters else 1
@@ -142,6 +146,12 @@ def build_torchvision(family: str, body: nn.Module) -> nn.Module:
     return MaskRCNN(with_fpn, None, **size, **heads, mask_predictor=MaskRCNNPredictor(256, 256, NUM_CLASSES + 1))
 
 
+def split_name(name: str, backbone: str) -> tuple[str, str]:
+    """Detector and backbone of a name like faster-rcnn:cb-resnet50; without a backbone the given one."""
+    family, _, own = name.partition(":")
+    return family, own or backbone
+
+
 def sides_of(family: str, backbone: str, wanted: list[str]) -> list[str]:
     """Those there are."""
     has_plain = family in ("retinanet", "fcos", "faster-rcnn", "mask-rcnn") and backbone in ("resnet18", "resnet50")
@@ -163,24 +173,32 @@ def take_times(family: str, backbone: str, sides: list[str], rounds: int) -> dic
 
 def take_memory(family: str, backbone: str, side: str) -> float:
     """Peak GB of this process after two steps."""
-    step = build_step(side, family, backbone)
-    for number in range(2):
-        step(number)
+    take_times(family, backbone, [side], 2 - WARM_UP)
+    return peak_gb()
+
+
+def peak_gb() -> float:
+    """Peak of this process until now."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def in_own_process(*words: str) -> object:
+def in_own_process(*words: str) -> Any:
     """What this file prints when called with these words."""
     done = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
 
-def compare(family: str, args: argparse.Namespace) -> None:
+def compare(name: str, args: argparse.Namespace) -> None:
     """Print the lines of one detector."""
-    sides = sides_of(family, args.backbone, args.sides)
-    common = ("--backbone", args.backbone, "--size", args.size, "--rounds", str(args.rounds), "--detectors", family)
-    seconds = in_own_process(*common, "--sides", *sides, "--only", "times")
-    memory = {side: in_own_process(*common, "--sides", side, "--only", "memory") for side in sides}
+    family, backbone = split_name(name, args.backbone)
+    sides = sides_of(family, backbone, args.sides)
+    common = ("--backbone", backbone, "--size", args.size, "--rounds", str(args.rounds), "--detectors", family)
+    if args.apart:
+        both = {side: in_own_process(*common, "--sides", side, "--only", "both") for side in sides}
+        seconds, memory = ({side: both[side][place] for side in sides} for place in (0, 1))
+    else:
+        seconds = in_own_process(*common, "--sides", *sides, "--only", "times")
+        memory = {side: in_own_process(*common, "--sides", side, "--only", "memory") for side in sides}
     for side in sides:
         others = {"pretrain": "finetune", "equal": "plain"}
         ratio = ""
@@ -190,7 +208,7 @@ def compare(family: str, args: argparse.Namespace) -> None:
             ratio = f"{statistics.median(turns):.2f} x {other} in time ({min(turns):.2f}..{max(turns):.2f})"
             ratio += f", {memory[side] / memory[other]:.2f} x in memory"
         median = statistics.median(seconds[side])
-        sys.stdout.write(f"{family:<17} {side:<9} {median:6.2f} CPU-s {memory[side]:6.2f} GB  {ratio}\n")
+        sys.stdout.write(f"{name:<25} {side:<9} {median:6.2f} CPU-s {memory[side]:6.2f} GB  {ratio}\n")
         sys.stdout.flush()
 
 
@@ -198,25 +216,32 @@ def main() -> None:
     """Print one line per detector and side."""
     global HEIGHT, WIDTH
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--detectors", nargs="+", choices=sorted(DETECTORS), default=sorted(DETECTORS))
+    parser.add_argument("--detectors", nargs="+", metavar="NAME[:BACKBONE]", default=sorted(DETECTORS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--backbone", default="resnet50", metavar="NAME")
     parser.add_argument("--size", default=f"{HEIGHT}x{WIDTH}", metavar="HEIGHTxWIDTH")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("times", "memory"), help=argparse.SUPPRESS)
+    parser.add_argument("--apart", action="store_true")
+    parser.add_argument("--only", choices=("times", "memory", "both"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     HEIGHT, WIDTH = map(int, args.size.split("x"))
+    unknown = {split_name(name, "")[0] for name in args.detectors} - set(DETECTORS)
+    if unknown:
+        parser.error(f"--detectors: {', '.join(sorted(unknown))}: not one of {', '.join(sorted(DETECTORS))}")
     if args.only is None:
-        for family in args.detectors:
-            compare(family, args)
+        for name in args.detectors:
+            compare(name, args)
         return
     torch.set_num_threads(1)
     keep_freed_memory()  # as every training process on a CPU does
     family = args.detectors[0]
     if args.only == "times":
         sys.stdout.write(json.dumps(take_times(family, args.backbone, args.sides, args.rounds)))
-    else:
+    elif args.only == "memory":
         sys.stdout.write(json.dumps(take_memory(family, args.backbone, args.sides[0])))
+    else:
+        seconds = take_times(family, args.backbone, args.sides, args.rounds)
+        sys.stdout.write(json.dumps([seconds[args.sides[0]], peak_gb()]))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from aligndet_cli.data.dataset import Category, ImageSet
 from aligndet_cli.data.voc import VOC_CLASSES
 from aligndet_cli.detectors.checkpoint import DetectorFile, write_detector
 from aligndet_cli.files import write_json
-from aligndet_cli.finetune import initial
+from aligndet_cli.finetune import initial, labels
 from aligndet_cli.finetune import stage as finetune
 from aligndet_cli.pretrain_box import stage as pretrain_box
 from aligndet_cli.pretrain_box.boxes import ProposalData
@@ -174,8 +174,8 @@ def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
         "_find_clusters",
         lambda config, *_: clusters if config.needs_clusters else None,
     )
-    patch.setattr(finetune, "open_images", lambda data, **_: pretended_images(data.root))
-    patch.setattr(finetune, "_masks_of", lambda *_: None)
+    patch.setattr(labels, "open_images", lambda data, **_: pretended_images(data.root))
+    patch.setattr(labels, "_masks_of", lambda *_: None)
 
     @functools.cache  # hundreds of runs start from the same few files
     def find_weights(weights: str, backbone_name: str) -> BackboneWeights:

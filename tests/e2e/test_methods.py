@@ -1,6 +1,7 @@
 """Methods of pre-training beside AlignDet's: killed and resumed, in two processes, and then fine-tuned."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def test_killed_it_goes_on_to_the_same_results(forks: ForkServer, method: str, c
     family, steps = WORDS[method][1], ("--steps", "1", "--batch-size", "2")
     tuned = ("finetune", "-w", ".", "--detector", family, *RESOLUTION, *steps, "--init", runs / "whole" / "weights.pt")
     assert forks.run(*tuned, cwd=workspace) == 0, forks.output
+    recipe = method if method in ("soco", "up-detr") else "default"
+    assert re.search(rf"^  recipe +{recipe} \(that of ", forks.output, re.MULTILINE), forks.output
     [folder] = (workspace / "finetune").iterdir()
+    assert json.loads((folder / "manifest.json").read_text())["result"]["protocol"]["recipe"] == recipe
     assert json.loads((folder / "load_report.json").read_text())["matched_share"] == 1.0
 
 

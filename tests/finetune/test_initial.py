@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models import resnet18, swin_t
 
-from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.backbones import BackboneConfig, WeightsTraining, build_backbone
 from aligndet_cli.data.dataset import Category
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.detectors.checkpoint import read_detector
@@ -17,7 +17,9 @@ from aligndet_cli.errors import ConfigError
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import Initial, find_initial
 from aligndet_cli.finetune.transfer import MODULE_NAMES, modules_to_restart, transfer
+from aligndet_cli.pretrain_box.methods import METHODS
 from aligndet_cli.workspace import Workspace
+from helpers.methods import config_of
 from helpers.small_detectors import save_detector
 
 CATEGORIES = (Category(1, "a"),)
@@ -63,6 +65,21 @@ def test_a_detector_brings_its_recipe(tmp_path: Path, stage: str, head_norm: str
     assert (
         found(tmp_path, init=str(file), detector={"family": "faster-rcnn"}, recipe="default").recipe.name == "default"
     )
+
+
+@pytest.mark.parametrize(("method", "family"), [("soco", "faster-rcnn"), ("up-detr", "detr"), ("detreg", "detr")])
+def test_the_methods_of_others_are_fine_tuned_by_their_own_recipes(tmp_path: Path, method: str, family: str) -> None:
+    config = config_of(method, family)
+    detector = METHODS[config.method].detector_config(config)
+    recipe = config.recipe_afterwards(config.full_recipe(WeightsTraining()))
+    file = tmp_path / "weights.pt"
+    model = detector.build(build_backbone(config.backbone), 1)
+    save_detector(file, model, stage="pretrain-box", configs=(detector, config.backbone), recipe=recipe)
+    initial = found(tmp_path, init=str(file), detector={"family": family})
+    assert initial.recipe.name == (method if method != "detreg" else "default")
+    # SoCo's decay and warm-up; UP-DETR's 5e-5 for the backbone, which DETR has at 1e-5.
+    told = (initial.rates.weight_decay, initial.rates.warmup_steps, initial.rates.backbone_lr_scale)
+    assert told == {"soco": (2.5e-5, 1000, 1.0), "up-detr": (1e-4, 500, 0.5), "detreg": (1e-4, 500, 0.1)}[method]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_proposals_are_capped_by_the_recipe_and_by_what_is_asked_for(
     everything = plan_of(workspace, detector={"family": family}, topk=100_000)
     rows = everything.boxes.rows[everything.indices]
     assert everything.boxes.counts(everything.indices).tolist() == everything.boxes.store.counts[rows].tolist()
-    assert describe(everything)["proposals per image"] == "best 100000 (given)"
+    assert describe(everything)["proposals per image"] == "all (given)"
 
 
 def test_recipe_is_shown_and_refused(workspace: Workspace) -> None:

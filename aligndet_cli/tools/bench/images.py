@@ -11,6 +11,7 @@ from PIL import Image
 
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.sample import mix_seed
+from aligndet_cli.training.trial import striped_classes
 
 # Heights and widths of COCO's photographs, with about their shares of train2017 in per cent.
 SIZES_HW = {
@@ -39,6 +40,18 @@ class DrawnProposals:
         rng = np.random.default_rng(mix_seed(index))
         boxes = random_boxes(rng, self.num_boxes, (side, side))
         return boxes, rng.integers(self.num_classes, size=self.num_boxes)
+
+
+@dataclass(frozen=True)
+class DrawnPixelClasses:
+    """`PixelClassSource` that gives the rows of each image classes in turns."""
+
+    num_classes: int
+
+    def classes_of(self, index: int, size_hw: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Return the class of every pixel of an image, (H, W)."""
+        assert size_hw is not None, "the image has been read"
+        return striped_classes(size_hw, self.num_classes)
 
 
 def random_boxes(rng: np.random.Generator, count: int, size_hw: tuple[int, int]) -> NDArray[np.float32]:

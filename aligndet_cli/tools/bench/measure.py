@@ -83,8 +83,10 @@ def run_bench(config: BenchConfig, flags: frozenset[str] = frozenset()) -> list[
     Raises:
         AlignDetError: an error of the user.
     """
-    if semantic_classes_of(config.detector):
-        raise ConfigError("detector.semantic_classes: bench has no classes of pixels to train on; leave it out")
+    if config.stage == "pretrain-box" and semantic_classes_of(config.detector):
+        raise ConfigError(
+            "detector.semantic_classes: pre-training has no classes of pixels; leave it out, or use --stage finetune"
+        )
     stages: list[StageName] = ["pretrain-box", "finetune"] if config.stage == "both" else [config.stage]
     devices = Devices(kind=resolve_devices(config.runtime).kind)
     with tempfile.TemporaryDirectory(prefix="aligndet-bench-") as folder:
@@ -156,6 +158,7 @@ def _check_memory(plan: BenchPlan, devices: Devices) -> None:
         gaps=GAPS_IN_PRETRAINING if is_pretraining else GAPS_IN_FINETUNING,
         pools_regions=config.detector.family in RCNN,
         with_masks=config.detector.RECIPE.needs_masks and not is_pretraining,
+        semantic_classes=plan.semantic_classes,
     )
     fit = try_fit(trial, devices, config.batch_size)
     if fit is not None and fit.footprint.of(config.batch_size) > fit.budget:

@@ -13,7 +13,7 @@ from aligndet_cli.data.loaders import BoxSource, LabelBoxes, SampleStream, batch
 from aligndet_cli.data.masks import LabelMasks
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.sides import Sides
-from aligndet_cli.detectors import DetectorConfig, settle_neck_norm
+from aligndet_cli.detectors import DetectorConfig, semantic_classes_of, settle_neck_norm
 from aligndet_cli.detectors.recipes import recipe_for
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.finetune.views import LabelledViews, ResolutionConfig, build_views, resolve_resolution
@@ -22,7 +22,7 @@ from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.methods.aligndet import TwoViews
 from aligndet_cli.pretrain_box.views import ViewsConfig
 from aligndet_cli.processes.devices import Process
-from aligndet_cli.tools.bench.images import DrawnProposals
+from aligndet_cli.tools.bench.images import DrawnPixelClasses, DrawnProposals
 from aligndet_cli.training.loop import LoopSettings
 from aligndet_cli.training.recipe import MULTI_SCALE, REFERENCE_BATCH, Rates, Recipe
 from aligndet_cli.training.settings import TrainingConfig, resolve_settings
@@ -53,6 +53,19 @@ class BenchPlan:
     config: BenchConfig
     image_set: ImageSet
     stage: StageName
+
+    @property
+    def detector(self) -> DetectorConfig:
+        """The detector; pre-training has no classes of pixels, so it is without a semantic branch there."""
+        detector = self.config.detector
+        if self.stage == "pretrain-box" and semantic_classes_of(detector):
+            return detector.model_copy(update={"semantic_classes": 0})
+        return detector
+
+    @property
+    def semantic_classes(self) -> int:
+        """Classes of pixels of the samples; 0: they have none."""
+        return semantic_classes_of(self.detector)
 
     @property
     def recipe(self) -> Recipe:
@@ -91,7 +104,7 @@ class BenchPlan:
         if self.stage == "pretrain-box":
             given = {"short_side": config.short_side} if config.short_side else {}
             asked = PretrainBoxConfig(
-                detector=config.detector,
+                detector=self.detector,
                 backbone=config.backbone,
                 seed=config.seed,
                 views=ViewsConfig(long_side=config.long_side, **given),
@@ -109,13 +122,15 @@ def bench_batches(plan: BenchPlan, num_steps: int, process: Process) -> Generato
     """Yield batches of images with their labels, or in pre-training with random proposals; close it in the end."""
     config, images = plan.config, plan.image_set
     boxes: BoxSource = LabelBoxes(images)
-    masks = None
+    masks = pixel_classes = None
     if plan.stage == "pretrain-box":
         boxes = DrawnProposals(images, config.num_proposals, plan.num_classes)
     elif config.detector.RECIPE.needs_masks:
         masks = LabelMasks(images)
+    if plan.semantic_classes:
+        pixel_classes = DrawnPixelClasses(plan.semantic_classes)
     return batches_of_run(
-        SampleStream(images, range(len(images)), boxes, "skip", masks),
+        SampleStream(images, range(len(images)), boxes, "skip", masks, pixel_classes),
         config.batch_size,
         steps=range(num_steps),
         seed=config.seed,

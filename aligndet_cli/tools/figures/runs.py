@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from aligndet_cli.artifacts.starts import Start, find_starts
+from aligndet_cli.artifacts.starts import Start, find_starts, measured_run
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
@@ -89,13 +89,13 @@ def open_evaluated(one: Evaluated, workspace: Workspace) -> ImageSet:
 
 def _all_evaluated(workspace: Workspace) -> list[Evaluated]:
     """Return all evaluated runs, oldest first."""
-    tuned = {artifact.content_hash: artifact for artifact in workspace.artifacts("finetune")}
+    tuned = workspace.artifacts("finetune")
     starts = find_starts(workspace)
     found = []
     for evaluation in workspace.artifacts("evaluate"):
-        run = tuned.get(evaluation.manifest["inputs"]["weights"])
+        run = measured_run(evaluation, tuned)
         if run is not None:
-            found.append(Evaluated(run, evaluation, starts[run.content_hash]))
+            found.append(Evaluated(run, evaluation, starts[run.name]))
     return found
 
 

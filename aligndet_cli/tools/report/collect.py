@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aligndet_cli.artifacts.starts import Start, find_starts
+from aligndet_cli.artifacts.starts import Start, find_starts, measured_run
 from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.cost import Cost, cost_of, mean_cost
@@ -58,6 +58,7 @@ class Measured:
     finished: str
     published: Published | None
     pretraining: Artifact | None
+    tuned: Artifact
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Row:
     Attributes:
         kind, colour: see `Start`.
         cost: of its pre-training, if asked for and known.
+        tuning_cost: of its fine-tuning, likewise.
     """
 
     setting: Setting
@@ -96,6 +98,7 @@ class Row:
     remark: str
     runs: tuple[str, ...]
     cost: Cost | None = None
+    tuning_cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ def collect_report(
         baseline: label of the start to compare with; None: the backbone alone if there is such a run, else scratch.
         metrics: names in `metrics.json`, such as `mask_AP` or `AP07`.
         names: evaluations to take; None: all.
-        with_costs: also tell the costs of the pre-trainings.
+        with_costs: also tell the costs of pre-training and fine-tuning.
 
     Raises:
         ConfigError: no such metric.
@@ -196,14 +199,18 @@ def collect_report(
     for setting in sorted({run.setting for run in measured}):
         runs = [run for run in measured if run.setting == setting]
         found = _rows_of(setting, runs, baseline, metrics)
-        rows += [replace(row, cost=_cost_of(row, runs)) for row in found] if with_costs else found
+        rows += [_with_costs(row, runs) for row in found] if with_costs else found
     return Report(rows, tuple(metrics), remarks)
 
 
-def _cost_of(row: Row, runs: list[Measured]) -> Cost | None:
-    """Return the mean cost of the pre-trainings of a row, each counted once."""
-    own = [run.pretraining for run in runs if run.name in row.runs and run.pretraining is not None]
-    return mean_cost(cost_of(one) for one in {one.folder: one for one in own}.values())
+def _with_costs(row: Row, runs: list[Measured]) -> Row:
+    """Return a row with the mean costs of its pre-trainings and of its fine-tunings, each counted once."""
+
+    def mean(used: Iterable[Artifact | None]) -> Cost | None:
+        return mean_cost(cost_of(one) for one in {one.folder: one for one in used if one is not None}.values())
+
+    own = [run for run in runs if run.name in row.runs]
+    return replace(row, cost=mean(run.pretraining for run in own), tuning_cost=mean(run.tuned for run in own))
 
 
 def check_baseline(report: Report, baseline: str | None) -> None:
@@ -281,19 +288,19 @@ def _remark(own: dict[Any, Measured], others: dict[Any, Measured] | None, *, mis
 
 def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | None) -> tuple[list[Measured], list[str]]:
     """Return all evaluated runs, oldest first, and remarks on runs that were left out."""
-    tuned = {artifact.content_hash: artifact for artifact in workspace.artifacts("finetune")}
+    tuned = workspace.artifacts("finetune")
     pretrained = {artifact.content_hash: artifact for artifact in workspace.artifacts("pretrain-box")}
     starts = find_starts(workspace)
     found, gone = [], []
     for evaluation in workspace.artifacts("evaluate"):
         if names is not None and evaluation.name not in names:
             continue
-        run = tuned.get(evaluation.manifest["inputs"]["weights"])
+        run = measured_run(evaluation, tuned)
         if run is None:
             gone.append(evaluation.name)
             continue
         pretraining = pretrained.get(run.manifest["inputs"]["weights"])
-        found.append(_measured(evaluation, run, starts[run.content_hash], pretraining, metrics))
+        found.append(_measured(evaluation, run, starts[run.name], pretraining, metrics))
     remarks = [f"left out, the run they measured is gone or was made anew: {', '.join(gone)}"] if gone else []
     return _apart_by_backbone(found), remarks
 
@@ -329,6 +336,7 @@ def _measured(
         finished=str(evaluation.manifest["finished"]),
         published=find_published(evaluation, run, pretraining),
         pretraining=pretraining,
+        tuned=run,
     )
 
 

@@ -1,4 +1,4 @@
-"""Costs of pre-training: images seen, and hours of training."""
+"""Costs of training: images seen, and hours."""
 
 import json
 import statistics
@@ -10,7 +10,7 @@ from aligndet_cli.workspace import Artifact
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a pre-training, or the mean of several.
+    """Cost of a pre-training or a fine-tuning, or the mean of several.
 
     Attributes:
         images: seen, each time that one was drawn.
@@ -21,12 +21,12 @@ class Cost:
     hours: float | None
 
 
-def cost_of(pretraining: Artifact) -> Cost | None:
-    """Return the cost of a `pretrain-box` run; None for an imported one, which does not tell."""
-    steps, training = pretraining.result.get("steps"), pretraining.config().get("training")
+def cost_of(run: Artifact) -> Cost | None:
+    """Return the cost of a run of `pretrain-box` or `finetune`; None for an imported one, which does not tell."""
+    steps, training = run.result.get("steps"), run.config().get("training")
     if steps is None or training is None:
         return None
-    return Cost(steps * training["batch_size"], _hours(pretraining, training["batch_size"]))
+    return Cost(steps * training["batch_size"], _hours(run, training["batch_size"]))
 
 
 def mean_cost(costs: Iterable[Cost | None]) -> Cost | None:
@@ -38,9 +38,9 @@ def mean_cost(costs: Iterable[Cost | None]) -> Cost | None:
     return Cost(statistics.fmean(cost.images for cost in known), statistics.fmean(hours) if hours else None)
 
 
-def _hours(pretraining: Artifact, batch_size: int) -> float | None:
+def _hours(run: Artifact, batch_size: int) -> float | None:
     """Return the hours that the lines of `speed.jsonl` stand for, which lack nothing but a start."""
-    file = pretraining.folder / "speed.jsonl"
+    file = run.folder / "speed.jsonl"
     if not file.is_file():
         return None
     seconds, before = 0.0, 0

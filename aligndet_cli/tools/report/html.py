@@ -8,6 +8,7 @@ from aligndet_cli import __version__
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import check_output_file, write_bytes
 from aligndet_cli.logs import logger
+from aligndet_cli.tools.report import pictures
 from aligndet_cli.tools.report.collect import Report
 from aligndet_cli.tools.report.page import collect_page
 from aligndet_cli.workspace import Workspace
@@ -36,5 +37,9 @@ def write_page(workspace: Workspace, report: Report, file: Path | None = None) -
     text = environment.get_template("page.html").render(page=page, open_runs=OPEN_RUNS, version=__version__)
     write_bytes(file, text.encode())
     if page.left_out:
-        logger.warning("%s: %d pictures did not fit, and are named instead", file, len(page.left_out))
+        logger.warning(
+            "%s: %d pictures did not fit into %d MB, and are named instead: look at them in %s, or give each study a "
+            "workspace of its own (-w)",
+            *(file, len(page.left_out), pictures.BUDGET // 1_000_000, workspace.root),
+        )
     return file

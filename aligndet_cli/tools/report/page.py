@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aligndet_cli.artifacts.starts import Start, find_starts
+from aligndet_cli.artifacts.starts import Start, find_starts, measured_run
 from aligndet_cli.config import STAGES, flatten
 from aligndet_cli.data.dataset import class_labels
 from aligndet_cli.files import read_json
@@ -130,8 +130,8 @@ class Page:
 def collect_page(workspace: Workspace, report: Report) -> Page:
     """Read all of a workspace but its comparison, which is the report."""
     artifacts = {f"{stage}/{found.name}": (stage, found) for stage in STAGES for found in workspace.artifacts(stage)}
-    starts = find_starts(workspace)
-    start_of = {name: _start_of(stage, found, starts) for name, (stage, found) in artifacts.items()}
+    starts, tuned = find_starts(workspace), workspace.artifacts("finetune")
+    start_of = {name: _start_of(stage, found, tuned, starts) for name, (stage, found) in artifacts.items()}
     labels = {name.removeprefix("evaluate/"): start.label for name, start in start_of.items() if start is not None}
     pictures = {
         name: find_pictures(workspace, found.folder, stage, labels) for name, (stage, found) in artifacts.items()
@@ -177,9 +177,9 @@ def collect_page(workspace: Workspace, report: Report) -> Page:
     )
 
 
-def _start_of(stage: str, found: Artifact, starts: dict[str, Start]) -> Start | None:
-    run = {"finetune": found.content_hash, "evaluate": found.manifest["inputs"].get("weights")}.get(stage)
-    return starts.get(str(run))
+def _start_of(stage: str, found: Artifact, tuned: Sequence[Artifact], starts: dict[str, Start]) -> Start | None:
+    run = measured_run(found, tuned) if stage == "evaluate" else found if stage == "finetune" else None
+    return None if run is None else starts.get(run.name)
 
 
 def _settings_apart(report: Report) -> tuple[list[int], str]:

@@ -41,6 +41,9 @@ def markdown(report: Report) -> str:
     return "\n".join([*rows, *(f"\n{remark}" for remark in (headline(report), *report.remarks) if remark)]) + "\n"
 
 
+COSTS = ("images_seen", "hours", "finetune_hours")
+
+
 def csv_text(report: Report) -> str:
     """Return one line per start and setting, in full precision, with metrics in 0..1."""
     out = io.StringIO()
@@ -48,11 +51,12 @@ def csv_text(report: Report) -> str:
     names = ("mean", "std", "n", "delta", "delta_standard_error", "wins", "pairs", "published")
     columns = [f"{metric}_{name}" for metric in report.metrics for name in names]
     settings = ("detector", "backbone", "schedule", "data", "evaluated", "fraction", "num_images")
-    writer.writerow([*settings, "start", "is_baseline", *columns, "images_seen", "hours", "published_in", "remark"])
+    writer.writerow([*settings, "start", "is_baseline", *columns, *COSTS, "published_in", "remark"])
     for row in report.rows:
         values = [value for metric in report.metrics for value in _values(row.summaries.get(metric))]
         setting = [getattr(row.setting, name) for name in settings]
         costs = (row.cost.images, row.cost.hours) if row.cost else (None, None)
+        costs = (*costs, row.tuning_cost and row.tuning_cost.hours)
         writer.writerow([*setting, row.label, row.is_baseline, *values, *costs, row.published_in, row.remark])
     return out.getvalue()
 
@@ -79,7 +83,7 @@ NUM_SETTING = len(SETTING_COLUMNS)
 def cells_of(report: Report) -> list[list[str]]:
     """Return header and lines of the table; columns without any text are left out."""
     metric_columns = [title for metric in report.metrics for title in (metric, f"Δ {metric}", "wins", "paper")]
-    header = [*SETTING_COLUMNS, "start", "n", *metric_columns, "images seen", "hours", "remark"]
+    header = [*SETTING_COLUMNS, "start", "n", *metric_columns, "images seen", "hours", "fine-tuning hours", "remark"]
     lines = [_line(row, report.metrics) for row in report.rows]
     kept = [place for place in range(len(header)) if place <= NUM_SETTING + 1 or any(line[place] for line in lines)]
     return [[line[place] for place in kept] for line in [header, *lines]]
@@ -96,13 +100,13 @@ def _line(row: Row, metrics: tuple[str, ...]) -> list[str]:
     cells = [*setting_cells(row.setting), row.label, str(len(row.runs))]
     for metric in metrics:
         cells += shown(row.summaries.get(metric))
-    cells += _shown_cost(row.cost)
+    cells += [*_shown_cost(row.cost), _shown_cost(row.tuning_cost)[1]]
     source = f"paper: {row.published_in}" if row.published_in else ""
     return [*cells, "; ".join(part for part in (row.remark, source) if part)]
 
 
 def _shown_cost(cost: Cost | None) -> tuple[str, str]:
-    """Return the images that pre-training saw, and its hours."""
+    """Return the images that a training saw, and its hours."""
     if cost is None:
         return "", ""
     return f"{cost.images:,.0f}", "" if cost.hours is None else f"{cost.hours:.2f}"

@@ -12,6 +12,7 @@ from aligndet_cli.logs import logger, resolve_progress_mode
 from aligndet_cli.processes.devices import joined_world_size
 from aligndet_cli.processes.launch import Shown
 from aligndet_cli.tools.report.collect import Report, collect_report
+from aligndet_cli.tools.study.ahead import look_ahead
 from aligndet_cli.tools.study.board import Problem, RunState
 from aligndet_cli.tools.study.plan import plan_runs
 from aligndet_cli.tools.study.run import carry_out, look_up
@@ -65,7 +66,7 @@ def run_study(
         expected: seconds of a run by stage, where they are known.
 
     Raises:
-        ConfigError: the study cannot be read, or contradicts itself.
+        AlignDetError: the study cannot be read, contradicts itself, or has a run that will fail.
         Preempted, KeyboardInterrupt: asked to stop; the same command goes on.
     """
     refuse_joining()
@@ -75,6 +76,7 @@ def run_study(
     counts = [f"{sum(run.stage == stage for run in runs)} {stage}" for stage in dict.fromkeys(r.stage for r in runs)]
     num_complete = sum(state == "complete" for state in states.values())
     logger.info(f"{file}: {len(runs)} runs ({', '.join(counts)}), {num_complete} complete")
+    look_ahead(runs, states, workspace)
     if dry_run:
         return list_runs(study, workspace)
     gpus = _gpus() if num_complete < len(runs) else ()

@@ -39,12 +39,14 @@ class StageRun:
     Attributes:
         settings: all that the study sets.
         needs: keys of the runs whose artifacts it reads.
+        start: label of the start that it is for; of several the first.
     """
 
     stage: str
     name: str
     settings: Settings
     needs: tuple[str, ...]
+    start: str = ""
 
     @property
     def key(self) -> str:
@@ -134,9 +136,10 @@ class _Planner:
         name += f"-s{place.seed}"
         links, needs = self._links("finetune", place)
         init = {} if "init" in links else {"init": ("starts", _init_of(place.start))}
-        tuned = self._register(StageRun("finetune", self._own(name), {**settings, **init, **links}, needs))
+        label = place.start.label
+        tuned = self._register(StageRun("finetune", self._own(name), {**settings, **init, **links}, needs, label))
         settings = {**self._settings("evaluate", place), "run": ("the study", tuned.name)}
-        self._register(StageRun("evaluate", self._own(name), settings, (tuned.key,)))
+        self._register(StageRun("evaluate", self._own(name), settings, (tuned.key,), label))
 
     def refuse_unknown(self) -> None:
         """Raise a ConfigError for a common setting that no stage has."""
@@ -153,7 +156,8 @@ class _Planner:
             return self._by_identity[identity]
         links, needs = self._links(stage, place)
         name = self._own(self._name(stage, place, identity))
-        run = self._register(StageRun(stage, name, {**self._settings(stage, place), **links}, needs))
+        label = "" if place.start is None else place.start.label
+        run = self._register(StageRun(stage, name, {**self._settings(stage, place), **links}, needs, label))
         self._by_identity[identity] = run
         return run
 

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aligndet_cli.backbones import WeightsTraining
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.command import STAGE
 from aligndet_cli.pretrain_box.health import judge_losses
@@ -51,6 +53,20 @@ def test_clusters_are_for_classes_and_for_aligndet_in_detr() -> None:
     wanted = {(method, family) for method in METHODS for family in ("detr", "fcos")}
     found = {one for one in wanted if config_of(*one).needs_clusters}
     assert found == {("aligndet", "detr"), ("classes", "detr"), ("classes", "fcos")}
+
+
+def recipe_after(method: str, family: str, **settings: Any) -> str:
+    config = config_of(method, family, **settings)
+    return config.recipe_afterwards(config.full_recipe(WeightsTraining()))
+
+
+def test_fine_tuning_goes_on_with_what_the_authors_of_a_method_publish() -> None:
+    assert recipe_after("soco", "faster-rcnn") == "soco" and recipe_after("up-detr", "detr") == "up-detr"
+    assert {recipe_after(method, "detr") for method in ("aligndet", "classes", "detreg")} == {"default"}
+    # They are for ResNets, and whoever gives a recipe gets it.
+    assert recipe_after("soco", "faster-rcnn", backbone={"name": "swin_t"}) == "swin"
+    assert recipe_after("soco", "mask-rcnn", recipe="moco-v2") == "moco-v2"
+    assert recipe_after("up-detr", "detr", recipe="default") == "default"
 
 
 def test_a_run_without_a_contrast_is_summed_up_by_its_losses() -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from aligndet_cli.detectors.detr import DETRConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.tools.bench.clock import PARTS
+from aligndet_cli.tools.bench.images import DrawnPixelClasses
 from aligndet_cli.tools.bench.measure import hours_or_days, paper_schedule
 from helpers.commandline import NECK, aligndet
 
@@ -41,6 +42,21 @@ def test_own_images_as_a_table(toy: Path) -> None:
         assert row in table, table
     # Hours or days: that depends on the machine.
     assert re.search(r"takes, on one device +[\d.,]+ (hours|days)", table), table
+
+
+@pytest.mark.slow
+def test_htc_with_classes_of_pixels() -> None:
+    small = ("--set", "detector.head_features=32", "--set", "detector.roi_samples=16", "--set", "detector.mask_convs=1")
+    words = ("--detector", "htc", "--set", "detector.semantic_classes=5", *TINY, *NECK, *small)
+    ran = aligndet("bench", *words, "--stage", "finetune", "--accelerator", "cpu", "--json")
+    assert ran.json()["stages"]["finetune"]["images_per_s"] > 0
+    line = aligndet("bench", *words, "--stage", "pretrain-box", code=2).error_line()
+    assert line.endswith("pre-training has no classes of pixels; leave it out, or use --stage finetune")
+
+
+def test_drawn_classes_of_pixels_are_all_there() -> None:
+    classes = DrawnPixelClasses(5).classes_of(3, (11, 7))
+    assert classes.shape == (11, 7) and classes.dtype == "uint8" and set(classes.ravel()) == set(range(5))
 
 
 def test_long_times_are_days() -> None:

@@ -72,6 +72,16 @@ def test_two_swin_l_with_htc_need_no_memory_to_be_measured() -> None:
     assert "7.2 GB for weights" in need.describe(16) and "of 1400x1600, so at least" in need.describe(16)
 
 
+@pytest.mark.parametrize(("stage", "says"), [("finetune", "453 million"), ("both", "453 million")])
+def test_the_semantic_branch_counts_in_fine_tuning(stage: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aligndet_cli.tools.bench.measure.memory_budget", lambda _devices: 8_000_000_000)
+    words = ("--detector", "htc", "--set", "detector.semantic_classes=183", "--backbone", "cb-swin_l")
+    ran = aligndet("bench", *words, "--stage", stage, "--accelerator", "cpu", code=1)
+    assert f"finetune: {says} parameters" in ran.stderr
+    # In pre-training there is none: two times 447 but for the two backbones' momentum copies.
+    assert stage == "finetune" or "pretrain-box: 515 million parameters" in ran.stderr
+
+
 def test_a_machine_without_so_much_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aligndet_cli.tools.bench.measure.memory_budget", lambda _devices: 8_000_000_000)
     words = ("--detector", "htc", "--backbone", "cb-swin_l", "--stage", "finetune", "--batch-size", "2")

@@ -6,6 +6,7 @@ import pytest
 
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.tools.report.collect import Report, Row, collect_report, headline
+from aligndet_cli.tools.report.page import collect_page
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import aligndet
 from helpers.reports import Tuned, add_evaluated, add_imported, add_pretrained
@@ -23,8 +24,29 @@ def workspace(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def rows_by_label(report: Report) -> dict[str, Row]:
+    return {row.label: row for row in report.rows}
+
+
 def rows_of(report: Report) -> dict[tuple[float, str], Row]:
     return {(row.setting.fraction, row.label): row for row in report.rows}
+
+
+def test_runs_of_equal_weights_keep_their_labels(tmp_path: Path) -> None:
+    """The label is no input: the same run under two labels has the same weights."""
+    for label, ap in (("first", 0.1), ("second", 0.2)):
+        add_evaluated(tmp_path, Tuned(label, label=label), ap)
+        for stage, name, key in (("finetune", label, "content_hash"), ("evaluate", f"{label}-val", "weights")):
+            file = tmp_path / stage / name / "manifest.json"
+            manifest = json.loads(file.read_text())
+            (manifest if stage == "finetune" else manifest["inputs"])[key] = "equal"
+            file.write_text(json.dumps(manifest))
+    rows = rows_by_label(collect_report(Workspace(tmp_path)))
+    assert {label: row.summaries["AP"].mean for label, row in rows.items()} == {"first": 0.1, "second": 0.2}
+    assert [row.runs for row in rows.values()] == [("first",), ("second",)]
+    page = collect_page(Workspace(tmp_path), collect_report(Workspace(tmp_path)))
+    told = {part.title: part.start.label for part in page.runs if part.start is not None}
+    assert told == {"first": "first", "second": "second", "first-val": "first", "second-val": "second"}
 
 
 def test_means_spreads_and_paired_differences(workspace: Path) -> None:

@@ -1,5 +1,6 @@
-"""Costs of pre-training: by hand from the logs, in the tables, and once for all runs that share it."""
+"""Costs of training: by hand from the logs, in the tables, and once for all runs that share it."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def workspace(tmp_path: Path) -> Path:
     for seed in range(4):
         pretrained = "two" if seed == 3 else "one"
         add_evaluated(tmp_path, Tuned(f"a{seed}", "pretrain", seed=seed, weights=pretrained, label="ours"), 0.1)
+        line = {"step": 90_000, "images_per_s": 40 * (1 + seed % 2)}  # 90,000 steps of 16 images: 10 or 5 hours
+        (tmp_path / "finetune" / f"a{seed}" / "speed.jsonl").write_text(f"{json.dumps(line)}\n")
         add_evaluated(tmp_path, Tuned(f"b{seed}", seed=seed), 0.1)
     add_evaluated(tmp_path, Tuned("c0", "pretrain", weights="bought", label="theirs"), 0.1)
     return tmp_path
@@ -46,12 +49,17 @@ def test_the_report_has_costs_on_request(workspace: Path) -> None:
     words = ("report", "-w", workspace, "--metric", "AP")
     assert "images seen" not in aligndet(*words).stdout
     header, *_ = lines = aligndet(*words, "--costs", "--format", "markdown").stdout.splitlines()
-    assert header.endswith("| images seen | hours | remark |")
-    cells = {line.split(" | ")[5]: [cell.strip() for cell in line.split(" | ")[-3:-1]] for line in lines[2:5]}
-    # The mean of the two pre-trainings, however many runs share one.
-    assert cells == {"backbone only": ["", ""], "ours": ["10,800", "0.88"], "theirs": ["", ""]}
+    assert header.endswith("| images seen | hours | fine-tuning hours | remark |")
+    cells = {line.split(" | ")[5]: [cell.strip() for cell in line.split(" | ")[-4:-1]] for line in lines[2:5]}
+    # The mean of the two pre-trainings, however many runs share one, and of the four fine-tunings.
+    assert cells == {"backbone only": ["", "", ""], "ours": ["10,800", "0.88", "7.50"], "theirs": ["", "", ""]}
     rows = {row["label"]: row["cost"] for row in aligndet(*words, "--costs", "--json").json()["rows"]}
     assert rows == {"backbone only": None, "ours": {"images": 10800, "hours": pytest.approx(0.875)}, "theirs": None}
+    tuned = {row["label"]: row["tuning_cost"] for row in aligndet(*words, "--costs", "--json").json()["rows"]}
+    assert tuned["ours"] == {"images": 1_440_000, "hours": pytest.approx(7.5)} and tuned["theirs"]["hours"] is None
+    header, *lines = csv.reader(aligndet(*words, "--costs", "--format", "csv").stdout.splitlines())
+    told = {line[header.index("start")]: line[header.index("finetune_hours")] for line in lines}
+    assert told["theirs"] == "" and float(told["ours"]) == pytest.approx(7.5)
     assert (
         aligndet(*words, "--costs", "--html", code=2)
         .error_line()

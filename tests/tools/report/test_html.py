@@ -161,7 +161,8 @@ def test_says_what_does_not_fit(workspace, tmp_path, monkeypatch, caplog):
     assert "Not embedded, for the size of this page: evaluate/backbone-0-val/plots/detections.png" in text
     assert file.stat().st_size < 200_000 and 'alt="Which errors cost' in text
     # The torn and the large picture of each evaluation.
-    assert f"small.html: {2 * 2 * NUM_PAIRS} pictures did not fit" in caplog.text
+    assert f"small.html: {2 * 2 * NUM_PAIRS} pictures did not fit into 0 MB, and are named instead: look" in caplog.text
+    assert f"look at them in {workspace}, or give each study a workspace of its own (-w)" in caplog.text
 
 
 def test_command_line(workspace, tmp_path):

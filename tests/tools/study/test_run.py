@@ -53,7 +53,8 @@ class FakeStages:
 def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
     fake = FakeStages()
     monkeypatch.setattr(study_board, "execute", fake.execute)
-    monkeypatch.setattr("aligndet_cli.tools.study.command.collect_report", lambda *_, **__: None)
+    for name in ("collect_report", "look_ahead"):  # there are no data
+        monkeypatch.setattr(f"aligndet_cli.tools.study.command.{name}", lambda *_, **__: None)
     return fake
 
 
