@@ -1,7 +1,7 @@
 """The command `aligndet proposals`: help and flags."""
 
 from aligndet_cli.flags import CONTROL, DATA, LAYOUTS, MACHINE, WORKERS, setting
-from aligndet_cli.stage import Stage, backbone_words
+from aligndet_cli.stage import Read, Stage, backbone_words
 from aligndet_cli.workspace import Artifact, Workspace
 
 
@@ -51,5 +51,6 @@ STAGE = Stage(
     headline=_headline,
     look_at=("sheet.jpg", "plots"),
     go_on=_go_on,
+    reads=(Read("pretrain-box", "run", "from_run"),),
     remembers_data="always",
 )

@@ -167,12 +167,12 @@ def _boxes_to_take(config: ProposalsConfig, image_set: ImageSet) -> GivenBoxes |
     return boxes_from_labels(image_set) if config.source == "ground-truth" else None
 
 
-def look_ahead(config: ProposalsConfig, workspace: Workspace, _pending: Collection[str]) -> None:
+def look_ahead(config: ProposalsConfig, workspace: Workspace, pending: Collection[str]) -> None:
     """See `Steps`."""
     _check_settings(config)
     choose_workers(config.backend, config.scheduler, config.runtime.num_workers)
     image_set = open_images(config.data, purpose="train", index_dir=workspace.index_dir)
-    if config.from_run is not None:
+    if config.from_run is not None and "from_run" not in pending:
         plan_round(workspace, config.from_run, config.merge, image_set, config.name or "")
     if config.import_file is not None:
         hash_file(config.import_file)

@@ -208,14 +208,35 @@ class _Planner:
         if read.setting == "backbone.weights":
             has_stage = stage != read.stage and bool(self._tables(place, read.stage))
             return has_stage and read.setting not in settings and (stage != "finetune" or start == "backbone")
+        if read.setting == "from_run":  # of all detectors together there is no such run
+            return place.detector is not None and self._round_before(place, settings) is not None
         return True
+
+    def _place_of(self, read: Read, place: _Place, settings: Settings) -> _Place:
+        """Return the place of the run that makes what is read: for a second round it is another start's."""
+        return place if read.setting != "from_run" else replace(place, start=self._round_before(place, settings))
+
+    def _round_before(self, place: _Place, settings: Settings) -> Start | None:
+        """Return the start whose pre-training finds the boxes of a second round; None if the study has none."""
+        title, label = settings.get("from_run", ("", None))
+        starts = [s for s in self.study.starts if s.detectors is None or place.detector in s.detectors]
+        labels = [start.label for start in starts]
+        if label not in labels:
+            return None
+        before = starts[labels.index(label)]
+        if place.start not in starts[labels.index(label) + 1 :] or not title.startswith(_title(place.start)):
+            raise ConfigError(f"{title}.from_run: '{label}' is a start, so set this in a start below it")
+        if before.init != "pretrain":
+            raise ConfigError(f"{title}.from_run: the start '{label}' has no pre-training; name one that has")
+        return before
 
     def _links(self, stage: str, place: _Place) -> tuple[Settings, tuple[str, ...]]:
         """Return the settings that name the artifacts a run reads, and the keys of the runs that make them."""
         links: Settings = {}
         needs = []
-        for read in self._needs(stage, place, self._settings(stage, place)):
-            run = self._add(read.stage, place)
+        settings = self._settings(stage, place)
+        for read in self._needs(stage, place, settings):
+            run = self._add(read.stage, self._place_of(read, place, settings))
             needs.append(run.key)
             weights = self.workspace.root.resolve() / run.key / "weights.pt"
             is_file = read.setting in ("init", "backbone.weights")
@@ -225,7 +246,10 @@ class _Planner:
     def _identity(self, stage: str, place: _Place) -> str:
         """Return a hash of everything that decides the result of a run."""
         settings = self._settings(stage, place)
-        needed = [self._identity(read.stage, place) for read in self._needs(stage, place, settings)]
+        needed = [
+            self._identity(read.stage, self._place_of(read, place, settings))
+            for read in self._needs(stage, place, settings)
+        ]
         return hash_json([stage, {path: value for path, (_, value) in settings.items()}, needed])
 
     def _name(self, stage: str, place: _Place, identity: str) -> str:

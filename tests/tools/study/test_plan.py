@@ -134,6 +134,52 @@ def test_other_weights_are_another_run(stage: str) -> None:
     assert {name for name in files if name in config.UNHASHED} <= set(_TOLD_APART)
 
 
+ROUNDS = """
+[[starts]]
+label = "one round"
+[[starts]]
+label = "two rounds"
+proposals = { from_run = "one round" }
+[[starts]]
+label = "three rounds"
+proposals = { from_run = "two rounds" }
+"""
+
+
+def test_a_second_round_needs_the_pretraining_of_the_first(tmp_path: Path) -> None:
+    head = 'data = "toy"\ndetectors = ["faster-rcnn", "mask-rcnn"]'
+    runs = planned(tmp_path, ROUNDS, head)
+    for detector in ("faster-rcnn", "mask-rcnn"):
+        second = runs[f"proposals/proposals-{detector}-two-rounds"]
+        assert second.needs == (f"pretrain-box/{detector}",) and values_of(second)["from_run"] == detector
+        assert runs[f"pretrain-box/{detector}-two-rounds"].needs == (second.key,)
+        third = runs[f"proposals/proposals-{detector}-three-rounds"]
+        assert third.needs == (f"pretrain-box/{detector}-two-rounds",)
+    order = list(runs)
+    assert all(order.index(need) < order.index(key) for key, run in runs.items() for need in run.needs)
+    assert sum(key.startswith("proposals/") for key in runs) == 1 + 2 * 2
+
+
+def test_a_round_may_start_from_a_run_of_the_workspace(tmp_path: Path) -> None:
+    runs = planned(tmp_path, ROUNDS.replace('"one round" }', '"mine" }'))
+    second = runs["proposals/proposals-two-rounds"]
+    assert second.needs == () and values_of(second)["from_run"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ROUNDS.replace('from_run = "one round"', 'from_run = "two rounds"'), "set this in a start below it"),
+        (ROUNDS.replace('from_run = "one round"', 'from_run = "three rounds"'), "set this in a start below it"),
+        ('[settings.proposals]\nfrom_run = "one round"' + ROUNDS, "set this in a start below it"),
+        (ROUNDS.replace('"one round"\n[', '"one round"\ninit = "backbone"\n['), "has no pre-training"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        planned(tmp_path, text, 'data = "toy"\ndetectors = ["faster-rcnn"]')
+
+
 @pytest.mark.parametrize(
     ("table", "said"),
     [
