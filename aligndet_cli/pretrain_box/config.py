@@ -1,6 +1,7 @@
 """Settings of `pretrain-box`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -87,7 +88,10 @@ class PretrainBoxConfig(StageConfig):
 
     def full_recipe(self, training: WeightsTraining) -> Recipe:
         """Return the recipe of detector, backbone and method, for a backbone that was trained like this."""
-        return recipe_of_method(recipe_for(self.detector, self.backbone, training, asked=self.recipe), self.method)
+        recipe = recipe_of_method(recipe_for(self.detector, self.backbone, training, asked=self.recipe), self.method)
+        if self.freeze_backbone:  # which has no layers to train, then
+            return replace(recipe, pretrain=replace(recipe.pretrain, layer_decay=1.0))
+        return recipe
 
     def from_recipe(self) -> dict[str, Any]:
         """Return the values that the recipe fills in, as far as they are known without a workspace."""

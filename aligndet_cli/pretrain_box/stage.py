@@ -84,6 +84,8 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     check(config)
     if config.backbone.recompute and config.freeze_backbone:
         raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
+    if config.training.layer_decay is not None and config.freeze_backbone:
+        raise ConfigError("training.layer_decay: no effect on a frozen backbone; leave it out, or --no-freeze-backbone")
     devices = resolve_devices(config.runtime)
     data = open_proposal_data(workspace, config.proposals, config.data)
     image_set, artifact, indices = data.image_set, data.artifact, data.indices
