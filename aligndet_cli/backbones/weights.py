@@ -59,12 +59,18 @@ class BackboneWeights:
         file: None = random weights.
         content_hash: hash of the file for the manifest, "none" without a file.
         origin: one line for people.
+        licence: of weights that timm names, as timm tells it; None: nobody tells.
     """
 
     file: Path | None
     content_hash: str
     origin: str
     training: WeightsTraining = WeightsTraining()
+    licence: str | None = None
+
+    def terms(self, key: str = "backbone_licence") -> dict[str, str]:
+        """Return the licence as an entry of a result; none if nobody tells it."""
+        return {} if self.licence is None else {key: self.licence}
 
 
 RANDOM_WEIGHTS = BackboneWeights(None, NO_WEIGHTS, "none (random)")
@@ -89,10 +95,12 @@ def find_backbone_weights(config: BackboneConfig, workspace: Workspace, *, offli
         return RANDOM_WEIGHTS
     found = read_backbone(file, config.name)
     _fit(_without_memory(single_name(config.name)), found, file)
-    origin = f"{config.weights} ({found.layout} layout)"
+    origin, licence = f"{config.weights} ({found.layout} layout)", None
     if is_of_timm(config.name) and config.weights == TIMM_WEIGHTS:
-        origin = f"timm's, licence: {licence_of(config.name)}"
-    return BackboneWeights(file, hash_files([file]), origin, WeightsTraining(found.layout, found.is_supervised))
+        licence = licence_of(config.name)
+        origin = f"timm's, licence: {licence}"
+    training = WeightsTraining(found.layout, found.is_supervised)
+    return BackboneWeights(file, hash_files([file]), origin, training, licence)
 
 
 def weights_of(artifact: Artifact) -> BackboneWeights:

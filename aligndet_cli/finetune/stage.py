@@ -335,6 +335,7 @@ def _finish(
         "init": plan.initial.kind,
         "backbone": plan.initial.backbone.name,
         "protocol": protocol_of(plan),
+        **plan.initial.weights.terms(),
         "matched_share": None if report is None else round(report.share, 6),
         "trained_parameters": sum(p.numel() for p in trained.parameters() if p.requires_grad),
     }

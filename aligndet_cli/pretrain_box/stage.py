@@ -276,6 +276,7 @@ def _finish(plan: Plan, views: Pretext) -> dict[str, Any]:
         "verdict": health.pop("verdict"),
         "steps": plan.settings.schedule.num_steps,
         "backbone_weights": weights_kind(plan.weights.training),
+        **plan.weights.terms(),
         "images": len(plan.indices),
         "boxes": _num_boxes(plan),
         "trained_parameters": sum(p.numel() for p in views.parameters() if p.requires_grad),
