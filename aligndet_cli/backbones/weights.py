@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -280,7 +281,7 @@ def fill_backbone(backbone: Backbone, found: FoundBackbone, source: Path) -> Non
     resized = sum(value.shape != found.tensors[name].shape for name, value in fitted.items())
     logger.info(
         f"backbone weights {source}: {found.layout} layout, all {matched} tensors of the {parts[0].name} found, "
-        f"{found.num_others} others left out"
+        f"{found.num_others} others left out{_first(found.others)}"
         + (f"; {resized} tables of relative positions resized to its windows" if resized else "")
     )
 
@@ -309,12 +310,17 @@ def _fit(backbone: Backbone, found: FoundBackbone, source: Path) -> dict[str, Te
     surplus = [name for name in given if name not in wanted and not name.endswith(DERIVED)]
     for problem, names in (("missing", missing), ("of another shape", reshaped), ("too many", surplus)):
         if names:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise WeightsError(
-                f"backbone weights {source}: do not fit {backbone.name} ({found.layout} layout): {len(names)} of "
-                f"{len(needed)} tensors {problem}: {shown}; use a file of a {backbone.name}, or change the backbone"
+                f"backbone weights {source}: do not fit {backbone.name} ({found.layout} layout): "
+                f"{len(names)} of {len(needed)} tensors {problem}{_first(names)}; "
+                f"use a file of a {backbone.name}, or change the backbone"
             )
     return {name: value for name, value in given.items() if name in wanted and value.shape == wanted[name].shape}
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return the first names in a few words."""
+    return f": {', '.join(names[:3])}" + (", ..." if len(names) > 3 else "") if names else ""
 
 
 def _resize_table(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
