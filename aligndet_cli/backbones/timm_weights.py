@@ -105,7 +105,7 @@ def _best(content: Any, name: str, wanted: Tensors) -> _Candidate | None:
     whole, best, found = create_whole(name), (0, 0), None
     places = {_flat(key.removeprefix(_BODY)): key for key in wanted}
     for _, tensors in state_dicts(content):
-        for named, converted in _candidates(tensors, whole):
+        for named, converted in _candidates(tensors, whole, is_vit=facts_of(name).is_vit):
             own = {places[_flat(key)]: value for key, value in converted.items() if _flat(key) in places}
             fitting = sum(value.shape == wanted[key].shape for key, value in own.items())
             if (fitting, len(own)) > best:
@@ -113,13 +113,13 @@ def _best(content: Any, name: str, wanted: Tensors) -> _Candidate | None:
     return found
 
 
-def _candidates(tensors: Tensors, whole: nn.Module) -> Iterator[tuple[Named, Tensors]]:
+def _candidates(tensors: Tensors, whole: nn.Module, *, is_vit: bool) -> Iterator[tuple[Named, Tensors]]:
     """Yield the tensors of a file as they may be meant: as they are, and converted by timm."""
     convert = vars(sys.modules[type(whole).__module__]).get("checkpoint_filter_fn")
-    of_hub = of_transformers(tensors)
+    of_hub = of_transformers(tensors) if is_vit else None
     for named in (*(as_they_are(tensors, prefix) for prefix in (*_OUTER, _BODY)), *([of_hub] if of_hub else [])):
         if named.tensors:
-            named = without_chunks(named)
+            named = without_chunks(named) if is_vit else named  # blocks of MobileNets have two numbers
             yield named, named.tensors
             if convert is None:
                 continue
