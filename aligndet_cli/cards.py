@@ -22,17 +22,18 @@ _USES = {
         "aligndet finetune DATA --detector {detector} --init weights.pt",
     ),
 }
+_TORCHVISION = "BSD-3-Clause for torchvision's code; its weights learned from {data}, whose own terms may hold for them"
+_TIMM = "timm"  # as the setting `backbone.weights`
 # Terms under which programs publish weights in their layout.
-_TORCHVISION = (
-    "BSD-3-Clause for torchvision's weights; ImageNet and COCO, which they learned from, have their own terms"
-)
 _LICENCES = {
-    "torchvision": _TORCHVISION,
+    "torchvision": _TORCHVISION.format(data="ImageNet and COCO"),
     "mmdet": "Apache-2.0 for MMDetection's model zoo",
     "detectron2": "CC BY-SA 3.0 for Detectron2's model zoo",
     "detr": "Apache-2.0 for the weights of facebookresearch/detr",
 }
 _UNKNOWN = "not known to aligndet; see where the file is from"
+_UNRECORDED = "not recorded; see where timm has them from"  # by runs of before
+_TOLD_ELSEWHERE = ("explanation", "backbone_licence", "teacher_licence")
 
 
 def card(manifest: Mapping[str, Any], config: Mapping[str, Any], measured: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -102,6 +103,8 @@ def _origin(manifest: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[
         yield f"- Imported from `{Path(config['file']).name}`. Licence: {_LICENCES.get(config['layout'], _UNKNOWN)}."
     else:
         yield f"- {_start(str(manifest['stage']), config, result)}"
+    if config.get("teacher"):
+        yield f"- {_teacher(str(config['teacher']), result)}"
     yield "- `aligndet` is under Apache-2.0, which says nothing about weights."
 
 
@@ -116,8 +119,23 @@ def _start(stage: str, config: Mapping[str, Any], result: Mapping[str, Any]) -> 
         return "It started from random numbers."
     if weights in ("auto", "workspace"):
         return f"Its backbone started from weights that `aligndet` had made ({kind})."
-    is_file = "/" in weights or Path(weights).suffix != ""
-    return f"Its backbone started from `{Path(weights).name}`. Licence: {_UNKNOWN if is_file else _TORCHVISION}."
+    if weights == _TIMM:
+        licence = result.get("backbone_licence", _UNRECORDED)
+        return f"Its backbone started from timm's weights of `{config['backbone']['name']}`. Licence: {licence}."
+    licence = _TORCHVISION.format(data="ImageNet") if _is_of_torchvision(weights) else _UNKNOWN
+    return f"Its backbone started from `{Path(weights).name}`. Licence: {licence}."
+
+
+def _teacher(teacher: str, result: Mapping[str, Any]) -> str:
+    if teacher.startswith("timm:"):
+        return f"It learned from timm's `{teacher}`. Licence: {result.get('teacher_licence', _UNRECORDED)}."
+    return f"It learned from the network in `{Path(teacher).name}`. Licence: {_UNKNOWN}."
+
+
+def _is_of_torchvision(weights: str) -> bool:
+    """Return True for a name such as `DEFAULT` or `ResNet50_Weights.IMAGENET1K_V1`."""
+    owner, _, name = weights.rpartition(".")
+    return "/" not in weights and name.isupper() and (owner == "" or owner.endswith("_Weights"))
 
 
 def _settings(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -131,7 +149,7 @@ def _table(values: Mapping[str, Any]) -> Iterator[str]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from (f"| `{key}.{inner}` | {_cell(text)} |" for inner, text in value.items() if text is not None)
-        elif value is not None and key != "explanation":
+        elif value is not None and key not in _TOLD_ELSEWHERE:
             yield f"| `{key}` | {_cell(value)} |"
 
 

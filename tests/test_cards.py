@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
+from aligndet_cli.backbones import weights
 from aligndet_cli.cards import card
-from helpers.commandline import CHAIN, aligndet
+from helpers.commandline import CHAIN, NECK, RESOLUTION, aligndet
 
 MANIFEST = {
     "stage": "finetune",
@@ -68,7 +70,18 @@ def test_the_hub_reads_the_card() -> None:
             {"init": "pretrain"},
             "started from a run of `pretrain-box`, whose card says from what (backbone: supervised)",
         ),
-        ({"init": "backbone", "weights": "IMAGENET1K_V1"}, "`IMAGENET1K_V1`. Licence: BSD-3-Clause for torchvision's"),
+        (
+            {"init": "backbone", "weights": "IMAGENET1K_V1"},
+            "`IMAGENET1K_V1`. Licence: BSD-3-Clause for torchvision's code; its weights learned from ImageNet, whose "
+            "own terms may hold for them.",
+        ),
+        ({"init": "backbone", "weights": "ResNet50_Weights.DEFAULT"}, "Licence: BSD-3-Clause for torchvision's code"),
+        (
+            {"init": "backbone", "weights": "timm"},
+            "from timm's weights of `resnet50`. Licence: not recorded; see where",
+        ),
+        ({"init": "backbone", "weights": "mine.pth"}, "`mine.pth`. Licence: not known to aligndet"),
+        ({"init": "backbone", "weights": "/x/MINE.PTH"}, "`MINE.PTH`. Licence: not known to aligndet"),
         ({"init": "backbone", "weights": "/x/moco.pth"}, "`moco.pth`. Licence: not known to aligndet"),
         ({"init": "backbone", "weights": "workspace"}, "weights that `aligndet` had made (supervised)"),
         ({"init": "/x/other.pt"}, "It started from `other.pt`. Licence: not known"),
@@ -83,3 +96,30 @@ def test_a_card_says_where_weights_are_from_and_their_terms(changes: dict[str, o
 def test_random_weights_are_said_to_be_that() -> None:
     manifest = {**MANIFEST, "result": {"protocol": {"backbone_weights": "none"}}}
     assert "It started from random numbers." in card(manifest, config(init="scratch"))
+
+
+def test_licences_that_timm_tells_are_in_the_card_once() -> None:
+    result = {**MANIFEST["result"], "backbone_licence": "dinov3-license", "teacher_licence": "apache-2.0"}
+    text = card({**MANIFEST, "result": result}, config(init="backbone", weights="timm"))
+    assert "- Its backbone started from timm's weights of `resnet50`. Licence: dinov3-license." in text
+    assert text.count("dinov3-license") == 1 and "apache-2.0" not in text
+    student = {"weights": "none", "teacher": "timm:vit_small_patch14_dinov2.lvd142m"}
+    text = card({**MANIFEST, "stage": "pretrain-image", "result": result}, config(**student))
+    assert "- It learned from timm's `timm:vit_small_patch14_dinov2.lvd142m`. Licence: apache-2.0." in text
+    text = card({**MANIFEST, "stage": "pretrain-image"}, config(weights="none", teacher="/x/dino.pth"))
+    assert "- It learned from the network in `dino.pth`. Licence: not known to aligndet" in text
+
+
+def test_a_run_from_weights_of_timm_records_their_licence(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm = pytest.importorskip("timm")
+    name = "mobilenetv3_small_050"
+    save_file(timm.create_model(name).state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(weights, "fetch_timm_weights", lambda *_, **__: tmp_path / "model.safetensors")
+    backbone = ("--backbone", f"timm:{name}", "--backbone-weights", "timm", "--init", "backbone")
+    words = (toy, "-w", tmp_path / "w", "--detector", "retinanet", *backbone, *NECK, *RESOLUTION)
+    ran = aligndet("finetune", *words, "--steps", "1", "--batch-size", "2", "-q", "--json").json()
+    assert ran["result"]["backbone_licence"] == "apache-2.0" == timm.get_pretrained_cfg(name).license
+    text = (Path(ran["folder"]) / "README.md").read_text()
+    assert f"- Its backbone started from timm's weights of `timm:{name}`. Licence: apache-2.0." in text

@@ -9,7 +9,7 @@ from torchvision.models import ConvNeXt as TorchvisionConvNeXt
 from torchvision.models import get_model
 from torchvision.models.convnext import LayerNorm2d
 
-from aligndet_cli.backbones.interface import Backbone, crop_maps, pad_to_strides
+from aligndet_cli.backbones.interface import Backbone, crop_maps, in_threes, pad_to_strides
 
 NORM_EPS = 1e-6  # of all layer norms; the authors' code and torchvision
 
@@ -53,6 +53,16 @@ class ConvNeXt(Backbone):
             [norm, *self.features[max(2 * place, 1) : 2 * place + 2]]
             for place, norm in enumerate(self._norms().values())
         ]
+
+    def layers(self) -> list[list[nn.Module]]:
+        """Return the stem and the stages with the steps to them, the third in layers of three blocks.
+
+        Source: the authors' object_detection/mmcv_custom/layer_decay_optimizer_constructor.py; as there,
+            norms of levels are in none.
+        """
+        stem, first, step, second, to_third, third, to_last, last = self.features
+        head, *others = in_threes(third)
+        return [[stem], [first], [step, second], [to_third, *head], *others, [to_last, last]]
 
     def only_for(self, level: str) -> list[nn.Module]:
         """Return the norm of the level."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aligndet_cli.backbones.interface import STRIDES, Backbone, crop_maps, pad_to_strides
+from aligndet_cli.backbones.interface import STRIDES, Backbone, crop_maps, in_threes, pad_to_strides
 from aligndet_cli.backbones.vit import PATCHES, PlainViT
 from aligndet_cli.errors import ConfigError, did_you_mean
 
@@ -36,7 +36,8 @@ class Facts:
         is_channels_last: its maps are (B, H, W, C).
         rounds_up: it takes images of any size and rounds the sizes of maps up; others get whole patches.
         reached: names of the parameters that a level depends on, by level.
-        has_layer_norm, is_resnet, is_vit: recipe and freezing depend on them.
+        has_layer_norm, kind: recipe and freezing depend on them; `kind` is the name of timm's module.
+        num_blocks: of a plain ViT; 0 for other networks.
     """
 
     indices: tuple[int, ...]
@@ -47,8 +48,13 @@ class Facts:
     rounds_up: bool
     reached: dict[str, frozenset[str]]
     has_layer_norm: bool
-    is_resnet: bool
-    is_vit: bool = False
+    kind: str
+    num_blocks: int = 0
+
+    @property
+    def is_vit(self) -> bool:
+        """True for a plain ViT."""
+        return self.num_blocks > 0
 
 
 class TimmBackbone(Backbone):
@@ -76,6 +82,16 @@ class TimmBackbone(Backbone):
     def stages(self) -> list[list[nn.Module]]:
         """Return the modules up to each level, behind the stem."""
         return self._parts()[1:]
+
+    def layers(self) -> list[list[nn.Module]]:
+        """Return stem and stages; of a ConvNeXt the same layers as of `convnext_tiny` and the like."""
+        stem, first, second, third, last = self._parts()
+        if self._facts.kind != "convnext":
+            return [stem, first, second, third, last]
+        [stage] = third
+        step, blocks = stage.get_submodule("downsample"), stage.get_submodule("blocks")
+        head, *others = in_threes(list(blocks.children()))
+        return [stem, first, second, [step, *head], *others, last]
 
     def _idle_parts(self) -> list[nn.Module]:
         """Return the modules with parameters that no level in use depends on."""
@@ -141,7 +157,6 @@ def facts_of(name: str) -> Facts:
         if shapes != [tuple(side // stride for side in _WHOLE_HW) for stride in STRIDES.values()]:
             raise _cannot_serve(name, f"its maps of {_WHOLE_HW} pixels are {shapes}")
         reached = {level: _reached(body, one) for level, one in zip(STRIDES, maps, strict=True)}
-    kind = type(create_whole(name)).__module__.rpartition(".")[2]
     return Facts(
         indices=indices,
         channels=dict(zip(STRIDES, widths, strict=True)),
@@ -151,7 +166,7 @@ def facts_of(name: str) -> Facts:
         rounds_up=_rounds_up(body, is_channels_last=is_channels_last),
         reached=reached,
         has_layer_norm=any(_is_layer_norm(module) for module in body.modules()),
-        is_resnet=kind == "resnet",
+        kind=kind_of(name),
     )
 
 
@@ -217,8 +232,8 @@ def _facts_of_vit(name: str) -> Facts:
         rounds_up=False,
         reached={},
         has_layer_norm=True,
-        is_resnet=False,
-        is_vit=True,
+        kind=kind_of(name),
+        num_blocks=len(body.blocks),
     )
 
 
@@ -253,6 +268,11 @@ def create_whole(name: str) -> nn.Module:
     with torch.device("meta"):
         whole: nn.Module = _import().create_model(name.removeprefix(PREFIX), pretrained=False)
     return whole
+
+
+def kind_of(name: str) -> str:
+    """Return the name of timm's module that a network is from, such as `convnext`."""
+    return type(create_whole(name)).__module__.rpartition(".")[2]
 
 
 def pretrained_of(name: str) -> Any:

@@ -81,6 +81,13 @@ class Backbone(nn.Module, ABC):
         """Return the modules that only this level needs."""
         return []
 
+    def layers(self) -> list[list[nn.Module]]:
+        """Return the modules whose learning rates `training.layer_decay` sets apart, the first layer first.
+
+        What is in none has the full rate, like the rest of a detector.
+        """
+        return [self.stem(), *self.stages()]
+
     def use_levels(self, levels: Sequence[str]) -> dict[str, int]:
         """Stop training modules that only other levels need, and return the number of channels of these levels."""
         self._levels = tuple(levels)
@@ -162,6 +169,11 @@ class StagedBackbone(Backbone):
         for place, level in enumerate(self.channels):
             maps[level], hidden = self.run_stage(place, hidden)
         return maps
+
+
+def in_threes(blocks: Sequence[nn.Module]) -> list[list[nn.Module]]:
+    """Return blocks in layers of three, as ConvNeXt's authors take those of its third stage."""
+    return [list(blocks[first : first + 3]) for first in range(0, len(blocks), 3)]
 
 
 def pad_to_strides(pixels: Tensor) -> Tensor:

@@ -60,15 +60,20 @@ class FoundBackbone:
     Attributes:
         layout: name of the layout, for people.
         tensors: tensors of the backbone by torchvision's names.
-        num_others: number of other tensors in the same part of the file.
+        others: names of all other tensors in the same part of the file.
         num_classes: number of outputs of the image classifier beside the backbone; 0 = no classifier.
     """
 
     layout: str
     family: Family
     tensors: Tensors
-    num_others: int
+    others: tuple[str, ...]
     num_classes: int = 0
+
+    @property
+    def num_others(self) -> int:
+        """Number of tensors in the file that are left out."""
+        return len(self.others)
 
     @property
     def is_supervised(self) -> bool:
@@ -133,8 +138,9 @@ def _named(layout: Layout, tensors: Tensors) -> FoundBackbone | None:
         return None
     own = {name.removeprefix(layout.prefix): t for name, t in tensors.items() if name.startswith(layout.prefix)}
     backbone = rename_tensors(naming, own)
+    others = tuple(name for name in tensors if not name.startswith(layout.prefix)) + _left_out(naming, own)
     num_classes = max((len(tensors[name]) for name in CLASSIFIERS if name in tensors and not layout.name), default=0)
-    return FoundBackbone(layout.name or naming.name, naming.family, backbone, len(tensors) - len(backbone), num_classes)
+    return FoundBackbone(layout.name or naming.name, naming.family, backbone, others, num_classes)
 
 
 def _fits(naming: Naming, prefix: str, tensors: Tensors) -> bool:
@@ -152,6 +158,12 @@ def rename_tensors(naming: Naming, tensors: Tensors) -> Tensors:
                 renamed[new] = naming.reorder(new, value)
                 break
     return renamed
+
+
+def _left_out(naming: Naming, tensors: Tensors) -> tuple[str, ...]:
+    """Return the names of tensors that are no part of the backbone."""
+    names = naming.prepare(tensors)
+    return tuple(name for name in names if not any(re.fullmatch(pattern, name) for pattern, _ in naming.rules))
 
 
 def _swin_rules(

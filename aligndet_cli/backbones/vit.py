@@ -53,6 +53,14 @@ class PlainViT(Backbone):
         parts: list[list[nn.Module]] = [blocks[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
         return [*parts[:3], [*parts[3], self.body.norm]]
 
+    def layers(self) -> list[list[nn.Module]]:
+        """Return what is before the blocks, and each block; not the last norm.
+
+        Source: detectron2's `get_vit_lr_decay_rate`; the tokens, which ViTDet has none of, go with the positions, as in
+        BEiT.
+        """
+        return [self.stem(), *([block] for block in self.body.blocks)]
+
 
 def resample(last: Tensor, level: str) -> Tensor:
     """Return the map of a level (B, C, H', W') from the map at stride 16 (B, C, H, W)."""

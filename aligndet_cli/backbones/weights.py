@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -63,12 +64,18 @@ class BackboneWeights:
         file: None = random weights.
         content_hash: hash of the file for the manifest, "none" without a file.
         origin: one line for people.
+        licence: of weights that timm names, as timm tells it; None: nobody tells.
     """
 
     file: Path | None
     content_hash: str
     origin: str
     training: WeightsTraining = WeightsTraining()
+    licence: str | None = None
+
+    def terms(self, key: str = "backbone_licence") -> dict[str, str]:
+        """Return the licence as an entry of a result; none if nobody tells it."""
+        return {} if self.licence is None else {key: self.licence}
 
 
 RANDOM_WEIGHTS = BackboneWeights(None, NO_WEIGHTS, "none (random)")
@@ -93,10 +100,12 @@ def find_backbone_weights(config: BackboneConfig, workspace: Workspace, *, offli
         return RANDOM_WEIGHTS
     found = read_backbone(file, config.name)
     _fit(_without_memory(single_name(config.name)), found, file)
-    origin = f"{config.weights} ({found.layout} layout)"
+    origin, licence = f"{config.weights} ({found.layout} layout)", None
     if is_of_timm(config.name) and config.weights == TIMM_WEIGHTS:
-        origin = f"timm's, licence: {licence_of(config.name)}"
-    return BackboneWeights(file, hash_files([file]), origin, WeightsTraining(found.layout, found.is_supervised))
+        licence = licence_of(config.name)
+        origin = f"timm's, licence: {licence}"
+    training = WeightsTraining(found.layout, found.is_supervised)
+    return BackboneWeights(file, hash_files([file]), origin, training, licence)
 
 
 def weights_of(artifact: Artifact) -> BackboneWeights:
@@ -296,7 +305,7 @@ def fill_backbone(backbone: Backbone, found: FoundBackbone, source: Path) -> Non
     resized = sum(value.shape != found.tensors[name].shape for name, value in fitted.items())
     logger.info(
         f"backbone weights {source}: {found.layout} layout, all {matched} tensors of the {parts[0].name} found, "
-        f"{found.num_others} others left out"
+        f"{found.num_others} others left out{_first(found.others)}"
         + (f"; {resized} tables of relative positions resized to its windows" if resized else "")
     )
 
@@ -325,12 +334,17 @@ def _fit(backbone: Backbone, found: FoundBackbone, source: Path) -> dict[str, Te
     surplus = [name for name in given if name not in wanted and not name.endswith(DERIVED)]
     for problem, names in (("missing", missing), ("of another shape", reshaped), ("too many", surplus)):
         if names:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise WeightsError(
-                f"backbone weights {source}: do not fit {backbone.name} ({found.layout} layout): {len(names)} of "
-                f"{len(needed)} tensors {problem}: {shown}; use a file of a {backbone.name}, or change the backbone"
+                f"backbone weights {source}: do not fit {backbone.name} ({found.layout} layout): "
+                f"{len(names)} of {len(needed)} tensors {problem}{_first(names)}; "
+                f"use a file of a {backbone.name}, or change the backbone"
             )
     return {name: value for name, value in given.items() if name in wanted and value.shape == wanted[name].shape}
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return the first names in a few words."""
+    return f": {', '.join(names[:3])}" + (", ..." if len(names) > 3 else "") if names else ""
 
 
 def _resize_table(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ Source: tables 3 to 6 of the paper, the authors' configs (named below) and the n
 learning rate and weight decay.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -134,8 +135,8 @@ def _cbnet(recipe: Recipe) -> Recipe:
 def _convnext(recipe: Recipe) -> Recipe:
     """Change a recipe for ConvNeXt, whose authors train detectors as Swin's do, and decay no biases.
 
-    Source: their mask_rcnn_convnext_tiny_patch4_window7_mstrain_480-800_adamw_3x_coco_in1k.py. Its rate also falls from
-    stage to stage towards the stem, by 0.95 each time; ours does not.
+    Source: their mask_rcnn_convnext_tiny_patch4_window7_mstrain_480-800_adamw_3x_coco_in1k.py. How its rate falls
+    towards the stem depends on detector and size: `_falling_rates`.
     """
     swin = _swin(recipe)
     pretrain, finetune, plain = (
@@ -148,8 +149,9 @@ def _convnext(recipe: Recipe) -> Recipe:
 def _vit(recipe: Recipe) -> Recipe:
     """Change a recipe for a plain ViT.
 
-    Source: ViTDet's appendix A.2: AdamW, 1e-4, 0.1. Its rate also falls from block to block towards the patches, and
-    its images are cut from larger ones; ours are as for ConvNeXt. After pre-training, decay falls as much as Swin's.
+    Source: ViTDet's appendix A.2: AdamW, 1e-4, 0.1. Its rate falls from block to block towards the patches:
+    `_falling_rates`. Its images are cut from larger ones; ours are as for ConvNeXt. After pre-training, decay falls as
+    much as Swin's.
     """
     convnext = _convnext(recipe)
     pretrain, finetune, plain = (
@@ -174,6 +176,37 @@ def _simmim(recipe: Recipe) -> Recipe:
         plain=plain,
         policy="lsj",
     )
+
+
+# Learning rate and layer decay of the ConvNeXt authors' cascades; their Mask R-CNN, of a tiny one alone, has another.
+# Source: their cascade_mask_rcnn_convnext_*_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k.py, and of large, in22k.
+_CONVNEXT_CASCADES = {"tiny": (2e-4, 0.7), "small": (2e-4, 0.7), "base": (2e-4, 0.8), "large": (1e-4, 0.7)}
+_CONVNEXT_DECAY = 0.95
+# Layer decay of ViTDet's B, L and H by their number of blocks. Source: detectron2's projects/ViTDet/configs/COCO.
+_VIT_DECAYS = {12: 0.7, 24: 0.8, 32: 0.9}
+
+
+def _falling_rates(recipe: Recipe, family: str, backbone: BackboneConfig) -> Recipe:
+    """Let the rate of a ConvNeXt or a plain ViT fall towards its start, as far as a source says so."""
+    changes: dict[str, float] = {}
+    if recipe.name == "vit" and _family(backbone) == "vit":
+        num_blocks = facts_of(backbone.name).num_blocks
+        changes["layer_decay"] = _VIT_DECAYS[min(_VIT_DECAYS, key=lambda known: abs(known - num_blocks))]
+    if recipe.name == "convnext" and _is_convnext(backbone):
+        size = re.sub(r"^(timm:)?convnext_|\..*$", "", backbone.name)
+        if family in ALIKE[1] and size in _CONVNEXT_CASCADES:
+            changes["lr"], changes["layer_decay"] = _CONVNEXT_CASCADES[size]
+        else:
+            changes["layer_decay"] = _CONVNEXT_DECAY
+    pretrain, finetune, plain = (
+        replace(rates, **changes)  # type: ignore[arg-type]
+        for rates in (recipe.pretrain, recipe.finetune, recipe.plain)
+    )
+    return replace(recipe, pretrain=pretrain, finetune=finetune, plain=plain)
+
+
+def _is_convnext(backbone: BackboneConfig) -> bool:
+    return backbone.family == "convnext" or (backbone.family == "timm" and facts_of(backbone.name).kind == "convnext")
 
 
 # By name of the recipe: a function that changes the recipe of a family, and the families it is for.
@@ -212,7 +245,7 @@ def recipe_for(
     change, families = _VARIANTS[name]
     if detector.family not in families:
         raise ConfigError(f"--recipe {name}: is for {', '.join(families)}, not for {detector.family}; use default")
-    return replace(change(recipe), name=name)
+    return _falling_rates(replace(change(recipe), name=name), detector.family, backbone)
 
 
 @dataclass(frozen=True)
@@ -292,7 +325,7 @@ def _family(backbone: BackboneConfig) -> Family:
     if backbone.family != "timm":
         return backbone.family
     facts = facts_of(backbone.name)
-    if facts.is_resnet:
+    if facts.kind == "resnet":
         return "resnet"
     if facts.is_vit:
         return "vit"

@@ -86,6 +86,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     pixel_maps = pixel_maps_of(config, initial.detector, image_set)
     if pixel_maps is not None:
         inputs["pixel maps"] = pixel_maps.check(indices)
+    if config.training.layer_decay is not None and initial.backbone.frozen_stages == 4:
+        raise ConfigError("training.layer_decay: no effect on a frozen backbone; leave it out, or free some stages")
     name = _name(config, initial)
     resolution = resolution_of(initial, config)
     training, spares_memory = settle_batch_size(
@@ -277,6 +279,7 @@ def _finish(
         "init": plan.initial.kind,
         "backbone": plan.initial.backbone.name,
         "protocol": protocol_of(plan),
+        **plan.initial.weights.terms(),
         "matched_share": None if report is None else round(report.share, 6),
         "trained_parameters": sum(p.numel() for p in trained.parameters() if p.requires_grad),
     }

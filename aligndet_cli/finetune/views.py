@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 from pydantic import BeforeValidator, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import Frozen, Side
@@ -85,6 +85,10 @@ class LabelledViews(ViewLosses):
         self.model, self.resolution, self.seed = model, resolution, seed
         self.largest_hw = resolution.worst_sizes()[0]
         self.train()
+
+    def layers(self) -> Sequence[Sequence[nn.Module]]:
+        """Return the layers of the detector's backbone."""
+        return self.model.backbone.layers()
 
     def forward(self, samples: Sequence[Sample], _step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the scalar losses of B samples by name; nothing else is logged."""

@@ -1,6 +1,7 @@
 """Settings of `pretrain-box`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -94,7 +95,10 @@ class PretrainBoxConfig(StageConfig):
 
     def full_recipe(self, training: WeightsTraining) -> Recipe:
         """Return the recipe of detector, backbone and method, for a backbone that was trained like this."""
-        return recipe_of_method(recipe_for(self.detector, self.backbone, training, asked=self.recipe), self.method)
+        recipe = recipe_of_method(recipe_for(self.detector, self.backbone, training, asked=self.recipe), self.method)
+        if self.freeze_backbone:  # which has no layers to train, then
+            return replace(recipe, pretrain=replace(recipe.pretrain, layer_decay=1.0))
+        return recipe
 
     def recipe_afterwards(self, recipe: Recipe) -> RecipeName:
         """Return the name of the recipe that fine-tuning goes on with, unless it is given another.

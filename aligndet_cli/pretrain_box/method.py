@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aligndet_cli.backbones import Backbone, WeightsTraining, build_backbone, load_backbone_weights
 from aligndet_cli.backbones.build import require_single
@@ -44,6 +44,10 @@ class Pretext(ViewLosses, ABC):
     @abstractmethod
     def detector(self) -> Detector:
         """The detector whose weights are the result."""
+
+    def layers(self) -> Sequence[Sequence[nn.Module]]:
+        """Return the layers of the detector's backbone."""
+        return self.detector.backbone.layers()
 
     @property
     def left_out(self) -> Sequence[str]:

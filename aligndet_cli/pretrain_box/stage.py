@@ -78,6 +78,8 @@ def check(config: PretrainBoxConfig) -> None:
         )
     if config.backbone.recompute and config.freeze_backbone:
         raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
+    if config.training.layer_decay is not None and config.freeze_backbone:
+        raise ConfigError("training.layer_decay: no effect on a frozen backbone; leave it out, or --no-freeze-backbone")
 
 
 def look_ahead(config: PretrainBoxConfig, workspace: Workspace, pending: Collection[str]) -> None:
@@ -300,6 +302,7 @@ def _finish(plan: Plan, views: Pretext) -> dict[str, Any]:
         "verdict": health.pop("verdict"),
         "steps": plan.settings.schedule.num_steps,
         "backbone_weights": weights_kind(plan.weights.training),
+        **plan.weights.terms(),
         "images": len(plan.indices),
         "boxes": _num_boxes(plan),
         "trained_parameters": sum(p.numel() for p in views.parameters() if p.requires_grad),

@@ -254,7 +254,8 @@ def _finish(plan: Plan, method: ImageMethod, process: Process) -> dict[str, Any]
         "steps": plan.settings.schedule.num_steps,
         "images": len(plan.data.indices),
         "method": plan.config.method,
-        **({"teacher": plan.teacher.name} if plan.teacher else {}),
+        **plan.weights.terms(),
+        **({"teacher": plan.teacher.name, **plan.teacher.weights.terms("teacher_licence")} if plan.teacher else {}),
         **health,
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from aligndet_cli.data.crops import CropParams, ViewRecipe, draw_crop, make_views
 from aligndet_cli.data.sample import Sample
@@ -41,6 +41,10 @@ class ImageTask(ViewLosses):
         self.method, self.recipe, self.side = method, recipe, side
         self.class_ids, self.momentum, self.settings = class_ids, momentum, settings
         self.train()
+
+    def layers(self) -> Sequence[Sequence[nn.Module]]:
+        """Return the layers of the backbone."""
+        return self.method.backbone.layers()
 
     def forward(self, samples: Sequence[Sample], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return scalar losses of B samples, and scalars that are only logged, by name."""

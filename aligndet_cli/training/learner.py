@@ -34,6 +34,10 @@ class ViewLosses(nn.Module):
         """Return the modules whose children `--compile` compiles."""
         return tuple(self.children())
 
+    def layers(self) -> Sequence[Sequence[nn.Module]]:
+        """Return the layers of the backbone that is trained, see `Backbone.layers`."""
+        return ()
+
     def after_step(self, step: int) -> None:
         """Do nothing after an optimizer step; a momentum update goes here."""
 
@@ -46,7 +50,7 @@ def build_learner(
     compile_parts(views.compiled_parts(), runtime)
     return Learner(
         model=wrap(views, process),
-        optimizer=build_optimizer(views, rates, settings, process),
+        optimizer=build_optimizer(views, rates, settings, process, views.layers()),
         state=dict(views.named_children()),
         scaler=torch.amp.GradScaler(torch.device(process.device).type, enabled=settings.precision == "16-mixed"),
         after_step=views.after_step,

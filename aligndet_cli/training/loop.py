@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.sample import Sample, mix_seed
-from aligndet_cli.errors import Preempted, RunError, as_user_error, memory_that_ran_out
+from aligndet_cli.errors import ConfigError, Preempted, RunError, as_user_error, memory_that_ran_out
 from aligndet_cli.logs import Progress, logger
 from aligndet_cli.processes.collectives import any_rank, mean_over_ranks, wait_for_all
 from aligndet_cli.processes.devices import Process
@@ -45,6 +45,7 @@ class LoopSettings:
 
     Attributes:
         base_lr: learning rate, to be multiplied by the schedule's factor.
+        layer_decay: see `Rates`.
         clip_norm: largest gradient norm; None does not clip.
         batch_size: images per step, of all processes and micro-batches.
         accumulate: micro-batches per step.
@@ -57,6 +58,7 @@ class LoopSettings:
     weight_decay: float
     seed: int
     precision: str = "32-true"
+    layer_decay: float = 1.0
     clip_norm: float | None = None
     batch_size: int = 1
     accumulate: int = 1
@@ -287,6 +289,12 @@ def _restore(learner: Learner, folder: Path) -> int:
     step, state = found
     for name, module in learner.state.items():
         module.load_state_dict(state[name])
+    groups = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+    if groups != [len(group["params"]) for group in learner.optimizer.param_groups]:
+        raise ConfigError(
+            f"{folder}: was begun by an older aligndet, whose recipe had the same rate in all layers of this backbone: "
+            "--no-resume begins again, --set training.layer_decay=1 with it has the rates of before"
+        )
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.scaler.load_state_dict(state["scaler"])
     logger.info(f"continuing after step {step}")

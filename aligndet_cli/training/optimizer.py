@@ -1,6 +1,6 @@
 """Build the optimizer of a recipe."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -63,10 +63,19 @@ def _rescaled(weights: torch.Tensor, gradient: torch.Tensor, group: dict[str, An
     return (gradient + decay * weights) * scale
 
 
-def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, process: Process) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer, with the trainable parameters in groups by backbone, bias, constant rate and decay.
+def build_optimizer(
+    model: nn.Module,
+    rates: Rates,
+    settings: LoopSettings,
+    process: Process,
+    layers: Sequence[Sequence[nn.Module]] = (),
+) -> torch.optim.Optimizer:
+    """Build the recipe's optimizer, with the trainable parameters in groups of one rate and decay.
 
     A group's `lr_scale` multiplies the learning rate of the step, or `base_lr` if `constant_lr` is set.
+
+    Args:
+        layers: of the backbone, whose rates `settings.layer_decay` sets apart; see `Backbone.layers`.
 
     Source: mmcv `DefaultOptimizerConstructor`; as there, the shift of a norm is not a bias. Its Swin configs find
     norms by name, we by class.
@@ -74,22 +83,26 @@ def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, proc
     of_norms = {
         id(parameter) for module in model.modules() if isinstance(module, NORMS) for parameter in module.parameters()
     }
-    groups: dict[tuple[bool, bool, bool, bool], list[nn.Parameter]] = {}
+    layer_scales = _layer_scales(layers, settings.layer_decay)
+    groups: dict[tuple[bool, bool, bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parts, is_of_norm = name.split("."), id(parameter) in of_norms
             is_bias = parts[-1] == "bias" and not is_of_norm
             decays = rates.decays_norms or not (is_of_norm or parts[-1] in UNDECAYED)
-            key = ("backbone" in parts, is_bias, not set(parts).isdisjoint(rates.constant_lr), decays)
+            is_constant = not set(parts).isdisjoint(rates.constant_lr)
+            key = ("backbone" in parts, is_bias, is_constant, decays, layer_scales.get(id(parameter), 1.0))
             groups.setdefault(key, []).append(parameter)
     options = [
         {
             "params": parameters,
             "weight_decay": settings.weight_decay * (rates.bias_decay_scale if is_bias else 1.0) * decays,
-            "lr_scale": (rates.backbone_lr_scale if is_backbone else 1.0) * (rates.bias_lr_scale if is_bias else 1.0),
+            "lr_scale": (rates.backbone_lr_scale if is_backbone else 1.0)
+            * (rates.bias_lr_scale if is_bias else 1.0)
+            * layer_scale,
             "constant_lr": is_constant,
         }
-        for (is_backbone, is_bias, is_constant, decays), parameters in groups.items()
+        for (is_backbone, is_bias, is_constant, decays, layer_scale), parameters in groups.items()
     ]
     fused = process.device.startswith("cuda") or None
     if rates.optimizer == "lars":
@@ -97,3 +110,16 @@ def build_optimizer(model: nn.Module, rates: Rates, settings: LoopSettings, proc
     if rates.optimizer == "adamw":
         return torch.optim.AdamW(options, lr=settings.base_lr, fused=fused)
     return torch.optim.SGD(options, lr=settings.base_lr, momentum=SGD_MOMENTUM, fused=fused)
+
+
+def _layer_scales(layers: Sequence[Sequence[nn.Module]], layer_decay: float) -> dict[int, float]:
+    """Return factors on learning rates by a parameter's id: that of a layer is `layer_decay` times the next one's.
+
+    The last layer already has `layer_decay`, as in the code of ViTDet and of ConvNeXt.
+    """
+    return {
+        id(parameter): layer_decay ** (len(layers) - place)
+        for place, layer in enumerate(layers)
+        for part in layer
+        for parameter in part.parameters()
+    }

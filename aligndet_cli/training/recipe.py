@@ -45,6 +45,8 @@ class Rates:
         bias_lr_scale, bias_decay_scale: factors on learning rate and weight decay of biases.
         decays_norms: weight decay also for norms and for the relative position biases of attention.
         backbone_lr_scale: factor on the learning rate of the backbone.
+        layer_decay: factor on the learning rate of each layer of the backbone beside that of the next one, see
+            `Backbone.layers`.
         constant_lr: names of parts whose learning rate is not scheduled.
     """
 
@@ -63,6 +65,7 @@ class Rates:
     bias_decay_scale: float = 1.0
     decays_norms: bool = True
     backbone_lr_scale: float = 1.0
+    layer_decay: float = 1.0
     constant_lr: tuple[str, ...] = ()
 
 

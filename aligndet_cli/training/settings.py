@@ -35,6 +35,9 @@ class TrainingConfig(Frozen):
         None, gt=0, le=_MAX_RATE, description="Learning rate, used as it is (by recipe, scaled with the batch)."
     )
     weight_decay: float | None = Field(None, ge=0, le=_MAX_RATE, description="Weight decay (by recipe).")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="Rate of each layer of the backbone beside the next one's, 0 to 1 (by recipe)."
+    )
     clip_norm: float | None = Field(None, gt=0, description="Norm to which larger gradients are scaled (by recipe).")
     log_every: int = Field(10, ge=1, description="Steps between lines of metrics.jsonl.")
     logger: Annotated[tuple[LoggerName, ...], BeforeValidator(as_names)] = Field(
@@ -70,6 +73,7 @@ def resolve_settings(
         schedule=schedule,
         base_lr=scaled_lr if training.lr is None else training.lr,
         weight_decay=rates.weight_decay if training.weight_decay is None else training.weight_decay,
+        layer_decay=rates.layer_decay if training.layer_decay is None else training.layer_decay,
         seed=seed,
         precision=runtime.precision,
         clip_norm=rates.clip_norm if training.clip_norm is None else training.clip_norm,
@@ -90,6 +94,8 @@ def training_of(training: TrainingConfig, rates: Rates) -> dict[str, Any]:
         values["training.lr"] = rates.lr * training.images_per_step / rates.batch_size
     if training.weight_decay is None:
         values["training.weight_decay"] = rates.weight_decay
+    if training.layer_decay is None and rates.layer_decay != 1.0:
+        values["training.layer_decay"] = rates.layer_decay
     if training.clip_norm is None and rates.clip_norm is not None:
         values["training.clip_norm"] = rates.clip_norm
     return values
@@ -130,18 +136,20 @@ def describe_settings(
         "steps": f"{schedule.num_steps} ({warmup}, {decay})",
         "batch size": f"{training.batch_size} ({split})",
         "learning rate": f"{settings.base_lr:g} ({lr_origin})",
-        "optimizer": ", ".join([rates.optimizer, *_exceptions(rates)]),
+        "optimizer": ", ".join([rates.optimizer, *_exceptions(rates, settings.layer_decay)]),
         "weight decay": f"{settings.weight_decay:g} ({decay_origin})",
         "gradient clipping": "off" if settings.clip_norm is None else f"{settings.clip_norm:g}",
         "precision": settings.precision,
     }
 
 
-def _exceptions(rates: Rates) -> list[str]:
+def _exceptions(rates: Rates, layer_decay: float) -> list[str]:
     """Describe the parameters with a learning rate or weight decay of their own."""
     exceptions = []
     if rates.backbone_lr_scale != 1.0:
         exceptions.append(f"backbone at {rates.backbone_lr_scale:g} times the rate")
+    if layer_decay != 1.0:
+        exceptions.append(f"each layer of the backbone at {layer_decay:g} times the rate of the next one")
     if rates.bias_lr_scale != 1.0 or rates.bias_decay_scale != 1.0:
         decay = "without decay" if rates.bias_decay_scale == 0.0 else f"at {rates.bias_decay_scale:g} times the decay"
         exceptions.append(f"biases at {rates.bias_lr_scale:g} times the rate and {decay}")

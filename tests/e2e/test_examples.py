@@ -4,14 +4,20 @@ At full scale these ask for the paper's experiments and for no others, which is 
 """
 
 import itertools
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.models import convnext_tiny
 
 from aligndet_cli.data.toy import draw_toy_data
+from helpers.commandline import aligndet
 from helpers.forks import ForkServer
 from helpers.table_scripts import FILES, OTHERS, TABLES, pretend, run, start, studies_of
+
+STUDY = Path(__file__).parents[2] / "examples" / "strong-backbones.toml"
 
 
 @pytest.fixture
@@ -85,6 +91,77 @@ def test_second_run_of_a_script_makes_nothing(module_folder: Path, programs: Pat
     made = {file: file.stat().st_mtime_ns for file in module_folder.glob("workspace/*/*/manifest.json")}
     assert run("table11.sh", cwd=module_folder, programs=programs) == first
     assert made == {file: file.stat().st_mtime_ns for file in module_folder.glob("workspace/*/*/manifest.json")}
+
+
+STRONG = """extends = "{example}"
+data = "{data}"
+seeds = [0]
+[settings.common]
+"detector.neck_channels" = 32
+"training.steps" = 2
+"training.batch_size" = 2
+"views.short_side" = [64]
+"views.long_side" = 96
+"resolution.short_side" = [64]
+"resolution.long_side" = 96
+"runtime.num_workers" = 0
+"data.limit" = 5
+[settings.proposals]
+working_size = 96
+min_size = 16
+[settings.finetune]
+"detector.score_threshold" = 0.005
+[settings.evaluate]
+plots = false
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_the_study_of_strong_backbones(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From start to end, with random weights in the layouts of torchvision and of DINOv3's own ConvNeXt."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    whole = convnext_tiny().state_dict()
+    torch.save(whole, "imagenet.pth")
+    torch.save(as_dinov3(whole), "dinov3.pth")
+    (tmp_path / "small.toml").write_text(STRONG.format(example=STUDY.name, data=toy))
+    (tmp_path / STUDY.name).write_bytes(STUDY.read_bytes())
+    done = aligndet("study", "small.toml", "-w", "work", "--json").json()
+    assert done["status"] == "done"
+    runs = {file.parent.name: json.loads(file.read_text()) for file in tmp_path.glob("work/finetune/*/manifest.json")}
+    assert len(runs) == 6 and all(run["result"]["steps"] == 2 for run in runs.values())
+    assert len(list(tmp_path.glob("work/pretrain-box/*/weights.pt"))) == 3
+    assert len(list(tmp_path.glob("work/evaluate/*/metrics.json"))) == 6
+    kinds = sorted((run["result"]["init"], run["result"]["protocol"]["backbone_weights"]) for run in runs.values())
+    assert kinds == [
+        ("backbone", "other"),
+        ("backbone", "supervised"),
+        ("file", "none"),
+        ("file", "other"),
+        ("file", "supervised"),
+        ("scratch", "none"),
+    ]
+    assert {run["result"]["protocol"]["recipe"] for run in runs.values()} == {"convnext"}
+
+
+def as_dinov3(whole: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A ConvNeXt without its classifier, under its authors' names, with the norm that DINOv3 has twice."""
+    parts = {"0": "dwconv", "2": "norm", "3": "pwconv1", "5": "pwconv2"}
+    renamed = {}
+    for name, value in whole.items():
+        if match := re.match(r"features\.(\d)\.(\d+)\.(?:block\.(\d)\.(\w+)|(\w+))$", name):
+            place, number, part, kind, own = match.groups()
+            stage = int(place) // 2
+            if int(place) % 2 == 0:
+                renamed[f"downsample_layers.{stage}.{number}.{own}"] = value
+            elif own:
+                renamed[f"stages.{stage}.{number}.gamma"] = value.flatten()
+            else:
+                renamed[f"stages.{stage}.{number}.{parts[part]}.{kind}"] = value
+        elif name.startswith("classifier.0."):
+            renamed |= {f"{at}.{name[13:]}": value for at in ("norm", "norms.3")}
+    return renamed
 
 
 def test_what_is_missing_is_said(pretended: Path) -> None:

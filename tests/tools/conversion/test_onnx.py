@@ -207,6 +207,36 @@ def test_backbones_of_other_families_take_images_of_any_size(backbone: str, tmp_
     assert found.num_images == 3 and found.num_detections > 60
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "backbone",
+    in_part(
+        ["convnext_tiny", *(f"timm:{name}" for name in ("vit_tiny_patch16_224", "eva02_tiny_patch14_224"))],
+        {"timm:vit_tiny_patch16_224"},
+    ),
+)
+def test_every_box_and_score_of_strong_backbones_is_ours(backbone: str, tmp_path: Path) -> None:
+    """The second ViT has rotary positions, too, and patches of 14 pixels, for which the image is made smaller."""
+    runtime, file = pytest.importorskip("onnxruntime"), tmp_path / "model.onnx"
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm")
+    loaded = detector("retinanet", backbone)
+    export_onnx(loaded, file, OnnxOptions(with_nms=False, size_hw=(64, 96)), IMAGES)
+    inputs = inputs_of(comparison_batches(IMAGES, RESOLUTION, (64, 96))[0])
+    expected = InPyTorch(Graph(loaded.model, 3, with_nms=False)).run(None, inputs)
+    found = runtime.InferenceSession(file).run(None, inputs)
+    # Rows of a box in shares of the image, its score, and its class, which must not differ.
+    (rows, others) = (
+        torch.from_numpy(np.concatenate([boxes / 96, scores[..., None], class_ids[..., None]], axis=2)[0])
+        for boxes, scores, class_ids in (found, expected)
+    )
+    assert rows.shape == others.shape and len(rows) > 100
+    # They are sorted by level and score, and the scores of two can be equal: rows may be in each other's place.
+    distances = torch.cdist(rows.double(), others.double(), p=float("inf"))
+    assert distances.min(dim=1).values.max() < 1e-4 and distances.min(dim=0).values.max() < 1e-4
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, toy: Path) -> Path:
     """A workspace with a fine-tuned run of the toy set."""
