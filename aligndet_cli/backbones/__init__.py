@@ -3,6 +3,7 @@
 from aligndet_cli.backbones.build import COMPOSITES, FAMILIES, BackboneConfig, MethodName, build_backbone
 from aligndet_cli.backbones.composite import CompositeBackbone
 from aligndet_cli.backbones.interface import ASSISTANT, Backbone, Family
+from aligndet_cli.backbones.torchvision_weights import torchvision_weights
 from aligndet_cli.backbones.weights import (
     RANDOM_WEIGHTS,
     BackboneWeights,
@@ -10,7 +11,6 @@ from aligndet_cli.backbones.weights import (
     find_backbone_weights,
     load_backbone_weights,
     require_trained,
-    torchvision_weights,
     training_shown_by,
     weights_of,
 )

@@ -1,16 +1,13 @@
 """Weights of a backbone: by torchvision name or from a file, checked key by key."""
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.models import WeightsEnum, get_model_weights, get_weight, list_models
 
 from aligndet_cli.backbones.build import NAMES, WEIGHTS_FILE, BackboneConfig, build_backbone, single_name
 from aligndet_cli.backbones.composite import CompositeBackbone
@@ -21,6 +18,7 @@ from aligndet_cli.backbones.layouts import FoundBackbone, recognise
 from aligndet_cli.backbones.plain import read_plain, require_finite, state_dicts
 from aligndet_cli.backbones.timm_weights import WEIGHTS as TIMM_WEIGHTS
 from aligndet_cli.backbones.timm_weights import fetch_timm_weights, licence_of, read_timm, shows_labels
+from aligndet_cli.backbones.torchvision_weights import cached_or_downloaded, named_weights, torchvision_weights
 from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS
 from aligndet_cli.errors import WeightsError
 from aligndet_cli.files import hash_files, read_json
@@ -166,7 +164,7 @@ def training_shown_by(weights: str, backbone_name: str) -> WeightsTraining:
     if is_of_timm(backbone_name):
         _require_timm(weights, backbone_name)
         return WeightsTraining("timm", shows_labels(backbone_name))
-    _named_weights(weights, backbone_name)
+    named_weights(weights, backbone_name)
     return WeightsTraining("torchvision", is_supervised=True)
 
 
@@ -195,7 +193,7 @@ def locate_backbone_weights(weights: str, backbone_name: str, *, offline: bool) 
     if is_of_timm(backbone_name):
         _require_timm(weights, backbone_name)
         return fetch_timm_weights(backbone_name, offline=offline)
-    return _cached_or_downloaded(_named_weights(weights, backbone_name), offline=offline)
+    return cached_or_downloaded(named_weights(weights, backbone_name), offline=offline)
 
 
 def _require_timm(weights: str, backbone_name: str) -> None:
@@ -360,49 +358,3 @@ def _resize_table(name: str, value: Tensor, wanted: Tensor | None) -> Tensor:
     square = value.float().T.reshape(1, -1, side, side)  # (1, heads, side, side)
     resized = interpolate(square, (wanted_side, wanted_side), mode="bicubic")
     return resized.flatten(2)[0].T.contiguous()
-
-
-def torchvision_weights(backbone_name: str) -> dict[str, WeightsEnum]:
-    """Return torchvision's weights of a backbone by name; empty for a size that torchvision lacks."""
-    name = single_name(backbone_name)
-    return dict(get_model_weights(name).__members__) if name in list_models() else {}
-
-
-def _named_weights(weights: str, backbone_name: str) -> WeightsEnum:
-    known = torchvision_weights(backbone_name)
-    choices = "".join(f"{name}, " for name in known)
-    try:
-        member: WeightsEnum = get_weight(weights) if "." in weights else known[weights]
-    except (KeyError, ValueError):
-        raise WeightsError(
-            f"backbone weights '{weights}': neither a file nor weights of {backbone_name}; "
-            f"known: none, workspace, {choices}or the path of a weights file"
-        ) from None
-    if member not in known.values():
-        has = f"which has: {choices.removesuffix(', ')}" if known else "for which torchvision has none"
-        raise WeightsError(f"backbone weights '{weights}': not for {backbone_name}, {has}")
-    return member
-
-
-def _cached_or_downloaded(weights: WeightsEnum, *, offline: bool) -> Path:
-    file_name = Path(urlparse(weights.url).path).name
-    file = Path(torch.hub.get_dir()) / "checkpoints" / file_name
-    if file.is_file():
-        return file
-    if offline:
-        raise WeightsError(
-            f"backbone weights '{weights}': not in the cache and --offline is set; put {file_name} at {file}"
-        )
-    # torchvision's file names end in the first digits of the SHA-256 of their content.
-    hash_match = re.search(r"-([0-9a-f]{8,})\.", file_name)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            weights.url, str(file), hash_prefix=hash_match.group(1) if hash_match else None, progress=False
-        )
-    except (OSError, RuntimeError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise WeightsError(
-            f"backbone weights '{weights}': download failed ({reason}); put {file_name} at {file}"
-        ) from None
-    return file

@@ -120,7 +120,7 @@ def test_every_stage_looks_ahead() -> None:
 
 
 def test_nothing_is_downloaded_for_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_cached_or_downloaded", lambda *_, **__: pytest.fail("downloads"))
+    monkeypatch.setattr(weights, "cached_or_downloaded", lambda *_, **__: pytest.fail("downloads"))
     workspace = Workspace(tmp_path)
     check_weights(BackboneConfig(name="resnet18", weights="DEFAULT"), workspace, offline=False)
     with pytest.raises(WeightsError, match="IMAGENET1K_V9"):
