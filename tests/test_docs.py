@@ -22,7 +22,19 @@ FLAG = re.compile(r"(?<![\w`-])`?(--[a-z][a-z-]*)")
 FOREIGN = {"--strict", "--array", "--wrap", "--nproc-per-node", "--no-python", "--nnodes", "--nodes", "--gres"}
 FOREIGN |= {"--ntasks-per-node", "--rdzv-backend", "--rdzv-endpoint", "--signal", "--requeue"}
 FOREIGN |= {"--shm-size", "--pty", "--tag", "--build-arg", "--rm", "--volume", "--gpus", "--user", "--index-url"}
-FOREIGN |= {"--rows", "--channels", "--workers", "--backends", "--rounds", "--full", "--minutes"}
+FOREIGN |= {
+    "--rows",
+    "--channels",
+    "--workers",
+    "--backends",
+    "--rounds",
+    "--full",
+    "--minutes",
+    "--size",
+    "--apart",
+    "--sides",
+}
+FOREIGN |= {"--detectors"}
 
 
 def commands() -> dict[str, Any]:
