@@ -11,7 +11,7 @@ from aligndet_cli.backbones.build import WEIGHTS_FILE
 from aligndet_cli.config import Frozen, StageConfig
 from aligndet_cli.data.loaders import OnError
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of
-from aligndet_cli.detectors.recipes import is_resnet, recipe_for, training_of_backbone
+from aligndet_cli.detectors.recipes import RCNN, is_resnet, recipe_for, training_of_backbone
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.pretext import Tasks
 from aligndet_cli.pretrain_box.recipes import (
@@ -87,6 +87,12 @@ class PretrainBoxConfig(StageConfig):
         if self.method == "aligndet":
             return self.detector.RECIPE.needs_clusters
         return self.method == "classes"
+
+    @property
+    def finds_objects(self) -> bool:
+        """The run learns boxes, and a score to find them with, as a second round of proposals needs them."""
+        has_rpn = self.detector.family in RCNN and self.method in ("aligndet", "classes")
+        return self.tasks != "contrastive" and (has_rpn or self.objectness)
 
     @property
     def neck_norm(self) -> Literal["batch", "none"]:

@@ -222,6 +222,9 @@ class _Planner:
         starts = [s for s in self.study.starts if s.detectors is None or place.detector in s.detectors]
         labels = [start.label for start in starts]
         if label not in labels:
+            if label is not None and not (self.workspace.root / "pretrain-box" / label).exists():
+                hint = did_you_mean(label, labels)
+                raise ConfigError(f"{title}.from_run: '{label}' is no start and no run of the workspace{hint}")
             return None
         before = starts[labels.index(label)]
         if place.start not in starts[labels.index(label) + 1 :] or not title.startswith(_title(place.start)):
@@ -237,6 +240,8 @@ class _Planner:
         settings = self._settings(stage, place)
         for read in self._needs(stage, place, settings):
             run = self._add(read.stage, self._place_of(read, place, settings))
+            if read.setting == "from_run":
+                _check_finder(run, *settings["from_run"], str(place.detector))
             needs.append(run.key)
             weights = self.workspace.root.resolve() / run.key / "weights.pt"
             is_file = read.setting in ("init", "backbone.weights")
@@ -298,6 +303,20 @@ class _Planner:
         if place.start is not None:
             layers.append((_title(place.start), place.start.settings))
         return [(f"{title}.{stage}", tables[stage]) for title, tables in layers for stage in stages if stage in tables]
+
+
+def _check_finder(run: StageRun, title: str, label: str, detector: str) -> None:
+    """Refuse a second round with a pre-training that finds no boxes."""
+    config: Any = run.config()
+    if config.tasks == "contrastive":
+        raise ConfigError(
+            f"{title}.from_run: '{label}' is pre-trained on contrast alone, so its boxes are random; name another start"
+        )
+    if not config.finds_objects:
+        raise ConfigError(
+            f"{title}.from_run: {detector} of '{label}' learns no score to find objects with; write pretrain-box = "
+            "{ objectness = true } there, or limit both starts to R-CNNs: detectors = [...]"
+        )
 
 
 def _told_apart_by(config: dict[str, Any]) -> list[Any]:

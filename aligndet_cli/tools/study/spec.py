@@ -187,6 +187,11 @@ def _check_starts(study: StudyConfig, layers: list[tuple[str, dict[str, Any]]]) 
                 raise ConfigError(f"{place}: gives the same run names as '{other}'; choose another label")
             labels[start.slug, detector] = start.label
         _check_tables(start.settings, place)
+        idle = [stage for stage in ("proposals", "cluster", "pretrain-box") if stage in start.settings]
+        if idle and start.init != "pretrain":
+            raise ConfigError(
+                f'{place}: {idle[0]}: no effect with init = "{start.init}", which pre-trains nothing; leave it out'
+            )
         for key in ("detectors", "fractions", "folds", "seeds"):
             for value in getattr(start, key) or ():
                 _check_known(value, _values_of(key, study, layers), f"{place}: {key}")

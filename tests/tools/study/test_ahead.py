@@ -46,10 +46,6 @@ def problem_of(runs: list[StageRun], folder: Path, complete: Collection[str] = (
     [
         ("", ""),
         (
-            '[settings.proposals]\nfrom_run = "gone"',
-            "start 'AlignDet', proposals: {ws}/pretrain-box/gone not found: run ",
-        ),
-        (
             '[settings.proposals]\ncue_backbone = "resnet18"\ncue_weights = "IMAGENET1K_V9"',
             "start 'AlignDet', proposals: backbone weights '",
         ),
@@ -128,9 +124,9 @@ def test_nothing_is_downloaded_for_a_check(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_dry_run_ends_with_the_line(toy: Path, tmp_path: Path) -> None:
-    text = SMALL.replace("working_size = 96", 'from_run = "gone"').replace("min_size = 16\n", "") + TWO_STARTS
+    text = SMALL.replace("working_size = 96", 'import_file = "gone.json"').replace("min_size = 16\n", "") + TWO_STARTS
     study = write_study(tmp_path, text, head=f'data = "{toy}"\ndetectors = ["retinanet"]')
     for words in (("-n",), ()):
         line = aligndet("study", study, "-w", tmp_path / "ws", *words, code=2).error_line()
-        assert line.startswith("error: start 'AlignDet', proposals: ") and "pretrain-box/gone not found" in line
+        assert line.startswith("error: start 'AlignDet', proposals: ") and "gone.json: no such file" in line
     assert not list((tmp_path / "ws").rglob("manifest.json"))

@@ -161,9 +161,19 @@ def test_a_second_round_needs_the_pretraining_of_the_first(tmp_path: Path) -> No
 
 
 def test_a_round_may_start_from_a_run_of_the_workspace(tmp_path: Path) -> None:
-    runs = planned(tmp_path, ROUNDS.replace('"one round" }', '"mine" }'))
+    (tmp_path / "ws" / "pretrain-box" / "mine").mkdir(parents=True)
+    runs = planned(tmp_path, ROUNDS.replace('"one round" }', '"mine" }').split('[[starts]]\nlabel = "three')[0])
     second = runs["proposals/proposals-two-rounds"]
     assert second.needs == () and values_of(second)["from_run"] == "mine"
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "fcos", "detr"])
+def test_a_second_round_needs_a_score_of_objects(tmp_path: Path, detector: str) -> None:
+    head = f'data = "toy"\ndetectors = ["{detector}"]'
+    with pytest.raises(ConfigError, match=f"{detector} of 'one round' learns no score"):
+        planned(tmp_path, ROUNDS, head)
+    runs = planned(tmp_path, "[settings.pretrain-box]\nobjectness = true\n" + ROUNDS, head)
+    assert f"proposals/proposals-{detector}-three-rounds" in runs
 
 
 @pytest.mark.parametrize(
@@ -173,6 +183,10 @@ def test_a_round_may_start_from_a_run_of_the_workspace(tmp_path: Path) -> None:
         (ROUNDS.replace('from_run = "one round"', 'from_run = "three rounds"'), "set this in a start below it"),
         ('[settings.proposals]\nfrom_run = "one round"' + ROUNDS, "set this in a start below it"),
         (ROUNDS.replace('"one round"\n[', '"one round"\ninit = "backbone"\n['), "has no pre-training"),
+        (ROUNDS.replace('"one round" }', '"one ruond" }'), "no start and no run of the workspace.*'one round'"),
+        (ROUNDS.replace("proposals", 'init = "backbone"\nproposals', 1), "proposals: no effect with init"),
+        (ROUNDS.replace('"one round"\n[', '"one round"\npretrain-box = {tasks = "contrastive"}\n['), "are random"),
+        (ROUNDS.replace('"one round"\n[', '"one round"\npretrain-box = {method = "soco"}\n['), "learns no score"),
     ],
 )
 def test_rounds_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) -> None:
