@@ -18,14 +18,15 @@ def roi_align(maps: Tensor, rois: Tensor, size: int, scale: float, sampling_rati
     Where its gradient is asked for on a CPU, `_RoiAlign` computes that; a network that is compiled or exported keeps
     torchvision's own, which such tools know.
     """
-    if maps.device.type != "cpu" or not (torch.is_grad_enabled() and maps.requires_grad) or _is_traced(maps):
+    if maps.device.type != "cpu" or not (torch.is_grad_enabled() and maps.requires_grad) or is_traced(maps):
         return torchvision.ops.roi_align(maps, rois, size, scale, sampling_ratio, aligned)
     pooled: Tensor = _RoiAlign.apply(maps, rois, size, scale, sampling_ratio, aligned)
     return pooled
 
 
-def _is_traced(maps: Tensor) -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(maps) is not Tensor
+def is_traced(tensor: Tensor) -> bool:
+    """Return True while a network is compiled or exported, where loops of our own cannot be followed."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(tensor) is not Tensor
 
 
 class _RoiAlign(torch.autograd.Function):

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from aligndet_cli.compiling import Floats, Ints, compiled
+from aligndet_cli.detectors.parts.roi_gradient import is_traced
 
 _ZERO = np.float32(0)
 _MOST_SHIFTED = 1000  # torchvision suppresses up to so many boxes all at once, moved apart by group
@@ -23,7 +24,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, nms_iou: float) -
         groups: (N,) int64; boxes only suppress those of their group.
         nms_iou: a box is suppressed by a better one above this IoU.
     """
-    if _is_traced(boxes) or boxes.device.type != "cpu" or boxes.dtype != torch.float32 or not len(boxes):
+    if is_traced(boxes) or boxes.device.type != "cpu" or boxes.dtype != torch.float32 or not len(boxes):
         return torchvision.ops.batched_nms(boxes, scores, groups, nms_iou)
     order = scores.sort(stable=True, descending=True).indices
     if len(boxes) <= _MOST_SHIFTED:
@@ -40,10 +41,6 @@ def _find_kept(boxes: Tensor, ends: Tensor, nms_iou: float) -> Tensor:
     if float(limit) > nms_iou:  # torchvision compares with the limit in 64 bits
         limit = np.nextafter(limit, _ZERO)
     return torch.from_numpy(_keep(boxes.T.contiguous().numpy(), ends.numpy(), limit))
-
-
-def _is_traced(boxes: Tensor) -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or type(boxes) is not Tensor
 
 
 @compiled
