@@ -15,6 +15,7 @@ from torchvision.models import convnext_tiny
 from aligndet_cli.data.toy import draw_toy_data
 from helpers.commandline import aligndet
 from helpers.forks import ForkServer
+from helpers.studies import TINY
 from helpers.table_scripts import FILES, OTHERS, TABLES, pretend, run, start, studies_of
 
 STUDY = Path(__file__).parents[2] / "examples" / "strong-backbones.toml"
@@ -96,23 +97,6 @@ def test_second_run_of_a_script_makes_nothing(module_folder: Path, programs: Pat
 STRONG = """extends = "{example}"
 data = "{data}"
 seeds = [0]
-[settings.common]
-"detector.neck_channels" = 32
-"training.steps" = 2
-"training.batch_size" = 2
-"views.short_side" = [64]
-"views.long_side" = 96
-"resolution.short_side" = [64]
-"resolution.long_side" = 96
-"runtime.num_workers" = 0
-"data.limit" = 5
-[settings.proposals]
-working_size = 96
-min_size = 16
-[settings.finetune]
-"detector.score_threshold" = 0.005
-[settings.evaluate]
-plots = false
 """
 
 
@@ -125,7 +109,7 @@ def test_the_study_of_strong_backbones(toy: Path, tmp_path: Path, monkeypatch: p
     whole = convnext_tiny().state_dict()
     torch.save(whole, "imagenet.pth")
     torch.save(as_dinov3(whole), "dinov3.pth")
-    (tmp_path / "small.toml").write_text(STRONG.format(example=STUDY.name, data=toy))
+    (tmp_path / "small.toml").write_text(STRONG.format(example=STUDY.name, data=toy) + TINY)
     (tmp_path / STUDY.name).write_bytes(STUDY.read_bytes())
     done = aligndet("study", "small.toml", "-w", "work", "--json").json()
     assert done["status"] == "done"

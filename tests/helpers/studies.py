@@ -2,11 +2,10 @@ from pathlib import Path
 
 from aligndet_cli.tools.study.plan import StageRun
 
-SMALL = """
+# Stages of any detector and backbone that take seconds.
+TINY = """
 [settings.common]
-"backbone.name" = "resnet18"
 "detector.neck_channels" = 32
-"detector.head_convs" = 1
 "training.steps" = 2
 "training.batch_size" = 2
 "views.short_side" = [64]
@@ -18,13 +17,15 @@ SMALL = """
 [settings.proposals]
 working_size = 96
 min_size = 16
-[settings.pretrain-box]
-freeze_backbone = false
 [settings.finetune]
 "detector.score_threshold" = 0.005
 [settings.evaluate]
 plots = false
 """
+SMALL = (
+    TINY.replace("[settings.common]", '[settings.common]\n"backbone.name" = "resnet18"\n"detector.head_convs" = 1')
+    + "[settings.pretrain-box]\nfreeze_backbone = false\n"
+)
 TWO_STARTS = """
 [[starts]]
 label = "from scratch"
