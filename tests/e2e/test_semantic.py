@@ -76,6 +76,6 @@ def test_from_pretraining_to_masks(toy: Path, maps: Path, tmp_path: Path) -> Non
     assert set(report["semantic_head"]["unexpected"]) == names and not report["semantic_head"]["restarted"]
 
 
-def test_bench_has_no_classes_of_pixels() -> None:
-    line = aligndet("bench", *SMALL[:4], *BRANCH, code=2).error_line()
-    assert "detector.semantic_classes: bench has no classes of pixels to train on; leave it out" in line
+def test_bench_of_pretraining_has_no_classes_of_pixels() -> None:
+    line = aligndet("bench", "--stage", "pretrain-box", *SMALL[:4], *BRANCH, code=2).error_line()
+    assert "detector.semantic_classes: pre-training has no classes of pixels; leave it out, or use --stage finetune" in line
