@@ -81,6 +81,7 @@ class Steps(Generic[ConfigT, PlanT]):
         check: refuses settings that do not go together as far as they tell by themselves; `prepare` does so, too.
         look_ahead: those checks of `prepare` that need no artifact that is yet to be made; the collection has the
             settings that name such artifacts. Nothing is downloaded.
+        idle: names the settings that have no effect on one of the stage's methods, which refuses them.
         rebuild: returns the `training.learner.Trainable` of a run, of any weights; None where nothing is trained.
     """
 
@@ -93,6 +94,7 @@ class Steps(Generic[ConfigT, PlanT]):
     rebuild: Callable[[PlanT, Process], Any] | None = None
     check: Callable[[ConfigT], None] = lambda _config: None
     look_ahead: Callable[[ConfigT, Workspace, Collection[str]], None] = lambda _config, _workspace, _pending: None
+    idle: Callable[[str], tuple[str, ...]] = lambda _method: ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,7 +87,7 @@ class Method(ABC):
     """A way to pre-train a detector on images and boxes without labels.
 
     Attributes:
-        idle: settings that have no effect on it.
+        idle: settings that have no effect on it, by dotted path.
         trains_norms: a backbone that is not frozen trains its batch norms, too.
     """
 
@@ -101,7 +102,7 @@ class Method(ABC):
         """
         defaults = PretrainBoxConfig.model_validate({"method": config.method})
         for setting in self.idle:
-            if getattr(config, setting) != getattr(defaults, setting):
+            if attrgetter(setting)(config) != attrgetter(setting)(defaults):
                 raise ConfigError(f"{setting}: no effect on --method {config.method}; leave it out")
 
     def detector_config(self, config: PretrainBoxConfig) -> DetectorConfig:

@@ -82,6 +82,11 @@ def check(config: PretrainBoxConfig) -> None:
         raise ConfigError("training.layer_decay: no effect on a frozen backbone; leave it out, or --no-freeze-backbone")
 
 
+def idle(method: str) -> tuple[str, ...]:
+    """See `Steps`; of a method that there is not none."""
+    return next((one.idle for name, one in METHODS.items() if name == method), ())
+
+
 def look_ahead(config: PretrainBoxConfig, workspace: Workspace, pending: Collection[str]) -> None:
     """See `Steps`."""
     check(config)
@@ -327,5 +332,5 @@ def _draw(plan: Plan) -> None:
 
 
 STEPS = Steps[PretrainBoxConfig, Plan](
-    PretrainBoxConfig, prepare, describe, run, rebuild=rebuild, check=check, look_ahead=look_ahead
+    PretrainBoxConfig, prepare, describe, run, rebuild=rebuild, check=check, look_ahead=look_ahead, idle=idle
 )

@@ -137,11 +137,17 @@ def _start_of(config: PretrainImageConfig) -> BackboneConfig:
     return start.model_copy(update={"weights": NO_WEIGHTS}) if start.weights == "auto" else start
 
 
+def idle(method: str) -> tuple[str, ...]:
+    """See `Steps`; of a method that there is not none."""
+    uses = next((recipe.uses for name, recipe in RECIPES.items() if name == method), OF_SOME)
+    return tuple(setting for setting in OF_SOME if setting not in uses)
+
+
 def _check_method(config: PretrainImageConfig) -> None:
     """Refuse settings that the method has no use for, and a missing teacher."""
     recipe, defaults = RECIPES[config.method], PretrainImageConfig()
-    for setting in OF_SOME:
-        if setting not in recipe.uses and getattr(config, setting) != getattr(defaults, setting):
+    for setting in idle(config.method):
+        if getattr(config, setting) != getattr(defaults, setting):
             raise ConfigError(f"{setting}: no effect on --method {config.method}; leave it out")
     if "teacher" in recipe.uses and config.teacher is None:
         raise ConfigError(f"--method {config.method}: needs a network to learn from; give --teacher FILE or timm:NAME")
@@ -278,5 +284,5 @@ def _probe(
 
 
 STEPS = Steps[PretrainImageConfig, Plan](
-    PretrainImageConfig, prepare, describe, run, rebuild=rebuild, look_ahead=look_ahead
+    PretrainImageConfig, prepare, describe, run, rebuild=rebuild, look_ahead=look_ahead, idle=idle
 )

@@ -157,7 +157,7 @@ def _encode(model: RCNN, projector: nn.Module, view: PlacedView) -> Tensor:
 class SoCo(Method):
     """BYOL on boxes, through backbone, pyramid and head, all with batch norm."""
 
-    idle = ("temperature", "tasks", "objectness", "embedder")
+    idle = ("temperature", "tasks", "objectness", "embedder", "projector.start", "views.long_side")
     trains_norms = True
 
     def check(self, config: PretrainBoxConfig) -> None:
@@ -166,17 +166,11 @@ class SoCo(Method):
         super().check(config)
         if config.freeze_backbone:
             raise ConfigError("--freeze-backbone: --method soco trains the backbone; leave it out")
-        if config.projector.start is not None:
-            raise ConfigError("projector.start: no effect on --method soco; leave it out")
-        sides, long_side = config.views.short_side, config.views.long_side
+        sides = config.views.short_side
         if len(sides) > 1 or sides[0] < 64 or sides[0] % 2:
             raise ConfigError(
                 f"--short-side {','.join(map(str, fold_sides(sides)))}: --method soco has square views of one side and "
                 "of half of it; give one even number from 64 on"
-            )
-        if long_side != type(config.views).model_fields["long_side"].default:
-            raise ConfigError(
-                f"--long-side {long_side}: no effect on --method soco, whose views are squares; leave it out"
             )
 
     def detector_config(self, config: PretrainBoxConfig) -> DetectorConfig:

@@ -292,8 +292,7 @@ class _Planner:
                     self._idle.discard(f"{title}.{path}")
         if stage == "finetune" and place.start is not None:
             settings["label"] = ("starts", place.start.label)
-            settings = _without_idle(settings, place.start)
-        return settings
+        return settings if place.start is None else _without_idle(stage, settings, place.start)
 
     def _tables(self, place: _Place, *stages: str) -> list[tuple[str, dict[str, Any]]]:
         """Return `(name in messages, settings)` of the tables of some stages, weakest first."""
@@ -332,13 +331,16 @@ def _init_of(start: Start) -> str:
     return start.init if start.init in ("backbone", "scratch") else str(Path(start.init).resolve())
 
 
-def _without_idle(settings: Settings, start: Start) -> Settings:
+def _without_idle(stage: str, settings: Settings, start: Start) -> Settings:
     """Drop general settings that have no effect on this start; its own stay, and are refused later."""
-    idle: tuple[str, ...] = ()
-    if start.init in ("backbone", "scratch"):
+    own, idle = _title(start), ()
+    if stage == "finetune" and start.init in ("backbone", "scratch"):
         idle = _OF_LOADING if start.init == "backbone" else (*_OF_LOADING, "backbone.weights")
-    own = _title(start)
-    return {path: entry for path, entry in settings.items() if path not in idle or entry[0].startswith(own)}
+    title, method = settings.get("method", ("", None))
+    if title.startswith(own):  # other starts may have methods that use them
+        idle = find_stage(stage).steps().idle(method)
+    names = {path: {path, path.partition(".")[0]} for path in settings}  # all of `projector`, or `projector.start`
+    return {path: entry for path, entry in settings.items() if entry[0].startswith(own) or names[path].isdisjoint(idle)}
 
 
 @functools.cache

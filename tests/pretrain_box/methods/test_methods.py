@@ -16,14 +16,16 @@ from aligndet_cli.workspace import Artifact
 from helpers.methods import config_of
 
 IDLE = {
-    "projector": {"hidden_dim": 8},
-    "temperature": 0.2,
-    "momentum": 0.5,
-    "tasks": "regression",
-    "objectness": True,
-    "topk": 3,
-    "limit_boxes": 5,
-    "embedder": "embedder.pth",
+    "projector": {"projector": {"hidden_dim": 8}},
+    "projector.start": {"projector": {"start": "kaiming"}},
+    "temperature": {"temperature": 0.2},
+    "momentum": {"momentum": 0.5},
+    "tasks": {"tasks": "regression"},
+    "objectness": {"objectness": True},
+    "topk": {"topk": 3},
+    "limit_boxes": {"limit_boxes": 5},
+    "embedder": {"embedder": "embedder.pth"},
+    "views.long_side": {"views": {"short_side": (64,), "long_side": 500}},
 }
 
 
@@ -34,11 +36,11 @@ def test_every_method_has_its_defaults() -> None:
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "aligndet"])
 def test_settings_without_effect_are_refused(method: str) -> None:
     family = "detr" if method in ("detreg", "up-detr") else "faster-rcnn"
-    views = {"views": {"short_side": (64,)}}
+    views: dict[str, Any] = {"views": {"short_side": (64,)}}
     METHODS[method].check(config_of(method, family, **views))
     for setting in METHODS[method].idle:
         with pytest.raises(ConfigError, match=f"^{setting}: no effect on --method {method}; leave it out"):
-            METHODS[method].check(config_of(method, family, **views, **{setting: IDLE[setting]}))
+            METHODS[method].check(config_of(method, family, **(views | IDLE[setting])))
 
 
 @pytest.mark.parametrize(("method", "family"), [("soco", "faster-rcnn"), ("detreg", "detr"), ("up-detr", "detr")])

@@ -218,6 +218,36 @@ def test_wrong_settings_are_found_before_anything_runs(tmp_path: Path, table: st
     assert said in str(caught.value)
 
 
+def test_general_settings_go_to_the_methods_that_use_them(tmp_path: Path) -> None:
+    starts = """
+        data = "toy"
+        detectors = ["detr"]
+        [settings.pretrain-box]
+        topk = 15
+        momentum = 0.98
+        projector.start = "kaiming"
+        [[starts]]
+        label = "AlignDet"
+        [[starts]]
+        label = "UP-DETR"
+        pretrain-box = { method = "up-detr" }
+        [[starts]]
+        label = "DETReg"
+        pretrain-box = { method = "detreg" }
+    """
+    runs = planned(tmp_path, "", starts)
+    given = {run.start: run.settings.keys() for run in runs.values() if run.stage == "pretrain-box"}
+    asked = {"topk", "momentum", "projector.start"}
+    assert {label: asked & settings for label, settings in given.items()} == {
+        "AlignDet": asked,
+        "UP-DETR": set(),
+        "DETReg": {"topk"},
+    }
+    own = starts.replace('"up-detr" }', '"up-detr", topk = 3 }')
+    with pytest.raises(ConfigError, match="topk: no effect on --method up-detr; leave it out"):
+        planned(tmp_path, "", own)
+
+
 def test_the_example_is_what_it_says(tmp_path: Path) -> None:
     study = load_study(Path(__file__).parents[3] / "examples" / "study.toml")
     names = [run.name for run in plan_runs(study, Workspace(tmp_path)) if run.stage == "finetune"]
