@@ -130,6 +130,8 @@ def study(file: Path | None, given: Given, *, jobs: int | None = None, quick: bo
         if file is None:
             raise ConfigError("which study? name its file: `aligndet study FILE`, or `aligndet study --quick DATA`")
         outcome = run_study(file, place, jobs=jobs, dry_run=asked.dry_run, shown=shown)
+        if asked.json and outcome.report is None and outcome.failure is not None:
+            raise outcome.failure
         if asked.json:
             print_json({"command": "study", **outcome.to_json()})
         else:

@@ -76,15 +76,14 @@ class Board:
                 self.problems[other.key] = Problem(problem.exit_code, f"not run: {failed[0]} failed", True)
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds left from the finished runs; None before the first one, if nothing was expected."""
+        """Estimate the seconds left from the finished runs; None before one of each stage that is left has finished."""
         means = {**self.expected, **{stage: sum(times) / len(times) for stage, times in self.seconds.items()}}
-        if not means:
-            return None
-        guess = sum(means.values()) / len(means)
         left = [run.stage for key, run in self.runs.items() if not self._is_over(key)]
+        if not means.keys() >= set(left):
+            return None
         now = time.monotonic()
         spent = sum(now - began for began in self._started.values())
-        return max(sum(means.get(stage, guess) for stage in left) - spent, 0) / self.jobs
+        return max(sum(means[stage] for stage in left) - spent, 0) / self.jobs
 
     def states(self) -> list[RunState]:
         """Return the state of every run, in order."""

@@ -26,7 +26,7 @@ class StudyOutcome:
 
     Attributes:
         report: None after a dry run.
-        failure: to be raised once everything is printed; has the exit code of the first run that failed.
+        failure: to be raised once everything is printed; has the exit code of the first run that failed, or would.
     """
 
     states: list[RunState]
@@ -66,7 +66,7 @@ def run_study(
         expected: seconds of a run by stage, where they are known.
 
     Raises:
-        AlignDetError: the study cannot be read, contradicts itself, or has a run that will fail.
+        AlignDetError: the study cannot be read, contradicts itself, or has a run that will fail (a dry run returns it).
         Preempted, KeyboardInterrupt: asked to stop; the same command goes on.
     """
     refuse_joining()
@@ -76,7 +76,12 @@ def run_study(
     counts = [f"{sum(run.stage == stage for run in runs)} {stage}" for stage in dict.fromkeys(r.stage for r in runs)]
     num_complete = sum(state == "complete" for state in states.values())
     logger.info(f"{file}: {len(runs)} runs ({', '.join(counts)}), {num_complete} complete")
-    look_ahead(runs, states, workspace)
+    try:
+        look_ahead(runs, states, workspace)
+    except AlignDetError as error:
+        if dry_run:
+            return replace(list_runs(study, workspace), failure=error)
+        raise
     if dry_run:
         return list_runs(study, workspace)
     gpus = _gpus() if num_complete < len(runs) else ()

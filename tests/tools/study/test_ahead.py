@@ -127,6 +127,8 @@ def test_the_dry_run_ends_with_the_line(toy: Path, tmp_path: Path) -> None:
     text = SMALL.replace("working_size = 96", 'import_file = "gone.json"').replace("min_size = 16\n", "") + TWO_STARTS
     study = write_study(tmp_path, text, head=f'data = "{toy}"\ndetectors = ["retinanet"]')
     for words in (("-n",), ()):
-        line = aligndet("study", study, "-w", tmp_path / "ws", *words, code=2).error_line()
+        ran = aligndet("study", study, "-w", tmp_path / "ws", *words, code=2)
+        assert ("missing      finetune/retinanet-aligndet-s0" in ran.stdout) == ("-n" in words)
+        line = ran.error_line()
         assert line.startswith("error: start 'AlignDet', proposals: ") and "gone.json: no such file" in line
     assert not list((tmp_path / "ws").rglob("manifest.json"))

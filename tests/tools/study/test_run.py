@@ -126,8 +126,8 @@ def test_time_left_is_that_of_finished_runs_of_the_stage(monkeypatch: pytest.Mon
     clock: Iterator[float] = iter([0.0, 0.0, 10.0, 10.0, 10.0, 40.0, 40.0, 40.0, 40.0])
     monkeypatch.setattr(study_board.time, "monotonic", lambda: next(clock))
     runs = [StageRun("finetune", name, {}, ()) for name in "abcd"] + [StageRun("evaluate", "a", {}, ())]
-    board = Board({run.key: run for run in runs}, {"finetune/d"}, jobs=2)
-    assert board.seconds_left() is None
+    board = Board({run.key: run for run in runs}, {"finetune/d"}, jobs=2, expected={"evaluate": 2.0})
+    assert board.seconds_left() is None  # of fine-tuning nothing is known
     known = Board(board.runs, {"finetune/d"}, jobs=2, expected={"finetune": 5.0, "evaluate": 1.0})
     assert known.seconds_left() == (3 * 5 + 1) / 2
     for _ in range(2):  # 10 s and 30 s: 20 s on average
@@ -135,8 +135,8 @@ def test_time_left_is_that_of_finished_runs_of_the_stage(monkeypatch: pytest.Mon
         assert run is not None
         board.finish(run, None)
     board.begin_next()
-    # Left are c, begun just now, and one of a stage that nothing is known of: 20 s each, by two jobs.
-    assert board.seconds_left() == 20
+    # Left are c, begun just now, and the evaluation of 2 s, by two jobs.
+    assert board.seconds_left() == 11
 
 
 def test_a_warning_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
