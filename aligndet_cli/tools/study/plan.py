@@ -333,7 +333,8 @@ def _init_of(start: Start) -> str:
 
 def _without_idle(stage: str, settings: Settings, start: Start) -> Settings:
     """Drop general settings that have no effect on this start; its own stay, and are refused later."""
-    own, idle = _title(start), ()
+    own = _title(start)
+    idle: tuple[str, ...] = ()
     if stage == "finetune" and start.init in ("backbone", "scratch"):
         idle = _OF_LOADING if start.init == "backbone" else (*_OF_LOADING, "backbone.weights")
     title, method = settings.get("method", ("", None))
