@@ -86,6 +86,11 @@ class CompositeBackbone(Backbone):
         """Return the modules of the lead that only this level needs; links need all of the assistant."""
         return self.lead.only_for(level)
 
+    def fix_norms(self) -> None:
+        """Fix the norms of both backbones; those of links train on: they begin at zero, so fixed ones link nothing."""
+        super().fix_norms()
+        self.links.requires_grad_(True)
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode as `Backbone` does, but keep the norms of links in eval mode."""
         super().train(mode)

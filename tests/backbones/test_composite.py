@@ -143,6 +143,22 @@ def test_norms_of_links_keep_their_statistics() -> None:
     assert not any(module.training for module in backbone.train().modules() if isinstance(module, nn.BatchNorm2d))
 
 
+def test_links_learn_where_the_norms_of_both_are_fixed() -> None:
+    backbone = build("resnet").train()
+    backbone.fix_norms()
+    assert not any(
+        parameter.requires_grad
+        for part in (backbone.assistant, backbone.lead)
+        for module in part.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for parameter in module.parameters()
+    )
+    maps = backbone(make_pixels(2, 3, 64, 64))
+    sum(one.square().sum() for one in maps.values()).backward()
+    scales = [module.weight.grad for module in backbone.links.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert scales and all(scale is not None and scale.abs().sum() > 0 for scale in scales)
+
+
 def test_a_level_that_no_one_wants_stops_the_norm_of_the_lead_alone() -> None:
     backbone = build("swin")
     backbone.use_levels(("c3", "c4", "c5"))
