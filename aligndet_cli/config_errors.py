@@ -45,6 +45,10 @@ def _readable_line(path: str, item: Any, where: str, config_class: type[BaseMode
     if item["type"] in ("model_type", "model_attributes_type"):
         return f"{path}: is a group of settings, set them one by one as {path}.KEY, got {item['input']!r}{where}"
     message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if item["type"] in ("tuple_type", "list_type"):
+        message = "should be a list, written as [1, 2]"
+    if item["type"] == "missing" and str(item["loc"][-1]).isdigit():  # of a list of fixed length
+        message = "has no value; the list is too short"
     if item["type"] == "less_than_equal" and isinstance(bound := item["ctx"]["le"], float):
         message = f"should be less than or equal to {bound:g}"  # some releases of pydantic write 30 zeros
     is_group = isinstance(item["input"], Mapping | BaseModel)

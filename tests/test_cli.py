@@ -53,6 +53,19 @@ def workspace(chain: Path, tmp_path: Path) -> Path:
         (["--short-side", "64,,96"], "views.short_side.1: should be a valid integer"),
         (["--short-side", "-5"], "views.short_side.0: should be greater than or equal to 32"),
         (["--set", "views.short_side=[]"], "views.short_side: "),
+        (["--set", "training.logger=3"], "training.logger: should be a list, written as [1, 2], got 3 (from --set)"),
+        (
+            ["--detector", "htc", "--set", "detector.head_weights=1,0.5,0"],
+            "detector.head_weights: should be a list, written as [1, 2], got '1,0.5,0' (from --set)",
+        ),
+        (
+            ["--detector", "htc", "--set", "detector.head_weights=[1,0.5]"],
+            "detector.head_weights.2: has no value; the list is too short, got [1, 0.5] (from --set)",
+        ),
+        (
+            ["--detector", "htc", "--set", "detector.head_weights=[0,0,0]"],
+            "detector.head_weights: one should be above 0, or no head is trained, got [0, 0, 0] (from --set)",
+        ),
         (["--long-side", "1"], "views.long_side: should be greater than or equal to 32"),
         (["--num-workers", "many"], "runtime.num_workers: should be a valid integer"),
         (["--num-workers", "-3"], "runtime.num_workers: should be greater than or equal to 0, or 'auto'"),

@@ -11,6 +11,7 @@ from aligndet_cli.data.open import open_images
 from aligndet_cli.data.pixel_maps import PixelMaps
 from aligndet_cli.data.stray import require_boxes
 from aligndet_cli.detectors import DetectorConfig, semantic_classes_of
+from aligndet_cli.detectors.recipes import ALIKE
 from aligndet_cli.errors import ConfigError, DataError
 from aligndet_cli.finetune.config import FinetuneConfig
 from aligndet_cli.finetune.initial import find_initial
@@ -61,9 +62,10 @@ def _masks_of(image_set: ImageSet, indices: list[int], family: str) -> LabelMask
     masks = LabelMasks(image_set)
     with_mask, num_boxes = masks.count(indices)
     if num_boxes and not with_mask:
+        without_masks = next(families[0] for families in ALIKE if family in families)
         raise DataError(
             f"{image_set.annotations or image_set.root}: none of the {num_boxes} boxes has a mask, and {family} trains "
-            "on masks; use --detector faster-rcnn, or labels with polygons"
+            f"on masks; use --detector {without_masks}, or labels with polygons"
         )
     if with_mask < num_boxes:
         logger.warning("%d of %d boxes have no mask: they train the boxes only", num_boxes - with_mask, num_boxes)

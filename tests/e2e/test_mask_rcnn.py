@@ -72,3 +72,19 @@ def test_labels_without_any_mask_are_refused(data: Path, tmp_path: Path) -> None
     (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
     ran = aligndet("finetune", root, "-w", tmp_path / "workspace", *SMALL, "--init", "scratch", code=3)
     assert "none of the" in ran.error_line() and "--detector faster-rcnn" in ran.error_line()
+
+
+@pytest.mark.parametrize(
+    ("family", "other"), [("mask-rcnn", "faster-rcnn"), ("cascade-mask-rcnn", "cascade-rcnn"), ("htc", "cascade-rcnn")]
+)
+def test_without_any_mask_the_family_without_masks_is_named(
+    family: str, other: str, data: Path, tmp_path: Path
+) -> None:
+    labels = json.loads((data / "annotations" / "instances_train.json").read_text())
+    for entry in labels["annotations"]:
+        entry["segmentation"] = []
+    file = tmp_path / "instances_train.json"
+    file.write_text(json.dumps(labels))
+    words = ("--annotations", file, "--images", data / "train", "--init", "scratch", "--dry-run")
+    ran = aligndet("finetune", "-w", tmp_path / "workspace", "--detector", family, *words, code=3)
+    assert f"{file}: none of the " in ran.error_line() and f"use --detector {other}, or labels" in ran.error_line()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from aligndet_cli.config import Frozen
 from aligndet_cli.detectors.parts.anchors import AnchorStyle
@@ -167,6 +167,13 @@ class CascadeConfig(RCNNConfig):
     head_weights: tuple[Weight, Weight, Weight] = Field(
         (1.0, 0.5, 0.25), description="Factor on the losses of each head."
     )
+
+    @field_validator("head_weights")
+    @classmethod
+    def _check_weights(cls, weights: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not any(weights):
+            raise ValueError("one should be above 0, or no head is trained")
+        return weights
 
     @property
     def train_proposals(self) -> int:
