@@ -1,6 +1,6 @@
 """Backbones of mmdetection's detectors whose tensors have other names than ours: all but ResNets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -15,6 +15,11 @@ _PARTS = tuple(zip(_MODULES, (ASSISTANT, f"{PREFIX}lead."), strict=True))
 _LINKS = ((f"{PREFIX}cb_linears.#.#.*", f"{PREFIX}links.#.#.*"),)
 _RESNETS: tuple[Rule, ...] = (*_LINKS, *((f"{theirs}*", f"{ours}*") for theirs, ours in _PARTS))
 _STEM_OF_LEAD = f"{_MODULES[1]}bn1."  # is in the files of ResNets, and nothing uses it
+
+
+def is_composite(tensors: Iterable[str]) -> bool:
+    """Return True for the names, ours, of a detector's tensors on two linked backbones."""
+    return any(name.startswith(ASSISTANT) for name in tensors)
 
 
 def _swin_rules(theirs: str, ours: str) -> tuple[Rule, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError, WeightsError
-from aligndet_cli.tools.conversion.backbone_names import INDEX, PREFIX, rename_backbone
+from aligndet_cli.tools.conversion.backbone_names import INDEX, PREFIX, is_composite, rename_backbone
 from aligndet_cli.tools.conversion.input_style import STYLES, apply_style, style_of_mmdet
 from aligndet_cli.tools.conversion.mmdet import DETR_3X, MARKS, RULES, from_mmdet
 from aligndet_cli.tools.conversion.mmdet_config import Tree, model_of, parse_config, told_settings
@@ -29,7 +29,10 @@ STYLED = ("mmdet", "aligndet", "detectron2")  # layouts of programs that know se
 # Key under which our own `export --to mmdet` adds settings to the meta data, so that nothing is lost on the way back.
 OWN_META = "aligndet"
 # What `--style` says about a detector of mmdetection without a config, besides the style.
-_USUAL = {"fcos": " (no norm_on_bbox, no centerness_on_reg)"}
+_USUAL = {
+    "fcos": " (no norm_on_bbox, no centerness_on_reg)",
+    "htc": " (NMS that is not soft; on two linked backbones CBNet's, which is)",
+}
 _WHY_UNUSED = {
     "class_predictor": "classes of pre-training",
     "box_predictor": "box offsets by number of the instance, which mean nothing elsewhere",
@@ -126,6 +129,8 @@ def _of_mmdet(checkpoint: Checkpoint, asked: str | None, style: str | None) -> R
     file, config = checkpoint.file, parse_config(checkpoint.meta)
     model = model_of(config)
     told = told_settings(family, model, file)
+    if family == "htc" and (model or not is_composite(inner)):
+        told.setdefault("nms_type", "nms")  # mmdetection's; CBNet's suppresses softly, as ours
     found = style_of_mmdet(config, model, style, file)
     tensors, backbone = apply_style(tensors, found or STYLES["pytorch"], file)
     untold = "" if OWN_META in checkpoint.meta or style else _untold(family, model, has_style=found is not None)

@@ -13,7 +13,7 @@ from aligndet_cli.backbones import FAMILIES, BackboneConfig, build_backbone
 from aligndet_cli.backbones.build import COMPOSITE
 from aligndet_cli.backbones.layouts import recognise
 from aligndet_cli.errors import WeightsError
-from aligndet_cli.tools.conversion.backbone_names import ASSISTANT, PREFIX
+from aligndet_cli.tools.conversion.backbone_names import ASSISTANT, PREFIX, is_composite
 from aligndet_cli.tools.conversion.rules import value_of_mark
 
 Layout = Literal["mmdet", "aligndet", "detectron2", "torchvision", "detr", "up-detr", "detreg", "soco"]
@@ -77,7 +77,7 @@ def find_shape(family: str, tensors: Mapping[str, Tensor], file: Path) -> tuple[
 
 
 def _backbone_of(tensors: Mapping[str, Tensor], file: Path) -> str:
-    if any(name.startswith(ASSISTANT) for name in tensors):
+    if is_composite(tensors):
         of_one = {name.replace(ASSISTANT, PREFIX): t for name, t in tensors.items() if name.startswith(ASSISTANT)}
         return f"{COMPOSITE}{_backbone_of(of_one, file)}"
     if "backbone.features.0.0.weight" in tensors:
