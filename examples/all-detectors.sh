@@ -4,7 +4,7 @@
 #   examples/all-detectors.sh path/to/coco [backbone weights]
 #
 # At full size (ResNet-50, the paper's schedules) this is several days on one GPU. SMOKE=1 runs the same commands with a
-# ResNet-18, slim heads and tiny images: a minute on a CPU.
+# ResNet-18, slim heads and tiny images: five minutes of a CPU.
 set -euo pipefail
 data=$1
 weights=${2:-IMAGENET1K_V1}

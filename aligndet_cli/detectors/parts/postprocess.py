@@ -41,14 +41,29 @@ def select_detections(
 
 
 def _suppress_softly(boxes: Tensor, scores: Tensor, class_ids: Tensor, nms_iou: float, count: int) -> Detections:
+    if not len(boxes):
+        return Detections(boxes=boxes, scores=scores, class_ids=class_ids)
+    kept_scores, keep = take_softly(boxes, scores, class_ids, nms_iou, min(count, len(boxes)))
+    is_left = kept_scores >= 0
+    keep = keep[is_left]
+    return Detections(boxes=boxes[keep], scores=kept_scores[is_left], class_ids=class_ids[keep])
+
+
+def take_softly(boxes: Tensor, scores: Tensor, class_ids: Tensor, nms_iou: float, count: int) -> tuple[Tensor, Tensor]:
     """Take the best box `count` times; each time, scores of its class are multiplied by 1 - IoU above `nms_iou`.
 
     As scores only fall, these are the best, in order. A GPU is asked nothing before the end.
 
     Source: Bodla et al., ICCV 2017, the linear rule; mmcv `soft_nms`.
+
+    Args:
+        boxes, scores, class_ids: of one box or more, as in `select_detections`.
+
+    Returns:
+        (count,) lowered scores and (count,) int64 places of the boxes; scores below 0 where none is left.
     """
     left, places, found = scores, [], []
-    for _ in range(min(count, len(boxes))):
+    for _ in range(count):
         score, place = left.max(dim=0, keepdim=True)
         places.append(place)
         found.append(score)
@@ -56,9 +71,4 @@ def _suppress_softly(boxes: Tensor, scores: Tensor, class_ids: Tensor, nms_iou: 
         is_lowered = (class_ids == class_ids[place]) & (overlap > nms_iou)
         left = torch.where(is_lowered, left * (1 - overlap), left)
         left = torch.where(left < LEAST_SOFT_SCORE, -1.0, left).index_fill(0, place, -1.0)
-    if not places:
-        return Detections(boxes=boxes, scores=scores, class_ids=class_ids)
-    keep, kept_scores = torch.cat(places), torch.cat(found)
-    is_left = kept_scores >= 0
-    keep = keep[is_left]
-    return Detections(boxes=boxes[keep], scores=kept_scores[is_left], class_ids=class_ids[keep])
+    return torch.cat(found), torch.cat(places)

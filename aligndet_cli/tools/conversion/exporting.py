@@ -142,8 +142,7 @@ def _export_onnx(artifact: Artifact, weights: Path, file: Path, image_size: str 
 
     options = onnx_file.OnnxOptions(with_nms, None if image_size is None else _parse_size(image_size))
     content = read_detector(weights)
-    nms_type = content.detector.model_dump().get("nms_type", "nms")
-    options.check(content.detector.family, content.backbone.name, nms_type)
+    options.check(content.detector.family, content.backbone.name)
     detector = load_detector(weights)
     images, origin = onnx_file.comparison_images(_data_of(artifact))
     usage, comparison = onnx_file.export_onnx(detector, file, options, images)

@@ -16,6 +16,7 @@ from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.detectors.detr import DETR
 from aligndet_cli.detectors.interface import Detections
 from aligndet_cli.detectors.parts.postprocess import select_detections
+from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.tools.conversion.onnx_graph import WithNMS
 
 BOX_TOLERANCE = 0.1  # pixels
@@ -117,6 +118,7 @@ def _suppress(model: WithNMS | DETR, found: Detections, size_hw: tuple[int, int]
         found.class_ids,
         nms_iou=config.nms_iou,
         max_detections=config.max_detections,
+        nms_type=config.nms_type if isinstance(config, RCNNConfig) else "nms",
     )
     return replace(kept, boxes=clip_boxes_to_image(kept.boxes, size_hw))
 

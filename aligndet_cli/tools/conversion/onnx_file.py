@@ -48,8 +48,8 @@ class OnnxOptions:
     with_nms: bool = True
     size_hw: tuple[int, int] | None = None
 
-    def check(self, family: str, backbone: str, nms_type: str = "nms") -> None:
-        """Make sure that a family with a backbone and a type of NMS can be exported so.
+    def check(self, family: str, backbone: str) -> None:
+        """Make sure that a family with a backbone can be exported so.
 
         Raises:
             ConfigError: it cannot, or packages are missing.
@@ -62,8 +62,6 @@ class OnnxOptions:
                 f"--to onnx: the windows of {backbone} change with the size of images; name one size by "
                 "--image-size HEIGHTxWIDTH"
             )
-        if nms_type == "soft_nms":
-            raise ConfigError("--to onnx: has no soft NMS; fine-tune with --set detector.nms_type=nms")
         if not self.with_nms and family == "detr":
             raise ConfigError("--no-with-nms: detr has no NMS; leave it out")
         if not self.with_nms and family in ("mask-rcnn", "cascade-mask-rcnn", "htc"):

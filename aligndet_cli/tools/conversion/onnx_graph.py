@@ -20,7 +20,7 @@ from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import POOLED_STRIDES, Pyramid, level_of, pool_semantic
 from aligndet_cli.detectors.parts.two_stage import RCNN, heads_of
 from aligndet_cli.detectors.retinanet import RetinaNet
-from aligndet_cli.tools.conversion.onnx_nms import by_group, not_suppressed
+from aligndet_cli.tools.conversion.onnx_nms import by_group, not_suppressed, softened
 
 WithNMS = RetinaNet | FCOS | RCNN
 
@@ -90,6 +90,9 @@ class Graph(nn.Module):
         if not self.with_nms:
             return found
         config = model.config
+        if isinstance(config, RCNNConfig) and config.nms_type == "soft_nms":
+            scores, place = softened(*found, config.nms_iou, config.max_detections)
+            return Found(_pick(found.boxes, place), scores, found.class_ids.gather(1, place))
         if isinstance(config, RCNNConfig):
             boxes = found.boxes.unflatten(1, (self.num_classes, -1)).flatten(0, 1)  # (B*K, P, 4)
             scores = found.scores.unflatten(1, (self.num_classes, -1)).flatten(0, 1)

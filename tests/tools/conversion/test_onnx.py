@@ -39,8 +39,11 @@ IMAGES = [
     for pixels, size_hw in zip(PICTURES, SIZES_HW, strict=True)
 ]
 BATCHES = comparison_batches(IMAGES, RESOLUTION, None)
-SEMANTIC = NARROW["htc"].model_copy(update={"semantic_classes": 5})
-DETECTORS = {**NARROW, "htc-semantic": SEMANTIC}
+DETECTORS = {
+    **NARROW,
+    "faster-rcnn-soft": NARROW["faster-rcnn"].model_copy(update={"nms_type": "soft_nms"}),
+    "htc-semantic": NARROW["htc"].model_copy(update={"semantic_classes": 5, "nms_type": "nms"}),
+}
 FAMILIES = sorted(DETECTORS)
 
 
@@ -48,8 +51,6 @@ FAMILIES = sorted(DETECTORS)
 def detector(family: str, backbone: str = "resnet18") -> LoadedDetector:
     torch.manual_seed(2)
     config = DETECTORS[family]
-    if "nms_type" in type(config).model_fields:  # a file has no soft one
-        config = config.model_copy(update={"nms_type": "nms"})
     body = build_backbone(BackboneConfig.model_validate({"name": backbone}))
     model = config.build(body, len(CATEGORIES)).eval()
     has_masks = config.RECIPE.needs_masks
@@ -303,8 +304,6 @@ def test_what_cannot_be_is_said_at_once(workspace: Path, tmp_path: Path, monkeyp
     with pytest.raises(ConfigError, match="windows of swin_t .* --image-size HEIGHTxWIDTH"):
         OnnxOptions().check("fcos", "swin_t")
     OnnxOptions(size_hw=(320, 512)).check("fcos", "swin_t")
-    with pytest.raises(ConfigError, match="has no soft NMS"):
-        OnnxOptions().check("faster-rcnn", "resnet18", "soft_nms")
     export = ("export", "-w", workspace, "-o", tmp_path / "x")
     for flag in (("--no-with-nms",), ("--with-nms",), ("--image-size", "64x96")):
         assert "only --to onnx has a choice there" in aligndet(*export, "--to", "mmdet", *flag, code=2).error_line()
