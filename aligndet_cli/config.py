@@ -19,7 +19,7 @@ STAGES = ("pretrain-image", "proposals", "cluster", "pretrain-box", "finetune", 
 # Backbone weights that `pretrain-image` made in the workspace; with "auto" none where there are none.
 WORKSPACE_WEIGHTS = ("auto", "workspace")
 NO_WEIGHTS = "none"
-WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin", ".safetensors")
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".pkl", ".bin", ".safetensors", ".npz")
 
 
 class Frozen(BaseModel):

@@ -16,11 +16,13 @@ from aligndet_cli.backbones.convnext import build_convnext
 from aligndet_cli.backbones.efficientnet import build_efficientnet
 from aligndet_cli.backbones.efficientnet_lite import SIZES as LITE_SIZES
 from aligndet_cli.backbones.efficientnet_lite import build_efficientnet_lite
-from aligndet_cli.backbones.from_timm import build_timm, is_of_timm
+from aligndet_cli.backbones.from_timm import PREFIX as TIMM_PREFIX
+from aligndet_cli.backbones.from_timm import build_timm, facts_of, has_drop_path, is_of_timm
 from aligndet_cli.backbones.interface import COMPOSITE, Backbone, Family, StagedBackbone
 from aligndet_cli.backbones.mobilenet import build_mobilenet
 from aligndet_cli.backbones.resnet import build_resnet
 from aligndet_cli.backbones.swin import build_swin
+from aligndet_cli.backbones.vit import nearest_size
 from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS, FileOr, Frozen
 from aligndet_cli.errors import ConfigError
 
@@ -42,7 +44,17 @@ COMPOSITES = tuple(f"{COMPOSITE}{name}" for family in ("resnet", "swin") for nam
 WEIGHTS_FILE = FileOr((*WORKSPACE_WEIGHTS, NO_WEIGHTS))
 # Rates of drop path. Source: docs/paper.md §5.2; the ConvNeXt authors' detectors; EfficientDet.
 _DROP_PATH: dict[Family, float] = {"swin": 0.2, "convnext": 0.7, "efficientnet": 0.2, "efficientnet-lite": 0.0}
-_OTHER_DROP_PATH = {"convnext_tiny": 0.4, "convnext_small": 0.6, "efficientnet_b0": 0.0}
+_CONVNEXT_DROP_PATH = {
+    "convnext_tiny": 0.4,
+    "convnext_small": 0.6,
+    "convnext_base": 0.7,
+    "convnext_large": 0.7,
+    "convnext_xlarge": 0.8,
+}
+_OTHER_DROP_PATH = _CONVNEXT_DROP_PATH | {"efficientnet_b0": 0.0}
+# Of plain ViTs, by ViTDet's B, L and H. Source: detectron2's configs/common/models/mask_rcnn_vitdet.py and
+# projects/ViTDet/configs/COCO.
+_VIT_DROP_PATH = {12: 0.1, 24: 0.4, 32: 0.5}
 
 
 def _or_of_timm(name: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -178,16 +190,31 @@ class BackboneConfig(Frozen):
     @classmethod
     def _check_drop_path(cls, drop_path: float | str, info: ValidationInfo) -> float | str:
         name = info.data.get("name")
-        if drop_path != "auto" and name is not None and family_of(name) not in _DROP_PATH:
+        if drop_path == "auto" or name is None:
+            return drop_path
+        if not (has_drop_path(name) if is_of_timm(name) else family_of(name) in _DROP_PATH):
             raise ValueError(
-                f"only Swin, ConvNeXt and EfficientNet have it, not {name}; leave it out, or name one with --backbone"
+                f"only Swin, ConvNeXt, EfficientNet and most of timm have it, not {name}; leave it out, or name one "
+                "with --backbone"
             )
         return drop_path
 
     @property
     def drop_path_rate(self) -> float:
-        """The rate of drop path of a family that has it, with the family's own in place of "auto"."""
+        """The rate of drop path of a family of ours that has it, with the family's own in place of "auto"."""
         return _OTHER_DROP_PATH.get(self.name, _DROP_PATH[self.family]) if self.drop_path == "auto" else self.drop_path
+
+    @property
+    def drop_path_of_timm(self) -> float | None:
+        """The rate for a network of timm; where "auto" knows none of detectors, None: what timm builds it with."""
+        if self.drop_path != "auto":
+            return self.drop_path
+        facts, model = facts_of(self.name), self.name.removeprefix(TIMM_PREFIX).partition(".")[0]
+        if facts.is_vit:
+            return nearest_size(_VIT_DROP_PATH, facts.num_blocks)
+        if facts.kind.startswith("swin_transformer"):
+            return _DROP_PATH["swin"]
+        return _CONVNEXT_DROP_PATH.get(model)
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
@@ -215,7 +242,7 @@ def _build(config: BackboneConfig) -> Backbone:
     if config.family == "efficientnet-lite":
         return build_efficientnet_lite(config.name, drop_path=config.drop_path_rate)
     if config.family == "timm":
-        return build_timm(config.name)
+        return build_timm(config.name, drop_path=config.drop_path_of_timm)
     if config.family == "mobilenet":
         return build_mobilenet()
     return build_resnet(config.name, stride_in_1x1=config.stride_in_1x1)

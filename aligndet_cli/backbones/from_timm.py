@@ -4,6 +4,7 @@ Strides, widths, mean and deviation are what timm says of a network, and are che
 torch's meta device.
 """
 
+import difflib
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ class TimmBackbone(Backbone):
         return crop_maps(dict(zip(self.channels, maps, strict=True)), pixels)
 
     def stem(self) -> list[nn.Module]:
-        """Return the modules before the first row of blocks that leads to c2."""
+        """Return the modules before the first row of blocks that leads to c2, and positions that no module has."""
         return self._parts()[0]
 
     def stages(self) -> list[list[nn.Module]]:
@@ -102,16 +103,19 @@ class TimmBackbone(Backbone):
     def _parts(self) -> list[list[nn.Module]]:
         """Return stem and stages: the modules of the body in their order, cut behind those that end a level."""
         ends = self._facts.ends
-        modules = list(self.body.named_children())
+        modules, opened = list(self.body.named_children()), [self.body]
         while inside := [one for one in modules if any(end.startswith(f"{one[0]}.") for end in ends)]:
             place = modules.index(inside[0])
             name, module = modules[place]
             modules[place : place + 1] = [(f"{name}.{child}", part) for child, part in module.named_children()]
+            opened.append(module)
         names = [name for name, _ in modules]
         row = _row_of(ends[0])
         start = next((place for place, name in enumerate(names) if _row_of(name) == row), 1) or 1
         cuts = [0, start, *(names.index(end) + 1 for end in ends)]
-        return [[part for _, part in modules[first:last]] for first, last in zip(cuts, cuts[1:], strict=False)]
+        stem, *stages = ([part for _, part in modules[first:last]] for first, last in zip(cuts, cuts[1:], strict=False))
+        outside = [one for module in opened for one in module.parameters(recurse=False)]
+        return [[*stem, *([nn.ParameterList(outside)] if outside else [])], *stages]
 
 
 def _row_of(name: str) -> str:
@@ -124,13 +128,16 @@ def is_of_timm(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
-def build_timm(name: str) -> Backbone:
+def build_timm(name: str, *, drop_path: float | None) -> Backbone:
     """Build a network of timm with its initial weights.
+
+    `drop_path` is the probability that the last block is left out for an image in training; it grows linearly from 0.
+    None: as timm has it.
 
     Raises:
         ConfigError: timm is missing, or does not have it, or it cannot serve.
     """
-    facts, body = facts_of(name), create_body(name)
+    facts, body = facts_of(name), create_body(name, drop_path=drop_path)
     backbone = PlainViT(body, name) if facts.is_vit else TimmBackbone(body, name, facts)
     pretrained = pretrained_of(name)
     backbone.set_input(pretrained.mean, pretrained.std)
@@ -177,13 +184,16 @@ def has_windows(name: str) -> bool:
 
 def _check_name(name: str) -> None:
     timm, bare = _import(), name.removeprefix(PREFIX)
+    model, _, tag = bare.partition(".")
     if not timm.is_model(bare):
-        model = bare.partition(".")[0]
-        raise ConfigError(f"--backbone {name}: timm has no such network{did_you_mean(model, timm.list_models())}")
+        known = timm.list_models()
+        near = difflib.get_close_matches(model, known, n=1, cutoff=0.5)
+        way = did_you_mean(model, known) if near else "; timm.list_models() lists those that it has"
+        raise ConfigError(f"--backbone {name}: timm has no such network{way}")
+    if current := timm.models.get_deprecated_models().get(model):
+        raise ConfigError(f"--backbone {name}: timm has a new name for it; use --backbone {PREFIX}{current}")
     if "." in bare and not timm.models.is_model_pretrained(bare):
-        model, _, tag = bare.partition(".")
-        known = timm.list_pretrained(f"{model}.*")
-        tags = [one.partition(".")[2] for one in known]
+        tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{model}.*")]
         raise ConfigError(f"--backbone {name}: timm has no weights '{tag}' of {model}{did_you_mean(tag, tags)}")
 
 
@@ -219,6 +229,8 @@ def _facts_of_vit(name: str) -> Facts:
     options = {"dynamic_img_size": True}
     with torch.device("meta"):
         body = _create_vit(name, options)
+    if not isinstance(body.patch_embed, _import().layers.PatchEmbed):
+        raise _cannot_serve(name, "a network of convolutions makes its patches, and a plain ViT cuts them")
     patch = body.patch_embed.patch_size
     if patch not in [(side, side) for side in PATCHES]:
         sizes = " or ".join(map(str, PATCHES))
@@ -256,10 +268,27 @@ def _create_vit(name: str, options: Mapping[str, Any]) -> Any:
     return body
 
 
-def create_body(name: str) -> Any:
-    """Build the part of a network that a backbone is made of, an `nn.Module`."""
+def create_body(name: str, *, drop_path: float | None = None) -> Any:
+    """Build the part of a network that a backbone is made of, an `nn.Module`; `drop_path` as in `build_timm`."""
     facts = facts_of(name)
-    return _create_vit(name, facts.options) if facts.is_vit else _create(name, facts.options, facts.indices)
+    options = facts.options | ({} if drop_path is None else {"drop_path_rate": drop_path})
+    return _create_vit(name, options) if facts.is_vit else _create(name, options, facts.indices)
+
+
+@functools.cache
+def has_drop_path(name: str) -> bool:
+    """Return True for a network of timm whose blocks can be left out in training.
+
+    Raises:
+        ConfigError: timm is missing, or does not have it, or it cannot serve.
+    """
+    facts_of(name)
+    try:
+        with torch.device("meta"):
+            body = create_body(name, drop_path=0.5)
+    except TypeError:  # a network that has no such option
+        return False
+    return any(type(module).__name__.startswith("DropPath") for module in body.modules())
 
 
 @functools.cache

@@ -101,7 +101,7 @@ _PLAIN: list[Any] = [
 
 
 def read_plain(file: Path, title: str) -> Any:
-    """Return the content of a PyTorch or safetensors file, with tensors on the CPU.
+    """Return the content of a PyTorch, safetensors or NumPy file (`.npz`), with tensors on the CPU.
 
     Args:
         title: start of messages, which names the file.
@@ -114,6 +114,8 @@ def read_plain(file: Path, title: str) -> Any:
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
+        if file.suffix == ".npz":
+            return _load_arrays(file)
         with torch.serialization.safe_globals(_PLAIN):
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -130,6 +132,19 @@ def read_plain(file: Path, title: str) -> Any:
         raise WeightsError(f"{title}: {_explain(file, error)}") from None
 
 
+def _load_arrays(file: Path) -> Tensors:
+    """Return the arrays of numbers in a NumPy file; bfloat16, which NumPy has not, lies there as two bytes."""
+    found = {}
+    with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+        for name in arrays.files:
+            array = arrays[name]
+            if array.dtype == np.dtype("V2"):
+                found[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+            elif array.dtype.kind in "fiu":
+                found[name] = torch.from_numpy(array)
+    return found
+
+
 def _explain(file: Path, error: Exception) -> str:
     """Return the reason why a file cannot be read, and the way out."""
     told = str(error)
@@ -143,7 +158,7 @@ def _explain(file: Path, error: Exception) -> str:
         start = handle.read(64)
     if start.startswith(b"version https://git-lfs"):
         return "not a readable PyTorch file, but the pointer that Git LFS keeps in its place; run `git lfs pull` there"
-    kind = "safetensors" if file.suffix == ".safetensors" else "PyTorch"
+    kind = {".safetensors": "safetensors", ".npz": "NumPy"}.get(file.suffix, "PyTorch")
     reason = re.split(r"\n|\. ", told, maxsplit=1)[0].strip() or type(error).__name__
     return f"not a readable {kind} file, or damaged ({reason}); get it again"
 

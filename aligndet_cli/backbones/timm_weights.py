@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from aligndet_cli.backbones.build import NAMES
 from aligndet_cli.backbones.from_timm import create_body, create_whole, facts_of, pretrained_of
+from aligndet_cli.backbones.jax_vits import of_jax
 from aligndet_cli.backbones.layouts import CLASSIFIERS, IMAGENET_CLASSES, FoundBackbone, recognise
 from aligndet_cli.backbones.plain import Tensors, read_plain, require_finite, state_dicts
 from aligndet_cli.backbones.vit_layouts import Named, as_they_are, of_transformers, without_chunks
@@ -116,8 +118,8 @@ def _best(content: Any, name: str, wanted: Tensors) -> _Candidate | None:
 def _candidates(tensors: Tensors, whole: nn.Module, *, is_vit: bool) -> Iterator[tuple[Named, Tensors]]:
     """Yield the tensors of a file as they may be meant: as they are, and converted by timm."""
     convert = vars(sys.modules[type(whole).__module__]).get("checkpoint_filter_fn")
-    of_hub = of_transformers(tensors) if is_vit else None
-    for named in (*(as_they_are(tensors, prefix) for prefix in (*_OUTER, _BODY)), *([of_hub] if of_hub else [])):
+    others = (of_transformers(tensors), of_jax(tensors)) if is_vit else ()
+    for named in (*(as_they_are(tensors, prefix) for prefix in (*_OUTER, _BODY)), *filter(None, others)):
         if named.tensors:
             named = without_chunks(named) if is_vit else named  # blocks of MobileNets have two numbers
             yield named, named.tensors
@@ -141,7 +143,8 @@ def _require_biases(best: _Candidate, name: str, title: str) -> None:
     """
     others = best.others()
     for key, value in best.named.tensors.items():
-        is_lost = re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", key) and best.named.sources[key][0] in others
+        block = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.bias", key)
+        is_lost = block and int(block[1]) < facts_of(name).num_blocks and best.named.sources[key][0] in others
         if is_lost and any(part.any() for part in value.chunk(3)[::2]):
             other = f"{name.partition('.')[0]}_qkvb"
             raise WeightsError(
@@ -184,4 +187,7 @@ def _flat(key: str) -> str:
 
 def _what_it_is(content: Any) -> str:
     found = recognise(content)
-    return f", but a {found.family} of {found.layout}; name one with --backbone" if found else "; use another file"
+    if found is None:
+        return "; use another file"
+    names = " or ".join(NAMES[found.family])
+    return f", but {names} in the {found.layout} layout; give that name to --backbone"

@@ -5,6 +5,7 @@ the last one alone. Theirs are made by deconvolutions, which pre-training here w
 a backbone stays as it is; ours are resampled, and the neck, which is trained, mixes their channels.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -68,3 +69,8 @@ def resample(last: Tensor, level: str) -> Tensor:
         return max_pool2d(last, 2)
     scale = STRIDES["c4"] // STRIDES[level]
     return last if scale == 1 else interpolate(last, scale_factor=float(scale), mode="bilinear")
+
+
+def nearest_size(by_size: Mapping[int, float], num_blocks: int) -> float:
+    """Return the value for the published size, by its number of blocks, that a ViT is nearest to."""
+    return by_size[min(by_size, key=lambda known: abs(known - num_blocks))]

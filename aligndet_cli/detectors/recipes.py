@@ -11,6 +11,7 @@ from typing import Literal
 
 from aligndet_cli.backbones import COMPOSITES, BackboneConfig, Family, MethodName, WeightsTraining
 from aligndet_cli.backbones.from_timm import facts_of
+from aligndet_cli.backbones.vit import nearest_size
 from aligndet_cli.backbones.weights import training_shown_by
 from aligndet_cli.detectors import DetectorConfig
 from aligndet_cli.errors import ConfigError
@@ -179,8 +180,14 @@ def _simmim(recipe: Recipe) -> Recipe:
 
 
 # Learning rate and layer decay of the ConvNeXt authors' cascades; their Mask R-CNN, of a tiny one alone, has another.
-# Source: their cascade_mask_rcnn_convnext_*_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k.py, and of large, in22k.
-_CONVNEXT_CASCADES = {"tiny": (2e-4, 0.7), "small": (2e-4, 0.7), "base": (2e-4, 0.8), "large": (1e-4, 0.7)}
+# Source: their cascade_mask_rcnn_convnext_*_mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k.py; from large on in22k.
+_CONVNEXT_CASCADES = {
+    "tiny": (2e-4, 0.7),
+    "small": (2e-4, 0.7),
+    "base": (2e-4, 0.8),
+    "large": (1e-4, 0.7),
+    "xlarge": (1e-4, 0.7),
+}
 _CONVNEXT_DECAY = 0.95
 # Layer decay of ViTDet's B, L and H by their number of blocks. Source: detectron2's projects/ViTDet/configs/COCO.
 _VIT_DECAYS = {12: 0.7, 24: 0.8, 32: 0.9}
@@ -190,8 +197,7 @@ def _falling_rates(recipe: Recipe, family: str, backbone: BackboneConfig) -> Rec
     """Let the rate of a ConvNeXt or a plain ViT fall towards its start, as far as a source says so."""
     changes: dict[str, float] = {}
     if recipe.name == "vit" and _family(backbone) == "vit":
-        num_blocks = facts_of(backbone.name).num_blocks
-        changes["layer_decay"] = _VIT_DECAYS[min(_VIT_DECAYS, key=lambda known: abs(known - num_blocks))]
+        changes["layer_decay"] = nearest_size(_VIT_DECAYS, facts_of(backbone.name).num_blocks)
     if recipe.name == "convnext" and _is_convnext(backbone):
         size = re.sub(r"^(timm:)?convnext_|\..*$", "", backbone.name)
         if family in ALIKE[1] and size in _CONVNEXT_CASCADES:

@@ -88,6 +88,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
         inputs["pixel maps"] = pixel_maps.check(indices)
     if config.training.layer_decay is not None and initial.backbone.frozen_stages == 4:
         raise ConfigError("training.layer_decay: no effect on a frozen backbone; leave it out, or free some stages")
+    if config.backbone.drop_path != "auto" and initial.backbone.frozen_stages == 4:
+        raise ConfigError("backbone.drop_path: no effect on a frozen backbone; leave it out, or free some stages")
     name = _name(config, initial)
     resolution = resolution_of(initial, config)
     training, spares_memory = settle_batch_size(

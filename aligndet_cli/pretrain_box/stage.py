@@ -80,6 +80,8 @@ def check(config: PretrainBoxConfig) -> None:
         raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
     if config.training.layer_decay is not None and config.freeze_backbone:
         raise ConfigError("training.layer_decay: no effect on a frozen backbone; leave it out, or --no-freeze-backbone")
+    if config.backbone.drop_path != "auto" and config.freeze_backbone:
+        raise ConfigError("backbone.drop_path: no effect on a frozen backbone; leave it out, or --no-freeze-backbone")
 
 
 def idle(method: str) -> tuple[str, ...]:

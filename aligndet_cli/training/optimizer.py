@@ -13,7 +13,11 @@ from aligndet_cli.training.recipe import Rates
 SGD_MOMENTUM = 0.9  # the authors' schedule_1x.py
 LARS_TRUST, LARS_EPS = 0.001, 1e-8  # hologerry/SoCo
 # Without decay if norms have none; torchvision's names in Swin and ConvNeXt, and timm's.
-UNDECAYED = ("relative_position_bias_table", "layer_scale", "gamma", "pos_embed", "cls_token", "reg_token")
+UNDECAYED = (
+    *("relative_position_bias_table", "layer_scale", "gamma", "gamma_1", "gamma_2"),
+    *("pos_embed", "pos_embed_window", "cls_token", "reg_token", "dist_token"),
+)
+BIASES = ("bias", "q_bias", "v_bias")  # the last two of timm's EVA and DINOv3
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -88,7 +92,7 @@ def build_optimizer(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parts, is_of_norm = name.split("."), id(parameter) in of_norms
-            is_bias = parts[-1] == "bias" and not is_of_norm
+            is_bias = parts[-1] in BIASES and not is_of_norm
             decays = rates.decays_norms or not (is_of_norm or parts[-1] in UNDECAYED)
             is_constant = not set(parts).isdisjoint(rates.constant_lr)
             key = ("backbone" in parts, is_bias, is_constant, decays, layer_scales.get(id(parameter), 1.0))
