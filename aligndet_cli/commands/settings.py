@@ -64,7 +64,9 @@ def list_backbones() -> None:
     width = max(map(len, names))
     for name in names:
         typer.echo(f"{name:<{width}} {', '.join(torchvision_weights(name)) or 'none, give a file'}")
-    typer.echo(f"{'timm:NAME':<{width}} timm; one of timm with four stages, or a plain ViT; needs pip install 'aligndet[timm]'")
+    typer.echo(
+        f"{'timm:NAME':<{width}} timm; one of timm with four stages, or a plain ViT; needs pip install 'aligndet[timm]'"
+    )
 
 
 SHOW = (

@@ -292,8 +292,8 @@ def _restore(learner: Learner, folder: Path) -> int:
     groups = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
     if groups != [len(group["params"]) for group in learner.optimizer.param_groups]:
         raise ConfigError(
-            f"{folder}: was begun by an older aligndet, whose recipe had the same rate in all layers of this backbone: "
-            "--no-resume begins again, --set training.layer_decay=1 with it has the rates of before"
+            f"{folder}: was begun by an older aligndet, whose recipe had other rates or decays in this backbone: "
+            "--no-resume begins again, --set training.layer_decay=1 with it has one rate in all layers"
         )
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.scaler.load_state_dict(state["scaler"])
