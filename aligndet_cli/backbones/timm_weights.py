@@ -189,5 +189,5 @@ def _what_it_is(content: Any) -> str:
     found = recognise(content)
     if found is None:
         return "; use another file"
-    names = " or ".join(NAMES[found.family])
-    return f", but {names} in the {found.layout} layout; give that name to --backbone"
+    names = ", ".join(NAMES[found.family])
+    return f", but one of the family of {names} ({found.layout} layout); name it with --backbone"

