@@ -12,14 +12,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchvision.ops import box_convert, clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from aligndet_cli.backbones import Backbone
 from aligndet_cli.config import Frozen
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features, weigh_assistant
 from aligndet_cli.detectors.parts.cells import send
-from aligndet_cli.detectors.parts.hungarian import MatchCosts, match_queries, to_relative
+from aligndet_cli.detectors.parts.hungarian import MatchCosts, find_matched, match_queries, to_relative
 from aligndet_cli.detectors.parts.matching import look_up
 from aligndet_cli.detectors.parts.transformer import LayerSize, Transformer, encode_position
 from aligndet_cli.training.recipe import Freezing, ProjectorRecipe, Rates, Recipe
@@ -34,6 +34,8 @@ _RATES = Rates(
     clip_norm=0.1,
     backbone_lr_scale=0.1,
 )
+
+GIOU_EPS = 1e-7  # torchvision's
 
 
 class DETRConfig(Frozen):
@@ -238,13 +240,13 @@ class DETR(Detector):
         self, boxes: Tensor, matched: Tensor, targets: Sequence[BoxTargets], sizes_hw: Sequence[tuple[int, int]]
     ) -> dict[str, Tensor]:
         """Return `loss_box_reg` and `loss_giou`, (L,) each, from (L, B, Q, 4) boxes and (L, B, Q) matches."""
-        layer, image, query = (matched >= 0).nonzero(as_tuple=True)  # (L * P,) each, as many in every layer
+        layer, image, query = find_matched(matched, targets)  # (L * P,) each
         relative = torch.cat([to_relative(t.boxes, size_hw) for t, size_hw in zip(targets, sizes_hw, strict=True)])
         predicted, wanted = boxes[layer, image, query], relative[matched[layer, image, query]]  # (L * P, 4)
         scale = send([[width, height, width, height] for height, width in sizes_hw], boxes.device)[image]
         # In pixels: GIoU does not depend on the scale, but torchvision's epsilon acts on the area.
         corners = [box_convert(some * scale, "cxcywh", "xyxy") for some in (predicted, wanted)]
-        overlap = generalized_box_iou_loss(corners[0], corners[1])  # (L * P,)
+        overlap = giou_loss(corners[0], corners[1])  # (L * P,)
         distance = (predicted - wanted).abs().sum(dim=1)
         by_layer = {"loss_box_reg": distance.view(len(boxes), -1), "loss_giou": overlap.view(len(boxes), -1)}
         weights = {"loss_box_reg": self.costs.box_weight, "loss_giou": self.costs.giou_weight}
@@ -256,6 +258,25 @@ class DETR(Detector):
         order = scores.argsort(descending=True, stable=True)[: self.config.max_detections]
         order = order[scores[order] >= self.config.score_threshold]
         return Detections(to_corners(boxes[order], size_hw), scores[order], class_ids[order])
+
+
+def giou_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Return (N,) 1 - GIoU of pairs of boxes, (N, 4) xyxy each.
+
+    Source: torchvision's `generalized_box_iou_loss`, which it equals to the bit. That makes the host wait for a GPU,
+    to pick the boxes that overlap.
+    """
+    x1, y1, x2, y2 = predicted.unbind(dim=1)
+    left, top, right, bottom = wanted.unbind(dim=1)
+    inner_x1, inner_y1 = torch.max(x1, left), torch.max(y1, top)
+    inner_x2, inner_y2 = torch.min(x2, right), torch.min(y2, bottom)
+    overlaps = (inner_y2 > inner_y1) & (inner_x2 > inner_x1)
+    shared = torch.where(overlaps, (inner_x2 - inner_x1) * (inner_y2 - inner_y1), 0.0)
+    union = (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top) - shared
+    outer_x1, outer_y1 = torch.min(x1, left), torch.min(y1, top)
+    outer_x2, outer_y2 = torch.max(x2, right), torch.max(y2, bottom)
+    hull = (outer_x2 - outer_x1) * (outer_y2 - outer_y1)
+    return 1 - (shared / (union + GIOU_EPS) - (hull - union) / (hull + GIOU_EPS))
 
 
 def to_corners(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -23,7 +23,7 @@ from aligndet_cli.detectors.parts.fpn import FPN, NeckNorm, NormName, check_grou
 from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.points import PointGrid, match_by_range, measure_sides
 from aligndet_cli.detectors.parts.postprocess import select_detections
-from aligndet_cli.detectors.parts.sampling import sample_positives_first
+from aligndet_cli.detectors.parts.sampling import sample_each_image
 from aligndet_cli.training.recipe import Rates, Recipe
 
 # P3..P7. The authors' pre-training has 4..64 instead, so that its points cover a quarter of the image
@@ -135,7 +135,7 @@ class FCOS(Detector):
         logits = [self.class_predictor(level) for level in class_maps]
         return {
             "loss_cls": self.class_loss(logits, matched, targets),
-            **self.box_losses(pyramid, class_maps, matched, targets),
+            **self.box_losses(pyramid, class_maps, matched, targets, (matched.flatten() >= 0).nonzero()[:, 0]),
         }
 
     @torch.no_grad()
@@ -163,12 +163,13 @@ class FCOS(Detector):
         pyramid = self.neck(features.maps)
         class_maps = [self.head.class_tower(level) for level in pyramid]
         matched = self.assign(pyramid, proposals)
-        sample = sample_positives_first(matched.flatten(), self.config.pretext_samples * len(matched))
+        samples = sample_each_image(matched.flatten()[None], self.config.pretext_samples * len(matched))
+        (sample,) = samples.places
         instance_ids = torch.stack([look_up(m, t.instance_ids) for m, t in zip(matched, proposals, strict=True)])
         num_points = matched.shape[1]
         losses = {}
         if with_losses:
-            losses = self.box_losses(pyramid, class_maps, matched, proposals)
+            losses = self.box_losses(pyramid, class_maps, matched, proposals, *samples.positives)
             if self.trains_objectness:
                 logits = [self.class_predictor(level) for level in class_maps]
                 losses["loss_objectness"] = self.class_loss(logits, matched, proposals)
@@ -208,7 +209,12 @@ class FCOS(Detector):
         return total / (matched >= 0).sum().clamp(min=1)
 
     def box_losses(
-        self, pyramid: list[Tensor], class_maps: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]
+        self,
+        pyramid: list[Tensor],
+        class_maps: list[Tensor],
+        matched: Tensor,
+        targets: Sequence[BoxTargets],
+        positives: Tensor,
     ) -> dict[str, Tensor]:
         """Return the scalars `loss_box_reg` and `loss_centerness`.
 
@@ -217,8 +223,10 @@ class FCOS(Detector):
             class_maps: the class tower's outputs on them, (B, C, H, W) each.
             matched: (B, P) as from `assign`.
             targets: boxes of each image.
+            positives: (S,) int64 places of the positive points in all B * P.
         """
-        image_index, point_index = (matched >= 0).nonzero(as_tuple=True)  # (S,) each, image by image
+        num_points = matched.shape[1]
+        image_index, point_index = positives // num_points, positives % num_points
         boxes = matched_boxes(targets, matched, image_index, point_index)
         true_sides = measure_sides(self.points(grids_of(pyramid))[point_index], boxes)  # (S, 4)
         sides = gather_cells(self.predict_log_sides(pyramid), image_index, point_index).exp()

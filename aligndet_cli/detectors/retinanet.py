@@ -23,7 +23,7 @@ from aligndet_cli.detectors.parts.dense_head import initialise_head, select_scor
 from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NeckNorm, NormName, check_group_channels, conv_tower
 from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
 from aligndet_cli.detectors.parts.postprocess import select_detections
-from aligndet_cli.detectors.parts.sampling import sample_each_image
+from aligndet_cli.detectors.parts.sampling import places_in_rows, sample_each_image
 from aligndet_cli.training.recipe import Rates, Recipe
 
 STRIDES = (8, 16, 32, 64, 128)  # P3..P7
@@ -120,7 +120,9 @@ class RetinaNet(Detector):
         anchors, matched = self.assign(grids_of(pyramid), features.sizes_hw, targets)
         return {
             "loss_cls": self.class_loss(self.predict_logits(pyramid), matched, targets),
-            "loss_box_reg": self.box_loss(self.predict_deltas(pyramid), anchors, matched, targets),
+            "loss_box_reg": self.box_loss(
+                self.predict_deltas(pyramid), anchors, matched, targets, places_in_rows(matched >= 0)
+            ),
         }
 
     @torch.no_grad()
@@ -141,12 +143,13 @@ class RetinaNet(Detector):
         pyramid = self.neck(features.maps)
         anchors, matched = self.assign(grids_of(pyramid), features.sizes_hw, proposals)
         samples = sample_each_image(matched, self.config.pretext_samples)
-        image_index = image_index_of([len(of_image) for of_image in samples], matched.device)
-        anchor_index = torch.cat(samples)
+        image_index = image_index_of([len(places) for places in samples.places], matched.device)
+        anchor_index = torch.cat(samples.places)
         class_maps = [self.head.class_tower(level) for level in pyramid]
         losses = {}
         if with_losses:
-            losses["loss_box_reg"] = self.box_loss(self.predict_deltas(pyramid), anchors, matched, proposals)
+            deltas = self.predict_deltas(pyramid)
+            losses["loss_box_reg"] = self.box_loss(deltas, anchors, matched, proposals, samples.positives)
             if self.trains_objectness:
                 logits = [self.class_predictor(level) for level in class_maps]
                 losses["loss_objectness"] = self.class_loss(logits, matched, proposals)
@@ -154,7 +157,7 @@ class RetinaNet(Detector):
             features=gather_cells(class_maps, image_index, anchor_index // self.num_slots),
             slots=anchor_index % self.num_slots,
             instance_ids=torch.cat(
-                [look_up(m[s], t.instance_ids) for m, s, t in zip(matched, samples, proposals, strict=True)]
+                [look_up(m[s], t.instance_ids) for m, s, t in zip(matched, samples.places, proposals, strict=True)]
             ),
             losses=losses,
         )
@@ -190,7 +193,14 @@ class RetinaNet(Detector):
         total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=config.focal_alpha, gamma=config.focal_gamma)
         return total / _num_positives(matched)
 
-    def box_loss(self, deltas: list[Tensor], anchors: Tensor, matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
+    def box_loss(
+        self,
+        deltas: list[Tensor],
+        anchors: Tensor,
+        matched: Tensor,
+        targets: Sequence[BoxTargets],
+        positives: list[Tensor],
+    ) -> Tensor:
         """Return the scalar `loss_box_reg`, 0 without positive anchors.
 
         Args:
@@ -198,8 +208,9 @@ class RetinaNet(Detector):
             anchors: (anchors, 4) xyxy.
             matched: (B, anchors) as from `assign`.
             targets: boxes of each image.
+            positives: (P,) int64 for each image, indices of the positive anchors.
         """
-        image_index, anchor_index = (matched >= 0).nonzero(as_tuple=True)  # (P,) each, image by image
+        image_index, anchor_index = image_index_of([len(p) for p in positives], matched.device), torch.cat(positives)
         boxes = matched_boxes(targets, matched, image_index, anchor_index)
         predicted = gather_slots(deltas, image_index, anchor_index, self.num_slots)  # (P, 4)
         return (predicted - encode_boxes(boxes, anchors[anchor_index])).abs().sum() / _num_positives(matched)

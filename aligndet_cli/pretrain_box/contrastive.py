@@ -1,6 +1,6 @@
 """The box-level contrastive loss in closed form, for a block of boxes at a time, without a loop over instances."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from aligndet_cli.detectors.parts.sampling import places_in_rows
 from aligndet_cli.training.embeddings import Contrast
 
 # Memory for similarities, which grow with the square of the batch; a block has as many queries as fit in. Small blocks
@@ -42,8 +43,8 @@ def contrastive_loss(
         keys = torch.cat([momentum, online])  # (S2 + S1, D)
         size = max(1, BLOCK_BYTES[keys.device.type] // max(1, len(keys) * keys.element_size()))
         sums, gradient = online.new_zeros(4), torch.zeros_like(online) if online.requires_grad else None
-        for block in chain(paired.blocks(size), orphans.blocks(size)):
-            sums += _add_up(block, keys, online, temperature, gradient)
+        for block, num_pairs in chain(paired.blocks(size), orphans.blocks(size)):
+            sums += _add_up(block, num_pairs, keys, online, temperature, gradient)
         loss, pair_logits, accuracy, negative_logits = sums.unbind()
         num_queries = len(paired.rows) + len(orphans.rows)
         num_negatives = torch.cat([paired.num_negatives(), orphans.num_negatives()])  # (P,)
@@ -89,9 +90,14 @@ class _Members:
         """Return the members for some of the queries."""
         return _Members(self.by_id, self.starts[queries], self.counts[queries])
 
-    def pairs(self) -> tuple[Tensor, Tensor]:
-        """Return all pairs of query and member: (R,) queries and (R,) rows of the view, query by query."""
-        query = torch.arange(len(self.counts), device=self.counts.device).repeat_interleave(self.counts)
+    def pairs(self, num_pairs: int) -> tuple[Tensor, Tensor]:
+        """Return all pairs of query and member: (R,) queries and (R,) rows of the view, query by query.
+
+        Args:
+            num_pairs: R, the sum of `counts`, for which a GPU would have to be asked.
+        """
+        query = torch.arange(len(self.counts), device=self.counts.device)
+        query = query.repeat_interleave(self.counts, output_size=num_pairs)
         offsets = self.starts - (self.counts.cumsum(0) - self.counts)
         return query, self.by_id[offsets[query] + torch.arange(len(query), device=query.device)]
 
@@ -113,12 +119,16 @@ class _Queries:
     in_online: _Members
     are_orphans: bool
 
-    def blocks(self, size: int) -> "Iterator[_Queries]":
-        """Yield at most `size` queries at a time."""
-        for start in range(0, len(self.rows), size):
+    def blocks(self, size: int) -> "Iterator[tuple[_Queries, list[int]]]":
+        """Yield at most `size` queries at a time, and how many pairs they make with `in_momentum` and `in_online`."""
+        if not len(self.rows):
+            return
+        counts = torch.stack([self.in_momentum.counts, self.in_online.counts])  # (2, P)
+        nums_pairs = torch.stack([of_block.sum(dim=1) for of_block in counts.split(size, dim=1)]).tolist()
+        for start, num_pairs in zip(range(0, len(self.rows), size), nums_pairs, strict=True):
             part = slice(start, start + size)
             members = self.in_momentum.of(part), self.in_online.of(part)
-            yield _Queries(self.rows[part], self.weights[part], *members, self.are_orphans)
+            yield _Queries(self.rows[part], self.weights[part], *members, self.are_orphans), num_pairs
 
     def num_negatives(self) -> Tensor:
         """Return (P,) int64 numbers of boxes of both views with another instance or none."""
@@ -133,7 +143,7 @@ def _find_queries(online_ids: Tensor, momentum_ids: Tensor, dtype: torch.dtype) 
     first = in_online.by_id[in_online.starts]  # (S1,) of the same instance
     num_instances = (is_query & (first == torch.arange(len(first), device=first.device))).sum()
     weights = (in_online.counts * num_instances).to(dtype).reciprocal()
-    kinds = (is_query & ~is_orphan).nonzero()[:, 0], (is_query & is_orphan).nonzero()[:, 0]
+    kinds = places_in_rows(torch.stack([is_query & ~is_orphan, is_query & is_orphan]))
     paired, orphans = (
         _Queries(rows, weights[rows], in_momentum.of(rows), in_online.of(rows), are_orphans=bool(kind))
         for kind, rows in enumerate(kinds)
@@ -148,10 +158,18 @@ def _find_members(ids: Tensor, wanted: Tensor) -> _Members:
     return _Members(by_id, starts, torch.searchsorted(ordered, wanted, right=True) - starts)
 
 
-def _add_up(queries: _Queries, keys: Tensor, online: Tensor, temperature: float, gradient: Tensor | None) -> Tensor:
+def _add_up(
+    queries: _Queries,
+    num_pairs: Sequence[int],
+    keys: Tensor,
+    online: Tensor,
+    temperature: float,
+    gradient: Tensor | None,
+) -> Tensor:
     """Return the (4,) share of c queries in loss, mean positive logit and accuracy, and their sum of negative logits.
 
     Args:
+        num_pairs: see `_Queries.blocks`.
         keys: (S2 + S1, D), momentum view first.
         online: (S1, D).
         gradient: (S1, D) gradient of the loss with regard to `online`; the share of the queries is added.
@@ -159,10 +177,10 @@ def _add_up(queries: _Queries, keys: Tensor, online: Tensor, temperature: float,
     num_momentum = len(keys) - len(online)
     own = online[queries.rows] / temperature  # (c, D)
     logits = own @ keys.T  # (c, S2 + S1)
-    row, column = queries.in_online.pairs()
+    row, column = queries.in_online.pairs(num_pairs[1])
     same = positives = row, column + num_momentum
     if not queries.are_orphans:
-        positives = queries.in_momentum.pairs()
+        positives = queries.in_momentum.pairs(num_pairs[0])
         same = torch.cat([positives[0], same[0]]), torch.cat([positives[1], same[1]])
     pair_logits, row = logits[positives], positives[0]  # (R,)
     negative_sum = logits.index_put_(same, logits.new_zeros(())).sum()

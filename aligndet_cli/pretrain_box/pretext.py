@@ -12,6 +12,7 @@ from torchvision.ops import StochasticDepth
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.interface import ASSISTANT_WEIGHT, BoxCandidates, Features, weigh_assistant
+from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.training.embeddings import HEAD_PREFIX, embedding_health
 from aligndet_cli.training.recipe import ProjectorRecipe, Recipe
@@ -53,7 +54,7 @@ class Projector(nn.Module):
             return normalize(self.output(hidden).float(), dim=1)
         # Grouped by slot, so that each row meets only its own (D, hidden) part of the output layer.
         order = slots.argsort(stable=True)
-        counts = torch.bincount(slots, minlength=self.num_slots).tolist()
+        counts = (slots[:, None] == torch.arange(self.num_slots, device=slots.device)).sum(dim=0).tolist()
         weights = self.output.weight.view(self.num_slots, self.out_dim, -1)
         biases = self.output.bias.view(self.num_slots, self.out_dim)
         parts = hidden[order].split(counts)
@@ -219,7 +220,7 @@ def _of_all_heads(
     """
     if len(losses) == 1:
         return losses[0], shown[0]
-    shares = losses[0].new_tensor(weights)
+    shares = send(weights, losses[0].device)
     means = {
         name: (torch.stack([numbers[name].float() for numbers in shown]) * shares).sum()
         / (1.0 if name == "chance" else sum(weights))

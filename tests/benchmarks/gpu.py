@@ -69,7 +69,7 @@ MATCHING: tuple[tuple[Any, str], ...] = (
     (rpn.RPN, "propose_scored"),
     (retinanet, "sample_each_image"),
     (rpn, "sample_each_image"),
-    (fcos, "sample_positives_first"),
+    (fcos, "sample_each_image"),
     (two_stage, "sample_rois"),
 )
 COLUMNS = (

@@ -6,11 +6,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
+from torchvision.ops import generalized_box_iou_loss
 
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors import neck_norm_of, settle_neck_norm
-from aligndet_cli.detectors.detr import DETR, DETRConfig
+from aligndet_cli.detectors.detr import DETR, DETRConfig, giou_loss
 from aligndet_cli.detectors.interface import Features
 from aligndet_cli.detectors.parts.transformer import encode_position
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
@@ -114,6 +115,24 @@ def test_box_losses_are_per_matched_query() -> None:
     # L1 5 x (0 + 0.25) / 2; the half inside the whole has IoU = GIoU 1/2: 2 x (0 + 0.5) / 2
     assert losses["loss_box_reg"][0].item() == pytest.approx(0.625)
     assert losses["loss_giou"][0].item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_the_loss_of_giou_is_torchvisions_to_the_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 500, 2, generator=generator) * 25
+    boxes = torch.cat([corners, corners + torch.rand(2, 500, 2, generator=generator) * 40], dim=2)  # half overlap
+    boxes[0, :2] = torch.tensor([0.0, 0, 20, 20])
+    boxes[1, :2] = torch.tensor([[20.0, 0, 30, 20], [0.0, 0, 20, 20]])  # they touch; they are the same
+    weights = torch.rand(500, generator=generator)
+    results = []
+    for loss_of in (giou_loss, generalized_box_iou_loss):
+        predicted = boxes[0].clone().requires_grad_()
+        loss = loss_of(predicted, boxes[1])
+        (loss * weights).sum().backward()
+        results.append((loss.detach(), predicted.grad))
+    assert 0.2 < (results[0][0] > 1).float().mean() < 0.8
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_one_matching_gives_clusters_and_instances() -> None:

@@ -64,7 +64,15 @@ def match_queries(
             queries, boxes = linear_sum_assignment(cost)
             matched[layer, image, torch.from_numpy(queries)] = torch.from_numpy(boxes) + start
         start += count
-    return matched.to(logits.device)
+    return matched.to(logits.device, non_blocking=True)
+
+
+def find_matched(matched: Tensor, targets: Sequence[BoxTargets]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (L * P,) layers, images and queries of the matched queries of `match_queries`, as many in every layer."""
+    num_layers, _, num_queries = matched.shape
+    num_matched = sum(min(len(of_image.boxes), num_queries) for of_image in targets)  # so a GPU need not be asked
+    layer, image, query = torch.nonzero_static(matched >= 0, size=num_layers * num_matched).unbind(dim=1)
+    return layer, image, query
 
 
 def to_relative(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:

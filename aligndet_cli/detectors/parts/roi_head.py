@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+from torch.nn.utils.rnn import pad_sequence
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.fpn import conv_tower
-from aligndet_cli.detectors.parts.matching import match_by_iou
+from aligndet_cli.detectors.parts.matching import IGNORED, match_by_iou
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.roi_gradient import roi_align
 from aligndet_cli.detectors.parts.rpn import STRIDES
-from aligndet_cli.detectors.parts.sampling import Sampling, sample_positives_first
+from aligndet_cli.detectors.parts.sampling import Sampling, sample_each_image
 
 POOLED_STRIDES = STRIDES[:4]  # P2..P5; P6 is for proposals only
 FINEST_SCALE = 56  # RoIs of side 56 * 2^l belong to level l
@@ -51,11 +52,13 @@ class RoiSamples:
         boxes: (S, 4) xyxy each.
         matched: (S,) int64 each, index of the matched box of the image, or `BACKGROUND`.
         is_box: (S,) bool each, True for RoIs that are the boxes themselves and no proposals.
+        num_positives: how many have a matched box.
     """
 
     boxes: list[Tensor]
     matched: list[Tensor]
     is_box: list[Tensor]
+    num_positives: list[int]
 
     def rois(self) -> Tensor:
         """Return the RoIs of the whole batch: (S, 5) image index and xyxy."""
@@ -63,12 +66,16 @@ class RoiSamples:
 
     def positives(self) -> "RoiSamples":
         """Return the P RoIs that have a matched box: (P, 4) and (P,) for each image."""
-        kept = [matched >= 0 for matched in self.matched]
-        return RoiSamples(
-            [boxes[k] for boxes, k in zip(self.boxes, kept, strict=True)],
-            [matched[k] for matched, k in zip(self.matched, kept, strict=True)],
-            [is_box[k] for is_box, k in zip(self.is_box, kept, strict=True)],
+        parts = (
+            [of_image[:num] for of_image, num in zip(part, self.num_positives, strict=True)]
+            for part in (self.boxes, self.matched, self.is_box)
         )
+        return RoiSamples(*parts, self.num_positives)
+
+    def positive_rows(self, values: Tensor) -> Tensor:
+        """Return (P, C), the rows of (S, C) values of all RoIs that belong to the positives."""
+        of_images = values.split([len(boxes) for boxes in self.boxes])
+        return torch.cat([rows[:num] for rows, num in zip(of_images, self.num_positives, strict=True)])
 
 
 @torch.no_grad()
@@ -95,7 +102,7 @@ def sample_rois(
         claims: a box gets its best proposal, from `positive_iou` on, even if that overlaps another box more
             (mmdetection's low-quality matches).
     """
-    all_boxes, all_matched, all_is_box = [], [], []
+    all_boxes, all_matched = [], []
     for of_image, proposed in zip(targets, proposals, strict=True):
         matched = match_by_iou(
             proposed,
@@ -106,15 +113,18 @@ def sample_rois(
             valid=proposed.new_ones(len(proposed), dtype=torch.bool),
             claims_all_ties=not only_positives,
         )
-        own = torch.arange(len(of_image.boxes), device=matched.device)
-        matched, boxes = torch.cat([own, matched]), torch.cat([of_image.boxes, proposed])
         if only_positives:
-            boxes, matched = boxes[matched >= 0], matched[matched >= 0]
-        chosen = sample_positives_first(matched, sampling.num_samples, positive_fraction=sampling.positive_fraction)
-        all_boxes.append(boxes[chosen])
-        all_matched.append(matched[chosen])
-        all_is_box.append(chosen < len(own))
-    return RoiSamples(all_boxes, all_matched, all_is_box)
+            matched = torch.where(matched >= 0, matched, IGNORED)
+        all_boxes.append(torch.cat([of_image.boxes, proposed]))
+        all_matched.append(torch.cat([torch.arange(len(of_image.boxes), device=matched.device), matched]))
+    rows = pad_sequence(all_matched, batch_first=True, padding_value=IGNORED)  # (B, boxes and proposals)
+    samples = sample_each_image(rows, sampling.num_samples, positive_fraction=sampling.positive_fraction)
+    return RoiSamples(
+        [boxes[places] for boxes, places in zip(all_boxes, samples.places, strict=True)],
+        [matched[places] for matched, places in zip(all_matched, samples.places, strict=True)],
+        [places < len(of_image.boxes) for places, of_image in zip(samples.places, targets, strict=True)],
+        samples.num_positives,
+    )
 
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:

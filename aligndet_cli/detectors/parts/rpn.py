@@ -12,10 +12,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
-from aligndet_cli.detectors.parts.cells import gather_slots, grids_of, image_index_of, send
+from aligndet_cli.detectors.parts.cells import gather_slots, grids_of, image_index_of
 from aligndet_cli.detectors.parts.matching import matched_boxes
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
-from aligndet_cli.detectors.parts.sampling import Sampling, sample_each_image
+from aligndet_cli.detectors.parts.sampling import Sampling, places_in_rows, sample_each_image
 from aligndet_cli.detectors.parts.suppression import batched_nms
 
 STRIDES = (4, 8, 16, 32, 64)  # P2..P6
@@ -80,18 +80,16 @@ class RPN(nn.Module):
         logits, deltas = output
         anchors, matched = self.assign(grids_of(logits), sizes_hw, targets)
         samples = sample_each_image(matched, sampling.num_samples, positive_fraction=sampling.positive_fraction)
-        counts = [len(of_image) for of_image in samples]
-        image_index = image_index_of(counts, matched.device)  # (S,)
-        anchor_index = torch.cat(samples)  # (S,)
+        counts = [len(places) for places in samples.places]
+        image_index, anchor_index = image_index_of(counts, matched.device), torch.cat(samples.places)  # (S,) each
         is_object = matched[image_index, anchor_index] >= 0
-        num_sampled = send(counts, matched.device)  # (B,)
-        num_positives = torch.zeros_like(num_sampled).scatter_add_(0, image_index, is_object.long())
-        normaliser = num_positives.clamp(min=1).sum() + (num_sampled - num_positives).clamp(min=1).sum()
+        pairs = list(zip(counts, samples.num_positives, strict=True))
+        normaliser = sum(max(positives, 1) + max(sampled - positives, 1) for sampled, positives in pairs)
 
         num = self.anchors.num_per_cell
         scores = gather_slots(logits, image_index, anchor_index, num).squeeze(1)
-        positives = is_object.nonzero().squeeze(1)  # (P,)
-        image_index, anchor_index = image_index[positives], anchor_index[positives]
+        image_index = image_index_of(samples.num_positives, matched.device)  # (P,)
+        anchor_index = torch.cat(samples.sampled_positives())  # (P,)
         boxes = matched_boxes(targets, matched, image_index, anchor_index)  # (P, 4)
         predicted = gather_slots(deltas, image_index, anchor_index, num)
         distance = smooth_l1_loss(
@@ -125,9 +123,11 @@ class RPN(nn.Module):
             count: number of best boxes to keep after it.
         """
         scores, deltas, anchors, levels = self.best(output, per_level)
+        boxes = [decode_boxes(*of_image) for of_image in zip(deltas, anchors, sizes_hw, strict=True)]
+        with_area = places_in_rows(torch.stack([(b[:, 2:] > b[:, :2]).all(dim=1) for b in boxes]))
         return [
-            self._suppress(decode_boxes(delta, of_image, size_hw), score, levels, count)
-            for score, delta, of_image, size_hw in zip(scores, deltas, anchors, sizes_hw, strict=True)
+            self._suppress(of_image[kept], score[kept], levels[kept], count)
+            for of_image, score, kept in zip(boxes, scores, with_area, strict=True)
         ]
 
     def best(self, output: RPNOutput, per_level: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -156,7 +156,5 @@ class RPN(nn.Module):
         return torch.cat(scores, 1), torch.cat(picked_deltas, 1), torch.cat(picked_anchors, 1), torch.cat(level_index)
 
     def _suppress(self, boxes: Tensor, scores: Tensor, levels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        has_area = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(dim=1)
-        boxes, scores, levels = boxes[has_area], scores[has_area], levels[has_area]
         keep = batched_nms(boxes, scores, levels, self.config.rpn_nms_iou)[:count]
         return boxes[keep], scores[keep]

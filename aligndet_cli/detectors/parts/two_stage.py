@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
 from aligndet_cli.backbones import Backbone
@@ -26,6 +27,7 @@ from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.rcnn_config import HeadRules, RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import BoxHead, Pyramid, RoiSamples, sample_rois, to_rois
 from aligndet_cli.detectors.parts.rpn import RPN
+from aligndet_cli.detectors.parts.sampling import places_in_rows
 
 LEVELS = ("c2", "c3", "c4", "c5")  # of the backbone; the neck makes P2..P6 of them
 AGREEING_IOU = 0.8  # of boxes that are the same but for a few pixels
@@ -106,7 +108,7 @@ class RoiHead:
     def offsets(self, features: Tensor) -> Tensor:
         """Return (S, K, 4) offsets for `decode_boxes`, or (S, 1, 4) for all classes, from (S, C) features."""
         predicted: Tensor = self.box_predictor(features).float().unflatten(1, (-1, 4))
-        return predicted * predicted.new_tensor(self.rules.delta_std)
+        return predicted * send(self.rules.delta_std, predicted.device)
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,10 @@ class Trained:
     @torch.no_grad()
     def refine(self, sizes_hw: Sequence[SizeHW]) -> list[Tensor]:
         """Return the boxes that a class-agnostic head makes of its RoIs, (P, 4) per image, without the true boxes."""
-        counts = [len(boxes) for boxes in self.samples.boxes]
-        offsets = self.head.offsets(self.features).squeeze(1).split(counts)
-        pairs = zip(offsets, self.samples.boxes, self.samples.is_box, sizes_hw, strict=True)
-        return [decode_boxes(offset, boxes, size_hw)[~is_box] for offset, boxes, is_box, size_hw in pairs]
+        offsets = self.head.offsets(self.features).squeeze(1).split([len(boxes) for boxes in self.samples.boxes])
+        refined = [decode_boxes(*of_image) for of_image in zip(offsets, self.samples.boxes, sizes_hw, strict=True)]
+        proposed = places_in_rows(pad_sequence([~is_box for is_box in self.samples.is_box], batch_first=True))
+        return [boxes[places] for boxes, places in zip(refined, proposed, strict=True)]
 
 
 def heads_of(model: RCNN) -> list[RoiHead]:
@@ -380,11 +382,10 @@ def box_loss(trained: Trained, targets: Sequence[BoxTargets]) -> Tensor:
     It is 0 without positive RoIs. Of the boxes of several classes, that of the true class is trained.
     """
     head, rules, features = trained.head, trained.head.rules, trained.features
-    is_positive = torch.cat(trained.samples.matched) >= 0
     positives = trained.samples.positives()
     pairs = list(zip(positives.matched, targets, strict=True))
     boxes = torch.cat([of_image.boxes[matched] for matched, of_image in pairs])  # (P, 4)
-    predicted = head.box_predictor(features[is_positive]).unflatten(1, (-1, 4))  # (P, K or 1, 4)
+    predicted = head.box_predictor(trained.samples.positive_rows(features)).unflatten(1, (-1, 4))  # (P, K or 1, 4)
     class_ids = torch.cat([of_image.class_ids[matched] for matched, of_image in pairs])
     if predicted.shape[1] == 1:
         class_ids = torch.zeros_like(class_ids)

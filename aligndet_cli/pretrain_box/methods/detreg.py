@@ -15,6 +15,7 @@ from torch import Tensor
 from aligndet_cli.backbones import Backbone, build_backbone, load_backbone_weights
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.detectors.detr import DETR
+from aligndet_cli.detectors.parts.hungarian import find_matched
 from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.health import judge_losses
 from aligndet_cli.pretrain_box.method import Inputs, Method, Shown, build_seeded_backbone, require_family
@@ -59,9 +60,9 @@ class DETRegViews(OneView):
         hidden = self.model.decode(self.model.extract(images))  # (L, B, Q, C)
         losses, matched = self.model.losses_of(hidden, targets, images.sizes_hw)
         embeddings = embed_patches(self.embedder, LEVEL, cut_patches(samples, self.config.seed, self.device))
-        is_matched = matched[-1] >= 0  # (B, Q)
-        told = self.feature_embed(hidden[-1][is_matched]).float()  # (P, D)
-        wanted = embeddings[matched[-1][is_matched]]  # (P, D)
+        places = find_matched(matched[-1:], targets)  # (P,) each
+        told = self.feature_embed(hidden[-1:][places]).float()  # (P, D)
+        wanted = embeddings[matched[-1:][places]]  # (P, D)
         losses["loss_embedding"] = embedding_loss(told, wanted)
         return losses, _numbers(told, wanted) if self.settings.is_logged(step) else {}
 

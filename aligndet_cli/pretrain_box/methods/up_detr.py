@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from aligndet_cli.data.sample import Sample, mix_seed
 from aligndet_cli.detectors.detr import DETR
+from aligndet_cli.detectors.parts.hungarian import find_matched
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.health import judge_losses
@@ -64,9 +65,9 @@ class UPDETRViews(OneView):
         blocked = other_patches(num_queries, NUM_PATCHES, self.device)
         hidden = self.model.decode(self.model.extract(images), queries, blocked)  # (L, B, Q, C)
         losses, matched = self.model.losses_of(hidden, targets, images.sizes_hw)
-        is_matched = matched >= 0  # (L, B, Q)
-        found = normalize(self.feature_align(hidden[is_matched]).float(), dim=1)
-        wanted = normalize(features, dim=1)[matched[is_matched]]
+        places = find_matched(matched, targets)  # (L * P,) each
+        found = normalize(self.feature_align(hidden[places]).float(), dim=1)
+        wanted = normalize(features, dim=1)[matched[places]]
         losses["loss_reconstruction"] = reconstruction_loss(found, wanted, num_layers=len(hidden))
         return losses, {"embedding_variety": variety_of(found, wanted)} if self.settings.is_logged(step) else {}
 

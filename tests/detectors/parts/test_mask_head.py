@@ -33,7 +33,8 @@ def make_targets() -> list[BoxTargets]:
 
 def make_positives() -> RoiSamples:
     boxes = [torch.tensor([[0.0, 0, 32, 16], [4, 4, 20, 12], [8, 0, 24, 16]]), torch.tensor([[0.0, 0, 32, 16]])]
-    return RoiSamples(boxes, [torch.tensor([0, 1, 0]), torch.tensor([0])], [torch.zeros(3) > 0, torch.zeros(1) > 0])
+    matched, is_box = [torch.tensor([0, 1, 0]), torch.tensor([0])], [torch.zeros(3) > 0, torch.zeros(1) > 0]
+    return RoiSamples(boxes, matched, is_box, [3, 1])
 
 
 def test_targets_are_the_mask_in_the_roi() -> None:
@@ -56,7 +57,8 @@ def test_boxes_without_mask_do_not_count() -> None:
 
 
 def test_no_positives() -> None:
-    nothing = RoiSamples([torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2, [torch.zeros(0) > 0] * 2)
+    empty = torch.zeros(0, dtype=torch.int64)
+    nothing = RoiSamples([torch.zeros(0, 4)] * 2, [empty] * 2, [empty > 0] * 2, [0, 0])
     drawn, known = draw_targets(nothing, make_targets(), 4)
     assert drawn.shape == (0, 4, 4) and known.shape == (0,)
     assert mask_loss(torch.zeros(0, 4, 4), drawn, known).item() == 0
@@ -68,7 +70,7 @@ def test_a_pasted_mask_undoes_its_target(box: list[float]) -> None:
     truth[4:9, 5:10] = True
     roi = torch.tensor([box])
     target = BoxTargets(roi, torch.zeros(1, dtype=torch.int64), masks=truth[None])
-    drawn, _ = draw_targets(RoiSamples([roi], [torch.tensor([0])], [torch.tensor([False])]), [target], 28)
+    drawn, _ = draw_targets(RoiSamples([roi], [torch.tensor([0])], [torch.tensor([False])], [1]), [target], 28)
     pasted, (top, left) = paste_mask(drawn[0].float(), roi[0], (15, 20))
     whole = torch.zeros(15, 20, dtype=torch.bool)
     whole[top : top + pasted.shape[0], left : left + pasted.shape[1]] = pasted

@@ -91,6 +91,17 @@ def test_an_image_without_boxes_is_background() -> None:
     assert sample(100, 1.0, only_positives=True, boxes=torch.zeros(0, 4))[1] == []
 
 
+def test_images_may_have_different_numbers_of_proposals() -> None:
+    targets = [BoxTargets(boxes, torch.zeros(len(boxes), dtype=torch.int64)) for boxes in (BOXES[:1], BOXES)]
+    rules = {"positive_iou": 0.5, "sampling": Sampling(100, 1.0), "only_positives": False}
+    samples = sample_rois([PROPOSALS[1:3], PROPOSALS], targets, **rules)
+    assert [matched.tolist() for matched in samples.matched] == [[0, 0, -1], [0, 1, 0, 0, 1, -1]]
+    positives = samples.positives()
+    assert [matched.tolist() for matched in positives.matched] == [[0, 0], [0, 1, 0, 0, 1]]
+    assert [is_box.tolist() for is_box in positives.is_box] == [[True, False], [True, True, False, False, False]]
+    assert torch.equal(torch.cat(positives.boxes), samples.positive_rows(torch.cat(samples.boxes)))
+
+
 def test_the_best_proposal_of_a_box_is_its_own_though_another_box_fits_better() -> None:
     # IoU of the proposal with the boxes: 30/40 = 0.75 and 25/40 = 0.625; the second has no better one and claims it.
     boxes = torch.tensor([[0.0, 0, 40, 30], [0, 15, 40, 40]])
