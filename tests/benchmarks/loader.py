@@ -1,35 +1,45 @@
 """What it costs to open COCO-sized labels and proposals, and how fast images come out of the loader. Not a test.
 
     python tests/benchmarks/loader.py --images 118000 --boxes 860000 --proposals 10000000 --workers 2
+        [--photos path/to/minicoco/train2017]
 
-Labels with polygons, proposals and a few hundred 640x480 JPEGs under as many names as there are images go to a
-temporary folder. Each line is measured in a fresh process, so that its peak memory is its own. On a shared machine
-seconds vary; those of the CPU less so.
+Labels with polygons, proposals and a few hundred 640x480 JPEGs, or photos of your own, under as many names as there are
+images go to a temporary folder. Each line is measured in a fresh process, so that its peak memory is its own. On a
+shared machine seconds vary; those of the CPU less so. The loader hands over images at full size, so the sizes of views
+and batches do not matter to it.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from aligndet_cli.artifacts.proposals import STORE_FILES, ImageProposals, write_store
 from aligndet_cli.config import DataConfig
+from aligndet_cli.data.images import read_size_hw
 from aligndet_cli.data.open import open_images
 from aligndet_cli.workspace import Workspace
 
+if TYPE_CHECKING:
+    from aligndet_cli.data.loaders import SampleStream
+
+SizeHW = tuple[int, int]
 SIZE_HW = (480, 640)
 NUM_FILES = 256
 POLYGON_NUMBERS = 64
 WARM_UP = 4
-STAGES = ("open", "open with masks", "load")
+LABELS = ("open", "open with masks")
+STREAMS = ("pretrain-box", "finetune")
 
 
 def main() -> None:
@@ -41,6 +51,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--batches", type=int, default=60)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="JPEGs to load in place of drawn ones")
     parser.add_argument("--keep", type=Path, help="make the data here, or use what is here")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -52,11 +63,12 @@ def main() -> None:
         arguments.keep = arguments.keep or Path(temporary)
         if not (arguments.keep / "workspace").exists():
             make_data(arguments)
-        for stage in STAGES[:2]:
-            for what in ("first time", "again"):
-                show(f"{stage}, {what}", in_process(arguments, stage, 0))
-        for workers in arguments.workers:
-            show(f"load, {workers} workers", in_process(arguments, "load", workers))
+        for what in LABELS:
+            for time_of in ("first time", "again"):
+                show(f"{what}, {time_of}", in_process(arguments, what, 0))
+        for stage in STREAMS:
+            for workers in arguments.workers:
+                show(f"load {stage}, {workers} workers", in_process(arguments, stage, workers))
 
 
 def in_process(arguments: argparse.Namespace, stage: str, workers: int) -> dict[str, float]:
@@ -78,8 +90,8 @@ def show(title: str, numbers: dict[str, float]) -> None:
 def measure(arguments: argparse.Namespace, stage: str, workers: int) -> dict[str, float]:
     """Body of the process that measures one line."""
     workspace = Workspace(arguments.keep / "workspace")
-    if stage == "load":
-        return measure_loading(arguments, workspace, workers)
+    if stage in STREAMS:
+        return measure_loading(arguments, workspace, stage, workers)
     began, cpu = time.perf_counter(), time.process_time()
     images = open_images(
         DataConfig(root=arguments.keep / "data"),
@@ -92,24 +104,16 @@ def measure(arguments: argparse.Namespace, stage: str, workers: int) -> dict[str
     return {"s": time.perf_counter() - began, "CPU-s": time.process_time() - cpu, "peak MiB": peak}
 
 
-def measure_loading(arguments: argparse.Namespace, workspace: Workspace, workers: int) -> dict[str, float]:
+def measure_loading(arguments: argparse.Namespace, workspace: Workspace, stage: str, workers: int) -> dict[str, float]:
     """Seconds to the first batch, images/s after it, and memory of the loader's processes."""
-    from aligndet_cli.data.loaders import SampleStream, batches_of_run
-    from aligndet_cli.pretrain_box import stage
+    from aligndet_cli.data.loaders import batches_of_run
     from aligndet_cli.processes.devices import Process
 
     began = time.perf_counter()
-    config = stage.PretrainBoxConfig.model_validate(
-        {
-            "backbone": {"weights": "none"},
-            "runtime": {"accelerator": "cpu", "num_workers": workers},
-            "training": {"steps": arguments.batches, "batch_size": arguments.batch_size},
-        }
-    )
-    plan = stage.prepare(config, workspace)
+    stream = open_stream(arguments, workspace, stage)
     prepared = time.perf_counter()
     batches = batches_of_run(
-        SampleStream(plan.image_set, plan.indices, plan.boxes, "fail"),
+        stream,
         arguments.batch_size,
         steps=range(arguments.batches + WARM_UP * max(workers, 1)),
         seed=0,
@@ -137,6 +141,27 @@ def measure_loading(arguments: argparse.Namespace, workspace: Workspace, workers
         **{f"worker {name} MiB": value for name, value in worker.items()},
         "main RSS MiB": memory_mib(os.getpid())["RSS"],
     }
+
+
+def open_stream(arguments: argparse.Namespace, workspace: Workspace, stage: str) -> "SampleStream":
+    """The images of a stage with their boxes, as the stage opens them."""
+    from aligndet_cli.data.loaders import LabelBoxes, SampleStream
+    from aligndet_cli.pretrain_box import stage as pretrain_box
+
+    if stage == "finetune":
+        images = open_images(DataConfig(root=arguments.keep / "data"), purpose="train", index_dir=workspace.index_dir)
+        return SampleStream(images, range(len(images)), LabelBoxes(images), "fail")
+    config = pretrain_box.PretrainBoxConfig.model_validate(
+        {
+            "backbone": {"name": "resnet18", "weights": "none"},
+            "runtime": {"accelerator": "cpu"},
+            # What a step takes is found out beforehand, and is not measured here.
+            "training": {"steps": 1, "batch_size": 1},
+            "views": {"short_side": [64], "long_side": 96},
+        }
+    )
+    plan = pretrain_box.prepare(config, workspace)
+    return SampleStream(plan.image_set, plan.indices, plan.boxes, "fail")
 
 
 def children_of(pid: int) -> list[int]:
@@ -176,13 +201,19 @@ def make_data(arguments: argparse.Namespace) -> None:
     folder = root / "train2017"
     folder.mkdir(parents=True)
     names = [f"{number:012d}.jpg" for number in range(arguments.images)]
-    for number, name in enumerate(names):
-        if number < NUM_FILES:
+    if arguments.photos:
+        photos = sorted(arguments.photos.glob("*.jpg"))
+        for photo, name in zip(photos, names, strict=False):
+            shutil.copyfile(photo, folder / name)
+    else:
+        for name in names[:NUM_FILES]:
             draw_jpeg(folder / name, rng)
-        else:
-            os.link(folder / names[number % NUM_FILES], folder / name)
-    write_labels(root / "annotations" / "instances_train2017.json", names, arguments.boxes, rng)
-    write_proposals(arguments, names, rng)
+    sizes_hw = [read_size_hw(file) for file in sorted(folder.iterdir())]
+    for number in range(len(sizes_hw), len(names)):
+        os.link(folder / names[number % len(sizes_hw)], folder / names[number])
+    images = [(name, sizes_hw[number % len(sizes_hw)]) for number, name in enumerate(names)]
+    write_labels(root / "annotations" / "instances_train2017.json", images, arguments.boxes, rng)
+    write_proposals(arguments, images, rng)
 
 
 def draw_jpeg(file: Path, rng: np.random.Generator) -> None:
@@ -196,24 +227,25 @@ def draw_jpeg(file: Path, rng: np.random.Generator) -> None:
     cv2.imwrite(str(file), np.clip(image, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 85])
 
 
-def random_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
+def random_boxes(count: int, size_hw: SizeHW, rng: np.random.Generator) -> np.ndarray:
     """(count, 4) float32 xyxy inside the image, with at least 8 pixels a side."""
-    height, width = SIZE_HW
+    height, width = size_hw
     corner = rng.uniform(0, 1, (count, 2)) * (width - 16, height - 16)
     side = 8 + rng.uniform(0, 1, (count, 2)) * ((width - 8, height - 8) - corner)
     return np.concatenate([corner, corner + side], axis=1).astype(np.float32)
 
 
-def write_labels(file: Path, names: list[str], num_boxes: int, rng: np.random.Generator) -> None:
+def write_labels(file: Path, files: list[tuple[str, SizeHW]], num_boxes: int, rng: np.random.Generator) -> None:
     """A COCO json with one polygon per box."""
     file.parent.mkdir()
-    height, width = SIZE_HW
-    boxes = random_boxes(num_boxes, rng).round(2).tolist()
-    owners, classes = rng.integers(len(names), size=num_boxes).tolist(), rng.integers(80, size=num_boxes).tolist()
+    height, width = (min(sides) for sides in zip(*(size_hw for _, size_hw in files), strict=True))  # within all images
+    boxes = random_boxes(num_boxes, (height, width), rng).round(2).tolist()
+    owners, classes = rng.integers(len(files), size=num_boxes).tolist(), rng.integers(80, size=num_boxes).tolist()
     polygons = rng.uniform(0, height, (1000, POLYGON_NUMBERS)).round(2).tolist()
     with file.open("w") as handle:
         images = [
-            {"id": number, "file_name": name, "height": height, "width": width} for number, name in enumerate(names)
+            {"id": number, "file_name": name, "height": size_hw[0], "width": size_hw[1]}
+            for number, (name, size_hw) in enumerate(files)
         ]
         categories = [{"id": number, "name": f"class {number}"} for number in range(80)]
         handle.write(f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}, "annotations": [')
@@ -233,7 +265,7 @@ def write_labels(file: Path, names: list[str], num_boxes: int, rng: np.random.Ge
     os.utime(file, (settled, settled))
 
 
-def write_proposals(arguments: argparse.Namespace, names: list[str], rng: np.random.Generator) -> None:
+def write_proposals(arguments: argparse.Namespace, files: list[tuple[str, SizeHW]], rng: np.random.Generator) -> None:
     """A finished run of `proposals` on these images."""
     from aligndet_cli.proposals.stage import ProposalsConfig
 
@@ -242,11 +274,11 @@ def write_proposals(arguments: argparse.Namespace, names: list[str], rng: np.ran
     workspace = Workspace(arguments.keep / "workspace")
     config = ProposalsConfig(data=data)
     output = workspace.plan_output("proposals", "train2017", config, {"data": fingerprint})
-    per_image = arguments.proposals // len(names)
+    per_image = arguments.proposals // len(files)
 
     def images() -> Iterator[ImageProposals]:
-        for number, name in enumerate(names):
-            yield ImageProposals(number, name, SIZE_HW, random_boxes(per_image, rng))
+        for number, (name, size_hw) in enumerate(files):
+            yield ImageProposals(number, name, size_hw, random_boxes(per_image, size_hw, rng))
 
     output.partial.mkdir(parents=True)
     output.begin(config)

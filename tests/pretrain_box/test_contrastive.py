@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aligndet_cli.pretrain_box import contrastive
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.training.embeddings import Contrast, effective_rank
+from helpers.host_reads import host_reads, shown
 
 GOLDEN = Path(__file__).parent / "golden"
 META = json.loads((GOLDEN / "g1_contrastive.json").read_text())
@@ -179,6 +180,16 @@ def test_blocks_give_what_whole_matrices_give(
     assert len(found[0][0]) == 6
     torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-12)
+
+
+def test_blocks_do_not_make_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    online, online_ids, momentum, momentum_ids = with_orphans()
+    online.requires_grad_()
+    monkeypatch.setitem(contrastive.BLOCK_BYTES, "cpu", 1)
+    reads = host_reads(
+        lambda: contrastive_loss(online, online_ids, momentum, momentum_ids, temperature=0.5).loss.backward(), "cpu"
+    )
+    assert reads.total() == 3, shown(reads)  # which are queries, and the pairs of those with a counterpart and without
 
 
 def test_memory_does_not_grow_with_the_number_of_similarities(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import BoxHead, pool_rois, sample_rois, to_rois
 from aligndet_cli.detectors.parts.sampling import Sampling
+from helpers.host_reads import host_reads, shown
 
 
 def square(side: float, x: float = 10.0, y: float = 20.0) -> list[float]:
@@ -100,6 +101,20 @@ def test_images_may_have_different_numbers_of_proposals() -> None:
     assert [matched.tolist() for matched in positives.matched] == [[0, 0], [0, 1, 0, 0, 1]]
     assert [is_box.tolist() for is_box in positives.is_box] == [[True, False], [True, True, False, False, False]]
     assert torch.equal(torch.cat(positives.boxes), samples.positive_rows(torch.cat(samples.boxes)))
+
+
+@pytest.mark.parametrize("only_positives", [False, True])
+def test_the_host_waits_once_for_all_images(only_positives: bool) -> None:
+    target = BoxTargets(BOXES, torch.zeros(2, dtype=torch.int64))
+    rules = {"positive_iou": 0.5, "sampling": Sampling(4, 0.5), "only_positives": only_positives}
+
+    def sample_all() -> None:
+        samples = sample_rois([PROPOSALS] * 5, [target] * 5, **rules)
+        samples.positive_rows(torch.cat(samples.boxes))
+        samples.positives()
+
+    reads = host_reads(sample_all, "cpu")
+    assert reads.total() == 1, shown(reads)
 
 
 def test_the_best_proposal_of_a_box_is_its_own_though_another_box_fits_better() -> None:
