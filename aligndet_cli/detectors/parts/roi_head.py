@@ -66,16 +66,15 @@ class RoiSamples:
 
     def positives(self) -> "RoiSamples":
         """Return the P RoIs that have a matched box: (P, 4) and (P,) for each image."""
-        parts = (
-            [of_image[:num] for of_image, num in zip(part, self.num_positives, strict=True)]
-            for part in (self.boxes, self.matched, self.is_box)
-        )
-        return RoiSamples(*parts, self.num_positives)
+        first = self._positives_of
+        return RoiSamples(first(self.boxes), first(self.matched), first(self.is_box), self.num_positives)
 
     def positive_rows(self, values: Tensor) -> Tensor:
         """Return (P, C), the rows of (S, C) values of all RoIs that belong to the positives."""
-        of_images = values.split([len(boxes) for boxes in self.boxes])
-        return torch.cat([rows[:num] for rows, num in zip(of_images, self.num_positives, strict=True)])
+        return torch.cat(self._positives_of(values.split([len(boxes) for boxes in self.boxes])))
+
+    def _positives_of(self, values: Sequence[Tensor]) -> list[Tensor]:
+        return [of_image[:num] for of_image, num in zip(values, self.num_positives, strict=True)]
 
 
 @torch.no_grad()
