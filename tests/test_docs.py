@@ -34,7 +34,7 @@ FOREIGN |= {
     "--apart",
     "--sides",
 }
-FOREIGN |= {"--detectors"}
+FOREIGN |= {"--detectors", "--photos"}
 
 
 def commands() -> dict[str, Any]:

@@ -84,7 +84,7 @@ def in_process(arguments: argparse.Namespace, stage: str, workers: int) -> dict[
 
 def show(title: str, numbers: dict[str, float]) -> None:
     """Print one line."""
-    print(f"{title:<28}" + "  ".join(f"{name} {value:,.2f}" for name, value in numbers.items()), flush=True)
+    print(f"{title:<33}" + "  ".join(f"{name} {value:,.2f}" for name, value in numbers.items()), flush=True)
 
 
 def measure(arguments: argparse.Namespace, stage: str, workers: int) -> dict[str, float]:

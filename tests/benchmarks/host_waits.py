@@ -1,0 +1,70 @@
+"""How often a step makes the host wait for a GPU, counted on a CPU. Not a test.
+
+    python tests/benchmarks/host_waits.py [--images 16] [--detectors retinanet ...] [--lines]
+
+Counted are the calls that read a number or a size from a tensor, in the losses of fine-tuning and in those of
+pre-training, with their gradients; views and the optimizer are left out. Detectors are narrow and images small: the
+numbers depend on neither.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`
+from aligndet_cli.backbones import BackboneConfig, build_backbone  # noqa: E402
+from aligndet_cli.data.transforms import ViewParams, make_batch  # noqa: E402
+from aligndet_cli.detectors import DETECTORS  # noqa: E402
+from aligndet_cli.pretrain_box.pretext import BoxPretext  # noqa: E402
+from aligndet_cli.training.recipe import ProjectorRecipe  # noqa: E402
+from aligndet_cli.training.trial import draw_samples  # noqa: E402
+from helpers.host_reads import host_reads, shown  # noqa: E402
+from helpers.narrow import narrow_backbones  # noqa: E402
+from helpers.small_detectors import SMALL  # noqa: E402
+
+NUM_CLASSES, CPU = 3, torch.device("cpu")
+
+
+def main() -> None:
+    """Print a line for each detector."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--detectors", nargs="+", choices=sorted(DETECTORS), default=sorted(DETECTORS))
+    parser.add_argument("--lines", action="store_true", help="name the lines that make the host wait")
+    arguments = parser.parse_args()
+    for family in arguments.detectors:
+        with narrow_backbones:
+            found = count(family, arguments.images)
+        print(f"{family:<18}", *(f"{name} {reads.total():4d}  " for name, reads in found.items()), flush=True)
+        if arguments.lines:
+            print(*(f"{name}:{shown(reads)}" for name, reads in found.items()), sep="\n")
+
+
+def count(family: str, num_images: int) -> dict[str, Counter[str]]:
+    """The waits in the losses of a batch, by the name of the stage."""
+    config = SMALL[family]
+    samples = draw_samples(
+        num_images, ((96, 128), (128, 90)), num_boxes=7, num_classes=NUM_CLASSES, with_masks=config.RECIPE.needs_masks
+    )
+    views = [make_batch(samples, [ViewParams(side, 160)] * num_images, CPU, instance_offset=0) for side in (96, 120)]
+    detector = config.build(build_backbone(BackboneConfig(name="resnet18")), NUM_CLASSES)
+    pretext = BoxPretext(
+        config.build(build_backbone(BackboneConfig(name="resnet18")), NUM_CLASSES),
+        recipe=config.RECIPE,
+        embedding_dim=16,
+        projector=ProjectorRecipe(hidden_dim=24),
+        temperature=0.5,
+        tasks="both",
+        freeze_backbone=True,
+    )
+    return {
+        "fine-tuning": host_reads(lambda: sum(detector(*views[0]).values()).backward(), CPU),
+        "pre-training": host_reads(lambda: sum(pretext(*views)[0].values()).backward(), CPU),
+    }
+
+
+if __name__ == "__main__":
+    main()
