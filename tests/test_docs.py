@@ -34,7 +34,7 @@ FOREIGN |= {
     "--apart",
     "--sides",
 }
-FOREIGN |= {"--detectors", "--photos"}
+FOREIGN |= {"--detectors", "--photos", "--boxes", "--batches", "--lines"}
 
 
 def commands() -> dict[str, Any]:

@@ -25,9 +25,9 @@ _METHODS = {"tolist", "cpu", "new_tensor"}  # they leave no trace of an operatio
 
 
 def host_reads(work: Callable[[], object], device: torch.device | str) -> Counter[str]:
-    """Return how often the host waits, by the line of the package that makes it, and the line that called that one.
+    """Return how often the host waits, by the line of the package that makes it, and the two that led there.
 
-    `detectors/parts/sampling.py:63 places_in_rows < detectors/retinanet.py:124 _losses`
+    `detectors/parts/sampling.py:63 places_in_rows < detectors/retinanet.py:124 _losses < ...`
     """
     return _told_by_cuda(work) if torch.device(device).type == "cuda" else _counted(work)
 
@@ -97,10 +97,10 @@ class _Methods(TorchFunctionMode):
 
 
 def _place() -> str:
-    """The two innermost lines of the package on the stack, else that of the caller's file."""
+    """The three innermost lines of the package on the stack, else that of the caller's file."""
     frame, here = sys._getframe(1), __file__
     outer, inner = "?", []
-    while frame is not None and len(inner) < 2:
+    while frame is not None and len(inner) < 3:
         file = frame.f_code.co_filename
         if Path(file).is_relative_to(PACKAGE):
             inner.append(f"{Path(file).relative_to(PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}")
