@@ -57,10 +57,12 @@ def take_softly(boxes: Tensor, scores: Tensor, class_ids: Tensor, nms_iou: float
     Source: Bodla et al., ICCV 2017, the linear rule; mmcv `soft_nms`.
 
     Args:
-        boxes, scores, class_ids: of one box or more, as in `select_detections`.
+        boxes: (N, 4) xyxy; one or more.
+        scores, class_ids: (N,) each.
+        count: K.
 
     Returns:
-        (count,) lowered scores and (count,) int64 places of the boxes; scores below 0 where none is left.
+        (K,) lowered scores and (K,) int64 places of the boxes; scores below 0 where none is left.
     """
     left, places, found = scores, [], []
     for _ in range(count):
