@@ -163,7 +163,6 @@ class SoCo(Method):
     def check(self, config: PretrainBoxConfig) -> None:
         """Refuse detectors without one box head, a frozen backbone, and views that are no squares of one size."""
         require_family(config, FAMILIES)
-        super().check(config)
         if config.freeze_backbone:
             raise ConfigError("--freeze-backbone: --method soco trains the backbone; leave it out")
         sides = config.views.short_side
@@ -172,6 +171,7 @@ class SoCo(Method):
                 f"--short-side {','.join(map(str, fold_sides(sides)))}: --method soco has square views of one side and "
                 "of half of it; give one even number from 64 on"
             )
+        super().check(config)
 
     def detector_config(self, config: PretrainBoxConfig) -> DetectorConfig:
         """Return the detector with batch norm in neck and head, unless others are asked for."""

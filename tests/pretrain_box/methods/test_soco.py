@@ -207,7 +207,7 @@ def test_what_is_refused() -> None:
     for settings, message in (
         ({"freeze_backbone": True}, "--freeze-backbone: --method soco trains the backbone"),
         ({"views": {"short_side": (64, 96)}}, "--short-side 64,96: --method soco has square views"),
-        ({"views": {"short_side": (64,), "long_side": 99}}, "--long-side 99: no effect"),
+        ({"views": {"short_side": (64,), "long_side": 99}}, "views.long_side: no effect"),
         ({"projector": {"start": "kaiming"}}, "projector.start: no effect"),
     ):
         with pytest.raises(ConfigError, match=message):
