@@ -16,7 +16,7 @@ data=$(realpath "$1")
 seeds=$(pick "${SEEDS:-0, 1, 2}" 0)
 small=${SMALL:+"extends = \"$(realpath "$(dirname "$0")")/methods-small.toml\""}
 # SMALL's rates: those of the recipes are for batches of 256 and more, and for days.
-declare -A rates=([faster-rcnn]=0.03 [detr]=1e-4 [soco]=1.0)
+declare -A rates=([faster-rcnn]=0.03 [detr]=3e-4 [soco]=1.0)
 
 start_of() { # DETECTOR METHOD: its settings
   local side settings
