@@ -14,7 +14,7 @@ from aligndet_cli.processes.launch import Shown
 from aligndet_cli.tools.report.collect import Report, collect_report
 from aligndet_cli.tools.study.ahead import look_ahead
 from aligndet_cli.tools.study.board import Problem, RunState
-from aligndet_cli.tools.study.plan import plan_runs
+from aligndet_cli.tools.study.plan import StageRun, plan_runs
 from aligndet_cli.tools.study.run import carry_out, look_up
 from aligndet_cli.tools.study.spec import StudyConfig, load_study
 from aligndet_cli.workspace import Workspace
@@ -79,11 +79,11 @@ def run_study(
     try:
         look_ahead(runs, states, workspace)
     except AlignDetError as error:
-        if dry_run:
-            return replace(list_runs(study, workspace), failure=error)
-        raise
+        if not dry_run:
+            raise
+        return _listed(runs, states, failure=error)
     if dry_run:
-        return list_runs(study, workspace)
+        return _listed(runs, states)
     gpus = _gpus() if num_complete < len(runs) else ()
     jobs = len(gpus) or 1 if jobs is None else jobs
     if jobs < 1:
@@ -106,8 +106,11 @@ def refuse_joining() -> None:
 def list_runs(study: StudyConfig, workspace: Workspace) -> StudyOutcome:
     """Return the runs of a study and their states; nothing runs."""
     runs = plan_runs(study, workspace)
-    states = look_up(runs, workspace)
-    return StudyOutcome([RunState(run.stage, run.name, states[run.key]) for run in runs], None, None)
+    return _listed(runs, look_up(runs, workspace))
+
+
+def _listed(runs: Iterable[StageRun], states: Mapping[str, str], failure: AlignDetError | None = None) -> StudyOutcome:
+    return StudyOutcome([RunState(run.stage, run.name, states[run.key]) for run in runs], None, failure)
 
 
 def evaluations_of(files: Iterable[Path], workspace: Workspace) -> set[str]:

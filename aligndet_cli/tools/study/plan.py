@@ -340,8 +340,11 @@ def _without_idle(stage: str, settings: Settings, start: Start) -> Settings:
     title, method = settings.get("method", ("", None))
     if title.startswith(own):  # other starts may have methods that use them
         idle = find_stage(stage).steps().idle(method)
-    names = {path: {path, path.partition(".")[0]} for path in settings}  # all of `projector`, or `projector.start`
-    return {path: entry for path, entry in settings.items() if entry[0].startswith(own) or names[path].isdisjoint(idle)}
+
+    def is_idle(path: str) -> bool:
+        return path in idle or path.partition(".")[0] in idle  # `projector.start` alone, or all of `projector`
+
+    return {path: entry for path, entry in settings.items() if entry[0].startswith(own) or not is_idle(path)}
 
 
 @functools.cache
