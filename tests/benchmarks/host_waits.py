@@ -18,12 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `helpers`
 from aligndet_cli.backbones import BackboneConfig, build_backbone  # noqa: E402
 from aligndet_cli.data.transforms import ViewParams, make_batch  # noqa: E402
 from aligndet_cli.detectors import DETECTORS  # noqa: E402
-from aligndet_cli.pretrain_box.pretext import BoxPretext  # noqa: E402
-from aligndet_cli.training.recipe import ProjectorRecipe  # noqa: E402
 from aligndet_cli.training.trial import draw_samples  # noqa: E402
 from helpers.host_reads import host_reads, shown  # noqa: E402
 from helpers.narrow import narrow_backbones  # noqa: E402
-from helpers.small_detectors import SMALL  # noqa: E402
+from helpers.small_detectors import SMALL, build_pretext  # noqa: E402
 
 NUM_CLASSES, CPU = 3, torch.device("cpu")
 
@@ -51,15 +49,7 @@ def count(family: str, num_images: int) -> dict[str, Counter[str]]:
     )
     views = [make_batch(samples, [ViewParams(side, 160)] * num_images, CPU, instance_offset=0) for side in (96, 120)]
     detector = config.build(build_backbone(BackboneConfig(name="resnet18")), NUM_CLASSES)
-    pretext = BoxPretext(
-        config.build(build_backbone(BackboneConfig(name="resnet18")), NUM_CLASSES),
-        recipe=config.RECIPE,
-        embedding_dim=16,
-        projector=ProjectorRecipe(hidden_dim=24),
-        temperature=0.5,
-        tasks="both",
-        freeze_backbone=True,
-    )
+    pretext = build_pretext(config.build(build_backbone(BackboneConfig(name="resnet18")), NUM_CLASSES), config)
     return {
         "fine-tuning": host_reads(lambda: sum(detector(*views[0]).values()).backward(), CPU),
         "pre-training": host_reads(lambda: sum(pretext(*views)[0].values()).backward(), CPU),

@@ -10,7 +10,6 @@ from aligndet_cli.detectors import DETECTORS, DetectorConfig
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.training.placement import place
-from aligndet_cli.training.recipe import ProjectorRecipe
 from helpers import methods
 from helpers.gpu import (
     DEVICE,
@@ -26,7 +25,7 @@ from helpers.gpu import (
     undrawn,
 )
 from helpers.host_reads import host_reads, shown
-from helpers.small_detectors import SMALL
+from helpers.small_detectors import SMALL, build_pretext
 
 LEVEL = 1 / 255 / min(STD)  # one of 256 levels, as a detector gets it
 
@@ -34,15 +33,7 @@ LEVEL = 1 / 255 / min(STD)  # one of 256 levels, as a detector gets it
 def build(config: DetectorConfig) -> BoxPretext:
     torch.manual_seed(0)
     num_classes = 3 if config.RECIPE.needs_clusters else 1
-    return BoxPretext(
-        config.build(build_backbone(BackboneConfig(name="resnet18")), num_classes),
-        recipe=config.RECIPE,
-        embedding_dim=16,
-        projector=ProjectorRecipe(hidden_dim=24),
-        temperature=0.5,
-        tasks="both",
-        freeze_backbone=True,
-    )
+    return build_pretext(config.build(build_backbone(BackboneConfig(name="resnet18")), num_classes), config)
 
 
 @pytest.mark.parametrize("family", sorted(DETECTORS))

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,8 @@ from aligndet_cli.detectors.fcos import FCOSConfig
 from aligndet_cli.detectors.htc import HTCConfig
 from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
-from aligndet_cli.training.recipe import RecipeName
+from aligndet_cli.pretrain_box.pretext import BoxPretext
+from aligndet_cli.training.recipe import ProjectorRecipe, RecipeName
 
 # One narrow configuration of each family, for the tests that every family has to pass; all else is as by default.
 NARROW: dict[str, DetectorConfig] = {
@@ -100,3 +102,15 @@ def save_detector(
 ) -> None:
     content = DetectorFile(stage, *configs, tuple(categories), resolution, kept_state(model, stage), recipe=recipe)
     write_detector(file, content)
+
+
+def build_pretext(detector: Detector, config: DetectorConfig, **settings: Any) -> BoxPretext:
+    """AlignDet's pretext around a detector, with both tasks and a frozen backbone unless `settings` say otherwise."""
+    return BoxPretext(
+        detector,
+        recipe=config.RECIPE,
+        embedding_dim=16,
+        projector=ProjectorRecipe(hidden_dim=24),
+        temperature=0.5,
+        **{"tasks": "both", "freeze_backbone": True, **settings},
+    )

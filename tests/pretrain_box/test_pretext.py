@@ -14,7 +14,7 @@ from aligndet_cli.detectors import DETECTORS
 from aligndet_cli.pretrain_box.pretext import BoxPretext, Projector, View
 from aligndet_cli.training.recipe import ProjectorRecipe, ProjectorStart
 from aligndet_cli.training.schedules import momentum_at
-from helpers.small_detectors import SMALL
+from helpers.small_detectors import SMALL, build_pretext
 
 CPU = torch.device("cpu")
 
@@ -23,14 +23,7 @@ def build(family: str, *, objectness: bool = False, backbone: str = "resnet18", 
     torch.manual_seed(0)
     detector = SMALL[family].build(build_backbone(BackboneConfig.model_validate({"name": backbone})), 1)
     detector.trains_objectness = objectness
-    return BoxPretext(
-        detector,
-        recipe=SMALL[family].RECIPE,
-        embedding_dim=16,
-        projector=ProjectorRecipe(hidden_dim=24),
-        temperature=0.5,
-        **{"tasks": "both", "freeze_backbone": True, **settings},
-    )
+    return build_pretext(detector, SMALL[family], **settings)
 
 
 def samples(counts: tuple[int, ...]) -> list[Sample]:
