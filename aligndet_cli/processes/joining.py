@@ -20,8 +20,8 @@ _SILENT_S = 5.0  # until a line says who is missing
 _POLL_S = 0.2
 _COUNT = "aligndet/joined"
 
-# What gloo and c10d raise as a plain RuntimeError, in lower case. Gloo's messages have a place in its source, but for one:
-# the second of two operations that wait hears of the first one's timeout in these words alone.
+# What gloo and c10d raise as a plain RuntimeError, in lower case. Gloo's messages name a place in its source, but for
+# one: the second of two operations that wait hears of the first one's timeout in these words alone.
 _OF_GROUPS = ("gloo", "application timeout caused pair closure", "operation timed out!")
 _OF_TIMEOUTS = ("timed out", "timeout")
 
