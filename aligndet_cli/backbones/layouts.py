@@ -137,8 +137,8 @@ def _named(layout: Layout, tensors: Tensors) -> FoundBackbone | None:
     if naming is None:
         return None
     own = {name.removeprefix(layout.prefix): t for name, t in tensors.items() if name.startswith(layout.prefix)}
-    backbone = rename_tensors(naming, own)
-    others = tuple(name for name in tensors if not name.startswith(layout.prefix)) + _left_out(naming, own)
+    backbone, left_out = rename_tensors(naming, own)
+    others = (*(name for name in tensors if not name.startswith(layout.prefix)), *left_out)
     num_classes = max((len(tensors[name]) for name in CLASSIFIERS if name in tensors and not layout.name), default=0)
     return FoundBackbone(layout.name or naming.name, naming.family, backbone, others, num_classes)
 
@@ -147,9 +147,9 @@ def _fits(naming: Naming, prefix: str, tensors: Tensors) -> bool:
     return prefix + naming.marker in tensors and not (naming.absent and prefix + naming.absent in tensors)
 
 
-def rename_tensors(naming: Naming, tensors: Tensors) -> Tensors:
-    """Return the state dict of the backbone under torchvision's names, without all other tensors."""
-    renamed = {}
+def rename_tensors(naming: Naming, tensors: Tensors) -> tuple[Tensors, tuple[str, ...]]:
+    """Return the state dict of the backbone under torchvision's names, and the names of all other tensors."""
+    renamed, others = {}, []
     for name, value in naming.prepare(tensors).items():
         for pattern, new_name in naming.rules:
             match = re.fullmatch(pattern, name)
@@ -157,13 +157,9 @@ def rename_tensors(naming: Naming, tensors: Tensors) -> Tensors:
                 new = match.expand(new_name)
                 renamed[new] = naming.reorder(new, value)
                 break
-    return renamed
-
-
-def _left_out(naming: Naming, tensors: Tensors) -> tuple[str, ...]:
-    """Return the names of tensors that are no part of the backbone."""
-    names = naming.prepare(tensors)
-    return tuple(name for name in names if not any(re.fullmatch(pattern, name) for pattern, _ in naming.rules))
+        else:
+            others.append(name)
+    return renamed, tuple(others)
 
 
 def _swin_rules(

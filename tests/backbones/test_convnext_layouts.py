@@ -14,9 +14,9 @@ from aligndet_cli.backbones.convnext import ConvNeXt
 from aligndet_cli.backbones.layouts import recognise
 from aligndet_cli.backbones.weights import fill_backbone
 from aligndet_cli.errors import WeightsError
+from helpers.renaming import Tensors, renamed
 
 WIDTHS, DEPTHS = (8, 16, 24, 40), (2, 1, 3, 1)
-Tensors = dict[str, Tensor]
 
 
 def make() -> ConvNeXt:
@@ -76,15 +76,6 @@ def reference(weights: Tensors, pixels: Tensor) -> list[Tensor]:
             x = x + weights[f"{at}.gamma"] * out
         maps.append(layer_norm(x, x.shape[-1:], eps=1e-6).permute(2, 0, 1))
     return maps
-
-
-def renamed(weights: Tensors, *words: tuple[str, str]) -> Tensors:
-    new = {}
-    for name, value in weights.items():
-        for word, other in words:
-            name = name.replace(word, other)
-        new[name] = value
-    return new
 
 
 def as_timm(weights: Tensors) -> Tensors:

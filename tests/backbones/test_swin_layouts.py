@@ -15,9 +15,9 @@ from aligndet_cli.backbones.layouts import recognise
 from aligndet_cli.backbones.swin import Swin
 from aligndet_cli.backbones.weights import fill_backbone, read_backbone
 from aligndet_cli.errors import WeightsError
+from helpers.renaming import Tensors, renamed
 
 WIDTH, DEPTHS, HEADS, WINDOW = 16, (2, 2, 2, 2), (1, 2, 4, 8), 7
-Tensors = dict[str, Tensor]
 
 
 def make(width: int = WIDTH) -> Swin:
@@ -125,12 +125,8 @@ def reference(weights: Tensors, pixels: Tensor, merge=concatenated) -> Tensor:
 
 def as_timm(weights: Tensors) -> Tensors:
     """timm >= 0.9: a patch merging begins the next stage, and the classifier is `head.fc`."""
-    renamed = {}
-    for name, value in weights.items():
-        for stage in (2, 1, 0):
-            name = name.replace(f"layers.{stage}.downsample", f"layers.{stage + 1}.downsample")
-        renamed[name.replace("head.", "head.fc.")] = value
-    return renamed
+    mergings = [(f"layers.{stage}.downsample", f"layers.{stage + 1}.downsample") for stage in (2, 1, 0)]
+    return renamed(weights, *mergings, ("head.", "head.fc."))
 
 
 def as_mmdetection(weights: Tensors) -> Tensors:
@@ -141,16 +137,13 @@ def as_mmdetection(weights: Tensors) -> Tensors:
         ".mlp.fc1.": ".ffn.layers.0.0.",
         ".mlp.fc2.": ".ffn.layers.1.",
     }
-    renamed = {"neck.lateral_convs.0.conv.weight": torch.zeros(1)}
-    for name, value in weights.items():
-        if not name.startswith("head"):
-            for word, new_word in words.items():
-                name = name.replace(word, new_word)
-            renamed["backbone." + ("norm3" + name[4:] if name.startswith("norm.") else name)] = value
+    own = renamed({name: value for name, value in weights.items() if not name.startswith("head")}, *words.items())
+    backbone = {"backbone." + ("norm3" + name[4:] if name.startswith("norm.") else name): own[name] for name in own}
+    neck = {"neck.lateral_convs.0.conv.weight": torch.zeros(1)}
     fresh = {
         f"backbone.norm{i}.{kind}": torch.full((WIDTH * 2**i,), 2.0) for i in range(3) for kind in ("weight", "bias")
     }
-    return renamed | fresh
+    return neck | backbone | fresh
 
 
 LAYOUTS = {

@@ -20,12 +20,12 @@ from aligndet_cli.backbones.layouts import FoundBackbone
 from aligndet_cli.backbones.vit import PlainViT
 from aligndet_cli.backbones.weights import fill_backbone, read_backbone
 from aligndet_cli.errors import WeightsError
+from helpers.renaming import Tensors, renamed
 
 timm = pytest.importorskip("timm")
 
 C, HEADS, BLOCKS, GRID = 16, 2, 4, 4
 SMALL = {"depth": BLOCKS, "embed_dim": C, "num_heads": HEADS}
-Tensors = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -132,15 +132,6 @@ def split_qkv(weights: Tensors, attention: str, names: tuple[str, str, str]) -> 
                 found[name.replace("attn.qkv", f"{attention}.{one}")] = part.clone()
         else:
             found[name] = value
-    return found
-
-
-def renamed(weights: Tensors, *words: tuple[str, str]) -> Tensors:
-    found = {}
-    for name, value in weights.items():
-        for word, other in words:
-            name = name.replace(word, other)
-        found[name] = value
     return found
 
 

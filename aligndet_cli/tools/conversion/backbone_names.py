@@ -56,7 +56,8 @@ def rename_backbone(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], d
     renamed: dict[str, Tensor] = {}
     left_out = {}
     for name, tensor in tensors.items():
-        found = rename_tensors(naming, {name.removeprefix(PREFIX): tensor}) if name.startswith(PREFIX) else {}
+        own_name = {name.removeprefix(PREFIX): tensor} if name.startswith(PREFIX) else {}
+        found, _ = rename_tensors(naming, own_name)
         if found:
             renamed |= {f"{PREFIX}{ours}": value for ours, value in found.items()}
         elif name.endswith(INDEX):
