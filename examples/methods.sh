@@ -6,14 +6,16 @@
 #
 # DATA: any labelled data set (COCO, VOC or YOLO root), whose training images are the images without labels, too. SoCo
 # trains box heads, UP-DETR and DETReg are for DETR, so there are two detectors. SEEDS (0, 1, 2), FRACTIONS of the labels
-# (100), PRETRAIN and FINETUNE (1x and 1x; 12 epochs) are what every row has. One table comes out: gains over the backbone alone,
-# images seen and hours of each pre-training. Runs that are complete are skipped. SMALL=1 is for a CPU core and an evening:
-# slim detectors on small images (methods-small.toml), few steps, and rates for them; what came out is in methods.md.
+# (100; SMALL: 10), PRETRAIN and FINETUNE (1x and 1x; 12 epochs) are what every row has. One table comes out: gains over the
+# backbone alone, images seen and hours of each pre-training. Runs that are complete are skipped. SMALL=1 is for a CPU core
+# and two hours: slim detectors on small images (methods-small.toml), few steps and labels, and rates for them; what came out
+# is in methods.md.
 source "$(dirname "$0")/common.sh"
 data=$(realpath "$1")
 [[ -n "${SMOKE:-}" ]] || weights=${2:-$weights}
 [[ ! -e "$weights" ]] || weights=$(realpath "$weights")
 seeds=$(pick "${SEEDS:-0, 1, 2}" 0)
+fractions=${FRACTIONS:-${SMALL:+10}}
 small=${SMALL:+"extends = \"$(realpath "$(dirname "$0")")/methods-small.toml\""}
 # SMALL's rates: those of the recipes are for batches of 256 and more, and for days.
 declare -A rates=([faster-rcnn]=0.03 [detr]=3e-4 [soco]=1.0)
@@ -30,7 +32,7 @@ study "$table" <<EOF
 $small
 data = "$data"
 detectors = ["faster-rcnn", "detr"]
-fractions = [${FRACTIONS:-100}]
+fractions = [${fractions:-100}]
 seeds = [$seeds]
 $plain
 $(for method in aligndet classes soco; do start_of faster-rcnn "$method"; done)
