@@ -15,6 +15,7 @@ from aligndet_cli.detectors.interface import ASSISTANT_WEIGHT, BoxCandidates, Fe
 from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.pretrain_box.contrastive import contrastive_loss
 from aligndet_cli.training.embeddings import HEAD_PREFIX, embedding_health
+from aligndet_cli.training.projector import follow
 from aligndet_cli.training.recipe import ProjectorRecipe, Recipe
 
 Tasks = Literal["both", "contrastive", "regression"]
@@ -169,15 +170,11 @@ class BoxPretext(nn.Module):
 
     @torch.no_grad()
     def update_momentum(self, coefficient: float) -> None:
-        """Move the momentum parameters towards the online ones: k = m * k + (1 - m) * q.
+        """Move the momentum parameters towards the online ones, see `follow`; those in `momentum_follows` are copied.
 
-        Only parameters, as in the official hook: norm statistics come from the momentum side's own forward passes.
-        Parameters in the recipe's `momentum_follows` are copied instead of averaged.
+        Only parameters, as in the official hook.
         """
-        online = [*self.online.parameters(), *self.projector.parameters()]
-        momentum = [*self.momentum.parameters(), *self.momentum_projector.parameters()]
-        pairs = [(k, q) for k, q in zip(momentum, online, strict=True) if k is not q and q.requires_grad]
-        torch._foreach_lerp_([k for k, _ in pairs], [q for _, q in pairs], 1.0 - coefficient)
+        follow([(self.online, self.momentum), (self.projector, self.momentum_projector)], coefficient)
         for name in self.momentum_follows:
             self.momentum.get_parameter(name).copy_(self.online.get_parameter(name))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def build_projector(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
@@ -14,16 +14,19 @@ def build_projector(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential
 
 @torch.no_grad()
 def follow(pairs: Iterable[tuple[nn.Module, nn.Module]], coefficient: float) -> None:
-    """Move momentum copies towards the trained modules: k = m * k + (1 - m) * q. Parameters only.
+    """Move momentum copies towards the trained modules: k = m * k + (1 - m) * q.
+
+    Only parameters: norm statistics come from the copies' own forward passes. What is frozen, or shared by both, stays.
 
     Args:
         pairs: trained module and its copy.
         coefficient: m.
     """
-    trained: list[Tensor] = []
-    momentum: list[Tensor] = []
-    for module, copied in pairs:
-        trained += module.parameters()
-        momentum += copied.parameters()
-    if momentum:
-        torch._foreach_lerp_(momentum, trained, 1.0 - coefficient)
+    moved = [
+        (k, q)
+        for module, copied in pairs
+        for k, q in zip(copied.parameters(), module.parameters(), strict=True)
+        if k is not q and q.requires_grad
+    ]
+    if moved:
+        torch._foreach_lerp_([k for k, _ in moved], [q for _, q in moved], 1.0 - coefficient)
