@@ -134,15 +134,13 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
     inputs = {"data": image_set.fingerprint}
     if config.import_file is not None:
         inputs["import"] = hash_file(config.import_file)
-    name = config.name or re.sub(r"[^A-Za-z0-9._-]+", "-", image_set.split).strip("-._") or "images"
+    name = config.name or _default_name(image_set.split, config)
     of_run = None
     if config.from_run is not None:
-        name = config.name or f"{name}-{config.from_run}"
         of_run = plan_round(workspace, config.from_run, config.merge, image_set, name)
         inputs |= of_run.inputs()
     cue = None
     if config.cue_backbone is not None:
-        name = config.name or f"{name}-{config.cue_backbone}"
         cue = plan_cue(config.cue_backbone, config.cue_weights, workspace, offline=config.runtime.offline)
         inputs[CUE_INPUT] = cue.content_hash
     output = workspace.plan_output("proposals", name, config, inputs, resume=resume, force=force)
@@ -159,6 +157,15 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
         given = _boxes_to_take(config, image_set)
     output = replace(output, is_shared=config.shard is not None)
     return Plan(config, output, image_set, given, of_run, cue, workers, share)
+
+
+def _default_name(split: str, config: ProposalsConfig) -> str:
+    """Return a name of the split, and of the run and the backbone that have a say in the boxes."""
+    parts = [
+        re.sub(r"[^A-Za-z0-9._-]+", "-", part or "").strip("-._")
+        for part in (split, config.from_run, config.cue_backbone)
+    ]
+    return "-".join([parts[0] or "images", *filter(None, parts[1:])])
 
 
 def _boxes_to_take(config: ProposalsConfig, image_set: ImageSet) -> GivenBoxes | None:

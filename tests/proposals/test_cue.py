@@ -101,6 +101,14 @@ def test_other_weights_are_other_proposals(tmp_path: Path, make_cued, weights: P
         stage.prepare(make_cued(), Workspace(tmp_path / "work"))
 
 
+def test_names_of_folders_are_plain(make_cued) -> None:
+    config = make_cued(cue_backbone="timm:convnext_atto", name=None)
+    assert stage._default_name("train/2017", config) == "train-2017-timm-convnext_atto"
+    assert (
+        stage._default_name("***", make_cued(cue_backbone=None, from_run="retinanet", name=None)) == "images-retinanet"
+    )
+
+
 def test_unreadable_images_are_left_out(tmp_path: Path, root: Path, make_cued) -> None:
     (root / "train2017" / "003.png").write_bytes(b"nothing")
     store = ProposalStore(run_stage(make_cued(), tmp_path / "work"))
