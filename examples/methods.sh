@@ -5,11 +5,11 @@
 #   SMALL=1 BACKBONE=mobilenet_v2 examples/methods.sh DATA WEIGHTS
 #
 # DATA: any labelled data set (COCO, VOC or YOLO root), whose training images are the images without labels, too. SoCo
-# trains box heads, UP-DETR and DETReg are for DETR, so there are two detectors. SEEDS (0, 1, 2), FRACTIONS of the labels
-# (100; SMALL: 10), PRETRAIN and FINETUNE (1x and 1x; 12 epochs) are what every row has. One table comes out: gains over the
-# backbone alone, images seen and hours of each pre-training. Runs that are complete are skipped. SMALL=1 is for a CPU core
-# and two hours: slim detectors on small images (methods-small.toml), few steps and labels, and rates for them; what came out
-# is in methods.md.
+# trains box heads, UP-DETR and DETReg are for DETR, so there are two DETECTORS (faster-rcnn detr). SEEDS (0, 1, 2), FRACTIONS
+# of the labels (100; SMALL: 10), PRETRAIN and FINETUNE (1x and 1x; 12 epochs) are what every row has. One table comes out:
+# gains over the backbone alone, images seen and hours of each pre-training. Runs that are complete are skipped. SMALL=1 is
+# for a CPU core and two hours: slim detectors on small images (methods-small.toml), few steps and labels, and rates for them;
+# what came out is in methods.md.
 source "$(dirname "$0")/common.sh"
 data=$(realpath "$1")
 [[ -n "${SMOKE:-}" ]] || weights=${2:-$weights}
@@ -19,6 +19,8 @@ fractions=${FRACTIONS:-${SMALL:+10}}
 small=${SMALL:+"extends = \"$(realpath "$(dirname "$0")")/methods-small.toml\""}
 # SMALL's rates: those of the recipes are for batches of 256 and more, and for days.
 declare -A rates=([faster-rcnn]=0.03 [detr]=3e-4 [soco]=1.0)
+declare -A methods=([faster-rcnn]="aligndet classes soco" [detr]="aligndet classes detreg up-detr")
+detectors=${DETECTORS:-faster-rcnn detr}
 
 start_of() { # DETECTOR METHOD: its settings
   local side settings
@@ -31,12 +33,11 @@ start_of() { # DETECTOR METHOD: its settings
 study "$table" <<EOF
 $small
 data = "$data"
-detectors = ["faster-rcnn", "detr"]
+detectors = ["${detectors// /\", \"}"]
 fractions = [${fractions:-100}]
 seeds = [$seeds]
 $plain
-$(for method in aligndet classes soco; do start_of faster-rcnn "$method"; done)
-$(for method in aligndet classes detreg up-detr; do start_of detr "$method"; done)
+$(for detector in $detectors; do for method in ${methods[$detector]}; do start_of "$detector" "$method"; done; done)
 $([[ -n "$small" ]] || printf '[settings.finetune]\n%s' "$(schedule "${FINETUNE:-1x}")")
 EOF
 report --costs
