@@ -7,8 +7,8 @@ from aligndet_cli.training.recipe import ProjectorRecipe, Rates, Recipe, RecipeN
 
 MethodName = Literal["aligndet", "classes", "detreg", "up-detr", "soco"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
-# Of UP-DETR's and DETReg's `selfdet.py`: short sides 320 to 480 in steps of 16, with 400 for 368 and 384.
-_SMALL_VIEWS = {"short_side": (320, 336, 352, 400, 416, 432, 448, 464, 480), "long_side": 600}
+# Of UP-DETR's and DETReg's `selfdet.py`: short sides 320 to 480 in steps of 16, without 384.
+_SMALL_VIEWS = {"short_side": (320, 336, 352, 368, 400, 416, 432, 448, 464, 480), "long_side": 600}
 # Defaults of settings that a method has of its own, by name of the setting.
 DEFAULTS: dict[MethodName, dict[str, Any]] = {
     "aligndet": {},

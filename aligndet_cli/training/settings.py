@@ -130,7 +130,8 @@ def describe_settings(
     if training.accumulate > 1:
         micro = training.images_per_step // devices.world_size // training.accumulate
         split += f", {training.accumulate} times {micro} after each other"
-    decay = "cosine" if schedule.decay == "cosine" else f"/10 at {list(schedule.drop_steps)}"
+    drops = f"/10 at {list(schedule.drop_steps)}" if schedule.drop_steps else "constant rate"
+    decay = "cosine" if schedule.decay == "cosine" else drops
     warmup = f"{schedule.warmup} warm-up {schedule.warmup_steps}" if schedule.warmup_steps else "no warm-up"
     return {
         "steps": f"{schedule.num_steps} ({warmup}, {decay})",

@@ -9,6 +9,7 @@ import pytest
 from aligndet_cli.backbones import WeightsTraining
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.command import STAGE
+from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.health import judge_losses
 from aligndet_cli.pretrain_box.methods import METHODS
 from aligndet_cli.pretrain_box.recipes import DEFAULTS
@@ -31,6 +32,12 @@ IDLE = {
 
 def test_every_method_has_its_defaults() -> None:
     assert METHODS.keys() == DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("method", ["detreg", "up-detr"])
+def test_small_views_are_those_of_selfdet_py(method: str) -> None:
+    views = PretrainBoxConfig.model_validate({"method": method, "detector": {"family": "detr"}}).views
+    assert set(views.short_side) == {*range(320, 481, 16)} - {384} and views.long_side == 600
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "aligndet"])

@@ -140,7 +140,7 @@ def test_the_published_detreg_is_not_the_papers(tmp_path: Path) -> None:
     ],
 )
 def test_a_detreg_of_our_own(tmp_path: Path, changes: dict[str, Any], is_the_papers: bool) -> None:
-    sides = (320, 336, 352, 400, 416, 432, 448, 464, 480)  # DETReg's
+    sides = (320, 336, 352, 368, 400, 416, 432, 448, 464, 480)  # DETReg's
     usual = {"method": "detreg", "views": {"short_side": list(sides)}, "training": {"batch_size": 192}}
     usual |= {"detector": {"family": "detr", "pre_norm": False}, "steps": 50 * 117_266 // 192}
     add_pretrained(tmp_path, "pre", content_hash="pre", **(usual | changes))
