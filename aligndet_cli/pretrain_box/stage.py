@@ -205,7 +205,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "run": f"pretrain-box/{plan.output.folder.name}",
         "data": f"{plan.image_set.root} ({plan.image_set.split}), proposals/{plan.proposals_name}",
         "images": f"{len(plan.indices)} {chosen}, of {len(plan.image_set.file_names[: config.data.limit])}",
-        "proposals per image": _describe_topk(config, boxes.topk),
+        **({} if "topk" in idle(config.method) else {"proposals per image": _describe_topk(config, boxes.topk)}),
         **clusters,
         **({} if config.method == "aligndet" else {"method": config.method}),
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "

@@ -65,6 +65,11 @@ def test_proposals_are_capped_by_the_recipe_and_by_what_is_asked_for(
     assert describe(everything)["proposals per image"] == "all (given)"
 
 
+def test_a_method_without_proposals_tells_of_none(workspace: Workspace) -> None:
+    told = describe(plan_of(workspace, method="up-detr", detector={"family": "detr"}))
+    assert "proposals per image" not in told and told["patches"].startswith("10 an image")
+
+
 def test_recipe_is_shown_and_refused(workspace: Workspace) -> None:
     assert describe(plan_of(workspace))["recipe"] == "default (by detector, backbone and its weights)"
     asked = plan_of(workspace, detector={"family": "faster-rcnn"}, recipe="swav")
