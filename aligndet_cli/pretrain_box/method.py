@@ -139,7 +139,9 @@ def require_family(config: PretrainBoxConfig, families: Sequence[str]) -> None:
     require_single(config.backbone.name, f"--method {config.method}")
     family = config.detector.family
     if family not in families:
-        raise ConfigError(f"--method {config.method}: is for {', '.join(families)}, not for {family}")
+        raise ConfigError(
+            f"--method {config.method}: is for {', '.join(families)}, not for {family}; give --detector {families[0]}"
+        )
 
 
 def build_seeded_backbone(config: PretrainBoxConfig, weights: Path | None, *, fixes_norms: bool = True) -> Backbone:

@@ -1,6 +1,7 @@
 """`aligndet pretrain-box`: proposals -> a detector whose neck and head are pre-trained."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from aligndet_cli.artifacts.clusters import ClusterLabels
-from aligndet_cli.backbones import BackboneWeights
+from aligndet_cli.backbones import BackboneConfig, BackboneWeights
 from aligndet_cli.backbones.checks import check_weights
 from aligndet_cli.backbones.weights import find_backbone_weights, require_trained
 from aligndet_cli.data.dataset import ImageSet
@@ -18,7 +19,7 @@ from aligndet_cli.data.sides import show_sides
 from aligndet_cli.detectors import DetectorConfig, semantic_classes_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import RCNN, told_training, weights_kind
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.logs import logger
 from aligndet_cli.plotting import never_failing
 from aligndet_cli.pretrain_box.boxes import ProposalBoxes, draw_images, open_proposal_data
@@ -97,8 +98,8 @@ def look_ahead(config: PretrainBoxConfig, workspace: Workspace, pending: Collect
         stage = "pretrain-box" if config.freeze_backbone else None
         check_weights(config.backbone, workspace, offline=config.runtime.offline, trained_for=stage)
     if config.embedder is not None:
-        asked = config.backbone.model_copy(update={"weights": config.embedder})
-        check_weights(asked, workspace, offline=config.runtime.offline)
+        with _about_the_embedder():
+            check_weights(_embedder_of(config), workspace, offline=config.runtime.offline)
 
 
 def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = True, force: bool = False) -> Plan:
@@ -122,8 +123,8 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     }
     embedder = None
     if config.embedder is not None:
-        asked = config.backbone.model_copy(update={"weights": config.embedder})
-        embedder = find_backbone_weights(asked, workspace, offline=config.runtime.offline)
+        with _about_the_embedder():
+            embedder = find_backbone_weights(_embedder_of(config), workspace, offline=config.runtime.offline)
         inputs["embedder weights"] = embedder.content_hash
     clusters = _find_clusters(config, workspace, artifact)
     if clusters is not None:
@@ -145,6 +146,19 @@ def prepare(config: PretrainBoxConfig, workspace: Workspace, *, resume: bool = T
     if config.freeze_backbone and output.action != "complete":
         require_trained(weights, config.backbone, "pretrain-box")
     return Plan(config, recipe, output, devices, settings, image_set, boxes, indices, artifact.name, weights, embedder)
+
+
+def _embedder_of(config: PretrainBoxConfig) -> BackboneConfig:
+    return config.backbone.model_copy(update={"weights": config.embedder})
+
+
+@contextmanager
+def _about_the_embedder() -> Iterator[None]:
+    """Say in messages about a backbone's weights that the second backbone is meant."""
+    try:
+        yield
+    except (ConfigError, WeightsError) as error:
+        raise type(error)(f"embedder: {error}") from None
 
 
 def _name_of(config: PretrainBoxConfig) -> str:

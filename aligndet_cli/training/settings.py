@@ -151,9 +151,12 @@ def _exceptions(rates: Rates, layer_decay: float) -> list[str]:
         exceptions.append(f"backbone at {rates.backbone_lr_scale:g} times the rate")
     if layer_decay != 1.0:
         exceptions.append(f"each layer of the backbone at {layer_decay:g} times the rate of the next one")
-    if rates.bias_lr_scale != 1.0 or rates.bias_decay_scale != 1.0:
+    of_biases = [] if rates.bias_lr_scale == 1.0 else [f"at {rates.bias_lr_scale:g} times the rate"]
+    if rates.bias_decay_scale != 1.0:
         decay = "without decay" if rates.bias_decay_scale == 0.0 else f"at {rates.bias_decay_scale:g} times the decay"
-        exceptions.append(f"biases at {rates.bias_lr_scale:g} times the rate and {decay}")
+        of_biases.append(decay)
+    if of_biases:
+        exceptions.append(f"biases {' and '.join(of_biases)}")
     if not rates.decays_norms:
         exceptions.append("norms and position biases without decay")
     return exceptions

@@ -10,7 +10,7 @@ from torch import nn
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.detectors import settle_neck_norm
 from aligndet_cli.detectors.fcos import FCOSConfig
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.errors import ConfigError, WeightsError
 from aligndet_cli.pretrain_box.pretext import BoxPretext
 from aligndet_cli.pretrain_box.stage import Plan, PretrainBoxConfig, describe, prepare
 from aligndet_cli.training.recipe import ProjectorRecipe
@@ -68,6 +68,12 @@ def test_proposals_are_capped_by_the_recipe_and_by_what_is_asked_for(
 def test_a_method_without_proposals_tells_of_none(workspace: Workspace) -> None:
     told = describe(plan_of(workspace, method="up-detr", detector={"family": "detr"}))
     assert "proposals per image" not in told and told["patches"].startswith("10 an image")
+
+
+def test_messages_about_the_embedder_name_it(workspace: Workspace, tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone.pth")
+    with pytest.raises(WeightsError, match=rf"^embedder: backbone weights {gone}: no such file"):
+        plan_of(workspace, method="detreg", detector={"family": "detr"}, embedder=gone)
 
 
 def test_recipe_is_shown_and_refused(workspace: Workspace) -> None:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from aligndet_cli.backbones import Backbone, build_backbone, load_backbone_weights
+from aligndet_cli.config import NO_WEIGHTS
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.detectors.detr import DETR
 from aligndet_cli.detectors.parts.hungarian import find_matched
+from aligndet_cli.errors import ConfigError
 from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.health import judge_losses
 from aligndet_cli.pretrain_box.method import Inputs, Method, Shown, build_seeded_backbone, require_family
@@ -87,9 +89,14 @@ class DETReg(Method):
     idle = ("projector", "temperature", "momentum", "tasks", "objectness")
 
     def check(self, config: PretrainBoxConfig) -> None:
-        """Refuse detectors other than DETR."""
+        """Refuse detectors other than DETR, and an embedder that has learned nothing."""
         require_family(config, ("detr",))
         super().check(config)
+        if config.embedder in ("auto", NO_WEIGHTS):
+            raise ConfigError(
+                f"embedder = {config.embedder}: may be random, and --method detreg learns from it; name a file of "
+                "weights, or leave it out for those of the first backbone"
+            )
 
     def build(self, config: PretrainBoxConfig, inputs: Inputs) -> DETRegViews:
         """Return DETR with one class, and the embedder."""

@@ -126,7 +126,9 @@ class UPDETR(Method):
                 f"give a multiple of {NUM_PATCHES}"
             )
         if not config.freeze_backbone:
-            raise ConfigError("--no-freeze-backbone: --method up-detr compares with the features of its backbone")
+            raise ConfigError(
+                "--no-freeze-backbone: --method up-detr compares with the features of its backbone; leave it out"
+            )
 
     def build(self, config: PretrainBoxConfig, inputs: Inputs) -> UPDETRViews:
         """Return DETR with one class, "patch"."""

@@ -96,7 +96,10 @@ def convert(
         raise ConfigError(f"--style: {file} is of {found}, which has one only; leave it out")
     renamed = _rename(checkpoint, found, family, style)
     if family not in (None, renamed.family):
-        raise ConfigError(f"{file}: is a {renamed.family}, not a {family}; change --detector")
+        way_out = "change --detector"
+        if found == "soco":
+            way_out += f", or take its backbone alone: pretrain-box --detector {family} --backbone-weights {file}"
+        raise ConfigError(f"{file}: is a {renamed.family}, not a {family}; {way_out}")
     if renamed.unknown:
         some = _some(renamed.unknown)
         raise WeightsError(f"{file}: {some} belong to no {renamed.family} of ours; this variant is not supported")

@@ -106,5 +106,11 @@ def test_the_embedder_has_its_own_weights_and_stays_as_it_is() -> None:
 
 
 def test_other_detectors_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--method detreg: is for detr, not for retinanet"):
+    with pytest.raises(ConfigError, match="--method detreg: is for detr, not for retinanet; give --detector detr$"):
         METHODS["detreg"].check(config_of("detreg", "retinanet"))
+
+
+@pytest.mark.parametrize("embedder", ["none", "auto"])
+def test_an_embedder_that_may_be_random_is_refused(embedder: str) -> None:
+    with pytest.raises(ConfigError, match=f"^embedder = {embedder}: may be random, .* or leave it out"):
+        METHODS["detreg"].check(config_of("detreg", "detr", embedder=embedder))
