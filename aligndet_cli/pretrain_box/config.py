@@ -10,12 +10,14 @@ from aligndet_cli.backbones import BackboneConfig, WeightsTraining
 from aligndet_cli.backbones.build import WEIGHTS_FILE
 from aligndet_cli.config import Frozen, StageConfig
 from aligndet_cli.data.loaders import OnError
-from aligndet_cli.detectors import DetectorConfig, neck_norm_of
+from aligndet_cli.detectors import DetectorConfig, neck_norm_of, with_head_norm
+from aligndet_cli.detectors.parts.fpn import NormName
 from aligndet_cli.detectors.recipes import RCNN, is_resnet, recipe_for, training_of_backbone
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.pretext import Tasks
 from aligndet_cli.pretrain_box.recipes import (
     DEFAULTS,
+    HEAD_NORMS,
     METHODS,
     NECK_NORMS,
     RECIPES_AFTER,
@@ -38,6 +40,14 @@ class ProjectorConfig(Frozen):
     def resolve(self, recipe: ProjectorRecipe) -> ProjectorRecipe:
         """Return the recipe with the values that are set here."""
         return ProjectorRecipe(self.hidden_dim or recipe.hidden_dim, self.start or recipe.start)
+
+
+def _with_default_norm(detector: Any, norm: NormName) -> Any:
+    """Return an R-CNN's settings or config with this norm in the head unless one is set; others as they are."""
+    if isinstance(detector, Mapping):
+        return {"head_norm": norm, **detector} if detector.get("family") in RCNN else detector
+    is_open = isinstance(detector, Frozen) and "head_norm" not in detector.model_fields_set
+    return with_head_norm(detector, norm) if is_open and getattr(detector, "family", None) in RCNN else detector
 
 
 class PretrainBoxConfig(StageConfig):
@@ -79,6 +89,8 @@ class PretrainBoxConfig(StageConfig):
         filled = {**DEFAULTS[method], **settings}
         if isinstance(filled.get("views"), Mapping):
             filled["views"] = {**DEFAULTS[method].get("views", {}), **filled["views"]}
+        if "detector" in filled and method in HEAD_NORMS:
+            filled["detector"] = _with_default_norm(filled["detector"], HEAD_NORMS[method])
         return filled
 
     @property

@@ -17,6 +17,7 @@ DEFAULTS: dict[MethodName, dict[str, Any]] = {
     "up-detr": {"views": _SMALL_VIEWS},
     "soco": {"views": {"short_side": (224,)}, "momentum": 0.99, "freeze_backbone": False},
 }
+HEAD_NORMS: dict[MethodName, Literal["batch"]] = {"soco": "batch"}  # of R-CNNs, unless one is asked for
 NECK_NORMS: dict[MethodName, Literal["batch"]] = {"soco": "batch"}  # unless one is asked for; of the others none
 # Recipes of fine-tuning that the authors of a method have published, for ResNets: SoCo's detectron2_configs/ and
 # UP-DETR's README. AptDet's and DETReg's are the detector's own.

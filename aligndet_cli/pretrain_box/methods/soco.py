@@ -17,7 +17,7 @@ from aligndet_cli.backbones import WeightsTraining
 from aligndet_cli.data.batch import ImageBatch
 from aligndet_cli.data.sample import Sample
 from aligndet_cli.data.sides import fold_sides
-from aligndet_cli.detectors import Detector, DetectorConfig, with_head_norm
+from aligndet_cli.detectors import Detector
 from aligndet_cli.detectors.parts.roi_head import pool_rois
 from aligndet_cli.detectors.parts.two_stage import RCNN
 from aligndet_cli.errors import ConfigError
@@ -172,11 +172,6 @@ class SoCo(Method):
                 "of half of it; give one even number from 64 on"
             )
         super().check(config)
-
-    def detector_config(self, config: PretrainBoxConfig) -> DetectorConfig:
-        """Return the detector with batch norm in neck and head, unless others are asked for."""
-        detector = super().detector_config(config)
-        return detector if "head_norm" in detector.model_fields_set else with_head_norm(detector, "batch")
 
     def build(self, config: PretrainBoxConfig, inputs: Inputs) -> SoCoViews:
         """Return both networks."""

@@ -9,7 +9,9 @@ from torch.nn import functional
 from torchvision.ops import roi_align
 
 from aligndet_cli.data.crops import CropParams
+from aligndet_cli.detectors.mask_rcnn import MaskRCNNConfig
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.health import judge_similarity
 from aligndet_cli.pretrain_box.methods import METHODS
 from aligndet_cli.pretrain_box.methods.soco import SoCoViews, similarity_loss
@@ -101,6 +103,18 @@ def test_all_but_rpn_predictors_and_masks_is_trained_and_saved() -> None:
     assert (config.neck_norm, config.head_norm) == ("batch", "none")  # the small detector asks for none in its head
     plain = METHODS["soco"].detector_config(config_of("soco", "mask-rcnn", detector={"family": "mask-rcnn"}, **SMALL))
     assert (plain.neck_norm, plain.head_norm) == ("batch", "batch")
+
+
+def test_a_recorded_config_says_which_norm_the_head_has() -> None:
+    views = {"short_side": (64,)}
+    plain = config_of("soco", "mask-rcnn", detector={"family": "mask-rcnn"}, views=views)
+    asked = config_of("soco", "mask-rcnn", detector={"family": "mask-rcnn", "head_norm": "none"}, views=views)
+    assert asked.changes_since(plain.hashed_settings()).keys() == {"detector.head_norm"}
+    for config in (plain, asked):
+        again = PretrainBoxConfig.model_validate(config.to_json())
+        assert METHODS["soco"].detector_config(again) == METHODS["soco"].detector_config(config)
+    given = PretrainBoxConfig(method="soco", detector=MaskRCNNConfig())
+    assert METHODS["soco"].detector_config(given) == METHODS["soco"].detector_config(plain)
 
 
 def test_the_momentum_side_follows() -> None:
