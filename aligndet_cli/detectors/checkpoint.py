@@ -189,8 +189,8 @@ def load_finder(file: Path) -> Detector:
     has_rpn = model.has_objectness and set(model.box_branch) <= trained
     if content.stage != "pretrain-box" or (predictor is None and not has_rpn):
         raise WeightsError(
-            f"{file}: has no score for objects without classes; run `aligndet pretrain-box --objectness`, or pre-train "
-            "faster-rcnn, which has one in any case"
+            f"{file}: has no score for objects without classes; `aligndet pretrain-box --method aligndet --objectness` "
+            "makes one, with --detector faster-rcnn in any case"
         )
     unused = model.state_dict().keys() - kept_state(model, "pretrain-box").keys()
     state = {name: value for name, value in model.state_dict().items() if name in unused}

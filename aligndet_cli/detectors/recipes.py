@@ -29,6 +29,7 @@ from aligndet_cli.training.recipe import (
 # Families with the same pre-training: it leaves masks alone, as in the authors' Faster R-CNN.
 ALIKE = (("faster-rcnn", "mask-rcnn"), ("cascade-rcnn", "cascade-mask-rcnn", "htc"))
 RCNN = tuple(family for families in ALIKE for family in families)
+CASCADES = ALIKE[1]
 SELF_SUPERVISED: RecipeName = "self-supervised"
 # Recipe and short name of weights by the layout of their file (see `backbones/layouts.py`), if that reveals the method.
 METHODS: dict[str, tuple[RecipeName, str]] = {

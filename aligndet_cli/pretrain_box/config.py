@@ -12,7 +12,7 @@ from aligndet_cli.config import Frozen, StageConfig
 from aligndet_cli.data.loaders import OnError
 from aligndet_cli.detectors import DetectorConfig, neck_norm_of, with_head_norm
 from aligndet_cli.detectors.parts.fpn import NormName
-from aligndet_cli.detectors.recipes import RCNN, is_resnet, recipe_for, training_of_backbone
+from aligndet_cli.detectors.recipes import CASCADES, RCNN, is_resnet, recipe_for, training_of_backbone
 from aligndet_cli.detectors.retinanet import RetinaNetConfig
 from aligndet_cli.pretrain_box.pretext import Tasks
 from aligndet_cli.pretrain_box.recipes import (
@@ -103,8 +103,9 @@ class PretrainBoxConfig(StageConfig):
     @property
     def finds_objects(self) -> bool:
         """The run learns boxes, and a score to find them with, as a second round of proposals needs them."""
-        has_rpn = self.detector.family in RCNN and self.method in ("aligndet", "classes")
-        return self.tasks != "contrastive" and (has_rpn or self.objectness)
+        # With clusters, Faster and Mask R-CNN have boxes for each, which are not kept; cascades have one for all.
+        families = {"aligndet": RCNN, "classes": CASCADES}.get(self.method, ())
+        return self.tasks != "contrastive" and (self.detector.family in families or self.objectness)
 
     @property
     def neck_norm(self) -> Literal["batch", "none"]:

@@ -311,6 +311,11 @@ def _check_finder(run: StageRun, title: str, label: str, detector: str) -> None:
         raise ConfigError(
             f"{title}.from_run: '{label}' is pre-trained on contrast alone, so its boxes are random; name another start"
         )
+    if not config.finds_objects and config.method != "aligndet":
+        raise ConfigError(
+            f"{title}.from_run: '{label}' is pre-trained by {config.method}, which leaves {detector} no boxes to find "
+            "objects with; name a start that AlignDet pre-trains"
+        )
     if not config.finds_objects:
         raise ConfigError(
             f"{title}.from_run: {detector} of '{label}' learns no score to find objects with; write pretrain-box = "

@@ -5,7 +5,7 @@ import torch
 
 from aligndet_cli.data.transforms import draw_view, make_batch
 from aligndet_cli.detectors import DETECTORS
-from helpers.methods import SETTINGS, assert_gradients_reach_what_is_trained, build, draw_samples
+from helpers.methods import SETTINGS, assert_gradients_reach_what_is_trained, build, config_of, draw_samples
 
 NUM_CLUSTERS = 5
 
@@ -46,3 +46,10 @@ def test_only_the_backbone_and_masks_stay_as_they_are(family: str) -> None:
     assert set(module.left_out) == set(model.class_modules) and "class_predictor" in module.left_out
     free = build("classes", family, num_classes=NUM_CLUSTERS, freeze_backbone=False)
     assert any(p.requires_grad for p in free.detector.backbone.parameters())
+
+
+@pytest.mark.parametrize("family", sorted(DETECTORS))
+def test_objects_are_found_by_what_is_kept_of_it(family: str) -> None:
+    module = build("classes", family, num_classes=NUM_CLUSTERS)
+    is_kept = module.detector.has_objectness and not {*module.detector.box_branch} & {*module.left_out}
+    assert config_of("classes", family).finds_objects == is_kept

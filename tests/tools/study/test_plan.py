@@ -167,6 +167,12 @@ def test_a_round_may_start_from_a_run_of_the_workspace(tmp_path: Path) -> None:
     assert second.needs == () and values_of(second)["from_run"] == "mine"
 
 
+def test_clusters_leave_boxes_for_a_second_round_where_these_are_of_no_class(tmp_path: Path) -> None:
+    head = 'data = "toy"\ndetectors = ["cascade-rcnn"]'
+    by_clusters = ROUNDS.replace('"one round"\n[', '"one round"\npretrain-box = {method = "classes"}\n[')
+    assert "proposals/proposals-cascade-rcnn-two-rounds" in planned(tmp_path, by_clusters, head)
+
+
 @pytest.mark.parametrize("detector", ["retinanet", "fcos", "detr"])
 def test_a_second_round_needs_a_score_of_objects(tmp_path: Path, detector: str) -> None:
     head = f'data = "toy"\ndetectors = ["{detector}"]'
@@ -186,7 +192,8 @@ def test_a_second_round_needs_a_score_of_objects(tmp_path: Path, detector: str) 
         (ROUNDS.replace('"one round" }', '"one ruond" }'), "no start and no run of the workspace.*'one round'"),
         (ROUNDS.replace("proposals", 'init = "backbone"\nproposals', 1), "proposals: no effect with init"),
         (ROUNDS.replace('"one round"\n[', '"one round"\npretrain-box = {tasks = "contrastive"}\n['), "are random"),
-        (ROUNDS.replace('"one round"\n[', '"one round"\npretrain-box = {method = "soco"}\n['), "learns no score"),
+        (ROUNDS.replace('"one round"\n[', '"one round"\npretrain-box = {method = "soco"}\n['), "by soco, which leaves"),
+        (ROUNDS.replace('"one round"\n[', '"one round"\npretrain-box = {method = "classes"}\n['), "by classes, which"),
     ],
 )
 def test_rounds_that_cannot_be_are_refused(tmp_path: Path, text: str, said: str) -> None:
