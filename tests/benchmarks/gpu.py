@@ -236,9 +236,8 @@ def ending(seconds: float) -> Iterator[None]:
 
 
 def cells_of(families: Sequence[str], stages: Sequence[StageName], modes: Sequence[Mode]) -> list[Cell]:
-    """All cells: those of the first detector, then the others eager, then the others compiled."""
-    first = [Cell(families[0], stage, mode) for mode in modes for stage in stages]
-    return first + [Cell(family, stage, mode) for mode in modes for family in families[1:] for stage in stages]
+    """All cells: those that take seconds first, then those that wait for a compiler."""
+    return [Cell(family, stage, mode) for mode in modes for family in families for stage in stages]
 
 
 def run(bench: Bench, cells: Sequence[Cell]) -> None:
