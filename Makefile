@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+RESULTS := gpu-results
 
 .PHONY: setup demo test check format e2e gpu docs settings labels drawing
 
@@ -20,13 +21,9 @@ test: setup
 e2e: setup
 	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m 'e2e or matrix'
 
-# Another environment, where nothing can be installed: make gpu BIN=/path/to/bin
+# Another environment, where nothing can be installed, and another place: make gpu BIN=/path/to/bin RESULTS=/path
 gpu: $(BIN)/python3
-	mkdir -p gpu-results
-	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 PYTHONPATH=. $(BIN)/python3 -m pytest -m gpu tests/gpu -n0 --tb=short --durations=10 \
-		--junitxml=gpu-results/tests.xml > gpu-results/tests.txt 2>&1; tests=$$?; tail -n 30 gpu-results/tests.txt; \
-	OMP_NUM_THREADS=1 ALIGNDET_OFFLINE=1 PYTHONPATH=. $(BIN)/python3 tests/benchmarks/gpu.py --minutes 6 --output gpu-results \
-		&& exit $$tests
+	sh tests/gpu/run.sh $(abspath $(BIN))/python3 $(abspath $(RESULTS))
 
 .venv/bin/python3: .venv/installed
 

@@ -21,7 +21,7 @@ from aligndet_cli.errors import ChangedError, ConfigError
 from aligndet_cli.files import read_json
 from aligndet_cli.logs import logger
 from aligndet_cli.processes.devices import Devices, Process, joined_world_size, resolve_devices
-from aligndet_cli.processes.launch import Shown, launch, one_for_all
+from aligndet_cli.processes.launch import Shown, ask_for_deterministic_products, launch, one_for_all
 from aligndet_cli.stage import Conclusion, ConfigT, PlanT, Stage, Steps, find_stage
 from aligndet_cli.workspace import Artifact, Workspace
 
@@ -90,6 +90,8 @@ def _execute(request: Request, stage: Stage, steps: Steps[ConfigT, PlanT]) -> Ou
     asked, origins = load_config(steps.config, stage.name, request.sources)
     config = with_data(with_absolute_paths(asked), request.workspace, stage.name, stage)
     devices = Devices() if steps.has_own_workers else resolve_devices(config.runtime)
+    if config.runtime.deterministic:
+        ask_for_deterministic_products()
 
     def prepare() -> PlanT:
         return _prepare(request, stage, steps, config, origins)

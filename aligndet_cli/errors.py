@@ -214,6 +214,11 @@ def _of_the_machine(error: Exception, flags: Collection[str]) -> RunError | None
         return RunError("the home folder is not known: set HOME to a folder that can be written")
     if "no locator available" in text:  # numba
         return RunError("compiled code can be kept nowhere: set NUMBA_CACHE_DIR to a folder that can be written")
+    if "CUBLAS_WORKSPACE_CONFIG" in text:  # torch does not look again after the first product of matrices
+        return RunError(
+            "deterministic kernels: this process has multiplied matrices on the GPU without them before: "
+            "start it with CUBLAS_WORKSPACE_CONFIG=:4096:8 in its environment"
+        )
     if _GPU.search(text) and not _OUR_KERNELS.search(text):
         cpu = ", or use --accelerator cpu" if "--accelerator" in flags else ""
         return RunError(

@@ -153,6 +153,7 @@ def test_advice_on_memory_names_flags_of_the_command(command: str) -> None:
         BrokenProcessPool(),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("can't start new thread"),
+        RuntimeError("it uses CuBLAS: you must set an environment variable: CUBLAS_WORKSPACE_CONFIG=:4096:8"),
     )
     told = [str(as_user_error(error, flags)) for error in errors]
     for error in (ValueError("Expected more than 1 value per channel when training"), *errors[:2]):

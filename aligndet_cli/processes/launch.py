@@ -120,6 +120,14 @@ def _prepare_on_main(prepare: Callable[[], PlanT]) -> PlanT:
     return plan
 
 
+def ask_for_deterministic_products() -> None:
+    """Ask cuBLAS for products that are the same each time.
+
+    torch looks once in a process, at the first product on a GPU: before `--batch-size auto` tries steps there.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -> None:
     """Call `run(plan, process)` in this process, after setting up memory and determinism."""
     import torch
@@ -129,7 +137,7 @@ def run_here(run: Callable[[Any, Process], None], plan: Any, process: Process) -
         keep_freed_memory()
     if process.device == "cpu" or plan.config.runtime.deterministic:
         # On the CPU too, where it costs nothing: several threads would add up repeated indices in any order.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        ask_for_deterministic_products()
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch does not declare it
         torch.backends.cudnn.benchmark = False

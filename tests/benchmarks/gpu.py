@@ -13,17 +13,17 @@ after every part, so they add up to more than a step), the ten slowest kernels, 
 import argparse
 import contextlib
 import gc
-import json
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import torch
@@ -39,17 +39,17 @@ from aligndet_cli.data.open import open_images  # noqa: E402
 from aligndet_cli.detectors import DETECTORS, detr, fcos, retinanet  # noqa: E402
 from aligndet_cli.detectors.parts import rpn, two_stage  # noqa: E402
 from aligndet_cli.processes.devices import Process  # noqa: E402
-from aligndet_cli.tools.bench.clock import PARTS, StepClock  # noqa: E402
+from aligndet_cli.tools.bench.clock import StepClock  # noqa: E402
 from aligndet_cli.tools.bench.images import write_coco  # noqa: E402
 from aligndet_cli.tools.bench.measure import BenchSteps, clock_of  # noqa: E402
 from aligndet_cli.tools.bench.plan import BenchConfig, BenchPlan, StageName, bench_batches  # noqa: E402
 from aligndet_cli.training.learner import build_learner  # noqa: E402
 from aligndet_cli.training.recipe import MULTI_SCALE  # noqa: E402
 from aligndet_cli.training.records import peak_memory  # noqa: E402
+from helpers.gpu_report import SPLIT, Cell, Figures, Mode, line_of, write  # noqa: E402
 from helpers.host_reads import host_reads  # noqa: E402
 from helpers.small_detectors import NARROW  # noqa: E402
 
-Mode = Literal["eager", "compile"]
 FAMILIES = ("retinanet", "faster-rcnn", "fcos", "detr", "mask-rcnn")  # most telling first
 STAGES: tuple[StageName, ...] = ("pretrain-box", "finetune")
 MODES: tuple[Mode, ...] = ("eager", "compile")
@@ -60,6 +60,7 @@ CELL_S = {"eager": 40, "compile": 120}
 TIMED_S, FEWEST = 4.0, 4  # seconds and least number of the steps of a cell
 EPOCH = 8  # batches of drawn images
 NUM_KERNELS = 10
+MOST_OF_TRACE = 4000  # characters
 # What makes out which candidates are trained on what. The rest outside of networks are losses.
 MATCHING: tuple[tuple[Any, str], ...] = (
     (retinanet.RetinaNet, "assign"),
@@ -72,40 +73,6 @@ MATCHING: tuple[tuple[Any, str], ...] = (
     (fcos, "sample_each_image"),
     (two_stage, "sample_rois"),
 )
-COLUMNS = (
-    *("detector", "stage", "mode", "images/s", "ms a step (spread)", "GB", "GFLOP an image", "share of peak"),
-    *("GPU busy", "waiting for data", "host waits", "first 3 steps"),
-)
-SPLIT = tuple(part for name in PARTS for part in (("matching", "losses") if name == "matching and losses" else (name,)))
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is measured in one go."""
-
-    detector: str
-    stage: StageName
-    mode: Mode
-
-
-@dataclass
-class Figures:
-    """What came out. Seconds and counts are of a step; `busy` is the share in which the GPU computes."""
-
-    cell: Cell
-    images_per_s: float | None = None
-    step_ms: float | None = None
-    spread_ms: float | None = None
-    first_steps_s: float | None = None
-    memory_gb: float | None = None
-    waiting: float | None = None
-    gflop_per_image: float | None = None
-    tflops: float | None = None
-    busy: float | None = None
-    parts_ms: dict[str, float] = field(default_factory=dict)
-    kernels: list[tuple[str, float, int]] = field(default_factory=list)
-    host_waits: dict[str, int] = field(default_factory=dict)
-    problem: str = ""
 
 
 @contextlib.contextmanager
@@ -155,7 +122,7 @@ class Bench:
         )
         config = BenchConfig(
             stage=cell.stage,
-            detector=NARROW[cell.detector] if self.is_toy else DETECTORS[cell.detector](),
+            detector=NARROW[cell.detector] if self.is_toy else {"family": cell.detector},
             backbone=BackboneConfig(name="resnet18" if self.is_toy else "resnet50"),
             batch_size=self.batch_size,
             short_side=(64,) if self.is_toy else MULTI_SCALE,
@@ -175,6 +142,7 @@ class Bench:
             raise
         except Exception as error:
             figures.problem = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            figures.trace_of_problem = traceback.format_exc()[-MOST_OF_TRACE:]
         finally:
             gc.collect()
             torch.compiler.reset()
@@ -234,7 +202,8 @@ class Bench:
         activities = [ProfilerActivity.CPU] if self.is_toy else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
         with profile(activities=activities) as trace:
             steps.take(2)
-        events = trace.key_averages()
+        # A span with a name, such as that of the optimizer, covers the kernels in it, on a GPU, too.
+        events = [event for event in trace.key_averages() if not event.is_user_annotation]
         if self.is_toy:
             rows = [(event.key, event.self_cpu_time_total, event.count) for event in events]
         else:
@@ -267,9 +236,8 @@ def ending(seconds: float) -> Iterator[None]:
 
 
 def cells_of(families: Sequence[str], stages: Sequence[StageName], modes: Sequence[Mode]) -> list[Cell]:
-    """All cells: those of the first detector, then the others eager, then the others compiled."""
-    first = [Cell(families[0], stage, mode) for mode in modes for stage in stages]
-    return first + [Cell(family, stage, mode) for mode in modes for family in families[1:] for stage in stages]
+    """All cells: those that take seconds first, then those that wait for a compiler."""
+    return [Cell(family, stage, mode) for mode in modes for family in families for stage in stages]
 
 
 def run(bench: Bench, cells: Sequence[Cell]) -> None:
@@ -283,22 +251,25 @@ def run(bench: Bench, cells: Sequence[Cell]) -> None:
             left.remove(cell)
             bench.measure(cell)
             bench.left_out = left
-            write(bench, machine)
+            write(bench.output, machine, bench.figures, bench.left_out)
             print(line_of(bench.figures[-1]), flush=True)
     bench.left_out = left
-    write(bench, machine)
+    write(bench.output, machine, bench.figures, bench.left_out)
 
 
 def describe(bench: Bench) -> dict[str, Any]:
     """The card and its speed in products of bf16 matrices, and versions."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = ""
+    with contextlib.suppress(OSError):  # a copy of the files alone, without git
+        words = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
     name = "a CPU, toy size" if bench.is_toy else torch.cuda.get_device_name(bench.device)
     return {
         "card": name,
         "peak_tflops": next((peak / 1e12 for card, peak in PEAKS.items() if card in name), None),
         "matrix_tflops": measure_products(bench.device) / 1e12,
         "torch": torch.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "command": bench.command,
         "batch_size": bench.batch_size,
         "precision": "32-true" if bench.is_toy else "bf16-mixed",
@@ -316,65 +287,6 @@ def measure_products(device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
     return times * 2 * side**3 / (time.perf_counter() - began)
-
-
-def line_of(figures: Figures) -> str:
-    cell, speed = figures.cell, figures.images_per_s
-    what = f"{cell.detector} {cell.stage} {cell.mode}: "
-    return what + (figures.problem or f"{speed:.1f} images/s, {figures.memory_gb:.1f} GB")
-
-
-def write(bench: Bench, machine: dict[str, Any]) -> None:
-    """Write both files."""
-    bench.output.mkdir(parents=True, exist_ok=True)
-    content = {
-        **machine,
-        "cells": [asdict(figures) for figures in bench.figures],
-        "left_out": [asdict(cell) for cell in bench.left_out],
-    }
-    (bench.output / "report.json").write_text(json.dumps(content, indent=1) + "\n")
-    (bench.output / "report.md").write_text("\n".join(lines_of(bench, machine)) + "\n")
-
-
-def lines_of(bench: Bench, machine: dict[str, Any]) -> Iterator[str]:
-    """The Markdown file."""
-    peak = machine["peak_tflops"] or machine["matrix_tflops"]
-    of = "its data sheet's peak" if machine["peak_tflops"] else "what it does in products of matrices"
-    yield f"{machine['card']}, torch {machine['torch']}, commit {machine['commit']}, batches of {bench.batch_size}, "
-    yield f"{machine['precision']}. Products of bf16 matrices: {machine['matrix_tflops']:.0f} TFLOP/s."
-    yield f"Shares are of {of}, {peak:.0f} TFLOP/s. Command: `{machine['command']}`\n"
-    yield "| " + " | ".join(COLUMNS) + " |"
-    yield "|" + "---|" * len(COLUMNS)
-    for f in bench.figures:
-        yield _row(f, peak)
-    yield "\nMilliseconds of a step, waiting for the GPU after every part:\n"
-    yield "| detector | stage | " + " | ".join(SPLIT) + " |"
-    yield "|---|---|" + "---|" * len(SPLIT)
-    for f in bench.figures:
-        if f.parts_ms:
-            cells = " | ".join(f"{f.parts_ms[part]:.1f}" for part in SPLIT)
-            yield f"| {f.cell.detector} | {f.cell.stage} | {cells} |"
-    for f in bench.figures:
-        if f.kernels:
-            yield f"\n## {f.cell.detector}, {f.cell.stage}, {f.cell.mode}\n\nMilliseconds and calls a step:\n"
-            yield from (f"- {ms:.2f}, {count} x `{name}`" for name, ms, count in f.kernels)
-            yield f"\nThe host waits {sum(f.host_waits.values())} times a step:\n"
-            yield from (f"- {count} x `{place}`" for place, count in f.host_waits.items())
-    if bench.left_out:
-        yield "\nNo time was left for: " + ", ".join(f"{c.detector} {c.stage} {c.mode}" for c in bench.left_out)
-
-
-def _row(f: Figures, peak: float) -> str:
-    start = f"| {f.cell.detector} | {f.cell.stage} | {f.cell.mode} | "
-    if f.images_per_s is None:
-        return start + f"{f.problem} |" + " |" * 8
-    shares = [f.tflops and f.tflops / peak, f.busy, f.waiting]
-    told = ["" if share is None else f"{share:.0%}" for share in shares]
-    gflop = "" if f.gflop_per_image is None else f"{f.gflop_per_image:,.1f}"
-    memory = "" if f.memory_gb is None else f"{f.memory_gb:.1f}"
-    cells = [f"{f.images_per_s:.1f}", f"{f.step_ms:.1f} ({f.spread_ms:.1f})", memory, gflop, *told]
-    cells += [f.problem or str(sum(f.host_waits.values())), f"{f.first_steps_s:.0f} s"]
-    return start + " | ".join(cells) + " |"
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Tests that need a GPU; `ALIGNDET_GPU_TESTS_ON=cpu` runs them on a CPU, to see that they run."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 import torch
 
 from helpers.gpu import IS_CPU
+
+# torch looks at the first product of matrices in a process, and one of the tests wants deterministic ones.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,13 +1,17 @@
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from aligndet_cli import driver
 from aligndet_cli.config import RuntimeConfig
-from aligndet_cli.errors import ConfigError
+from aligndet_cli.errors import ConfigError, RunError
 from aligndet_cli.processes.devices import Devices, Process, own_device, resolve_devices
 from aligndet_cli.processes.launch import Shown, launch
+from helpers.commandline import aligndet
 
 PLAN = SimpleNamespace(config=SimpleNamespace(runtime=RuntimeConfig()))
 
@@ -33,6 +37,24 @@ def test_sums_over_repeated_indices_are_the_same_every_time_with_two_threads() -
     finally:
         torch.set_num_threads(1)
     assert len(results) == 1
+
+
+@pytest.mark.parametrize(("words", "expected"), [((), None), (("--deterministic",), ":4096:8")])
+def test_products_are_asked_for_before_a_gpu_is_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], expected: str | None
+) -> None:
+    """torch looks once in a process, and `--batch-size auto` takes steps while the run is prepared."""
+    seen = []
+
+    def prepare(*_: Any) -> None:
+        seen.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        raise RunError("far enough")
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # put back afterwards
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(driver, "_prepare", prepare)
+    ran = aligndet("pretrain-image", tmp_path, "-w", tmp_path / "work", "--batch-size", "auto", *words, code=1)
+    assert "far enough" in ran.error_line() and seen == [expected]
 
 
 @pytest.mark.parametrize(("devices", "expected"), [("auto", 1), ("1", 1), ("3", 3)])
