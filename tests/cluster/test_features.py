@@ -7,6 +7,8 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from aligndet_cli.artifacts.open import open_proposals
+from aligndet_cli.backbones import BackboneConfig, build_backbone
+from aligndet_cli.cluster import features
 from aligndet_cli.cluster.config import ClusterConfig
 from aligndet_cli.cluster.features import ProposalImages, find_places, pool_boxes, scale_boxes, write_features
 from aligndet_cli.cluster.rows import DoneMarks, RowFile, Watch
@@ -35,17 +37,17 @@ def open_source(workspace, batch_size=2):
 
 
 def extract(source, folder, backbone, channels, ranks=((0, 1),), **settings):
-    features = RowFile(folder / "features.f16", "<f2", source.store.total, channels)
+    rows = RowFile(folder / "features.f16", "<f2", source.store.total, channels)
     marks = DoneMarks(folder / "features.done", source.num_batches)
-    features.create()
+    rows.create()
     marks.create()
     runtime = {"num_workers": 0, "precision": "32-true"}
     config = ClusterConfig.model_validate({"short_side": 71, "long_side": 999, "runtime": runtime, **settings})
     for rank, world_size in ranks:
         process = Process(rank=rank, world_size=world_size)
-        write_features(backbone, source, features, marks, config, process, silent())
+        write_features(backbone, source, rows, marks, config, process, silent())
     assert marks.read().all()
-    return features
+    return rows
 
 
 def test_places_skip_images_without_boxes(make_workspace):
@@ -58,13 +60,13 @@ def test_places_skip_images_without_boxes(make_workspace):
 def test_rows_are_the_mean_colour_of_their_boxes(make_workspace, tmp_path):
     source = open_source(make_workspace())
     # Twice the size, so boxes have to be scaled; scaled by 2, bilinear pooling still averages the inside of a box.
-    features = extract(source, tmp_path, Pixels(), 3, short_side=1000, long_side=2000).read(0, 18)
+    rows = extract(source, tmp_path, Pixels(), 3, short_side=1000, long_side=2000).read(0, 18)
     for in_store, in_images in source.places.tolist():
         image = read_image(source.images.record(in_images).path) / 255
         first = int(source.store.offsets[in_store])
         for row, (x1, y1, x2, y2) in enumerate(source.store.boxes_of(in_store).astype(int).tolist(), start=first):
             expected = image[y1:y2, x1:x2].mean(axis=(0, 1))
-            np.testing.assert_allclose(features[row].astype(float), expected, atol=0.03)
+            np.testing.assert_allclose(rows[row].astype(float), expected, atol=0.03)
 
 
 def test_any_number_of_processes_gives_the_same_rows(make_workspace, tmp_path):
@@ -76,6 +78,25 @@ def test_any_number_of_processes_gives_the_same_rows(make_workspace, tmp_path):
     extract(source, folders[1], Pixels(), 3, ranks=((2, 3), (0, 3), (1, 3)))
     one, three = ((folder / "features.f16").read_bytes() for folder in folders)
     assert one == three
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_cpu_that_takes_few_images_at_a_time_makes_the_same_rows(
+    make_workspace, tmp_path, monkeypatch, name, precision
+):
+    source = open_source(make_workspace(), batch_size=3)
+    backbone = build_backbone(BackboneConfig.model_validate({"name": name})).eval()
+    sizes, found = [], []
+    backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for pixels in (features._CPU_PIXELS, 1):
+        monkeypatch.setattr(features, "_CPU_PIXELS", pixels)
+        folder = tmp_path / str(pixels)
+        folder.mkdir()
+        runtime = {"num_workers": 0, "precision": precision}
+        found.append(extract(source, folder, backbone, backbone.channels["c5"], runtime=runtime).read(0, 18))
+    assert sizes == [3, 2, 1, 1, 1, 1, 1]
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-3, atol=1e-6)  # but for the last bit
 
 
 def test_pooling_is_the_mean_of_a_7x7_roi_align():
