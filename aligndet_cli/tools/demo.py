@@ -15,7 +15,7 @@ from aligndet_cli.config import Sources
 from aligndet_cli.data.toy import draw_toy_data, draw_toy_objects
 from aligndet_cli.driver import Outcome, Request, execute
 from aligndet_cli.logs import logger
-from aligndet_cli.tables import plain_table
+from aligndet_cli.tables import percent, plain_table
 from aligndet_cli.tools.figures.command import write_figures
 from aligndet_cli.tools.report.collect import METRICS, collect_report
 from aligndet_cli.tools.report.html import write_page
@@ -86,7 +86,7 @@ class DemoReport:
         numbers = self.to_json()
         for title, key in zip((*STARTS, "delta"), ("without", "with", "delta"), strict=True):
             sign = "+" if key == "delta" else ""
-            table.add_row(title, *(f"{100 * numbers[key][metric]:{sign}.1f}" for metric in METRICS))
+            table.add_row(title, *(percent(numbers[key][metric], sign) for metric in METRICS))
         return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from aligndet_cli.artifacts.starts import Start, find_starts, measured_run
 from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.files import read_json
+from aligndet_cli.tables import percent
 from aligndet_cli.tools.report.cost import Cost, cost_of, mean_cost
 from aligndet_cli.tools.report.paired import Delta, delta_of, mean_and_std
 from aligndet_cli.tools.report.published import Published, find_published
@@ -157,21 +158,20 @@ def _without_pairs(rows: Sequence[Row], metric: str) -> str:
 def _sentence(deltas: Sequence[Delta], metric: str, label: str, base: str) -> str:
     wins, pairs = sum(delta.wins for delta in deltas), sum(delta.num_pairs for delta in deltas)
     if len(deltas) > 1:
-        low, high = (100 * bound(delta.mean for delta in deltas) for bound in (min, max))
+        least, most = (percent(bound(delta.mean for delta in deltas), "+") for bound in (min, max))
         return (
-            f"{label} {low:+.1f} to {high:+.1f} {metric} over {base} in {len(deltas)} settings, ahead in {wins} of "
-            f"{pairs} pairs."
+            f"{label} {least} to {most} {metric} over {base} in {len(deltas)} settings, ahead in {wins} of {pairs} pairs."
         )
     [delta] = deltas
-    gain = f"{label} {100 * delta.mean:+.1f}"
+    gain = f"{label} {percent(delta.mean, '+')}"
     if delta.interval is None or delta.standard_error is None:
         told = "a sign, not proof" if delta.mean else "no difference"
         return f"{gain} {metric} over {base}, 1 pair: {told}."
-    low, high = (100 * bound for bound in delta.interval)
+    low, high = delta.interval
     doubt = " It could be chance." if low <= 0 <= high else ""
     return (
-        f"{gain} ± {100 * delta.standard_error:.1f} {metric} over {base}, {pairs} pairs: 95 % interval {low:+.1f} to "
-        f"{high:+.1f}, ahead in {wins} of {pairs}.{doubt}"
+        f"{gain} ± {percent(delta.standard_error)} {metric} over {base}, {pairs} pairs: 95 % interval "
+        f"{percent(low, '+')} to {percent(high, '+')}, ahead in {wins} of {pairs}.{doubt}"
     )
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from aligndet_cli.tables import plain_table
+from aligndet_cli.tables import percent, plain_table
 from aligndet_cli.tools.report.collect import Report, Row, Setting, Summary, headline
 from aligndet_cli.tools.report.cost import Cost
 
@@ -116,13 +116,13 @@ def shown(summary: Summary | None) -> tuple[str, str, str, str]:
     """Return value, difference, wins and the paper's number, in percent."""
     if summary is None:
         return "", "", "", ""
-    mean = f"{100 * summary.mean:.1f}" + ("" if summary.std is None else f" ± {100 * summary.std:.1f}")
-    published = "" if summary.published is None else f"{100 * summary.published:.1f}"
+    mean = percent(summary.mean) + ("" if summary.std is None else f" ± {percent(summary.std)}")
+    published = "" if summary.published is None else percent(summary.published)
     delta = summary.delta
     if delta is None:
         return mean, "", "", published
-    error = "" if delta.standard_error is None else f" ± {100 * delta.standard_error:.1f}"
-    return mean, f"{100 * delta.mean:+.1f}{error}", f"{delta.wins} of {delta.num_pairs}", published
+    error = "" if delta.standard_error is None else f" ± {percent(delta.standard_error)}"
+    return mean, f"{percent(delta.mean, '+')}{error}", f"{delta.wins} of {delta.num_pairs}", published
 
 
 def _values(summary: Summary | None) -> list[float | int | None]:

@@ -104,6 +104,12 @@ def test_the_headline_of_equal_numbers_is_no_sign(tmp_path: Path) -> None:
     )
 
 
+def test_a_loss_that_rounds_to_nothing_has_no_minus(tmp_path: Path) -> None:
+    add_evaluated(tmp_path, Tuned("plain"), 0.3)
+    add_evaluated(tmp_path, Tuned("ours", init="pretrain", weights="own"), 0.2997)
+    assert "AlignDet +0.0 AP" in headline(collect_report(Workspace(tmp_path)))
+
+
 def test_the_headline_is_about_the_start_with_the_most_pairs(tmp_path: Path) -> None:
     for seed in range(2):
         add_evaluated(tmp_path, Tuned(f"plain-{seed}", seed=seed), 0.3)

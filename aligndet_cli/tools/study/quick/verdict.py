@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aligndet_cli.tables import percent
 from aligndet_cli.tools.report.collect import Report, Row
 
 Answer = Literal["it pays", "it does not pay", "not decided"]
@@ -36,7 +37,9 @@ class Verdict:
     def sentence(self) -> str:
         """Return the answer for people, in points of AP."""
         images = f"all {self.labelled}" if self.fraction == 100 else f"{self.labelled} ({self.fraction:g} %)"
-        numbers = f"{_points(self.difference)} AP, 95 % between {_points(self.low)} and {_points(self.high)}"
+        numbers = (
+            f"{percent(self.difference, '+')} AP, 95 % between {percent(self.low, '+')} and {percent(self.high, '+')}"
+        )
         answer = f"{self.answer}: {self.reason}" if self.reason else self.answer
         return f"With {images} labelled images: {numbers}, {self.num_pairs} pairs against {self.baseline}: {answer}."
 
@@ -70,7 +73,3 @@ def _verdict(row: Row, baseline: Row) -> Verdict | None:
     return Verdict(
         setting.num_images, setting.fraction, delta.mean, low, high, delta.num_pairs, baseline.label, answer, reason
     )
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}"
