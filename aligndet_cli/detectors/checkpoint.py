@@ -190,7 +190,7 @@ def load_finder(file: Path) -> Detector:
     if content.stage != "pretrain-box" or (predictor is None and not has_rpn):
         raise WeightsError(
             f"{file}: has no score for objects without classes; `aligndet pretrain-box --method aligndet --objectness` "
-            "makes one, with --detector faster-rcnn in any case"
+            "makes one, `aligndet pretrain-box --method aligndet --detector faster-rcnn` in any case"
         )
     unused = model.state_dict().keys() - kept_state(model, "pretrain-box").keys()
     state = {name: value for name, value in model.state_dict().items() if name in unused}
