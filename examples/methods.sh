@@ -18,7 +18,7 @@ seeds=$(pick "${SEEDS:-0, 1, 2}" 0)
 fractions=${FRACTIONS:-${SMALL:+10}}
 small=${SMALL:+"extends = \"$(realpath "$(dirname "$0")")/methods-small.toml\""}
 # SMALL's rates: those of the recipes are for batches of 256 and more, and for days.
-declare -A rates=([faster-rcnn]=0.03 [detr]=3e-4 [soco]=1.0)
+declare -A rates=([faster-rcnn]=0.03 [detr]=3e-4 [soco]=0.1)
 declare -A methods=([faster-rcnn]="aligndet classes soco" [detr]="aligndet classes detreg up-detr")
 detectors=${DETECTORS:-faster-rcnn detr}
 
