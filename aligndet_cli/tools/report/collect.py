@@ -159,7 +159,8 @@ def _sentence(deltas: Sequence[Delta], metric: str, label: str, base: str) -> st
     wins, pairs = sum(delta.wins for delta in deltas), sum(delta.num_pairs for delta in deltas)
     if len(deltas) > 1:
         least, most = (percent(bound(delta.mean for delta in deltas), "+") for bound in (min, max))
-        return f"{label} {least} to {most} {metric} over {base} in {len(deltas)} settings, ahead in {wins} of {pairs} pairs."
+        ahead = f"ahead in {wins} of {pairs} pairs"
+        return f"{label} {least} to {most} {metric} over {base} in {len(deltas)} settings, {ahead}."
     [delta] = deltas
     gain = f"{label} {percent(delta.mean, '+')}"
     if delta.interval is None or delta.standard_error is None:
