@@ -41,10 +41,10 @@ def test_evaluating_and_predicting_find_what_a_cpu_finds(toy: Path, workspace: P
         found.append(json.loads((output / "predictions.json").read_text())["annotations"])
     ours, theirs = found
     assert len(theirs) > 20 and abs(len(ours) - len(theirs)) <= 0.02 * len(theirs)
-    # After six steps all scores are nearly equal, and torchvision's suppression on a GPU, which moves boxes of a class
-    # apart, rounds otherwise: of boxes whose IoU is at the limit, another may be kept. 4.1 % are others with the same
-    # scores and boxes, 4.5 % with outputs that differ by 1e-5.
-    assert sum(any(is_twin(one, other) for one in ours) for other in theirs) >= 0.9 * len(theirs)
+    # No GPU has run this yet. After six steps all scores are nearly equal, and suppression keeps other boxes where
+    # an IoU is at its limit: with outputs that differ by 1e-5 on a CPU, 95.5 % were twins. If a GPU fails here for that
+    # reason, compare what goes into suppression.
+    assert sum(any(is_twin(one, other) for one in ours) for other in theirs) >= 0.97 * len(theirs)
 
 
 def is_twin(one: dict[str, object], other: dict[str, object]) -> bool:
