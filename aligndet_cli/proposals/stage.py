@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from aligndet_cli.artifacts.exchange import GivenBoxes, boxes_from_coco, boxes_f
 from aligndet_cli.config import NO_WEIGHTS, WORKSPACE_WEIGHTS, FileOr, StageConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.open import open_images
+from aligndet_cli.data.splits import as_split_name
 from aligndet_cli.errors import ConfigError, DataError, RunError
 from aligndet_cli.logs import Progress, ProgressMode, logger
 from aligndet_cli.processes.devices import Process
@@ -161,10 +161,7 @@ def prepare(config: ProposalsConfig, workspace: Workspace, *, resume: bool = Tru
 
 def _default_name(split: str, config: ProposalsConfig) -> str:
     """Return a name of the split, and of the run and the backbone that have a say in the boxes."""
-    parts = [
-        re.sub(r"[^A-Za-z0-9._-]+", "-", part or "").strip("-._")
-        for part in (split, config.from_run, config.cue_backbone)
-    ]
+    parts = [as_split_name(part or "").rstrip("-._") for part in (split, config.from_run, config.cue_backbone)]
     return "-".join([parts[0] or "images", *filter(None, parts[1:])])
 
 

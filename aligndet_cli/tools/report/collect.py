@@ -144,11 +144,11 @@ def headline(report: Report) -> str:
 
 
 def _without_pairs(rows: Sequence[Row], metric: str) -> str:
-    means = [100 * row.summaries[metric].mean for row in rows if metric in row.summaries]
+    means = [row.summaries[metric].mean for row in rows if metric in row.summaries]
     labels = list(dict.fromkeys(row.label for row in rows if metric in row.summaries))
     if not means:
         return f"{metric} could be measured in no run." if rows else ""
-    told = " to ".join(dict.fromkeys(f"{bound(means):.1f}" for bound in (min, max))) + f" {metric}"
+    told = " to ".join(dict.fromkeys(percent(bound(means)) for bound in (min, max))) + f" {metric}"
     if len(labels) == 1:
         return f"{labels[0]}: {told}, and no other start to compare it with."
     none = "none has a run of the baseline with its setting, fold and seed to compare it with"
