@@ -59,6 +59,14 @@ def test_the_benchmark_of_a_gpu_runs_in_a_toy_size(tmp_path: Path) -> None:
     assert rows == [13, 13, 11, 11]  # of twelve columns, and of two and eight parts
 
 
+def test_the_variants_of_layers_are_measured_in_a_toy_size(tmp_path: Path) -> None:
+    words = ("--device", "cpu", "--rounds", "1", "--output", str(tmp_path))
+    file = next(file for file in FILES if file.stem == "gpu_variants")
+    subprocess.run([sys.executable, str(file), *words], check=True, capture_output=True, env=environment())
+    rows = [line.split(" | ") for line in (tmp_path / "variants.md").read_text().splitlines()[4:]]
+    assert len(rows) == 14 and all(float(time_ms) > 0 for _, _, time_ms, _ in rows)
+
+
 @pytest.fixture
 def gpu_benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     file = next(file for file in FILES if file.stem == "gpu")

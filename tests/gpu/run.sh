@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs the tests of a GPU, then measures its speed, in MINUTES (9.5) all in all: `make gpu`, and where there is no make
+# Runs the tests of a GPU, then measures single layers and whole steps, in MINUTES (9.5) all in all: `make gpu`, or
 #
 #     sh tests/gpu/run.sh PYTHON RESULTS
 #
-# The tests get 4 of the minutes at most; what is left is the benchmark's. Both leave what they have when time is over.
+# The tests get 4 of the minutes at most, the layers one; the steps have what is left. All leave what they have by then.
 # Packages elsewhere: PYTHONPATH. ALIGNDET_GPU_TESTS_ON=cpu runs both on a CPU, the benchmark in a toy size.
 set -u
 python=${1:?the python to use}
@@ -30,6 +30,9 @@ timeout -k 15 -s INT 240 "$python" -m pytest -m gpu tests/gpu -vv -n "${PROCESSE
 tests=$?
 tail -n 40 "$results/tests.txt"
 [ $tests = 0 ] || echo "tests: exit code $tests; all of it is in $results/tests.txt"
+
+# Some seconds, on a card only: in a toy size they tell nothing.
+[ "$device" = cpu ] || timeout -k 5 60 "$python" tests/benchmarks/gpu_variants.py --output "$results"
 
 left=$(awk "BEGIN { print (${MINUTES:-9.5} * 60 - ($(date +%s) - $began) - 15) / 60 }")
 "$python" tests/benchmarks/gpu.py --device $device --minutes "$left" --output "$results" || exit
