@@ -253,7 +253,7 @@ ERROR_BY_EXIT_CODE: dict[int, type[AlignDetError]] = {
 }
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
-    """Return `"; did you mean 'x'?"` if a known word is near, else the list of known words."""
+def did_you_mean(word: str, known: list[str], otherwise: str | None = None) -> str:
+    """Return `"; did you mean 'x'?"` if a known word is near, else `otherwise`, or the list of known words."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
+    return f"; did you mean '{near[0]}'?" if near else otherwise or f"; known: {', '.join(sorted(known))}"

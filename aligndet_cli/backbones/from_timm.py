@@ -4,7 +4,6 @@ Strides, widths, mean and deviation are what timm says of a network, and are che
 torch's meta device.
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -186,9 +185,7 @@ def _check_name(name: str) -> None:
     timm, bare = _import(), name.removeprefix(PREFIX)
     model, _, tag = bare.partition(".")
     if not timm.is_model(bare):
-        known = timm.list_models()
-        near = difflib.get_close_matches(model, known, n=1, cutoff=0.5)
-        way = did_you_mean(model, known) if near else "; timm.list_models() lists those that it has"
+        way = did_you_mean(model, timm.list_models(), "; timm.list_models() lists those that it has")
         raise ConfigError(f"--backbone {name}: timm has no such network{way}")
     if current := timm.models.get_deprecated_models().get(model):
         raise ConfigError(f"--backbone {name}: timm has a new name for it; use --backbone {PREFIX}{current}")

@@ -26,6 +26,16 @@ def show_sides(sides: Sequence[int]) -> str:
     return f"[{', '.join(map(str, fold_sides(sides)))}]"
 
 
+def show_limits(short_sides: Sequence[int], long_side: int) -> str:
+    """Return the sides that images are resized to for people, with those that the long side overrules."""
+    told = f"short side {show_sides(short_sides)}, long side {long_side}"
+    cut = [side for side in short_sides if side > long_side]
+    if not cut:
+        return told
+    which = "every short side is" if len(cut) == len(short_sides) else f"{show_sides(cut)} are"
+    return f"{told} ({which} above it, so the long side alone decides; --short-side sets smaller ones)"
+
+
 def _unfold_sides(given: Any) -> Any:
     """Return all sides of a list with ranges, or of a range alone; anything else as it is."""
     found: list[Any] = []

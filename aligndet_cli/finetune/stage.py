@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from aligndet_cli.backbones.checks import refuse_idle
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import LabelBoxes, SampleStream
@@ -86,10 +87,8 @@ def prepare(config: FinetuneConfig, workspace: Workspace, *, resume: bool = True
     pixel_maps = pixel_maps_of(config, initial.detector, image_set)
     if pixel_maps is not None:
         inputs["pixel maps"] = pixel_maps.check(indices)
-    if config.training.layer_decay is not None and initial.backbone.frozen_stages == 4:
-        raise ConfigError("training.layer_decay: no effect on a frozen backbone; leave it out, or free some stages")
-    if config.backbone.drop_path != "auto" and initial.backbone.frozen_stages == 4:
-        raise ConfigError("backbone.drop_path: no effect on a frozen backbone; leave it out, or free some stages")
+    if initial.backbone.frozen_stages == 4:
+        refuse_idle(config.backbone, config.training.layer_decay, "free some stages")
     name = _name(config, initial)
     resolution = resolution_of(initial, config)
     training, spares_memory = settle_batch_size(

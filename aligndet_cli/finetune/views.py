@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aligndet_cli.backbones import BackboneConfig, build_backbone
 from aligndet_cli.config import Frozen, Side
 from aligndet_cli.data.sample import Sample, mix_seed
-from aligndet_cli.data.sides import Sides, show_sides
+from aligndet_cli.data.sides import Sides, show_limits
 from aligndet_cli.data.transforms import Crop, ViewParams, crop_sample, draw_view, make_batch
 from aligndet_cli.detectors import Detector, DetectorConfig
 from aligndet_cli.training.learner import ViewLosses
@@ -63,7 +63,7 @@ class Resolution:
 
     def describe(self) -> str:
         """Return the resolution in words."""
-        sides = f"short side {show_sides(self.short_sides)}, long side {self.long_side}"
+        sides = show_limits(self.short_sides, self.long_side)
         if self.policy == "lsj":
             jitter = f"large-scale jitter {JITTER[0]:g} to {JITTER[1]:g} on squares of {self.jitter_side}"
             return f"{jitter}; tested at short side {max(self.short_sides)}, long side {self.long_side}"

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from aligndet_cli.artifacts.clusters import ClusterLabels
 from aligndet_cli.backbones import BackboneConfig, BackboneWeights
-from aligndet_cli.backbones.checks import check_weights
+from aligndet_cli.backbones.checks import check_weights, refuse_idle
 from aligndet_cli.backbones.weights import find_backbone_weights, require_trained
 from aligndet_cli.data.dataset import ImageSet
 from aligndet_cli.data.loaders import SampleStream
-from aligndet_cli.data.sides import show_sides
+from aligndet_cli.data.sides import show_limits
 from aligndet_cli.detectors import DetectorConfig, semantic_classes_of
 from aligndet_cli.detectors.checkpoint import DetectorFile, kept_state, write_detector
 from aligndet_cli.detectors.recipes import RCNN, told_training, weights_kind
@@ -77,12 +77,8 @@ def check(config: PretrainBoxConfig) -> None:
             f"detector.semantic_classes = {num_classes}: pre-training has no classes of pixels; leave it out here, and "
             "give it to finetune"
         )
-    if config.backbone.recompute and config.freeze_backbone:
-        raise ConfigError("backbone.recompute: no effect on a frozen backbone, which keeps nothing; leave it out")
-    if config.training.layer_decay is not None and config.freeze_backbone:
-        raise ConfigError("training.layer_decay: no effect on a frozen backbone; leave it out, or --no-freeze-backbone")
-    if config.backbone.drop_path != "auto" and config.freeze_backbone:
-        raise ConfigError("backbone.drop_path: no effect on a frozen backbone; leave it out, or --no-freeze-backbone")
+    if config.freeze_backbone:
+        refuse_idle(config.backbone, config.training.layer_decay, "--no-freeze-backbone")
 
 
 def idle(method: str) -> tuple[str, ...]:
@@ -225,9 +221,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "detector": f"{config.detector.family}, {config.backbone.name}, weights {plan.weights.origin}, "
         f"backbone {_fate_of_backbone(config)}",
         **told,
-        "views": told.get(
-            "views", f"short side {show_sides(config.views.short_side)}, long side {config.views.long_side}"
-        ),
+        "views": told.get("views", show_limits(config.views.short_side, config.views.long_side)),
         "recipe": f"{plan.recipe.name} ({'given' if config.recipe else 'by detector, backbone and its weights'})",
         **_describe_recipe_afterwards(plan),
         **describe_settings(config.training, plan.recipe.pretrain, plan.settings, plan.devices),

@@ -129,6 +129,11 @@ def test_a_rate_without_effect_is_refused(chain: Path) -> None:
     frozen = ("--set", "backbone.frozen_stages=4", "--init", "scratch")
     ran = aligndet("finetune", *words, *rate, *frozen, code=2)
     assert ran.error_line().endswith(f"{said} free some stages")
+    swin = ("--backbone", "swin_t", "--set", "backbone.recompute=true")
+    ran = aligndet("finetune", *words, *swin, *frozen, code=2)
+    assert ran.error_line().endswith(
+        "backbone.recompute: no effect on a frozen backbone; leave it out, or free some stages"
+    )
     assert aligndet("finetune", *words, *rate, "--init", "scratch", "--steps", "1", "--batch-size", "2").code == 0
 
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from aligndet_cli.data.sides import fold_sides, show_sides
+from aligndet_cli.data.sides import fold_sides, show_limits, show_sides
 from aligndet_cli.finetune.views import ResolutionConfig
 from aligndet_cli.pretrain_box.views import ViewsConfig
 
@@ -49,3 +49,13 @@ def test_a_file_and_people_see_ranges() -> None:
     assert resolved.model_dump(mode="json")["short_side"] == ["400..1400"]
     assert fold_sides((640, 672, 704)) == [640, 672, 704] and fold_sides((40, 41, 60)) == [40, 41, 60]
     assert show_sides((480, 512)) == "[480, 512]" and show_sides((320, *range(400, 1401))) == "[320, 400..1400]"
+
+
+def test_short_sides_above_the_long_side_are_told() -> None:
+    assert show_limits((480, 512), 512) == "short side [480, 512], long side 512"
+    some, every = show_limits((480, 640), 512), show_limits((640, 800), 512)
+    assert some == (
+        "short side [480, 640], long side 512 ([640] are above it, so the long side alone decides; "
+        "--short-side sets smaller ones)"
+    )
+    assert "(every short side is above it" in every
