@@ -7,9 +7,9 @@ from typing import Any
 
 from aligndet_cli.artifacts.starts import Start, find_starts, measured_run
 from aligndet_cli.errors import ConfigError, did_you_mean
-from aligndet_cli.files import read_json
 from aligndet_cli.tables import percent
 from aligndet_cli.tools.report.cost import Cost, cost_of, mean_cost
+from aligndet_cli.tools.report.numbers import check_measured, numbers_of
 from aligndet_cli.tools.report.paired import Delta, delta_of, mean_and_std
 from aligndet_cli.tools.report.published import Published, find_published
 from aligndet_cli.workspace import Artifact, Workspace
@@ -46,7 +46,7 @@ class Measured:
     Attributes:
         start: what it started from; its label names the row.
         pair: fold (None with all images) and seed; runs of two starts with the same pair are compared.
-        numbers: metrics in 0..1 by name; None if a metric cannot be measured.
+        numbers: metrics in 0..1 by name; None if one cannot be measured, and without those that were not.
         backbone_weights: hash and short name of its backbone's first weights; None if unknown.
     """
 
@@ -191,7 +191,7 @@ def collect_report(
         with_costs: also tell the costs of pre-training and fine-tuning.
 
     Raises:
-        ConfigError: no such metric.
+        ConfigError: no evaluation has such a metric.
     """
     measured, remarks = _measure(workspace, metrics, None if names is None else set(names))
     rows: list[Row] = []
@@ -265,10 +265,10 @@ def _summary(
     metric: str,
     published: float | None,
 ) -> Summary | None:
-    values = {pair: value for pair, run in own.items() if (value := run.numbers[metric]) is not None}
+    values = {pair: value for pair, run in own.items() if (value := run.numbers.get(metric)) is not None}
     if not values:
         return None
-    other_values = {pair: run.numbers[metric] for pair, run in (others or {}).items()}
+    other_values = {pair: run.numbers.get(metric) for pair, run in (others or {}).items()}
     differences = [value - other for pair, value in values.items() if (other := other_values.get(pair)) is not None]
     mean, std = mean_and_std(list(values.values()))
     return Summary(mean, std, len(values), delta_of(differences) if differences else None, published)
@@ -290,7 +290,8 @@ def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | Non
     tuned = workspace.artifacts("finetune")
     pretrained = {artifact.content_hash: artifact for artifact in workspace.artifacts("pretrain-box")}
     starts = find_starts(workspace)
-    found, gone = [], []
+    found: dict[str, Measured] = {}
+    gone = []
     for evaluation in workspace.artifacts("evaluate"):
         if names is not None and evaluation.name not in names:
             continue
@@ -299,9 +300,10 @@ def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | Non
             gone.append(evaluation.name)
             continue
         pretraining = pretrained.get(run.manifest["inputs"]["weights"])
-        found.append(_measured(evaluation, run, starts[run.name], pretraining, metrics))
+        found[evaluation.name] = _measured(evaluation, run, starts[run.name], pretraining, metrics)
     remarks = [f"left out, the run they measured is gone or was made anew: {', '.join(gone)}"] if gone else []
-    return _apart_by_backbone(found), remarks
+    remarks += check_measured({name: run.numbers for name, run in found.items()}, metrics, workspace)
+    return _apart_by_backbone(list(found.values())), remarks
 
 
 def _measured(
@@ -329,7 +331,7 @@ def _measured(
         setting=setting,
         start=start,
         pair=(None if fraction == 100 else int(config["fold"]), int(config["seed"])),
-        numbers=_numbers(evaluation, metrics),
+        numbers=numbers_of(evaluation, metrics),
         name=run.name,
         backbone_weights=_backbone_weights(run, start.kind, pretraining),
         finished=str(evaluation.manifest["finished"]),
@@ -362,17 +364,6 @@ def _apart_by_backbone(runs: list[Measured]) -> list[Measured]:
         else run
         for run in runs
     ]
-
-
-def _numbers(evaluation: Artifact, metrics: Sequence[str]) -> dict[str, float | None]:
-    result = evaluation.result
-    if not set(metrics) <= result.keys():
-        result = {**read_json(evaluation.folder / "metrics.json"), **result}
-    for metric in metrics:
-        if not isinstance(result.get(metric, ""), float | int | None):
-            known = [key for key, value in result.items() if isinstance(value, float)]
-            raise ConfigError(f"--metric {metric}: not measured by {evaluation.name}; there are: {', '.join(known)}")
-    return {metric: None if result[metric] is None else float(result[metric]) for metric in metrics}
 
 
 def _schedule(config: dict[str, Any], run: Artifact) -> str:

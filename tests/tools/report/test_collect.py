@@ -210,6 +210,18 @@ def test_other_metrics_are_read_from_the_evaluation(workspace: Path) -> None:
         collect_report(Workspace(workspace), metrics=("APx",))
 
 
+def test_a_metric_of_some_evaluations_alone(workspace: Path) -> None:
+    """Masks are measured of Mask R-CNN, and not of the detectors beside it."""
+    add_evaluated(workspace, Tuned("masks", detector="mask-rcnn"), 0.4)
+    (workspace / "evaluate" / "masks-val" / "metrics.json").write_text(json.dumps({"AP": 0.4, "mask_AP": 0.35}))
+    report = collect_report(Workspace(workspace), metrics=("AP", "mask_AP"))
+    assert [row.setting.detector for row in report.rows if "mask_AP" in row.summaries] == ["mask-rcnn"]
+    assert all("AP" in row.summaries for row in report.rows)
+    assert report.remarks == ["mask_AP: not measured by 6 of 7 evaluations, first plain-f1-val"]
+    ran = aligndet("report", "-w", workspace, "--metric", "mask_AP")
+    assert "35.0" in ran.stdout and report.remarks[0] in ran.stdout
+
+
 def test_formats_of_the_command(workspace: Path, tmp_path: Path) -> None:
     words = ("report", "-w", workspace)
     *table, empty, said = aligndet(*words).stdout.splitlines()
