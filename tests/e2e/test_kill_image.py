@@ -2,23 +2,18 @@
 momentum copies included; two processes have the same weights.
 """
 
-import functools
 import random
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torchvision.models import resnet18
 
-from aligndet_cli import driver
 from aligndet_cli.data.toy import draw_toy_objects
-from aligndet_cli.processes.devices import Devices
-from aligndet_cli.processes.launch import Shown, launch
-from helpers.commandline import aligndet, assert_same_results
+from helpers.commandline import assert_same_results
 from helpers.forks import ForkServer
-from helpers.two_ranks import run_and_keep
+from helpers.two_ranks import assert_ranks_agree
 
 pytestmark = pytest.mark.e2e
 
@@ -62,15 +57,7 @@ def test_killed_again_and_again(forks: ForkServer, method: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("method", OWN)
-def test_two_processes_agree(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = (*words_of(method, tmp_path), "--steps", "3", "--accelerator", "cpu", "--devices", "2")
-
-    def launch_and_keep(_run: object, plan: Any, devices: Devices, shown: Shown) -> None:
-        launch(functools.partial(run_and_keep, stage="pretrain-image", folder=tmp_path), plan, devices, shown)
-
-    monkeypatch.setattr(driver, "launch", launch_and_keep)
-    monkeypatch.chdir(tmp_path)
-    aligndet(*words)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
-    assert ranks[0].keys() == ranks[1].keys()
-    assert [name for name, value in ranks[0].items() if not torch.equal(value, ranks[1][name])] == []
+def test_two_processes_agree(forks: ForkServer, method: str, tmp_path: Path) -> None:
+    codes, outputs = forks.join(*words_of(method, tmp_path), "--steps", "3", cwd=tmp_path, keep=tmp_path)
+    assert codes == [0, 0], outputs
+    assert_ranks_agree(tmp_path)
