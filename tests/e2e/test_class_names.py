@@ -55,7 +55,7 @@ def run(data: Path, workspace: Path, said: list[str]) -> dict[str, Any]:
     metrics = json.loads((folder / "metrics.json").read_text())
     weights = read_detector(workspace / "finetune/run/weights.pt").state_dict
     return {
-        "weights": {name: value.tolist() for name, value in weights.items()},
+        "weights": {name: value.numpy().tobytes() for name, value in weights.items()},
         "predictions": (folder / "predictions.json").read_text(),
         "per_class": [{key: value for key, value in entry.items() if key != "name"} for entry in metrics["per_class"]],
         "predicted": json.loads((workspace / "predict/run/predictions.json").read_text())["annotations"],
