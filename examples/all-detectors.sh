@@ -33,6 +33,7 @@ for detector in fcos retinanet faster-rcnn mask-rcnn cascade-rcnn cascade-mask-r
   fi
   if [[ -n "${SMOKE:-}" && $detector != detr ]]; then
     model+=(--set detector.neck_channels=64 --set detector.head_convs=1)
+    if [[ $detector == *rcnn || $detector == htc* ]]; then model+=(--set detector.head_features=128); fi
   fi
   aligndet pretrain-box "${model[@]}" "${train[@]}"
   aligndet finetune "${model[@]}" "${train[@]}" "${limit[@]}"
