@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.tools.report.collect import Report, Row, collect_report, headline
 from aligndet_cli.tools.report.page import collect_page
+from aligndet_cli.tools.report.table import table_lines
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import aligndet
 from helpers.reports import Tuned, add_evaluated, add_imported, add_pretrained
@@ -246,6 +248,25 @@ def test_formats_of_the_command(workspace: Path, tmp_path: Path) -> None:
     assert found["headline"] == said
     assert [row["label"] for row in found["rows"]] == ["backbone only", "AlignDet", "backbone only"]
     assert aligndet(*words, "--format", "json").json() == found
+
+
+@pytest.mark.parametrize("width", [66, 80, 100])
+def test_a_narrow_terminal_has_all_numbers(workspace: Path, width: int) -> None:
+    report = collect_report(Workspace(workspace))
+    wide = table_lines(report, None)
+    assert table_lines(report, max(map(len, wide))) == wide
+    narrow = table_lines(report, width)
+    assert narrow != wide and max(map(len, narrow)) <= width
+    cells = [cell for line in wide for cell in re.split(r"  +", line)]
+    told = re.sub(r"\s+", " ", " ".join(narrow))
+    numbers = [cell for cell in cells if re.fullmatch(r"[+-]?\d+\.\d( ± \d+\.\d)?|\d of \d", cell)]
+    assert {"8.5 ± 0.7", "+0.8 ± 1.2", "1 of 2", "36.3"} <= set(numbers)
+    assert [cell for cell in numbers if cell not in told] == []
+    for text in (
+        "retinanet, resnet50, 12000 steps, on coco, 1 % (1172) labelled",
+        "backbone only: 1 fewer than others",
+    ):
+        assert text in told
 
 
 def test_mistakes_are_one_line(workspace: Path, tmp_path: Path) -> None:
