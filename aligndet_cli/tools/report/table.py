@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from aligndet_cli.data.splits import split_meaning
 from aligndet_cli.tables import percent, plain_table
-from aligndet_cli.tools.report.collect import Report, Row, Setting, Summary, headline
+from aligndet_cli.tools.report.collect import Report, Row, Summary, headline
 from aligndet_cli.tools.report.cost import Cost
+from aligndet_cli.tools.report.measured import Setting
 
 FORMATS = ("table", "markdown", "csv", "json")
 
@@ -136,7 +138,8 @@ def cells_of(report: Report) -> list[list[str]]:
 
 def setting_cells(setting: Setting) -> list[str]:
     """Return the texts of `SETTING_COLUMNS`."""
-    data = setting.data if setting.evaluated == "val" else f"{setting.data}, {setting.evaluated}"
+    is_usual = split_meaning(setting.evaluated) == "val"
+    data = setting.data if is_usual else f"{setting.data}, {setting.evaluated}"
     labelled = f"{setting.fraction:g} % ({setting.num_images})" if setting.num_images else "unknown"
     return [setting.detector, setting.backbone, setting.schedule, data, labelled]
 

@@ -11,7 +11,7 @@ from aligndet_cli.tools.report.page import collect_page
 from aligndet_cli.tools.report.table import table_lines
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import aligndet
-from helpers.reports import Tuned, add_evaluated, add_imported, add_pretrained
+from helpers.reports import Tuned, add_evaluated, add_imported, add_pretrained, add_tuned, evaluate_tuned
 
 
 @pytest.fixture
@@ -157,6 +157,37 @@ def test_other_data_steps_and_batches_are_other_settings(workspace: Path) -> Non
     schedules = [row.setting.schedule for row in rows if row.label == "AlignDet" and row.setting.fraction == 100]
     assert schedules == ["80000 steps", "90000 steps of 8"]
     assert all(row.summaries["AP"].delta is None for row in rows if row.setting.fraction == 100)
+
+
+def test_settings_of_the_same_words_are_told_apart(tmp_path: Path) -> None:
+    """One run, measured on all images of the test split, on the first 40, on 40 others, and at another size."""
+    content_hash = add_tuned(tmp_path, Tuned("ours", init="pretrain"))
+    few, sides = {"data": "few"}, {"short_side": 96, "long_side": None}
+    evaluate_tuned(tmp_path, "all", content_hash, 0.3, images=72, split="test")
+    (only,) = aligndet("report", "-w", tmp_path, "--json").json()["rows"]
+    assert (only["setting"]["evaluated"], only["setting"]["content"]) == ("test", ["coco", "val", ""])
+    assert "  coco, test  " in aligndet("report", "-w", tmp_path).stdout
+    evaluate_tuned(tmp_path, "few", content_hash, 0.2, images=40, split="test", inputs=few)
+    evaluated = {row.setting.evaluated for row in collect_report(Workspace(tmp_path)).rows}
+    assert evaluated == {"test, 72 images", "test, 40 images"}
+    evaluate_tuned(tmp_path, "others", content_hash, 0.2, images=40, split="test", inputs={"data": "others"})
+    evaluate_tuned(tmp_path, "small", content_hash, 0.1, images=40, split="test", measured_with=sides, inputs=few)
+    rows = collect_report(Workspace(tmp_path)).rows
+    assert {row.setting.evaluated: row.summaries["AP"].mean for row in rows} == {
+        "test, 72 images val": 0.3,
+        "test, 40 images few": 0.2,
+        "test, 40 images others": 0.2,
+        "test, 40 images few, short side 96": 0.1,
+    }
+    chart = collect_page(Workspace(tmp_path), collect_report(Workspace(tmp_path))).chart
+    assert chart is not None and len({setting for setting, _ in chart.groups}) == 4
+
+
+def test_the_usual_split_is_not_named(tmp_path: Path) -> None:
+    add_evaluated(tmp_path, Tuned("ours", init="pretrain"), 0.3, split="val2017")
+    report = collect_report(Workspace(tmp_path))
+    assert [row.setting.evaluated for row in report.rows] == ["val2017"]
+    assert "val2017" not in "".join(table_lines(report, None))
 
 
 def test_starts_without_a_label_are_told_apart(workspace: Path) -> None:
