@@ -116,6 +116,14 @@ def test_dark_pages_do_not_glare(browser: Any, page_file: Path, tmp_path: Path) 
     assert shares["light"] > 0.8 and shares["dark"] < 0.1
 
 
+def test_a_picture_of_the_page_shows_its_pictures(browser: Any, page_file: Path) -> None:
+    """A screenshot is taken as soon as a page is loaded: a picture that is decoded later would be blank there."""
+    page = browser.new_page(viewport={"width": 1200, "height": 850})
+    page.goto(page_file.as_uri(), wait_until="load")
+    decoding = page.locator("img").evaluate_all("images => images.map(image => image.decoding)")
+    assert decoding and set(decoding) <= {"auto", "sync"}
+
+
 def test_tables_sort_and_filter_and_commands_copy(browser: Any, page_file: Path) -> None:
     page = browser.new_page()
     page.set_default_timeout(10_000)
