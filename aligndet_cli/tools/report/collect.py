@@ -114,7 +114,8 @@ def _sentence(deltas: Sequence[Delta], metric: str, label: str, base: str) -> st
     if len(deltas) > 1:
         least, most = (percent(bound(delta.mean for delta in deltas), "+") for bound in (min, max))
         ahead = f"ahead in {wins} of {pairs} pairs"
-        return f"{label} {least} to {most} {metric} over {base} in {len(deltas)} settings, {ahead}."
+        gain = least if least == most else f"{least} to {most}"
+        return f"{label} {gain} {metric} over {base} in {len(deltas)} settings, {ahead}."
     [delta] = deltas
     gain = f"{label} {percent(delta.mean, '+')}"
     if delta.interval is None or delta.standard_error is None:

@@ -151,7 +151,9 @@ def test_tables_sort_and_filter_and_commands_copy(browser: Any, page_file: Path)
     page.get_by_label("Filter").nth(0).fill("")
     assert len(column(0)) == 2 * NUM_PAIRS
     page.locator("#measured a").nth(0).click()  # opens what is folded
-    assert page.locator("#run-evaluate-backbone-0-val").get_attribute("open") is not None
+    page.locator("#run-evaluate-backbone-0-val[open]").wait_for(
+        state="attached"
+    )  # the browser tells of the click later
     page.locator("#run-evaluate-backbone-0-val .picture").nth(0).click()
     assert page.locator("figure.large").count() == 1
     page.locator(".copy").nth(0).click()

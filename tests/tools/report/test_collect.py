@@ -106,6 +106,14 @@ def test_the_headline_of_equal_numbers_is_no_sign(tmp_path: Path) -> None:
     )
 
 
+def test_the_headline_of_equal_gains_in_several_settings(tmp_path: Path) -> None:
+    for place, steps in enumerate((12_000, 90_000)):
+        add_evaluated(tmp_path, Tuned(f"plain-{place}", steps=steps), 0.35)
+        add_evaluated(tmp_path, Tuned(f"ours-{place}", init="pretrain", weights="own", steps=steps), 0.36)
+    told = "AlignDet +1.0 AP over backbone only in 2 settings, ahead in 2 of 2 pairs."
+    assert headline(collect_report(Workspace(tmp_path))) == told
+
+
 def test_a_loss_that_rounds_to_nothing_has_no_minus(tmp_path: Path) -> None:
     add_evaluated(tmp_path, Tuned("plain"), 0.3)
     add_evaluated(tmp_path, Tuned("ours", init="pretrain", weights="own"), 0.2997)
