@@ -280,6 +280,7 @@ def test_everything_is_already_complete(workspace: Path, toy: Path) -> None:
         data = (toy,) if stage == "proposals" else ()
         ran = aligndet(stage, *data, "-w", workspace, *words)
         assert ran.stdout.startswith("already complete: "), ran.stdout
+        assert "protocol" not in ran.stdout  # the effective settings again, for the report alone
     assert files_of(workspace) == before
 
 

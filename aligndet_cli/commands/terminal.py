@@ -164,7 +164,8 @@ def print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
         return
     prefix = "" if outcome.status == "done" else f"{outcome.status}: "
     typer.echo(f"{prefix}{outcome.folder}")
-    for name, text in rows_for_people(result):
+    told = {name: value for name, value in result.items() if name != "protocol"}  # the effective settings, for reports
+    for name, text in rows_for_people(told):
         line = f"  {name:<24} {text}"
         typer.echo(fold(line, Console().width, _VALUES) if sys.stdout.isatty() else line)
     for line in outcome.conclusion.lines:

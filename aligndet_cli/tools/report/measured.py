@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aligndet_cli.artifacts.starts import Start
+from aligndet_cli.data.findings import counted
 from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.numbers import numbers_of
 from aligndet_cli.tools.report.published import Published, find_published
@@ -152,8 +153,8 @@ def _apart_by_backbone(runs: list[Measured]) -> list[Measured]:
 def _schedule(config: dict[str, Any], run: Artifact) -> str:
     """Return the length of a training, with the batch size if it is not the paper's."""
     training = config["training"]
-    epochs = training["epochs"]
-    length = training["schedule"] or (f"{run.result['steps']} steps" if epochs is None else f"{epochs} epochs")
+    own = counted(run.result["steps"], "step") if training["epochs"] is None else counted(training["epochs"], "epoch")
+    length = training["schedule"] or own
     return length if training["batch_size"] == 16 else f"{length} of {training['batch_size']}"
 
 

@@ -191,6 +191,11 @@ def test_settings_of_the_same_words_are_told_apart(tmp_path: Path) -> None:
     assert chart is not None and len({setting for setting, _ in chart.groups}) == 4
 
 
+def test_a_single_step_is_one(tmp_path: Path) -> None:
+    add_evaluated(tmp_path, Tuned("ours", init="pretrain", steps=1), 0.3)
+    assert [row.setting.schedule for row in collect_report(Workspace(tmp_path)).rows] == ["1 step"]
+
+
 def test_the_usual_split_is_not_named(tmp_path: Path) -> None:
     add_evaluated(tmp_path, Tuned("ours", init="pretrain"), 0.3, split="val2017")
     report = collect_report(Workspace(tmp_path))
