@@ -201,7 +201,10 @@ def _ask_for_data(workspace: Workspace, command: str, stage: Stage | None) -> st
         return f"{workspace.root / 'proposals'} not found: run `aligndet proposals DATA` first"
     if stage is not None and stage.purpose == "val" and workspace.recall("data") is not None:
         return "which images? the workspace remembers only labels for training: use --annotations FILE --images DIR"
-    return f"which data? name it: `aligndet {command} DATA` (a COCO, VOC or YOLO root, or a folder of images)"
+    kind = "a COCO, VOC or YOLO root, or a folder of images"
+    if stage is not None:  # the help of DATA, without what is taken by default
+        kind = stage.data.partition(" (")[0].rstrip(".")
+    return f"which data? name it: `aligndet {command} DATA` ({kind[0].lower()}{kind[1:]})"
 
 
 def _carry_out(request: Request, plan: PlanT, steps: Steps[ConfigT, PlanT], devices: Devices, is_main: bool) -> Status:

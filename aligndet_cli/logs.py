@@ -4,11 +4,14 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
+import textwrap
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -31,9 +34,7 @@ def setup_logging(verbosity: int) -> None:
     """Send the package's log to stderr: -1 warnings only, 0 information, 1 debugging."""
     make_streams_sturdy()
     level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_PlainFormatter())
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [_Lines(sys.stderr)]
     logger.setLevel(level)
     logger.propagate = False
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where its cache is, is no concern of ours
@@ -84,10 +85,48 @@ class _SturdyFile(io.FileIO):
             raise OSError(error.errno, error.strerror, self._title) from None
 
 
-class _PlainFormatter(logging.Formatter):
+class _Lines(logging.StreamHandler[TextIO]):
+    """Lines of the log: above a bar while there is one, and folded on a terminal, but for commands to copy.
+
+    Attributes:
+        bar: console of the bar that is shown.
+    """
+
+    bar: Console | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.bar is None:
+            super().emit(record)
+        else:  # at the end of its line, a message would leave the bar behind
+            self.bar.print(Text(self.format(record)), soft_wrap=True)
+
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        return prefix + record.getMessage()
+        text = prefix + record.getMessage()
+        if not self.stream.isatty() or text.startswith("next: "):
+            return text
+        width = Console(stderr=True).width
+        return "\n".join(fold(line, width) for line in text.splitlines())
+
+
+def fold(line: str, width: int, indent: int | None = None) -> str:
+    """Break a line between words where it is too long.
+
+    Args:
+        indent: blanks before all but the first line; by default the width of an indented name and the gap behind it.
+    """
+    if cell_len(line) <= width:
+        return line
+    if indent is None:
+        name = re.match(r" +\S.*? {2,}", line)
+        indent = len(name[0]) if name else 0
+    indent = indent if indent <= width // 2 else 0
+    rest = textwrap.wrap(line[indent:], width - indent, break_long_words=False, break_on_hyphens=False)
+    return f"\n{' ' * indent}".join([line[:indent] + rest[0], *rest[1:]])
+
+
+def _handlers() -> list[_Lines]:
+    return [handler for handler in logger.handlers if isinstance(handler, _Lines)]
 
 
 def resolve_progress_mode(mode: ProgressMode, stream: TextIO) -> ProgressMode:
@@ -149,6 +188,8 @@ class Progress:
             self._bar = RichProgress(*columns, console=console, transient=False, expand=True)
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, text="")
             self._bar.start()
+            for handler in _handlers():
+                handler.bar = console
         return self
 
     def __exit__(
@@ -157,6 +198,8 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, text=self._text(self._room))
             self._bar.stop()
+            for handler in _handlers():
+                handler.bar = None
         elif self.mode == "plain" and kind is None and self._shown != self.done:
             self._line()
 
@@ -181,7 +224,7 @@ class Progress:
     def _text(self, room: int | None = None) -> str:
         """Return speed and fields, as many of them whole as `room` characters hold; the first is always there."""
         parts = [text for key, text in self._fields.items() if key == self.first]
-        parts.append(f"{self.rate:.3g} {self.unit}/s")
+        parts.append(self._speed(room))
         parts += [text for key, text in self._fields.items() if key != self.first]
         text = parts[0]
         for part in parts[1:]:
@@ -189,6 +232,12 @@ class Progress:
                 break
             text += f"  {part}"
         return text
+
+    def _speed(self, room: int | None) -> str:
+        """Return units per second; without their name, if `room` has only space for the number."""
+        rate = _short(self.rate)
+        named = f"{rate} {self.unit}/s"
+        return named if room is None or len(named) <= room else f"{rate}/s"
 
     def _line(self) -> None:
         self._last_line, self._shown = time.monotonic(), self.done
@@ -206,7 +255,11 @@ class _TimeLeft(TimeRemainingColumn):
 
 
 def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
+    """Return a number with three digits, such as `0.532` or `1,540,000`."""
+    if isinstance(value, str):
+        return value
+    rounded = f"{value:.3g}"
+    return f"{float(rounded):,.0f}" if 1e3 <= abs(value) < 1e7 else rounded
 
 
 def duration(seconds: float) -> str:

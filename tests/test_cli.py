@@ -103,7 +103,9 @@ def test_unknown_command_exits_2() -> None:
 def test_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for command in ("pretrain-image", "proposals", "finetune", "evaluate", "doctor"):
-        assert f"which data? name it: `aligndet {command} DATA`" in aligndet(command, code=2).error_line()
+        line = aligndet(command, code=2).error_line()
+        assert f"which data? name it: `aligndet {command} DATA` (a COCO, VOC or YOLO root" in line
+        assert ("root with labels)" if command in ("finetune", "evaluate") else "folder of images") in line
     for command in ("cluster", "pretrain-box"):
         assert "proposals not found: run `aligndet proposals DATA` first" in aligndet(command, code=2).error_line()
     assert list(tmp_path.iterdir()) == []
@@ -278,6 +280,7 @@ def test_everything_is_already_complete(workspace: Path, toy: Path) -> None:
         data = (toy,) if stage == "proposals" else ()
         ran = aligndet(stage, *data, "-w", workspace, *words)
         assert ran.stdout.startswith("already complete: "), ran.stdout
+        assert "protocol" not in ran.stdout  # the effective settings again, for the report alone
     assert files_of(workspace) == before
 
 
@@ -362,6 +365,12 @@ def test_file_then_set_then_flag(chain: Path, tmp_path: Path) -> None:
     words = ("finetune", "-w", chain, "-n", "--json", "--init", "scratch", "--config", file, *set_, "--steps", "13")
     effective = aligndet(*words).json()["effective"]
     assert effective["steps"].startswith("13 ") and effective["learning rate"] == "0.5 (given)"
+
+
+def test_settings_of_no_stage() -> None:
+    line = aligndet("config", "show", code=2).error_line()
+    assert line.startswith("error: which stage? name it: `aligndet config show STAGE`; there are: pretrain-image, ")
+    assert "'finetun' is not a stage; did you mean 'finetune'?" in aligndet("config", "show", "finetun", code=2).stderr
 
 
 def test_a_toml_with_an_unknown_stage(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Lines of progress, on a terminal and elsewhere."""
 
+import io
 import re
 
 import pytest
 from rich.control import strip_control_codes
 
 from aligndet_cli import logs
-from aligndet_cli.logs import Progress, duration
+from aligndet_cli.logs import Progress, duration, fold, logger
 
 
 def test_plain_lines_come_every_five_seconds_at_first_and_once_a_minute_later(
@@ -52,6 +53,88 @@ def test_a_bar_shows_the_loss_first_and_no_field_in_part(
     assert len(line) <= width and "…" not in line
     places = [line.find(text) for text in expected]
     assert -1 not in places and places == sorted(places)
+
+
+def screen_of(output: str) -> list[str]:
+    """The lines that a terminal shows, if none is longer than it."""
+    shown = []
+    for line in output.replace("\r\n", "\n").split("\n"):
+        last = re.split(r"\x1b\[2K|\r", line)[-1]
+        shown.append(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last).rstrip())
+    return [line for line in shown if line]
+
+
+def test_a_message_stands_above_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    before = logger.handlers[:]
+    logs.setup_logging(0)
+    try:
+        with Progress("training", 3, "steps", mode="bar") as progress:
+            progress.advance()
+            logger.info("first step (1): 4 images of up to 96x160")
+            logger.warning("[red]5[/] images are left out")
+            progress.advance(2)
+        logger.info("afterwards")
+    finally:
+        logger.handlers[:] = before
+    first, second, bar, last = screen_of(capsys.readouterr().err)
+    assert first == "first step (1): 4 images of up to 96x160"
+    assert second == "warning: [red]5[/] images are left out"
+    assert bar.startswith("training ━") and "3/3" in bar
+    assert last == "afterwards"
+
+
+def test_a_speed_is_a_plain_number_and_never_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    now = 1000.0
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    with Progress("cluster: k-means", 917_760, "proposals", mode="bar") as progress:
+        now += 0.6
+        progress.advance(917_760)
+    (line,) = screen_of(capsys.readouterr().err)
+    # 917,760 in 0.6 s are 1,529,600 a second; the unit has no room
+    assert line.endswith(" 1,530,000/s") and len(line) <= 80
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("short enough", ["short enough"]),
+        ("a sentence that is longer than it is wide", ["a sentence that is longer", "than it is wide"]),
+        ("  weights  of a file of torchvision", ["  weights  of a file of", "           torchvision"]),
+        ("in /a/path/that-is-longer-than-the-line/x.pt", ["in", "/a/path/that-is-longer-than-the-line/x.pt"]),
+    ],
+)
+def test_lines_break_between_words(line: str, expected: list[str]) -> None:
+    assert fold(line, 25).splitlines() == expected
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_lines_are_folded_and_commands_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    command = "next: aligndet finetune DATA --detector retinanet --workspace experiments"
+    sentence = "a line of the log that is longer than forty columns"
+    told = []
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(logs.sys, "stderr", stream)
+        before = logger.handlers[:]
+        logs.setup_logging(0)
+        try:
+            logger.info(sentence)
+            logger.info(command)
+        finally:
+            logger.handlers[:] = before
+        told.append(stream.getvalue().splitlines())
+    assert told[0] == ["a line of the log that is longer than", "forty columns", command]
+    assert told[1] == [sentence, command]
 
 
 @pytest.mark.parametrize(

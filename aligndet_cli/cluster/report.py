@@ -11,7 +11,7 @@ from aligndet_cli.cluster.kmeans import Clustering, Members, Projection
 # Our rules of thumb for warnings; the paper gives none.
 _MANY_DEAD = 0.05
 _HUGE_CLUSTER = 0.25
-_BAR_WIDTH = 32
+_BAR_WIDTH = 28
 
 
 def build_size_report(members: Members, num_images: int) -> dict[str, Any]:

@@ -110,6 +110,7 @@ TOY = (
     own("--val", int, "Number of pictures to measure on (96)."),
     own("--objects", bool, "One object in each picture, one folder per class (off)."),
     own("--seed", int, "Seed of the pictures (0)."),
+    flags.JSON,
 )
 
 
@@ -129,7 +130,10 @@ def toy(
         if folder.is_dir() and any(folder.iterdir()):  # perhaps somebody's own data
             raise ConfigError(f"{folder}: is not empty; name a new folder")
         (draw_toy_objects if objects else draw_toy_data)(folder, seed=seed, num_train=train, num_val=val)
-        typer.echo(str(folder))
+        if given.control.json:
+            print_json({"command": "toy", "folder": str(folder), "train": train, "val": val})
+        else:
+            typer.echo(str(folder))
 
 
 def _finding_table(report: "DoctorReport") -> Table:

@@ -82,8 +82,10 @@ def config_show(stage: str | None, given: Given, *, origin: bool = False) -> Non
     """Print all settings of a stage, with what its recipe fills in, as TOML, ready for --config."""
     is_json = given.control.json
     with user_errors(given):
+        if stage is None:
+            raise ConfigError(f"which stage? name it: `aligndet config show STAGE`; there are: {', '.join(STAGES)}")
         if stage not in STAGES:
-            raise ConfigError(f"'{stage or ''}' is not a stage{did_you_mean(stage or '', list(STAGES))}")
+            raise ConfigError(f"'{stage}' is not a stage{did_you_mean(stage, list(STAGES))}")
         sources = Sources(given.control.config, given.control.set)
         resolved, origins = load_config(find_stage(stage).steps().config, stage, sources)
         values, from_recipe = resolved.to_json(), resolved.from_recipe()

@@ -16,13 +16,14 @@ from typer.core import TyperGroup
 from aligndet_cli.driver import Outcome
 from aligndet_cli.errors import AlignDetError, ConfigError, GateError, Preempted, RunError, as_user_error
 from aligndet_cli.flags import Given
-from aligndet_cli.logs import ProgressMode, duration, logger, make_streams_sturdy, setup_logging
+from aligndet_cli.logs import ProgressMode, duration, fold, logger, make_streams_sturdy, setup_logging
 from aligndet_cli.processes.signals import Stopped
 from aligndet_cli.stage import Stage
 from aligndet_cli.tables import rows_for_people
 from aligndet_cli.workspace import Workspace
 
 SCHEMA_VERSION = 1
+_VALUES = 27  # column at which the values of a result begin
 
 
 class Answer(Protocol):
@@ -163,8 +164,10 @@ def print_outcome(stage: str, outcome: Outcome, is_json: bool) -> None:
         return
     prefix = "" if outcome.status == "done" else f"{outcome.status}: "
     typer.echo(f"{prefix}{outcome.folder}")
-    for name, text in rows_for_people(result):
-        typer.echo(f"  {name:<24} {text}")
+    told = {name: value for name, value in result.items() if name != "protocol"}  # the effective settings, for reports
+    for name, text in rows_for_people(told):
+        line = f"  {name:<24} {text}"
+        typer.echo(fold(line, Console().width, _VALUES) if sys.stdout.isatty() else line)
     for line in outcome.conclusion.lines:
         typer.echo(line)
 

@@ -41,7 +41,7 @@ STAGE = Stage(
     data=f"{LAYOUTS} with labels (the data of training).",
     examples=(
         "aligndet evaluate",
-        "aligndet evaluate --run retinanet-resnet50 --compare retinanet-resnet50-backbone",
+        "aligndet evaluate --run with --compare without",
         "aligndet evaluate coco/ --split val2017 --fail-under 0.36",
     ),
     flags=(

@@ -66,13 +66,15 @@ def draw_precision_recall(drawing: Drawing) -> Figure:
     with_truth = [index for index, entry in enumerate(per_class) if entry["AP"] is not None]
     _finish_curves(mean_axes, f"Mean over {len(with_truth)} classes")
     names = _labels(per_class)
+    places = {category.category_id: place for place, category in enumerate(drawing.image_set.categories)}
     curves_of: dict[str, Line2D] = {}
     frequent = sorted(with_truth, key=lambda index: -per_class[index]["ground_truths"])[:MAX_CLASS_CURVES]
     for position, index in enumerate(frequent):
         curve = evaluation.precision[0][:, index]  # at IoU 0.5
         label = f"{names[per_class[index]['category_id']]}: AP50 {percent(float(curve.mean()))}"
-        style = DASHES[position % len(DASHES)]
-        x = evaluation.recall_thresholds
+        if len(places) <= len(COLOURS):  # each class has a colour in pictures
+            position = places[per_class[index]["category_id"]]
+        x, style = evaluation.recall_thresholds, DASHES[position % len(DASHES)]
         curves_of[label] = class_axes.plot(x, curve, style, color=COLOURS[position], linewidth=1.8)[0]
     which = f"{len(frequent)} most frequent of {len(per_class)}" if len(frequent) < len(per_class) else "all"
     _finish_curves(class_axes, f"IoU 0.5, {which} classes")

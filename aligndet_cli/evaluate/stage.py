@@ -337,9 +337,9 @@ def _warn_if_nothing_found(metrics: dict[str, Any], image_set: ImageSet) -> None
         logger.warning("no number could be measured: none of the %d images has a labelled box", counts["images"])
     elif metrics["AP"] == 0:
         is_relative = "relative boxes" in image_set.problems
-        cause = "the labelled boxes are all within one pixel" if is_relative else "was the run trained long enough?"
+        cause = "the labelled boxes are all within one pixel;" if is_relative else "was the run trained long enough?"
         logger.warning(
-            "AP is exactly 0 with %d predictions on %d images: %s; predictions.json and plots/ show what it finds",
+            "AP is exactly 0 with %d predictions on %d images: %s predictions.json and plots/ show what it finds",
             counts["predictions"],
             counts["images"],
             cause,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aligndet_cli.data.findings import counted
 from aligndet_cli.training.embeddings import HEAD_PREFIX, MIN_LINES, MIN_RANK, MIN_RANK_SHARE, MIN_SPREAD
 
 # Least gain of the loss since the start, as a share of the chance level; noise between logged steps is a third of it.
@@ -63,7 +64,7 @@ def judge_losses(metrics: Path) -> dict[str, Any]:
     explanation = f"losses (at the start): {facts}"
     variety = sum(line.get("embedding_variety", 1.0) for line in last) / len(last)
     if len(lines) < MIN_LINES:
-        verdict, reason = "too short", f"only {len(lines)} logged steps, too few to judge"
+        verdict, reason = "too short", f"only {counted(len(lines), 'logged step')}, too few to judge"
     elif variety < MIN_SPREAD:
         verdict = "collapsed"
         reason = f"all boxes are told alike, with {variety:.0%} of the variety there is; train longer, or lower --lr"
@@ -97,7 +98,7 @@ def judge_similarity(metrics: Path, *, best: float) -> dict[str, Any]:
     if means["embedding_rank"] < _rank_limit(first) or means["embedding_spread"] < MIN_SPREAD:
         verdict, reason = "collapsed", ": boxes can no longer be told apart; lower --lr, or raise --momentum"
     elif len(lines) < MIN_LINES:
-        verdict, reason = "too short", f": only {len(lines)} logged steps, too few to judge"
+        verdict, reason = "too short", f": only {counted(len(lines), 'logged step')}, too few to judge"
     elif first["loss_similarity"] - means["loss_similarity"] < MIN_FALL * abs(best):
         verdict, reason = "not learning", ": hardly moved; more steps, or a higher --lr"
     rounded = {name: round(value, 4) for name, value in means.items()}
@@ -158,7 +159,7 @@ def _verdict(first: Mapping[str, float], means: Mapping[str, float], num_lines: 
     if rank < _rank_limit(first) or spread < MIN_SPREAD:
         return "collapsed", f"{facts}: boxes can no longer be told apart; lower --lr"
     if num_lines < MIN_LINES:
-        return "too short", f"{facts}: only {num_lines} logged steps, too few to judge"
+        return "too short", f"{facts}: only {counted(num_lines, 'logged step')}, too few to judge"
     gain = (chance - loss) - (first["chance"] - first["loss_contrastive"])
     if gain < MIN_GAIN * chance:
         return "not learning", f"{facts}: hardly moved; more steps, or a higher --lr"

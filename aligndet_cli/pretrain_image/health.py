@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aligndet_cli.data.findings import counted
 from aligndet_cli.training.embeddings import MIN_LINES, MIN_RANK, MIN_RANK_SHARE, MIN_SPREAD
 
 # Least share of the way from the loss by chance to the best possible loss.
@@ -44,7 +45,7 @@ def _verdict(lines: list[dict[str, float]], means: dict[str, float], loss_name: 
     if (rank < least and loss_name != "loss_cls") or spread < MIN_SPREAD:
         return "collapsed", ": all images look alike to it; lower --lr"
     if len(lines) < MIN_LINES:
-        return "too short", f": only {len(lines)} logged steps, too few to judge"
+        return "too short", f": only {counted(len(lines), 'logged step')}, too few to judge"
     chance, best = (means["chance"], 0.0) if "chance" in means else (_COSINE_CHANCE, best)
     if (chance - means[loss_name]) / (chance - best) < MIN_LEARNED:
         return "not learning", ": hardly better than chance; train longer, or change --lr"

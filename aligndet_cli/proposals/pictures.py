@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -112,6 +113,7 @@ def _draw_histogram(file: Path, values: NDArray, x_label: str, y_label: str, *, 
         axes.hist(values, bins=edges.tolist(), color=COLOURS[0])
         median = float(np.median(values))
         axes.axvline(median, color=REFERENCE, linestyle="--", label=f"median {median:.3g}")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     finish_axes(axes, x=x_label, y=y_label)
     save_figure(figure, file)
 

@@ -25,7 +25,7 @@ from aligndet_cli.tools.study.quick.fit import AFTER_PRETRAINING, finetune_steps
 from aligndet_cli.workspace import Workspace
 
 LABELLED_PERCENT = 5  # of the training pictures; nobody has labelled the others
-STARTS = {"backbone only": "backbone", "with AlignDet pre-training": "pretrain"}
+STARTS = {"backbone only": "backbone", "AlignDet": "pretrain"}
 FINETUNE_LR = {"backbone": 0.02, "pretrain": 0.03}  # half as much again after pre-training, as the paper does
 LABELLED_PHOTOS = 30  # of the user's, at least
 PHOTO_CLUSTERS = 16

@@ -162,8 +162,8 @@ def _find(workspace: Workspace, run: str | None) -> Path:
     found = [folder for folder, name in zip(there, names, strict=True) if run in (None, name, run_name(folder))]
     if not found:
         asked = "no run" if run is None else f"{run}: no such run"
-        others = f"; there are: {', '.join(names)}" if names else ""
-        raise ConfigError(f"{workspace.root}: {asked} that diverged and was not begun again{others}")
+        others = f"there are: {', '.join(names)}" if names else "a run leaves its bad step here until it is begun again"
+        raise ConfigError(f"{workspace.root}: {asked} that diverged; {others}")
     if run is not None and len(found) > 1:
         raise ConfigError(f"{run}: several runs have this name; write STAGE/NAME")
     return max(found, key=lambda folder: dump_file(folder).stat().st_mtime)

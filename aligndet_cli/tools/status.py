@@ -41,7 +41,8 @@ class StatusRow:
 def status_table(rows: list[StatusRow], width: int) -> tuple[Table, list[str]]:
     """Draw one line per run, in so many columns of text; return the names of the columns that do not fit, too.
 
-    Names stay whole: the result goes first, then what a run was made from. A name that is too long is folded.
+    Names stay whole: the result goes first; where what a run was made from does not fit either, the result comes back
+    if it can. A name that is too long is folded.
     """
     columns = {
         "artifact": [escape(f"{row.stage}/{row.run}") for row in rows],
@@ -55,11 +56,11 @@ def status_table(rows: list[StatusRow], width: int) -> tuple[Table, list[str]]:
         "made from": max(len(name) for row in rows for name in (*row.made_from, "made from")),
         "result": _NARROWEST_RESULT,
     }
-    left_out: list[str] = []
-    for name in ("result", "made from"):
-        if sum(needed.values()) + _GAP * len(needed) > width:
-            left_out.insert(0, name)
-            del columns[name], needed[name]
+    choices: tuple[list[str], ...] = ([], ["result"], ["made from"], ["made from", "result"])
+    for left_out in choices:
+        if sum(needed[name] + _GAP for name in needed.keys() - left_out) <= width:
+            break
+    columns = {name: column for name, column in columns.items() if name not in left_out}
     table = plain_table(*columns)
     for column, name in zip(table.columns, columns, strict=True):
         if name != "result":

@@ -169,8 +169,8 @@ def _scale(axes: Axes, keys: Sequence[str], last: float) -> None:
     axes.set_xlim(0, 1.02 * last)  # the same for all panels, also for AP, which has few points
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     # Start at 0, except for negative numbers and the contrastive loss, which changes little and far above 0.
-    if axes.dataLim.y0 >= 0 and axes.dataLim.y1 > 0 and _CONTRAST_LOSS not in keys:
-        axes.set_ylim(0, 1.08 * axes.dataLim.y1)
+    if axes.dataLim.y0 >= 0 and axes.dataLim.y1 >= 0 and _CONTRAST_LOSS not in keys:
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1 or 1)
 
 
 def _name_of(key: str) -> str:

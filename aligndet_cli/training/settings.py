@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from aligndet_cli.config import Frozen, RuntimeConfig
+from aligndet_cli.data.findings import counted
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.processes.devices import Devices
 from aligndet_cli.training.loggers import LoggerName, as_names, check_loggers
@@ -126,7 +127,8 @@ def describe_settings(
         else f"{rates.origin}, {rates.lr:g} x {training.batch_size}/{rates.batch_size}"
     )
     decay_origin = "given" if training.weight_decay is not None else rates.origin
-    split = f"{devices.world_size} {devices.kind} process(es) x {training.images_per_step // devices.world_size}"
+    processes = counted(devices.world_size, f"{devices.kind} process", f"{devices.kind} processes")
+    split = f"{processes} x {training.images_per_step // devices.world_size}"
     if training.accumulate > 1:
         micro = training.images_per_step // devices.world_size // training.accumulate
         split += f", {training.accumulate} times {micro} after each other"

@@ -40,8 +40,8 @@ def test_size_histogram_counts_every_cluster_once() -> None:
     ]
     lines = list(histogram_lines(histogram))
     assert len(lines) == 5
-    assert lines[0].split() == ["0", "proposals", "2", "clusters", "#" * 32]
-    assert lines[1].count("#") == 16
+    assert lines[0].split() == ["0", "proposals", "2", "clusters", "#" * 28]
+    assert lines[1].count("#") == 14
 
 
 def test_histogram_of_large_clusters_starts_at_the_first_bin_in_use() -> None:

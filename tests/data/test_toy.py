@@ -101,6 +101,13 @@ def test_an_unwritable_folder_is_an_error(tmp_path: Path) -> None:
         draw_toy_data(tmp_path / "file", seed=0, num_train=1, num_val=1)
 
 
+def test_scripts_are_told_what_was_drawn(tmp_path: Path) -> None:
+    folder = tmp_path / "toy"
+    told = aligndet("toy", folder, "--train", "3", "--val", "2", "--json").json()
+    assert told == {"schema_version": 1, "command": "toy", "folder": str(folder), "train": 3, "val": 2}
+    assert [len(list((folder / split).iterdir())) for split in ("train", "val")] == [3, 2]
+
+
 def test_somebodys_folder_is_not_drawn_into(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     assert aligndet("toy", tmp_path, code=2).error_line().endswith("is not empty; name a new folder")

@@ -118,7 +118,7 @@ def test_joined_under_slurm(forks: ForkServer, workspace: Path) -> None:
     codes, outputs = forks.join(*words, cwd=workspace, ranks=slurm_variables())
     assert codes == [0, 0], outputs
     assert_same_results(workspace / "pretrain-box" / "slurm", spawned("pretrain-box", workspace))
-    assert "(2 cpu process(es) x 2)" in outputs[0] and outputs[1] == ""
+    assert "(2 cpu processes x 2)" in outputs[0] and outputs[1] == ""
 
 
 def test_joined_evaluation_of_fewer_chunks_than_processes(forks: ForkServer, workspace: Path, chain: Path) -> None:

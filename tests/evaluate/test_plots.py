@@ -179,6 +179,23 @@ def test_every_class_has_a_label_of_its_own_in_every_picture(tmp_path, monkeypat
     assert [labels[0] for _, labels, _ in tiles[::2]] == [*own[:2], "_background_", *own[3:]]
 
 
+def test_a_class_has_one_colour_in_curves_and_pictures(tmp_path, monkeypatch):
+    drawing = _drawing(tmp_path, 4, ["cat", "dog"], [])
+    drawing.evaluation.metrics["per_class"][1]["ground_truths"] = 9  # the curve of the most frequent class comes first
+    curves = draw_precision_recall(drawing).axes[1]
+    names = [text.get_text().partition(":")[0] for text in curves.get_legend().get_texts()]
+    in_curves = dict(zip(names, (line.get_color() for line in curves.lines), strict=True))
+    in_pictures = {}
+
+    def noting(pixels, boxes, size_hw, *, colours, labels, lines):
+        in_pictures.update(zip(labels, colours, strict=True))
+        return draw_tile(pixels, boxes, size_hw, colours=colours, labels=labels, lines=lines)
+
+    monkeypatch.setattr(sheets, "draw_tile", noting)
+    draw_detections(drawing)
+    assert names == ["dog", "cat"] and in_curves == in_pictures
+
+
 LONG = "retinanet-resnet50-three-times-as-long-with-contrast-only-f1-p10-s0"
 
 

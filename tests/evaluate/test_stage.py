@@ -373,7 +373,7 @@ def test_nothing_detected_is_zero_and_a_warning(
     folder = evaluate(workspace, coco_root).output.folder
     assert json.loads((folder / "predictions.json").read_text()) == []
     assert json.loads((folder / "metrics.json").read_text())["AP"] == 0.0
-    assert "AP is exactly 0" in caplog.text
+    assert "AP is exactly 0" in caplog.text and "trained long enough? predictions.json and plots/ show" in caplog.text
 
 
 def test_drawing_never_fails_a_run(

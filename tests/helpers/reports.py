@@ -79,14 +79,28 @@ def add_tuned(workspace: Path, run: Tuned) -> str:
     return content_hash
 
 
-def add_evaluated(workspace: Path, run: Tuned, *values: float | None, images: int = 5000) -> None:
+def add_evaluated(workspace: Path, run: Tuned, *values: float | None, images: int = 5000, split: str = "val") -> None:
     """A run with AP, AP50 and AP75 (those that are given)."""
-    content_hash = add_tuned(workspace, run)
+    evaluate_tuned(workspace, run.name, add_tuned(workspace, run), *values, images=images, split=split)
+
+
+def evaluate_tuned(
+    workspace: Path,
+    name: str,
+    content_hash: str,
+    *values: float | None,
+    images: int = 5000,
+    split: str = "val",
+    measured_with: dict[str, Any] | None = None,
+    inputs: dict[str, str] | None = None,
+) -> None:
+    """An evaluation of a run with AP, AP50 and AP75 (those that are given)."""
     numbers = dict(zip(("AP", "AP50", "AP75"), (*values, None, None), strict=False))
     config = {"data": {"root": "/data/coco", "annotations": None, "split": None}, "short_side": None, "long_side": None}
-    place = workspace / "evaluate" / f"{run.name}-val"
-    put(place, "measured", config, {"data": "val", "weights": content_hash}, {**numbers, "images": images})
-    (place / "metrics.json").write_text(json.dumps({**numbers, "APs": 0.125, "run": run.name}))
+    place = workspace / "evaluate" / f"{name}-val"
+    inputs = {"data": "val", "weights": content_hash, **(inputs or {})}
+    put(place, "measured", {**config, **(measured_with or {})}, inputs, {**numbers, "images": images})
+    (place / "metrics.json").write_text(json.dumps({**numbers, "APs": 0.125, "run": name, "split": split}))
 
 
 def add_pretrained(workspace: Path, name: str, *, content_hash: str, steps: int = 87_950, **changes: Any) -> None:

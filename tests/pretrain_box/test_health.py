@@ -40,6 +40,11 @@ def test_verdicts(tmp_path: Path, losses: list[float], ranks: list[float], sprea
     assert judge(log(tmp_path, losses, ranks, spread))["verdict"] == verdict
 
 
+@pytest.mark.parametrize(("losses", "told"), [([8.2], "only 1 logged step,"), ([8.2, 7.0], "only 2 logged steps,")])
+def test_too_few_steps_are_counted(tmp_path: Path, losses: list[float], told: str) -> None:
+    assert told in judge(log(tmp_path, losses, [150.0] * len(losses)))["explanation"]
+
+
 def with_counterparts(file: Path, shares: list[float]) -> Path:
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     rows = [{**line, "counterparts": share} for line, share in zip(lines, shares, strict=True)]

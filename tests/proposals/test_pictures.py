@@ -17,6 +17,7 @@ def bars_of(store: ProposalStore, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     for name, figure in figures.items():
         [axes] = figure.axes
         assert axes.get_xlabel() and axes.get_ylabel()
+        assert all(tick == int(tick) for tick in axes.get_yticks())  # there is no half an image
         bars = [(round(bar.get_x(), 3), round(bar.get_height())) for bar in axes.patches if bar.get_height()]
         drawn[name] = bars, ", ".join(axes.get_legend_handles_labels()[1])
     return drawn

@@ -52,7 +52,7 @@ def test_the_same_story_on_photographs(
     words = ("demo", "--photos", toy, "--backbone-weights", mobilenet, "-w", tmp_path / "demo")
     ran = aligndet(*words)
     assert "13 images of 'train' to train on, 11 to measure on ('val'); 4 of them keep their labels" in ran.stderr
-    assert "with AlignDet pre-training" in ran.stdout and "one pair is no proof: `aligndet study --quick" in ran.stdout
+    assert "\nAlignDet " in ran.stdout and "one pair is no proof: `aligndet study --quick" in ran.stdout
     workspace = tmp_path / "demo" / "photos-toy-0"
     stages = {folder.parent.name for folder in workspace.glob("*/*") if folder.is_dir()}
     assert stages == {"proposals", "cluster", "pretrain-box", "finetune", "evaluate"}

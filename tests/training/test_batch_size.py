@@ -117,7 +117,7 @@ def test_without_a_gpu_it_is_the_recipes_and_stays_with_the_run(chain: Path, tmp
     words = (*words, "--name", "auto")
     shown = aligndet(*words, "--batch-size", "auto").stderr
     assert "--batch-size auto: 16 (RetinaNet pre-training recipe)" in shown
-    assert "16 (1 cpu process(es) x 16)" in shown and "0.01 x 16/16" in shown
+    assert "16 (1 cpu process x 16)" in shown and "0.01 x 16/16" in shown
     # The finished run of the chain has batch size 2: "auto" is what it was begun with, so nothing has changed.
     effective = aligndet(*words[:-1], "retinanet-resnet18", "--batch-size", "auto", "--json").json()
     assert effective["action"] == "complete" and effective["effective"]["batch size"].startswith("2 (")

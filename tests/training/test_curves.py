@@ -117,6 +117,12 @@ def test_losses_of_fine_tuning_come_first(tmp_path: Path) -> None:
     assert list(panels_of(draw_runs({"": read_log(tmp_path / "m")}, limits={}))) == ["On the validation split"]
 
 
+def test_an_ap_of_zero_is_no_reason_for_negative_numbers(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text('{"step": 5, "AP": 0.0}\n{"step": 10, "AP": 0.0}\n')
+    [axes] = draw_runs({"": read_log(tmp_path / "m")}, limits={}).axes
+    assert axes.get_ylim() == (0, 1)
+
+
 @pytest.mark.parametrize("num_losses", [1, 5])
 def test_no_text_covers_another_on_screen_and_in_print(num_losses: int) -> None:
     steps = np.arange(1.0, 30.0)

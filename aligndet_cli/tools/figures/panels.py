@@ -52,7 +52,7 @@ def draw_embeddings(by_title: Mapping[str, Embeddings], title: str, seed: int) -
         for class_id in range(len(embeddings.classes)):
             for _, low, high, area in _SIZES:
                 chosen = (embeddings.places == class_id) & (embeddings.sides >= low) & (embeddings.sides < high)
-                marker, colour = _MARKERS[class_id], COLOURS[class_id]
+                marker, colour = _MARKERS[class_id], embeddings.colours[class_id]
                 x, y = points[chosen].T
                 axes.scatter(x, y, s=area, c=colour, marker=marker, alpha=0.7, linewidths=0)
         share, chance = neighbour_share(embeddings)
@@ -79,7 +79,7 @@ def map_embeddings(values: NDArray[np.float32], seed: int) -> NDArray[np.float32
 def _legend(embeddings: Embeddings) -> list[Line2D]:
     handles = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=name)
-        for name, colour, marker in zip(embeddings.classes, COLOURS, _MARKERS, strict=False)
+        for name, colour, marker in zip(embeddings.classes, embeddings.colours, _MARKERS, strict=False)
     ]
     return handles + [
         Line2D([], [], color="#666666", marker="o", linestyle="", markersize=area**0.5, label=label)

@@ -22,7 +22,7 @@ from aligndet_cli.detectors.checkpoint import read_detector
 from aligndet_cli.detectors.parts.two_stage import RCNN, refine_boxes
 from aligndet_cli.detectors.results import rescale_boxes
 from aligndet_cli.errors import AlignDetError, ConfigError
-from aligndet_cli.plotting import shorten
+from aligndet_cli.plotting import COLOURS, shorten
 from aligndet_cli.pretrain_box.config import PretrainBoxConfig
 from aligndet_cli.pretrain_box.methods.aligndet import build_pretext
 from aligndet_cli.pretrain_box.pretext import BoxPretext, embed
@@ -58,12 +58,19 @@ class Embeddings:
         values: (N, D) of length 1.
         places: (N,) int64 positions in `classes`.
         sides: (N,) square roots of the areas of the objects in pixels.
+        class_ids: of `classes`, which give them the colours that they have in other pictures.
     """
 
     values: NDArray[np.float32]
     places: NDArray[np.int64]
     sides: NDArray[np.float32]
     classes: tuple[str, ...]
+    class_ids: tuple[int, ...]
+
+    @property
+    def colours(self) -> list[str]:
+        """Return a colour for each of `classes`."""
+        return [COLOURS[class_id % len(COLOURS)] for class_id in self.class_ids]
 
 
 def load_stages(run: Artifact, workspace: Workspace, device: str) -> Stages:
@@ -157,7 +164,7 @@ def embed_objects(pretext: BoxPretext, config: PretrainBoxConfig, image_set: Ima
         sides.append(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()[has_any])
     labels = class_labels({category.category_id: shorten(category.name) for category in image_set.categories})
     names = tuple(labels[image_set.categories[class_id].category_id] for class_id in classes)
-    return Embeddings(torch.cat(values).numpy(), np.array(places), torch.cat(sides).numpy(), names)
+    return Embeddings(torch.cat(values).numpy(), np.array(places), torch.cat(sides).numpy(), names, tuple(classes))
 
 
 def neighbour_share(embeddings: Embeddings) -> tuple[float, float]:

@@ -56,7 +56,7 @@ class PredictConfig(StageConfig):
     annotated: bool = Field(True, description="Draw what was found into copies of the images.")
     save_crops: bool = Field(False, description="Also cut out what was found, one folder per class.")
     save_txt: bool = Field(False, description="Also write the boxes as YOLO's text files, without scores.")
-    save_conf: bool = Field(False, description="Add the scores to these text files; needs save_txt.")
+    save_conf: bool = Field(False, description="Add the scores to these text files; needs --save-txt.")
     csv: bool = Field(False, description="Also write one table of all boxes, detections.csv.")
     every: int = Field(1, ge=1, description="Take every Nth frame of videos.")
     # as in evaluate: what is found in an image depends on nothing but the image
@@ -67,7 +67,7 @@ class PredictConfig(StageConfig):
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         if self.save_conf and not self.save_txt:
-            raise ValueError("save_conf: scores are added to the files of save_txt; ask for both")
+            raise ValueError("--save-conf: scores are added to the files of --save-txt; ask for both")
         return self
 
 

@@ -2,64 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from aligndet_cli.artifacts.starts import Start, find_starts, measured_run
+from aligndet_cli.artifacts.starts import find_starts, measured_run
 from aligndet_cli.errors import ConfigError, did_you_mean
 from aligndet_cli.tables import percent
 from aligndet_cli.tools.report.cost import Cost, cost_of, mean_cost
-from aligndet_cli.tools.report.numbers import check_measured, numbers_of
+from aligndet_cli.tools.report.measured import Measured, Setting, measure, set_apart
+from aligndet_cli.tools.report.numbers import check_measured
 from aligndet_cli.tools.report.paired import Delta, delta_of, mean_and_std
-from aligndet_cli.tools.report.published import Published, find_published
 from aligndet_cli.workspace import Artifact, Workspace
 
 METRICS = ("AP", "AP50", "AP75")
-
-
-@dataclass(frozen=True, order=True)
-class Setting:
-    """The properties that runs share if they can be compared; tables are sorted by them.
-
-    Attributes:
-        data: name of the labelled data set.
-        evaluated: split that was measured.
-        fraction: percent of the labelled images.
-        num_images: number of labelled images; 0 for imported runs, where it is unknown.
-        content: hashes of the training and the test data, and the test resolution.
-    """
-
-    data: str
-    evaluated: str
-    detector: str
-    backbone: str
-    schedule: str
-    fraction: float
-    num_images: int
-    content: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A fine-tuned and evaluated run.
-
-    Attributes:
-        start: what it started from; its label names the row.
-        pair: fold (None with all images) and seed; runs of two starts with the same pair are compared.
-        numbers: metrics in 0..1 by name; None if one cannot be measured, and without those that were not.
-        backbone_weights: hash and short name of its backbone's first weights; None if unknown.
-    """
-
-    setting: Setting
-    start: Start
-    pair: tuple[int | None, int]
-    numbers: dict[str, float | None]
-    name: str
-    backbone_weights: tuple[str, str] | None
-    finished: str
-    published: Published | None
-    pretraining: Artifact | None
-    tuned: Artifact
 
 
 @dataclass(frozen=True)
@@ -160,7 +114,8 @@ def _sentence(deltas: Sequence[Delta], metric: str, label: str, base: str) -> st
     if len(deltas) > 1:
         least, most = (percent(bound(delta.mean for delta in deltas), "+") for bound in (min, max))
         ahead = f"ahead in {wins} of {pairs} pairs"
-        return f"{label} {least} to {most} {metric} over {base} in {len(deltas)} settings, {ahead}."
+        gain = least if least == most else f"{least} to {most}"
+        return f"{label} {gain} {metric} over {base} in {len(deltas)} settings, {ahead}."
     [delta] = deltas
     gain = f"{label} {percent(delta.mean, '+')}"
     if delta.interval is None or delta.standard_error is None:
@@ -300,80 +255,7 @@ def _measure(workspace: Workspace, metrics: Sequence[str], names: set[str] | Non
             gone.append(evaluation.name)
             continue
         pretraining = pretrained.get(run.manifest["inputs"]["weights"])
-        found[evaluation.name] = _measured(evaluation, run, starts[run.name], pretraining, metrics)
+        found[evaluation.name] = measure(evaluation, run, starts[run.name], pretraining, metrics)
     remarks = [f"left out, the run they measured is gone or was made anew: {', '.join(gone)}"] if gone else []
     remarks += check_measured({name: run.numbers for name, run in found.items()}, metrics, workspace)
-    return _apart_by_backbone(list(found.values())), remarks
-
-
-def _measured(
-    evaluation: Artifact, run: Artifact, start: Start, pretraining: Artifact | None, metrics: Sequence[str]
-) -> Measured:
-    config, measured_with = run.config(), evaluation.config()
-    is_imported = "training" not in config  # its training is unknown
-    is_best = measured_with.get("weights") == "best"
-    fraction = 100.0 if is_imported else float(config["fraction"])
-    setting = Setting(
-        detector=config["detector"]["family"],
-        backbone=run.result.get("backbone") or config["backbone"]["name"],
-        schedule="as imported" if is_imported else _schedule(config, run),
-        data=_data_name(measured_with if is_imported else config),
-        evaluated=str(measured_with["data"]["split"] or "val") + (", best weights" if is_best else ""),
-        fraction=fraction,
-        num_images=0 if is_imported else int(run.result["images"]),
-        content=(
-            run.manifest["inputs"].get("data", ""),
-            evaluation.manifest["inputs"]["data"],
-            f"{measured_with['short_side']}x{measured_with['long_side']}",
-        ),
-    )
-    return Measured(
-        setting=setting,
-        start=start,
-        pair=(None if fraction == 100 else int(config["fold"]), int(config["seed"])),
-        numbers=numbers_of(evaluation, metrics),
-        name=run.name,
-        backbone_weights=_backbone_weights(run, start.kind, pretraining),
-        finished=str(evaluation.manifest["finished"]),
-        published=find_published(evaluation, run, pretraining),
-        pretraining=pretraining,
-        tuned=run,
-    )
-
-
-def _backbone_weights(run: Artifact, kind: str, pretraining: Artifact | None) -> tuple[str, str] | None:
-    source = run if kind == "backbone" else pretraining
-    key = "weights" if kind == "backbone" else "backbone weights"
-    if source is None or key not in source.manifest["inputs"]:
-        return None
-    config = source.config()
-    file = Path(config["backbone"].get("weights", "") if "training" in config else "imported")
-    return str(source.manifest["inputs"][key]), file.parent.name if file.name == "weights.pt" else file.stem
-
-
-def _apart_by_backbone(runs: list[Measured]) -> list[Measured]:
-    """Add the name of the backbone's weights to the settings of runs that differ in nothing else."""
-    found: dict[tuple[Any, ...], set[str]] = {}
-    for run in runs:
-        if run.backbone_weights is not None:
-            found.setdefault((run.setting, run.start.label, run.pair), set()).add(run.backbone_weights[0])
-    mixed = {setting for (setting, _, _), hashes in found.items() if len(hashes) > 1}
-    return [
-        replace(run, setting=replace(run.setting, backbone=f"{run.setting.backbone}, {run.backbone_weights[1]}"))
-        if run.setting in mixed and run.backbone_weights is not None
-        else run
-        for run in runs
-    ]
-
-
-def _schedule(config: dict[str, Any], run: Artifact) -> str:
-    """Return the length of a training, with the batch size if it is not the paper's."""
-    training = config["training"]
-    epochs = training["epochs"]
-    length = training["schedule"] or (f"{run.result['steps']} steps" if epochs is None else f"{epochs} epochs")
-    return length if training["batch_size"] == 16 else f"{length} of {training['batch_size']}"
-
-
-def _data_name(config: dict[str, Any]) -> str:
-    data = config["data"]
-    return Path(data["root"] or data["annotations"] or "data").stem
+    return set_apart(list(found.values())), remarks

@@ -12,7 +12,7 @@ from aligndet_cli.files import read_json
 from aligndet_cli.tools.report.collect import Report, Row, headline
 from aligndet_cli.tools.report.commands import command_of
 from aligndet_cli.tools.report.pictures import Embedded, Picture, embed_all, find_pictures
-from aligndet_cli.tools.report.table import SETTING_COLUMNS, setting_cells, shown
+from aligndet_cli.tools.report.table import SETTING_COLUMNS, in_words, setting_cells, shown
 from aligndet_cli.tools.status import StatusRow, collect_status
 from aligndet_cli.workspace import Artifact, Workspace
 
@@ -186,9 +186,8 @@ def _settings_apart(report: Report) -> tuple[list[int], str]:
     """Return the places of `SETTING_COLUMNS` that differ between rows, and the others in words."""
     lines = [setting_cells(row.setting) for row in report.rows]
     apart = [place for place in range(len(SETTING_COLUMNS)) if len({line[place] for line in lines}) > 1]
-    forms = {"data": "on {}", "labelled": "{} labelled"}
     equal = [
-        forms.get(title, "{}").format(text)
+        in_words(title, text)
         for place, (title, text) in enumerate(zip(SETTING_COLUMNS, lines[0], strict=True))
         if place not in apart
     ]

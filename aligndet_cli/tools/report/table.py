@@ -3,14 +3,20 @@
 import csv
 import io
 import sys
+from collections.abc import Sequence
+from itertools import groupby
+from textwrap import wrap
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from aligndet_cli.data.splits import split_meaning
 from aligndet_cli.tables import percent, plain_table
-from aligndet_cli.tools.report.collect import Report, Row, Setting, Summary, headline
+from aligndet_cli.tools.report.collect import Report, Row, Summary, headline
 from aligndet_cli.tools.report.cost import Cost
+from aligndet_cli.tools.report.measured import Setting
 
 FORMATS = ("table", "markdown", "csv", "json")
 
@@ -68,22 +74,63 @@ def render(report: Report, form: str) -> str:
         return "\n".join([nothing, *report.remarks])
     if form != "table":
         return (markdown(report) if form == "markdown" else csv_text(report)).rstrip("\n")
-    # As wide as the terminal, or without a terminal as wide as needed.
-    console = Console(width=Console().width if sys.stdout.isatty() else 1000, file=io.StringIO())
+    width = Console().width if sys.stdout.isatty() else None
+    said = [text for text in (headline(report), *report.remarks) if text]
+    if width is not None:
+        said = [line for text in said for line in wrap(text, width)]
+    return "\n".join([*table_lines(report, width), "", *said])
+
+
+def table_lines(report: Report, width: int | None) -> list[str]:
+    """Return one table, or where a terminal has not so many columns of text a small one for each setting."""
+    lines = _lines_of(terminal_table(report), _ANY_WIDTH)
+    if width is None or max(map(cell_len, lines)) <= width:
+        return lines
+    blocks = [_block(setting, list(rows), width) for setting, rows in groupby(report.rows, lambda row: row.setting)]
+    return [line for number, block in enumerate(blocks) for line in (*([""] if number else []), *block)]
+
+
+def _lines_of(table: Table, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), highlight=False)
     with console.capture() as captured:
-        console.print(terminal_table(report))
-    table = [line.rstrip() for line in captured.get().splitlines()]
-    return "\n".join([*table, "", *(line for line in (headline(report), *report.remarks) if line)])
+        console.print(table)
+    return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def _block(setting: Setting, rows: Sequence[Row], width: int) -> list[str]:
+    """Return a setting in words, a line for each start and metric, and the remarks on starts."""
+    header = ("start", "n", "metric", "", "Δ", "wins", "paper")
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        numbers = [(name, *shown(summary)) for name, summary in row.summaries.items()]
+        numbers += [(name, text, "", "", "") for name, text in zip(_COST_TITLES, _costs(row), strict=True) if text]
+        names = [(row.label, str(len(row.runs))), *[("", "")] * len(numbers)]
+        lines += [(*name, *number) for name, number in zip(names, numbers or [("", "", "", "", "")], strict=False)]
+    kept = [place for place in range(len(header)) if any(line[place] for line in lines)]
+    table = plain_table(*(header[place] for place in kept))
+    for line in lines:
+        table.add_row(*(escape(line[place]) for place in kept))
+    told = ", ".join(in_words(title, text) for title, text in zip(SETTING_COLUMNS, setting_cells(setting), strict=True))
+    remarks = [f"{row.label}: {_told_about(row)}" for row in rows if _told_about(row)]
+    return [*wrap(told, width), *_lines_of(table, width), *(line for text in remarks for line in wrap(text, width))]
 
 
 SETTING_COLUMNS = ("detector", "backbone", "schedule", "data", "labelled")
 NUM_SETTING = len(SETTING_COLUMNS)
+_COST_TITLES = ("images seen", "hours", "fine-tuning hours")
+_ANY_WIDTH = 1000
+_FORMS = {"data": "on {}", "labelled": "{} labelled"}
+
+
+def in_words(title: str, text: str) -> str:
+    """Return a cell of `SETTING_COLUMNS` as a part of a sentence."""
+    return _FORMS.get(title, "{}").format(text)
 
 
 def cells_of(report: Report) -> list[list[str]]:
     """Return header and lines of the table; columns without any text are left out."""
     metric_columns = [title for metric in report.metrics for title in (metric, f"Δ {metric}", "wins", "paper")]
-    header = [*SETTING_COLUMNS, "start", "n", *metric_columns, "images seen", "hours", "fine-tuning hours", "remark"]
+    header = [*SETTING_COLUMNS, "start", "n", *metric_columns, *_COST_TITLES, "remark"]
     lines = [_line(row, report.metrics) for row in report.rows]
     kept = [place for place in range(len(header)) if place <= NUM_SETTING + 1 or any(line[place] for line in lines)]
     return [[line[place] for place in kept] for line in [header, *lines]]
@@ -91,7 +138,8 @@ def cells_of(report: Report) -> list[list[str]]:
 
 def setting_cells(setting: Setting) -> list[str]:
     """Return the texts of `SETTING_COLUMNS`."""
-    data = setting.data if setting.evaluated == "val" else f"{setting.data}, {setting.evaluated}"
+    is_usual = split_meaning(setting.evaluated) == "val"
+    data = setting.data if is_usual else f"{setting.data}, {setting.evaluated}"
     labelled = f"{setting.fraction:g} % ({setting.num_images})" if setting.num_images else "unknown"
     return [setting.detector, setting.backbone, setting.schedule, data, labelled]
 
@@ -100,9 +148,16 @@ def _line(row: Row, metrics: tuple[str, ...]) -> list[str]:
     cells = [*setting_cells(row.setting), row.label, str(len(row.runs))]
     for metric in metrics:
         cells += shown(row.summaries.get(metric))
-    cells += [*_shown_cost(row.cost), _shown_cost(row.tuning_cost)[1]]
+    return [*cells, *_costs(row), _told_about(row)]
+
+
+def _told_about(row: Row) -> str:
     source = f"paper: {row.published_in}" if row.published_in else ""
-    return [*cells, "; ".join(part for part in (row.remark, source) if part)]
+    return "; ".join(part for part in (row.remark, source) if part)
+
+
+def _costs(row: Row) -> tuple[str, str, str]:
+    return *_shown_cost(row.cost), _shown_cost(row.tuning_cost)[1]
 
 
 def _shown_cost(cost: Cost | None) -> tuple[str, str]:

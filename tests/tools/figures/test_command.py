@@ -12,6 +12,7 @@ from PIL import Image
 from aligndet_cli.config import DataConfig
 from aligndet_cli.data.open import open_images
 from aligndet_cli.errors import ConfigError
+from aligndet_cli.plotting import COLOURS
 from aligndet_cli.tools.figures import command
 from aligndet_cli.tools.figures.panels import draw_centres, draw_embeddings
 from aligndet_cli.tools.figures.pretrained import Embeddings, embed_objects, load_stages, neighbour_share
@@ -96,6 +97,7 @@ def test_classes_of_one_name_are_embedded_apart(pair: Path, toy: Path) -> None:
     found = [embed_objects(stages.after, stages.config, data, "cpu") for data in (plain, equal)]
     assert (found[0].places == found[1].places).all() and set(found[0].places.tolist()) == {0, 1, 2}
     ids = {category.name: category.category_id for category in plain.categories}
+    assert [plain.categories[class_id].name for class_id in found[0].class_ids] == list(found[0].classes)
     assert found[1].classes == tuple(f"cat (id {ids[name]})" for name in found[0].classes)
 
 
@@ -103,11 +105,14 @@ def test_neighbours_worked_out_by_hand() -> None:
     # Two classes on two directions, but the last of the second among the first.
     values = np.array([[1, 0], [0.99, 0.1], [0, 1], [0.1, 0.99], [0.98, 0.15]], dtype=np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
-    embeddings = Embeddings(values, np.array([0, 0, 1, 1, 1]), np.full(5, 40.0, np.float32), ("a", "b"))
+    embeddings = Embeddings(values, np.array([0, 0, 1, 1, 1]), np.full(5, 40.0, np.float32), ("a", "b"), (4, 1))
     # Four neighbours of each of five are all others: 2 x 1 + 3 x 2 of 20 pairs are of one class, as by chance.
     assert neighbour_share(embeddings) == (pytest.approx(0.4), pytest.approx(0.4))
+    # The fifth and the second class of the data, in the colours that they have in other pictures.
+    shown = draw_embeddings({"x": embeddings}, "", 0).legends[0].legend_handles[:2]
+    assert [handle.get_color() for handle in shown] == [COLOURS[4], COLOURS[1]]
     with pytest.raises(ValueError, match="3 labelled objects are too few"):
-        draw_embeddings({"x": Embeddings(values[:3], np.zeros(3, int), np.ones(3, np.float32), ("a",))}, "", 0)
+        draw_embeddings({"x": Embeddings(values[:3], np.zeros(3, int), np.ones(3, np.float32), ("a",), (0,))}, "", 0)
 
 
 def test_centres_stand_where_they_are() -> None:

@@ -222,7 +222,7 @@ def test_settings_without_effect_and_files_of_one_name_are_refused(workspace, od
     words = ("predict", odd / "L.png", "-w", workspace, "-o", tmp_path / "out")
     assert "--every: takes frames of videos" in aligndet(*words, "--every", "2", code=2).error_line()
     line = aligndet(*words, "--save-conf", code=2).error_line()
-    assert line == "error: save_conf: scores are added to the files of save_txt; ask for both"
+    assert line == "error: --save-conf: scores are added to the files of --save-txt; ask for both"
     shutil.copy(odd / "L.png", odd / "L.bmp")
     line = aligndet("predict", odd, *words[2:], "--save-txt", code=2).error_line()
     assert "L.bmp and L.png would share one text file" in line or "L.png and L.bmp" in line

@@ -116,6 +116,14 @@ def test_dark_pages_do_not_glare(browser: Any, page_file: Path, tmp_path: Path) 
     assert shares["light"] > 0.8 and shares["dark"] < 0.1
 
 
+def test_a_picture_of_the_page_shows_its_pictures(browser: Any, page_file: Path) -> None:
+    """A screenshot is taken as soon as a page is loaded: a picture that is decoded later would be blank there."""
+    page = browser.new_page(viewport={"width": 1200, "height": 850})
+    page.goto(page_file.as_uri(), wait_until="load")
+    decoding = page.locator("img").evaluate_all("images => images.map(image => image.decoding)")
+    assert decoding and set(decoding) <= {"auto", "sync"}
+
+
 def test_tables_sort_and_filter_and_commands_copy(browser: Any, page_file: Path) -> None:
     page = browser.new_page()
     page.set_default_timeout(10_000)
@@ -143,7 +151,9 @@ def test_tables_sort_and_filter_and_commands_copy(browser: Any, page_file: Path)
     page.get_by_label("Filter").nth(0).fill("")
     assert len(column(0)) == 2 * NUM_PAIRS
     page.locator("#measured a").nth(0).click()  # opens what is folded
-    assert page.locator("#run-evaluate-backbone-0-val").get_attribute("open") is not None
+    page.locator("#run-evaluate-backbone-0-val[open]").wait_for(
+        state="attached"
+    )  # the browser tells of the click later
     page.locator("#run-evaluate-backbone-0-val .picture").nth(0).click()
     assert page.locator("figure.large").count() == 1
     page.locator(".copy").nth(0).click()

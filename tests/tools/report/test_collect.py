@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ import pytest
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.tools.report.collect import Report, Row, collect_report, headline
 from aligndet_cli.tools.report.page import collect_page
+from aligndet_cli.tools.report.table import table_lines
 from aligndet_cli.workspace import Workspace
 from helpers.commandline import aligndet
-from helpers.reports import Tuned, add_evaluated, add_imported, add_pretrained
+from helpers.reports import Tuned, add_evaluated, add_imported, add_pretrained, add_tuned, evaluate_tuned
 
 
 @pytest.fixture
@@ -104,6 +106,14 @@ def test_the_headline_of_equal_numbers_is_no_sign(tmp_path: Path) -> None:
     )
 
 
+def test_the_headline_of_equal_gains_in_several_settings(tmp_path: Path) -> None:
+    for place, steps in enumerate((12_000, 90_000)):
+        add_evaluated(tmp_path, Tuned(f"plain-{place}", steps=steps), 0.35)
+        add_evaluated(tmp_path, Tuned(f"ours-{place}", init="pretrain", weights="own", steps=steps), 0.36)
+    told = "AlignDet +1.0 AP over backbone only in 2 settings, ahead in 2 of 2 pairs."
+    assert headline(collect_report(Workspace(tmp_path))) == told
+
+
 def test_a_loss_that_rounds_to_nothing_has_no_minus(tmp_path: Path) -> None:
     add_evaluated(tmp_path, Tuned("plain"), 0.3)
     add_evaluated(tmp_path, Tuned("ours", init="pretrain", weights="own"), 0.2997)
@@ -155,6 +165,42 @@ def test_other_data_steps_and_batches_are_other_settings(workspace: Path) -> Non
     schedules = [row.setting.schedule for row in rows if row.label == "AlignDet" and row.setting.fraction == 100]
     assert schedules == ["80000 steps", "90000 steps of 8"]
     assert all(row.summaries["AP"].delta is None for row in rows if row.setting.fraction == 100)
+
+
+def test_settings_of_the_same_words_are_told_apart(tmp_path: Path) -> None:
+    """One run, measured on all images of the test split, on the first 40, on 40 others, and at another size."""
+    content_hash = add_tuned(tmp_path, Tuned("ours", init="pretrain"))
+    few, sides = {"data": "few"}, {"short_side": 96, "long_side": None}
+    evaluate_tuned(tmp_path, "all", content_hash, 0.3, images=72, split="test")
+    (only,) = aligndet("report", "-w", tmp_path, "--json").json()["rows"]
+    assert (only["setting"]["evaluated"], only["setting"]["content"]) == ("test", ["coco", "val", ""])
+    assert "  coco, test  " in aligndet("report", "-w", tmp_path).stdout
+    evaluate_tuned(tmp_path, "few", content_hash, 0.2, images=40, split="test", inputs=few)
+    evaluated = {row.setting.evaluated for row in collect_report(Workspace(tmp_path)).rows}
+    assert evaluated == {"test, 72 images", "test, 40 images"}
+    evaluate_tuned(tmp_path, "others", content_hash, 0.2, images=40, split="test", inputs={"data": "others"})
+    evaluate_tuned(tmp_path, "small", content_hash, 0.1, images=40, split="test", measured_with=sides, inputs=few)
+    rows = collect_report(Workspace(tmp_path)).rows
+    assert {row.setting.evaluated: row.summaries["AP"].mean for row in rows} == {
+        "test, 72 images val": 0.3,
+        "test, 40 images few": 0.2,
+        "test, 40 images others": 0.2,
+        "test, 40 images few, short side 96": 0.1,
+    }
+    chart = collect_page(Workspace(tmp_path), collect_report(Workspace(tmp_path))).chart
+    assert chart is not None and len({setting for setting, _ in chart.groups}) == 4
+
+
+def test_a_single_step_is_one(tmp_path: Path) -> None:
+    add_evaluated(tmp_path, Tuned("ours", init="pretrain", steps=1), 0.3)
+    assert [row.setting.schedule for row in collect_report(Workspace(tmp_path)).rows] == ["1 step"]
+
+
+def test_the_usual_split_is_not_named(tmp_path: Path) -> None:
+    add_evaluated(tmp_path, Tuned("ours", init="pretrain"), 0.3, split="val2017")
+    report = collect_report(Workspace(tmp_path))
+    assert [row.setting.evaluated for row in report.rows] == ["val2017"]
+    assert "val2017" not in "".join(table_lines(report, None))
 
 
 def test_starts_without_a_label_are_told_apart(workspace: Path) -> None:
@@ -246,6 +292,25 @@ def test_formats_of_the_command(workspace: Path, tmp_path: Path) -> None:
     assert found["headline"] == said
     assert [row["label"] for row in found["rows"]] == ["backbone only", "AlignDet", "backbone only"]
     assert aligndet(*words, "--format", "json").json() == found
+
+
+@pytest.mark.parametrize("width", [66, 80, 100])
+def test_a_narrow_terminal_has_all_numbers(workspace: Path, width: int) -> None:
+    report = collect_report(Workspace(workspace))
+    wide = table_lines(report, None)
+    assert table_lines(report, max(map(len, wide))) == wide
+    narrow = table_lines(report, width)
+    assert narrow != wide and max(map(len, narrow)) <= width
+    cells = [cell for line in wide for cell in re.split(r"  +", line)]
+    told = re.sub(r"\s+", " ", " ".join(narrow))
+    numbers = [cell for cell in cells if re.fullmatch(r"[+-]?\d+\.\d( ± \d+\.\d)?|\d of \d", cell)]
+    assert {"8.5 ± 0.7", "+0.8 ± 1.2", "1 of 2", "36.3"} <= set(numbers)
+    assert [cell for cell in numbers if cell not in told] == []
+    for text in (
+        "retinanet, resnet50, 12000 steps, on coco, 1 % (1172) labelled",
+        "backbone only: 1 fewer than others",
+    ):
+        assert text in told
 
 
 def test_mistakes_are_one_line(workspace: Path, tmp_path: Path) -> None:
