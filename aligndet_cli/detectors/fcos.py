@@ -20,7 +20,7 @@ from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
 from aligndet_cli.detectors.parts.dense_head import initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, NeckNorm, NormName, check_group_channels, conv_tower
-from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
+from aligndet_cli.detectors.parts.matching import classes_of, look_up, matched_boxes
 from aligndet_cli.detectors.parts.points import PointGrid, match_by_range, measure_sides
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_each_image
@@ -199,11 +199,11 @@ class FCOS(Detector):
         """
         grids_hw = grids_of(pyramid)
         points, ranges = self.points(grids_hw), self.points.ranges_of(grids_hw)
-        return torch.stack([match_by_range(points, ranges, of_image.boxes) for of_image in targets])
+        return match_by_range(points, ranges, [of_image.boxes for of_image in targets])
 
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
         """Return the scalar `loss_cls`, from (B, K, H, W) logits per level and (B, P) matches."""
-        class_ids = torch.stack([look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
+        class_ids = classes_of(targets, matched)
         alpha, gamma = self.config.focal_alpha, self.config.focal_gamma
         total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=alpha, gamma=gamma)
         return total / (matched >= 0).sum().clamp(min=1)

@@ -21,7 +21,7 @@ from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, gather_slots, grids_of, image_index_of
 from aligndet_cli.detectors.parts.dense_head import initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NeckNorm, NormName, check_group_channels, conv_tower
-from aligndet_cli.detectors.parts.matching import look_up, matched_boxes
+from aligndet_cli.detectors.parts.matching import classes_of, look_up, matched_boxes
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import places_in_rows, sample_each_image
 from aligndet_cli.training.recipe import Rates, Recipe
@@ -188,7 +188,7 @@ class RetinaNet(Detector):
 
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
         """Return the scalar `loss_cls`, from (B, A*K, H, W) logits per level and (B, anchors) matches."""
-        class_ids = torch.stack([look_up(m, of_image.class_ids) for m, of_image in zip(matched, targets, strict=True)])
+        class_ids = classes_of(targets, matched)
         config = self.config
         total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=config.focal_alpha, gamma=config.focal_gamma)
         return total / _num_positives(matched)

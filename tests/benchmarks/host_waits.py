@@ -1,10 +1,10 @@
-"""How often a step makes the host wait for a GPU, counted on a CPU. Not a test.
+"""How often a step makes the host wait for a GPU, and how many kernels it launches there, counted on a CPU. Not a test.
 
     python tests/benchmarks/host_waits.py [--images 16] [--detectors retinanet ...] [--lines]
 
-Counted are the calls that read a number or a size from a tensor, in the losses of fine-tuning and in those of
-pre-training, with their gradients; views and the optimizer are left out. Detectors are narrow and images small: the
-numbers depend on neither.
+Counted are the calls that read a number or a size from a tensor, and the operations that compute something, in the
+losses of fine-tuning and in those of pre-training, with their gradients; views and optimizer are left out. Detectors
+are narrow and images small: the numbers depend on neither.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from aligndet_cli.backbones import BackboneConfig, build_backbone  # noqa: E402
 from aligndet_cli.data.transforms import ViewParams, make_batch  # noqa: E402
 from aligndet_cli.detectors import DETECTORS  # noqa: E402
 from aligndet_cli.training.trial import draw_samples  # noqa: E402
-from helpers.host_reads import host_reads, shown  # noqa: E402
+from helpers.host_reads import host_reads, operations, shown  # noqa: E402
 from helpers.narrow import narrow_backbones  # noqa: E402
 from helpers.small_detectors import SMALL, build_pretext  # noqa: E402
 
@@ -36,13 +36,14 @@ def main() -> None:
     for family in arguments.detectors:
         with narrow_backbones:
             found = count(family, arguments.images)
-        print(f"{family:<18}", *(f"{name} {reads.total():4d}  " for name, reads in found.items()), flush=True)
+        told = (f"{name} {reads.total():4d} waits {num:6,d} kernels  " for name, (reads, num) in found.items())
+        print(f"{family:<18}", *told, flush=True)
         if arguments.lines:
-            print(*(f"{name}:{shown(reads)}" for name, reads in found.items()), sep="\n")
+            print(*(f"{name}:{shown(reads)}" for name, (reads, _) in found.items()), sep="\n")
 
 
-def count(family: str, num_images: int) -> dict[str, Counter[str]]:
-    """The waits in the losses of a batch, by the name of the stage."""
+def count(family: str, num_images: int) -> dict[str, tuple[Counter[str], int]]:
+    """The waits and kernels in the losses of a batch, by the name of the stage."""
     config = SMALL[family]
     samples = draw_samples(
         num_images, ((96, 128), (128, 90)), num_boxes=7, num_classes=NUM_CLASSES, with_masks=config.RECIPE.needs_masks
@@ -50,10 +51,11 @@ def count(family: str, num_images: int) -> dict[str, Counter[str]]:
     views = [make_batch(samples, [ViewParams(side, 160)] * num_images, CPU, instance_offset=0) for side in (96, 120)]
     detector = config.build(build_backbone(BackboneConfig(name="resnet18")), NUM_CLASSES)
     pretext = build_pretext(config.build(build_backbone(BackboneConfig(name="resnet18")), NUM_CLASSES), config)
-    return {
-        "fine-tuning": host_reads(lambda: sum(detector(*views[0]).values()).backward(), CPU),
-        "pre-training": host_reads(lambda: sum(pretext(*views)[0].values()).backward(), CPU),
+    work = {
+        "fine-tuning": lambda: sum(detector(*views[0]).values()).backward(),
+        "pre-training": lambda: sum(pretext(*views)[0].values()).backward(),
     }
+    return {name: (host_reads(step, CPU), operations(step)) for name, step in work.items()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Counts where a piece of work makes the host wait for the device.
+"""Counts where a piece of work makes the host wait for the device, and how many kernels it launches.
 
 On a GPU, torch tells of each wait (`set_sync_debug_mode`). On a CPU nothing waits, so the calls are counted that would
 make a GPU's host wait: those that read a number or a size from a tensor.
@@ -8,8 +8,10 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import aligndet_cli
+from aligndet_cli.detectors.parts import matching, points
+from aligndet_cli.pretrain_box import contrastive
 
 PACKAGE = Path(aligndet_cli.__file__).parent
 # Their results have sizes, or are numbers, that the host has to know.
@@ -30,6 +34,25 @@ def host_reads(work: Callable[[], object], device: torch.device | str) -> Counte
     `detectors/parts/sampling.py:63 places_in_rows < detectors/retinanet.py:124 _losses < ...`
     """
     return _told_by_cuda(work) if torch.device(device).type == "cuda" else _counted(work)
+
+
+def operations(work: Callable[[], object]) -> int:
+    """Return how many operations compute or copy something: each is a kernel that the host launches on a GPU.
+
+    Counted on a CPU, whose images are matched all at once here, as on a GPU.
+    """
+
+    def all_at_once(num_images: int, _device: torch.device) -> list[slice]:
+        return [slice(0, num_images)]
+
+    with ExitStack() as patches:
+        for module, at_once in ((matching, 128), (points, 256)):
+            patches.enter_context(mock.patch.object(module, "image_groups", all_at_once))
+            patches.enter_context(mock.patch.object(module, "BOXES_AT_ONCE", {"cpu": at_once}))
+        patches.enter_context(mock.patch.object(contrastive, "BLOCK_BYTES", {"cpu": contrastive.BLOCK_BYTES["cuda"]}))
+        counted = patches.enter_context(_Kernels())
+        work()
+    return counted.number
 
 
 def shown(reads: Counter[str]) -> str:
@@ -72,6 +95,16 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _reads(func, args, kwargs or {}):
             self.found[_place()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _Kernels(TorchDispatchMode):
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func._schema.returns
+        # A result that shares memory with an argument, and is not written to, is another view of it.
+        self.number += not returned or any(one.alias_info is None or one.alias_info.is_write for one in returned)
         return func(*args, **(kwargs or {}))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.data.batch import PAD_DIVISOR, BoxTargets
+from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.matching import match_by_iou
 
 SizeHW = tuple[int, int]
@@ -98,43 +99,51 @@ class AnchorGrid(nn.Module):
             `BACKGROUND` or `IGNORED`.
         """
         anchors = self(grids_hw)
-        matched = [
-            match_by_iou(
-                anchors,
-                of_image.boxes,
-                positive_iou=positive_iou,
-                negative_iou=negative_iou,
-                min_claim_iou=min_claim_iou,
-                valid=self.inside(grids_hw, size_hw) & (not within_image or _lies_within(anchors, size_hw)),
-            )
-            for of_image, size_hw in zip(targets, sizes_hw, strict=True)
-        ]
-        return anchors, torch.stack(matched)
+        valid = self.inside(grids_hw, sizes_hw)
+        if within_image:
+            valid &= _lies_within(anchors, sizes_hw)
+        matched = match_by_iou(
+            anchors,
+            [of_image.boxes for of_image in targets],
+            positive_iou=positive_iou,
+            negative_iou=negative_iou,
+            min_claim_iou=min_claim_iou,
+            valid=valid,
+        )
+        return anchors, matched
 
-    def inside(self, grids_hw: Sequence[SizeHW], size_hw: SizeHW) -> Tensor:
-        """Return (A,) bool: True for anchors whose cell touches the image, padded to a multiple of 32.
+    def inside(self, grids_hw: Sequence[SizeHW], sizes_hw: Sequence[SizeHW]) -> Tensor:
+        """Return (B, A) bool: True for anchors whose cell touches the image, padded to a multiple of 32.
 
         Source: mmdetection `valid_flags` with the `pad_shape` of each image; torchvision uses all cells of the batch.
 
         Args:
             grids_hw: rows and columns of each level.
-            size_hw: height and width of the image in pixels, without padding.
+            sizes_hw: height and width of each image in pixels, without padding.
         """
-        height, width = (ceil(side / PAD_DIVISOR) * PAD_DIVISOR for side in size_hw)
+        # Of each level, the cells that touch each image: (L, B) rows and columns.
+        num_rows, num_columns = (
+            send([[ceil(_padded(side) / stride) for side in sides] for stride in self.strides], self.bases.device)
+            for sides in zip(*sizes_hw, strict=True)
+        )
         levels = []
-        for stride, (rows, columns) in zip(self.strides, grids_hw, strict=True):
-            row = torch.arange(rows, device=self.bases.device) < ceil(height / stride)
-            column = torch.arange(columns, device=self.bases.device) < ceil(width / stride)
-            levels.append((row[:, None] & column).flatten())
-        return torch.cat(levels).repeat_interleave(self.num_per_cell)
+        for (rows, columns), own_rows, own_columns in zip(grids_hw, num_rows, num_columns, strict=True):
+            row = torch.arange(rows, device=own_rows.device) < own_rows[:, None]  # (B, H)
+            column = torch.arange(columns, device=own_rows.device) < own_columns[:, None]  # (B, W)
+            levels.append((row[:, :, None] & column[:, None]).flatten(1))
+        return torch.cat(levels, dim=1)[:, :, None].expand(-1, -1, self.num_per_cell).flatten(1)
 
 
-def _lies_within(boxes: Tensor, size_hw: SizeHW) -> Tensor:
-    """Return (A,) bool: True for (A, 4) xyxy boxes that end before the border of an image.
+def _padded(side: int) -> int:
+    return ceil(side / PAD_DIVISOR) * PAD_DIVISOR
+
+
+def _lies_within(boxes: Tensor, sizes_hw: Sequence[SizeHW]) -> Tensor:
+    """Return (B, A) bool: True for (A, 4) xyxy boxes that end before the border of each image.
 
     Source: mmdetection `anchor_inside_flags`; a box that ends on the right or bottom border crosses it.
     """
-    height, width = size_hw
+    height, width = send(list(zip(*sizes_hw, strict=True)), boxes.device)[:, :, None]
     return (boxes[:, :2] >= 0).all(dim=1) & (boxes[:, 2] < width) & (boxes[:, 3] < height)
 
 

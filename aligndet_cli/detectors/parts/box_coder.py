@@ -4,9 +4,12 @@ Source: mmdetection `DeltaXYWHBBoxCoder` with unit standard deviations; Girshick
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from aligndet_cli.detectors.parts.cells import send
 
 # torchvision clamps the upper side only.
 MAX_LOG_SCALE = abs(math.log(16 / 1000))
@@ -20,22 +23,28 @@ def encode_boxes(boxes: Tensor, references: Tensor) -> Tensor:
 
 
 def decode_boxes(deltas: Tensor, references: Tensor, size_hw: tuple[int, int] | None) -> Tensor:
-    """Return the (N, 4) xyxy boxes at the offsets `deltas` from `references`; the inverse of `encode_boxes`.
+    """Return the (..., 4) xyxy boxes at the offsets `deltas` from `references`; the inverse of `encode_boxes`.
 
     Args:
-        deltas: (N, 4) dx, dy, dw, dh.
-        references: (N, 4) xyxy.
+        deltas: (..., 4) dx, dy, dw, dh.
+        references: (..., 4) xyxy.
         size_hw: height and width of the image, in pixels, to clip boxes to; None does not clip.
     """
     reference_centers, reference_sides = _centers_and_sides(references)
-    centers = reference_centers + reference_sides * deltas[:, :2]
-    half_sides = reference_sides * deltas[:, 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() * 0.5
+    centers = reference_centers + reference_sides * deltas[..., :2]
+    half_sides = reference_sides * deltas[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() * 0.5
     boxes = torch.cat([centers - half_sides, centers + half_sides], dim=-1)
     if size_hw is None:
         return boxes
     height, width = size_hw
     limits = (width, height, width, height)
-    return torch.stack([boxes[:, place].clamp(0, limit) for place, limit in enumerate(limits)], dim=-1)
+    return torch.stack([boxes[..., place].clamp(0, limit) for place, limit in enumerate(limits)], dim=-1)
+
+
+def clip_each(boxes: Tensor, sizes_hw: Sequence[tuple[int, int]]) -> Tensor:
+    """Return boxes (B, N, 4) xyxy, clipped to the height and width of each image in pixels."""
+    limits = send([(width, height, width, height) for height, width in sizes_hw], boxes.device)  # (B, 4)
+    return boxes.clamp(min=0).minimum(limits[:, None])
 
 
 def _centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:

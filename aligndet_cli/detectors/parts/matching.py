@@ -1,9 +1,10 @@
 """Match anchors with boxes by IoU, and look up what they are matched to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou
 
 from aligndet_cli.data.batch import BoxTargets
@@ -20,7 +21,7 @@ BOXES_AT_ONCE = {"cpu": 16, "cuda": 128}
 @torch.no_grad()
 def match_by_iou(
     anchors: Tensor,
-    boxes: Tensor,
+    boxes: Sequence[Tensor],
     *,
     positive_iou: float,
     negative_iou: float,
@@ -28,7 +29,7 @@ def match_by_iou(
     valid: Tensor,
     claims_all_ties: bool = True,
 ) -> Tensor:
-    """Match each anchor to a box.
+    """Match each anchor to a box of its image.
 
     An anchor takes the box of its largest IoU from `positive_iou` on, is background below `negative_iou` and ignored
     in between. In addition, each box claims the anchors of its largest IoU, even those with a better box; if several
@@ -38,38 +39,67 @@ def match_by_iou(
     We differ: a box without any overlap claims nothing (in mmdetection it claims every anchor of IoU 0).
 
     Args:
-        anchors: (A, 4) xyxy float32.
-        boxes: (N, 4) xyxy float32.
+        anchors: (A, 4) xyxy float32 for all images, or (B, A, 4).
+        boxes: (N, 4) xyxy float32 of each image.
         positive_iou, negative_iou: see above.
         min_claim_iou: a box claims only anchors of at least this IoU.
-        valid: (A,) bool; the others are ignored and cannot be claimed.
+        valid: (B, A) bool; the others are ignored and cannot be claimed.
         claims_all_ties: a box claims all anchors that tie for its largest IoU, not just the first of them.
 
     Returns:
-        (A,) int64: index into `boxes`, `BACKGROUND` or `IGNORED`.
+        (B, A) int64: index of the box in its image, `BACKGROUND` or `IGNORED`.
     """
-    best_iou = anchors.new_zeros(len(anchors))
-    best_box = anchors.new_full((len(anchors),), BACKGROUND, dtype=torch.int64)
-    claimed_by = best_box.clone()
-    at_once = BOXES_AT_ONCE[anchors.device.type]
-    for start in range(0, len(boxes) if len(anchors) else 0, at_once):
-        # float32 as in box_iou: the equality below depends on its rounding
-        iou = box_iou(boxes[start : start + at_once], anchors).masked_fill_(~valid, -1)  # (n, A)
-        index = torch.arange(start, start + len(iou), device=boxes.device)
-        chunk_iou, chunk_box = iou.max(dim=0)
-        is_better = chunk_iou > best_iou
-        best_iou = torch.where(is_better, chunk_iou, best_iou)
-        best_box = torch.where(is_better, chunk_box + start, best_box)
-        top_iou = iou.amax(dim=1, keepdim=True)
-        is_top = iou == top_iou
-        if not claims_all_ties:
-            is_top &= is_top.cumsum(dim=1) == 1
-        is_claimed = is_top & (top_iou > 0) & (top_iou >= min_claim_iou)
-        claimed_by = torch.maximum(claimed_by, torch.where(is_claimed, index[:, None], BACKGROUND).amax(dim=0))
-    matched = torch.where(best_iou >= positive_iou, best_box, IGNORED)
-    matched = torch.where(best_iou < negative_iou, BACKGROUND, matched)
-    matched = torch.where(claimed_by >= 0, claimed_by, matched)
-    return torch.where(valid, matched, IGNORED)
+    matched = []
+    for group in image_groups(len(boxes), anchors.device):
+        padded, is_box = pad_boxes(boxes[group])
+        own_anchors, own_valid = anchors if anchors.dim() == 2 else anchors[group], valid[group]
+        best_iou = anchors.new_zeros(own_valid.shape)
+        best_box = torch.full_like(best_iou, BACKGROUND, dtype=torch.int64)
+        claimed_by = best_box.clone()
+        at_once = max(1, BOXES_AT_ONCE[anchors.device.type] // len(padded))
+        for start in range(0, padded.shape[1] if own_anchors.numel() else 0, at_once):
+            some = slice(start, start + at_once)
+            # float32 as in box_iou: the equality below depends on its rounding
+            iou = box_iou(padded[:, some], own_anchors).masked_fill_(~own_valid[:, None], -1)  # (B, n, A)
+            if is_box is not None:
+                iou.masked_fill_(~is_box[:, some, None], -1)
+            index = torch.arange(start, start + iou.shape[1], device=iou.device)
+            chunk_iou, chunk_box = iou.max(dim=1)
+            is_better = chunk_iou > best_iou
+            best_iou = torch.where(is_better, chunk_iou, best_iou)
+            best_box = torch.where(is_better, chunk_box + start, best_box)
+            top_iou = iou.amax(dim=2, keepdim=True)
+            is_top = iou == top_iou
+            if not claims_all_ties:
+                is_top &= is_top.cumsum(dim=2) == 1
+            is_claimed = is_top & (top_iou > 0) & (top_iou >= min_claim_iou)
+            claims = torch.where(is_claimed, index[:, None], BACKGROUND).amax(dim=1)
+            claimed_by = torch.maximum(claimed_by, claims)
+        found = torch.where(best_iou >= positive_iou, best_box, IGNORED)
+        found = torch.where(best_iou < negative_iou, BACKGROUND, found)
+        found = torch.where(claimed_by >= 0, claimed_by, found)
+        matched.append(torch.where(own_valid, found, IGNORED))
+    return torch.cat(matched)
+
+
+def image_groups(num_images: int, device: torch.device) -> Iterator[slice]:
+    """Yield the images that are matched at once: one on a CPU, whose cache its matrix stays in; all on a GPU."""
+    size = 1 if device.type == "cpu" else num_images
+    for start in range(0, num_images, size):
+        yield slice(start, start + size)
+
+
+def pad_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return boxes (N, 4) of each image in one tensor, (B, most boxes, 4), filled up with zeros.
+
+    Also returns (B, most boxes) bool, True for what is a box; None if all are.
+    """
+    counts = [len(of_image) for of_image in boxes]
+    padded = pad_sequence(list(boxes), batch_first=True)
+    if len(set(counts)) == 1:
+        return padded, None
+    places = torch.arange(max(counts), device=padded.device)
+    return padded, places < send(counts, padded.device)[:, None]
 
 
 def matched_boxes(
@@ -82,10 +112,25 @@ def matched_boxes(
         matched: (B, A) as from `match_by_iou` for each image.
         image_index, candidate_index: (P,) int64 rows and columns of positive entries of `matched`.
     """
-    counts = [len(of_image.boxes) for of_image in targets]
-    first_rows = send([sum(counts[:image]) for image in range(len(counts))], matched.device)  # (B,)
     boxes = torch.cat([of_image.boxes for of_image in targets])
-    return boxes[matched[image_index, candidate_index] + first_rows[image_index]]
+    return boxes[matched[image_index, candidate_index] + _first_rows(targets, matched.device)[image_index]]
+
+
+def classes_of(targets: Sequence[BoxTargets], matched: Tensor) -> Tensor:
+    """Return the class ids (B, A) of the boxes that candidates are matched to; negative entries stay as they are.
+
+    Args:
+        targets: boxes of each image.
+        matched: (B, A) as from `match_by_iou`.
+    """
+    rows = torch.where(matched >= 0, matched + _first_rows(targets, matched.device)[:, None], matched)
+    return look_up(rows, torch.cat([of_image.class_ids for of_image in targets]))
+
+
+def _first_rows(targets: Sequence[BoxTargets], device: torch.device) -> Tensor:
+    """Return (B,) int64 places of each image's first box among those of all images."""
+    counts = [len(of_image.boxes) for of_image in targets]
+    return send([sum(counts[:image]) for image in range(len(counts))], device)
 
 
 def look_up(matched: Tensor, values: Tensor | None) -> Tensor:

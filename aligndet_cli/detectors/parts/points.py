@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.detectors.parts.anchors import SizeHW
-from aligndet_cli.detectors.parts.matching import BACKGROUND
+from aligndet_cli.detectors.parts.matching import BACKGROUND, image_groups, pad_boxes
 
 BOXES_AT_ONCE = {"cpu": 32, "cuda": 256}  # bounds the distances: 32 boxes x 22,000 points = 2.8 MB each
 
@@ -61,7 +61,7 @@ def measure_sides(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match_by_range(points: Tensor, ranges: Tensor, boxes: Tensor) -> Tensor:
+def match_by_range(points: Tensor, ranges: Tensor, boxes: Sequence[Tensor]) -> Tensor:
     """Match each point to the smallest box around it that is in the point's range, on ties to the first one.
 
     Source: mmdetection `FCOSHead.get_targets`, without centre sampling. torchvision's ranges are 0..8 and 4..8
@@ -70,25 +70,29 @@ def match_by_range(points: Tensor, ranges: Tensor, boxes: Tensor) -> Tensor:
     Args:
         points: (P, 2) x and y in pixels.
         ranges: (P, 2) smallest and largest distance to a box's farthest side, both included.
-        boxes: (N, 4) xyxy float32.
+        boxes: (N, 4) xyxy float32 of each image.
 
     Returns:
-        (P,) int64: index into `boxes` or `BACKGROUND`.
+        (B, P) int64: index of the box in its image or `BACKGROUND`.
     """
-    smallest_area = points.new_full((len(points),), torch.inf)
-    matched = torch.full_like(smallest_area, BACKGROUND, dtype=torch.int64)
     x, y = points.unbind(dim=1)
     low, high = ranges.unbind(dim=1)
-    at_once = BOXES_AT_ONCE[points.device.type]
-    for start in range(0, len(boxes), at_once):
-        left, top, right, bottom = boxes[start : start + at_once, :, None].unbind(dim=1)  # (n, 1) each
-        to_left, to_right, to_top, to_bottom = x - left, right - x, y - top, bottom - y  # (n, P) each
-        nearest = torch.minimum(torch.minimum(to_left, to_right), torch.minimum(to_top, to_bottom))
-        farthest = torch.maximum(torch.maximum(to_left, to_right), torch.maximum(to_top, to_bottom))
-        is_in = (nearest > 0) & (farthest >= low) & (farthest <= high)
-        area = torch.where(is_in, (right - left) * (bottom - top), torch.inf)
-        area, box = area.min(dim=0)
-        is_smaller = area < smallest_area
-        smallest_area = torch.where(is_smaller, area, smallest_area)
-        matched = torch.where(is_smaller, box + start, matched)
-    return matched
+    matched = []
+    for group in image_groups(len(boxes), points.device):
+        padded, _ = pad_boxes(boxes[group])  # what is filled up has no point in it
+        smallest_area = points.new_full((len(padded), len(points)), torch.inf)
+        found = torch.full_like(smallest_area, BACKGROUND, dtype=torch.int64)
+        at_once = max(1, BOXES_AT_ONCE[points.device.type] // len(padded))
+        for start in range(0, padded.shape[1], at_once):
+            left, top, right, bottom = padded[:, start : start + at_once, :, None].unbind(dim=2)  # (B, n, 1) each
+            to_left, to_right, to_top, to_bottom = x - left, right - x, y - top, bottom - y  # (B, n, P) each
+            nearest = torch.minimum(torch.minimum(to_left, to_right), torch.minimum(to_top, to_bottom))
+            farthest = torch.maximum(torch.maximum(to_left, to_right), torch.maximum(to_top, to_bottom))
+            is_in = (nearest > 0) & (farthest >= low) & (farthest <= high)
+            area = torch.where(is_in, (right - left) * (bottom - top), torch.inf)
+            area, box = area.min(dim=1)
+            is_smaller = area < smallest_area
+            smallest_area = torch.where(is_smaller, area, smallest_area)
+            found = torch.where(is_smaller, box + start, found)
+        matched.append(found)
+    return torch.cat(matched)

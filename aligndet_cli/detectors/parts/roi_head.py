@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.fpn import conv_tower
-from aligndet_cli.detectors.parts.matching import IGNORED, match_by_iou
+from aligndet_cli.detectors.parts.matching import IGNORED, match_by_iou, pad_boxes
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
 from aligndet_cli.detectors.parts.roi_gradient import roi_align
 from aligndet_cli.detectors.parts.rpn import STRIDES
@@ -101,26 +101,31 @@ def sample_rois(
         claims: a box gets its best proposal, from `positive_iou` on, even if that overlaps another box more
             (mmdetection's low-quality matches).
     """
-    all_boxes, all_matched = [], []
-    for of_image, proposed in zip(targets, proposals, strict=True):
-        matched = match_by_iou(
-            proposed,
-            of_image.boxes,
-            positive_iou=positive_iou,
-            negative_iou=positive_iou,
-            min_claim_iou=positive_iou if claims else math.inf,
-            valid=proposed.new_ones(len(proposed), dtype=torch.bool),
-            claims_all_ties=not only_positives,
-        )
-        if only_positives:
-            matched = torch.where(matched >= 0, matched, IGNORED)
-        all_boxes.append(torch.cat([of_image.boxes, proposed]))
-        all_matched.append(torch.cat([torch.arange(len(of_image.boxes), device=matched.device), matched]))
-    rows = pad_sequence(all_matched, batch_first=True, padding_value=IGNORED)  # (B, boxes and proposals)
+    padded, is_proposal = pad_boxes(proposals)
+    if is_proposal is None:
+        is_proposal = padded.new_ones(padded.shape[:2], dtype=torch.bool)
+    all_matched = match_by_iou(
+        padded,
+        [of_image.boxes for of_image in targets],
+        positive_iou=positive_iou,
+        negative_iou=positive_iou,
+        min_claim_iou=positive_iou if claims else math.inf,
+        valid=is_proposal,
+        claims_all_ties=not only_positives,
+    )
+    if only_positives:
+        all_matched = torch.where(all_matched >= 0, all_matched, IGNORED)
+    # Those of the true boxes first, each its own.
+    candidates = [
+        torch.cat([torch.arange(len(of_image.boxes), device=matched.device), matched[: len(proposed)]])
+        for of_image, proposed, matched in zip(targets, proposals, all_matched, strict=True)
+    ]
+    boxes = [torch.cat([of_image.boxes, proposed]) for of_image, proposed in zip(targets, proposals, strict=True)]
+    rows = pad_sequence(candidates, batch_first=True, padding_value=IGNORED)  # (B, boxes and proposals)
     samples = sample_each_image(rows, sampling.num_samples, positive_fraction=sampling.positive_fraction)
     return RoiSamples(
-        [boxes[places] for boxes, places in zip(all_boxes, samples.places, strict=True)],
-        [matched[places] for matched, places in zip(all_matched, samples.places, strict=True)],
+        [of_image[places] for of_image, places in zip(boxes, samples.places, strict=True)],
+        [matched[places] for matched, places in zip(candidates, samples.places, strict=True)],
         [places < len(of_image.boxes) for places, of_image in zip(samples.places, targets, strict=True)],
         samples.num_positives,
     )

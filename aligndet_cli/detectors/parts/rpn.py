@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts.anchors import AnchorGrid, SizeHW
-from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
+from aligndet_cli.detectors.parts.box_coder import clip_each, decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_slots, grids_of, image_index_of
 from aligndet_cli.detectors.parts.matching import matched_boxes
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
@@ -123,8 +123,8 @@ class RPN(nn.Module):
             count: number of best boxes to keep after it.
         """
         scores, deltas, anchors, levels = self.best(output, per_level)
-        boxes = [decode_boxes(*of_image) for of_image in zip(deltas, anchors, sizes_hw, strict=True)]
-        with_area = places_in_rows(torch.stack([(b[:, 2:] > b[:, :2]).all(dim=1) for b in boxes]))
+        boxes = clip_each(decode_boxes(deltas, anchors, None), sizes_hw)  # (B, P, 4)
+        with_area = places_in_rows((boxes[..., 2:] > boxes[..., :2]).all(dim=2))
         return [
             self._suppress(of_image[kept], score[kept], levels[kept], count)
             for of_image, score, kept in zip(boxes, scores, with_area, strict=True)

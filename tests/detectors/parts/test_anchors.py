@@ -20,7 +20,8 @@ def test_order_is_ratio_major_then_cells_by_row_then_levels() -> None:
 def test_inside_counts_cells_of_the_image_padded_to_32() -> None:
     grid = AnchorGrid(strides=(16, 64), scales=(1.0,), ratios=(1.0,))
     # 33 x 20 pixels are padded to 64 x 32: 4 x 2 of the cells of stride 16, and the first of stride 64.
-    inside = grid.inside([(6, 4), (2, 1)], (33, 20))
+    inside, whole = grid.inside([(6, 4), (2, 1)], [(33, 20), (96, 64)])
+    assert whole.all()
     assert inside[:24].view(6, 4).tolist() == [[True, True, False, False]] * 4 + [[False] * 4] * 2
     assert inside[24:].tolist() == [True, False]
 

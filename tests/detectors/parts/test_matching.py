@@ -3,20 +3,22 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from aligndet_cli.detectors.parts.matching import BACKGROUND, IGNORED, match_by_iou
+from aligndet_cli.data.batch import BoxTargets
+from aligndet_cli.detectors.parts import matching
+from aligndet_cli.detectors.parts.matching import BACKGROUND, IGNORED, classes_of, match_by_iou
 
 # Anchors of 10 x 10, side by side.
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10], [30, 0, 40, 10]])
 
 
 def match(boxes: list[list[float]], anchors: Tensor = ANCHORS, valid: Tensor | None = None) -> list[int]:
-    found = match_by_iou(
+    (found,) = match_by_iou(
         anchors,
-        torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
+        [torch.tensor(boxes, dtype=torch.float32).view(-1, 4)],
         positive_iou=0.5,
         negative_iou=0.4,
         min_claim_iou=0.0,
-        valid=torch.ones(len(anchors), dtype=torch.bool) if valid is None else valid,
+        valid=torch.ones(1, len(anchors), dtype=torch.bool) if valid is None else valid[None],
     )
     return found.tolist()
 
@@ -85,13 +87,13 @@ def match_in_loops(anchors: Tensor, boxes: Tensor) -> list[int]:
 @pytest.mark.parametrize(("claims_all_ties", "expected"), [(True, [0, 0]), (False, [0, IGNORED])])
 def test_ties_can_go_to_the_first_alone(claims_all_ties: bool, expected: list[int]) -> None:
     # IoU of the box with both anchors: 50 / (100 + 100 - 50) = 1/3; neither positive nor background.
-    found = match_by_iou(
+    (found,) = match_by_iou(
         ANCHORS[:2],
-        torch.tensor([[5.0, 0, 15, 10]]),
+        [torch.tensor([[5.0, 0, 15, 10]])],
         positive_iou=0.5,
         negative_iou=0.3,
         min_claim_iou=0.3,
-        valid=torch.ones(2, dtype=torch.bool),
+        valid=torch.ones(1, 2, dtype=torch.bool),
         claims_all_ties=claims_all_ties,
     )
     assert found.tolist() == expected
@@ -99,3 +101,39 @@ def test_ties_can_go_to_the_first_alone(claims_all_ties: bool, expected: list[in
 
 def test_no_anchors() -> None:
     assert match([[0, 0, 10, 10]], torch.zeros(0, 4)) == []
+
+
+# ---- all images at once, as on a GPU ----
+
+
+def draw(num: int, generator: torch.Generator) -> Tensor:
+    """Boxes with whole corners, among which are many exact ties."""
+    corner = torch.rand(num, 2, generator=generator).mul(20).round()
+    return torch.cat([corner, corner + torch.randint(0, 9, (num, 2), generator=generator)], dim=1)
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (0, 0), (0, 40, 1, 7), (130, 5, 0)])
+@pytest.mark.parametrize("claims_all_ties", [True, False])
+@pytest.mark.parametrize("has_own_anchors", [True, False])
+def test_images_at_once_are_matched_as_one_by_one(
+    counts: tuple[int, ...], claims_all_ties: bool, has_own_anchors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(sum(counts))
+    boxes = [draw(count, generator) for count in counts]
+    anchors = draw(200 * (len(counts) if has_own_anchors else 1), generator)
+    anchors = anchors.view(len(counts), -1, 4) if has_own_anchors else anchors
+    valid = torch.rand(len(counts), 200, generator=generator) > 0.2
+    thresholds = {"positive_iou": 0.5, "negative_iou": 0.4, "min_claim_iou": 0.1, "claims_all_ties": claims_all_ties}
+    alone = match_by_iou(anchors, boxes, valid=valid, **thresholds)
+    monkeypatch.setattr(matching, "image_groups", lambda num, _device: [slice(0, num)])
+    together = match_by_iou(anchors, boxes, valid=valid, **thresholds)
+    assert together.shape == valid.shape and torch.equal(together, alone)
+    assert sum(counts) == 0 or len(alone.unique()) > 3
+
+
+def test_classes_of_matches() -> None:
+    targets = [BoxTargets(torch.zeros(len(ids), 4), torch.tensor(ids, dtype=torch.int64)) for ids in ([5, 7], [], [9])]
+    matched = torch.tensor([[1, BACKGROUND, 0], [IGNORED, BACKGROUND, BACKGROUND], [0, 0, IGNORED]])
+    expected = [[7, BACKGROUND, 5], [IGNORED, BACKGROUND, BACKGROUND], [9, 9, IGNORED]]
+    assert classes_of(targets, matched).tolist() == expected
+    assert classes_of(targets[1:2], matched[1:2]).tolist() == expected[1:2]

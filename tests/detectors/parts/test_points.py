@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from aligndet_cli.detectors.parts import points
 from aligndet_cli.detectors.parts.matching import BACKGROUND
 from aligndet_cli.detectors.parts.points import PointGrid, match_by_range, measure_sides
 
@@ -30,14 +32,14 @@ def test_ranges_include_both_ends_and_borders_are_outside() -> None:
         ([90.0, 90, 110, 228.1], [BACKGROUND, BACKGROUND]),
         ([100.0, 90, 110, 110], [BACKGROUND, BACKGROUND]),  # the point lies on the left side
     ):
-        assert match_by_range(points, ranges, torch.tensor([box])).tolist() == expected, box
+        assert match_by_range(points, ranges, [torch.tensor([box])]).tolist() == [expected], box
 
 
 def test_the_smallest_box_wins_and_the_first_of_equals() -> None:
     points, ranges = torch.tensor([[20.0, 20]]), torch.tensor(RANGES[:1])
     big, small = [0.0, 0, 40, 40], [10.0, 10, 30, 30]
     for boxes, expected in (([big, small], 1), ([small, big], 0), ([big, small, small], 1), ([big, big], 0)):
-        assert match_by_range(points, ranges, torch.tensor(boxes)).item() == expected
+        assert match_by_range(points, ranges, [torch.tensor(boxes)]).item() == expected
 
 
 def test_many_boxes_are_matched_as_one_by_one() -> None:
@@ -57,7 +59,7 @@ def test_many_boxes_are_matched_as_one_by_one() -> None:
             if min(sides) > 0 and low <= max(sides) <= high and area < best_area:
                 best, best_area = index, area
         expected.append(best)
-    found = match_by_range(points, ranges, boxes).tolist()
+    (found,) = match_by_range(points, ranges, [boxes]).tolist()
     assert found == expected
     assert 7 in found and 70 not in found and len(set(found)) > 50
 
@@ -65,4 +67,18 @@ def test_many_boxes_are_matched_as_one_by_one() -> None:
 def test_no_boxes_no_matches() -> None:
     grid = PointGrid((8,), RANGES[:1])
     points = grid([(2, 2)])
-    assert match_by_range(points, grid.ranges_of([(2, 2)]), torch.zeros(0, 4)).tolist() == [BACKGROUND] * 4
+    assert match_by_range(points, grid.ranges_of([(2, 2)]), [torch.zeros(0, 4)]).tolist() == [[BACKGROUND] * 4]
+
+
+def test_images_at_once_are_matched_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grid = PointGrid((8, 16), RANGES)
+    grids_hw = [(20, 20), (10, 10)]
+    boxes = []
+    for count in (40, 0, 300, 3):
+        corners = 150 * torch.rand(count, 2, generator=generator)
+        boxes.append(torch.cat([corners, corners + 4 + 100 * torch.rand(count, 2, generator=generator)], dim=1))
+    alone = match_by_range(grid(grids_hw), grid.ranges_of(grids_hw), boxes)
+    monkeypatch.setattr(points, "image_groups", lambda num, _device: [slice(0, num)])
+    assert torch.equal(match_by_range(grid(grids_hw), grid.ranges_of(grids_hw), boxes), alone)
+    assert (alone[1] == BACKGROUND).all() and len(alone[2].unique()) > 50
