@@ -51,35 +51,46 @@ def match_by_iou(
     """
     matched = []
     for group in image_groups(len(boxes), anchors.device):
-        padded, is_box = pad_boxes(boxes[group])
         own_anchors, own_valid = anchors if anchors.dim() == 2 else anchors[group], valid[group]
-        best_iou = anchors.new_zeros(own_valid.shape)
-        best_box = torch.full_like(best_iou, BACKGROUND, dtype=torch.int64)
-        claimed_by = best_box.clone()
-        at_once = max(1, BOXES_AT_ONCE[anchors.device.type] // len(padded))
-        for start in range(0, padded.shape[1] if own_anchors.numel() else 0, at_once):
-            some = slice(start, start + at_once)
-            # float32 as in box_iou: the equality below depends on its rounding
-            iou = box_iou(padded[:, some], own_anchors).masked_fill_(~own_valid[:, None], -1)  # (B, n, A)
-            if is_box is not None:
-                iou.masked_fill_(~is_box[:, some, None], -1)
-            index = torch.arange(start, start + iou.shape[1], device=iou.device)
-            chunk_iou, chunk_box = iou.max(dim=1)
-            is_better = chunk_iou > best_iou
-            best_iou = torch.where(is_better, chunk_iou, best_iou)
-            best_box = torch.where(is_better, chunk_box + start, best_box)
-            top_iou = iou.amax(dim=2, keepdim=True)
-            is_top = iou == top_iou
-            if not claims_all_ties:
-                is_top &= is_top.cumsum(dim=2) == 1
-            is_claimed = is_top & (top_iou > 0) & (top_iou >= min_claim_iou)
-            claims = torch.where(is_claimed, index[:, None], BACKGROUND).amax(dim=1)
-            claimed_by = torch.maximum(claimed_by, claims)
+        best_iou, best_box, claimed_by = _compare(own_anchors, boxes[group], own_valid, min_claim_iou, claims_all_ties)
         found = torch.where(best_iou >= positive_iou, best_box, IGNORED)
         found = torch.where(best_iou < negative_iou, BACKGROUND, found)
         found = torch.where(claimed_by >= 0, claimed_by, found)
         matched.append(torch.where(own_valid, found, IGNORED))
     return torch.cat(matched)
+
+
+def _compare(
+    anchors: Tensor, boxes: Sequence[Tensor], valid: Tensor, min_claim_iou: float, claims_all_ties: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (B, A) each: the largest IoU of an anchor, the box it is with, and the box that claims it or `BACKGROUND`.
+
+    Arguments are those of `match_by_iou`.
+    """
+    padded, is_box = pad_boxes(boxes)
+    best_iou = anchors.new_zeros(valid.shape)
+    best_box = torch.full_like(best_iou, BACKGROUND, dtype=torch.int64)
+    claimed_by = best_box.clone()
+    at_once = max(1, BOXES_AT_ONCE[anchors.device.type] // len(padded))
+    for start in range(0, padded.shape[1] if anchors.numel() else 0, at_once):
+        some = slice(start, start + at_once)
+        # float32 as in box_iou: the equality below depends on its rounding
+        iou = box_iou(padded[:, some], anchors).masked_fill_(~valid[:, None], -1)  # (B, n, A)
+        if is_box is not None:
+            iou.masked_fill_(~is_box[:, some, None], -1)
+        index = torch.arange(start, start + iou.shape[1], device=iou.device)
+        chunk_iou, chunk_box = iou.max(dim=1)
+        is_better = chunk_iou > best_iou
+        best_iou = torch.where(is_better, chunk_iou, best_iou)
+        best_box = torch.where(is_better, chunk_box + start, best_box)
+        top_iou = iou.amax(dim=2, keepdim=True)
+        is_top = iou == top_iou
+        if not claims_all_ties:
+            is_top &= is_top.cumsum(dim=2) == 1
+        is_claimed = is_top & (top_iou > 0) & (top_iou >= min_claim_iou)
+        claims = torch.where(is_claimed, index[:, None], BACKGROUND).amax(dim=1)
+        claimed_by = torch.maximum(claimed_by, claims)
+    return best_iou, best_box, claimed_by
 
 
 def image_groups(num_images: int, device: torch.device) -> Iterator[slice]:
