@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from write_labels import PAGE_FILE, to_page
 
 from helpers.commandline import aligndet
+from helpers.narrow import narrow_backbones
 from helpers.oddities import ODDITIES
 from helpers.oddities.coco_data import OF_TRAINING
 from helpers.oddities.oddity import AS_MEANT, STOPS, Oddity
@@ -41,7 +43,7 @@ class Twins:
         workspace = self.root / "workspaces" / oddity.format / oddity.detector / f"{name}{' whole' * is_whole}"
         if workspace not in self._numbers:
             found = numbers_of(self.data(oddity.format, name), workspace, oddity, is_whole=is_whole)
-            assert all(isinstance(found.get(name), list) for name in ("predictions", "split")), found
+            assert all(found.get(name) and isinstance(found[name], list) for name in ("predictions", "split")), found
             self._numbers[workspace] = found
         return workspace
 
@@ -75,6 +77,15 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Making figures takes a third of the time, even if nobody draws them, and reads no labels."""
     monkeypatch.setattr("aligndet_cli.training.curves.draw_runs", lambda *_, **__: Figure())
     monkeypatch.setattr("aligndet_cli.pretrain_box.stage.draw_first_views", lambda *_, **__: None)
+    monkeypatch.setattr("aligndet_cli.proposals.artifact.draw_histograms", lambda *_, **__: None)
+    monkeypatch.setattr("aligndet_cli.proposals.artifact.draw_recall", lambda *_, **__: None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_weights() -> Iterator[None]:
+    """Most of the time would go into building, writing and reading weights."""
+    with narrow_backbones:
+        yield
 
 
 def parameters(*, stop: bool) -> list[Any]:

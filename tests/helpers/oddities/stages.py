@@ -11,6 +11,7 @@ import torch
 from aligndet_cli.data.masks import encode_mask
 from aligndet_cli.errors import DataError
 from helpers.commandline import RANDOM, Ran, aligndet
+from helpers.narrow import narrow_words
 from helpers.oddities import coco_data, voc, yolo
 from helpers.oddities.oddity import SIZE_HW, Change, Oddity
 
@@ -33,14 +34,11 @@ OF_BOXES = ("bbox", "area", "iscrowd")  # keys of an annotation that are compare
 _HERE = ("--num-workers", "1")
 _TRAINING = ("--short-side", "32", "--long-side", "48", "--steps", "1", "--num-workers", "0")
 _ALL_AT_ONCE = ("--batch-size", "3")  # one step on all images, so that every label counts
-_NECK = ("--set", "detector.neck_channels=16")
 
 
 def words_of(stage: str, detector: str) -> tuple[str, ...]:
-    """Return what makes a stage as small as it can be."""
-    training = ("--detector", detector, "--backbone", "mobilenet_v2", *_NECK, *_TRAINING, *_ALL_AT_ONCE)
-    if detector == "retinanet":
-        training += ("--set", "detector.head_convs=1")
+    """Return what makes a stage as small as it can be, with `narrow_backbones`."""
+    training = (*narrow_words(detector), *_TRAINING, *_ALL_AT_ONCE)
     score = ("--set", "detector.score_threshold=0.005")
     words = {
         "proposals": ("--set", "working_size=48", "--min-size", "8", *_HERE),
