@@ -20,7 +20,7 @@ from aligndet_cli.data.batch import BoxTargets, ImageBatch
 from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector, Features, weigh_assistant
 from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.hungarian import MatchCosts, find_matched, match_queries, to_relative
-from aligndet_cli.detectors.parts.matching import look_up
+from aligndet_cli.detectors.parts.matching import all_instance_ids, look_up
 from aligndet_cli.detectors.parts.transformer import LayerSize, Transformer, encode_position
 from aligndet_cli.training.recipe import Freezing, ProjectorRecipe, Rates, Recipe
 
@@ -164,12 +164,10 @@ class DETR(Detector):
         if with_losses:
             losses["loss_cls"] = self.cluster_loss(logits, matched, proposals)
             losses |= self.box_losses(boxes, matched, proposals, features.sizes_hw)
-        instance_ids = [of_image.instance_ids for of_image in proposals]
-        assert all(ids is not None for ids in instance_ids), "the pretext gives every proposal an instance id"
         return BoxCandidates(
             features=hidden.flatten(0, 2),
             slots=torch.zeros(matched.numel(), dtype=torch.int64, device=matched.device),
-            instance_ids=look_up(matched, torch.cat([ids for ids in instance_ids if ids is not None])).flatten(),
+            instance_ids=look_up(matched, all_instance_ids(proposals)).flatten(),
             losses={name: loss.sum() for name, loss in losses.items()},
         )
 

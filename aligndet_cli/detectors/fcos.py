@@ -20,7 +20,7 @@ from aligndet_cli.detectors.interface import BoxCandidates, Detections, Detector
 from aligndet_cli.detectors.parts.cells import gather_cells, grids_of
 from aligndet_cli.detectors.parts.dense_head import initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, NeckNorm, NormName, check_group_channels, conv_tower
-from aligndet_cli.detectors.parts.matching import classes_of, look_up, matched_boxes
+from aligndet_cli.detectors.parts.matching import class_ids_of, instance_ids_of, matched_boxes
 from aligndet_cli.detectors.parts.points import PointGrid, match_by_range, measure_sides
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import sample_each_image
@@ -165,7 +165,7 @@ class FCOS(Detector):
         matched = self.assign(pyramid, proposals)
         samples = sample_each_image(matched.flatten()[None], self.config.pretext_samples * len(matched))
         (sample,) = samples.places
-        instance_ids = torch.stack([look_up(m, t.instance_ids) for m, t in zip(matched, proposals, strict=True)])
+        instance_ids = instance_ids_of(proposals, matched)
         num_points = matched.shape[1]
         losses = {}
         if with_losses:
@@ -203,7 +203,7 @@ class FCOS(Detector):
 
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
         """Return the scalar `loss_cls`, from (B, K, H, W) logits per level and (B, P) matches."""
-        class_ids = classes_of(targets, matched)
+        class_ids = class_ids_of(targets, matched)
         alpha, gamma = self.config.focal_alpha, self.config.focal_gamma
         total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=alpha, gamma=gamma)
         return total / (matched >= 0).sum().clamp(min=1)

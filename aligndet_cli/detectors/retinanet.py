@@ -21,7 +21,7 @@ from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import gather_cells, gather_slots, grids_of, image_index_of
 from aligndet_cli.detectors.parts.dense_head import initialise_head, select_scores, sum_focal_loss
 from aligndet_cli.detectors.parts.fpn import FPN, ConvExtraName, NeckNorm, NormName, check_group_channels, conv_tower
-from aligndet_cli.detectors.parts.matching import classes_of, look_up, matched_boxes
+from aligndet_cli.detectors.parts.matching import class_ids_of, instance_ids_of, matched_boxes
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.sampling import places_in_rows, sample_each_image
 from aligndet_cli.training.recipe import Rates, Recipe
@@ -156,9 +156,7 @@ class RetinaNet(Detector):
         return BoxCandidates(
             features=gather_cells(class_maps, image_index, anchor_index // self.num_slots),
             slots=anchor_index % self.num_slots,
-            instance_ids=torch.cat(
-                [look_up(m[s], t.instance_ids) for m, s, t in zip(matched, samples.places, proposals, strict=True)]
-            ),
+            instance_ids=instance_ids_of(proposals, matched[image_index, anchor_index], image_index),
             losses=losses,
         )
 
@@ -188,7 +186,7 @@ class RetinaNet(Detector):
 
     def class_loss(self, logits: list[Tensor], matched: Tensor, targets: Sequence[BoxTargets]) -> Tensor:
         """Return the scalar `loss_cls`, from (B, A*K, H, W) logits per level and (B, anchors) matches."""
-        class_ids = classes_of(targets, matched)
+        class_ids = class_ids_of(targets, matched)
         config = self.config
         total = sum_focal_loss(logits, class_ids, self.num_slots, alpha=config.focal_alpha, gamma=config.focal_gamma)
         return total / _num_positives(matched)

@@ -127,15 +127,36 @@ def matched_boxes(
     return boxes[matched[image_index, candidate_index] + _first_rows(targets, matched.device)[image_index]]
 
 
-def classes_of(targets: Sequence[BoxTargets], matched: Tensor) -> Tensor:
-    """Return the class ids (B, A) of the boxes that candidates are matched to; negative entries stay as they are.
+def class_ids_of(targets: Sequence[BoxTargets], matched: Tensor, image_index: Tensor | None = None) -> Tensor:
+    """Return the class ids of the boxes that candidates are matched to; negative entries stay as they are.
 
     Args:
         targets: boxes of each image.
-        matched: (B, A) as from `match_by_iou`.
+        matched: (B, A) int64, index of the box in its image, `BACKGROUND` or `IGNORED`; or (S,) with `image_index`.
+        image_index: (S,) int64, the image of each candidate.
+
+    Returns:
+        int64 in the shape of `matched`.
     """
-    rows = torch.where(matched >= 0, matched + _first_rows(targets, matched.device)[:, None], matched)
-    return look_up(rows, torch.cat([of_image.class_ids for of_image in targets]))
+    return look_up(_rows_of_all(targets, matched, image_index), torch.cat([one.class_ids for one in targets]))
+
+
+def instance_ids_of(targets: Sequence[BoxTargets], matched: Tensor, image_index: Tensor | None = None) -> Tensor:
+    """Return the instance ids of the proposals that candidates are matched to; arguments as in `class_ids_of`."""
+    return look_up(_rows_of_all(targets, matched, image_index), all_instance_ids(targets))
+
+
+def _rows_of_all(targets: Sequence[BoxTargets], matched: Tensor, image_index: Tensor | None) -> Tensor:
+    """Turn indices of boxes in their images into places among those of all images; see `class_ids_of`."""
+    first = _first_rows(targets, matched.device)
+    return torch.where(matched >= 0, matched + (first[:, None] if image_index is None else first[image_index]), matched)
+
+
+def all_instance_ids(targets: Sequence[BoxTargets]) -> Tensor:
+    """Return the ids (N,) int64 of the proposals of all images."""
+    found = [of_image.instance_ids for of_image in targets]
+    assert all(ids is not None for ids in found), "the pretext gives every proposal an instance id"
+    return torch.cat([ids for ids in found if ids is not None])
 
 
 def _first_rows(targets: Sequence[BoxTargets], device: torch.device) -> Tensor:
@@ -144,9 +165,8 @@ def _first_rows(targets: Sequence[BoxTargets], device: torch.device) -> Tensor:
     return send([sum(counts[:image]) for image in range(len(counts))], device)
 
 
-def look_up(matched: Tensor, values: Tensor | None) -> Tensor:
-    """Replace indices in `matched` (A,) by the `values` (N,) int64 there; negative entries stay as they are."""
-    assert values is not None, "the pretext gives every proposal an instance id"
+def look_up(matched: Tensor, values: Tensor) -> Tensor:
+    """Replace indices in `matched` (...) by the `values` (N,) int64 there; negative entries stay as they are."""
     if not len(values):
         return matched
     return torch.where(matched >= 0, values[matched.clamp(min=0)], matched)

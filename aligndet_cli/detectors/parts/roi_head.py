@@ -10,6 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 from torch.nn.utils.rnn import pad_sequence
 
 from aligndet_cli.data.batch import BoxTargets
+from aligndet_cli.detectors.parts.cells import image_index_of
 from aligndet_cli.detectors.parts.fpn import conv_tower
 from aligndet_cli.detectors.parts.matching import IGNORED, match_by_iou, pad_boxes
 from aligndet_cli.detectors.parts.rcnn_config import RCNNConfig
@@ -63,6 +64,11 @@ class RoiSamples:
     def rois(self) -> Tensor:
         """Return the RoIs of the whole batch: (S, 5) image index and xyxy."""
         return to_rois(self.boxes)
+
+    def all_matched(self) -> tuple[Tensor, Tensor]:
+        """Return `matched` and the image of each RoI of the whole batch, (S,) int64 each."""
+        matched = torch.cat(self.matched)
+        return matched, image_index_of([len(of_image) for of_image in self.matched], matched.device)
 
     def positives(self) -> "RoiSamples":
         """Return the P RoIs that have a matched box: (P, 4) and (P,) for each image."""
@@ -133,7 +139,9 @@ def sample_rois(
 
 def to_rois(boxes: Sequence[Tensor]) -> Tensor:
     """Return (S, 5) image index and xyxy, from (N, 4) boxes per image."""
-    return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
+    joined = torch.cat(list(boxes))
+    image_index = image_index_of([len(of_image) for of_image in boxes], joined.device)
+    return torch.cat([image_index[:, None].to(joined.dtype), joined], dim=1)
 
 
 def pool_rois(

@@ -22,7 +22,7 @@ from aligndet_cli.detectors.parts.anchors import SizeHW
 from aligndet_cli.detectors.parts.box_coder import decode_boxes, encode_boxes
 from aligndet_cli.detectors.parts.cells import send
 from aligndet_cli.detectors.parts.fpn import FPN
-from aligndet_cli.detectors.parts.matching import look_up
+from aligndet_cli.detectors.parts.matching import class_ids_of, instance_ids_of
 from aligndet_cli.detectors.parts.postprocess import select_detections
 from aligndet_cli.detectors.parts.rcnn_config import HeadRules, RCNNConfig
 from aligndet_cli.detectors.parts.roi_head import BoxHead, Pyramid, RoiSamples, sample_rois, to_rois
@@ -349,8 +349,7 @@ def _sample_for_pretext(
 def _candidates_of(
     trained: Sequence[Trained], proposals: Sequence[BoxTargets], losses: dict[str, Tensor]
 ) -> BoxCandidates:
-    pairs = [pair for one in trained for pair in zip(one.samples.matched, proposals, strict=True)]
-    instance_ids = torch.cat([look_up(matched, of_image.instance_ids) for matched, of_image in pairs])
+    instance_ids = torch.cat([instance_ids_of(proposals, *one.samples.all_matched()) for one in trained])
     return BoxCandidates(
         torch.cat([one.features for one in trained]),
         torch.zeros_like(instance_ids),
@@ -369,8 +368,7 @@ def roi_features(head: RoiHead, config: RCNNConfig, pyramid: Pyramid, rois: Tens
 
 def class_loss(trained: Trained, targets: Sequence[BoxTargets]) -> Tensor:
     """Return the scalar mean cross-entropy of a head, times its weight."""
-    matches = zip(trained.samples.matched, targets, strict=True)
-    class_ids = torch.cat([look_up(matched, of_image.class_ids) for matched, of_image in matches])
+    class_ids = class_ids_of(targets, *trained.samples.all_matched())
     logits = trained.head.class_predictor(trained.features).float()  # (S, K + 1)
     class_ids = torch.where(class_ids >= 0, class_ids, logits.shape[1] - 1)
     return trained.head.rules.weight * cross_entropy(logits, class_ids, reduction="sum") / max(len(logits), 1)

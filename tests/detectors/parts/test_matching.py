@@ -5,7 +5,7 @@ from torchvision.ops import box_iou
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts import matching
-from aligndet_cli.detectors.parts.matching import BACKGROUND, IGNORED, classes_of, match_by_iou
+from aligndet_cli.detectors.parts.matching import BACKGROUND, IGNORED, class_ids_of, instance_ids_of, match_by_iou
 
 # Anchors of 10 x 10, side by side.
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10], [30, 0, 40, 10]])
@@ -131,9 +131,11 @@ def test_images_at_once_are_matched_as_one_by_one(
     assert sum(counts) == 0 or len(alone.unique()) > 3
 
 
-def test_classes_of_matches() -> None:
-    targets = [BoxTargets(torch.zeros(len(ids), 4), torch.tensor(ids, dtype=torch.int64)) for ids in ([5, 7], [], [9])]
+def test_classes_and_instances_of_matches() -> None:
+    ids = [torch.tensor(some, dtype=torch.int64) for some in ([5, 7], [], [9])]
+    targets = [BoxTargets(torch.zeros(len(some), 4), class_ids=some, instance_ids=some + 100) for some in ids]
     matched = torch.tensor([[1, BACKGROUND, 0], [IGNORED, BACKGROUND, BACKGROUND], [0, 0, IGNORED]])
     expected = [[7, BACKGROUND, 5], [IGNORED, BACKGROUND, BACKGROUND], [9, 9, IGNORED]]
-    assert classes_of(targets, matched).tolist() == expected
-    assert classes_of(targets[1:2], matched[1:2]).tolist() == expected[1:2]
+    assert class_ids_of(targets, matched).tolist() == expected
+    assert class_ids_of(targets[1:2], matched[1:2]).tolist() == expected[1:2]
+    assert instance_ids_of(targets, matched[0], torch.tensor([0, 1, 0])).tolist() == [107, BACKGROUND, 105]
