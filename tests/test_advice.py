@@ -32,6 +32,7 @@ PRINTED_BY: dict[str, tuple[str, ...]] = {
     "backbones/teacher.py": ("pretrain-image",),
     "data": (*STAGES, "doctor"),
     "data/folds.py": ("split",),
+    "data/sides.py": ("pretrain-box", "finetune"),
     "data/workers.py": (*TRAINING, "evaluate", "predict", "bench"),
     "detectors/checkpoint.py": ("evaluate", "predict", "export"),
     "detectors/recipes.py": ("pretrain-box", "finetune"),

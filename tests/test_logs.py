@@ -8,6 +8,7 @@ from rich.control import strip_control_codes
 
 from aligndet_cli import logs
 from aligndet_cli.logs import Progress, duration, fold, logger
+from helpers.commandline import own_logging
 
 
 def test_plain_lines_come_every_five_seconds_at_first_and_once_a_minute_later(
@@ -67,17 +68,14 @@ def screen_of(output: str) -> list[str]:
 def test_a_message_stands_above_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    before = logger.handlers[:]
-    logs.setup_logging(0)
-    try:
+    with own_logging():
+        logs.setup_logging(0)
         with Progress("training", 3, "steps", mode="bar") as progress:
             progress.advance()
             logger.info("first step (1): 4 images of up to 96x160")
             logger.warning("[red]5[/] images are left out")
             progress.advance(2)
         logger.info("afterwards")
-    finally:
-        logger.handlers[:] = before
     first, second, bar, last = screen_of(capsys.readouterr().err)
     assert first == "first step (1): 4 images of up to 96x160"
     assert second == "warning: [red]5[/] images are left out"
@@ -125,13 +123,10 @@ def test_on_a_terminal_lines_are_folded_and_commands_are_not(monkeypatch: pytest
     told = []
     for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr(logs.sys, "stderr", stream)
-        before = logger.handlers[:]
-        logs.setup_logging(0)
-        try:
+        with own_logging():
+            logs.setup_logging(0)
             logger.info(sentence)
             logger.info(command)
-        finally:
-            logger.handlers[:] = before
         told.append(stream.getvalue().splitlines())
     assert told[0] == ["a line of the log that is longer than", "forty columns", command]
     assert told[1] == [sentence, command]

@@ -66,7 +66,7 @@ def _command() -> Command:
 
 def aligndet(*words: str | Path, code: int | None = 0) -> Ran:
     """Run one command and check its exit code (None: any); a bug of ours comes through as the exception that it is."""
-    with _own_logging():
+    with own_logging():
         result = CliRunner().invoke(_command(), [str(word) for word in words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -77,7 +77,7 @@ def aligndet(*words: str | Path, code: int | None = 0) -> Ran:
 
 
 @contextmanager
-def _own_logging() -> Iterator[None]:
+def own_logging() -> Iterator[None]:
     """A command sets up the package's log for its process; put it back for the tests after it."""
     logger = logging.getLogger("aligndet")
     before = (logger.handlers[:], logger.level, logger.propagate)
