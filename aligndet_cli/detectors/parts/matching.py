@@ -83,16 +83,17 @@ def _compare(
             iou.masked_fill_(~is_box[first, some, None], -1)
         index = torch.arange(some.start, some.stop, device=iou.device)
         chunk_iou, chunk_box = iou.max(dim=1)
-        is_better = chunk_iou > best_iou[first]
-        best_iou[first] = torch.where(is_better, chunk_iou, best_iou[first])
-        best_box[first] = torch.where(is_better, chunk_box + some.start, best_box[first])
+        known_iou, known_box, known_claims = best_iou[first], best_box[first], claimed_by[first]  # changed in place
+        is_better = chunk_iou > known_iou
+        torch.where(is_better, chunk_iou, known_iou, out=known_iou)
+        torch.where(is_better, chunk_box + some.start, known_box, out=known_box)
         top_iou = iou.amax(dim=2, keepdim=True)
         is_top = iou == top_iou
         if not claims_all_ties:
             is_top &= is_top.cumsum(dim=2) == 1
         is_claimed = is_top & (top_iou > 0) & (top_iou >= min_claim_iou)
         claims = torch.where(is_claimed, index[:, None], BACKGROUND).amax(dim=1)
-        claimed_by[first] = torch.maximum(claimed_by[first], claims)
+        torch.maximum(known_claims, claims, out=known_claims)
     return best_iou, best_box, claimed_by
 
 

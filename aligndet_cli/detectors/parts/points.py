@@ -91,8 +91,9 @@ def match_by_range(points: Tensor, ranges: Tensor, boxes: Sequence[Tensor]) -> T
             is_in = (nearest > 0) & (farthest >= low) & (farthest <= high)
             area = torch.where(is_in, (right - left) * (bottom - top), torch.inf)
             area, box = area.min(dim=1)
-            is_smaller = area < smallest_area[first]
-            smallest_area[first] = torch.where(is_smaller, area, smallest_area[first])
-            found[first] = torch.where(is_smaller, box + some.start, found[first])
+            known_area, known_box = smallest_area[first], found[first]  # changed in place
+            is_smaller = area < known_area
+            torch.where(is_smaller, area, known_area, out=known_area)
+            torch.where(is_smaller, box + some.start, known_box, out=known_box)
         matched.append(found[ranked.back])
     return torch.cat(matched)
