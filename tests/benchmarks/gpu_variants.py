@@ -13,7 +13,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -32,9 +32,9 @@ def maps(shape: tuple[int, ...], device: torch.device) -> Tensor:
     return drawn.contiguous(memory_format=torch.channels_last)
 
 
-def with_gradients(way: Callable[[], Tensor]) -> Way:
-    """The way, and back."""
-    return lambda: way().sum().backward()
+def with_gradients(way: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Way:
+    """The way, and back; gradients are not added up, which all ways would pay for alike."""
+    return lambda: torch.autograd.grad(way().sum(), leaves)
 
 
 def norms(shape: tuple[int, ...], device: torch.device, *, trains: bool) -> Group:
@@ -56,7 +56,8 @@ def norms(shape: tuple[int, ...], device: torch.device, *, trains: bool) -> Grou
         "folded": lambda: relu(conv2d(pixels, *folded(), padding=1), inplace=True),
     }
     if trains:
-        return {name: with_gradients(way) for name, way in ways.items()}
+        leaves = (pixels, weight, *norm.parameters())
+        return {name: with_gradients(way, leaves) for name, way in ways.items()}
     if device.type == "cuda":  # it has no gradient
         ways["folded and fused by cuDNN"] = lambda: torch.cudnn_convolution_relu(
             pixels, *folded(), (1, 1), (1, 1), (1, 1), 1
@@ -71,8 +72,8 @@ def last_convolutions(shape: tuple[int, ...], device: torch.device, width: int) 
     more = -width % 8
     filled_up = lambda: conv2d(pixels, pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), padding=1)[:, :width]  # noqa: E731
     return {
-        f"{width} outputs": with_gradients(lambda: conv2d(pixels, weight, padding=1)),
-        f"{width + more}, of which {width} are taken": with_gradients(filled_up),
+        f"{width} outputs": with_gradients(lambda: conv2d(pixels, weight, padding=1), (pixels, weight)),
+        f"{width + more}, of which {width} are taken": with_gradients(filled_up, (pixels, weight)),
     }
 
 
@@ -135,17 +136,19 @@ def measure(title: str, build: Callable[[], Group], rounds: int, device: torch.d
                 try:
                     time_ms = milliseconds(ways[name], device)
                 except RuntimeError as error:
+                    taken.pop(name, None)
                     problems[name] = str(error).splitlines()[0][:120]
                     continue
                 if turn >= 2:
                     taken.setdefault(name, []).append(time_ms)
-    rows, first = [], statistics.median(next(iter(taken.values()))) if taken else 1.0
+    rows, first = [], next(iter(ways))
     for name in ways:
         if name in problems:
             rows.append(f"| {title} | {name} | {problems[name]} | |")
         else:
             time_ms = statistics.median(taken[name])
-            rows.append(f"| {title} | {name} | {time_ms:.3f} | {time_ms / first:.2f} |")
+            share = f"{time_ms / statistics.median(taken[first]):.2f}" if first in taken else ""
+            rows.append(f"| {title} | {name} | {time_ms:.3f} | {share} |")
     return rows
 
 
@@ -156,6 +159,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("gpu-results"))
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds: at least 1")
     is_toy = arguments.device == "cpu"
     if not is_toy and not torch.cuda.is_available():
         sys.exit("torch sees no GPU here; --device cpu runs a toy size")

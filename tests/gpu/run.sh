@@ -34,6 +34,9 @@ tail -n 40 "$results/tests.txt"
 # Some seconds, on a card only: in a toy size they tell nothing.
 [ "$device" = cpu ] || timeout -k 5 60 "$python" tests/benchmarks/gpu_variants.py --output "$results"
 
-left=$(awk "BEGIN { print (${MINUTES:-9.5} * 60 - ($(date +%s) - $began) - 15) / 60 }")
-"$python" tests/benchmarks/gpu.py --device $device --minutes "$left" --output "$results" || exit
+# It ends by itself, and is ended where a call does not come back.
+left=$(awk "BEGIN { left = int(${MINUTES:-9.5} * 60 - ($(date +%s) - $began) - 15); print (left > 5) ? left : 5 }")
+minutes=$(awk "BEGIN { print $left / 60 }")
+timeout -k 5 -s INT $((left + 10)) "$python" tests/benchmarks/gpu.py --device $device --minutes "$minutes" \
+    --output "$results" || exit
 exit $tests

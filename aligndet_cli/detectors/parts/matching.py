@@ -1,6 +1,7 @@
 """Match anchors with boxes by IoU, and look up what they are matched to."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,8 +52,10 @@ def match_by_iou(
     """
     matched = []
     for group in image_groups(len(boxes), anchors.device):
-        own_anchors, own_valid = anchors if anchors.dim() == 2 else anchors[group], valid[group]
-        best_iou, best_box, claimed_by = _compare(own_anchors, boxes[group], own_valid, min_claim_iou, claims_all_ties)
+        ranked = rank_by_number(boxes[group], anchors.device)
+        own_anchors, own_valid = anchors if anchors.dim() == 2 else anchors[group][ranked.order], valid[group]
+        compared = _compare(own_anchors, ranked, own_valid[ranked.order], min_claim_iou, claims_all_ties)
+        best_iou, best_box, claimed_by = (each[ranked.back] for each in compared)
         found = torch.where(best_iou >= positive_iou, best_box, IGNORED)
         found = torch.where(best_iou < negative_iou, BACKGROUND, found)
         found = torch.where(claimed_by >= 0, claimed_by, found)
@@ -61,35 +64,36 @@ def match_by_iou(
 
 
 def _compare(
-    anchors: Tensor, boxes: Sequence[Tensor], valid: Tensor, min_claim_iou: float, claims_all_ties: bool
+    anchors: Tensor, ranked: "Ranked", valid: Tensor, min_claim_iou: float, claims_all_ties: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (B, A) each: the largest IoU of an anchor, the box it is with, and the box that claims it or `BACKGROUND`.
 
-    Arguments are those of `match_by_iou`.
+    Arguments are those of `match_by_iou`, images ranked.
     """
-    padded, is_box = pad_boxes(boxes)
+    padded, is_box = pad_boxes(ranked.boxes)
     best_iou = anchors.new_zeros(valid.shape)
     best_box = torch.full_like(best_iou, BACKGROUND, dtype=torch.int64)
     claimed_by = best_box.clone()
-    at_once = max(1, BOXES_AT_ONCE[anchors.device.type] // len(padded))
-    for start in range(0, padded.shape[1] if anchors.numel() else 0, at_once):
-        some = slice(start, start + at_once)
+    at_once = BOXES_AT_ONCE[anchors.device.type] if anchors.numel() else 0
+    for first, some in ranked.chunks(at_once):
+        own_anchors = anchors if anchors.dim() == 2 else anchors[first]
         # float32 as in box_iou: the equality below depends on its rounding
-        iou = box_iou(padded[:, some], anchors).masked_fill_(~valid[:, None], -1)  # (B, n, A)
+        iou = box_iou(padded[first, some], own_anchors).masked_fill_(~valid[first, None], -1)  # (b, n, A)
         if is_box is not None:
-            iou.masked_fill_(~is_box[:, some, None], -1)
-        index = torch.arange(start, start + iou.shape[1], device=iou.device)
+            iou.masked_fill_(~is_box[first, some, None], -1)
+        index = torch.arange(some.start, some.stop, device=iou.device)
         chunk_iou, chunk_box = iou.max(dim=1)
-        is_better = chunk_iou > best_iou
-        best_iou = torch.where(is_better, chunk_iou, best_iou)
-        best_box = torch.where(is_better, chunk_box + start, best_box)
+        known_iou, known_box, known_claims = best_iou[first], best_box[first], claimed_by[first]  # changed in place
+        is_better = chunk_iou > known_iou
+        torch.where(is_better, chunk_iou, known_iou, out=known_iou)
+        torch.where(is_better, chunk_box + some.start, known_box, out=known_box)
         top_iou = iou.amax(dim=2, keepdim=True)
         is_top = iou == top_iou
         if not claims_all_ties:
             is_top &= is_top.cumsum(dim=2) == 1
         is_claimed = is_top & (top_iou > 0) & (top_iou >= min_claim_iou)
         claims = torch.where(is_claimed, index[:, None], BACKGROUND).amax(dim=1)
-        claimed_by = torch.maximum(claimed_by, claims)
+        torch.maximum(known_claims, claims, out=known_claims)
     return best_iou, best_box, claimed_by
 
 
@@ -98,6 +102,44 @@ def image_groups(num_images: int, device: torch.device) -> Iterator[slice]:
     size = 1 if device.type == "cpu" else num_images
     for start in range(0, num_images, size):
         yield slice(start, start + size)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Images by their numbers of boxes, most first.
+
+    Attributes:
+        boxes: (N, 4) xyxy of each image.
+        order: (B,) int64, takes what belongs to the images into this order; a slice of all if it is their own.
+        back: the same for the way back.
+    """
+
+    boxes: Sequence[Tensor]
+    order: Tensor | slice
+    back: Tensor | slice
+
+    def chunks(self, at_once: int) -> Iterator[tuple[slice, slice]]:
+        """Yield images and which of their boxes to compare at once: about `at_once` boxes in all, none for 0.
+
+        An image whose boxes are done takes no part in what follows, so one image of many boxes does not make all
+        others as long: of 16 photos of COCO, 1.7 boxes are compared for each that there is.
+        """
+        counts = [len(of_image) for of_image in self.boxes]
+        start = 0
+        while at_once and start < counts[0]:
+            num_images = sum(count > start for count in counts)
+            stop = min(start + max(1, at_once // num_images), counts[0])
+            yield slice(0, num_images), slice(start, stop)
+            start = stop
+
+
+def rank_by_number(boxes: Sequence[Tensor], device: torch.device) -> Ranked:
+    """Rank images by their boxes (N, 4)."""
+    order = sorted(range(len(boxes)), key=lambda image: -len(boxes[image]))
+    if order == list(range(len(boxes))):
+        return Ranked(boxes, slice(None), slice(None))
+    back = sorted(range(len(boxes)), key=order.__getitem__)
+    return Ranked([boxes[image] for image in order], send(order, device), send(back, device))
 
 
 def pad_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aligndet_cli.detectors.parts.anchors import SizeHW
-from aligndet_cli.detectors.parts.matching import BACKGROUND, image_groups, pad_boxes
+from aligndet_cli.detectors.parts.matching import BACKGROUND, image_groups, pad_boxes, rank_by_number
 
 BOXES_AT_ONCE = {"cpu": 32, "cuda": 256}  # bounds the distances: 32 boxes x 22,000 points = 2.8 MB each
 
@@ -79,20 +79,21 @@ def match_by_range(points: Tensor, ranges: Tensor, boxes: Sequence[Tensor]) -> T
     low, high = ranges.unbind(dim=1)
     matched = []
     for group in image_groups(len(boxes), points.device):
-        padded, _ = pad_boxes(boxes[group])  # what is filled up has no point in it
+        ranked = rank_by_number(boxes[group], points.device)
+        padded, _ = pad_boxes(ranked.boxes)  # what is filled up has no point in it
         smallest_area = points.new_full((len(padded), len(points)), torch.inf)
         found = torch.full_like(smallest_area, BACKGROUND, dtype=torch.int64)
-        at_once = max(1, BOXES_AT_ONCE[points.device.type] // len(padded))
-        for start in range(0, padded.shape[1], at_once):
-            left, top, right, bottom = padded[:, start : start + at_once, :, None].unbind(dim=2)  # (B, n, 1) each
-            to_left, to_right, to_top, to_bottom = x - left, right - x, y - top, bottom - y  # (B, n, P) each
+        for first, some in ranked.chunks(BOXES_AT_ONCE[points.device.type]):
+            left, top, right, bottom = padded[first, some, :, None].unbind(dim=2)  # (b, n, 1) each
+            to_left, to_right, to_top, to_bottom = x - left, right - x, y - top, bottom - y  # (b, n, P) each
             nearest = torch.minimum(torch.minimum(to_left, to_right), torch.minimum(to_top, to_bottom))
             farthest = torch.maximum(torch.maximum(to_left, to_right), torch.maximum(to_top, to_bottom))
             is_in = (nearest > 0) & (farthest >= low) & (farthest <= high)
             area = torch.where(is_in, (right - left) * (bottom - top), torch.inf)
             area, box = area.min(dim=1)
-            is_smaller = area < smallest_area
-            smallest_area = torch.where(is_smaller, area, smallest_area)
-            found = torch.where(is_smaller, box + start, found)
-        matched.append(found)
+            known_area, known_box = smallest_area[first], found[first]  # changed in place
+            is_smaller = area < known_area
+            torch.where(is_smaller, area, known_area, out=known_area)
+            torch.where(is_smaller, box + some.start, known_box, out=known_box)
+        matched.append(found[ranked.back])
     return torch.cat(matched)

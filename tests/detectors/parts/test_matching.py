@@ -5,7 +5,14 @@ from torchvision.ops import box_iou
 
 from aligndet_cli.data.batch import BoxTargets
 from aligndet_cli.detectors.parts import matching
-from aligndet_cli.detectors.parts.matching import BACKGROUND, IGNORED, class_ids_of, instance_ids_of, match_by_iou
+from aligndet_cli.detectors.parts.matching import (
+    BACKGROUND,
+    IGNORED,
+    class_ids_of,
+    instance_ids_of,
+    match_by_iou,
+    rank_by_number,
+)
 
 # Anchors of 10 x 10, side by side.
 ANCHORS = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10], [30, 0, 40, 10]])
@@ -129,6 +136,23 @@ def test_images_at_once_are_matched_as_one_by_one(
     together = match_by_iou(anchors, boxes, valid=valid, **thresholds)
     assert together.shape == valid.shape and torch.equal(together, alone)
     assert sum(counts) == 0 or len(alone.unique()) > 3
+
+
+def test_one_image_of_many_boxes_does_not_make_all_as_long() -> None:
+    counts = [3, 600, 0, *[7] * 12, 40]
+    ranked = rank_by_number([torch.full((count, 4), float(count)) for count in counts], torch.device("cpu"))
+    assert [len(boxes) for boxes in ranked.boxes] == sorted(counts, reverse=True)
+    assert torch.tensor(counts)[ranked.order][ranked.back].tolist() == counts
+    seen = {image: 0 for image in range(len(counts))}
+    compared = []
+    for images, some in ranked.chunks(128):
+        assert images.start == 0
+        compared.append(images.stop * (some.stop - some.start))
+        for image in range(images.stop):
+            assert some.start == seen[image]  # in order, and none twice
+            seen[image] = some.stop
+    assert all(seen[image] >= len(boxes) for image, boxes in enumerate(ranked.boxes))
+    assert max(compared) <= 128 and len(compared) == 7 and sum(compared) < 1.1 * sum(counts)
 
 
 def test_classes_and_instances_of_matches() -> None:
