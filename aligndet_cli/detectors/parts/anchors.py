@@ -50,7 +50,7 @@ class AnchorGrid(nn.Module):
         self.register_buffer("bases", bases, persistent=False)  # derived, so not in checkpoints
 
     def forward(self, grids_hw: Sequence[SizeHW]) -> Tensor:
-        """Return all anchors of an image: (sum of H*W*A over levels, 4) xyxy float32, not clipped.
+        """Return all anchors of an image: (N, 4) xyxy float32, not clipped; N is the sum of H * W * A over levels.
 
         Args:
             grids_hw: rows and columns of each level.

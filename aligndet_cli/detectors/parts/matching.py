@@ -184,7 +184,7 @@ def class_ids_of(targets: Sequence[BoxTargets], matched: Tensor, image_index: Te
 
 
 def instance_ids_of(targets: Sequence[BoxTargets], matched: Tensor, image_index: Tensor | None = None) -> Tensor:
-    """Return the instance ids of the proposals that candidates are matched to; arguments as in `class_ids_of`."""
+    """Return the instance ids (B, A) or (S,) of the proposals that candidates are matched to; see `class_ids_of`."""
     return look_up(_rows_of_all(targets, matched, image_index), all_instance_ids(targets))
 
 
