@@ -1,6 +1,7 @@
 """Metrics that an evaluation has: one of boxes has none of masks."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from aligndet_cli.errors import ConfigError
 from aligndet_cli.files import read_json
@@ -11,7 +12,9 @@ Numbers = dict[str, float | None]
 
 def numbers_of(evaluation: Artifact, metrics: Sequence[str]) -> Numbers:
     """Return those of the metrics that an evaluation has; None where one could not be measured."""
-    result: Numbers = evaluation.result if set(metrics) <= evaluation.result.keys() else _all_of(evaluation)
+    result = _numbers_in(evaluation.result)
+    if not set(metrics) <= result.keys():
+        result = _all_of(evaluation)
     return {name: result[name] for name in metrics if name in result}
 
 
@@ -29,7 +32,7 @@ def check_measured(measured: Mapping[str, Numbers], metrics: Sequence[str], work
         without = [name for name, numbers in measured.items() if metric not in numbers]
         if without and len(without) == len(measured):
             numbers = _all_of(workspace.require("evaluate", without[0]))
-            known = [name for name, value in numbers.items() if value is not None]
+            known = [name for name, value in numbers.items() if isinstance(value, float)]
             raise ConfigError(f"--metric {metric}: not measured by {without[0]}; there are: {', '.join(known)}")
         if without:
             remarks.append(
@@ -40,5 +43,8 @@ def check_measured(measured: Mapping[str, Numbers], metrics: Sequence[str], work
 
 def _all_of(evaluation: Artifact) -> Numbers:
     """Return the numbers of an evaluation, with those that its summary leaves out."""
-    found = {**read_json(evaluation.folder / "metrics.json"), **evaluation.result}
-    return {name: value for name, value in found.items() if isinstance(value, float | None)}
+    return _numbers_in({**read_json(evaluation.folder / "metrics.json"), **evaluation.result})
+
+
+def _numbers_in(found: Mapping[str, Any]) -> Numbers:
+    return {name: value for name, value in found.items() if isinstance(value, float | int | None)}

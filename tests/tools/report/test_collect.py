@@ -256,6 +256,15 @@ def test_other_metrics_are_read_from_the_evaluation(workspace: Path) -> None:
         collect_report(Workspace(workspace), metrics=("APx",))
 
 
+def test_what_is_no_number_is_no_metric(workspace: Path) -> None:
+    for manifest in workspace.glob("evaluate/*/manifest.json"):
+        content = json.loads(manifest.read_text())
+        content["result"]["weights"] = "best"
+        manifest.write_text(json.dumps(content))
+    said = aligndet("report", "-w", workspace, "--metric", "weights", code=2).error_line()
+    assert "--metric weights: not measured by" in said
+
+
 def test_a_metric_of_some_evaluations_alone(workspace: Path) -> None:
     """Masks are measured of Mask R-CNN, and not of the detectors beside it."""
     add_evaluated(workspace, Tuned("masks", detector="mask-rcnn"), 0.4)
