@@ -43,5 +43,6 @@ def refuse_idle(config: BackboneConfig, layer_decay: float | None, way_out: str)
         "backbone.drop_path": config.drop_path != "auto",
         "training.layer_decay": layer_decay is not None,
     }
-    for name in (name for name, given in is_given.items() if given):
-        raise ConfigError(f"{name}: no effect on a frozen backbone; leave it out, or {way_out}")
+    for name, given in is_given.items():
+        if given:
+            raise ConfigError(f"{name}: no effect on a frozen backbone; leave it out, or {way_out}")

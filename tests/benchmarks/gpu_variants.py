@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -70,7 +71,10 @@ def last_convolutions(shape: tuple[int, ...], device: torch.device, width: int) 
     pixels = maps(shape, device).requires_grad_()
     weight = maps((width, shape[1], 3, 3), device).requires_grad_()
     more = -width % 8
-    filled_up = lambda: conv2d(pixels, pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), padding=1)[:, :width]  # noqa: E731
+
+    def filled_up() -> Tensor:
+        return conv2d(pixels, pad(weight, (0, 0, 0, 0, 0, 0, 0, more)), padding=1)[:, :width]
+
     return {
         f"{width} outputs": with_gradients(lambda: conv2d(pixels, weight, padding=1), (pixels, weight)),
         f"{width + more}, of which {width} are taken": with_gradients(filled_up, (pixels, weight)),
@@ -171,10 +175,7 @@ def main() -> None:
         ("norm of a ResNet's c2, forward", lambda: norms(middle, device, trains=False), False),
         ("norm of 256 channels, forward", lambda: norms(shape, device, trains=False), False),
         ("norm of 256 channels, with gradients", lambda: norms(shape, device, trains=True), True),
-        *(
-            (what, lambda width=width: last_convolutions(shape, device, width), True)  # type: ignore[misc]
-            for what, width in LAST_WIDTHS.items()
-        ),
+        *((what, partial(last_convolutions, shape, device, width), True) for what, width in LAST_WIDTHS.items()),
         ("a head's tower", lambda: towers(shape, device), False),
         ("32 photos", lambda: photos(2 if is_toy else 32, device), False),
     ]

@@ -46,10 +46,10 @@ def operations(work: Callable[[], object]) -> int:
         return [slice(0, num_images)]
 
     with ExitStack() as patches:
-        for module, at_once in ((matching, 128), (points, 256)):
+        for module in (matching, points):
             patches.enter_context(mock.patch.object(module, "image_groups", all_at_once))
-            patches.enter_context(mock.patch.object(module, "BOXES_AT_ONCE", {"cpu": at_once}))
-        patches.enter_context(mock.patch.object(contrastive, "BLOCK_BYTES", {"cpu": contrastive.BLOCK_BYTES["cuda"]}))
+            patches.enter_context(mock.patch.dict(module.BOXES_AT_ONCE, cpu=module.BOXES_AT_ONCE["cuda"]))
+        patches.enter_context(mock.patch.dict(contrastive.BLOCK_BYTES, cpu=contrastive.BLOCK_BYTES["cuda"]))
         counted = patches.enter_context(_Kernels())
         work()
     return counted.number
